@@ -1,0 +1,191 @@
+"""Records the attention maps of a diffusers UNet and turns them into the structure losses of the attack.
+
+    controller = AttentionControlEditFixedWeights(weights)
+    with controller.attached(unet):                       # attention processors set, and put back afterwards
+        with controller.collecting() as maps:             # maps of this one UNet call: {layer: (B, heads, queries, keys)}
+            unet(latents, t, context)
+    losses = self_attention_losses(maps, reference_maps)  # (B, layers)
+    loss = controller.weighted_sum(losses_of_all_timesteps)
+
+The UNet runs on a guided batch, first the unconditional and then the text-conditional half; only the latter is recorded.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+
+from timestep_weights import TimestepWeightNetwork
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One attention layer of the UNet, named by its path; `place` is "down", "mid" or "up"."""
+
+    name: str
+    place: str
+    is_cross: bool
+
+
+Maps = dict[AttentionLayer, torch.Tensor]  # each (B, heads, queries, keys), rows sum to 1
+
+
+class RecordingAttnProcessor:
+    """The attention of Vaswani et al. (2017), which also hands the probabilities of the conditional half to a controller."""
+
+    def __init__(self, controller: "AttentionControlEdit", layer: AttentionLayer):
+        self.controller, self.layer = controller, layer
+
+    def __call__(self, attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
+                 attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states `(2B, queries, width)` to the same shape."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (projection(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (2B, heads, tokens, head width)
+                             for projection, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context)))
+        unconditional, conditional = zip(*(states.chunk(2) for states in (query, key, value)))
+        attended = F.scaled_dot_product_attention(*unconditional, scale=attn.scale)
+
+        query, key, value = conditional
+        probabilities = (query * attn.scale @ key.transpose(-1, -2)).softmax(-1)  # (B, heads, queries, keys)
+        self.controller.collect(self.layer, probabilities)
+
+        attended = torch.cat([attended, probabilities @ value]).transpose(1, 2).flatten(2)
+        for module in attn.to_out:
+            attended = module(attended)
+        return attended
+
+
+class AttentionControlEdit:
+    """Uniform weights, the original DiffAttack: `L_self = sum_i L_i`."""
+
+    def __init__(self, num_timesteps: int):
+        self.num_timesteps = num_timesteps
+        self._maps: Maps | None = None
+
+    def weights(self) -> torch.Tensor:
+        """The weights in force, `(N,)`, which sum to 1."""
+        return torch.full((self.num_timesteps,), 1 / self.num_timesteps, dtype=torch.float64)
+
+    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
+        """`sum_i c_i L_i` of losses `(N, B)`, with `c_i = 1`; returns `(B,)`."""
+        return losses.sum(0)
+
+    def update(self) -> None:
+        """Called after each backward pass; only the learnable weights have something to do then."""
+
+    @contextmanager
+    def attached(self, unet: UNet2DConditionModel) -> Iterator[None]:
+        """Sets recording processors on every attention layer, and puts back what was there, also after an error."""
+        before = dict(unet.attn_processors)
+        unet.set_attn_processor({name: RecordingAttnProcessor(self, _layer(name)) for name in before})
+        try:
+            yield
+        finally:
+            unet.set_attn_processor(before)
+
+    @contextmanager
+    def collecting(self) -> Iterator[Maps]:
+        """The maps of the UNet calls inside this block; the controller keeps nothing of them afterwards."""
+        self._maps = maps = {}
+        try:
+            yield maps
+        finally:
+            self._maps = None
+
+    def collect(self, layer: AttentionLayer, probabilities: torch.Tensor) -> None:
+        if self._maps is not None:
+            self._maps[layer] = probabilities
+
+
+class AttentionControlEditFixedWeights(AttentionControlEdit):
+    """Weights that never move: `L_self = sum_i N w_i L_i`, so that uniform weights and no weights are the same loss.
+
+    Args:
+        weights: `(N,)`, summing to 1, early to late.
+    """
+
+    def __init__(self, weights: torch.Tensor):
+        super().__init__(len(weights))
+        self._weights = weights
+
+    def weights(self) -> torch.Tensor:
+        return self._weights
+
+    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
+        return _weighted_sum(self._weights, losses)
+
+
+class AttentionControlEditLearnable(AttentionControlEdit):
+    """Weights from a network that lives as long as the controller, over all images of a run.
+
+    The loss is linear in the weights, so its gradient pushes them onto the timestep with the smallest `L_i`: they collapse.
+    Detached, no gradient reaches the network, and the weights stay where they start.
+
+    Args:
+        network: gives the weights.
+        learning_rate: of the network's Adam.
+        detached: whether the weight is detached in the loss.
+    """
+
+    def __init__(self, network: TimestepWeightNetwork, learning_rate: float, detached: bool):
+        super().__init__(len(network.start))
+        self.network, self.detached = network, detached
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+
+    def weights(self) -> torch.Tensor:
+        with torch.no_grad():
+            return self.network()
+
+    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
+        weights = self.network()
+        return _weighted_sum(weights.detach() if self.detached else weights, losses)
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def _weighted_sum(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    coefficients = (len(weights) * weights).to(losses)  # (N,)
+    return (coefficients[:, None] * losses).sum(0)
+
+
+def _layer(processor_name: str) -> AttentionLayer:
+    name = processor_name.removesuffix(".processor")
+    return AttentionLayer(name, place=name.split("_")[0], is_cross=name.endswith("attn2"))
+
+
+def self_attention_losses(maps: Maps, reference: Maps) -> torch.Tensor:
+    """MSE between the self-attention maps of a perturbed and an unperturbed step, by layer; `L_i` is the sum over layers.
+
+    Returns:
+        `(B, layers)`, layers in the order in which the UNet runs them.
+    """
+    return torch.stack([(attention - reference[layer]).square().mean((1, 2, 3)) for layer, attention in maps.items() if not layer.is_cross], dim=1)
+
+
+def class_token_attention(maps: Maps, grid: int) -> torch.Tensor:
+    """Cross-attention averaged over heads and over the down and up layers whose map is `grid` x `grid`.
+
+    At `--res` pixels the attack takes the grid of res / 32. A UNet without a map of that size gives the nearest one it has.
+
+    Returns:
+        `(B, grid, grid, tokens)`.
+    """
+    sides = {layer: math.isqrt(attention.shape[2]) for layer, attention in maps.items() if layer.is_cross and layer.place != "mid"}
+    nearest = min(set(sides.values()), key=lambda side: (abs(math.log(side / grid)), side))
+    average = torch.stack([maps[layer].mean(1) for layer, side in sides.items() if side == nearest]).mean(0)  # (B, queries, tokens)
+    return average.unflatten(1, (nearest, nearest))
+
+
+def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torch.Tensor:
+    """Unbiased variance of each image's attention `(B, h, w, tokens)` over all positions and its class tokens `(B, tokens)`; `(B,)`."""
+    mask = class_tokens[:, None, None, :].expand_as(attention).to(attention)
+    count = mask.sum((1, 2, 3))
+    mean = (attention * mask).sum((1, 2, 3)) / count
+    return ((attention - mean[:, None, None, None]).square() * mask).sum((1, 2, 3)) / (count - 1)

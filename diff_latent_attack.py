@@ -1,0 +1,352 @@
+"""The attack: DDIM inversion, null-text optimisation, and optimisation of the latent until a classifier fails.
+
+    from diff_latent_attack import DiffAttack
+    attack = DiffAttack(pipeline, classifier, weight_mode="fixed")
+    adversarial = attack(images, labels)        # (B, 3, H, W) in [0, 1] and (B,) to (B, 3, H, W) in [0, 1]
+    attack.record.layer_losses                  # what every iteration cost, timestep by timestep and layer by layer
+
+The method is DiffAttack (Chen et al., "Diffusion Models for Imperceptible and Transferable Adversarial Attack", TPAMI 2024,
+arXiv 2305.08192) with timestep weights on its self-attention loss. Images in a batch never influence each other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, Maps,
+                              class_token_attention, masked_variance, self_attention_losses)
+from timestep_weights import SCHEDULES, TimestepWeightNetwork, schedule_weights
+
+LOSS_TERMS = ("attack", "self-attention", "cross-attention")
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of LOSS_TERMS, `index` is the image's place in its batch."""
+
+    def __init__(self, iteration: int, term: str, index: int):
+        super().__init__(f"the {term} loss is not finite in iteration {iteration}")
+        self.iteration, self.term, self.index = iteration, term, index
+
+
+@dataclass
+class Inversion:
+    """Where the attack starts: everything about the images that does not depend on the attack or its weights."""
+
+    images: torch.Tensor                        # (B, 3, H, W) in [0, 1]
+    labels: torch.Tensor                        # (B,)
+    latents: torch.Tensor                       # z_N, (B, C, h, w)
+    class_embeddings: torch.Tensor              # (B, tokens, width)
+    null_embeddings: list[torch.Tensor]         # one (B, tokens, width) a timestep
+    class_tokens: torch.Tensor                  # (B, tokens), true between BOS and EOS
+
+
+@dataclass
+class AttackRecord:
+    """What every iteration cost, before the loss weights; arrays on the CPU."""
+
+    timesteps: torch.Tensor                     # (N,)
+    layers: list[str]                           # self-attention layers, in the order in which the UNet runs them
+    attack_loss: torch.Tensor                   # (iterations, B), cross-entropy of the true class in nats
+    self_attention_loss: torch.Tensor           # (iterations, B), sum_i c_i L_i
+    cross_attention_loss: torch.Tensor          # (iterations, B)
+    total_loss: torch.Tensor                    # (iterations, B), what was minimised
+    weights: torch.Tensor                       # (iterations, N), in force in that iteration, summing to 1
+    layer_losses: torch.Tensor                  # (iterations, N, layers, B)
+    confidence: torch.Tensor                    # (iterations, B), probability of the true class
+
+    @property
+    def timestep_losses(self) -> torch.Tensor:
+        """`L_i`, `(iterations, N, B)`: the sum over all self-attention layers."""
+        return self.layer_losses.sum(2)
+
+
+class DiffAttack:
+    """Untargeted attack on a classifier in the latent space of a Stable Diffusion model.
+
+    Args:
+        pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and dtype.
+        classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably.
+        class_names: the prompt of each label.
+        weight_mode: "uniform", "fixed", "learnable" or "learnable_detached" (see timestep_weights.py).
+        weight_schedule: weights of mode "fixed", early to late; stretched to the number of attacked timesteps.
+        weight_lr: learning rate of the weight network in the learnable modes.
+        diffusion_steps: T, DDIM steps from noise to image.
+        start_step: S; the last N = T - S of them are attacked.
+        iterations: of the latent's optimisation.
+        guidance: classifier-free guidance scale.
+        attack_loss_weight, cross_attn_loss_weight, self_attn_loss_weight: factors of the three losses.
+        apply_mask: change the image only where the true class is looked at; `hard_mask` cuts that mask at one half.
+        seed: of the weight network's initialisation.
+    Raises:
+        ValueError: steps out of range, or a schedule that cannot be used.
+    """
+
+    latent_lr = 1e-2
+    null_text_lr = 1e-1
+    encode_seed = 8888
+
+    def __init__(self, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module, class_names: Sequence[str], *,
+                 weight_mode: str = "uniform", weight_schedule: Sequence[float] = SCHEDULES["learned"], weight_lr: float = 1e-4,
+                 diffusion_steps: int = 20, start_step: int = 15, iterations: int = 30, guidance: float = 2.5,
+                 attack_loss_weight: float = 10.0, cross_attn_loss_weight: float = 10000.0, self_attn_loss_weight: float = 100.0,
+                 apply_mask: bool = False, hard_mask: bool = False, seed: int = 42):
+        if not 1 <= start_step < diffusion_steps:
+            raise ValueError(f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not {start_step}")
+        self.pipeline, self.classifier, self.class_names = pipeline, classifier, class_names
+        self.unet, self.vae = pipeline.unet, pipeline.vae
+        self.iterations, self.guidance = iterations, guidance
+        self.loss_weights = (-attack_loss_weight, self_attn_loss_weight, cross_attn_loss_weight)  # in the order of LOSS_TERMS
+        self.apply_mask, self.hard_mask = apply_mask or hard_mask, hard_mask
+        self.record: AttackRecord | None = None
+
+        config = pipeline.scheduler.config
+        self.scheduler = DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+        self.scheduler.set_timesteps(diffusion_steps)
+        self.timesteps = self.scheduler.timesteps[start_step:]             # attacked, early (noisiest) to late
+        self.num_timesteps = len(self.timesteps)
+        self.stride = self.scheduler.config.num_train_timesteps // diffusion_steps
+        self.controller = make_controller(weight_mode, weight_schedule, weight_lr, self.num_timesteps, seed)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+        """Attacks a batch; `record` then holds its losses.
+
+        Args:
+            images: `(B, 3, H, W)` in [0, 1]; H = W, a multiple of 32.
+            labels: `(B,)`, indices into the classifier's output and into `class_names`.
+            progress: called after each iteration with its number and the three losses, `(3, B)` on the CPU, in the order of LOSS_TERMS.
+        Returns:
+            adversarial images `(B, 3, H, W)` in [0, 1].
+        Raises:
+            NonFiniteLossError: a loss became NaN or infinite.
+        """
+        return self.attack(self.invert(images, labels), progress)
+
+    def invert(self, images: torch.Tensor, labels: torch.Tensor) -> Inversion:
+        """Encodes the images, inverts them, and optimises the null-text embeddings that lead back to them."""
+        with frozen(self.unet, self.vae, self.pipeline.text_encoder):
+            images, labels = images.to(self.unet.device, self.unet.dtype), labels.to(self.unet.device)
+            class_embeddings, class_tokens = self.embed([self.class_names[label] for label in labels.tolist()])
+            null_embeddings, _ = self.embed([""] * len(images))
+            trajectory = self.ddim_inversion(self.encode(images), null_embeddings)
+            null_embeddings = self.optimise_null_text(trajectory, class_embeddings, null_embeddings)
+        return Inversion(images, labels, trajectory[-1], class_embeddings, null_embeddings, class_tokens)
+
+    def reconstruct(self, inversion: Inversion) -> torch.Tensor:
+        """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` in [0, 1]."""
+        with frozen(self.unet, self.vae), torch.no_grad():
+            latents = inversion.latents
+            for i in range(self.num_timesteps):
+                latents = self.guided_step(latents, i, inversion)
+            return self.decode(latents)
+
+    def attack(self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+        """Optimises the start latent by AdamW so that the classifier fails and the attention maps stay; see `__call__`."""
+        with frozen(self.unet, self.vae, self.classifier), self.controller.attached(self.unet):
+            reference, reference_attention = self.reference_run(inversion)
+            mask = self.pseudo_mask(reference_attention, inversion) if self.apply_mask else None
+            latents = inversion.latents.clone().requires_grad_()
+            optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
+            history = []
+            for iteration in range(1, self.iterations + 1):
+                weights = self.controller.weights()
+                adversarial, layer_losses, attention = self.denoise(latents, inversion, reference)
+                logits = self.classifier(self.to_image(adversarial, inversion.images, mask))
+                losses = torch.stack([                                                                  # (3, B)
+                    F.cross_entropy(logits, inversion.labels, reduction="none"),
+                    self.controller.weighted_sum(layer_losses.sum(-1)),
+                    masked_variance(attention, inversion.class_tokens)])
+                total = sum(weight * loss for weight, loss in zip(self.loss_weights, losses))           # (B,)
+                optimizer.zero_grad()
+                total.sum().backward()
+                raise_if_not_finite(losses, iteration)
+                optimizer.step()
+                self.controller.update()
+                confidence = logits.detach().softmax(-1).gather(1, inversion.labels[:, None]).squeeze(1)
+                history.append((*losses.detach(), total.detach(), weights, layer_losses.detach().movedim(1, -1), confidence))
+                if progress is not None:
+                    progress(iteration, losses.detach().cpu())
+            self.record = self.make_record(history, [layer.name for layer in reference[0] if not layer.is_cross])
+            with torch.no_grad():
+                for i in range(self.num_timesteps):
+                    latents = self.guided_step(latents, i, inversion)
+                return self.to_image(self.decode(latents), inversion.images, mask)
+
+    # ------------------------------------------------------------ the steps, in the order of the method
+
+    @torch.no_grad()
+    def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text embeddings `(B, tokens, width)`, and which of the tokens are the prompt's own, `(B, tokens)`: those between BOS and EOS."""
+        tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        tokens = tokenizer(prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        position = torch.arange(tokenizer.model_max_length)
+        last = tokens.attention_mask.sum(1, keepdim=True) - 1
+        own = (position > 0) & (position < last)
+        return text_encoder(tokens.input_ids.to(text_encoder.device))[0], own.to(text_encoder.device)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, H, W)` in [0, 1] to scaled latents `(B, C, h, w)`: a sample of the posterior, every image with the same noise."""
+        posterior = self.vae.encode(2 * images - 1).latent_dist
+        noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed))
+        return self.vae.config.scaling_factor * (posterior.mean + posterior.std * noise.to(posterior.mean))
+
+    @torch.no_grad()
+    def ddim_inversion(self, latents: torch.Tensor, null_embeddings: torch.Tensor) -> list[torch.Tensor]:
+        """The latents z_0 .. z_N after 0 .. N inversion steps, without guidance, so with the unconditional branch alone."""
+        trajectory = [latents]
+        for t in self.timesteps.flip(0).tolist():
+            prediction = self.unet(latents, t, null_embeddings).sample
+            latents = self.ddim_step(latents, prediction, t, t + self.stride)
+            trajectory.append(latents)
+        return trajectory
+
+    def optimise_null_text(self, trajectory: list[torch.Tensor], class_embeddings: torch.Tensor, null_embeddings: torch.Tensor) -> list[torch.Tensor]:
+        """One null embedding a timestep, with which guided steps lead back along the inversion (Mokady et al., arXiv 2211.09794).
+
+        Embedding and optimiser state are carried over from timestep to timestep, with 10 + 2 i optimisation steps at the i-th.
+        The conditional prediction depends on none of it and is computed once a timestep.
+        """
+        latents, embeddings = trajectory[-1], null_embeddings.clone().requires_grad_()
+        optimizer = torch.optim.AdamW([embeddings], lr=self.null_text_lr)
+        optimised = []
+        for i, t in enumerate(self.timesteps.tolist()):
+            target = trajectory[self.num_timesteps - 1 - i]
+            with torch.no_grad():
+                conditional = self.unet(latents, t, class_embeddings).sample
+
+            def step(null_embeddings: torch.Tensor) -> torch.Tensor:
+                return self.ddim_step(latents, self.guide(self.unet(latents, t, null_embeddings).sample, conditional), t, t - self.stride)
+
+            for _ in range(10 + 2 * i):
+                loss = (step(embeddings) - target).square().mean((1, 2, 3)).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            optimised.append(embeddings.detach().clone())
+            with torch.no_grad():
+                latents = step(optimised[-1])
+        return optimised
+
+    @torch.no_grad()
+    def reference_run(self, inversion: Inversion) -> tuple[list[Maps], torch.Tensor]:
+        """The maps of the unperturbed run from z_N, by timestep, and its attention to the class tokens, averaged over timesteps."""
+        latents, maps, attention = inversion.latents, [], []
+        for i in range(self.num_timesteps):
+            with self.controller.collecting() as step_maps:
+                latents = self.guided_step(latents, i, inversion)
+            attention.append(class_token_attention(step_maps, self.class_grid(inversion)))
+            maps.append({layer: attention for layer, attention in step_maps.items() if not layer.is_cross})
+        return maps, torch.stack(attention).mean(0)
+
+    def denoise(self, latents: torch.Tensor, inversion: Inversion, reference: list[Maps]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Runs the perturbed latent through all N timesteps.
+
+        Returns:
+            decoded images `(B, 3, H, W)`; the self-attention losses `(N, B, layers)`; the cross-attention `(B, grid, grid, tokens)`.
+        """
+        layer_losses, attention = [], []
+        for i in range(self.num_timesteps):
+            latents, losses_i, attention_i = self.timestep(latents, i, inversion, reference[i])
+            layer_losses.append(losses_i)
+            attention.append(attention_i)
+        return self.decode(latents), torch.stack(layer_losses), torch.stack(attention).mean(0)
+
+    def timestep(self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Maps) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B, grid, grid, tokens)`."""
+        with self.controller.collecting() as maps:
+            latents = self.guided_step(latents, i, inversion)
+        return latents, self_attention_losses(maps, reference), class_token_attention(maps, self.class_grid(inversion))
+
+    def guided_step(self, latents: torch.Tensor, i: int, inversion: Inversion) -> torch.Tensor:
+        """One DDIM step at the i-th attacked timestep with classifier-free guidance, `(B, C, h, w)` to the same."""
+        t = self.timesteps[i].item()
+        embeddings = torch.cat([inversion.null_embeddings[i], inversion.class_embeddings])
+        unconditional, conditional = self.unet(torch.cat([latents, latents]), t, embeddings).sample.chunk(2)
+        return self.ddim_step(latents, self.guide(unconditional, conditional), t, t - self.stride)
+
+    def guide(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    def ddim_step(self, latents: torch.Tensor, prediction: torch.Tensor, t_from: int, t_to: int) -> torch.Tensor:
+        """The deterministic DDIM step from one timestep to another, forwards or backwards (Song et al., arXiv 2010.02502, eq. 12)."""
+        alpha, sigma = self.signal_and_noise(t_from)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            clean, noise = alpha * latents - sigma * prediction, alpha * prediction + sigma * latents
+        else:
+            clean, noise = (latents - sigma * prediction) / alpha, prediction
+        alpha, sigma = self.signal_and_noise(t_to)
+        return alpha * clean + sigma * noise
+
+    def signal_and_noise(self, t: int) -> tuple[float, float]:
+        """sqrt(abar_t) and sqrt(1 - abar_t); before the first training step, those of the scheduler's final alpha."""
+        alpha_cumprod = (self.scheduler.alphas_cumprod[t] if t >= 0 else self.scheduler.final_alpha_cumprod).item()
+        return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents `(B, C, h, w)` to images `(B, 3, H, W)` around [0, 1], not clamped."""
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample / 2 + 0.5
+
+    def to_image(self, decoded: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Clamps to [0, 1]; outside the mask, `(B, 1, H, W)`, the original image stays."""
+        image = decoded.clamp(0, 1)
+        return image if mask is None else mask * image + (1 - mask) * original
+
+    def pseudo_mask(self, attention: torch.Tensor, inversion: Inversion) -> torch.Tensor:
+        """Where the unperturbed run looks at the true class: attention to its tokens over its maximum, resized; `(B, 1, H, W)` in [0, 1]."""
+        tokens = inversion.class_tokens[:, None, None, :].to(attention)
+        attention = (attention * tokens).sum(-1) / tokens.sum(-1)                       # (B, grid, grid)
+        mask = (attention / attention.amax((1, 2), keepdim=True))[:, None]
+        mask = F.interpolate(mask, inversion.images.shape[-2:], mode="bilinear").clamp(0, 1)
+        return (mask > 0.5).to(mask) if self.hard_mask else mask
+
+    @staticmethod
+    def class_grid(inversion: Inversion) -> int:
+        return inversion.images.shape[-1] // 32
+
+    def make_record(self, history: list[tuple[torch.Tensor, ...]], layers: list[str]) -> AttackRecord:
+        """Stacks what each iteration left, in the order of the record's fields."""
+        arrays = dict(zip([field.name for field in fields(AttackRecord)][2:], (torch.stack(column).cpu() for column in zip(*history))))
+        return AttackRecord(timesteps=self.timesteps.clone(), layers=layers, **arrays)
+
+
+def make_controller(mode: str, schedule: Sequence[float], weight_lr: float, num_timesteps: int, seed: int) -> AttentionControlEdit:
+    """The attention controller of a weight mode."""
+    if mode == "uniform":
+        return AttentionControlEdit(num_timesteps)
+    if mode == "fixed":
+        return AttentionControlEditFixedWeights(schedule_weights(schedule, num_timesteps))
+    if mode in ("learnable", "learnable_detached"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = TimestepWeightNetwork(num_timesteps)
+        return AttentionControlEditLearnable(network, weight_lr, detached=mode == "learnable_detached")
+    raise ValueError(f"unknown weight mode {mode!r}")
+
+
+def raise_if_not_finite(losses: torch.Tensor, iteration: int) -> None:
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        term, index = bad[0].tolist()
+        raise NonFiniteLossError(iteration, LOSS_TERMS[term], index)
+
+
+@contextmanager
+def frozen(*modules: torch.nn.Module) -> Iterator[None]:
+    """No parameter gradients and eval mode; both are put back afterwards, also after an error."""
+    before = [(module, module.training) for root in modules for module in root.modules()]
+    required = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for module in modules:
+            module.eval()
+        for parameter in required:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in required:
+            parameter.requires_grad_(True)
+        for module, training in before:
+            module.training = training

@@ -1,0 +1,86 @@
+"""Small random checkpoints of every kind the attack must run on, saved to disk and loaded as a user's checkpoint is."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from main import load_pipeline  # noqa: E402
+
+CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
+
+
+def save_checkpoint(folder: Path, prediction_type: str = "epsilon", latent_channels: int = 4, vae_levels: int = 3, heads: int | tuple = 2,
+                    linear_projection: bool = False, scheduler: type = DDIMScheduler, scaling_factor: float = 0.5, steps_offset: int = 1) -> Path:
+    """Writes a random Stable Diffusion pipeline with attention on three of its four levels, as Stable Diffusion has; fp32 safetensors."""
+    torch.manual_seed(0)
+    letters = [chr(c) for c in range(33, 127)]
+    vocab = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"])}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
+    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                                max_position_embeddings=16, bos_token_id=vocab["<|startoftext|>"], eos_token_id=vocab["<|endoftext|>"]))
+    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * vae_levels, up_block_types=("UpDecoderBlock2D",) * vae_levels,
+                        block_out_channels=(8,) * vae_levels, layers_per_block=1, latent_channels=latent_channels, norm_num_groups=4, scaling_factor=scaling_factor)
+    unet = UNet2DConditionModel(in_channels=latent_channels, out_channels=latent_channels, block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4,
+                                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                                attention_head_dim=heads, cross_attention_dim=16, use_linear_projection=linear_projection)
+    config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else {}
+    config |= dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=steps_offset, prediction_type=prediction_type, clip_sample=False)
+    pipeline = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler(**config),
+                                       safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Returns a function from the arguments of `save_checkpoint` to a loaded pipeline in float64; each kind is written once."""
+    pipelines = {}
+
+    def load(**kind) -> StableDiffusionPipeline:
+        key = json.dumps(kind, default=str, sort_keys=True)
+        if key not in pipelines:
+            pipelines[key] = load_pipeline(str(save_checkpoint(tmp_path_factory.mktemp("checkpoint"), **kind)), torch.device("cpu")).to(torch.float64)
+        return pipelines[key]
+
+    return load
+
+
+class TinyClassifier(torch.nn.Module):
+    """A random convolutional classifier of five classes, smooth, so that its gradients do not jump."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, stride=3), torch.nn.Tanh(), torch.nn.Conv2d(8, 8, 5, stride=3), torch.nn.Tanh(),
+                                          torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(32, len(CLASS_NAMES)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 5 * self.layers(x)
+
+
+@pytest.fixture(scope="session")
+def classifier() -> torch.nn.Module:
+    return TinyClassifier().double()
+
+
+@pytest.fixture(scope="session")
+def images() -> torch.Tensor:
+    """Three smooth random images, float64 (3, 3, 64, 64) in [0, 1]."""
+    random = np.random.default_rng(0)
+    coarse = torch.from_numpy(random.uniform(0.1, 0.9, (3, 3, 8, 8)))
+    return torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic").clamp(0, 1)
+
+
+@pytest.fixture(scope="session")
+def labels() -> torch.Tensor:
+    return torch.tensor([1, 0, 3])

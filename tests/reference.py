@@ -1,0 +1,157 @@
+"""The attack written a second time, slowly and plainly, straight from the method: the reference for numbers and for speed.
+
+Nothing is cached, skipped or shared: both branches of the guidance and both runs (perturbed and not) are computed in every iteration,
+inversion goes as far as it can, images come one at a time, and attention is written out with its own processor.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+BASE = {"uniform": None, "increasing": [0.05, 0.08, 0.13, 0.24, 0.50], "learned": [0.064, 0.103, 0.158, 0.269, 0.406]}
+
+
+class PlainAttention:
+    """Attention of the whole batch, head by head; keeps every map it computes in a list."""
+
+    def __init__(self, name, store):
+        self.name, self.store = name, store
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        width = q.shape[-1] // attn.heads
+        heads, maps = [], []
+        for h in range(attn.heads):
+            part = slice(h * width, (h + 1) * width)
+            scores = torch.einsum("bqd,bkd->bqk", q[..., part], k[..., part]) / width**0.5
+            maps.append(torch.softmax(scores, dim=-1))
+            heads.append(torch.einsum("bqk,bkd->bqd", maps[-1], v[..., part]))
+        self.store.append((self.name, torch.stack(maps, dim=1)))  # (batch, heads, queries, keys)
+        return attn.to_out[1](attn.to_out[0](torch.cat(heads, dim=-1)))
+
+
+def alpha_bar(scheduler, t):
+    return float(scheduler.alphas_cumprod[t]) if t >= 0 else float(scheduler.final_alpha_cumprod)
+
+
+def noise_and_clean(scheduler, x, output, t):
+    """The predicted noise and clean latent from the model's output (epsilon or v)."""
+    a = alpha_bar(scheduler, t)
+    if scheduler.config.prediction_type == "v_prediction":
+        eps = a**0.5 * output + (1 - a) ** 0.5 * x
+        return eps, (x - (1 - a) ** 0.5 * eps) / a**0.5
+    return output, (x - (1 - a) ** 0.5 * output) / a**0.5
+
+
+def move(scheduler, x, output, t, t_next):
+    eps, x0 = noise_and_clean(scheduler, x, output, t)
+    a = alpha_bar(scheduler, t_next)
+    return a**0.5 * x0 + (1 - a) ** 0.5 * eps
+
+
+def embed(pipeline, prompt):
+    tokens = pipeline.tokenizer(prompt, padding="max_length", max_length=pipeline.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return pipeline.text_encoder(tokens.input_ids)[0]
+
+
+def both_branches(pipeline, latents, t, null, text, guidance):
+    u, c = pipeline.unet(torch.cat([latents, latents]), torch.tensor(t), torch.cat([null, text])).sample.chunk(2)
+    return u + guidance * (c - u)
+
+
+def encode(pipeline, image):
+    with torch.no_grad():
+        posterior = pipeline.vae.encode(image * 2 - 1).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(8888)).to(posterior.mean.dtype)
+    return pipeline.vae.config.scaling_factor * (posterior.mean + torch.exp(posterior.logvar / 2) * noise)
+
+
+def invert(pipeline, scheduler, latents, null):
+    """z_0, z_1, ... as far as the training timesteps reach."""
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    trajectory = [latents]
+    for t in sorted(scheduler.timesteps.tolist()):
+        if t + stride >= scheduler.config.num_train_timesteps:
+            break
+        with torch.no_grad():
+            output = pipeline.unet(trajectory[-1], torch.tensor(t), null).sample
+        trajectory.append(move(scheduler, trajectory[-1], output, t, t + stride))
+    return trajectory
+
+
+def null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance):
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    n = len(timesteps)
+    latents, embedding = trajectory[n], null.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([embedding], lr=0.1)
+    result = []
+    for i, t in enumerate(timesteps):
+        for _ in range(10 + 2 * i):
+            optimizer.zero_grad()
+            landed = move(scheduler, latents, both_branches(pipeline, latents, t, embedding, text, guidance), t, t - stride)
+            F.mse_loss(landed, trajectory[n - 1 - i]).backward()
+            optimizer.step()
+        result.append(embedding.detach().clone())
+        with torch.no_grad():
+            latents = move(scheduler, latents, both_branches(pipeline, latents, t, embedding, text, guidance), t, t - stride)
+    return result
+
+
+def weights_of(schedule, n):
+    """A schedule of five weights at n timesteps, by linear interpolation, normalised."""
+    positions = [i / (n - 1) * 4 for i in range(n)]
+    weights = [schedule[int(p)] + (p - int(p)) * (schedule[min(int(p) + 1, 4)] - schedule[int(p)]) for p in positions]
+    return [w / sum(weights) for w in weights]
+
+
+def attack(pipeline, scheduler, classifier, image, label, caption, weights=None, start_step=15, iterations=30, guidance=2.5, attack_weight=10., cross_weight=10000.,
+           self_weight=100.):
+    """Attacks one image (1, 3, H, W); returns the adversarial image and the loss of every iteration by term and in total.
+
+    `weights` are N numbers that sum to 1, or None for the original DiffAttack.
+    """
+    timesteps = scheduler.timesteps[start_step:].tolist()
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    n, grid = len(timesteps), image.shape[-1] // 32
+    text, null = embed(pipeline, caption), embed(pipeline, "")
+    own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
+    trajectory = invert(pipeline, scheduler, encode(pipeline, image), null)
+    nulls = null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance)
+
+    store = []
+    processors = pipeline.unet.attn_processors
+    pipeline.unet.set_attn_processor({name: PlainAttention(name, store) for name in processors})
+
+    def run(latents):
+        """Denoises; returns the image, and by timestep the maps of the conditional half."""
+        maps = []
+        for i, t in enumerate(timesteps):
+            store.clear()
+            latents = move(scheduler, latents, both_branches(pipeline, latents, t, nulls[i], text, guidance), t, t - stride)
+            maps.append([(name, m[len(m) // 2:]) for name, m in store])
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+        return (decoded / 2 + 0.5).clamp(0, 1), maps
+
+    latents = trajectory[n].clone().requires_grad_()
+    optimizer = torch.optim.AdamW([latents], lr=0.01)
+    history = []
+    for _ in range(iterations):
+        with torch.no_grad():
+            _, reference = run(trajectory[n])
+        adversarial, maps = run(latents)
+        ce = F.cross_entropy(classifier(adversarial), torch.tensor([label]))
+        by_timestep = [sum(F.mse_loss(a, b) for (name, a), (_, b) in zip(maps[i], reference[i]) if "attn1" in name) for i in range(n)]
+        structure = sum(by_timestep) if weights is None else sum(n * w * l for w, l in zip(weights, by_timestep))
+        cross = torch.stack([m.mean(1)[0] for step in maps for name, m in step if "attn2" in name and not name.startswith("mid") and m.shape[2] == grid**2]).mean(0)
+        variance = cross[:, own_tokens].var()
+        total = -attack_weight * ce + self_weight * structure + cross_weight * variance
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append([float(v) for v in (ce, structure, variance, total)] + [float(v) for v in by_timestep])
+    with torch.no_grad():
+        adversarial, _ = run(latents)
+    pipeline.unet.set_attn_processor(processors)
+    return adversarial.detach(), np.array(history)

@@ -1,0 +1,214 @@
+"""The attack against the slow reference in reference.py, and what must hold between its modes."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from diffusers import PNDMScheduler
+from natsort import natsorted
+
+import reference
+from classifiers import IMAGENET_CLASSES, load_classifier
+from conftest import CLASS_NAMES, ROOT
+from diff_latent_attack import DiffAttack, NonFiniteLossError
+from evaluate import psnr
+from main import load_pipeline
+from timestep_weights import SCHEDULES
+from utils import read_image
+
+KINDS = {
+    "sd1": dict(prediction_type="epsilon", latent_channels=4, heads=2, linear_projection=False),
+    "sd2": dict(prediction_type="epsilon", latent_channels=4, heads=(1, 2, 4, 4), linear_projection=True, scheduler=PNDMScheduler),
+    "sd2-v": dict(prediction_type="v_prediction", latent_channels=4, heads=(1, 2, 4, 4), linear_projection=True),
+    "other": dict(prediction_type="epsilon", latent_channels=6, vae_levels=2, scaling_factor=0.18215, steps_offset=0),
+}
+
+
+def build(pipeline, classifier, **options) -> DiffAttack:
+    return DiffAttack(pipeline, classifier, CLASS_NAMES, **options)
+
+
+def compare(attack: DiffAttack, classifier, image, label, caption, weights, iterations, **options):
+    adversarial = attack(image, torch.tensor([label]))
+    expected, history = reference.attack(attack.pipeline, attack.scheduler, classifier, image, label, caption, weights, iterations=iterations, **options)
+    record = attack.record
+    ours = torch.stack([record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss], dim=1)[..., 0]
+    return adversarial, expected, torch.cat([ours, record.timestep_losses[..., 0]], dim=1).numpy(), history
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode, schedule", [("uniform", None), ("fixed", "learned")])
+def test_all_losses_and_the_image_agree_with_the_reference_in_float64(checkpoint, classifier, images, labels, kind, mode, schedule):
+    pipeline = checkpoint(**KINDS[kind])
+    attack = build(pipeline, classifier, weight_mode=mode)
+    weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
+    adversarial, expected, losses, history = compare(attack, classifier, images[:1], 1, "polar bear", weights, 30)
+    np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
+    assert (adversarial - expected).abs().max() <= 1 / 255
+    assert (adversarial - images[:1]).abs().max() > 0.05  # something happened
+
+
+@pytest.mark.parametrize("steps, start, guidance", [(20, 17, 0.0), (10, 3, 7.5)])
+def test_other_settings_agree_with_the_reference(checkpoint, classifier, images, steps, start, guidance):
+    attack = build(checkpoint(), classifier, weight_mode="fixed", weight_schedule=SCHEDULES["increasing"], diffusion_steps=steps, start_step=start,
+                   guidance=guidance, iterations=5, attack_loss_weight=3., cross_attn_loss_weight=500., self_attn_loss_weight=70.)
+    weights = reference.weights_of(reference.BASE["increasing"], steps - start)
+    _, _, losses, history = compare(attack, classifier, images[1:2], 0, "cat", weights, 5, start_step=start, guidance=guidance,
+                                    attack_weight=3., cross_weight=500., self_weight=70.)
+    np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
+
+
+def test_inversion_and_null_text_agree_with_the_reference(checkpoint, classifier, images, labels):
+    attack = build(checkpoint(), classifier)
+    inversion = attack.invert(images[:1], labels[:1])
+    null, text = reference.embed(attack.pipeline, ""), reference.embed(attack.pipeline, "polar bear")
+    trajectory = reference.invert(attack.pipeline, attack.scheduler, reference.encode(attack.pipeline, images[:1]), null)
+    assert len(trajectory) == 20  # it goes on to where the attack never looks
+    assert torch.allclose(inversion.latents, trajectory[5], rtol=0, atol=1e-12)
+    expected = reference.null_text(attack.pipeline, attack.scheduler, trajectory, attack.timesteps.tolist(), text, null, 2.5)
+    for embedding, slow in zip(inversion.null_embeddings, expected, strict=True):
+        assert torch.allclose(embedding, slow, rtol=0, atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The demo model in float32, the default surrogate, and one demo photograph with its label."""
+    path = natsorted((ROOT / "demo/images").iterdir(), key=lambda path: path.name)[0]
+    label = int((ROOT / "demo/labels.txt").read_text().split()[0]) - 1
+    return load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu")), load_classifier("efficientnet_lite0"), read_image(path, 224), label
+
+
+def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
+    """AdamW's first steps are signs, which amplify rounding; so the later losses are compared through the image."""
+    pipeline, classifier, picture, label = demo
+    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255
+    attack = DiffAttack(pipeline, classifier, IMAGENET_CLASSES)
+    adversarial, expected, losses, history = compare(attack, classifier, image, label, IMAGENET_CLASSES[label], None, 30)
+    first = history[:3, :4]
+    np.testing.assert_allclose(losses[:3, :4], first, rtol=1e-4, atol=1e-9)
+    pixels = [(picture[0].permute(1, 2, 0) * 255).round().numpy().astype(np.uint8) for picture in (adversarial, expected)]
+    assert psnr(*pixels) >= 40
+
+
+# ---------------------------------------------------------------- between modes
+
+def run(checkpoint, classifier, images, labels, **options):
+    attack = build(checkpoint(), classifier, **{"iterations": 6, **options})
+    return attack(images, labels), attack
+
+
+def test_fixed_uniform_weights_equal_no_weights(checkpoint, classifier, images, labels):
+    fixed, _ = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="fixed", weight_schedule=SCHEDULES["uniform"])
+    uniform, _ = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="uniform")
+    assert torch.allclose(fixed, uniform, rtol=0, atol=1e-9)
+
+
+def test_detached_weights_never_move_and_equal_fixed_increasing(checkpoint, classifier, images, labels):
+    fixed, _ = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="fixed", weight_schedule=SCHEDULES["increasing"])
+    detached, attack = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable_detached", weight_lr=1.0)
+    assert torch.allclose(fixed, detached, rtol=0, atol=1e-9)
+    assert torch.equal(attack.record.weights, attack.record.weights[:1].expand(6, -1))
+    assert attack.record.weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
+
+
+def test_learned_weights_collapse_onto_the_smallest_loss(checkpoint, classifier, images, labels):
+    _, attack = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.05, iterations=30)
+    weights, losses = attack.record.weights, attack.record.timestep_losses[1:, :, 0]
+    smallest = losses.mean(0).argmin()
+    assert weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
+    assert weights[-1].argmax() == smallest and weights[-1, smallest] > 0.9
+
+
+def test_one_weight_network_serves_all_images(checkpoint, classifier, images, labels):
+    _, attack = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.01)
+    end = attack.controller.weights()
+    attack(images[1:2], labels[1:2])
+    assert torch.equal(attack.record.weights[0], end) and not torch.equal(attack.record.weights[-1], end)
+
+
+def test_the_record_adds_up_to_what_was_minimised(checkpoint, classifier, images, labels):
+    _, attack = run(checkpoint, classifier, images[:2], labels[:2], weight_mode="fixed")
+    record = attack.record
+    by_timestep = record.layer_losses.sum(2)                                         # (iterations, N, B)
+    structure = (5 * record.weights[..., None] * by_timestep).sum(1)
+    assert record.layer_losses.shape == (6, 5, len(record.layers), 2) and len(record.layers) == 10
+    assert torch.allclose(structure, record.self_attention_loss)
+    assert torch.allclose(-10 * record.attack_loss + 100 * structure + 10000 * record.cross_attention_loss, record.total_loss)
+    assert (record.timestep_losses[0] == 0).all() and (record.timestep_losses[1:] > 0).all()
+    assert record.timesteps.tolist() == [201, 151, 101, 51, 1]
+
+
+@pytest.mark.parametrize("mode", ["uniform", "fixed"])
+def test_images_of_a_batch_do_not_influence_each_other(checkpoint, classifier, images, labels, mode):
+    together, attack = run(checkpoint, classifier, images, labels, weight_mode=mode)
+    record = attack.record
+    for k in range(3):
+        alone, single = run(checkpoint, classifier, images[k:k + 1], labels[k:k + 1], weight_mode=mode)
+        assert torch.allclose(together[k], alone[0], rtol=0, atol=1e-9)
+        assert torch.allclose(record.layer_losses[..., k], single.record.layer_losses[..., 0], rtol=1e-6, atol=1e-18)
+
+
+def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels):
+    soft, attack = run(checkpoint, classifier, images[:1], labels[:1], apply_mask=True)
+    _, attention = attack_reference(attack, images[:1], labels[:1])
+    hard, hard_attack = run(checkpoint, classifier, images[:1], labels[:1], hard_mask=True)
+    inversion = attack.invert(images[:1], labels[:1])
+    mask, cut = attack.pseudo_mask(attention, inversion)[0, 0], hard_attack.pseudo_mask(attention, inversion)[0, 0]
+    assert mask.max() == pytest.approx(1, abs=0.05) and set(cut.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(cut, (mask > 0.5).double())
+    outside = cut == 0
+    assert torch.equal(hard[0][:, outside], images[0][:, outside])
+    assert ((soft - images[:1]).abs()[0] <= mask + 1e-12).all()
+
+
+def attack_reference(attack, images, labels):
+    with attack.controller.attached(attack.unet):
+        return attack.reference_run(attack.invert(images, labels))
+
+
+# ---------------------------------------------------------------- what is left behind
+
+class Failing(torch.nn.Module):
+    def __init__(self, message=None):
+        super().__init__()
+        self.message, self.scale = message, torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        if self.message:
+            raise RuntimeError(self.message)
+        return x.mean((2, 3)).repeat(1, 2)[:, :5] * self.scale * float("nan")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_set_on_the_models_is_put_back(checkpoint, classifier, images, labels, fails):
+    pipeline = checkpoint()
+    victim = Failing("planned") if fails else classifier
+    modules = (pipeline.unet, pipeline.vae, pipeline.text_encoder, victim)
+    pipeline.unet.train()
+    next(pipeline.vae.parameters()).requires_grad_(False)
+    state = lambda: ([(m.training, [p.requires_grad for p in m.parameters()], [p.grad for p in m.parameters()]) for m in modules],
+                     pipeline.unet.attn_processors, copy.deepcopy(dict(pipeline.scheduler.config)), type(pipeline.scheduler))
+    before = state()
+    attack = build(pipeline, victim, iterations=2)
+    if fails:
+        with pytest.raises(RuntimeError, match="planned"):
+            attack(images[:1], labels[:1])
+    else:
+        attack(images[:1], labels[:1])
+    try:
+        assert state() == before
+    finally:
+        pipeline.unet.eval()
+        next(pipeline.vae.parameters()).requires_grad_(True)
+
+
+def test_a_loss_that_is_not_finite_says_where(checkpoint, images, labels):
+    with pytest.raises(NonFiniteLossError, match="attack loss is not finite in iteration 1"):
+        build(checkpoint(), Failing().double(), iterations=2)(images[:1], labels[:1])
+
+
+@pytest.mark.parametrize("start", [0, 20, 25])
+def test_start_step_out_of_range(checkpoint, classifier, start):
+    with pytest.raises(ValueError, match="start_step"):
+        build(checkpoint(), classifier, start_step=start)

@@ -1,0 +1,162 @@
+"""main.py as a process: the demo commands, the same files twice, and every kind of bad input."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import ROOT
+from utils import read_image
+
+QUICK = ["--iterations", "2", "--limit", "2"]
+
+
+def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "main.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=900,
+                          env={**os.environ, "HF_HUB_OFFLINE": "1", **environment})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Each weight mode on two demo images, and `uniform` a second time."""
+    folders = {}
+    for name, mode in [("uniform", "uniform"), ("again", "uniform"), ("fixed", "fixed"), ("learnable_detached", "learnable_detached"), ("learnable", "learnable")]:
+        folders[name] = tmp_path_factory.mktemp(name)
+        learning = ["--weight_lr", "0.3"] if mode == "learnable" else []
+        result = start("--images_root", "demo/images", "--label_path", "demo/labels.txt", "--save_dir", f"{folders[name]}/", "--weight_mode", mode, *QUICK, *learning)
+        assert result.returncode == 0, result.stderr
+        (folders[name] / "stdout").write_text(result.stdout)
+    return folders
+
+
+@pytest.mark.parametrize("mode", ["uniform", "fixed", "learnable_detached", "learnable"])
+def test_a_run_writes_its_files_and_its_table(runs, mode):
+    folder = runs[mode]
+    for index in range(2):
+        names = sorted(path.name for path in folder.glob(f"{index:04d}_*"))
+        outcome = re.search("(ATKSuccess|Fail)", " ".join(names))[1]
+        assert names == [f"{index:04d}_{end}" for end in ("adv_image.png", "diff_absolute.png", f"diff_efficientnet_lite0_image_{outcome}.png",
+                                                          "diff_relative.png", "originImage.png", "record.npz")]
+    results = json.loads((folder / "results.json").read_text())
+    table, log = (folder / "stdout").read_text(), (folder / "log.txt").read_text()
+    assert results["configuration"]["weight_mode"] == mode and results["versions"]["torch"].startswith("2.13.0")
+    assert [c["model"] for c in results["classifiers"]] == ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+    assert table.strip() in log
+    for row in results["images"]:
+        assert row["file"] in table and row["class"] in table and row["before"]["label"] == row["label"]
+    record = np.load(folder / "0000_record.npz")
+    assert record["layer_losses"].shape == (2, 5, 10, 1)
+    assert ("unchanged weights are expected" in table) == (mode == "learnable_detached")
+
+
+def test_the_same_command_writes_the_same_bytes(runs):
+    images = sorted(path.name for path in runs["uniform"].glob("*.png"))
+    assert len(images) == 10
+    for name in images:
+        assert (runs["uniform"] / name).read_bytes() == (runs["again"] / name).read_bytes(), name
+
+
+def test_results_are_of_the_files_on_disk(runs):
+    from evaluate import psnr
+
+    results = json.loads((runs["fixed"] / "results.json").read_text())
+    for row in results["images"]:
+        clean, adversarial = (read_image(runs["fixed"] / f"{row['index']:04d}_{kind}.png", 224) for kind in ("originImage", "adv_image"))
+        assert row["psnr"] == pytest.approx(psnr(clean, adversarial))
+
+
+def test_help_groups_the_flags_and_says_each_default():
+    text = " ".join(start("--help").stdout.split())
+    for part in ("data:", "models:", "timestep weights:", "attack:", "machine:", "(default: 10000)", "(default: 0.0001)", "(default: learned)", "(default: efficientnet_lite0)"):
+        assert part in text
+
+
+# ---------------------------------------------------------------- bad input
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty").mkdir()
+    (folder / "one").mkdir()
+    Image.new("RGB", (120, 100), "red").save(folder / "one" / "a.png")
+    for name, content in {"ok": "1\n", "two": "1\n2\n", "word": "cat\n", "zero": "0\n", "high": "1001\n", "half": "1.5\n"}.items():
+        (folder / f"{name}.txt").write_text(content)
+    (folder / "file").write_text("in the way")
+    (folder / "no_checkpoint").mkdir()
+    return folder
+
+
+BAD_INPUT = {
+    "missing folder": (["--images_root", "{bad}/none"], r"--images_root.*none.*folder"),
+    "empty folder": (["--images_root", "{bad}/empty"], r"--images_root: no image in .*empty"),
+    "missing labels": (["--label_path", "{bad}/none.txt"], r"--label_path.*none\.txt"),
+    "label count": (["--label_path", "{bad}/two.txt"], r"--label_path.*has 2 labels.*1 images"),
+    "label is a word": (["--label_path", "{bad}/word.txt"], r"--label_path: line 1 .*'cat'.*integer from 1 to 1000"),
+    "label is a fraction": (["--label_path", "{bad}/half.txt"], r"--label_path: line 1 .*'1\.5'.*integer"),
+    "label 0": (["--label_path", "{bad}/zero.txt"], r"--label_path: line 1 .* is 0;.*count from 1"),
+    "label 1001": (["--label_path", "{bad}/high.txt"], r"--label_path: line 1 .* is 1001;.*1 to 1000"),
+    "unknown schedule": (["--weight_schedule", "rising"], r"--weight_schedule: unknown schedule 'rising'.*learned, increasing, uniform"),
+    "negative weight": (["--weight_schedule", "0.5,-0.1,0.2,0.2,0.2"], r"--weight_schedule.*non-negative"),
+    "NaN weight": (["--weight_schedule", "nan,1,1,1,1"], r"--weight_schedule.*finite"),
+    "zero sum": (["--weight_schedule", "0,0,0,0,0"], r"--weight_schedule.*all be zero"),
+    "one weight": (["--weight_schedule", "0.5"], r"--weight_schedule.*cannot be stretched to 5"),
+    "start step": (["--start_step", "20"], r"--start_step is 20.*start_step < diffusion_steps"),
+    "res no multiple of 32": (["--res", "225"], r"--res is 225.*multiple of 32"),
+    "res too small": (["--res", "64"], r"--res is 64.*at least 96"),
+    "checkpoint path": (["--pretrained_diffusion_path", "./no/such/model"], r"--pretrained_diffusion_path.*no/such/model"),
+    "checkpoint folder": (["--pretrained_diffusion_path", "{bad}/no_checkpoint"], r"--pretrained_diffusion_path.*model_index\.json"),
+    "hub": (["--pretrained_diffusion_path", "Manojb/stable-diffusion-2-base"], r"--pretrained_diffusion_path.*hub.*folder that holds the checkpoint"),
+    "save folder below a file": (["--save_dir", "{bad}/file/out"], r"--save_dir.*cannot be written.*file"),
+    "flag": (["--is_apply_mask", "perhaps"], r"--is_apply_mask.*True or False"),
+    "unknown flag": (["--iteration", "5"], r"unrecognized arguments: --iteration"),
+    "model name": (["--model_name", "resnet"], r"--model_name.*resnet"),
+    "no CUDA": (["--device", "cuda"], r"--device cuda is not available"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(bad):
+    defaults = {"--images_root": f"{bad}/one", "--label_path": f"{bad}/ok.txt", "--save_dir": f"{bad}/output"}
+
+    def answer(case: str) -> subprocess.CompletedProcess:
+        given = [argument.format(bad=bad) for argument in BAD_INPUT[case][0]]
+        rest = [part for flag, value in defaults.items() if flag not in given for part in (flag, value)]
+        return start(*given, *rest, CUDA_VISIBLE_DEVICES="")
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(BAD_INPUT, pool.map(answer, BAD_INPUT)))
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_answered_in_one_line(answers, bad, case):
+    result = answers[case]
+    assert result.returncode == 2
+    assert re.fullmatch(r"main\.py: error: [^\n]+\n", result.stderr), result.stderr
+    assert re.search(BAD_INPUT[case][1], result.stderr), result.stderr
+    assert result.stdout == "" and not (bad / "output").exists()
+
+
+def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
+    source = sorted((ROOT / "demo/images").iterdir())[0]
+    (tmp_path / "in").mkdir()
+    shutil.copy(source, tmp_path / "in" / f"img2{source.suffix}")
+    (tmp_path / "in" / "img10.png").write_text("not an image")
+    whole = tmp_path / "whole.png"
+    Image.fromarray(read_image(source, 128)).save(whole)
+    (tmp_path / "in" / "img11.png").write_bytes(whole.read_bytes()[:9000])
+    (tmp_path / "labels.txt").write_text("3\n4\n5\n")
+    result = start("--images_root", tmp_path / "in", "--label_path", tmp_path / "labels.txt", "--save_dir", tmp_path / "out", "--iterations", "1", "--res", "96", "--is_hard_mask")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert re.search(r"not attacked: img10\.png", result.stdout) and re.search(r"not attacked: img11\.png", result.stdout)
+    assert {path.name[:4] for path in (tmp_path / "out").glob("*.png")} == {"0000"}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["file"] for row in results["images"]] == [f"img2{source.suffix}"] and len(results["not_attacked"]) == 2
+    assert results["configuration"]["is_hard_mask"] is True and results["configuration"]["is_apply_mask"] is False

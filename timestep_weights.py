@@ -1,0 +1,90 @@
+"""Timestep weights of the structure-preserving self-attention loss: edit this file to try a schedule of your own.
+
+    python main.py --weight_mode fixed --weight_schedule increasing
+    python main.py --weight_mode fixed --weight_schedule 0.1,0.1,0.2,0.2,0.4
+
+Add an entry to SCHEDULES and its name works as `--weight_schedule`. A schedule lists the attacked timesteps from early
+(noisiest) to late (next to the image); it may have any length and sum, since it is stretched and normalised.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+WEIGHT_MODES = ("uniform", "fixed", "learnable", "learnable_detached")
+
+SCHEDULES: dict[str, tuple[float, ...]] = {
+    "learned": (0.064, 0.103, 0.158, 0.269, 0.406),    # `increasing` after some 10 images of naive learning
+    "increasing": (0.05, 0.08, 0.13, 0.24, 0.50),      # the start of the learnable modes
+    "uniform": (0.2, 0.2, 0.2, 0.2, 0.2),              # the same loss as no weights at all
+}
+
+
+def parse_schedule(text: str) -> tuple[float, ...]:
+    """A schedule from its name in SCHEDULES or from comma-separated numbers, such as "0.1,0.1,0.2,0.2,0.4".
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    if text in SCHEDULES:
+        return SCHEDULES[text]
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"unknown schedule {text!r}: expected one of {', '.join(SCHEDULES)} or numbers such as 0.1,0.1,0.2,0.2,0.4") from None
+
+
+def schedule_weights(schedule: Sequence[float], num_timesteps: int) -> torch.Tensor:
+    """Weights `(N,)` in float64 that sum to 1: the schedule, interpolated linearly over i / (N - 1), normalised.
+
+    Args:
+        schedule: non-negative weights, early to late; N of them, or at least two, which are then stretched to N.
+        num_timesteps: N, the number of attacked timesteps.
+    Raises:
+        ValueError: a weight is negative or not finite, all are zero, or one weight is given for several timesteps.
+    """
+    weights = np.asarray(schedule, dtype=np.float64)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError(f"a schedule needs finite, non-negative weights, not {list(schedule)}")
+    if weights.size != num_timesteps and weights.size < 2:
+        raise ValueError(f"a schedule of {weights.size} weights cannot be stretched to {num_timesteps} timesteps: give {num_timesteps}, or at least 2")
+    if num_timesteps == 1:
+        weights = weights[-1:] if weights[-1] > 0 else weights.sum(keepdims=True)
+    elif weights.size != num_timesteps:
+        weights = np.interp(np.linspace(0, 1, num_timesteps), np.linspace(0, 1, weights.size), weights)
+    if weights.sum() == 0:
+        raise ValueError(f"the weights of a schedule must not all be zero: {list(schedule)}")
+    return torch.from_numpy(weights / weights.sum())
+
+
+class TimestepWeightNetwork(torch.nn.Module):
+    """A small network whose softmax over the attacked timesteps is the weights of the learnable modes.
+
+    It starts exactly at `start`, because its last layer starts at zero.
+
+    Args:
+        num_timesteps: N.
+        start: the schedule it starts from.
+        width: of the timestep embedding and the hidden layer.
+    """
+
+    def __init__(self, num_timesteps: int, start: Sequence[float] = SCHEDULES["increasing"], width: int = 32):
+        super().__init__()
+        self.register_buffer("start", schedule_weights(start, num_timesteps).log())
+        self.embedding = torch.nn.Embedding(num_timesteps, width)
+        self.hidden = torch.nn.Linear(width, width)
+        self.out = torch.nn.Linear(width, 1)
+        torch.nn.init.zeros_(self.out.weight)
+        torch.nn.init.zeros_(self.out.bias)
+
+    def forward(self) -> torch.Tensor:
+        """Weights `(N,)` that sum to 1."""
+        logits = self.out(torch.tanh(self.hidden(self.embedding.weight))).squeeze(1)  # (N,)
+        return (self.start + logits).softmax(0)
+
+
+def effective_timesteps(weights: torch.Tensor) -> float:
+    """exp(entropy) of weights `(N,)` that sum to 1: N when they are equal, 1 when all the weight is on one timestep."""
+    return math.exp(-torch.special.xlogy(weights, weights).sum().item())
