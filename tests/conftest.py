@@ -33,8 +33,8 @@ def save_checkpoint(folder: Path, prediction_type: str = "epsilon", latent_chann
                                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                                 up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
                                 attention_head_dim=heads, cross_attention_dim=16, use_linear_projection=linear_projection)
-    config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else {}
-    config |= dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=steps_offset, prediction_type=prediction_type, clip_sample=False)
+    config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else dict(clip_sample=False)
+    config |= dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=steps_offset, prediction_type=prediction_type)
     pipeline = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler(**config),
                                        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.save_pretrained(folder)

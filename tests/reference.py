@@ -150,7 +150,7 @@ def attack(pipeline, scheduler, classifier, image, label, caption, weights=None,
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        history.append([float(v) for v in (ce, structure, variance, total)] + [float(v) for v in by_timestep])
+        history.append([v.item() for v in (ce, structure, variance, total, *by_timestep)])
     with torch.no_grad():
         adversarial, _ = run(latents)
     pipeline.unet.set_attn_processor(processors)
