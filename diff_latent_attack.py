@@ -19,6 +19,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, Maps,
                               class_token_attention, masked_variance, self_attention_losses)
+from classifiers import IMAGENET_CLASSES
 from timestep_weights import SCHEDULES, TimestepWeightNetwork, schedule_weights
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
@@ -70,7 +71,7 @@ class DiffAttack:
     Args:
         pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and dtype.
         classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably.
-        class_names: the prompt of each label.
+        class_names: the prompt of each label; ImageNet's by default, so give your own with a classifier of other classes.
         weight_mode: "uniform", "fixed", "learnable" or "learnable_detached" (see timestep_weights.py).
         weight_schedule: weights of mode "fixed", early to late; stretched to the number of attacked timesteps.
         weight_lr: learning rate of the weight network in the learnable modes.
@@ -89,7 +90,7 @@ class DiffAttack:
     null_text_lr = 1e-1
     encode_seed = 8888
 
-    def __init__(self, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module, class_names: Sequence[str], *,
+    def __init__(self, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module, class_names: Sequence[str] = IMAGENET_CLASSES, *,
                  weight_mode: str = "uniform", weight_schedule: Sequence[float] = SCHEDULES["learned"], weight_lr: float = 1e-4,
                  diffusion_steps: int = 20, start_step: int = 15, iterations: int = 30, guidance: float = 2.5,
                  attack_loss_weight: float = 10.0, cross_attn_loss_weight: float = 10000.0, self_attn_loss_weight: float = 100.0,
@@ -160,9 +161,9 @@ class DiffAttack:
                     self.controller.weighted_sum(layer_losses.sum(-1)),
                     masked_variance(attention, inversion.class_tokens)])
                 total = sum(weight * loss for weight, loss in zip(self.loss_weights, losses))           # (B,)
+                raise_if_not_finite(losses, iteration)
                 optimizer.zero_grad()
                 total.sum().backward()
-                raise_if_not_finite(losses, iteration)
                 optimizer.step()
                 self.controller.update()
                 confidence = logits.detach().softmax(-1).gather(1, inversion.labels[:, None]).squeeze(1)

@@ -47,6 +47,11 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} (python main.py --help lists the flags)")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def boolean(text: str) -> bool:
     if text.lower() in ("true", "yes", "1"):
         return True
@@ -56,14 +61,14 @@ def boolean(text: str) -> bool:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter, allow_abbrev=False)
     switch = dict(type=boolean, nargs="?", const=True, default=False, metavar="BOOL")
 
     group = parser.add_argument_group("data")
     group.add_argument("--images_root", type=Path, default="demo/images", metavar="FOLDER", help="images to attack, taken in natural order (img2 before img10)")
     group.add_argument("--label_path", type=Path, default="demo/labels.txt", metavar="FILE", help="true classes, one number a line in the order of the images, counted from 1")
     group.add_argument("--save_dir", type=Path, default="output", metavar="FOLDER", help="where results go")
-    group.add_argument("--limit", type=int, default=None, metavar="K", help="attack only the first K images")
+    group.add_argument("--limit", type=int, default=None, metavar="K", help="attack only the first K images (default: all)")
 
     group = parser.add_argument_group("models")
     group.add_argument("--pretrained_diffusion_path", default="demo/tiny_diffusion", metavar="PATH", help="Stable Diffusion 1.x or 2.x: a folder in diffusers format, or a hub id")
@@ -282,7 +287,7 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline = load_pipeline(arguments.pretrained_diffusion_path, device)
     classifier = load_classifier(arguments.model_name).to(device)
     attack = DiffAttack(
-        pipeline, classifier, IMAGENET_CLASSES, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
+        pipeline, classifier, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
         weight_lr=arguments.weight_lr, diffusion_steps=arguments.diffusion_steps, start_step=arguments.start_step, iterations=arguments.iterations,
         guidance=arguments.guidance, attack_loss_weight=arguments.attack_loss_weight, cross_attn_loss_weight=arguments.cross_attn_loss_weight,
         self_attn_loss_weight=arguments.self_attn_loss_weight, apply_mask=arguments.is_apply_mask, hard_mask=arguments.is_hard_mask, seed=arguments.seed)

@@ -1,11 +1,14 @@
 """Reads and writes pictures: inputs as a person sees them, results under the original tool's names, weight curves and image grids.
 
+    python utils.py output_fixed output_uniform     # grid.png in each folder; weights.png, the curves of all, in the first
+
     from utils import plot_weights
     plot_weights({"fixed": record.weights.numpy()}, record.timesteps.tolist()).savefig("weights.png")
 """
 
 import ctypes
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,6 +74,11 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray
     return np.concatenate([np.concatenate(row, axis=1) for row in padded])
 
 
+def amplified_difference(clean: np.ndarray, adversarial: np.ndarray, factor: float = 8) -> np.ndarray:
+    """The signed difference of two 8-bit pictures, `factor` times, around mid-grey."""
+    return (128 + factor * (adversarial.astype(np.float64) - clean)).clip(0, 255).astype(np.uint8)
+
+
 def plot_weights(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
     """Weight of each timestep over iterations, one panel a run.
 
@@ -103,3 +111,22 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_max, 0)
+
+
+def main(folders: Sequence[str]) -> None:
+    """Draws `grid.png` for each run, and the weight curves of all runs, one image after the other."""
+    weights, timesteps = {}, []
+    for folder in map(Path, folders):
+        rows = []
+        for path in sorted(folder.glob("*_originImage.png")):
+            clean, adversarial = (np.asarray(Image.open(path.with_name(path.name.replace("originImage", kind)))) for kind in ("originImage", "adv_image"))
+            rows.append([clean, adversarial, amplified_difference(clean, adversarial)])
+        write_image(image_grid(rows), folder / "grid.png")
+        records = [np.load(path) for path in sorted(folder.glob("*_record.npz"))]
+        weights[folder.name] = np.concatenate([record["weights"] for record in records])
+        timesteps = records[0]["timesteps"].tolist()
+    plot_weights(weights, timesteps).savefig(Path(folders[0]) / "weights.png", dpi=200)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

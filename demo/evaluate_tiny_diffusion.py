@@ -50,7 +50,7 @@ def main() -> None:
     device = check_device(arguments.device)
     paths = list_images(arguments.images_root)
     labels = read_labels(arguments.label_path, len(paths), len(IMAGENET_CLASSES))
-    attack = DiffAttack(load_pipeline(arguments.pretrained_diffusion_path, device), load_classifier("efficientnet_lite0").to(device), IMAGENET_CLASSES)
+    attack = DiffAttack(load_pipeline(arguments.pretrained_diffusion_path, device), load_classifier("efficientnet_lite0").to(device))
 
     clean = np.stack([read_image(path, 224) for path in paths])
     autoencoded, reconstructed = [], []

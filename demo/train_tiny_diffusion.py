@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -22,11 +21,6 @@ import time
 from collections.abc import Callable
 from multiprocessing import Pool
 from pathlib import Path
-
-# glibc returns every large block to the kernel and faults it in again; set before torch allocates, this halves a step.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456"}
-if __name__ == "__main__" and any(os.environ.get(name) != value for name, value in _ALLOCATOR.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_ALLOCATOR})
 
 import numpy as np
 import torch
@@ -39,13 +33,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 DEMO = Path(__file__).resolve().parent
 sys.path.insert(0, str(DEMO.parent))
-CLASS_NAMES = DEMO.parent / "imagenet_classes.txt"
+
+from classifiers import IMAGENET_CLASSES, load_classifier  # noqa: E402
+from utils import keep_freed_memory  # noqa: E402
 
 SIZE = 224
 PACKAGES = ("plasma-workspace-wallpapers", "gnome-backgrounds", "mate-backgrounds", "ukui-wallpapers", "lomiri-wallpapers-16.04",
             "lomiri-wallpapers-20.04", "opencv-doc", "scratch", "tuxpaint-stamps-default", "gcompris-qt-data")
-# The demo photographs that come out of these packages, and everything drawn rather than photographed.
-EXCLUDED = ("LadyBird", "YellowFlower", "cartoon", "/symbols/", "/flags/", "_mirror", "/html/", "/contents/screenshot", "data/left", "data/right")
+# Drawn rather than photographed, or many times the same scene (OpenCV's calibration pictures).
+EXCLUDED = ("cartoon", "/symbols/", "/flags/", "_mirror", "/html/", "/contents/screenshot", "data/left", "data/right")
 # GCompris packs its photographs into Qt resource files; the activities with animals are left out for the demo and the held-out set.
 GCOMPRIS_ACTIVITIES = ("categorization", "details", "explore_monuments", "explore_world_music", "lang")
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -181,6 +177,7 @@ def save_atomically(state: dict, path: Path) -> None:
 
 # ---------------------------------------------------------------- autoencoder
 
+LATENT_CHANNELS = 8
 LATENT_NOISE = 0.03   # of the latents' own deviation: nearly deterministic
 LATENT_LOGVAR = -7.0  # what the encoder then reports, so that `latent_dist.sample()` adds noise of exp(-3.5) = 0.03
 
@@ -188,7 +185,7 @@ LATENT_LOGVAR = -7.0  # what the encoder then reports, so that `latent_dist.samp
 def build_autoencoder() -> AutoencoderKL:
     """Factor 4, 8 latent channels, 0.66 M parameters."""
     vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-                        block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=8, norm_num_groups=1,
+                        block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=1,
                         sample_size=SIZE, mid_block_add_attention=False)
     zero_last_convolutions(vae)
     return vae
@@ -222,12 +219,6 @@ class LinearAutoencoder(torch.nn.Module):
             torch.nn.Conv2d(b, a // 2 - 1, 1), torch.nn.Conv2d(a // 2 - 1, 3, 3, padding=1))
         for parameter in self.parameters():
             torch.nn.init.orthogonal_(parameter) if parameter.dim() == 4 else torch.nn.init.zeros_(parameter)
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return self.encoder(x)
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return self.decoder(z)
 
 
 @torch.no_grad()
@@ -263,10 +254,16 @@ def transplant(linear: LinearAutoencoder, vae: AutoencoderKL, x: torch.Tensor) -
     copy_convolution(decoder.up_blocks[0].upsamplers[0].conv, linear.decoder[2])
     copy_convolution(decoder.up_blocks[1].resnets[0].conv_shortcut, linear.decoder[3])
     copy_convolution(decoder.up_blocks[1].upsamplers[0].conv, linear.decoder[5])
-    bypass(decoder.up_blocks[2].resnets[0].conv_shortcut, decoder.conv_norm_out, decoder.conv_out, linear.decoder[6], linear.decoder[7], linear.decoder[:7](linear.encode(x)))
+    bypass(decoder.up_blocks[2].resnets[0].conv_shortcut, decoder.conv_norm_out, decoder.conv_out, linear.decoder[6], linear.decoder[7], linear.decoder[:7](linear.encoder(x)))
     for convolution in (vae.quant_conv, vae.post_quant_conv):
         convolution.weight.copy_(torch.eye(len(convolution.weight))[:, :, None, None])
         convolution.bias.zero_()
+
+
+def load_autoencoder(work: Path, device: torch.device) -> AutoencoderKL:
+    vae = build_autoencoder().to(device).eval()
+    vae.load_state_dict(torch.load(work / "autoencoder.pt", map_location=device, weights_only=True))
+    return vae
 
 
 def random_crops(crops: np.ndarray, batch: int, side: int, random: np.random.Generator, device: torch.device) -> torch.Tensor:
@@ -295,19 +292,46 @@ def holdout_psnr(encode: Callable, decode: Callable, holdout: np.ndarray, device
 
 def encoder_and_decoder(vae: AutoencoderKL) -> tuple[Callable, Callable]:
     """The encoder's mean, and the decoder, as functions of tensors."""
-    return (lambda x: vae.quant_conv(vae.encoder(x))[:, : vae.config.latent_channels]), (lambda z: vae.decoder(vae.post_quant_conv(z)))
+    return (lambda x: vae.quant_conv(vae.encoder(x))[:, :LATENT_CHANNELS]), (lambda z: vae.decoder(vae.post_quant_conv(z)))
+
+
+@torch.no_grad()
+def make_isotropic(vae: AutoencoderKL, x: torch.Tensor, epsilon: float = 0.05) -> None:
+    """Turns and scales the latents so that equal noise in any of their directions changes the picture equally, and their deviation is one.
+
+    Trained as it is, the autoencoder gives fine detail almost the variance of everything else. Then most of what the UNet has to tell from
+    noise looks like noise, and a perturbation of the latent of a given size is mostly grain.
+    """
+    encode, decode = encoder_and_decoder(vae)
+    z = encode(x)
+    noise = epsilon * z.std() * torch.randn_like(z[:, :1])
+    changes = []
+    for channel in range(LATENT_CHANNELS):
+        perturbed = z.clone()
+        perturbed[:, channel:channel + 1] += noise
+        changes.append((decode(perturbed) - decode(z)).flatten())
+    energy, directions = torch.linalg.eigh(torch.stack(changes) @ torch.stack(changes).T)
+    root = directions * energy.sqrt() @ directions.T
+    root /= torch.einsum("ij,bjhw->bihw", root, z).std()
+    for parameter in (vae.quant_conv.weight, vae.quant_conv.bias):
+        parameter[:LATENT_CHANNELS] = torch.tensordot(root, parameter[:LATENT_CHANNELS], 1)
+    vae.post_quant_conv.weight.copy_((vae.post_quant_conv.weight[..., 0, 0] @ root.inverse())[..., None, None])
 
 
 def train_autoencoder(work: Path, minutes: float, device: torch.device, linear_minutes: float = 4) -> None:
-    """First the linear autoencoder, then, started from it, the whole."""
+    """First the linear autoencoder, then, started from it, the whole; autoencoder.pt is the result."""
+    if (work / "autoencoder.pt").exists():
+        return
     torch.manual_seed(0)
     crops, holdout = np.load(work / "crops.npy", mmap_mode="r"), np.load(work / "holdout.npy")
     vae = build_autoencoder().to(device)
-    if not (work / "autoencoder.pt").exists():
-        linear = LinearAutoencoder(vae.config.block_out_channels, vae.config.latent_channels).to(device)
-        fit(linear, linear.encode, linear.decode, crops, holdout, work / "linear.pt", linear_minutes, device, batch=16, side=64, peak=3e-3)
+    if not (work / "whole.pt").exists():
+        linear = LinearAutoencoder(vae.config.block_out_channels, LATENT_CHANNELS).to(device)
+        fit(linear, linear.encoder, linear.decoder, crops, holdout, work / "linear.pt", linear_minutes, device, batch=16, side=64, peak=3e-3)
         transplant(linear, vae, random_crops(crops, 64, 96, np.random.default_rng(0), device))
-    fit(vae, *encoder_and_decoder(vae), crops, holdout, work / "autoencoder.pt", minutes, device, batch=4, side=96, peak=5e-4, compiled=True)
+    fit(vae, *encoder_and_decoder(vae), crops, holdout, work / "whole.pt", minutes, device, batch=4, side=96, peak=5e-4, compiled=True)
+    make_isotropic(vae.eval(), random_crops(crops, 64, 96, np.random.default_rng(0), device))
+    save_atomically(vae.state_dict(), work / "autoencoder.pt")
 
 
 def fit(network: torch.nn.Module, encode: Callable, decode: Callable, crops: np.ndarray, holdout: np.ndarray, path: Path, minutes: float,
@@ -355,12 +379,11 @@ def build_tokenizer(work: Path) -> CLIPTokenizer:
     """A CLIP-style byte-pair tokenizer whose vocabulary is learned from the class names."""
     folder = work / "tokenizer"
     if not folder.exists():
-        names = CLASS_NAMES.read_text().splitlines()
         bpe = Tokenizer(models.BPE(unk_token=EOS, end_of_word_suffix="</w>"))
         bpe.normalizer = normalizers.Lowercase()
         bpe.pre_tokenizer = pre_tokenizers.Whitespace()
         bpe.decoder = decoders.BPEDecoder(suffix="</w>")
-        bpe.train_from_iterator(names, trainers.BpeTrainer(
+        bpe.train_from_iterator(IMAGENET_CLASSES, trainers.BpeTrainer(
             vocab_size=2700, special_tokens=[BOS, EOS], end_of_word_suffix="</w>",
             initial_alphabet=[chr(c) for c in range(33, 127)]))
         learned = json.loads(bpe.to_str())["model"]
@@ -381,8 +404,6 @@ def caption_crops(work: Path, device: torch.device) -> None:
     """Writes captions.npy: the class that EfficientNet-Lite0 gives a crop where it is surer than 0.2, else -1 (the empty prompt)."""
     if (work / "captions.npy").exists():
         return
-    from classifiers import load_classifier
-
     classifier = load_classifier("efficientnet_lite0").to(device)
     crops = np.load(work / "crops.npy", mmap_mode="r")
     labels = []
@@ -397,10 +418,10 @@ def caption_crops(work: Path, device: torch.device) -> None:
 
 # ---------------------------------------------------------------- UNet and text encoder
 
-def build_unet(latent_channels: int) -> UNet2DConditionModel:
+def build_unet() -> UNet2DConditionModel:
     """Attention grids of 28, 14 and 7 at 224 pixels, as Stable Diffusion's; 11 M parameters."""
     unet = UNet2DConditionModel(
-        sample_size=SIZE // 4, in_channels=latent_channels, out_channels=latent_channels,
+        sample_size=SIZE // 4, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(32, 64, 128, 192), layers_per_block=1, attention_head_dim=(2, 2, 4, 6),
@@ -425,13 +446,11 @@ def noise_schedule() -> DDIMScheduler:
 @torch.no_grad()
 def encode_crops(work: Path, device: torch.device) -> float:
     """Writes latents.npy, float16 (2M, C, 56, 56): every crop, then every crop mirrored; returns the scaling factor 1 / std."""
-    vae = build_autoencoder().to(device).eval()
-    vae.load_state_dict(torch.load(work / "autoencoder.pt", map_location=device, weights_only=True)["network"])
-    encode, _ = encoder_and_decoder(vae)
+    encode, _ = encoder_and_decoder(load_autoencoder(work, device))
     if not (work / "latents.npy").exists():
         crops = np.load(work / "crops.npy", mmap_mode="r")
         side = SIZE // 4
-        latents = np.lib.format.open_memmap(work / "latents.partial.npy", "w+", np.float16, (2 * len(crops), vae.config.latent_channels, side, side))
+        latents = np.lib.format.open_memmap(work / "latents.partial.npy", "w+", np.float16, (2 * len(crops), LATENT_CHANNELS, side, side))
         for start in tqdm(range(0, len(crops), 32), desc="latents"):
             x = torch.from_numpy(crops[start:start + 32]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             for offset, view in ((0, x), (len(crops), x.flip(-1))):
@@ -449,10 +468,9 @@ def train_unet(work: Path, minutes: float, device: torch.device, batch: int = 4,
     caption_crops(work, device)
     scale = encode_crops(work, device)
     latents, labels = np.load(work / "latents.npy", mmap_mode="r"), np.load(work / "captions.npy")
-    names = CLASS_NAMES.read_text().splitlines()
-    prompts = tokenizer(names + [""], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids.to(device)
+    prompts = tokenizer([*IMAGENET_CLASSES, ""], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids.to(device)
 
-    networks = torch.nn.ModuleDict({"unet": build_unet(latents.shape[1]), "text_encoder": build_text_encoder(tokenizer)}).to(device).train()
+    networks = torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).to(device).train()
     average = copy.deepcopy(networks).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(networks.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     path, step, clock = work / "unet.pt", 0, Clock(minutes)
@@ -470,14 +488,13 @@ def train_unet(work: Path, minutes: float, device: torch.device, batch: int = 4,
         save_atomically({"networks": networks.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
                          "step": step, "seconds": clock.done, "scale": scale}, path)
 
-    log = open(work / "unet.log", "a")
     while clock.tick():
         chosen = random.integers(0, len(latents), batch)
         z = torch.from_numpy(np.stack([latents[i] for i in chosen]).astype(np.float32)).to(device) * scale
         z = z + LATENT_NOISE * torch.randn_like(z)  # the attack encodes with a sample, not with the mean
         t = torch.where(torch.rand(batch) < 0.8, torch.randint(0, 300, (batch,)), torch.randint(0, 1000, (batch,))).to(device)
         caption = labels[chosen % len(labels)]
-        caption = np.where((caption < 0) | (random.random(batch) < 0.15), len(names), caption)
+        caption = np.where((caption < 0) | (random.random(batch) < 0.15), len(IMAGENET_CLASSES), caption)
         noise = torch.randn_like(z)
         for group in optimizer.param_groups:
             group["lr"] = clock.learning_rate(peak, step)
@@ -495,8 +512,8 @@ def train_unet(work: Path, minutes: float, device: torch.device, batch: int = 4,
             save()
         if step % 250 == 0:
             errors = {t: noise_error(average, held_out, prompts[-1:], t, alphas_cumprod) for t in (51, 201, 401)}
-            print(f"unet step {step} {clock.done / 60:.1f} min loss {loss.item():.3f} held-out noise error "
-                  + ", ".join(f"{error:.3f} at t = {t}" for t, error in errors.items()), file=log, flush=True)
+            with open(work / "unet.log", "a") as log:
+                print(f"step {step} {clock.done / 60:.1f} min held-out noise error " + ", ".join(f"{error:.3f} at t = {t}" for t, error in errors.items()), file=log)
     save()
 
 
@@ -507,10 +524,8 @@ def add_noise(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, alphas_cump
 
 @torch.no_grad()
 def holdout_latents(work: Path, device: torch.device, count: int = 24) -> torch.Tensor:
-    vae = build_autoencoder().to(device).eval()
-    vae.load_state_dict(torch.load(work / "autoencoder.pt", map_location=device, weights_only=True)["network"])
     x = torch.from_numpy(np.load(work / "holdout.npy")[:count]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return encoder_and_decoder(vae)[0](x)
+    return encoder_and_decoder(load_autoencoder(work, device))[0](x)
 
 
 @torch.no_grad()
@@ -529,9 +544,7 @@ def export(work: Path, target: Path) -> None:
     device = torch.device("cpu")
     tokenizer = build_tokenizer(work)
     state = torch.load(work / "unet.pt", map_location=device, weights_only=True)
-    vae = build_autoencoder()
-    vae.load_state_dict(torch.load(work / "autoencoder.pt", map_location=device, weights_only=True)["network"])
-    channels = vae.config.latent_channels
+    vae, channels = load_autoencoder(work, device), LATENT_CHANNELS
     with torch.no_grad():
         vae.quant_conv.weight[channels:] = 0
         vae.quant_conv.bias[channels:] = LATENT_LOGVAR
@@ -539,7 +552,7 @@ def export(work: Path, target: Path) -> None:
             parameter[:channels] *= state["scale"]
         vae.post_quant_conv.weight /= state["scale"]
     vae.register_to_config(scaling_factor=1.0)
-    networks = torch.nn.ModuleDict({"unet": build_unet(channels), "text_encoder": build_text_encoder(tokenizer)})
+    networks = torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
     networks.load_state_dict(state["average"])
     pipeline = StableDiffusionPipeline(vae=vae, text_encoder=networks["text_encoder"], tokenizer=tokenizer, unet=networks["unet"],
                                        scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
@@ -558,6 +571,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work, device = arguments.work_dir, torch.device(arguments.device)
     work.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     stages = {"data": lambda: prepare_data(work),
               "autoencoder": lambda: train_autoencoder(work, arguments.autoencoder_minutes, device),
               "unet": lambda: train_unet(work, arguments.unet_minutes, device),

@@ -84,7 +84,7 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
     """AdamW's first steps are signs, which amplify rounding; so the later losses are compared through the image."""
     pipeline, classifier, picture, label = demo
     image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255
-    attack = DiffAttack(pipeline, classifier, IMAGENET_CLASSES)
+    attack = DiffAttack(pipeline, classifier)
     adversarial, expected, losses, history = compare(attack, classifier, image, label, IMAGENET_CLASSES[label], None, 30)
     first = history[:3, :4]
     np.testing.assert_allclose(losses[:3, :4], first, rtol=1e-4, atol=1e-9)

@@ -1,0 +1,62 @@
+"""The small diffusion model and the photographs that ship with the project, and the trick that its training starts with."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from natsort import natsorted
+from safetensors import safe_open
+
+from attentionControl import AttentionControlEdit
+from conftest import ROOT
+from diff_latent_attack import DiffAttack
+from evaluate import psnr
+from main import load_pipeline, to_pixels, to_tensor
+from utils import read_image
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu"))
+
+
+def test_it_is_small_and_in_half_precision_safetensors():
+    files = [path for path in (ROOT / "demo").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert len(weights) == 3 and not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    for path in weights:
+        with safe_open(path, "pt") as file:
+            assert {file.get_tensor(name).dtype for name in file.keys()} <= {torch.float16, torch.int64}
+
+
+def test_its_attention_grids_are_stable_diffusions(pipeline):
+    controller = AttentionControlEdit(5)
+    with torch.no_grad(), controller.attached(pipeline.unet), controller.collecting() as maps:
+        pipeline.unet(torch.zeros(2, 8, 56, 56), 1, torch.zeros(2, 24, 128))
+    assert {round(attention.shape[2] ** 0.5) for attention in maps.values()} == {28, 14, 7}
+
+
+def test_the_autoencoder_keeps_the_photographs(pipeline):
+    attack = DiffAttack(pipeline, torch.nn.Identity())
+    figures = []
+    for path in natsorted((ROOT / "demo/heldout").iterdir(), key=lambda path: path.name):
+        clean = read_image(path, 224)
+        with torch.no_grad():
+            figures.append(psnr(clean, to_pixels(attack.decode(attack.encode(to_tensor(clean)))[0])))
+    assert len(figures) >= 20 and np.mean(figures) >= 27
+
+
+def test_the_trained_autoencoder_starts_as_the_linear_one():
+    specification = importlib.util.spec_from_file_location("training", ROOT / "demo/train_tiny_diffusion.py")
+    training = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(training)
+    torch.manual_seed(0)
+    vae, x = training.build_autoencoder(), 0.5 * torch.randn(4, 3, 32, 32)
+    linear = training.LinearAutoencoder((16, 32, 64), 8)
+    training.transplant(linear, vae, x)
+    encode, decode = training.encoder_and_decoder(vae)
+    with torch.no_grad():
+        for ours, expected in ((encode(x), linear.encoder(x)), (decode(linear.encoder(x)), linear.decoder(linear.encoder(x)))):
+            assert (ours - expected).square().mean() < 0.01 * expected.square().mean()
