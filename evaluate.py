@@ -39,9 +39,9 @@ def accuracy(predictions: list[Prediction], labels: np.ndarray) -> float:
 
 def attack_success(before: list[Prediction], after: list[Prediction], labels: np.ndarray) -> tuple[int, int]:
     """How many of the images classified correctly before are misclassified after, and how many were correct before."""
-    correct = [p.label == label for p, label in zip(before, labels)]
-    fooled = sum(c and p.label != label for c, p, label in zip(correct, after, labels))
-    return fooled, sum(correct)
+    correct = [p.label == int(label) for p, label in zip(before, labels)]
+    fooled = [c and p.label != int(label) for c, p, label in zip(correct, after, labels)]
+    return sum(fooled), sum(correct)
 
 
 def psnr(clean: np.ndarray, other: np.ndarray) -> float:

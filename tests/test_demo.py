@@ -34,7 +34,7 @@ def test_it_is_small_and_in_half_precision_safetensors():
 def test_its_attention_grids_are_stable_diffusions(pipeline):
     controller = AttentionControlEdit(5)
     with torch.no_grad(), controller.attached(pipeline.unet), controller.collecting() as maps:
-        pipeline.unet(torch.zeros(2, 8, 56, 56), 1, torch.zeros(2, 24, 128))
+        pipeline.unet(torch.zeros(2, 16, 56, 56), 1, torch.zeros(2, 24, 128))
     assert {round(attention.shape[2] ** 0.5) for attention in maps.values()} == {28, 14, 7}
 
 
@@ -48,15 +48,29 @@ def test_the_autoencoder_keeps_the_photographs(pipeline):
     assert len(figures) >= 20 and np.mean(figures) >= 27
 
 
-def test_the_trained_autoencoder_starts_as_the_linear_one():
+def load_training_script():
     specification = importlib.util.spec_from_file_location("training", ROOT / "demo/train_tiny_diffusion.py")
     training = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(training)
+    return training
+
+
+def test_the_training_starts_from_the_linear_autoencoder():
+    training = load_training_script()
     torch.manual_seed(0)
-    vae, x = training.build_autoencoder(), 0.5 * torch.randn(4, 3, 32, 32)
-    linear = training.LinearAutoencoder((16, 32, 64), 8)
+    crops = np.stack([read_image(path, 64) for path in sorted((ROOT / "demo/heldout").iterdir())])
+    x = training.as_input(torch.from_numpy(crops))
+    kernel, bias = training.principal_components(crops)
+    patches = torch.nn.functional.unfold(x, 4, stride=4).movedim(1, 0).flatten(1)  # (48, many), independent of pixel_unshuffle
+    expected = torch.linalg.svdvals(patches - patches.mean(1, keepdim=True)).square()[:16]
+    vae, linear = training.build_autoencoder(), training.LinearAutoencoder(kernel, bias)
     training.transplant(linear, vae, x)
-    encode, decode = training.encoder_and_decoder(vae)
     with torch.no_grad():
-        for ours, expected in ((encode(x), linear.encoder(x)), (decode(linear.encoder(x)), linear.decoder(linear.encoder(x)))):
-            assert (ours - expected).square().mean() < 0.01 * expected.square().mean()
+        posterior = vae.encode(x).latent_dist
+        energies = linear.encoder(x).movedim(1, 0).flatten(1).square().sum(1)
+        assert torch.allclose(energies / energies.sum(), expected / expected.sum(), rtol=1e-3)
+        assert linear.encoder(x).std().item() == pytest.approx(1, abs=1e-3)
+        assert (posterior.mean - linear.encoder(x)).abs().max() < 0.1
+        assert torch.allclose(posterior.logvar, torch.full_like(posterior.logvar, -7))
+        ours, expected = vae.decode(posterior.mean).sample, linear.decoder(linear.encoder(x))
+        assert (ours - expected).square().mean() < 0.01 * expected.square().mean()
