@@ -27,6 +27,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from natsort import natsorted
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, load_classifier
 from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, NonFiniteLossError
@@ -113,7 +114,7 @@ def read_labels(path: Path, count: int, classes: int) -> list[int]:
     if not path.is_file():
         raise InputError(f"--label_path: there is no file {str(path)!r}; give a text file with one class number a line")
     try:
-        lines = path.read_text().rstrip().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError:
         raise InputError(f"--label_path: {str(path)!r} is no text file; give one class number a line") from None
     labels = []
@@ -171,7 +172,9 @@ def load_pipeline(path: str, device: torch.device) -> StableDiffusionPipeline:
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise InputError(f"--pretrained_diffusion_path: there is no folder {path!r}; give a Stable Diffusion folder in diffusers format, or a hub id such as Manojb/stable-diffusion-2-base")
     diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
+    if local:  # a download wants its progress bar, reading a file does not
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32, use_safetensors=True, safety_checker=None,
                                                            feature_extractor=None, requires_safety_checker=False)

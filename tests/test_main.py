@@ -16,7 +16,7 @@ from PIL import Image
 from conftest import ROOT
 from utils import read_image
 
-QUICK = ["--iterations", "2", "--limit", "2"]
+QUICK = ["--iterations", "2", "--limit", "1"]
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -26,7 +26,7 @@ def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Each weight mode on two demo images, and `uniform` a second time."""
+    """Each weight mode on one demo image, and `uniform` a second time."""
     folders = {}
     for name, mode in [("uniform", "uniform"), ("again", "uniform"), ("fixed", "fixed"), ("learnable_detached", "learnable_detached"), ("learnable", "learnable")]:
         folders[name] = tmp_path_factory.mktemp(name)
@@ -40,11 +40,10 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("mode", ["uniform", "fixed", "learnable_detached", "learnable"])
 def test_a_run_writes_its_files_and_its_table(runs, mode):
     folder = runs[mode]
-    for index in range(2):
-        names = sorted(path.name for path in folder.glob(f"{index:04d}_*"))
-        outcome = re.search("(ATKSuccess|Fail)", " ".join(names))[1]
-        assert names == [f"{index:04d}_{end}" for end in ("adv_image.png", "diff_absolute.png", f"diff_efficientnet_lite0_image_{outcome}.png",
-                                                          "diff_relative.png", "originImage.png", "record.npz")]
+    names = sorted(path.name for path in folder.glob("0*"))
+    outcome = re.search("(ATKSuccess|Fail)", " ".join(names))[1]
+    assert names == [f"0000_{end}" for end in ("adv_image.png", "diff_absolute.png", f"diff_efficientnet_lite0_image_{outcome}.png",
+                                               "diff_relative.png", "originImage.png", "record.npz")]
     results = json.loads((folder / "results.json").read_text())
     table, log = (folder / "stdout").read_text(), (folder / "log.txt").read_text()
     assert results["configuration"]["weight_mode"] == mode and results["versions"]["torch"].startswith("2.13.0")
@@ -59,7 +58,7 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
 
 def test_the_same_command_writes_the_same_bytes(runs):
     images = sorted(path.name for path in runs["uniform"].glob("*.png"))
-    assert len(images) == 10
+    assert len(images) == 5
     for name in images:
         assert (runs["uniform"] / name).read_bytes() == (runs["again"] / name).read_bytes(), name
 
