@@ -26,7 +26,7 @@ LOSS_TERMS = ("attack", "self-attention", "cross-attention")
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of LOSS_TERMS, `index` is the image's place in its batch."""
+    """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of LOSS_TERMS or "total", `index` is the image's place in its batch."""
 
     def __init__(self, iteration: int, term: str, index: int):
         super().__init__(f"the {term} loss is not finite in iteration {iteration}")
@@ -161,7 +161,7 @@ class DiffAttack:
                     self.controller.weighted_sum(layer_losses.sum(-1)),
                     masked_variance(attention, inversion.class_tokens)])
                 total = sum(weight * loss for weight, loss in zip(self.loss_weights, losses))           # (B,)
-                raise_if_not_finite(losses, iteration)
+                raise_if_not_finite(torch.cat([losses, total[None]]), iteration)
                 optimizer.zero_grad()
                 total.sum().backward()
                 optimizer.step()
@@ -329,10 +329,11 @@ def make_controller(mode: str, schedule: Sequence[float], weight_lr: float, num_
 
 
 def raise_if_not_finite(losses: torch.Tensor, iteration: int) -> None:
+    """Raises NonFiniteLossError for losses `(4, B)`: those of LOSS_TERMS, then their weighted sum."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         term, index = bad[0].tolist()
-        raise NonFiniteLossError(iteration, LOSS_TERMS[term], index)
+        raise NonFiniteLossError(iteration, (*LOSS_TERMS, "total")[term], index)
 
 
 @contextmanager

@@ -143,6 +143,13 @@ def test_bad_input_is_answered_in_one_line(answers, bad, case):
     assert result.stdout == "" and not (bad / "output").exists()
 
 
+def test_a_loss_that_is_not_finite_stops_only_its_image(tmp_path):
+    result = start("--save_dir", tmp_path, "--limit", "2", "--iterations", "2", "--res", "96", "--cross_attn_loss_weight", "1e300")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert len(re.findall(r"not attacked: \w+\.jpg: the total loss is not finite in iteration 1\n", result.stdout)) == 2
+    assert not list(tmp_path.glob("*.png")) and json.loads((tmp_path / "results.json").read_text())["images"] == []
+
+
 def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
     source = sorted((ROOT / "demo/images").iterdir())[0]
     (tmp_path / "in").mkdir()
