@@ -154,12 +154,7 @@ class DiffAttack:
             history = []
             for iteration in range(1, self.iterations + 1):
                 weights = self.controller.weights()
-                adversarial, layer_losses, attention = self.denoise(latents, inversion, reference)
-                logits = self.classifier(self.to_image(adversarial, inversion.images, mask))
-                losses = torch.stack([                                                                  # (3, B)
-                    F.cross_entropy(logits, inversion.labels, reduction="none"),
-                    self.controller.weighted_sum(layer_losses.sum(-1)),
-                    masked_variance(attention, inversion.class_tokens)])
+                losses, layer_losses, logits = self.losses(latents, inversion, reference, mask)
                 total = sum(weight * loss for weight, loss in zip(self.loss_weights, losses))           # (B,)
                 raise_if_not_finite(torch.cat([losses, total[None]]), iteration)
                 optimizer.zero_grad()
@@ -242,6 +237,16 @@ class DiffAttack:
             attention.append(class_token_attention(step_maps, self.class_grid(inversion)))
             maps.append({layer: attention for layer, attention in step_maps.items() if not layer.is_cross})
         return maps, torch.stack(attention).mean(0)
+
+    def losses(self, latents: torch.Tensor, inversion: Inversion, reference: list[Maps], mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The three losses `(3, B)` in the order of LOSS_TERMS, the self-attention losses `(N, B, layers)`, and the classifier's logits."""
+        decoded, layer_losses, attention = self.denoise(latents, inversion, reference)
+        logits = self.classifier(self.to_image(decoded, inversion.images, mask))
+        losses = torch.stack([
+            F.cross_entropy(logits, inversion.labels, reduction="none"),
+            self.controller.weighted_sum(layer_losses.sum(-1)),
+            masked_variance(attention, inversion.class_tokens)])
+        return losses, layer_losses, logits
 
     def denoise(self, latents: torch.Tensor, inversion: Inversion, reference: list[Maps]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs the perturbed latent through all N timesteps.

@@ -107,10 +107,11 @@ def weights_of(schedule, n):
 
 
 def attack(pipeline, scheduler, classifier, image, label, caption, weights=None, start_step=15, iterations=30, guidance=2.5, attack_weight=10., cross_weight=10000.,
-           self_weight=100.):
+           self_weight=100., visited=None):
     """Attacks one image (1, 3, H, W); returns the adversarial image and the loss of every iteration by term and in total.
 
-    `weights` are N numbers that sum to 1, or None for the original DiffAttack.
+    `weights` are N numbers that sum to 1, or None for the original DiffAttack. A list given as `visited` receives the null embeddings and then the
+    latent of each iteration.
     """
     timesteps = scheduler.timesteps[start_step:].tolist()
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
@@ -119,6 +120,8 @@ def attack(pipeline, scheduler, classifier, image, label, caption, weights=None,
     own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
     trajectory = invert(pipeline, scheduler, encode(pipeline, image), null)
     nulls = null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance)
+    visited = [] if visited is None else visited
+    visited.append(nulls)
 
     store = []
     processors = pipeline.unet.attn_processors
@@ -138,6 +141,7 @@ def attack(pipeline, scheduler, classifier, image, label, caption, weights=None,
     optimizer = torch.optim.AdamW([latents], lr=0.01)
     history = []
     for _ in range(iterations):
+        visited.append(latents.detach().clone())
         with torch.no_grad():
             _, reference = run(trajectory[n])
         adversarial, maps = run(latents)
