@@ -181,7 +181,7 @@ def save_atomically(state: dict, path: Path) -> None:
 FACTOR, WIDTHS = 4, (16, 32, 64)
 LATENT_CHANNELS = 16
 LATENT_LOGVAR = -7.0                            # of the posterior, so that `latent_dist.sample()` adds noise of exp(-3.5) = 0.03:
-                                                # nearly deterministic latents, of deviation one
+LATENT_NOISE = math.exp(LATENT_LOGVAR / 2)      # nearly deterministic latents, of deviation one
 DECODER_NOISE = 0.12                            # up to this deviation: what a UNet hands to the decoder is never quite a latent of the encoder
 
 
