@@ -192,11 +192,16 @@ class DiffAttack:
 
     @torch.no_grad()
     def ddim_inversion(self, latents: torch.Tensor, null_embeddings: torch.Tensor) -> list[torch.Tensor]:
-        """The latents z_0 .. z_N after 0 .. N inversion steps, without guidance, so with the unconditional branch alone."""
+        """The latents z_0 .. z_N after 0 .. N inversion steps, without guidance, so with the unconditional branch alone.
+
+        Each step undoes one of the attack's, from t - 1000/T to t with the noise predicted at t, so that z_N has the noise of the first attacked
+        timestep (as in Mokady et al., arXiv 2211.09794). The original DiffAttack steps from t to t + 1000/T and then reads its z_N as if it
+        were a step earlier, which leaves every picture with less contrast.
+        """
         trajectory = [latents]
         for t in self.timesteps.flip(0).tolist():
-            prediction = self.unet(latents, t, null_embeddings).sample
-            latents = self.ddim_step(latents, prediction, t, t + self.stride)
+            noise = self.predicted_noise(latents, self.unet(latents, t, null_embeddings).sample, t)
+            latents = self.ddim_step(latents, noise, t - self.stride, t)
             trajectory.append(latents)
         return trajectory
 
@@ -215,7 +220,7 @@ class DiffAttack:
                 conditional = self.unet(latents, t, class_embeddings).sample
 
             def step(null_embeddings: torch.Tensor) -> torch.Tensor:
-                return self.ddim_step(latents, self.guide(self.unet(latents, t, null_embeddings).sample, conditional), t, t - self.stride)
+                return self.denoising_step(latents, self.guide(self.unet(latents, t, null_embeddings).sample, conditional), t)
 
             for _ in range(10 + 2 * i):
                 loss = (step(embeddings) - target).square().mean((1, 2, 3)).sum()
@@ -272,18 +277,26 @@ class DiffAttack:
         t = self.timesteps[i].item()
         embeddings = torch.cat([inversion.null_embeddings[i], inversion.class_embeddings])
         unconditional, conditional = self.unet(torch.cat([latents, latents]), t, embeddings).sample.chunk(2)
-        return self.ddim_step(latents, self.guide(unconditional, conditional), t, t - self.stride)
+        return self.denoising_step(latents, self.guide(unconditional, conditional), t)
 
     def guide(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
         return unconditional + self.guidance * (conditional - unconditional)
 
-    def ddim_step(self, latents: torch.Tensor, prediction: torch.Tensor, t_from: int, t_to: int) -> torch.Tensor:
+    def denoising_step(self, latents: torch.Tensor, prediction: torch.Tensor, t: int) -> torch.Tensor:
+        """The DDIM step from timestep t to the next one, given the UNet's prediction."""
+        return self.ddim_step(latents, self.predicted_noise(latents, prediction, t), t, t - self.stride)
+
+    def predicted_noise(self, latents: torch.Tensor, prediction: torch.Tensor, t: int) -> torch.Tensor:
+        """The noise that the UNet's prediction at timestep t stands for, of an epsilon- or a v-prediction model."""
+        if self.scheduler.config.prediction_type != "v_prediction":
+            return prediction
+        alpha, sigma = self.signal_and_noise(t)
+        return alpha * prediction + sigma * latents
+
+    def ddim_step(self, latents: torch.Tensor, noise: torch.Tensor, t_from: int, t_to: int) -> torch.Tensor:
         """The deterministic DDIM step from one timestep to another, forwards or backwards (Song et al., arXiv 2010.02502, eq. 12)."""
         alpha, sigma = self.signal_and_noise(t_from)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            clean, noise = alpha * latents - sigma * prediction, alpha * prediction + sigma * latents
-        else:
-            clean, noise = (latents - sigma * prediction) / alpha, prediction
+        clean = (latents - sigma * noise) / alpha
         alpha, sigma = self.signal_and_noise(t_to)
         return alpha * clean + sigma * noise
 

@@ -35,19 +35,17 @@ def alpha_bar(scheduler, t):
     return float(scheduler.alphas_cumprod[t]) if t >= 0 else float(scheduler.final_alpha_cumprod)
 
 
-def noise_and_clean(scheduler, x, output, t):
-    """The predicted noise and clean latent from the model's output (epsilon or v)."""
+def predicted_noise(scheduler, x, output, t):
+    """From the model's output, which is epsilon or v."""
     a = alpha_bar(scheduler, t)
-    if scheduler.config.prediction_type == "v_prediction":
-        eps = a**0.5 * output + (1 - a) ** 0.5 * x
-        return eps, (x - (1 - a) ** 0.5 * eps) / a**0.5
-    return output, (x - (1 - a) ** 0.5 * output) / a**0.5
+    return a**0.5 * output + (1 - a) ** 0.5 * x if scheduler.config.prediction_type == "v_prediction" else output
 
 
-def move(scheduler, x, output, t, t_next):
-    eps, x0 = noise_and_clean(scheduler, x, output, t)
-    a = alpha_bar(scheduler, t_next)
-    return a**0.5 * x0 + (1 - a) ** 0.5 * eps
+def move(scheduler, x, output, t, start, end):
+    """From the noise level of timestep `start` to that of `end`, with what the model said at timestep t."""
+    eps = predicted_noise(scheduler, x, output, t)
+    x0 = (x - (1 - alpha_bar(scheduler, start)) ** 0.5 * eps) / alpha_bar(scheduler, start) ** 0.5
+    return alpha_bar(scheduler, end) ** 0.5 * x0 + (1 - alpha_bar(scheduler, end)) ** 0.5 * eps
 
 
 def embed(pipeline, prompt):
@@ -69,15 +67,13 @@ def encode(pipeline, image):
 
 
 def invert(pipeline, scheduler, latents, null):
-    """z_0, z_1, ... as far as the training timesteps reach."""
+    """z_0, z_1, ... z_T."""
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     trajectory = [latents]
     for t in sorted(scheduler.timesteps.tolist()):
-        if t + stride >= scheduler.config.num_train_timesteps:
-            break
         with torch.no_grad():
             output = pipeline.unet(trajectory[-1], torch.tensor(t), null).sample
-        trajectory.append(move(scheduler, trajectory[-1], output, t, t + stride))
+        trajectory.append(move(scheduler, trajectory[-1], output, t, t - stride, t))
     return trajectory
 
 
@@ -90,12 +86,12 @@ def null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance):
     for i, t in enumerate(timesteps):
         for _ in range(10 + 2 * i):
             optimizer.zero_grad()
-            landed = move(scheduler, latents, both_branches(pipeline, latents, t, embedding, text, guidance), t, t - stride)
+            landed = move(scheduler, latents, both_branches(pipeline, latents, t, embedding, text, guidance), t, t, t - stride)
             F.mse_loss(landed, trajectory[n - 1 - i]).backward()
             optimizer.step()
         result.append(embedding.detach().clone())
         with torch.no_grad():
-            latents = move(scheduler, latents, both_branches(pipeline, latents, t, embedding, text, guidance), t, t - stride)
+            latents = move(scheduler, latents, both_branches(pipeline, latents, t, embedding, text, guidance), t, t, t - stride)
     return result
 
 
@@ -132,7 +128,7 @@ def attack(pipeline, scheduler, classifier, image, label, caption, weights=None,
         maps = []
         for i, t in enumerate(timesteps):
             store.clear()
-            latents = move(scheduler, latents, both_branches(pipeline, latents, t, nulls[i], text, guidance), t, t - stride)
+            latents = move(scheduler, latents, both_branches(pipeline, latents, t, nulls[i], text, guidance), t, t, t - stride)
             maps.append([(name, m[len(m) // 2:]) for name, m in store])
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
         return (decoded / 2 + 0.5).clamp(0, 1), maps

@@ -65,7 +65,7 @@ def test_inversion_and_null_text_agree_with_the_reference(checkpoint, classifier
     inversion = attack.invert(images[:1], labels[:1])
     null, text = reference.embed(attack.pipeline, ""), reference.embed(attack.pipeline, "polar bear")
     trajectory = reference.invert(attack.pipeline, attack.scheduler, reference.encode(attack.pipeline, images[:1]), null)
-    assert len(trajectory) == 20  # it goes on to where the attack never looks
+    assert len(trajectory) == 21  # it goes on to where the attack never looks
     assert torch.allclose(inversion.latents, trajectory[5], rtol=0, atol=1e-12)
     expected = reference.null_text(attack.pipeline, attack.scheduler, trajectory, attack.timesteps.tolist(), text, null, 2.5)
     for embedding, slow in zip(inversion.null_embeddings, expected, strict=True):
