@@ -12,6 +12,7 @@ The learning rate falls to zero over the minutes given, so a stage that is resum
 
 import argparse
 import copy
+import functools
 import itertools
 import json
 import math
@@ -315,6 +316,16 @@ def random_crops(crops: np.ndarray, chosen: np.ndarray, side: int, random: np.ra
     return as_input(torch.from_numpy(x).to(device))
 
 
+def smoothness(x: torch.Tensor, visible: float = 0.03) -> torch.Tensor:
+    """1 where the picture is plain, towards 0 where it varies: (B, 3, H, W) in [-1, 1] to (B, 1, H, W).
+
+    It is 1 / (1 + variance / visible^2) over 5 x 5 pixels, as the noise visibility function of image coding; 0.03 is four grey levels.
+    """
+    blur = functools.partial(F.avg_pool2d, kernel_size=5, stride=1, padding=2, count_include_pad=False)
+    variance = (blur(x.square()) - blur(x).square()).mean(1, keepdim=True)
+    return 1 / (1 + variance.clamp(min=0) / visible**2)
+
+
 @torch.no_grad()
 def holdout_psnr(autoencoder: Callable, holdout: np.ndarray, device: torch.device, count: int = 24) -> float:
     """Mean PSNR in dB over the first `count` held-out crops."""
@@ -324,10 +335,16 @@ def holdout_psnr(autoencoder: Callable, holdout: np.ndarray, device: torch.devic
 
 
 class Encoder:
-    """What the autoencoder's encoder computes, without the detour through its network: latents (B, 16, H / 4, W / 4) of deviation one."""
+    """What the autoencoder's encoder computes, without the detour through its network: latents (B, 16, H / 4, W / 4) of deviation one.
 
-    def __init__(self, crops: np.ndarray, device: torch.device):
-        self.kernel, self.bias = (parameter.to(device) for parameter in principal_components(crops))
+    It is kept in encoder.pt: were it computed anew from other crops, decoder and UNet would have to be trained anew.
+    """
+
+    def __init__(self, work: Path, crops: np.ndarray, device: torch.device):
+        if not (work / "encoder.pt").exists():
+            save_atomically(dict(zip(("kernel", "bias"), principal_components(crops))), work / "encoder.pt")
+        state = torch.load(work / "encoder.pt", map_location=device, weights_only=True)
+        self.kernel, self.bias = state["kernel"], state["bias"]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(F.pixel_unshuffle(x, FACTOR), self.kernel, self.bias)
@@ -337,7 +354,7 @@ def train_autoencoder(work: Path, minutes: float, device: torch.device, linear_m
     """The encoder is given; of the decoder first the linear one and then, started from it, the whole."""
     torch.manual_seed(0)
     crops, holdout = np.load(work / "crops.npy", mmap_mode="r"), np.load(work / "holdout.npy")
-    encode, vae = Encoder(crops, device), build_autoencoder().to(device)
+    encode, vae = Encoder(work, crops, device), build_autoencoder().to(device)
     if not (work / "autoencoder.pt").exists():
         linear = LinearAutoencoder(encode.kernel.cpu(), encode.bias.cpu()).to(device)
         fit(linear, encode, linear.decoder, crops, holdout, work / "linear.pt", linear_minutes, device, batch=16, side=64, peak=3e-3)
@@ -352,7 +369,8 @@ def fit(network: torch.nn.Module, encode: Callable, decode: Callable, crops: np.
         device: torch.device, batch: int, side: int, peak: float, compiled: bool = False) -> None:
     """Trains a decoder for so many minutes in all, resuming from `path`.
 
-    The loss is the log of each crop's squared error, which is its PSNR: dark and smooth pictures count as much as busy ones.
+    The loss is the log of each crop's squared error, which is its PSNR, so that dark and smooth pictures count as much as busy ones; and
+    again of the error where the crop is smooth, because that is where a person sees rings, and the mean hardly notices them.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -367,7 +385,8 @@ def fit(network: torch.nn.Module, encode: Callable, decode: Callable, crops: np.
     def loss_of(x: torch.Tensor) -> torch.Tensor:
         z = encode(x)
         noise = DECODER_NOISE * torch.rand(len(z), 1, 1, 1, device=device) * torch.randn_like(z)
-        return ((decode(z + noise) - x).square().mean((1, 2, 3)) + 3e-4).log().mean()
+        error = (decode(z + noise) - x).square().mean(1, keepdim=True)  # (B, 1, side, side)
+        return (error.mean((1, 2, 3)) + 3e-4).log().mean() + ((smoothness(x) * error).mean((1, 2, 3)) + 1e-4).log().mean()
 
     if compiled:  # 2.8 times as fast on two CPU cores, where small channels leave the network bound by memory
         loss_of = torch.compile(loss_of)
@@ -472,7 +491,7 @@ def train_unet(work: Path, minutes: float, device: torch.device, batch: int = 4,
     tokenizer, scheduler = build_tokenizer(work), noise_schedule()
     caption_crops(work, device)
     crops, labels = np.load(work / "crops.npy", mmap_mode="r"), np.load(work / "captions.npy")
-    encode = Encoder(crops, device)
+    encode = Encoder(work, crops, device)
     held_out = encode(as_input(torch.from_numpy(np.load(work / "holdout.npy")[:24]).to(device)))
     prompts = tokenizer([*IMAGENET_CLASSES, ""], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids.to(device)
 
