@@ -3,6 +3,7 @@
     python demo/train_tiny_diffusion.py                       # everything; rerun the same line to resume
     python demo/train_tiny_diffusion.py --stages data,autoencoder --autoencoder_minutes 40
     python demo/train_tiny_diffusion.py --stages unet,export --unet_minutes 90
+    python demo/train_tiny_diffusion.py --stages neighbours   # which training crops look most like the photographs that are measured on
 
 It needs Debian's `apt-get` and `dpkg` for the photographs (demo/README.md lists the packages and their licences),
 writes everything under --work_dir, checkpoints each minute, and uses CUDA where there is a GPU.
@@ -37,7 +38,7 @@ DEMO = Path(__file__).resolve().parent
 sys.path.insert(0, str(DEMO.parent))
 
 from classifiers import IMAGENET_CLASSES, load_classifier  # noqa: E402
-from utils import keep_freed_memory  # noqa: E402
+from utils import image_grid, keep_freed_memory, read_image, write_image  # noqa: E402
 
 SIZE = 224
 PACKAGES = ("plasma-workspace-wallpapers", "gnome-backgrounds", "mate-backgrounds", "ukui-wallpapers", "lomiri-wallpapers-16.04",
@@ -144,6 +145,29 @@ def prepare_data(work: Path) -> None:
     np.save(work / "holdout.npy", np.stack([crop for crops in per_file[split:] for crop in crops[:3]]))
     np.save(work / "crops.npy", train)
     print(f"{len(train)} crops of {split} files for training, {len(per_file) - split} files held out")
+
+
+@torch.no_grad()
+def draw_neighbours(work: Path, device: torch.device, count: int = 3) -> None:
+    """Writes neighbours.png: beside each demo and held-out photograph the training crops most like it, to see that none shows the same scene.
+
+    Likeness is the cosine of the classifier's pooled features, centred on the crops' mean.
+    """
+    classifier, features = load_classifier("efficientnet_lite0").to(device), []
+    classifier.network._fc.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].cpu()))
+
+    def features_of(pictures: np.ndarray) -> torch.Tensor:
+        features.clear()
+        for start in tqdm(range(0, len(pictures), 64), desc="features"):
+            classifier(torch.from_numpy(pictures[start:start + 64]).to(device).permute(0, 3, 1, 2).float() / 255)
+        return torch.cat(features)
+
+    crops = np.load(work / "crops.npy")
+    photographs = np.stack([read_image(path, SIZE) for folder in ("images", "heldout") for path in sorted((DEMO / folder).iterdir())])
+    known, asked = features_of(crops), features_of(photographs)
+    known, asked = (F.normalize(f - known.mean(0)) for f in (known, asked))
+    nearest = (asked @ known.T).topk(count).indices
+    write_image(image_grid([[photograph, *crops[indices]] for photograph, indices in zip(photographs, nearest.numpy())]), work / "neighbours.png")
 
 
 # ---------------------------------------------------------------- training loop shared by both networks
@@ -450,7 +474,7 @@ def caption_crops(work: Path, device: torch.device) -> None:
     crops = np.load(work / "crops.npy", mmap_mode="r")
     labels = []
     for start in tqdm(range(0, len(crops), 64), desc="captions"):
-        x = torch.from_numpy(crops[start:start + 64]).to(device).permute(0, 3, 1, 2).float() / 255
+        x = torch.from_numpy(crops[start:start + 64].copy()).to(device).permute(0, 3, 1, 2).float() / 255
         confidence, label = classifier(x).softmax(1).max(1)
         labels.append(torch.where(confidence > 0.2, label, -1).cpu().numpy())
     labels = np.concatenate(labels)
@@ -589,6 +613,7 @@ def main() -> None:
     stages = {"data": lambda: prepare_data(work),
               "autoencoder": lambda: train_autoencoder(work, arguments.autoencoder_minutes, device),
               "unet": lambda: train_unet(work, arguments.unet_minutes, device),
+              "neighbours": lambda: draw_neighbours(work, device),
               "export": lambda: export(work, DEMO / "tiny_diffusion")}
     for stage in arguments.stages.split(","):
         stages[stage]()

@@ -1,6 +1,7 @@
 """The small diffusion model and the photographs that ship with the project, and the trick that its training starts with."""
 
 import importlib.util
+import re
 
 import numpy as np
 import pytest
@@ -74,3 +75,27 @@ def test_the_training_starts_from_the_linear_autoencoder():
         assert torch.allclose(posterior.logvar, torch.full_like(posterior.logvar, -7))
         ours, expected = vae.decode(posterior.mean).sample, linear.decoder(linear.encoder(x))
         assert (ours - expected).square().mean() < 0.01 * expected.square().mean()
+
+
+def test_every_stage_of_the_training_runs_and_resumes(tmp_path, monkeypatch):
+    """A few steps of each, on the held-out photographs; what it exports is loaded and run."""
+    training, device = load_training_script(), torch.device("cpu")
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    pictures = np.stack([read_image(path, 224) for path in sorted((ROOT / "demo/heldout").iterdir())])
+    for name in ("crops.npy", "holdout.npy"):
+        np.save(tmp_path / name, pictures)
+    training.train_autoencoder(tmp_path, 0.01, device, linear_minutes=0.05)
+    training.train_unet(tmp_path, 0.01, device)
+    for name, train in (("autoencoder", training.train_autoencoder), ("unet", training.train_unet)):
+        state = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        train(tmp_path, state["seconds"] / 60 + 0.01, device)
+        assert torch.load(tmp_path / f"{name}.pt", weights_only=True)["step"] > state["step"] > 0
+    before, after = (float(re.search(r"([\d.]+) dB", line)[1]) for line in (tmp_path / "linear.log").read_text().splitlines())
+    assert after > before + 1
+    training.export(tmp_path, tmp_path / "model")
+    attack = DiffAttack(load_pipeline(str(tmp_path / "model"), device), torch.nn.Identity())
+    with torch.no_grad():
+        decoded = attack.decode(attack.encode(to_tensor(pictures[0])))
+        assert psnr(pictures[0], to_pixels(decoded[0])) > 8
+        noise = attack.unet(attack.encode(to_tensor(pictures[0])), 201, attack.embed(["ram"])[0]).sample
+    assert noise.shape == (1, 16, 56, 56) and noise.isfinite().all()
