@@ -13,7 +13,6 @@ The learning rate falls to zero over the minutes given, so a stage that is resum
 
 import argparse
 import copy
-import functools
 import itertools
 import json
 import math
@@ -340,16 +339,6 @@ def random_crops(crops: np.ndarray, chosen: np.ndarray, side: int, random: np.ra
     return as_input(torch.from_numpy(x).to(device))
 
 
-def smoothness(x: torch.Tensor, visible: float = 0.03) -> torch.Tensor:
-    """1 where the picture is plain, towards 0 where it varies: (B, 3, H, W) in [-1, 1] to (B, 1, H, W).
-
-    It is 1 / (1 + variance / visible^2) over 5 x 5 pixels, as the noise visibility function of image coding; 0.03 is four grey levels.
-    """
-    blur = functools.partial(F.avg_pool2d, kernel_size=5, stride=1, padding=2, count_include_pad=False)
-    variance = (blur(x.square()) - blur(x).square()).mean(1, keepdim=True)
-    return 1 / (1 + variance.clamp(min=0) / visible**2)
-
-
 @torch.no_grad()
 def holdout_psnr(autoencoder: Callable, holdout: np.ndarray, device: torch.device, count: int = 24) -> float:
     """Mean PSNR in dB over the first `count` held-out crops."""
@@ -393,8 +382,7 @@ def fit(network: torch.nn.Module, encode: Callable, decode: Callable, crops: np.
         device: torch.device, batch: int, side: int, peak: float, compiled: bool = False) -> None:
     """Trains a decoder for so many minutes in all, resuming from `path`.
 
-    The loss is the log of each crop's squared error, which is its PSNR, so that dark and smooth pictures count as much as busy ones; and
-    again of the error where the crop is smooth, because that is where a person sees rings, and the mean hardly notices them.
+    The loss is the log of each crop's squared error, which is its PSNR: dark and smooth pictures count as much as busy ones.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -409,8 +397,7 @@ def fit(network: torch.nn.Module, encode: Callable, decode: Callable, crops: np.
     def loss_of(x: torch.Tensor) -> torch.Tensor:
         z = encode(x)
         noise = DECODER_NOISE * torch.rand(len(z), 1, 1, 1, device=device) * torch.randn_like(z)
-        error = (decode(z + noise) - x).square().mean(1, keepdim=True)  # (B, 1, side, side)
-        return (error.mean((1, 2, 3)) + 3e-4).log().mean() + ((smoothness(x) * error).mean((1, 2, 3)) + 1e-4).log().mean()
+        return ((decode(z + noise) - x).square().mean((1, 2, 3)) + 3e-4).log().mean()
 
     if compiled:  # 2.8 times as fast on two CPU cores, where small channels leave the network bound by memory
         loss_of = torch.compile(loss_of)
