@@ -51,10 +51,11 @@ class RecordingAttnProcessor:
         attended = F.scaled_dot_product_attention(*unconditional, scale=attn.scale)
 
         query, key, value = conditional
-        probabilities = (query * attn.scale @ key.transpose(-1, -2)).softmax(-1)  # (B, heads, queries, keys)
+        scores = query * attn.scale @ key.transpose(-1, -2)                       # (B, heads, queries, keys)
+        probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         self.controller.collect(self.layer, probabilities)
 
-        attended = torch.cat([attended, probabilities @ value]).transpose(1, 2).flatten(2)
+        attended = torch.cat([attended, probabilities.to(value) @ value]).transpose(1, 2).flatten(2)
         for module in attn.to_out:
             attended = module(attended)
         return attended
@@ -77,6 +78,13 @@ class AttentionControlEdit:
 
     def update(self) -> None:
         """Called after each backward pass; only the learnable weights have something to do then."""
+
+    def state(self) -> torch.Tensor:
+        """All that moves during a run, `(M,)`: a run that goes on from it ends as if it had not been interrupted. Here nothing moves."""
+        return torch.zeros(0)
+
+    def load_state(self, state: torch.Tensor) -> None:
+        """Goes on from what `state` returned."""
 
     @contextmanager
     def attached(self, unet: UNet2DConditionModel) -> Iterator[None]:
@@ -148,6 +156,24 @@ class AttentionControlEditLearnable(AttentionControlEdit):
     def update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def state(self) -> torch.Tensor:
+        """The network's parameters and, once it has been updated, what Adam keeps of each."""
+        return torch.cat([tensor.detach().flatten().double() for tensor in self._moving()])
+
+    def load_state(self, state: torch.Tensor) -> None:
+        self.optimizer.state.clear()
+        if len(state) > sum(parameter.numel() for parameter in self.network.parameters()):  # Adam makes its state in its first step
+            for parameter in self.network.parameters():
+                self.optimizer.state[parameter] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        moving = self._moving()
+        with torch.no_grad():
+            for tensor, values in zip(moving, state.split([tensor.numel() for tensor in moving])):
+                tensor.copy_(values.view_as(tensor))
+
+    def _moving(self) -> list[torch.Tensor]:
+        parameters = list(self.network.parameters())
+        return parameters + [self.optimizer.state[p][name] for p in parameters if p in self.optimizer.state for name in ("step", "exp_avg", "exp_avg_sq")]
 
 
 def _weighted_sum(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,13 @@ arXiv 2305.08192) with timestep weights on its self-attention loss. Images in a 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
+import psutil
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch.utils.checkpoint import checkpoint
 
 from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, Maps,
                               class_token_attention, masked_variance, self_attention_losses)
@@ -23,6 +25,9 @@ from classifiers import IMAGENET_CLASSES
 from timestep_weights import SCHEDULES, TimestepWeightNetwork, schedule_weights
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
+# Of the memory that is free: the reference maps are kept where they take at most this share of it, else computed anew at each timestep; and
+# the graphs of all timesteps are alive at once where all that the attack keeps is estimated at no more than the second, else one at a time.
+REFERENCE_SHARE, GRAPH_SHARE = 0.25, 0.6
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -64,12 +69,29 @@ class AttackRecord:
         """`L_i`, `(iterations, N, B)`: the sum over all self-attention layers."""
         return self.layer_losses.sum(2)
 
+    def of_image(self, k: int) -> "AttackRecord":
+        """The record of the k-th image of the batch, as a batch of one."""
+        return replace(self, **{field.name: getattr(self, field.name)[..., k:k + 1] for field in fields(self)
+                                if field.name not in ("timesteps", "layers", "weights")})
+
+
+@dataclass
+class Reference:
+    """The unperturbed run from z_N, which the structure losses compare with."""
+
+    latents: list[torch.Tensor]                 # (B, C, h, w) before each timestep
+    maps: list[Maps] | None                     # self-attention by timestep; None where they do not fit into memory
+    class_attention: torch.Tensor               # (B, grid, grid, tokens), averaged over timesteps
+    layers: list[str]                           # self-attention layers, in the order in which the UNet runs them
+    graph_bytes: int                            # what one timestep of the perturbed run keeps for its backward pass
+
 
 class DiffAttack:
     """Untargeted attack on a classifier in the latent space of a Stable Diffusion model.
 
     Args:
-        pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and dtype.
+        pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and dtype. In half precision the
+            networks alone run in it: latents, losses, attention probabilities and the optimisers' states are float32.
         classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably.
         class_names: the prompt of each label; ImageNet's by default, so give your own with a classifier of other classes.
         weight_mode: "uniform", "fixed", "learnable" or "learnable_detached" (see timestep_weights.py).
@@ -82,6 +104,8 @@ class DiffAttack:
         attack_loss_weight, cross_attn_loss_weight, self_attn_loss_weight: factors of the three losses.
         apply_mask: change the image only where the true class is looked at; `hard_mask` cuts that mask at one half.
         seed: of the weight network's initialisation.
+        checkpointing: keep the graph of one timestep at a time and compute the others anew in the backward pass, which costs a third more time
+            and far less memory; None decides by the memory that is free.
     Raises:
         ValueError: steps out of range, or a schedule that cannot be used.
     """
@@ -94,7 +118,7 @@ class DiffAttack:
                  weight_mode: str = "uniform", weight_schedule: Sequence[float] = SCHEDULES["learned"], weight_lr: float = 1e-4,
                  diffusion_steps: int = 20, start_step: int = 15, iterations: int = 30, guidance: float = 2.5,
                  attack_loss_weight: float = 10.0, cross_attn_loss_weight: float = 10000.0, self_attn_loss_weight: float = 100.0,
-                 apply_mask: bool = False, hard_mask: bool = False, seed: int = 42):
+                 apply_mask: bool = False, hard_mask: bool = False, seed: int = 42, checkpointing: bool | None = None):
         if not 1 <= start_step < diffusion_steps:
             raise ValueError(f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not {start_step}")
         self.pipeline, self.classifier, self.class_names = pipeline, classifier, class_names
@@ -102,6 +126,8 @@ class DiffAttack:
         self.iterations, self.guidance = iterations, guidance
         self.loss_weights = (-attack_loss_weight, self_attn_loss_weight, cross_attn_loss_weight)  # in the order of LOSS_TERMS
         self.apply_mask, self.hard_mask = apply_mask or hard_mask, hard_mask
+        self.checkpointing = checkpointing
+        self.dtype = torch.promote_types(self.unet.dtype, torch.float32)     # of everything but the networks
         self.record: AttackRecord | None = None
 
         config = pipeline.scheduler.config
@@ -129,7 +155,7 @@ class DiffAttack:
     def invert(self, images: torch.Tensor, labels: torch.Tensor) -> Inversion:
         """Encodes the images, inverts them, and optimises the null-text embeddings that lead back to them."""
         with frozen(self.unet, self.vae, self.pipeline.text_encoder):
-            images, labels = images.to(self.unet.device, self.unet.dtype), labels.to(self.unet.device)
+            images, labels = images.to(self.unet.device, self.dtype), labels.to(self.unet.device)
             class_embeddings, class_tokens = self.embed([self.class_names[label] for label in labels.tolist()])
             null_embeddings, _ = self.embed([""] * len(images))
             trajectory = self.ddim_inversion(self.encode(images), null_embeddings)
@@ -138,38 +164,16 @@ class DiffAttack:
 
     def reconstruct(self, inversion: Inversion) -> torch.Tensor:
         """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` in [0, 1]."""
-        with frozen(self.unet, self.vae), torch.no_grad():
-            latents = inversion.latents
-            for i in range(self.num_timesteps):
-                latents = self.guided_step(latents, i, inversion)
-            return self.decode(latents)
+        with frozen(self.unet, self.vae):
+            return self.denoise(inversion.latents, inversion)
 
     def attack(self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
-        """Optimises the start latent by AdamW so that the classifier fails and the attention maps stay; see `__call__`."""
+        """Optimises the start latent so that the classifier fails and the attention maps stay; see `__call__`."""
         with frozen(self.unet, self.vae, self.classifier), self.controller.attached(self.unet):
-            reference, reference_attention = self.reference_run(inversion)
-            mask = self.pseudo_mask(reference_attention, inversion) if self.apply_mask else None
-            latents = inversion.latents.clone().requires_grad_()
-            optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
-            history = []
-            for iteration in range(1, self.iterations + 1):
-                weights = self.controller.weights()
-                losses, layer_losses, logits = self.losses(latents, inversion, reference, mask)
-                total = sum(weight * loss for weight, loss in zip(self.loss_weights, losses))           # (B,)
-                raise_if_not_finite(torch.cat([losses, total[None]]), iteration)
-                optimizer.zero_grad()
-                total.sum().backward()
-                optimizer.step()
-                self.controller.update()
-                confidence = logits.detach().softmax(-1).gather(1, inversion.labels[:, None]).squeeze(1)
-                history.append((*losses.detach(), total.detach(), weights, layer_losses.detach().movedim(1, -1), confidence))
-                if progress is not None:
-                    progress(iteration, losses.detach().cpu())
-            self.record = self.make_record(history, [layer.name for layer in reference[0] if not layer.is_cross])
-            with torch.no_grad():
-                for i in range(self.num_timesteps):
-                    latents = self.guided_step(latents, i, inversion)
-                return self.to_image(self.decode(latents), inversion.images, mask)
+            reference = self.reference_run(inversion)
+            mask = self.pseudo_mask(reference.class_attention, inversion) if self.apply_mask else None
+            latents = self.optimise_latents(inversion, reference, mask, progress)
+            return self.to_image(self.denoise(latents, inversion), inversion.images, mask)
 
     # ------------------------------------------------------------ the steps, in the order of the method
 
@@ -181,14 +185,14 @@ class DiffAttack:
         position = torch.arange(tokenizer.model_max_length)
         last = tokens.attention_mask.sum(1, keepdim=True) - 1
         own = (position > 0) & (position < last)
-        return text_encoder(tokens.input_ids.to(text_encoder.device))[0], own.to(text_encoder.device)
+        return text_encoder(tokens.input_ids.to(text_encoder.device))[0].to(self.dtype), own.to(text_encoder.device)
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [0, 1] to scaled latents `(B, C, h, w)`: a sample of the posterior, every image with the same noise."""
-        posterior = self.vae.encode(2 * images - 1).latent_dist
-        noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed))
-        return self.vae.config.scaling_factor * (posterior.mean + posterior.std * noise.to(posterior.mean))
+        posterior = self.vae.encode((2 * images - 1).to(self.vae.dtype)).latent_dist
+        noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed)).to(images)
+        return self.vae.config.scaling_factor * (posterior.mean.to(images) + posterior.std.to(images) * noise)
 
     @torch.no_grad()
     def ddim_inversion(self, latents: torch.Tensor, null_embeddings: torch.Tensor) -> list[torch.Tensor]:
@@ -200,7 +204,7 @@ class DiffAttack:
         """
         trajectory = [latents]
         for t in self.timesteps.flip(0).tolist():
-            noise = self.predicted_noise(latents, self.unet(latents, t, null_embeddings).sample, t)
+            noise = self.predicted_noise(latents, self.predict(latents, t, null_embeddings), t)
             latents = self.ddim_step(latents, noise, t - self.stride, t)
             trajectory.append(latents)
         return trajectory
@@ -217,10 +221,10 @@ class DiffAttack:
         for i, t in enumerate(self.timesteps.tolist()):
             target = trajectory[self.num_timesteps - 1 - i]
             with torch.no_grad():
-                conditional = self.unet(latents, t, class_embeddings).sample
+                conditional = self.predict(latents, t, class_embeddings)
 
             def step(null_embeddings: torch.Tensor) -> torch.Tensor:
-                return self.denoising_step(latents, self.guide(self.unet(latents, t, null_embeddings).sample, conditional), t)
+                return self.denoising_step(latents, self.guide(self.predict(latents, t, null_embeddings), conditional), t)
 
             for _ in range(10 + 2 * i):
                 loss = (step(embeddings) - target).square().mean((1, 2, 3)).sum()
@@ -232,52 +236,101 @@ class DiffAttack:
                 latents = step(optimised[-1])
         return optimised
 
-    @torch.no_grad()
-    def reference_run(self, inversion: Inversion) -> tuple[list[Maps], torch.Tensor]:
-        """The maps of the unperturbed run from z_N, by timestep, and its attention to the class tokens, averaged over timesteps."""
-        latents, maps, attention = inversion.latents, [], []
+    def reference_run(self, inversion: Inversion) -> Reference:
+        """The unperturbed run from z_N: its latents, its self-attention maps where they fit, and what a timestep of the perturbed run will keep."""
+        latents, before, maps, attention = inversion.latents, [], [], []
         for i in range(self.num_timesteps):
-            with self.controller.collecting() as step_maps:
-                latents = self.guided_step(latents, i, inversion)
+            before.append(latents)
+            # the first timestep builds the graph that each perturbed timestep will build, only to see how large it is
+            with torch.set_grad_enabled(i == 0), self.controller.collecting() as step_maps, bytes_saved(self.unet) as saved:
+                latents = self.guided_step(latents.clone().requires_grad_(i == 0), i, inversion).detach()
+            step_maps = {layer: attention.detach() for layer, attention in step_maps.items()}
+            if i == 0:
+                graph_bytes, map_bytes = sum(saved), sum(m.nbytes for layer, m in step_maps.items() if not layer.is_cross)
+                fits = self.num_timesteps * map_bytes <= REFERENCE_SHARE * free_memory(latents.device)
             attention.append(class_token_attention(step_maps, self.class_grid(inversion)))
             maps.append({layer: attention for layer, attention in step_maps.items() if not layer.is_cross})
-        return maps, torch.stack(attention).mean(0)
+            layers = [layer.name for layer in maps[-1]]
+            if not fits:
+                maps[-1] = {}
+        return Reference(before, maps if fits else None, torch.stack(attention).mean(0), layers, graph_bytes + map_bytes)
 
-    def losses(self, latents: torch.Tensor, inversion: Inversion, reference: list[Maps], mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    @torch.no_grad()
+    def reference_maps(self, reference: Reference, i: int, inversion: Inversion) -> Maps:
+        """The unperturbed run's self-attention maps at the i-th attacked timestep, kept or computed anew."""
+        if reference.maps is not None:
+            return reference.maps[i]
+        with self.controller.collecting() as maps:
+            self.guided_step(reference.latents[i], i, inversion)
+        return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
+
+    def optimise_latents(self, inversion: Inversion, reference: Reference, mask: torch.Tensor | None,
+                         progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+        """The latent attack by AdamW, from z_N, `(B, C, h, w)`; leaves the `record`."""
+        checkpointing = self.checkpointing
+        if checkpointing is None:
+            checkpointing = self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(inversion.latents.device)
+        latents = inversion.latents.clone().requires_grad_()
+        optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
+        history = []
+        for iteration in range(1, self.iterations + 1):
+            weights = self.controller.weights()
+            losses, layer_losses, logits = self.losses(latents, inversion, reference, mask, checkpointing)
+            total = sum(weight * loss for weight, loss in zip(self.loss_weights, losses))                   # (B,)
+            read = torch.cat([losses, total[None]]).detach().cpu()                                          # the one synchronisation
+            raise_if_not_finite(read, iteration)                                                            # before a gradient can spoil the weights
+            optimizer.zero_grad()
+            total.sum().backward()
+            optimizer.step()
+            self.controller.update()
+            confidence = logits.detach().softmax(-1).gather(1, inversion.labels[:, None]).squeeze(1)
+            history.append((*read, weights, layer_losses.detach().movedim(1, -1), confidence))
+            if progress is not None:
+                progress(iteration, read[:-1])
+        self.record = self.make_record(history, reference.layers)
+        return latents.detach()
+
+    def losses(self, latents: torch.Tensor, inversion: Inversion, reference: Reference, mask: torch.Tensor | None = None,
+               checkpointing: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The three losses `(3, B)` in the order of LOSS_TERMS, the self-attention losses `(N, B, layers)`, and the classifier's logits."""
-        decoded, layer_losses, attention = self.denoise(latents, inversion, reference)
-        logits = self.classifier(self.to_image(decoded, inversion.images, mask))
+        layer_losses, attention = [], []
+        for i in range(self.num_timesteps):
+            arguments = (latents, i, inversion, reference)
+            latents, losses_i, attention_i = checkpoint(self.timestep, *arguments, use_reentrant=False, preserve_rng_state=False) if checkpointing else self.timestep(*arguments)
+            layer_losses.append(losses_i)
+            attention.append(attention_i)
+        layer_losses, attention = torch.stack(layer_losses), torch.stack(attention).mean(0)
+        logits = self.classifier(self.to_image(self.decode(latents), inversion.images, mask)).to(self.dtype)
         losses = torch.stack([
             F.cross_entropy(logits, inversion.labels, reduction="none"),
             self.controller.weighted_sum(layer_losses.sum(-1)),
             masked_variance(attention, inversion.class_tokens)])
         return losses, layer_losses, logits
 
-    def denoise(self, latents: torch.Tensor, inversion: Inversion, reference: list[Maps]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Runs the perturbed latent through all N timesteps.
-
-        Returns:
-            decoded images `(B, 3, H, W)`; the self-attention losses `(N, B, layers)`; the cross-attention `(B, grid, grid, tokens)`.
-        """
-        layer_losses, attention = [], []
-        for i in range(self.num_timesteps):
-            latents, losses_i, attention_i = self.timestep(latents, i, inversion, reference[i])
-            layer_losses.append(losses_i)
-            attention.append(attention_i)
-        return self.decode(latents), torch.stack(layer_losses), torch.stack(attention).mean(0)
-
-    def timestep(self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Maps) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def timestep(self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B, grid, grid, tokens)`."""
+        reference_maps = self.reference_maps(reference, i, inversion)
         with self.controller.collecting() as maps:
             latents = self.guided_step(latents, i, inversion)
-        return latents, self_attention_losses(maps, reference), class_token_attention(maps, self.class_grid(inversion))
+        return latents, self_attention_losses(maps, reference_maps), class_token_attention(maps, self.class_grid(inversion))
+
+    @torch.no_grad()
+    def denoise(self, latents: torch.Tensor, inversion: Inversion) -> torch.Tensor:
+        """Start latents `(B, C, h, w)` through all N timesteps and the decoder to images `(B, 3, H, W)` around [0, 1]."""
+        for i in range(self.num_timesteps):
+            latents = self.guided_step(latents, i, inversion)
+        return self.decode(latents)
 
     def guided_step(self, latents: torch.Tensor, i: int, inversion: Inversion) -> torch.Tensor:
         """One DDIM step at the i-th attacked timestep with classifier-free guidance, `(B, C, h, w)` to the same."""
         t = self.timesteps[i].item()
         embeddings = torch.cat([inversion.null_embeddings[i], inversion.class_embeddings])
-        unconditional, conditional = self.unet(torch.cat([latents, latents]), t, embeddings).sample.chunk(2)
+        unconditional, conditional = self.predict(torch.cat([latents, latents]), t, embeddings).chunk(2)
         return self.denoising_step(latents, self.guide(unconditional, conditional), t)
+
+    def predict(self, latents: torch.Tensor, t: int, embeddings: torch.Tensor) -> torch.Tensor:
+        """The UNet's prediction, computed in its own precision and returned in that of the latents."""
+        return self.unet(latents.to(self.unet.dtype), t, embeddings.to(self.unet.dtype)).sample.to(latents)
 
     def guide(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
         return unconditional + self.guidance * (conditional - unconditional)
@@ -307,7 +360,7 @@ class DiffAttack:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents `(B, C, h, w)` to images `(B, 3, H, W)` around [0, 1], not clamped."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample / 2 + 0.5
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.to(latents) / 2 + 0.5
 
     def to_image(self, decoded: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Clamps to [0, 1]; outside the mask, `(B, 1, H, W)`, the original image stays."""
@@ -344,6 +397,31 @@ def make_controller(mode: str, schedule: Sequence[float], weight_lr: float, num_
             network = TimestepWeightNetwork(num_timesteps)
         return AttentionControlEditLearnable(network, weight_lr, detached=mode == "learnable_detached")
     raise ValueError(f"unknown weight mode {mode!r}")
+
+
+@contextmanager
+def bytes_saved(network: torch.nn.Module) -> Iterator[list[int]]:
+    """The sizes of what autograd keeps of the computation inside this block, the network's parameters apart; each piece of memory counted once."""
+    sizes, seen = [], {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            sizes.append(storage.nbytes())
+        return tensor.detach()  # itself it would hold its own graph, which would then never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on the device, its cache included."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return psutil.virtual_memory().available
 
 
 def raise_if_not_finite(losses: torch.Tensor, iteration: int) -> None:

@@ -9,10 +9,12 @@
 import ctypes
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -42,11 +44,32 @@ def read_image(path: Path, size: int) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((size, size), Image.LANCZOS))
 
 
-def write_image(array: np.ndarray, path: Path) -> None:
-    """Writes uint8 `(H, W, 3)` as PNG, under a temporary name first, so that no half-written file has the final name."""
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """8-bit `(H, W, 3)` to `(1, 3, H, W)` in [0, 1]."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def to_pixels(image: torch.Tensor) -> np.ndarray:
+    """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`."""
+    return (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, renamed to `path` at the end, so that no half-written file ever has the final name, whatever happens."""
     temporary = path.with_name(path.name + ".partial")
-    Image.fromarray(array).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_image(array: np.ndarray, path: Path) -> None:
+    """Writes uint8 `(H, W, 3)` as PNG."""
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")
 
 
 def write_result(folder: Path, index: int, clean: np.ndarray, adversarial: np.ndarray, model_name: str, success: bool) -> None:

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
 from evaluate import predict, psnr  # noqa: E402
-from main import check_device, list_images, load_pipeline, read_labels, to_pixels, to_tensor  # noqa: E402
-from utils import keep_freed_memory, read_image  # noqa: E402
+from main import check_device, list_images, load_pipeline, read_labels  # noqa: E402
+from utils import keep_freed_memory, read_image, to_pixels, to_tensor  # noqa: E402
 
 
 @torch.no_grad()

@@ -1,8 +1,12 @@
 """Small random checkpoints of every kind the attack must run on, saved to disk and loaded as a user's checkpoint is."""
 
 import json
+import os
 import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each on two cores wait for each other most of the time
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
 """The attack written a second time, slowly and plainly, straight from the method: the reference for numbers and for speed.
 
-Nothing is cached, skipped or shared: both branches of the guidance and both runs (perturbed and not) are computed in every iteration,
-inversion goes as far as it can, images come one at a time, and attention is written out with its own processor.
+Nothing is cached, skipped or shared: both branches of the guidance and both runs (unperturbed and perturbed, in one batch, as in the original
+tool) are computed in every iteration, inversion goes as far as it can, images come one at a time, and attention is written out with its own processor.
 """
 
 import numpy as np
@@ -51,7 +51,7 @@ def move(scheduler, x, output, t, start, end):
 def embed(pipeline, prompt):
     tokens = pipeline.tokenizer(prompt, padding="max_length", max_length=pipeline.tokenizer.model_max_length, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        return pipeline.text_encoder(tokens.input_ids)[0]
+        return pipeline.text_encoder(tokens.input_ids.to(pipeline.text_encoder.device))[0]
 
 
 def both_branches(pipeline, latents, t, null, text, guidance):
@@ -62,7 +62,7 @@ def both_branches(pipeline, latents, t, null, text, guidance):
 def encode(pipeline, image):
     with torch.no_grad():
         posterior = pipeline.vae.encode(image * 2 - 1).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(8888)).to(posterior.mean.dtype)
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(8888)).to(posterior.mean)
     return pipeline.vae.config.scaling_factor * (posterior.mean + torch.exp(posterior.logvar / 2) * noise)
 
 
@@ -102,56 +102,70 @@ def weights_of(schedule, n):
     return [w / sum(weights) for w in weights]
 
 
-def attack(pipeline, scheduler, classifier, image, label, caption, weights=None, start_step=15, iterations=30, guidance=2.5, attack_weight=10., cross_weight=10000.,
-           self_weight=100., visited=None):
-    """Attacks one image (1, 3, H, W); returns the adversarial image and the loss of every iteration by term and in total.
+def run_both(pipeline, scheduler, timesteps, unperturbed, perturbed, nulls, text, guidance, store):
+    """Both latents through all timesteps and the decoder.
 
-    `weights` are N numbers that sum to 1, or None for the original DiffAttack. A list given as `visited` receives the null embeddings and then the
-    latent of each iteration.
+    Returns the images (2, 3, H, W), the unperturbed one first, and by timestep the maps of the conditional half, (2, heads, queries, keys) each.
     """
-    timesteps = scheduler.timesteps[start_step:].tolist()
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    n, grid = len(timesteps), image.shape[-1] // 32
-    text, null = embed(pipeline, caption), embed(pipeline, "")
-    own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
-    trajectory = invert(pipeline, scheduler, encode(pipeline, image), null)
-    nulls = null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance)
-    visited = [] if visited is None else visited
-    visited.append(nulls)
+    latents, maps = torch.cat([unperturbed, perturbed]), []
+    for null, t in zip(nulls, timesteps):
+        store.clear()
+        output = both_branches(pipeline, latents, t, torch.cat([null, null]), torch.cat([text, text]), guidance)
+        latents = move(scheduler, latents, output, t, t, t - stride)
+        maps.append([(name, m[2:]) for name, m in store])
+    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    return (decoded / 2 + 0.5).clamp(0, 1), maps
 
-    store = []
+
+def optimise(pipeline, scheduler, classifier, start, label, own_tokens, text, nulls, timesteps, grid, weights=None, iterations=30, guidance=2.5,
+             attack_weight=10., cross_weight=10000., self_weight=100., visited=None):
+    """The latent attack from `start`; returns the latent and the loss of every iteration by term, in total, and by timestep."""
+    n, store = len(timesteps), []
     processors = pipeline.unet.attn_processors
     pipeline.unet.set_attn_processor({name: PlainAttention(name, store) for name in processors})
-
-    def run(latents):
-        """Denoises; returns the image, and by timestep the maps of the conditional half."""
-        maps = []
-        for i, t in enumerate(timesteps):
-            store.clear()
-            latents = move(scheduler, latents, both_branches(pipeline, latents, t, nulls[i], text, guidance), t, t, t - stride)
-            maps.append([(name, m[len(m) // 2:]) for name, m in store])
-        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-        return (decoded / 2 + 0.5).clamp(0, 1), maps
-
-    latents = trajectory[n].clone().requires_grad_()
+    latents = start.clone().requires_grad_()
     optimizer = torch.optim.AdamW([latents], lr=0.01)
     history = []
     for _ in range(iterations):
-        visited.append(latents.detach().clone())
-        with torch.no_grad():
-            _, reference = run(trajectory[n])
-        adversarial, maps = run(latents)
-        ce = F.cross_entropy(classifier(adversarial), torch.tensor([label]))
-        by_timestep = [sum(F.mse_loss(a, b) for (name, a), (_, b) in zip(maps[i], reference[i]) if "attn1" in name) for i in range(n)]
+        if visited is not None:
+            visited.append(latents.detach().clone())
+        images, maps = run_both(pipeline, scheduler, timesteps, start, latents, nulls, text, guidance, store)
+        ce = F.cross_entropy(classifier(images[1:]), torch.tensor([label], device=images.device))
+        by_timestep = [sum(F.mse_loss(m[1], m[0].detach()) for name, m in step if "attn1" in name) for step in maps]
         structure = sum(by_timestep) if weights is None else sum(n * w * l for w, l in zip(weights, by_timestep))
-        cross = torch.stack([m.mean(1)[0] for step in maps for name, m in step if "attn2" in name and not name.startswith("mid") and m.shape[2] == grid**2]).mean(0)
+        cross = torch.stack([m[1].mean(0) for step in maps for name, m in step if "attn2" in name and not name.startswith("mid") and m.shape[2] == grid**2]).mean(0)
         variance = cross[:, own_tokens].var()
         total = -attack_weight * ce + self_weight * structure + cross_weight * variance
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         history.append([v.item() for v in (ce, structure, variance, total, *by_timestep)])
-    with torch.no_grad():
-        adversarial, _ = run(latents)
     pipeline.unet.set_attn_processor(processors)
-    return adversarial.detach(), np.array(history)
+    return latents.detach(), np.array(history)
+
+
+def denoise(pipeline, scheduler, timesteps, start, latents, nulls, text, guidance):
+    """The image (1, 3, H, W) of the optimised latent."""
+    with torch.no_grad():
+        images, _ = run_both(pipeline, scheduler, timesteps, start, latents, nulls, text, guidance, [])
+    return images[1:]
+
+
+def attack(pipeline, scheduler, classifier, image, label, caption, weights=None, start_step=15, guidance=2.5, visited=None, **options):
+    """Attacks one image (1, 3, H, W); returns the adversarial image and the losses of every iteration, as `optimise` does.
+
+    `weights` are N numbers that sum to 1, or None for the original DiffAttack. A list given as `visited` receives the null embeddings and then the
+    latent of each iteration.
+    """
+    timesteps = scheduler.timesteps[start_step:].tolist()
+    text, null = embed(pipeline, caption), embed(pipeline, "")
+    own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
+    trajectory = invert(pipeline, scheduler, encode(pipeline, image), null)
+    nulls = null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance)
+    if visited is not None:
+        visited.append(nulls)
+    start = trajectory[len(timesteps)]
+    latents, history = optimise(pipeline, scheduler, classifier, start, label, own_tokens, text, nulls, timesteps, image.shape[-1] // 32,
+                                weights, guidance=guidance, visited=visited, **options)
+    return denoise(pipeline, scheduler, timesteps, start, latents, nulls, text, guidance), history

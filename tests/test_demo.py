@@ -13,8 +13,8 @@ from attentionControl import AttentionControlEdit
 from conftest import ROOT
 from diff_latent_attack import DiffAttack
 from evaluate import psnr
-from main import load_pipeline, to_pixels, to_tensor
-from utils import read_image
+from main import load_pipeline
+from utils import read_image, to_pixels, to_tensor
 
 
 @pytest.fixture(scope="module")

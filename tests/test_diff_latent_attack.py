@@ -8,14 +8,15 @@ import torch
 from diffusers import PNDMScheduler
 from natsort import natsorted
 
+import diff_latent_attack
 import reference
 from classifiers import IMAGENET_CLASSES, load_classifier
 from conftest import CLASS_NAMES, ROOT
 from diff_latent_attack import DiffAttack, NonFiniteLossError, frozen
 from evaluate import psnr
-from main import load_pipeline, to_pixels, to_tensor
+from main import load_pipeline
 from timestep_weights import SCHEDULES
-from utils import read_image
+from utils import read_image, to_pixels, to_tensor
 
 KINDS = {
     "sd1": dict(prediction_type="epsilon", latent_channels=4, heads=2, linear_projection=False),
@@ -48,6 +49,85 @@ def test_all_losses_and_the_image_agree_with_the_reference_in_float64(checkpoint
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
     assert (adversarial - expected).abs().max() <= 1 / 255
     assert (adversarial - images[:1]).abs().max() > 0.05  # something happened
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sd2-v"])
+@pytest.mark.parametrize("mode, schedule", [("uniform", None), ("fixed", "learned"), ("learnable_detached", "increasing")])
+@pytest.mark.parametrize("batch, checkpointing, keep_maps", [(1, True, True), (3, False, True), (3, True, False)])
+def test_batches_and_savings_of_memory_agree_with_the_reference(checkpoint, classifier, images, labels, expected, monkeypatch, kind, mode, schedule, batch, checkpointing, keep_maps):
+    """(1, False, True) is the test above; without kept maps they are computed anew at each timestep."""
+    monkeypatch.setattr("diff_latent_attack.REFERENCE_SHARE", 1.0 if keep_maps else 0.0)
+    attack = build(checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=2, checkpointing=checkpointing)
+    adversarial = attack(images[:batch], labels[:batch])
+    for k in range(batch):
+        slow, history = expected(attack, kind, schedule, k)
+        record = attack.record.of_image(k)
+        ours = torch.stack([record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss], dim=1)[..., 0]
+        np.testing.assert_allclose(torch.cat([ours, record.timestep_losses[..., 0]], dim=1), history, rtol=1e-6, atol=1e-18)
+        assert (adversarial[k] - slow[0]).abs().max() <= 1 / 255
+
+
+@pytest.fixture(scope="module")
+def expected(classifier, images, labels):
+    """The reference on the k-th image for two iterations, each computed once."""
+    results = {}
+
+    def look_up(attack, kind, schedule, k):
+        if (kind, schedule, k) not in results:
+            weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
+            results[kind, schedule, k] = reference.attack(attack.pipeline, attack.scheduler, classifier, images[k:k + 1], labels[k].item(),
+                                                          CLASS_NAMES[labels[k]], weights, iterations=2)
+        return results[kind, schedule, k]
+
+    return look_up
+
+
+def test_learnable_weights_do_not_depend_on_checkpointing(checkpoint, classifier, images, labels):
+    _, plain = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.05, checkpointing=False)
+    _, saving = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.05, checkpointing=True)
+    assert torch.allclose(plain.record.weights, saving.record.weights, rtol=1e-9)
+    assert torch.allclose(plain.record.total_loss, saving.record.total_loss, rtol=1e-9)
+
+
+def test_a_weight_network_goes_on_from_its_state(checkpoint, classifier, images, labels):
+    options = dict(weight_mode="learnable", weight_lr=0.05)
+    _, whole = run(checkpoint, classifier, images[:1], labels[:1], **options)
+    fresh = build(checkpoint(), classifier, iterations=6, **options)
+    fresh.controller.load_state(whole.controller.state())
+    for attack in (whole, fresh):
+        attack(images[1:2], labels[1:2])
+    assert torch.equal(whole.record.weights, fresh.record.weights) and not torch.equal(fresh.record.weights[0], fresh.record.weights[-1])
+
+
+def test_checkpointing_starts_by_itself_where_memory_is_short(checkpoint, classifier, images, labels, monkeypatch):
+    calls = []
+    real = diff_latent_attack.checkpoint
+    monkeypatch.setattr(diff_latent_attack, "checkpoint", lambda *arguments, **options: calls.append(1) or real(*arguments, **options))
+    attack = build(checkpoint(), classifier, iterations=1)
+    inversion = attack.invert(images[:1], labels[:1])
+    with frozen(attack.unet), attack.controller.attached(attack.unet):
+        needed = 5 * attack.reference_run(inversion).graph_bytes
+    for share, expected in ((1.1, 0), (0.9, 5)):
+        monkeypatch.setattr(diff_latent_attack, "free_memory", lambda device: share * needed / diff_latent_attack.GRAPH_SHARE)
+        calls.clear()
+        attack.attack(inversion)
+        assert len(calls) == expected
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels, checkpointing):
+    """What autograd really keeps for one iteration, counted from outside."""
+    attack = build(checkpoint(), classifier, iterations=1, checkpointing=checkpointing)
+    inversion = attack.invert(images[:1], labels[:1])
+    with frozen(attack.unet, attack.vae, classifier), attack.controller.attached(attack.unet):
+        unperturbed = attack.reference_run(inversion)
+        latents = inversion.latents.clone().requires_grad_()
+        with diff_latent_attack.bytes_saved(attack.unet) as saved:
+            attack.losses(latents, inversion, unperturbed, checkpointing=checkpointing)
+        with diff_latent_attack.bytes_saved(attack.vae) as decoder:
+            classifier(attack.decode(latents))
+    kept = sum(saved) - sum(decoder)
+    assert kept < 0.1 * unperturbed.graph_bytes if checkpointing else kept == pytest.approx(5 * unperturbed.graph_bytes, rel=0.2)
 
 
 @pytest.mark.parametrize("steps, start, guidance", [(20, 17, 0.0), (10, 3, 7.5)])
@@ -96,11 +176,11 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
     np.testing.assert_allclose(attack.record.total_loss[0], history[0, 3], rtol=1e-4)
 
     inversion.null_embeddings = visited[0]
-    with frozen(pipeline.unet, pipeline.vae), attack.controller.attached(pipeline.unet), torch.no_grad():
-        maps, _ = attack.reference_run(inversion)
+    with frozen(pipeline.unet, pipeline.vae), attack.controller.attached(pipeline.unet):
+        unperturbed = attack.reference_run(inversion)
         for latents, slow in zip(visited[1:4], history):
-            losses, _, _ = attack.losses(latents, inversion, maps)
-            np.testing.assert_allclose(losses[:, 0], slow[:3], rtol=1e-4, atol=1e-9)
+            losses, _, _ = attack.losses(latents, inversion, unperturbed)
+            np.testing.assert_allclose(losses[:, 0].detach(), slow[:3], rtol=1e-4, atol=1e-9)
 
 
 # ---------------------------------------------------------------- between modes
@@ -166,7 +246,7 @@ def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels
     hard, hard_attack = run(checkpoint, classifier, images[:1], labels[:1], hard_mask=True)
     inversion = attack.invert(images[:1], labels[:1])
     with attack.controller.attached(attack.unet):
-        _, attention = attack.reference_run(inversion)
+        attention = attack.reference_run(inversion).class_attention
     mask, cut = attack.pseudo_mask(attention, inversion)[0, 0], hard_attack.pseudo_mask(attention, inversion)[0, 0]
     assert mask.max() == pytest.approx(1, abs=0.05) and set(cut.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(cut, (mask > 0.5).double())
