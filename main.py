@@ -3,7 +3,9 @@
     python main.py                                                             # the demo photographs
     python main.py --images_root demo/images --label_path demo/labels.txt --save_dir output_fixed/ --weight_mode fixed
     python main.py --pretrained_diffusion_path Manojb/stable-diffusion-2-base --images_root PHOTOS --label_path LABELS.txt
+    accelerate launch --num_processes 8 main.py ...                            # the images shared out over processes, one GPU each
 
+A finished image is never lost and never attacked twice: after an interruption the same command goes on with what is missing.
 It exists to measure and improve the robustness of classifiers. `python main.py --help` lists the flags.
 """
 
@@ -18,29 +20,41 @@ import math
 import re
 import sys
 import time
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from natsort import natsorted
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from attentionControl import AttentionControlEdit
 from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, load_classifier
-from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, NonFiniteLossError
+from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, NonFiniteLossError, free_memory
 from evaluate import Prediction, accuracy, attack_success, predict, psnr
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps, parse_schedule, schedule_weights
-from utils import IMAGE_SUFFIXES, keep_freed_memory, read_image, write_image, write_result
+from utils import IMAGE_SUFFIXES, keep_freed_memory, read_image, replacing, to_pixels, to_tensor, write_image, write_result
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow")
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
+LARGEST_BATCH, MEMORY_SHARE = 16, 0.8  # of the batch that is found from what the first image took of the free memory
+# Flags that do not change what an image's files hold, so that a run may go on with others.
+NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite")
+RUN_FILES = ("run.json", "results.json", "log.txt")
 
 
 class InputError(Exception):
     """Something the user gave cannot be used; the message says what, where, and what to do, in one line."""
+
+
+class RunError(Exception):
+    """A run cannot go on; the message says why, in one line, and what is done stays done."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -68,7 +82,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("data")
     group.add_argument("--images_root", type=Path, default="demo/images", metavar="FOLDER", help="images to attack, taken in natural order (img2 before img10)")
     group.add_argument("--label_path", type=Path, default="demo/labels.txt", metavar="FILE", help="true classes, one number a line in the order of the images, counted from 1")
-    group.add_argument("--save_dir", type=Path, default="output", metavar="FOLDER", help="where results go")
+    group.add_argument("--save_dir", type=Path, default="output", metavar="FOLDER", help="where results go; a run that was interrupted goes on here")
+    group.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run in --save_dir first")
     group.add_argument("--limit", type=int, default=None, metavar="K", help="attack only the first K images (default: all)")
 
     group = parser.add_argument_group("models")
@@ -94,6 +109,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", metavar="DEVICE", help="auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu")
+    group.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="precision of the diffusion model; auto: bf16 on a GPU that has it, else fp32. Losses and optimisers are fp32")
+    group.add_argument("--batch_size", type=int, default=None, metavar="B", help="images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable modes)")
+    group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile: minutes at the start, faster afterwards")
+    group.add_argument("--shard", default="0/1", metavar="K/N", help="attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the same command without it then prints the table of all")
     group.add_argument("--seed", type=int, default=42, help="the same command with the same seed on the same machine writes identical images")
     return parser.parse_args(argv)
 
@@ -135,7 +154,7 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         raise InputError(f"--start_step is {arguments.start_step} and --diffusion_steps {arguments.diffusion_steps}; expected 1 <= start_step < diffusion_steps <= 1000")
     if arguments.res % 32 or arguments.res < 96:
         raise InputError(f"--res is {arguments.res}; expected a multiple of 32, at least 96, such as 224")
-    for flag in ("iterations", "limit"):
+    for flag in ("iterations", "limit", "batch_size"):
         if getattr(arguments, flag) is not None and getattr(arguments, flag) < 1:
             raise InputError(f"--{flag} is {getattr(arguments, flag)}; expected at least 1")
     for flag in ("weight_lr", "guidance", "attack_loss_weight", "cross_attn_loss_weight", "self_attn_loss_weight"):
@@ -145,6 +164,25 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         schedule_weights(parse_schedule(arguments.weight_schedule), arguments.diffusion_steps - arguments.start_step)
     except ValueError as error:
         raise InputError(f"--weight_schedule: {error}") from None
+
+
+def check_shards(arguments: argparse.Namespace, processes: int, process: int) -> tuple[int, int]:
+    """Which part of the images is this process's, over all machines and processes: part k of n takes the images k, k + n, ..."""
+    match = re.fullmatch(r"(\d+)/(\d+)", arguments.shard)
+    if not match or not int(match[1]) < int(match[2]):
+        raise InputError(f"--shard is {arguments.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
+    shard, shards = int(match[1]), int(match[2])
+    if arguments.overwrite and shards > 1:
+        raise InputError("--overwrite with --shard would delete what the other shards have done; empty --save_dir first")
+    if arguments.weight_mode == "learnable" and shards * processes > 1:
+        raise InputError("--weight_mode learnable trains one weight network on all images, one after the other; run it without --shard and in one process")
+    return shard * processes + process, shards * processes
+
+
+def check_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the diffusion model."""
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if name == "bf16" or (name == "auto" and half) else torch.float32
 
 
 def check_device(name: str) -> torch.device:
@@ -158,14 +196,27 @@ def check_device(name: str) -> torch.device:
     return device
 
 
+def set_up(device: torch.device) -> None:
+    """What makes the device fast: memory that is kept on a CPU, TF32 on CUDA; and, there, the same algorithms in every run."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
+
+
 def check_save_dir(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"--save_dir: {str(folder)!r} cannot be written, because {str(existing)!r} is {'not writable' if existing.is_dir() else 'a file'}; give another folder")
 
 
-def load_pipeline(path: str, device: torch.device) -> StableDiffusionPipeline:
-    """The checkpoint in fp32, from a folder or the hub; safetensors only."""
+def load_pipeline(path: str, device: torch.device, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The checkpoint from a folder or the hub; safetensors only.
+
+    On a CPU the networks are laid out channels-last, which CHANNELS.
+    """
     local = Path(path).is_dir()
     if local and not (Path(path) / "model_index.json").is_file():
         raise InputError(f"--pretrained_diffusion_path: {path!r} has no model_index.json; give a Stable Diffusion folder in diffusers format")
@@ -176,63 +227,120 @@ def load_pipeline(path: str, device: torch.device) -> StableDiffusionPipeline:
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32, use_safetensors=True, safety_checker=None,
+        pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, safety_checker=None,
                                                            feature_extractor=None, requires_safety_checker=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         where = "cannot be loaded" if local else "is no folder here, and the model hub did not give it"
         raise InputError(f"--pretrained_diffusion_path: {path!r} {where} ({reason}); give the path of a folder that holds the checkpoint in diffusers format with safetensors weights") from None
+    if device.type == "cpu":
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
     return pipeline.to(device)
+
+
+# ---------------------------------------------------------------- the folder of a run
+
+def configuration_of(arguments: argparse.Namespace, dtype: torch.dtype, names: list[str], labels: list[int]) -> dict:
+    """All that the files of a run depend on."""
+    flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items() if key not in NOT_OF_THE_RESULT}
+    return flags | {"dtype": str(dtype).removeprefix("torch."), "images": names, "labels": [label + 1 for label in labels]}
+
+
+def check_folder(folder: Path, configuration: dict) -> None:
+    """Raises InputError if the folder holds a run of another configuration."""
+    path = folder / "run.json"
+    if not path.exists():
+        if next(folder.glob("*_record.npz"), None):
+            raise InputError(f"--save_dir: {str(folder)!r} holds results but no run.json that says of what; give another folder, or --overwrite to start over")
+        return
+    found = json.loads(path.read_text())
+    differing = [f"{key} was {shortened(found.get(key))} and is {shortened(configuration.get(key))}"
+                 for key in sorted({*found, *configuration}) if found.get(key) != configuration.get(key)]
+    if differing:
+        raise InputError(f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; give another folder, or --overwrite to start over")
+
+
+def claim_folder(folder: Path, configuration: dict) -> None:
+    """Writes run.json; of several processes that start at once one wins, and the others compare."""
+    mine = folder / f"run.{os.getpid()}.partial"
+    mine.write_text(json.dumps(configuration, indent=2) + "\n")
+    try:
+        os.link(mine, folder / "run.json")
+    except FileExistsError:
+        check_folder(folder, configuration)
+    finally:
+        mine.unlink()
+
+
+def clear_folder(folder: Path) -> None:
+    """Deletes what a run writes, and nothing else."""
+    for path in folder.iterdir():
+        if path.name in RUN_FILES or re.fullmatch(r"\d{4,}_\w+\.(png|npz|txt)(\.partial)?", path.name):
+            path.unlink()
+
+
+def shortened(value: object) -> str:
+    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
+
+
+def record_path(folder: Path, index: int) -> Path:
+    """An image's record is written last: where it is, the image is finished."""
+    return folder / f"{index:04d}_record.npz"
+
+
+def failure_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:04d}_failed.txt"
+
+
+def read_rows(folder: Path, indices: range) -> list[dict]:
+    """The rows of the results of all finished images, from their records."""
+    rows = []
+    for index in indices:
+        if record_path(folder, index).exists():
+            with np.load(record_path(folder, index)) as record:
+                rows.append(json.loads(str(record["row"])))
+    return rows
 
 
 # ---------------------------------------------------------------- run
 
-def attack_image(attack: DiffAttack, path: Path, index: int, label: int, arguments: argparse.Namespace) -> dict:
-    """Attacks one image and writes its files; returns its row of the results.
+def attack_images(attack: DiffAttack, batch: list[tuple[int, Path, int]], clean: list[np.ndarray], arguments: argparse.Namespace) -> None:
+    """Attacks the images of a batch (index, path, label), read as `clean`, at once and writes their files.
 
     Raises:
-        OSError: the image cannot be read.
-        NonFiniteLossError: a loss became NaN or infinite.
+        NonFiniteLossError: a loss of the image at `index` of the batch became NaN or infinite.
+        OSError: a file cannot be written.
     """
     started = time.perf_counter()
-    folder, stem = arguments.save_dir, f"{index:04d}"
-    clean = read_image(path, arguments.res)
-    with tqdm(total=arguments.iterations, desc=path.name[:24], leave=False) as bar:
+    labels = [label for _, _, label in batch]
+    with tqdm(total=arguments.iterations, desc=batch[0][1].name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""), leave=False) as bar:
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
-            bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses[:, 0].tolist())})
+            bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses.mean(1).tolist())})
 
-        adversarial = attack(to_tensor(clean), torch.tensor([label]), progress)[0]
-    write_image(to_pixels(adversarial), folder / f"{stem}_adv_image.png")
-    written = read_image(folder / f"{stem}_adv_image.png", arguments.res)
-    device = attack.unet.device
-    before, after = predict(attack.classifier, np.stack([clean, written]), np.array([label, label]), device)
-    write_result(folder, index, clean, written, arguments.model_name, success=after.label != label)
-    write_record(attack.record, folder / f"{stem}_record.npz")
-    return {"index": index, "file": path.name, "label": label + 1, "class": IMAGENET_CLASSES[label], "before": describe(before), "after": describe(after),
-            "success": after.label != label if before.label == label else None, "psnr": psnr(clean, written), "seconds": time.perf_counter() - started}
-
-
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """8-bit `(H, W, 3)` to `(1, 3, H, W)` in [0, 1]."""
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-
-
-def to_pixels(image: torch.Tensor) -> np.ndarray:
-    """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`."""
-    return (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        adversarial = attack(torch.cat([to_tensor(picture) for picture in clean]), torch.tensor(labels), progress)
+    for k, (index, path, label) in enumerate(batch):
+        adversarial_path = arguments.save_dir / f"{index:04d}_adv_image.png"
+        write_image(to_pixels(adversarial[k]), adversarial_path)
+        written = read_image(adversarial_path, arguments.res)
+        before, after = predict(attack.classifier, np.stack([clean[k], written]), np.array([label, label]), attack.unet.device)
+        write_result(arguments.save_dir, index, clean[k], written, arguments.model_name, success=after.label != label)
+        row = {"index": index, "file": path.name, "label": label + 1, "class": IMAGENET_CLASSES[label], "before": describe(before), "after": describe(after),
+               "success": after.label != label if before.label == label else None, "psnr": psnr(clean[k], written),
+               "seconds": (time.perf_counter() - started) / len(batch)}
+        write_record(attack.record.of_image(k), attack.controller.state(), row, record_path(arguments.save_dir, index))
 
 
 def describe(prediction: Prediction) -> dict:
     return {**dataclasses.asdict(prediction), "label": prediction.label + 1, "class": IMAGENET_CLASSES[prediction.label]}
 
 
-def write_record(record: AttackRecord, path: Path) -> None:
-    """Saves a record with one array a field; `numpy.load` reads it."""
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **{field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)})
-    os.replace(temporary, path)
+def write_record(record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path) -> None:
+    """Saves a record with one array a field, the row of the results and the weights' state after the image; `numpy.load` reads it."""
+    fields = {field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **fields, controller_state=controller_state.numpy(), row=np.array(json.dumps(row)))
 
 
 def evaluate_classifier(name: str, classifier: torch.nn.Module, rows: list[dict], arguments: argparse.Namespace, device: torch.device) -> dict:
@@ -275,52 +383,162 @@ def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
     return None
 
 
+class Runner:
+    """Attacks images in batches as large as memory allows, and remembers what fitted."""
+
+    def __init__(self, attack: DiffAttack, arguments: argparse.Namespace):
+        self.attack, self.arguments, self.device = attack, arguments, attack.unet.device
+        self.find_batch = arguments.batch_size is None and self.device.type == "cuda" and not arguments.weight_mode.startswith("learnable")
+        self.batch_size = arguments.batch_size or 1
+
+    def run(self, work: list[tuple[int, Path, int]], bar: tqdm) -> None:
+        """Attacks the images (index, path, label); of one that fails, a file says why.
+
+        Raises:
+            RunError: memory does not suffice for one image.
+            OSError: a file cannot be written.
+        """
+        while work:
+            batch, clean = self.next_batch(work, bar)
+            state = self.attack.controller.state()
+            try:
+                if batch:
+                    attack_images(self.attack, batch, clean, self.arguments)
+                    bar.update(len(batch))
+                    self.grow()
+                continue
+            except NonFiniteLossError as error:
+                self.fail(batch.pop(error.index), error, bar)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                self.shrink(str(error))
+            work[:0] = batch                                # to be attacked again, as if it had not been begun
+            self.attack.controller.load_state(state)
+
+    def next_batch(self, work: list[tuple[int, Path, int]], bar: tqdm) -> tuple[list[tuple[int, Path, int]], list[np.ndarray]]:
+        """Takes the next images that can be read off the work, and reads them."""
+        batch, clean = [], []
+        while work and len(batch) < self.batch_size:
+            item = work.pop(0)
+            failure_path(self.arguments.save_dir, item[0]).unlink(missing_ok=True)  # of an earlier run
+            try:
+                clean.append(read_image(item[1], self.arguments.res))
+                batch.append(item)
+            except OSError as error:
+                self.fail(item, error, bar)
+        return batch, clean
+
+    def fail(self, item: tuple[int, Path, int], error: Exception, bar: tqdm) -> None:
+        with replacing(failure_path(self.arguments.save_dir, item[0])) as temporary:
+            temporary.write_text(f"{item[1].name}: {error}\n")
+        bar.update()
+
+    def shrink(self, reason: str) -> None:
+        """After an out-of-memory error: half the batch, then one timestep's graph at a time, then no more."""
+        clear_device_cache(garbage_collection=True)
+        self.find_batch = False
+        if self.batch_size > 1:
+            self.batch_size //= 2
+            tqdm.write(f"out of memory: going on with --batch_size {self.batch_size}", file=sys.stderr)
+        elif not self.attack.checkpointing:
+            self.attack.checkpointing = True
+            tqdm.write("out of memory: going on with the graph of one timestep at a time, which takes a third more time", file=sys.stderr)
+        else:
+            smaller = int(self.arguments.res * 0.7) // 32 * 32
+            advice = f"--res {smaller} needs half of it" if smaller >= 96 else "this model needs more memory than there is"
+            raise RunError(f"out of memory with one image and the graph of one timestep at a time at --res {self.arguments.res} ({' '.join(reason.split())[:160]}); "
+                           f"{advice}; the images done so far are complete")
+
+    def grow(self) -> None:
+        """After the first image: as many at once as its peak fits into the memory that is free."""
+        if self.find_batch:
+            self.find_batch = False
+            used, peak = torch.cuda.memory_allocated(self.device), torch.cuda.max_memory_allocated(self.device)
+            self.batch_size = int(np.clip(MEMORY_SHARE * free_memory(self.device) // max(1, peak - used), 1, LARGEST_BATCH))
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Checks, attacks, evaluates and writes; returns the exit code: 0, or 1 if an image could not be attacked."""
     paths = list_images(arguments.images_root)
     labels = read_labels(arguments.label_path, len(paths), len(IMAGENET_CLASSES))
     check_numbers(arguments)
-    device = check_device(arguments.device)
+    processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    part, parts = check_shards(arguments, processes, process)
+    device = check_device(arguments.device if processes == 1 else process_device(arguments.device))
+    dtype = check_dtype(arguments.dtype, device)
     check_save_dir(arguments.save_dir)
+    configuration = configuration_of(arguments, dtype, [path.name for path in paths], labels)
+    if not arguments.overwrite:
+        check_folder(arguments.save_dir, configuration)
     torch.manual_seed(arguments.seed)
-    if device.type == "cpu":
-        keep_freed_memory()
-    elif device.type == "cuda":
-        torch.backends.cudnn.deterministic = True
-    pipeline = load_pipeline(arguments.pretrained_diffusion_path, device)
+    set_up(device)
+    pipeline = load_pipeline(arguments.pretrained_diffusion_path, device, dtype)
     classifier = load_classifier(arguments.model_name).to(device)
+    if arguments.compile:
+        for network in (pipeline.unet, pipeline.vae.decoder, classifier):
+            network.compile()
     attack = DiffAttack(
         pipeline, classifier, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
         weight_lr=arguments.weight_lr, diffusion_steps=arguments.diffusion_steps, start_step=arguments.start_step, iterations=arguments.iterations,
         guidance=arguments.guidance, attack_loss_weight=arguments.attack_loss_weight, cross_attn_loss_weight=arguments.cross_attn_loss_weight,
         self_attn_loss_weight=arguments.self_attn_loss_weight, apply_mask=arguments.is_apply_mask, hard_mask=arguments.is_hard_mask, seed=arguments.seed)
+
     try:
         arguments.save_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--save_dir: {str(arguments.save_dir)!r} cannot be made ({error.strerror}); give another folder") from None
+    if arguments.overwrite:
+        if process == 0:
+            clear_folder(arguments.save_dir)
+        if processes > 1:
+            PartialState().wait_for_everyone()
+    claim_folder(arguments.save_dir, configuration)
 
-    rows, failures = [], []
-    for index, (path, label) in enumerate(tqdm(list(zip(paths, labels))[:arguments.limit], desc="images", unit="image")):
-        try:
-            rows.append(attack_image(attack, path, index, label, arguments))
-        except (OSError, NonFiniteLossError) as error:
-            failures.append(f"{path.name}: {error}")
+    selected = range(len(paths))[:arguments.limit]
+    mine = [(index, paths[index], labels[index]) for index in selected if index % parts == part]
+    missing = [item for item in mine if not record_path(arguments.save_dir, item[0]).exists()]
+    if len(missing) < len(mine):
+        print(f"going on with an earlier run: {len(mine) - len(missing)} of {len(mine)} images are done", file=sys.stderr)
+        with np.load(record_path(arguments.save_dir, max(set(mine) - set(missing))[0])) as record:
+            attack.controller.load_state(torch.from_numpy(record["controller_state"]))
+    with tqdm(total=len(mine), initial=len(mine) - len(missing), desc="images", unit="image", position=process) as bar:
+        Runner(attack, arguments).run(missing, bar)
+    if processes > 1:
+        PartialState().wait_for_everyone()
+        if process > 0:
+            return 0
+    return report(arguments, selected, classifier, attack.controller, device)
 
+
+def process_device(name: str) -> str:
+    """The device of one of several processes: its own GPU, unless the flag names a device without a number of its own."""
+    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(weeks=8))  # the first to finish waits for the last
+    return str(state.device) if name in ("auto", "cuda") else name
+
+
+def report(arguments: argparse.Namespace, selected: range, classifier: torch.nn.Module, controller: AttentionControlEdit, device: torch.device) -> int:
+    """Evaluates what is in the folder, and writes and prints the table; returns the exit code."""
+    rows = read_rows(arguments.save_dir, selected)
+    failures = [failure_path(arguments.save_dir, index).read_text().strip() for index in selected if failure_path(arguments.save_dir, index).exists()]
     classifiers = []
     if rows:
         classifiers.append(evaluate_classifier(arguments.model_name, classifier, rows, arguments, device))
         for name in DEFAULT_TRANSFER_MODELS:
             if name != arguments.model_name:
                 classifiers.append(evaluate_classifier(name, load_classifier(name).to(device), rows, arguments, device))
-    weights = attack.controller.weights()
-    text = "\n".join(filter(None, [summarise(rows, classifiers, failures, weights.tolist()), advice_on_weights(arguments.weight_mode, weights)]))
+    weights = controller.weights()
+    left = len(selected) - len(rows) - len(failures)
+    text = "\n".join(filter(None, [summarise(rows, classifiers, failures, weights.tolist()), left and f"still to be attacked: {left} images, by the same command or its other shards",
+                                   advice_on_weights(arguments.weight_mode, weights)]))
     results = {"images": rows, "classifiers": classifiers, "not_attacked": failures, "weights_at_the_end": weights.tolist(),
                "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
                "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
                "configuration": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
                "device": str(device), "versions": {package: version(package) for package in PACKAGES}}
-    (arguments.save_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (arguments.save_dir / "log.txt").write_text("python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text + "\n")
+    for name, content in (("results.json", json.dumps(results, indent=2)), ("log.txt", "python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text)):
+        with replacing(arguments.save_dir / name) as temporary:
+            temporary.write_text(content + "\n")
     print("\n" + text)
     return 1 if failures else 0
 
@@ -329,8 +547,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(parse_arguments(argv))
     except InputError as error:
-        print(f"main.py: error: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:  # every process finds the same
+            print(f"main.py: error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"\nmain.py: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # images that cannot be read and folders that cannot be written are dealt with above, so this is a disk that is full or gone
+        print(f"\nmain.py: error: {error.filename or 'writing a result'}: {error.strerror or error}; the images done so far are complete, "
+              "make room and run the same command again to go on", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmain.py: interrupted; the images done so far are complete, and the same command goes on with the rest", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

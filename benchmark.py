@@ -1,0 +1,240 @@
+"""Times this project against the slow reference of tests/, on the same model, classifier, image and seed, in one process.
+
+    python benchmark.py                                  # the small diffusion model
+    python benchmark.py --checkpoint PATH                # another one
+    python benchmark.py --random sd2-base --device cuda  # Stable Diffusion 2-base's shape with random weights, which costs what the real one costs
+    python benchmark.py --json                           # everything as JSON; `ratios` is this project over the reference
+
+Stages are timed apart, after a warm-up, and the median of the runs is given. Evaluations of the UNet (a sample's forward pass, and its backward
+pass) and of the VAE's decoder are counted too, because counts are the same on every machine.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import psutil
+import torch
+from accelerate.utils.memory import clear_device_cache
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import reference  # noqa: E402
+from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
+from diff_latent_attack import DiffAttack  # noqa: E402
+from main import HelpFormatter, check_device, list_images, load_pipeline, read_labels, set_up, table  # noqa: E402
+from utils import read_image, to_tensor  # noqa: E402
+
+
+def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """Stable Diffusion 2-base's shape with random weights; the tokenizer is the small model's, so prompts are padded to 77 tokens as usual."""
+    with torch.device(device):
+        unet = UNet2DConditionModel(
+            sample_size=64, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True, down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+                            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+        text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23,
+                                                    num_attention_heads=16, hidden_act="gelu"))
+    tokenizer = load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu")).tokenizer
+    tokenizer.model_max_length = 77
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+                                   feature_extractor=None, requires_safety_checker=False).to(dtype)
+
+
+class Counter:
+    """Counts the samples that go forward and backward through a network's calls."""
+
+    def __init__(self, network: torch.nn.Module):
+        self.forward = self.backward = 0
+        network.register_forward_hook(self._count)
+
+    def _count(self, network: torch.nn.Module, inputs: tuple, output: object) -> None:
+        sample = output if isinstance(output, torch.Tensor) else output[0]
+        self.forward += len(sample)
+        if sample.requires_grad:
+            sample.register_hook(self._count_backward)
+
+    def _count_backward(self, gradient: torch.Tensor) -> None:
+        self.backward += len(gradient)
+
+    def total(self) -> int:
+        return self.forward + self.backward
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """The peak inside the block in bytes: of what CUDA allocated, or of the resident set, sampled 50 times a second."""
+    peak = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.append(torch.cuda.max_memory_allocated(device))
+        return
+    process, stop, highest = psutil.Process(), threading.Event(), [0]
+
+    def watch() -> None:
+        while not stop.wait(0.02):
+            highest[0] = max(highest[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+    peak.append(highest[0])
+
+
+@contextmanager
+def timed(owner: object, methods: dict[str, tuple[str, ...]], device: torch.device) -> Iterator[dict[str, float]]:
+    """Adds up the seconds that the owner's methods take inside the block, by stage."""
+    seconds = dict.fromkeys(methods, 0.0)
+
+    def wrap(stage: str, method: Callable) -> Callable:
+        def call(*arguments, **options):
+            finish(device)
+            started = time.perf_counter()
+            result = method(*arguments, **options)
+            finish(device)
+            seconds[stage] += time.perf_counter() - started
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for stage, names in methods.items():
+            for name in names:
+                stack.enter_context(mock.patch.object(owner, name, wrap(stage, getattr(owner, name))))
+        yield seconds
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(work: Callable, warm_up: Callable, owner: object, methods: dict, pipeline: StableDiffusionPipeline, images: int, runs: int) -> dict:
+    """Median seconds an image, whole and by stage, peak memory, and the counts of one run."""
+    device = pipeline.device
+    warm_up()
+    counters = {"unet": Counter(pipeline.unet), "vae": Counter(pipeline.vae.decoder)}
+    totals, stages = [], []
+    with peak_memory(device) as peak:
+        for _ in range(runs):
+            finish(device)
+            started = time.perf_counter()
+            with timed(owner, methods, device) as seconds:
+                work()
+            totals.append((time.perf_counter() - started) / images)
+            stages.append({stage: value / images for stage, value in seconds.items()})
+    return {"seconds": statistics.median(totals), "stages": {stage: statistics.median(s[stage] for s in stages) for stage in methods},
+            "unet_evaluations": counters["unet"].total() / runs / images, "vae_evaluations": counters["vae"].total() / runs / images, "peak_memory": peak[0]}
+
+
+def load(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    if arguments.random:
+        return random_stable_diffusion(device, dtype)
+    return load_pipeline(arguments.checkpoint, device, dtype)
+
+
+def measure_project(arguments: argparse.Namespace, images: torch.Tensor, labels: list[int], device: torch.device, dtype: torch.dtype) -> dict:
+    """This project, on all images at once."""
+    set_up(device)
+    pipeline, classifier = load(arguments, device, dtype), load_classifier(arguments.model_name).to(device)
+    if arguments.compile:
+        for network in (pipeline.unet, pipeline.vae.decoder, classifier):
+            network.compile()
+    attack = DiffAttack(pipeline, classifier)
+    quick = DiffAttack(pipeline, classifier, iterations=2)
+    methods = {"encode": ("encode",), "inversion": ("ddim_inversion",), "null-text": ("optimise_null_text",), "attack": ("reference_run", "optimise_latents"), "decode": ("denoise",)}
+    return measure(lambda: attack(images, torch.tensor(labels)), lambda: quick(images, torch.tensor(labels)), attack, methods, pipeline, len(images), arguments.runs)
+
+
+def measure_reference(arguments: argparse.Namespace, images: torch.Tensor, labels: list[int], device: torch.device) -> dict:
+    """The reference on the first image, in float32 with PyTorch's defaults."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    pipeline, classifier = load(arguments, device, torch.float32), load_classifier(arguments.model_name).to(device)
+    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        network.to(memory_format=torch.contiguous_format).requires_grad_(False)
+    image, caption, scheduler = images[:1].to(device), IMAGENET_CLASSES[labels[0]], DiffAttack(pipeline, classifier).scheduler
+    methods = {"encode": ("encode",), "inversion": ("invert",), "null-text": ("null_text",), "attack": ("optimise",), "decode": ("denoise",)}
+
+    def work(iterations: int = 30) -> None:
+        reference.attack(pipeline, scheduler, classifier, image, labels[0], caption, iterations=iterations)
+
+    return measure(work, lambda: work(2), reference, methods, pipeline, 1, arguments.runs)
+
+
+def describe_machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) \
+        if Path("/proc/cpuinfo").exists() else platform.processor()
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
+    parser.add_argument("--checkpoint", default=str(ROOT / "demo/tiny_diffusion"), metavar="PATH", help="a folder in diffusers format, or a hub id")
+    parser.add_argument("--random", choices=("sd2-base",), default=None, help="random weights of that shape instead")
+    parser.add_argument("--model_name", choices=list(REGISTRY), default="efficientnet_lite0", help="the classifier")
+    parser.add_argument("--res", type=int, default=224, metavar="PIXELS", help="side of the image")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cuda, cuda:1, mps or cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of this project; the reference runs in fp32")
+    parser.add_argument("--batch_size", type=int, default=1, metavar="B", help="of this project; the reference takes one image at a time")
+    parser.add_argument("--compile", action="store_true", help="compile this project's networks")
+    parser.add_argument("--runs", type=int, default=3, metavar="K", help="of which the median is given")
+    parser.add_argument("--only", choices=("project", "reference"), default=None, help="measure one of the two, where the other does not fit")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    device, dtype = check_device(arguments.device), torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+
+    paths = list_images(ROOT / "demo/images")[:arguments.batch_size]
+    labels = read_labels(ROOT / "demo/labels.txt", len(list_images(ROOT / "demo/images")), len(IMAGENET_CLASSES))[:arguments.batch_size]
+    images = torch.cat([to_tensor(read_image(path, arguments.res)) for path in paths])
+
+    results = {"machine": describe_machine(device), "model": arguments.random or Path(arguments.checkpoint).name, "res": arguments.res, "dtype": arguments.dtype,
+               "batch_size": len(images), "compile": arguments.compile, "runs": arguments.runs}
+    # This project first: a process's resident set does not shrink, so that after the greedier reference its own peak could not be seen.
+    if arguments.only != "reference":
+        results["project"] = measure_project(arguments, images, labels, device, dtype)
+        clear_device_cache(garbage_collection=True)
+    if arguments.only != "project":
+        results["reference"] = measure_reference(arguments, images, labels, device)
+    if arguments.only is None:
+        results["ratios"] = {name: results["project"][key] / results["reference"][key] for name, key in
+                             (("unet_evaluations", "unet_evaluations"), ("vae_evaluations", "vae_evaluations"), ("wall_time", "seconds"), ("peak_memory", "peak_memory"))}
+    print(json.dumps(results, indent=2) if arguments.json else "\n".join(describe(results)))
+
+
+def describe(results: dict) -> list[str]:
+    """The same as an aligned table."""
+    sides = [side for side in ("reference", "project") if side in results]
+    lines = [f"{results['machine']}; {results['model']}, {results['res']} pixels; this project in {results['dtype']}, {results['batch_size']} at once"
+             + (", compiled" if results["compile"] else "")]
+    rows = [["an image", *sides, "ratio"]]
+    rows += [[f"{stage}, s", *(f"{results[side]['stages'][stage]:.2f}" for side in sides), ""] for stage in results[sides[0]]["stages"]]
+    for label, key, ratio, scale in (("whole, s", "seconds", "wall_time", 1), ("UNet evaluations", "unet_evaluations", "unet_evaluations", 1),
+                                     ("VAE decoder evaluations", "vae_evaluations", "vae_evaluations", 1), ("peak memory, GB", "peak_memory", "peak_memory", 1e-9)):
+        rows.append([label, *(f"{results[side][key] * scale:.2f}" for side in sides), f"{results['ratios'][ratio]:.3f}" if "ratios" in results else ""])
+    return lines + table(rows)
+
+
+if __name__ == "__main__":
+    main()
