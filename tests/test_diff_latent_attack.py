@@ -54,11 +54,11 @@ def test_all_losses_and_the_image_agree_with_the_reference_in_float64(checkpoint
 @pytest.mark.parametrize("kind", ["sd2", "sd2-v"])
 @pytest.mark.parametrize("mode, schedule", [("uniform", None), ("fixed", "learned"), ("learnable_detached", "increasing")])
 @pytest.mark.parametrize("batch, checkpointing, keep_maps", [(1, True, True), (3, False, True), (3, True, False)])
-def test_batches_and_savings_of_memory_agree_with_the_reference(checkpoint, classifier, images, labels, expected, monkeypatch, kind, mode, schedule, batch, checkpointing, keep_maps):
+def test_batches_and_savings_of_memory_agree_with_the_reference(checkpoint, classifier, images, labels, inverted, expected, monkeypatch, kind, mode, schedule, batch, checkpointing, keep_maps):
     """(1, False, True) is the test above; without kept maps they are computed anew at each timestep."""
     monkeypatch.setattr("diff_latent_attack.REFERENCE_SHARE", 1.0 if keep_maps else 0.0)
     attack = build(checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=2, checkpointing=checkpointing)
-    adversarial = attack(images[:batch], labels[:batch])
+    adversarial = attack.attack(inverted(attack, kind, batch))
     for k in range(batch):
         slow, history = expected(attack, kind, schedule, k)
         record = attack.record.of_image(k)
@@ -68,15 +68,35 @@ def test_batches_and_savings_of_memory_agree_with_the_reference(checkpoint, clas
 
 
 @pytest.fixture(scope="module")
+def inverted(images, labels):
+    """The inversion of the first images; it does not depend on the weights."""
+    known = {}
+
+    def look_up(attack, kind, batch):
+        if (kind, batch) not in known:
+            known[kind, batch] = attack.invert(images[:batch], labels[:batch])
+        return known[kind, batch]
+
+    return look_up
+
+
+@pytest.fixture(scope="module")
 def expected(classifier, images, labels):
-    """The reference on the k-th image for two iterations, each computed once."""
-    results = {}
+    """The reference on the k-th image for two iterations, its inversion and each schedule computed once."""
+    starts, results = {}, {}
 
     def look_up(attack, kind, schedule, k):
+        pipeline, scheduler, timesteps, caption = attack.pipeline, attack.scheduler, attack.timesteps.tolist(), CLASS_NAMES[labels[k]]
+        if (kind, k) not in starts:
+            text, null = reference.embed(pipeline, caption), reference.embed(pipeline, "")
+            trajectory = reference.invert(pipeline, scheduler, reference.encode(pipeline, images[k:k + 1]), null)
+            starts[kind, k] = trajectory[5], text, reference.null_text(pipeline, scheduler, trajectory, timesteps, text, null, 2.5)
         if (kind, schedule, k) not in results:
+            start, text, nulls = starts[kind, k]
+            own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
             weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
-            results[kind, schedule, k] = reference.attack(attack.pipeline, attack.scheduler, classifier, images[k:k + 1], labels[k].item(),
-                                                          CLASS_NAMES[labels[k]], weights, iterations=2)
+            latents, history = reference.optimise(pipeline, scheduler, classifier, start, labels[k].item(), own_tokens, text, nulls, timesteps, 2, weights, iterations=2)
+            results[kind, schedule, k] = reference.denoise(pipeline, scheduler, timesteps, start, latents, nulls, text, 2.5), history
         return results[kind, schedule, k]
 
     return look_up

@@ -269,11 +269,10 @@ def test_memory_does_not_grow_with_the_number_of_images(data, tmp_path):
         match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
         if match and count < 200:
             resident[count] = int(match[1]) / 1024
-        try:
-            process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            pass
-    assert process.returncode == 0 and len(done(tmp_path / "out")) == 200
+        if count == 200:
+            process.kill()  # the table is of no interest here
+        time.sleep(0.2)
+    assert len(done(tmp_path / "out")) == 200
     early = max(size for count, size in resident.items() if 3 <= count <= 20)
     late = max(size for count, size in resident.items() if count > 20)
     assert late < early + 20, resident  # MB
