@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data, whole, tmp_pa
 
 def test_ctrl_c_leaves_nothing_half_done(data, whole, tmp_path):
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
-    process = start(command)
+    process = start(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job would ignore it
     wait_for(lambda: len(done(tmp_path)) >= 1, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
