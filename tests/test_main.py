@@ -16,7 +16,7 @@ from PIL import Image
 from conftest import ROOT
 from utils import read_image
 
-QUICK = ["--iterations", "2", "--limit", "1"]
+QUICK = ["--iterations", "2", "--limit", "1", "--res", "128"]
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -68,7 +68,7 @@ def test_results_are_of_the_files_on_disk(runs):
 
     results = json.loads((runs["fixed"] / "results.json").read_text())
     for row in results["images"]:
-        clean, adversarial = (read_image(runs["fixed"] / f"{row['index']:04d}_{kind}.png", 224) for kind in ("originImage", "adv_image"))
+        clean, adversarial = (read_image(runs["fixed"] / f"{row['index']:04d}_{kind}.png", 128) for kind in ("originImage", "adv_image"))
         assert row["psnr"] == pytest.approx(psnr(clean, adversarial))
 
 
