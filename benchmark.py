@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import reference  # noqa: E402
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
-from main import HelpFormatter, check_device, list_images, load_pipeline, read_labels, set_up, table  # noqa: E402
+from main import HelpFormatter, check_device, compile_networks, list_images, load_pipeline, read_labels, set_up, table  # noqa: E402
 from utils import read_image, to_tensor  # noqa: E402
 
 
@@ -157,8 +157,7 @@ def measure_project(arguments: argparse.Namespace, images: torch.Tensor, labels:
     set_up(device)
     pipeline, classifier = load(arguments, device, dtype), load_classifier(arguments.model_name).to(device)
     if arguments.compile:
-        for network in (pipeline.unet, pipeline.vae.decoder, classifier):
-            network.compile()
+        compile_networks(pipeline, classifier)
     attack = DiffAttack(pipeline, classifier)
     quick = DiffAttack(pipeline, classifier, iterations=2)
     methods = {"encode": ("encode",), "inversion": ("ddim_inversion",), "null-text": ("optimise_null_text",), "attack": ("reference_run", "optimise_latents"), "decode": ("denoise",)}

@@ -104,8 +104,8 @@ class DiffAttack:
         attack_loss_weight, cross_attn_loss_weight, self_attn_loss_weight: factors of the three losses.
         apply_mask: change the image only where the true class is looked at; `hard_mask` cuts that mask at one half.
         seed: of the weight network's initialisation.
-        checkpointing: keep the graph of one timestep at a time and compute the others anew in the backward pass, which costs a third more time
-            and far less memory; None decides by the memory that is free.
+        checkpointing: keep the graph of one timestep at a time and compute the others anew in the backward pass, which costs more time
+            and less memory; None decides by the memory that is free.
     Raises:
         ValueError: steps out of range, or a schedule that cannot be used.
     """

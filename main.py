@@ -239,6 +239,11 @@ def load_pipeline(path: str, device: torch.device, dtype: torch.dtype = torch.fl
     return pipeline.to(device)
 
 
+def compile_networks(pipeline: StableDiffusionPipeline, classifier: torch.nn.Module) -> None:
+    for network in (pipeline.unet, pipeline.vae.decoder, classifier):
+        network.compile()
+
+
 # ---------------------------------------------------------------- the folder of a run
 
 def configuration_of(arguments: argparse.Namespace, dtype: torch.dtype, names: list[str], labels: list[int]) -> dict:
@@ -443,7 +448,7 @@ class Runner:
             tqdm.write(f"out of memory: going on with --batch_size {self.batch_size}", file=sys.stderr)
         elif not self.attack.checkpointing:
             self.attack.checkpointing = True
-            tqdm.write("out of memory: going on with the graph of one timestep at a time, which takes a third more time", file=sys.stderr)
+            tqdm.write("out of memory: going on with the graph of one timestep at a time, which takes more time", file=sys.stderr)
         else:
             smaller = int(self.arguments.res * 0.7) // 32 * 32
             advice = f"--res {smaller} needs half of it" if smaller >= 96 else "this model needs more memory than there is"
@@ -476,8 +481,7 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline = load_pipeline(arguments.pretrained_diffusion_path, device, dtype)
     classifier = load_classifier(arguments.model_name).to(device)
     if arguments.compile:
-        for network in (pipeline.unet, pipeline.vae.decoder, classifier):
-            network.compile()
+        compile_networks(pipeline, classifier)
     attack = DiffAttack(
         pipeline, classifier, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
         weight_lr=arguments.weight_lr, diffusion_steps=arguments.diffusion_steps, start_step=arguments.start_step, iterations=arguments.iterations,
