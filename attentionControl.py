@@ -10,17 +10,22 @@
 The UNet runs on a guided batch, first the unconditional and then the text-conditional half; only the latter is recorded.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 
 from timestep_weights import TimestepWeightNetwork
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ Maps = dict[AttentionLayer, torch.Tensor]  # each (B, heads, queries, keys), row
 class RecordingAttnProcessor:
     """The attention of Vaswani et al. (2017), which also hands the probabilities of the conditional half to a controller."""
 
-    def __init__(self, controller: "AttentionControlEdit", layer: AttentionLayer):
+    def __init__(self, controller: AttentionControlEdit, layer: AttentionLayer):
         self.controller, self.layer = controller, layer
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,

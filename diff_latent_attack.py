@@ -9,20 +9,25 @@ The method is DiffAttack (Chen et al., "Diffusion Models for Imperceptible and T
 arXiv 2305.08192) with timestep weights on its self-attention loss. Images in a batch never influence each other.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch.utils.checkpoint import checkpoint
 
 from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, Maps,
                               class_token_attention, masked_variance, self_attention_losses)
 from classifiers import IMAGENET_CLASSES
 from timestep_weights import SCHEDULES, TimestepWeightNetwork, schedule_weights
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
+    from diffusers import StableDiffusionPipeline
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
 # Of the memory that is free: the reference maps are kept where they take at most this share of it, else computed anew at each timestep; and
@@ -69,7 +74,7 @@ class AttackRecord:
         """`L_i`, `(iterations, N, B)`: the sum over all self-attention layers."""
         return self.layer_losses.sum(2)
 
-    def of_image(self, k: int) -> "AttackRecord":
+    def of_image(self, k: int) -> AttackRecord:
         """The record of the k-th image of the batch, as a batch of one."""
         return replace(self, **{field.name: getattr(self, field.name)[..., k:k + 1] for field in fields(self)
                                 if field.name not in ("timesteps", "layers", "weights")})
@@ -127,8 +132,11 @@ class DiffAttack:
         self.loss_weights = (-attack_loss_weight, self_attn_loss_weight, cross_attn_loss_weight)  # in the order of LOSS_TERMS
         self.apply_mask, self.hard_mask = apply_mask or hard_mask, hard_mask
         self.checkpointing = checkpointing
-        self.dtype = torch.promote_types(self.unet.dtype, torch.float32)     # of everything but the networks
+        self.unet_dtype = pipeline.unet.dtype                               # asked once, because diffusers walks through all parameters for it
+        self.dtype = torch.promote_types(self.unet_dtype, torch.float32)    # of everything but the networks
         self.record: AttackRecord | None = None
+
+        from diffusers import DDIMScheduler
 
         config = pipeline.scheduler.config
         self.scheduler = DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
@@ -330,7 +338,7 @@ class DiffAttack:
 
     def predict(self, latents: torch.Tensor, t: int, embeddings: torch.Tensor) -> torch.Tensor:
         """The UNet's prediction, computed in its own precision and returned in that of the latents."""
-        return self.unet(latents.to(self.unet.dtype), t, embeddings.to(self.unet.dtype)).sample.to(latents)
+        return self.unet(latents.to(self.unet_dtype), t, embeddings.to(self.unet_dtype)).sample.to(latents)
 
     def guide(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
         return unconditional + self.guidance * (conditional - unconditional)

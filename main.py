@@ -9,30 +9,27 @@ A finished image is never lost and never attacked twice: after an interruption t
 It exists to measure and improve the robustness of classifiers. `python main.py --help` lists the flags.
 """
 
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on image processors has nothing to do with this program
+from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
 import math
+import os
 import re
 import sys
 import time
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from natsort import natsorted
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from attentionControl import AttentionControlEdit
 from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, load_classifier
@@ -40,6 +37,9 @@ from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, NonFiniteLo
 from evaluate import Prediction, accuracy, attack_success, predict, psnr
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps, parse_schedule, schedule_weights
 from utils import IMAGE_SUFFIXES, keep_freed_memory, read_image, replacing, to_pixels, to_tensor, write_image, write_result
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
+    from diffusers import StableDiffusionPipeline
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow")
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
@@ -222,6 +222,11 @@ def load_pipeline(path: str, device: torch.device, dtype: torch.dtype = torch.fl
         raise InputError(f"--pretrained_diffusion_path: {path!r} has no model_index.json; give a Stable Diffusion folder in diffusers format")
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise InputError(f"--pretrained_diffusion_path: there is no folder {path!r}; give a Stable Diffusion folder in diffusers format, or a hub id such as Manojb/stable-diffusion-2-base")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on image processors has nothing to do with this program
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     diffusers_logging.set_verbosity_error()
     if local:  # a download wants its progress bar, reading a file does not
         diffusers_logging.disable_progress_bar()
