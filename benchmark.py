@@ -24,8 +24,6 @@ from unittest import mock
 import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -35,6 +33,9 @@ from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E40
 from diff_latent_attack import DiffAttack  # noqa: E402
 from main import HelpFormatter, check_device, compile_networks, list_images, load_pipeline, read_labels, set_up, table  # noqa: E402
 from utils import read_image, to_tensor  # noqa: E402
+
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402  (after main, which sets what they print)
+from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
 
 def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:

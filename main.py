@@ -41,6 +41,8 @@ from utils import IMAGE_SUFFIXES, keep_freed_memory, read_image, replacing, to_p
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on image processors has nothing to do with this program
+
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow")
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
 LARGEST_BATCH, MEMORY_SHARE = 16, 0.8  # of the batch that is found from what the first image took of the free memory
@@ -222,7 +224,6 @@ def load_pipeline(path: str, device: torch.device, dtype: torch.dtype = torch.fl
         raise InputError(f"--pretrained_diffusion_path: {path!r} has no model_index.json; give a Stable Diffusion folder in diffusers format")
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise InputError(f"--pretrained_diffusion_path: there is no folder {path!r}; give a Stable Diffusion folder in diffusers format, or a hub id such as Manojb/stable-diffusion-2-base")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on image processors has nothing to do with this program
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

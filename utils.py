@@ -6,18 +6,22 @@
     plot_weights({"fixed": record.weights.numpy()}, record.timesteps.tolist()).savefig("weights.png")
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
+
+if TYPE_CHECKING:  # matplotlib takes half a second to import, and main.py draws nothing
+    from matplotlib.figure import Figure
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -109,6 +113,9 @@ def plot_weights(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Fi
         runs: by name, weights `(iterations, N)` that sum to 1 over N.
         timesteps: the N attacked timesteps, early to late.
     """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.6 * len(runs), 2.8), layout="constrained")
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     shades = np.linspace(0.15, 0.85, len(timesteps))

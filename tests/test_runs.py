@@ -24,6 +24,9 @@ MAIN = [sys.executable, "main.py"]
 TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "main.py"]
 
 
+pytestmark = pytest.mark.xdist_group("runs")  # one worker, so that the runs to compare with are done once
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A random checkpoint, and four small pictures with labels."""
