@@ -1,8 +1,12 @@
-"""Small random checkpoints of every kind the attack must run on, saved to disk and loaded as a user's checkpoint is."""
+"""Small random checkpoints of every kind the attack must run on, saved to disk and loaded as a user's checkpoint is; and runs of main.py on one of them."""
 
 import json
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each on two cores wait for each other most of the time
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from main import load_pipeline  # noqa: E402
 
+MAIN = [sys.executable, "main.py"]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
 
 
@@ -88,3 +95,60 @@ def images() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def labels() -> torch.Tensor:
     return torch.tensor([1, 0, 3])
+
+
+# ---------------------------------------------------------------- runs of main.py as a process
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A random checkpoint, and four small pictures with labels."""
+    folder = tmp_path_factory.mktemp("data")
+    save_checkpoint(folder / "model")
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    for k in range(4):
+        picture = random.integers(0, 255, (6, 6, 3), np.uint8)
+        Image.fromarray(picture).resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
+    (folder / "labels.txt").write_text("1\n22\n333\n444\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(data, tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of an uninterrupted run in a mode, to compare with."""
+
+    @cache
+    def folder(mode: str) -> Path:
+        out = tmp_path_factory.mktemp(mode)
+        result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
+        assert result.returncode == 0, result.stderr
+        return out
+
+    return folder
+
+
+def flags(data: Path, out: Path, *extra: object) -> list[str]:
+    return list(map(str, ["--pretrained_diffusion_path", data / "model", "--images_root", data / "images", "--label_path", data / "labels.txt",
+                          "--save_dir", out, "--res", "96", "--iterations", "3", "--start_step", "18", *extra]))
+
+
+def start(command: list[str], **options) -> subprocess.Popen:
+    return subprocess.Popen(command, **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT, **options})
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=ENVIRONMENT, **options)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def done(out: Path) -> list[str]:
+    return sorted(path.name[:4] for path in out.glob("*_record.npz"))
+
+
+def pictures(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("*.png")}

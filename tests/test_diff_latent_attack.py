@@ -51,7 +51,6 @@ def test_all_losses_and_the_image_agree_with_the_reference_in_float64(checkpoint
     assert (adversarial - images[:1]).abs().max() > 0.05  # something happened
 
 
-@pytest.mark.xdist_group("batches")  # one worker, so that inversions are done once
 @pytest.mark.parametrize("kind", ["sd2", "sd2-v"])
 @pytest.mark.parametrize("mode, schedule", [("uniform", None), ("fixed", "learned"), ("learnable_detached", "increasing")])
 @pytest.mark.parametrize("batch, checkpointing, keep_maps", [(1, True, True), (3, False, True), (3, True, False)])

@@ -18,8 +18,6 @@ from utils import read_image
 
 QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17"]
 
-pytestmark = pytest.mark.xdist_group("main")  # one worker, so that the runs are done once
-
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "main.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=900,

@@ -1,0 +1,136 @@
+"""Runs shared out over processes, in batches, and short of memory. Real processes, real signals."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import MAIN, done, flags, pictures, run, start, wait_for
+from evaluate import psnr
+
+# On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be told not to start one process only.
+TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "main.py"]
+
+
+def test_two_shards_write_the_same_files_as_one_run(data, whole, tmp_path):
+    command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
+    first = run([*command, "--shard", "1/2"])
+    assert first.returncode == 0 and done(tmp_path) == ["0001", "0003"] and "still to be attacked: 2 images" in first.stdout
+    assert run([*command, "--shard", "0/2"]).returncode == 0
+    assert pictures(tmp_path) == pictures(whole("fixed"))
+    result = run(command)
+    assert "4 of 4 images are done" in result.stderr and "still to be attacked" not in result.stdout
+
+
+def test_two_processes_write_the_same_files_as_one(data, whole, tmp_path):
+    result = run([*TWO_PROCESSES, *flags(data, tmp_path, "--weight_mode", "fixed")])
+    assert result.returncode == 0, result.stderr
+    assert pictures(tmp_path) == pictures(whole("fixed"))
+    assert result.stdout.count("mean PSNR") == 1  # one table
+    ours, expected = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, whole("fixed")))
+    assert [row["after"] for row in ours["images"]] == [row["after"] for row in expected["images"]]
+
+
+def test_a_process_that_dies_leaves_the_others_images_done(data, whole, tmp_path):
+    command = [*TWO_PROCESSES, *flags(data, tmp_path, "--weight_mode", "fixed")]
+    process = start(command, start_new_session=True)
+    wait_for(lambda: len(done(tmp_path)) >= 2, process)
+    workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and rank_of(int(pid), tmp_path) == "1"]
+    finished = done(tmp_path)
+    os.kill(workers[0], signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert process.returncode != 0 and set(finished) <= set(done(tmp_path))
+    result = run(command)
+    assert result.returncode == 0, result.stderr
+    assert pictures(tmp_path) == pictures(whole("fixed"))
+
+
+def rank_of(pid: int, out: Path) -> str | None:
+    """RANK in the environment of a main.py that writes to `out`, else None."""
+    try:
+        if str(out) in Path(f"/proc/{pid}/cmdline").read_text():
+            variables = dict(item.split("=", 1) for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in item)
+            return variables.get("RANK")
+    except OSError:
+        pass
+    return None
+
+
+@pytest.mark.parametrize("extra, command, message", [
+    (["--weight_mode", "learnable", "--shard", "0/2"], MAIN, "--weight_mode learnable trains one weight network"),
+    (["--weight_mode", "learnable"], TWO_PROCESSES, "--weight_mode learnable trains one weight network"),
+    (["--overwrite", "--shard", "0/2"], MAIN, "--overwrite with --shard would delete"),
+    (["--shard", "2/2"], MAIN, "--shard is '2/2'; expected K/N"),
+    (["--batch_size", "0"], MAIN, "--batch_size is 0; expected at least 1")])
+def test_what_cannot_be_shared_out_is_refused(data, tmp_path, extra, command, message):
+    result = run([*command, *flags(data, tmp_path / "out", *extra)])
+    assert result.returncode != 0 and result.stderr.count(f"main.py: error: {message}") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- memory
+
+def test_a_batch_gives_what_single_images_give(data, whole, tmp_path):
+    assert run([*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--batch_size", "3")]).returncode == 0
+    for name in done(tmp_path):
+        ours, single = (np.asarray(Image.open(folder / f"{name}_adv_image.png")).astype(int) for folder in (tmp_path, whole("fixed")))
+        assert psnr(ours, single) >= 40  # float32, summed in another order, and AdamW's sign-like first steps
+        assert np.load(tmp_path / f"{name}_record.npz")["layer_losses"].shape == (3, 2, 10, 1)
+
+
+# The allocator's own error, from a request that no machine can meet, for every attack of more than `batch` images or without checkpointing.
+SHORT_OF_MEMORY = """
+import sys
+sys.argv[0] = "main.py"
+import main, torch
+class DiffAttack(main.DiffAttack):
+    def attack(self, inversion, progress=None):
+        if len(inversion.images) > {batch} or not (self.checkpointing or {plain}):
+            torch.empty(2**60, dtype=torch.uint8)
+        return super().attack(inversion, progress)
+main.DiffAttack = DiffAttack
+sys.exit(main.main())
+"""
+
+
+def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_line(data, whole, tmp_path):
+    def attempt(out: Path, **fits) -> subprocess.CompletedProcess:
+        return run([sys.executable, "-c", SHORT_OF_MEMORY.format(**fits), *flags(data, out, "--batch_size", "4", "--weight_mode", "fixed")])
+
+    saving = attempt(tmp_path / "saving", batch=1, plain=False)
+    assert saving.returncode == 0 and saving.stderr.count("out of memory") == 3
+    assert "going on with --batch_size 2" in saving.stderr and "the graph of one timestep at a time, which" in saving.stderr
+    assert pictures(tmp_path / "saving") == pictures(whole("fixed"))
+    none = attempt(tmp_path / "none", batch=0, plain=True)
+    assert none.returncode == 1 and "Traceback" not in none.stderr and done(tmp_path / "none") == []
+    assert re.search(r"main\.py: error: out of memory with one image and the graph of one timestep at a time at --res 96 [^\n]*this model needs more memory than there is; the images done so far are complete\n", none.stderr)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(data, tmp_path):
+    (tmp_path / "images").mkdir()
+    for k in range(200):
+        os.link(data / "images" / f"img{k % 4}.png", tmp_path / "images" / f"{k}.png")
+    (tmp_path / "labels.txt").write_text("7\n" * 200)
+    process = start([*MAIN, *flags(data, tmp_path / "out", "--images_root", tmp_path / "images", "--label_path", tmp_path / "labels.txt",
+                                   "--iterations", "1", "--start_step", "19", "--batch_size", "4")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    resident = {}
+    while process.poll() is None:
+        count = len(done(tmp_path / "out"))
+        match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        if match and count < 200:
+            resident[count] = int(match[1]) / 1024
+        if count == 200:
+            process.kill()  # the table is of no interest here
+        time.sleep(0.2)
+    assert len(done(tmp_path / "out")) == 200
+    early = max(size for count, size in resident.items() if 3 <= count <= 20)
+    late = max(size for count, size in resident.items() if count > 20)
+    assert late < early + 20, resident  # MB
