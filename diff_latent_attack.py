@@ -86,6 +86,7 @@ class Reference:
 
     latents: list[torch.Tensor]                 # (B, C, h, w) before each timestep
     maps: list[Maps] | None                     # self-attention by timestep; None where they do not fit into memory
+    end: torch.Tensor                           # (B, C, h, w) after the last timestep
     class_attention: torch.Tensor               # (B, grid, grid, tokens), averaged over timesteps
     layers: list[str]                           # self-attention layers, in the order in which the UNet runs them
     graph_bytes: int                            # what one timestep of the perturbed run keeps for its backward pass
@@ -134,7 +135,8 @@ class DiffAttack:
         self.checkpointing = checkpointing
         self.unet_dtype = pipeline.unet.dtype                               # asked once, because diffusers walks through all parameters for it
         self.dtype = torch.promote_types(self.unet_dtype, torch.float32)    # of everything but the networks
-        self.record: AttackRecord | None = None
+        self.record: AttackRecord | None = None                             # of the latest attack, as is
+        self.reconstruction: torch.Tensor | None = None                     # what came back of its images without any attack, (B, 3, H, W) in [0, 1]
 
         from diffusers import DDIMScheduler
 
@@ -147,7 +149,7 @@ class DiffAttack:
         self.controller = make_controller(weight_mode, weight_schedule, weight_lr, self.num_timesteps, seed)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
-        """Attacks a batch; `record` then holds its losses.
+        """Attacks a batch; `record` then holds its losses, and `reconstruction` what the diffusion model makes of the images by itself.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1]; H = W, a multiple of 32.
@@ -180,6 +182,8 @@ class DiffAttack:
         with frozen(self.unet, self.vae, self.classifier), self.controller.attached(self.unet):
             reference = self.reference_run(inversion)
             mask = self.pseudo_mask(reference.class_attention, inversion) if self.apply_mask else None
+            with torch.no_grad():
+                self.reconstruction = self.to_image(self.decode(reference.end), inversion.images, mask)
             latents = self.optimise_latents(inversion, reference, mask, progress)
             return self.to_image(self.denoise(latents, inversion), inversion.images, mask)
 
@@ -261,7 +265,7 @@ class DiffAttack:
             layers = [layer.name for layer in maps[-1]]
             if not fits:
                 maps[-1] = {}
-        return Reference(before, maps if fits else None, torch.stack(attention).mean(0), layers, graph_bytes + map_bytes)
+        return Reference(before, maps if fits else None, latents, torch.stack(attention).mean(0), layers, graph_bytes + map_bytes)
 
     @torch.no_grad()
     def reference_maps(self, reference: Reference, i: int, inversion: Inversion) -> Maps:

@@ -1,13 +1,100 @@
-"""Judges an attack by the files that were written: who is fooled, and how much of the picture changed.
+"""Judges an attack by the files that were written: who is fooled, how much of the picture changed, and how sure that is.
 
-    from evaluate import predict, psnr
-    labels, confidences = predict(classifier, images)     # images uint8 (B, H, W, 3), as read back from the PNGs
+    from evaluate import Pictures, judge_classifier, judge_quality
+    pictures = Pictures(clean, adversarial, labels, reconstructed)       # uint8 (B, H, W, 3), as read back from the PNGs
+    judge_classifier("efficientnet_lite1", classifier, pictures, device).success
+    judge_quality(pictures, surrogate="efficientnet_lite0", device=device)["PSNR dB"].adversarial
+
+Two figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it; `success` counts those that this
+classifier had right before, which is what papers call the attack success rate. Shares have 95 % Wilson intervals, means over images 95 %
+bootstrap intervals.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from classifiers import REGISTRY, load_classifier
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+SEED = 0            # of the bootstrap
+
+
+# ---------------------------------------------------------------- figures with intervals
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval; a share may have counts, too. NaN where nothing was counted."""
+
+    value: float
+    low: float
+    high: float
+    count: int | None = None
+    total: int | None = None
+    is_share: bool = False
+
+    def __str__(self) -> str:
+        if self.is_share:
+            counts = "" if self.count is None else f"{self.count}/{self.total}"
+            percent = "" if math.isnan(self.value) else f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
+            return " = ".join(filter(None, (counts, percent)))
+        digits = 0 if not self.value or not math.isfinite(self.value) else max(0, 2 - math.floor(math.log10(abs(self.value))))  # three that count
+        return f"{self.value:.{digits}f}" + ("" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]")
+
+
+def share(count: int, total: int) -> Estimate:
+    """A share with its Wilson interval (Wilson, 1927)."""
+    from scipy.stats import binomtest
+
+    if total == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0, 0, True)
+    interval = binomtest(int(count), int(total)).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(count / total, float(interval.low), float(interval.high), int(count), int(total), True)
+
+
+def mean_over_images(values: np.ndarray) -> Estimate:
+    """The mean of `(B,)` with its percentile bootstrap interval over images."""
+    return resampled(len(values), lambda chosen: values[chosen].mean(-1))
+
+
+def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    """A figure with its percentile bootstrap interval over images.
+
+    Args:
+        images: how many there are.
+        statistic: from indices of images `(..., images)` to the figure `(...)`.
+    """
+    from scipy.stats import bootstrap
+
+    everything = np.arange(images)
+    value = float(statistic(everything)) if images else math.nan
+    if images < 2 or not math.isfinite(value):
+        return Estimate(value, math.nan, math.nan)
+    interval = bootstrap((everything,), lambda chosen, axis: statistic(chosen), confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
+                         method="percentile", vectorized=True, rng=SEED).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))
+
+
+# ---------------------------------------------------------------- success
+
+@dataclass(frozen=True)
+class Pictures:
+    """The files of a run, read back: uint8 `(B, H, W, 3)`, and the true labels `(B,)`.
+
+    `reconstructed` is what inversion, null-text optimisation and decoding give without any attack; None where it was not written.
+    """
+
+    clean: np.ndarray
+    adversarial: np.ndarray
+    labels: np.ndarray
+    reconstructed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -19,32 +106,380 @@ class Prediction:
     true_confidence: float  # probability of the true label
 
 
+@dataclass(frozen=True)
+class ClassifierResult:
+    """What one classifier says of the clean, reconstructed and adversarial images."""
+
+    name: str
+    labels: np.ndarray                          # (B,)
+    before: list[Prediction]
+    after: list[Prediction]
+    reconstructed: list[Prediction] | None
+
+    @property
+    def right_before(self) -> np.ndarray:
+        return right(self.before, self.labels)
+
+    @property
+    def fooled(self) -> np.ndarray:
+        """Right before, wrong after: `(B,)`."""
+        return self.right_before & ~right(self.after, self.labels)
+
+    @property
+    def right_reconstructed(self) -> np.ndarray:
+        """Right before and on the reconstruction, so that the attack alone can have fooled it: `(B,)`."""
+        return self.right_before & right(self.reconstructed, self.labels)
+
+    @property
+    def accuracy_before(self) -> Estimate:
+        return share(self.right_before.sum(), len(self.labels))
+
+    @property
+    def accuracy_reconstructed(self) -> Estimate | None:
+        return None if self.reconstructed is None else share(right(self.reconstructed, self.labels).sum(), len(self.labels))
+
+    @property
+    def accuracy_after(self) -> Estimate:
+        return share(right(self.after, self.labels).sum(), len(self.labels))
+
+    @property
+    def success(self) -> Estimate:
+        """Attack success rate: misclassified among those classified correctly before."""
+        return share(self.fooled.sum(), self.right_before.sum())
+
+    @property
+    def success_of_attack_alone(self) -> Estimate | None:
+        """The same without the images that are misclassified on the reconstruction already."""
+        return None if self.reconstructed is None else share((self.fooled & self.right_reconstructed).sum(), self.right_reconstructed.sum())
+
+    def figures(self) -> dict[str, Estimate | None]:
+        return {name: getattr(self, name) for name in ("accuracy_before", "accuracy_reconstructed", "accuracy_after", "success", "success_of_attack_alone")}
+
+
+def right(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
+    return np.array([p.label for p in predictions], int) == labels
+
+
 @torch.no_grad()
 def predict(classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray, device: torch.device, batch: int = 16) -> list[Prediction]:
     """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)`."""
     predictions = []
     for start in range(0, len(images), batch):
-        x = torch.from_numpy(images[start:start + batch]).to(device).permute(0, 3, 1, 2).float() / 255
-        probabilities = classifier(x).softmax(-1)
+        probabilities = classifier(as_input(images[start:start + batch], device)).softmax(-1)
         confidences, predicted = probabilities.max(-1)
         for row, c, p, label in zip(probabilities, confidences, predicted, labels[start:start + batch]):
             predictions.append(Prediction(int(p), float(c), float(row[label])))
     return predictions
 
 
-def accuracy(predictions: list[Prediction], labels: np.ndarray) -> float:
-    """Share of the predictions that are the true label; NaN for none."""
-    return float(np.mean([p.label == label for p, label in zip(predictions, labels)])) if predictions else float("nan")
+def as_input(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """8-bit `(B, H, W, 3)` to `(B, 3, H, W)` in [0, 1]."""
+    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 255
 
 
-def attack_success(before: list[Prediction], after: list[Prediction], labels: np.ndarray) -> tuple[int, int]:
-    """How many of the images classified correctly before are misclassified after, and how many were correct before."""
-    correct = [p.label == int(label) for p, label in zip(before, labels)]
-    fooled = [c and p.label != int(label) for c, p, label in zip(correct, after, labels)]
-    return sum(fooled), sum(correct)
+def judge_classifier(name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device) -> ClassifierResult:
+    """Classifies all pictures of a run."""
+    before, after, reconstructed = (None if images is None else predict(classifier, images, pictures.labels, device)
+                                    for images in (pictures.clean, pictures.adversarial, pictures.reconstructed))
+    return ClassifierResult(name, pictures.labels, before, after, reconstructed)
+
+
+def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:
+    """Mean over classifiers of the attack success rate, or of `success_of_attack_alone`; images are resampled for all classifiers at once."""
+    counted = np.stack([r.right_before if figure == "success" else r.right_reconstructed for r in results])     # (classifiers, B)
+    fooled = np.stack([r.fooled for r in results]) & counted
+
+    def statistic(chosen: np.ndarray) -> np.ndarray:
+        totals = counted[:, chosen].sum(-1)  # 0 where a resample leaves out all images that a classifier had right; that classifier is then left out
+        rates = fooled[:, chosen].sum(-1) / np.maximum(totals, 1)
+        return rates.sum(0) / np.maximum((totals > 0).sum(0), 1)
+
+    if not counted.any():
+        return Estimate(math.nan, math.nan, math.nan, is_share=True)
+    return replace(resampled(counted.shape[1], statistic), is_share=True)
+
+
+# ---------------------------------------------------------------- quality
+
+@dataclass(frozen=True)
+class Quality:
+    """One figure of the adversarial images and of the reconstructions, both against the clean images; by image where it has one."""
+
+    adversarial: Estimate
+    reconstructed: Estimate | None
+    by_image: np.ndarray | None = None          # (B,), of the adversarial images
+    note: str | None = None
+
+
+def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
+    """How far 8-bit pictures `(B, H, W, 3)` are from the clean ones, by image `(B,)`.
+
+    SSIM (Wang et al., 2004) and PSNR; of the difference, L1 as the mean over pixels and channels and Linf, both in 8-bit levels, and L2 as
+    the Euclidean norm with values in [0, 1].
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    a, b = as_input(clean), as_input(other)
+    difference = (b - a).double().flatten(1)
+    return {"SSIM": structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").numpy().reshape(-1),
+            "PSNR dB": peak_signal_noise_ratio(b.double(), a.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)).numpy(),
+            "L1 (levels)": 255 * torch.linalg.vector_norm(difference, 1, 1).numpy() / difference.shape[1],
+            "L2": torch.linalg.vector_norm(difference, 2, 1).numpy(),
+            "Linf (levels)": 255 * torch.linalg.vector_norm(difference, math.inf, 1).numpy()}
 
 
 def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit images `(H, W, 3)`; infinite when they are equal."""
-    error = np.square(clean.astype(np.float64) - other).mean()
-    return float(10 * np.log10(255**2 / error)) if error > 0 else float("inf")
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return float(peak_signal_noise_ratio(as_input(other[None]).double(), as_input(clean[None]).double(), data_range=1.0))
+
+
+def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndarray:
+    """LPIPS (Zhang et al., 2018) with AlexNet by image, `(B,)`; torchmetrics takes the network from torchvision, which downloads its weights.
+
+    Raises:
+        ImportError, OSError: torchvision or the weights cannot be had.
+    """
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    return np.concatenate([learned_perceptual_image_patch_similarity(
+        as_input(other[k:k + 1], device), as_input(clean[k:k + 1], device), net_type="alex", reduction="none", normalize=True).cpu().numpy().reshape(-1)
+        for k in range(len(clean))])
+
+
+class ClassifierFeatures(torch.nn.Module):
+    """What goes into a classifier's last linear layer: images `(B, 3, H, W)` in [0, 1] to `(B, num_features)`."""
+
+    def __init__(self, classifier: torch.nn.Module):
+        super().__init__()
+        self.classifier, self.features = classifier, None
+        last = [module for module in classifier.modules() if isinstance(module, torch.nn.Linear)][-1]
+        last.register_forward_pre_hook(lambda module, inputs: setattr(self, "features", inputs[0]))
+        self.num_features = last.in_features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.classifier(images)
+        return self.features
+
+
+def feature_network(surrogate: str) -> tuple[str, torch.nn.Module, int]:
+    """Inception v3 where its weights can be had, else a classifier that is not the surrogate: name, network on images in [0, 1], dimension."""
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    try:
+        network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+    except (ImportError, OSError):
+        name = [name for name in REGISTRY if name != surrogate][-1]
+        network = ClassifierFeatures(load_classifier(name))
+        return name, network, network.num_features
+    return "Inception v3", torch.nn.Sequential(ToBytes(), network), 2048
+
+
+class ToBytes(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images * 255).round().byte()
+
+
+@torch.no_grad()
+def features_of(network: torch.nn.Module, images: np.ndarray, device: torch.device, batch: int = 16) -> torch.Tensor:
+    """Features `(B, d)` in float64 of 8-bit pictures `(B, H, W, 3)`."""
+    return torch.cat([network(as_input(images[k:k + batch], device)).double().cpu() for k in range(0, len(images), batch)])
+
+
+class Given(torch.nn.Module):
+    """Stands where torchmetrics expects a feature network, for features that are there already."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def frechet_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
+    """Frechet distance of Gaussians fitted to two sets of features `(B, d)` (Heusel et al., 2017)."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    if 2 * len(clean) < clean.shape[1]:  # rotated into the span of all features, which changes no distance, it is far quicker
+        basis, _ = torch.linalg.qr(torch.cat([clean, other]).T)
+        clean, other = clean @ basis, other @ basis
+    # of several processes only the first evaluates, so there is nothing to synchronise with
+    metric = FrechetInceptionDistance(feature=Given(clean.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
+    metric.update(clean, real=True)
+    metric.update(other, real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
+    """Unbiased squared MMD of two sets of features `(B, d)` with the cubic kernel of KID (Binkowski et al., 2018).
+
+    The interval is 1.96 times the jackknife's standard error over pairs of images; subsets, as KID is usually given with, need thousands.
+    """
+    from torchmetrics.image.kid import poly_mmd
+
+    value = float(poly_mmd(clean, other))
+    n = len(clean)
+    if n < 3:
+        return Estimate(value, math.nan, math.nan)
+    others = [[j for j in range(n) if j != i] for i in range(n)]
+    left_out = np.array([float(poly_mmd(clean[kept], other[kept])) for kept in others])
+    error = 1.96 * math.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
+    return Estimate(value, value - error, value + error)
+
+
+def judge_quality(pictures: Pictures, surrogate: str, device: torch.device) -> dict[str, Quality]:
+    """All figures of visibility and realism; each of the attack beside that of the reconstruction alone."""
+    sides = [pictures.adversarial] + ([] if pictures.reconstructed is None else [pictures.reconstructed])
+    by_image = [visibility(pictures.clean, side) for side in sides]
+    try:
+        for figures, side in zip(by_image, sides):
+            figures["LPIPS"] = lpips(pictures.clean, side, device)
+    except (ImportError, OSError):
+        pass  # its row is absent, and README says where its weights come from
+    quality = {name: Quality(*[mean_over_images(figures[name]) for figures in by_image], *[None] * (2 - len(sides)), by_image=by_image[0][name])
+               for name in by_image[0]}
+    if len(pictures.clean) >= 2:
+        quality |= realism(pictures.clean, sides, surrogate, device)
+    return quality
+
+
+def realism(clean: np.ndarray, sides: Sequence[np.ndarray], surrogate: str, device: torch.device) -> dict[str, Quality]:
+    """Kernel and Frechet distance of one or two sets of pictures to the clean ones."""
+    name, network, dimension = feature_network(surrogate)
+    inception = name == "Inception v3"
+    real, *others = (features_of(network.to(device), images, device) for images in (clean, *sides))
+    note = None if len(clean) > dimension else f"biased with {len(clean)} images and {dimension} features: not comparable with published figures"
+    absent = [None] * (2 - len(sides))
+    kernel = [kernel_distance(real, other) for other in others]
+    frechet = [Estimate(frechet_distance(real, other), math.nan, math.nan) for other in others]
+    return {"KID" if inception else f"kernel distance, {name}": Quality(*kernel, *absent, note="can be below 0, since both sets show the same scenes"),
+            "FID" if inception else f"Frechet distance, {name}": Quality(*frechet, *absent, note=note)}
+
+
+# ---------------------------------------------------------------- when a result is not to be trusted
+
+@torch.no_grad()
+def doubts_about_outputs(name: str, classifier: torch.nn.Module, images: np.ndarray, device: torch.device) -> list[str]:
+    """Outputs that are probabilities, and answers that change."""
+    x = as_input(images[:4], device)
+    first, second = classifier(x), classifier(x)
+    doubts = []
+    if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
+        doubts.append(f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they saturate: take the softmax off its end")
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
+        doubts.append(f"{name} answers differently when asked twice, so that success may be luck: put it into eval mode and switch off its randomness")
+    return doubts
+
+
+def doubts_about_gradients(name: str, classifier: torch.nn.Module, clean: np.ndarray, labels: np.ndarray, device: torch.device) -> list[str]:
+    """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
+    dead = []
+    for k in range(len(clean)):
+        x = as_input(clean[k:k + 1], device).requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(classifier(x), torch.tensor(labels[k:k + 1], device=device)), x)
+        if not gradient.any():
+            dead.append(str(k + 1))
+    return [f"{name} has a gradient of exactly zero at image {', '.join(dead)}; that it is not fooled says nothing about its robustness: "
+            "look for saturated outputs or steps without a gradient"] if dead else []
+
+
+def doubts_about_labels(name: str, predictions: Sequence[Prediction], labels: np.ndarray, classes: int) -> list[str]:
+    """A clean accuracy that guessing explains."""
+    from scipy.stats import binomtest
+
+    count = int(right(predictions, labels).sum())
+    if binomtest(count, len(labels), 1 / classes, alternative="greater").pvalue <= 0.05:
+        return []
+    shifted = {shift: int(right(predictions, labels + shift).sum()) for shift in (-1, 1)}
+    shift, found = max(shifted.items(), key=lambda item: item[1])
+    advice = f"labels {'one higher' if shift > 0 else 'one lower'} would give {found}/{len(labels)}, so shift them" if found > count else "look at a few images beside their labels"
+    return [f"{name} has only {count}/{len(labels)} of the clean images right, which guessing explains; labels count from 1: {advice}"]
+
+
+def doubts_about_rounding(names: Sequence[str], fooled_as_tensor: Sequence[bool], fooled_as_file: Sequence[bool]) -> list[str]:
+    """Images that fooled the surrogate as float tensors and no longer do as 8-bit files."""
+    lost = [name for name, tensor, file in zip(names, fooled_as_tensor, fooled_as_file) if tensor and not file]
+    return [f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost)}; more --iterations give it a margin"] if lost else []
+
+
+def doubts_about_transfer(surrogate: str, transfer: Sequence[str]) -> list[str]:
+    """A surrogate that is asked to be its own transfer classifier."""
+    return [f"{surrogate} is the surrogate and so left out of the transfer classifiers: take it out of --transfer_models"] if surrogate in transfer else []
+
+
+# ---------------------------------------------------------------- all of it
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that is said of a run: the surrogate's result first, then each transfer classifier's."""
+
+    classifiers: list[ClassifierResult]
+    quality: dict[str, Quality]
+    doubts: list[str]
+
+    @property
+    def transfer_success(self) -> Estimate | None:
+        """Mean attack success rate over the transfer classifiers, the surrogate never among them."""
+        return transfer_mean(self.classifiers[1:]) if len(self.classifiers) > 1 else None
+
+    @property
+    def transfer_success_of_attack_alone(self) -> Estimate | None:
+        known = len(self.classifiers) > 1 and self.classifiers[0].reconstructed is not None
+        return transfer_mean(self.classifiers[1:], "success_of_attack_alone") if known else None
+
+    def as_dict(self) -> dict:
+        """For JSON: figures with their intervals and counts; None for what is not known."""
+        classifiers = [{"model": result.name, "role": "transfer" if k else "surrogate", **{name: plain(figure) for name, figure in result.figures().items()}}
+                       for k, result in enumerate(self.classifiers)]
+        quality = {name: {"adversarial": plain(figure.adversarial), "reconstructed": plain(figure.reconstructed), "note": figure.note,
+                          "by_image": None if figure.by_image is None else [float(v) if math.isfinite(v) else None for v in figure.by_image]}
+                   for name, figure in self.quality.items()}
+        return {"classifiers": classifiers, "transfer_success": plain(self.transfer_success), "quality": quality,
+                "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone), "warnings": self.doubts}
+
+    def lines(self) -> list[str]:
+        """The same as aligned tables. Columns are left out where no reconstructions were written."""
+        columns = [("accuracy before", "accuracy_before"), ("reconstructed only", "accuracy_reconstructed"), ("accuracy after", "accuracy_after"),
+                   ("attack success (of right before)", "success"), ("of right when reconstructed", "success_of_attack_alone")]
+        if self.classifiers[0].reconstructed is None:
+            columns = [column for column in columns if column[1] not in ("accuracy_reconstructed", "success_of_attack_alone")]
+        rows = [["classifier", "role", *(title for title, _ in columns)]]
+        rows += [[result.name, "transfer" if k else "surrogate", *(str(getattr(result, name)) for _, name in columns)] for k, result in enumerate(self.classifiers)]
+        means = {"success": self.transfer_success, "success_of_attack_alone": self.transfer_success_of_attack_alone}
+        if len(self.classifiers) > 1:
+            rows.append(["mean", "transfer", *(str(means[name]) if name in means else "" for _, name in columns)])
+        lines = table(rows) + ["", *table([["to the clean images", "adversarial", *(["reconstructed only"] if len(columns) == 5 else []), ""]] + [
+            [name, str(figure.adversarial), *([str(figure.reconstructed)] if len(columns) == 5 else []), figure.note or ""] for name, figure in self.quality.items()])]
+        return lines + ["", "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife for the kernel distance"] + [
+            f"warning: {doubt}" for doubt in self.doubts]
+
+
+def evaluate(pictures: Pictures, surrogate: str, classifier: torch.nn.Module, transfer: Sequence[str], device: torch.device) -> Evaluation:
+    """Judges a run's pictures by its surrogate, which is loaded already, and by transfer classifiers, each loaded, used and freed before the next."""
+    results = [judge_classifier(surrogate, classifier, pictures, device)]
+    with torch.no_grad():
+        classes = classifier(as_input(pictures.clean[:1], device)).shape[-1]
+    doubts = [*doubts_about_transfer(surrogate, transfer), *doubts_about_outputs(surrogate, classifier, pictures.clean, device),
+              *doubts_about_gradients(surrogate, classifier, pictures.clean, pictures.labels, device),
+              *doubts_about_labels(surrogate, results[0].before, pictures.labels, classes)]
+    for name in transfer:
+        if name != surrogate:
+            other = load_classifier(name).to(device)
+            results.append(judge_classifier(name, other, pictures, device))
+            doubts += doubts_about_outputs(name, other, pictures.clean, device)
+            del other
+    return Evaluation(results, judge_quality(pictures, surrogate, device), doubts)
+
+
+def plain(figure: Estimate | None) -> dict | None:
+    """For JSON, which knows no NaN."""
+    return None if figure is None else {key: value if value is None or math.isfinite(value) else None for key, value in asdict(figure).items()}
+
+
+def table(rows: list[list[str]]) -> list[str]:
+    """Aligned columns, with a rule below the first row."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

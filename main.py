@@ -29,12 +29,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from natsort import natsorted
+from PIL import Image
 from tqdm import tqdm
 
 from attentionControl import AttentionControlEdit
 from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, load_classifier
-from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, NonFiniteLossError, free_memory
-from evaluate import Prediction, accuracy, attack_success, predict, psnr
+from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, Inversion, NonFiniteLossError, free_memory
+from evaluate import Evaluation, Pictures, Prediction, doubts_about_rounding, evaluate, predict, psnr, table
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps, parse_schedule, schedule_weights
 from utils import IMAGE_SUFFIXES, keep_freed_memory, read_image, replacing, to_pixels, to_tensor, write_image, write_result
 
@@ -43,11 +44,11 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answere
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on image processors has nothing to do with this program
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow")
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scipy", "torchmetrics", "pillow")
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
 LARGEST_BATCH, MEMORY_SHARE = 16, 0.8  # of the batch that is found from what the first image took of the free memory
 # Flags that do not change what an image's files hold, so that a run may go on with others.
-NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite")
+NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite", "transfer_models", "is_test")
 RUN_FILES = ("run.json", "results.json", "log.txt")
 
 
@@ -77,8 +78,17 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter, allow_abbrev=False)
+def classifier_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in REGISTRY:
+            raise argparse.ArgumentTypeError(f"unknown classifier {name!r}; expected some of {', '.join(REGISTRY)}")
+    return names
+
+
+def make_parser(description: str) -> ArgumentParser:
+    """The flags that main.py and compare.py share."""
+    parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     switch = dict(type=boolean, nargs="?", const=True, default=False, metavar="BOOL")
 
     group = parser.add_argument_group("data")
@@ -86,11 +96,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--label_path", type=Path, default="demo/labels.txt", metavar="FILE", help="true classes, one number a line in the order of the images, counted from 1")
     group.add_argument("--save_dir", type=Path, default="output", metavar="FOLDER", help="where results go; a run that was interrupted goes on here")
     group.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run in --save_dir first")
+    group.add_argument("--is_test", **switch, help="attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the original DiffAttack")
     group.add_argument("--limit", type=int, default=None, metavar="K", help="attack only the first K images (default: all)")
 
     group = parser.add_argument_group("models")
     group.add_argument("--pretrained_diffusion_path", default="demo/tiny_diffusion", metavar="PATH", help="Stable Diffusion 1.x or 2.x: a folder in diffusers format, or a hub id")
     group.add_argument("--model_name", choices=list(REGISTRY), default="efficientnet_lite0", help="the classifier that is attacked (the surrogate)")
+
+    group.add_argument("--transfer_models", type=classifier_names, default=",".join(DEFAULT_TRANSFER_MODELS), metavar="NAMES", help='classifiers that judge whether the attack transfers, separated by commas; "" for none')
 
     group = parser.add_argument_group("timestep weights")
     group.add_argument("--weight_mode", choices=WEIGHT_MODES, default="uniform", help="uniform: the original DiffAttack; fixed: recommended; learnable: collapses; learnable_detached: never moves")
@@ -116,7 +129,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile: minutes at the start, faster afterwards")
     group.add_argument("--shard", default="0/1", metavar="K/N", help="attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the same command without it then prints the table of all")
     group.add_argument("--seed", type=int, default=42, help="the same command with the same seed on the same machine writes identical images")
-    return parser.parse_args(argv)
+    return parser
 
 
 # ---------------------------------------------------------------- input, checked before any model is loaded
@@ -272,6 +285,13 @@ def check_folder(folder: Path, configuration: dict) -> None:
         raise InputError(f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; give another folder, or --overwrite to start over")
 
 
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--save_dir: {str(folder)!r} cannot be made ({error.strerror}); give another folder") from None
+
+
 def claim_folder(folder: Path, configuration: dict) -> None:
     """Writes run.json; of several processes that start at once one wins, and the others compare."""
     mine = folder / f"run.{os.getpid()}.partial"
@@ -304,6 +324,11 @@ def failure_path(folder: Path, index: int) -> Path:
     return folder / f"{index:04d}_failed.txt"
 
 
+def write_failure(folder: Path, index: int, path: Path, error: Exception) -> None:
+    with replacing(failure_path(folder, index)) as temporary:
+        temporary.write_text(f"{path.name}: {error}\n")
+
+
 def read_rows(folder: Path, indices: range) -> list[dict]:
     """The rows of the results of all finished images, from their records."""
     rows = []
@@ -316,29 +341,37 @@ def read_rows(folder: Path, indices: range) -> list[dict]:
 
 # ---------------------------------------------------------------- run
 
-def attack_images(attack: DiffAttack, batch: list[tuple[int, Path, int]], clean: list[np.ndarray], arguments: argparse.Namespace) -> None:
+def attack_images(attack: DiffAttack, batch: list[tuple[int, Path, int]], clean: list[np.ndarray], arguments: argparse.Namespace, inversion: Inversion | None = None,
+                  seconds: float = 0.0) -> None:
     """Attacks the images of a batch (index, path, label), read as `clean`, at once and writes their files.
+
+    Their inversion can be given with the seconds it took.
 
     Raises:
         NonFiniteLossError: a loss of the image at `index` of the batch became NaN or infinite.
         OSError: a file cannot be written.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() - seconds
     labels = [label for _, _, label in batch]
     with tqdm(total=arguments.iterations, desc=batch[0][1].name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""), leave=False) as bar:
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
             bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses.mean(1).tolist())})
 
-        adversarial = attack(torch.cat([to_tensor(picture) for picture in clean]), torch.tensor(labels), progress)
+        if inversion is None:
+            inversion = attack.invert(torch.cat([to_tensor(picture) for picture in clean]), torch.tensor(labels))
+        adversarial = attack.attack(inversion, progress)
     for k, (index, path, label) in enumerate(batch):
         adversarial_path = arguments.save_dir / f"{index:04d}_adv_image.png"
         write_image(to_pixels(adversarial[k]), adversarial_path)
+        write_image(to_pixels(attack.reconstruction[k]), arguments.save_dir / f"{index:04d}_reconstruction.png")
         written = read_image(adversarial_path, arguments.res)
         before, after = predict(attack.classifier, np.stack([clean[k], written]), np.array([label, label]), attack.unet.device)
+        with torch.no_grad():
+            as_tensor = attack.classifier(adversarial[k:k + 1].float()).argmax().item()  # of interest only where the file says otherwise
         write_result(arguments.save_dir, index, clean[k], written, arguments.model_name, success=after.label != label)
         row = {"index": index, "file": path.name, "label": label + 1, "class": IMAGENET_CLASSES[label], "before": describe(before), "after": describe(after),
-               "success": after.label != label if before.label == label else None, "psnr": psnr(clean[k], written),
+               "success": after.label != label if before.label == label else None, "fooled_as_tensor": as_tensor != label, "psnr": psnr(clean[k], written),
                "seconds": (time.perf_counter() - started) / len(batch)}
         write_record(attack.record.of_image(k), attack.controller.state(), row, record_path(arguments.save_dir, index))
 
@@ -354,34 +387,23 @@ def write_record(record: AttackRecord, controller_state: torch.Tensor, row: dict
         np.savez_compressed(file, **fields, controller_state=controller_state.numpy(), row=np.array(json.dumps(row)))
 
 
-def evaluate_classifier(name: str, classifier: torch.nn.Module, rows: list[dict], arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Accuracy before and after, and success among those right before, from the written files."""
-    labels = np.array([row["label"] - 1 for row in rows])
-    before, after = (predict(classifier, np.stack([read_image(arguments.save_dir / f"{row['index']:04d}_{kind}.png", arguments.res) for row in rows]), labels, device)
-                     for kind in ("originImage", "adv_image"))
-    fooled, correct = attack_success(before, after, labels)
-    return {"model": name, "accuracy_before": accuracy(before, labels), "accuracy_after": accuracy(after, labels), "fooled": fooled, "correct_before": correct, "images": len(rows)}
+def read_pictures(folder: Path, rows: list[dict], size: int) -> Pictures:
+    """The written files of the images of the results."""
+    clean, adversarial, reconstructed = (np.stack([read_image(folder / f"{row['index']:04d}_{kind}.png", size) for row in rows])
+                                         for kind in ("originImage", "adv_image", "reconstruction"))
+    return Pictures(clean, adversarial, np.array([row["label"] - 1 for row in rows]), reconstructed)
 
 
-def summarise(rows: list[dict], classifiers: list[dict], failures: list[str], weights: list[float]) -> str:
-    """The aligned table that ends a run."""
+def summarise(rows: list[dict], evaluation: Evaluation | None, failures: list[str], weights: list[float]) -> str:
+    """The aligned tables that end a run."""
     lines = table([["image", "true class", "before", "", "after", "", "success", "PSNR dB", "s"]] + [
         [row["file"], row["class"], row["before"]["class"], f"{row['before']['confidence']:.2f}", row["after"]["class"], f"{row['after']['confidence']:.2f}",
          {True: "yes", False: "no", None: "wrong before"}[row["success"]], f"{row['psnr']:.1f}", f"{row['seconds']:.0f}"] for row in rows])
-    lines += ["", *table([["classifier", "role", "accuracy before", "accuracy after", "fooled of those right before"]] + [
-        [c["model"], "surrogate" if i == 0 else "transfer", f"{c['accuracy_before']:.1%}", f"{c['accuracy_after']:.1%}",
-         f"{c['fooled']}/{c['correct_before']}" + (f" = {c['fooled'] / c['correct_before']:.1%}" if c["correct_before"] else "")] for i, c in enumerate(classifiers)])]
-    if rows:
-        lines += ["", f"mean PSNR {np.mean([row['psnr'] for row in rows]):.1f} dB, mean time {np.mean([row['seconds'] for row in rows]):.1f} s an image, "
-                      f"timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}"]
+    if evaluation is not None:
+        lines += ["", *evaluation.lines(), "", f"mean PSNR {np.mean([row['psnr'] for row in rows]):.1f} dB, mean time {np.mean([row['seconds'] for row in rows]):.1f} s an image, "
+                  f"timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}"]
     lines += [f"not attacked: {failure}" for failure in failures]
     return "\n".join(lines)
-
-
-def table(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
@@ -441,8 +463,7 @@ class Runner:
         return batch, clean
 
     def fail(self, item: tuple[int, Path, int], error: Exception, bar: tqdm) -> None:
-        with replacing(failure_path(self.arguments.save_dir, item[0])) as temporary:
-            temporary.write_text(f"{item[1].name}: {error}\n")
+        write_failure(self.arguments.save_dir, item[0], item[1], error)
         bar.update()
 
     def shrink(self, reason: str) -> None:
@@ -488,16 +509,9 @@ def run(arguments: argparse.Namespace) -> int:
     classifier = load_classifier(arguments.model_name).to(device)
     if arguments.compile:
         compile_networks(pipeline, classifier)
-    attack = DiffAttack(
-        pipeline, classifier, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
-        weight_lr=arguments.weight_lr, diffusion_steps=arguments.diffusion_steps, start_step=arguments.start_step, iterations=arguments.iterations,
-        guidance=arguments.guidance, attack_loss_weight=arguments.attack_loss_weight, cross_attn_loss_weight=arguments.cross_attn_loss_weight,
-        self_attn_loss_weight=arguments.self_attn_loss_weight, apply_mask=arguments.is_apply_mask, hard_mask=arguments.is_hard_mask, seed=arguments.seed)
+    attack = make_attack(arguments, pipeline, classifier)
 
-    try:
-        arguments.save_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--save_dir: {str(arguments.save_dir)!r} cannot be made ({error.strerror}); give another folder") from None
+    make_folder(arguments.save_dir)
     if arguments.overwrite:
         if process == 0:
             clear_folder(arguments.save_dir)
@@ -510,8 +524,7 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [item for item in mine if not record_path(arguments.save_dir, item[0]).exists()]
     if len(missing) < len(mine):
         print(f"going on with an earlier run: {len(mine) - len(missing)} of {len(mine)} images are done", file=sys.stderr)
-        with np.load(record_path(arguments.save_dir, max(set(mine) - set(missing))[0])) as record:
-            attack.controller.load_state(torch.from_numpy(record["controller_state"]))
+        restore_weights(attack, arguments.save_dir, max(set(mine) - set(missing))[0])
     with tqdm(total=len(mine), initial=len(mine) - len(missing), desc="images", unit="image", position=process) as bar:
         Runner(attack, arguments).run(missing, bar)
     if processes > 1:
@@ -519,6 +532,20 @@ def run(arguments: argparse.Namespace) -> int:
         if process > 0:
             return 0
     return report(arguments, selected, classifier, attack.controller, device)
+
+
+def make_attack(arguments: argparse.Namespace, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module) -> DiffAttack:
+    return DiffAttack(
+        pipeline, classifier, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
+        weight_lr=arguments.weight_lr, diffusion_steps=arguments.diffusion_steps, start_step=arguments.start_step, iterations=arguments.iterations,
+        guidance=arguments.guidance, attack_loss_weight=arguments.attack_loss_weight, cross_attn_loss_weight=arguments.cross_attn_loss_weight,
+        self_attn_loss_weight=arguments.self_attn_loss_weight, apply_mask=arguments.is_apply_mask, hard_mask=arguments.is_hard_mask, seed=arguments.seed)
+
+
+def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
+    """Sets the learnable weights to what they were after that image."""
+    with np.load(record_path(folder, index)) as record:
+        attack.controller.load_state(torch.from_numpy(record["controller_state"]))
 
 
 def process_device(name: str) -> str:
@@ -531,31 +558,88 @@ def report(arguments: argparse.Namespace, selected: range, classifier: torch.nn.
     """Evaluates what is in the folder, and writes and prints the table; returns the exit code."""
     rows = read_rows(arguments.save_dir, selected)
     failures = [failure_path(arguments.save_dir, index).read_text().strip() for index in selected if failure_path(arguments.save_dir, index).exists()]
-    classifiers = []
+    evaluation = None
     if rows:
-        classifiers.append(evaluate_classifier(arguments.model_name, classifier, rows, arguments, device))
-        for name in DEFAULT_TRANSFER_MODELS:
-            if name != arguments.model_name:
-                classifiers.append(evaluate_classifier(name, load_classifier(name).to(device), rows, arguments, device))
+        evaluation = evaluate(read_pictures(arguments.save_dir, rows, arguments.res), arguments.model_name, classifier, arguments.transfer_models, device)
+        evaluation.doubts.extend(doubts_about_rounding([row["file"] for row in rows], [row["fooled_as_tensor"] for row in rows], [row["after"]["label"] != row["label"] for row in rows]))
     weights = controller.weights()
     left = len(selected) - len(rows) - len(failures)
-    text = "\n".join(filter(None, [summarise(rows, classifiers, failures, weights.tolist()), left and f"still to be attacked: {left} images, by the same command or its other shards",
+    text = "\n".join(filter(None, [summarise(rows, evaluation, failures, weights.tolist()), left and f"still to be attacked: {left} images, by the same command or its other shards",
                                    advice_on_weights(arguments.weight_mode, weights)]))
-    results = {"images": rows, "classifiers": classifiers, "not_attacked": failures, "weights_at_the_end": weights.tolist(),
+    results = {"images": rows, **(evaluation.as_dict() if evaluation else {}), "not_attacked": failures, "weights_at_the_end": weights.tolist(),
                "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
                "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
-               "configuration": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
-               "device": str(device), "versions": {package: version(package) for package in PACKAGES}}
-    for name, content in (("results.json", json.dumps(results, indent=2)), ("log.txt", "python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text)):
-        with replacing(arguments.save_dir / name) as temporary:
+               **provenance(arguments, device)}
+    write_report(arguments.save_dir, "results.json", "log.txt", results, text)
+    return 1 if failures else 0
+
+
+def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """Clean and adversarial files of an output folder, `*originImage*` with `*adv_image*`, in natural order."""
+    if not folder.is_dir():
+        raise InputError(f"--images_root: there is no folder {str(folder)!r}; give the output folder of an attack")
+    clean, adversarial = (natsorted(folder.glob(f"*{kind}*.png"), key=lambda path: path.name) for kind in ("originImage", "adv_image"))
+    for paths, kind, partner in ((clean, "originImage", "adv_image"), (adversarial, "adv_image", "originImage")):
+        for path in paths:
+            if not path.with_name(path.name.replace(kind, partner)).is_file():
+                raise InputError(f"--images_root: {path.name} has no partner {path.name.replace(kind, partner)} in {str(folder)!r}")
+    if not clean:
+        raise InputError(f"--images_root: no *originImage*.png in {str(folder)!r}; give the output folder of an attack")
+    return [(path, path.with_name(path.name.replace("originImage", "adv_image"))) for path in clean]
+
+
+def test(arguments: argparse.Namespace) -> int:
+    """Evaluates an output folder without any diffusion model, and writes evaluation.json and evaluation.txt; returns the exit code."""
+    pairs = list_pairs(arguments.images_root)
+    labels = np.array(read_labels(arguments.label_path, len(pairs), len(IMAGENET_CLASSES)))
+    device = check_device(arguments.device)
+    check_save_dir(arguments.save_dir)
+    size = side_of(pairs[0][0])
+    for path in (path for pair in pairs for path in pair):
+        if side_of(path) != size:
+            raise InputError(f"--images_root: {path.name} has another size than {pairs[0][0].name}; expected squares of {size} pixels")
+    read = lambda paths: np.stack([read_image(path, size) for path in paths])
+    reconstructions = [path.with_name(path.name.replace("originImage", "reconstruction")) for path, _ in pairs]  # which the original tool does not write
+    pictures = Pictures(read(path for path, _ in pairs), read(path for _, path in pairs), labels, read(reconstructions) if all(path.is_file() for path in reconstructions) else None)
+    evaluation = evaluate(pictures, arguments.model_name, load_classifier(arguments.model_name).to(device), arguments.transfer_models, device)
+    surrogate = evaluation.classifiers[0]
+    rows = [{"file": clean.name, "label": int(label) + 1, "class": IMAGENET_CLASSES[label], "before": describe(before), "after": describe(after)}
+            for (clean, _), label, before, after in zip(pairs, labels, surrogate.before, surrogate.after)]
+    text = "\n".join(evaluation.lines())
+    arguments.save_dir.mkdir(parents=True, exist_ok=True)
+    write_report(arguments.save_dir, "evaluation.json", "evaluation.txt", {"images": rows, **evaluation.as_dict(), **provenance(arguments, device)}, text)
+    return 0
+
+
+def side_of(path: Path) -> int:
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except OSError as error:
+        raise InputError(f"--images_root: {path.name} is not a readable image ({error})") from None
+    if width != height:
+        raise InputError(f"--images_root: {path.name} is {width} x {height} pixels; expected a square")
+    return width
+
+
+def provenance(arguments: argparse.Namespace, device: torch.device) -> dict:
+    """What a results file says of where its figures come from."""
+    return {"configuration": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
+            "device": str(device), "versions": {package: version(package) for package in PACKAGES}}
+
+
+def write_report(folder: Path, json_name: str, text_name: str, results: dict, text: str) -> None:
+    """Writes and prints what a run has to say at its end."""
+    for name, content in ((json_name, json.dumps(results, indent=2)), (text_name, "python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text)):
+        with replacing(folder / name) as temporary:
             temporary.write_text(content + "\n")
     print("\n" + text)
-    return 1 if failures else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        return run(parse_arguments(argv))
+        arguments = make_parser(__doc__.split("\n\n")[0]).parse_args(argv)
+        return test(arguments) if arguments.is_test else run(arguments)
     except InputError as error:
         if int(os.environ.get("RANK", 0)) == 0:  # every process finds the same
             print(f"main.py: error: {error}", file=sys.stderr)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each on two cores wait for each other most of the time
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from filelock import FileLock
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -100,28 +100,38 @@ def labels() -> torch.Tensor:
 # ---------------------------------------------------------------- runs of main.py as a process
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder that all workers of pytest-xdist see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def data(shared) -> Path:
     """A random checkpoint, and four small pictures with labels."""
-    folder = tmp_path_factory.mktemp("data")
-    save_checkpoint(folder / "model")
-    (folder / "images").mkdir()
-    random = np.random.default_rng(0)
-    for k in range(4):
-        picture = random.integers(0, 255, (6, 6, 3), np.uint8)
-        Image.fromarray(picture).resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
-    (folder / "labels.txt").write_text("1\n22\n333\n444\n")
+    folder = shared / "data"
+    with FileLock(shared / "data.lock"):
+        if not folder.exists():
+            save_checkpoint(folder / "model")
+            (folder / "images").mkdir()
+            random = np.random.default_rng(0)
+            for k in range(4):
+                picture = random.integers(0, 255, (6, 6, 3), np.uint8)
+                Image.fromarray(picture).resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
+            (folder / "labels.txt").write_text("1\n22\n333\n444\n")
     return folder
 
 
 @pytest.fixture(scope="session")
-def whole(data, tmp_path_factory) -> Callable[[str], Path]:
-    """The folder of an uninterrupted run in a mode, to compare with."""
+def whole(data, shared) -> Callable[[str], Path]:
+    """The folder of an uninterrupted run in a mode, to compare with; the first worker that asks for it runs it."""
 
-    @cache
     def folder(mode: str) -> Path:
-        out = tmp_path_factory.mktemp(mode)
-        result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
-        assert result.returncode == 0, result.stderr
+        out = shared / f"whole_{mode}"
+        with FileLock(shared / f"whole_{mode}.lock"):
+            if not (out / "results.json").exists():
+                result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
+                assert result.returncode == 0, result.stderr
         return out
 
     return folder
@@ -129,7 +139,7 @@ def whole(data, tmp_path_factory) -> Callable[[str], Path]:
 
 def flags(data: Path, out: Path, *extra: object) -> list[str]:
     return list(map(str, ["--pretrained_diffusion_path", data / "model", "--images_root", data / "images", "--label_path", data / "labels.txt",
-                          "--save_dir", out, "--res", "96", "--iterations", "3", "--start_step", "18", *extra]))
+                          "--save_dir", out, "--res", "96", "--iterations", "3", "--start_step", "18", "--transfer_models", "", *extra]))
 
 
 def start(command: list[str], **options) -> subprocess.Popen:

@@ -1,18 +1,158 @@
+"""Figures against values worked out another way, and each warning on a case made for it."""
+
+import re
+
 import numpy as np
 import pytest
+import torch
 
-from evaluate import Prediction, accuracy, attack_success, psnr
+import evaluate
+from conftest import TinyClassifier
+from evaluate import (ClassifierFeatures, ClassifierResult, Estimate, Pictures, Prediction, doubts_about_gradients, doubts_about_labels, doubts_about_outputs,
+                      doubts_about_rounding, doubts_about_transfer, frechet_distance, kernel_distance, mean_over_images, psnr, share, transfer_mean, visibility)
+
+CPU = torch.device("cpu")
 
 
-def test_psnr_against_its_closed_form():
-    clean = np.zeros((8, 8, 3), np.uint8)
-    assert psnr(clean, clean + 5) == pytest.approx(20 * np.log10(255 / 5))
-    assert psnr(clean, clean) == np.inf
+def result(labels, before, after, reconstructed=None) -> ClassifierResult:
+    as_predictions = lambda answers: None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
+    return ClassifierResult("by hand", np.array(labels), as_predictions(before), as_predictions(after), as_predictions(reconstructed))
 
 
-def test_success_counts_only_images_that_were_right_before():
-    labels = np.array([3, 3, 3, 3])
-    before = [Prediction(label, 0.9, 0.9) for label in (3, 3, 3, 7)]
-    after = [Prediction(label, 0.9, 0.1) for label in (3, 5, 6, 8)]
-    assert attack_success(before, after, labels) == (2, 3)
-    assert accuracy(before, labels) == 0.75 and accuracy(after, labels) == 0.25
+# ---------------------------------------------------------------- intervals
+
+@pytest.mark.parametrize("count, total", [(10, 11), (0, 12), (12, 12), (3, 40)])
+def test_wilson_against_its_closed_form(count, total):
+    z, p = 1.959963984540054, count / total
+    middle, half = p + z**2 / (2 * total), z * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    expected = [(middle + sign * half) / (1 + z**2 / total) for sign in (-1, 1)]
+    ours = share(count, total)
+    assert (ours.low, ours.high) == pytest.approx(expected, abs=1e-12)
+    assert str(share(10, 11)) == "10/11 = 91% [62%, 98%]" and str(share(0, 0)) == "0/0"
+
+
+def test_wilson_against_a_published_example():
+    """Newcombe (1998), Statistics in Medicine 17, table I: 81 of 263 gives 0.2553 to 0.3662, 15 of 148 gives 0.0624 to 0.1605."""
+    assert (share(81, 263).low, share(81, 263).high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert (share(15, 148).low, share(15, 148).high) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+
+
+def test_bootstrap_of_a_mean_is_as_wide_as_its_standard_error_says():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    estimate = mean_over_images(values)
+    error = values.std() / np.sqrt(400)
+    assert estimate.value == pytest.approx(values.mean())
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * error, rel=0.05)
+    assert estimate == mean_over_images(values)  # seeded
+
+
+# ---------------------------------------------------------------- success
+
+def test_rates_on_a_table_made_by_hand():
+    """Six images of class 3: wrong before; fooled; already fooled by the reconstruction; not fooled; wrong before, right after; fooled."""
+    r = result([3] * 6, before=[7, 3, 3, 3, 8, 3], reconstructed=[7, 3, 5, 3, 3, 3], after=[7, 5, 5, 3, 3, 9])
+    assert (r.accuracy_before.count, r.accuracy_reconstructed.count, r.accuracy_after.count) == (4, 4, 2)
+    assert (r.success.count, r.success.total) == (3, 4)
+    assert (r.success_of_attack_alone.count, r.success_of_attack_alone.total) == (2, 3)
+
+
+def test_transfer_mean_is_of_rates_and_resamples_images_for_all_classifiers_at_once():
+    first = result([0] * 40, [0] * 40, [1] * 10 + [0] * 30)
+    second = result([0] * 40, [0] * 20 + [1] * 20, [1] * 10 + [0] * 30)
+    mean = transfer_mean([first, second])
+    assert mean.value == pytest.approx((10 / 40 + 10 / 20) / 2)
+    same = transfer_mean([first, first])
+    one = share(10, 40)
+    assert same.value == 0.25 and same.high - same.low == pytest.approx(one.high - one.low, rel=0.15)  # no narrower than one: the images are the same
+
+
+# ---------------------------------------------------------------- quality
+
+def test_visibility_against_closed_forms():
+    clean = np.full((2, 32, 32, 3), 100, np.uint8)
+    other = clean.copy()
+    other[1] += 5
+    figures = visibility(clean, other)
+    assert figures["PSNR dB"].tolist() == [np.inf, pytest.approx(20 * np.log10(255 / 5))]
+    assert psnr(clean[1], other[1]) == pytest.approx(20 * np.log10(255 / 5)) and psnr(clean[0], other[0]) == np.inf
+    assert figures["L1 (levels)"].tolist() == pytest.approx([0, 5], abs=1e-5) and figures["Linf (levels)"].tolist() == pytest.approx([0, 5], abs=1e-5)
+    assert figures["L2"].tolist() == pytest.approx([0, 5 / 255 * np.sqrt(32 * 32 * 3)])
+    c1, a, b = 0.01**2, 100 / 255, 105 / 255  # on constant pictures only the luminance term of SSIM is left; float32 leaves 2e-4
+    assert figures["SSIM"].tolist() == pytest.approx([1, (2 * a * b + c1) / (a**2 + b**2 + c1)], abs=5e-4)
+
+
+@pytest.mark.parametrize("dimension", [5, 500])  # 500: the path through the span of the features
+def test_frechet_distance_of_two_gaussians(dimension):
+    random = torch.Generator().manual_seed(0)
+    count = 100
+    a, b = (torch.randn(count, dimension, generator=random, dtype=torch.float64) * scale + shift for scale, shift in ((1, 0), (2, 1)))
+    mean, covariance = [x.mean(0).numpy() for x in (a, b)], [np.cov(x.T.numpy()) for x in (a, b)]
+    values, vectors = np.linalg.eigh(covariance[0])
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    expected = np.square(mean[0] - mean[1]).sum() + np.trace(covariance[0]) + np.trace(covariance[1]) - 2 * np.sqrt(np.linalg.eigvalsh(root @ covariance[1] @ root).clip(0)).sum()
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
+
+
+def test_kernel_distance_sees_a_shift_and_nothing_where_there_is_nothing():
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(60, 8, generator=random, dtype=torch.float64) for _ in range(2))
+    same, shifted = kernel_distance(a, b), kernel_distance(a, b + 1)
+    assert same.low < 0 < same.high and shifted.low > 0
+    kernel = lambda x, y: (x @ y.T / 8 + 1) ** 3  # the unbiased estimate, written out
+    total = sum(kernel(x, x).sum() - kernel(x, x).trace() for x in (a, b)) / (60 * 59) - 2 * kernel(a, b).mean()
+    assert same.value == pytest.approx(total.item())
+
+
+def test_features_are_what_the_last_linear_layer_sees():
+    classifier = TinyClassifier().eval()
+    features = ClassifierFeatures(classifier)
+    x = torch.rand(2, 3, 32, 32)
+    assert features.num_features == 32 and torch.allclose(5 * classifier.layers[-1](features(x)), classifier(x))
+
+
+# ---------------------------------------------------------------- warnings
+
+class Noisy(torch.nn.Module):
+    def forward(self, x):
+        return torch.randn(len(x), 5)
+
+
+class Steps(torch.nn.Module):
+    """Rounds its input, so that it has no gradient."""
+
+    def forward(self, x):
+        return (x * 8).round().flatten(1)[:, :5]
+
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+SHIFTED = [Prediction(label, 0.9, 0.0) for label in (11, 21, 31)]
+
+
+@pytest.mark.parametrize("doubts, text", [
+    (lambda: doubts_about_outputs("m", torch.nn.Sequential(TinyClassifier(), torch.nn.Softmax(-1)), PIXELS, CPU), "m returns probabilities"),
+    (lambda: doubts_about_outputs("m", Noisy(), PIXELS, CPU), "m answers differently"),
+    (lambda: doubts_about_gradients("m", Steps(), PIXELS, np.zeros(3, int), CPU), "exactly zero at image 1, 2, 3"),
+    (lambda: doubts_about_labels("m", SHIFTED, np.array([10, 20, 30]), 1000), "0/3 of the clean images right.*labels one higher would give 3/3"),
+    (lambda: doubts_about_labels("m", SHIFTED, np.array([100, 200, 300]), 1000), "0/3 of the clean images right.*look at a few"),
+    (lambda: doubts_about_rounding(["a.png", "b.png"], [True, True], [False, True]), "lost in rounding to 8 bits, and does not count: a.png;"),
+    (lambda: doubts_about_transfer("m", ["n", "m"]), "m is the surrogate and so left out")])
+def test_each_warning_fires_on_a_case_made_for_it(doubts, text):
+    (line,) = doubts()
+    assert re.search(text, line) and "\n" not in line
+
+
+def test_warnings_are_silent_where_nothing_is_wrong():
+    classifier = TinyClassifier().eval()
+    right = [Prediction(label, 0.9, 0.9) for label in (10, 20, 30)]
+    assert doubts_about_outputs("m", classifier, PIXELS, CPU) == doubts_about_gradients("m", classifier, PIXELS, np.zeros(3, int), CPU) == []
+    assert doubts_about_labels("m", right, np.array([10, 20, 30]), 1000) == []
+    assert doubts_about_rounding(["a.png", "b.png"], [False, True], [False, True]) == doubts_about_transfer("m", ["n"]) == []
+
+
+def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
+    monkeypatch.setattr(evaluate, "load_classifier", lambda name: TinyClassifier().eval())
+    monkeypatch.setattr(evaluate, "judge_quality", lambda pictures, surrogate, device: {})
+    found = evaluate.evaluate(Pictures(PIXELS, PIXELS, np.zeros(3, int)), "s", TinyClassifier().eval(), ["s", "t"], CPU)
+    assert [c.name for c in found.classifiers] == ["s", "t"] and any("s is the surrogate" in doubt for doubt in found.doubts)
+    assert found.transfer_success == transfer_mean(found.classifiers[1:]) or np.isnan(found.transfer_success.value)
+    assert isinstance(found.classifiers[0].success, Estimate) and found.classifiers[0].success_of_attack_alone is None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from natsort import natsorted
 from PIL import Image
 
 from conftest import ROOT
@@ -43,7 +44,7 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
     names = sorted(path.name for path in folder.glob("0*"))
     outcome = re.search("(ATKSuccess|Fail)", " ".join(names))[1]
     assert names == [f"0000_{end}" for end in ("adv_image.png", "diff_absolute.png", f"diff_efficientnet_lite0_image_{outcome}.png",
-                                               "diff_relative.png", "originImage.png", "record.npz")]
+                                               "diff_relative.png", "originImage.png", "reconstruction.png", "record.npz")]
     results = json.loads((folder / "results.json").read_text())
     table, log = (folder / "stdout").read_text(), (folder / "log.txt").read_text()
     assert results["configuration"]["weight_mode"] == mode and results["versions"]["torch"].startswith("2.13.0")
@@ -58,7 +59,7 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
 
 def test_the_same_command_writes_the_same_bytes(runs):
     images = sorted(path.name for path in runs["uniform"].glob("*.png"))
-    assert len(images) == 5
+    assert len(images) == 6
     for name in images:
         assert (runs["uniform"] / name).read_bytes() == (runs["again"] / name).read_bytes(), name
 
@@ -117,6 +118,7 @@ BAD_INPUT = {
     "flag": (["--is_apply_mask", "perhaps"], r"--is_apply_mask.*True or False"),
     "unknown flag": (["--iteration", "5"], r"unrecognized arguments: --iteration"),
     "model name": (["--model_name", "resnet"], r"--model_name.*resnet"),
+    "transfer model": (["--transfer_models", "efficientnet_lite1,resnet"], r"--transfer_models.*'resnet'"),
     "no CUDA": (["--device", "cuda"], r"--device cuda is not available"),
 }
 
@@ -166,3 +168,38 @@ def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["file"] for row in results["images"]] == [f"img2{source.suffix}"] and len(results["not_attacked"]) == 2
     assert results["configuration"]["is_hard_mask"] is True and results["configuration"]["is_apply_mask"] is False
+
+
+# ---------------------------------------------------------------- an existing folder
+
+@pytest.fixture
+def original(tmp_path):
+    """A folder as the original tool leaves it: the second image was changed until nothing is left of it."""
+    (tmp_path / "out").mkdir()
+    sources = natsorted((ROOT / "demo/images").iterdir(), key=lambda path: path.name)[:3]
+    labels = (ROOT / "demo/labels.txt").read_text().split()[:3]
+    for k, source in enumerate(sources):
+        picture = read_image(source, 128)
+        Image.fromarray(picture).save(tmp_path / "out" / f"{k:04d}_originImage.png")
+        Image.fromarray(np.full_like(picture, 90) if k == 1 else picture).save(tmp_path / "out" / f"{k:04d}_adv_image.png")
+        (tmp_path / "out" / f"{k:04d}_diff_resnet_image_Fail.png").write_bytes(b"")
+    (tmp_path / "labels.txt").write_text("\n".join(labels) + "\n")
+    return tmp_path
+
+
+def test_a_folder_of_the_original_tool_is_evaluated(original):
+    result = start("--is_test", "--images_root", original / "out", "--label_path", original / "labels.txt", "--save_dir", original / "judged", "--transfer_models", "efficientnet_lite2")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((original / "judged" / "evaluation.json").read_text())
+    surrogate, transfer = found["classifiers"]
+    assert (surrogate["success"]["count"], surrogate["success"]["total"], transfer["success"]["count"]) == (1, 3, 1)
+    assert surrogate["accuracy_reconstructed"] is None and "reconstructed" not in result.stdout and found["warnings"] == []
+    assert found["quality"]["PSNR dB"]["by_image"][::2] == [None, None] and result.stdout.strip() in (original / "judged" / "evaluation.txt").read_text()
+
+
+@pytest.mark.parametrize("missing, named", [("0001_adv_image.png", "0001_originImage.png has no partner 0001_adv_image.png"),
+                                            ("0002_originImage.png", "0002_adv_image.png has no partner 0002_originImage.png")])
+def test_a_missing_partner_is_named(original, missing, named):
+    (original / "out" / missing).unlink()
+    result = start("--is_test", "--images_root", original / "out", "--label_path", original / "labels.txt", "--save_dir", original / "judged")
+    assert result.returncode == 2 and named in result.stderr and result.stderr.count("\n") == 1 and not (original / "judged").exists()

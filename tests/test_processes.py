@@ -120,7 +120,7 @@ def test_memory_does_not_grow_with_the_number_of_images(data, tmp_path):
         os.link(data / "images" / f"img{k % 4}.png", tmp_path / "images" / f"{k}.png")
     (tmp_path / "labels.txt").write_text("7\n" * 200)
     process = start([*MAIN, *flags(data, tmp_path / "out", "--images_root", tmp_path / "images", "--label_path", tmp_path / "labels.txt",
-                                   "--iterations", "1", "--start_step", "19", "--batch_size", "4")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   "--iterations", "1", "--start_step", "19", "--batch_size", "8")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     resident = {}
     while process.poll() is None:
         count = len(done(tmp_path / "out"))

@@ -46,7 +46,7 @@ def test_ctrl_c_leaves_nothing_half_done(data, whole, tmp_path):
     assert "interrupted; the images done so far are complete, and the same command goes on with the rest" in errors
     assert 1 <= len(done(tmp_path)) < 4 and not list(tmp_path.glob("*.partial"))
     for name in done(tmp_path):
-        assert len(list(tmp_path.glob(f"{name}_*.png"))) == 5
+        assert len(list(tmp_path.glob(f"{name}_*.png"))) == 6
     assert run(command).returncode == 0 and pictures(tmp_path) == pictures(whole("fixed"))
 
 

@@ -1,0 +1,416 @@
+"""Compares weight modes on the same images, and says of every difference whether it is more than chance.
+
+    python compare.py                                                       # all four modes on the demo photographs
+    python compare.py --modes uniform,fixed,fixed:increasing --images_root PHOTOS --label_path LABELS.txt --save_dir comparison/
+
+Inversion and null-text optimisation do not depend on the weights; they are done once an image and shared by all modes. Each mode's folder
+inside --save_dir is as `main.py` writes it. A comparison that was interrupted goes on with what is missing. The first mode is the one that
+the others are compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from classifiers import IMAGENET_CLASSES, load_classifier
+from diff_latent_attack import NonFiniteLossError
+from evaluate import Estimate, Evaluation, evaluate, plain, resampled, table
+from main import (COLLAPSED_BELOW, InputError, attack_images, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder, configuration_of,
+                  failure_path, list_images, load_pipeline, make_attack, make_folder, make_parser, provenance, read_labels, read_pictures, read_rows, record_path,
+                  restore_weights, set_up, write_failure)
+from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
+from utils import read_image, replacing, to_tensor
+
+ALPHA = 0.05
+PERMUTATIONS = 9999
+STUDY_SHARES = "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
+
+
+# ---------------------------------------------------------------- statistics of paired differences
+
+@dataclass
+class Difference:
+    """One figure of one mode minus that of the first mode, on the same images; `p` is corrected by `holm` later."""
+
+    estimate: Estimate
+    p: float
+    corrected: float = math.nan
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Exact two-sided p value of McNemar's test for paired yes and no, `(B,)` each: only the pairs that differ say anything."""
+    from scipy.stats import binomtest
+
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+def paired_permutation(differences: np.ndarray) -> float:
+    """Two-sided p value of the mean of paired differences `(B,)` under random signs; exact for up to 13 images."""
+    from scipy.stats import permutation_test
+
+    if len(differences) < 2 or not differences.any():
+        return 1.0
+    return float(permutation_test((differences,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=PERMUTATIONS, vectorized=True, rng=0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm, 1979)."""
+    order = np.argsort(p_values)
+    corrected, highest = np.empty(len(p_values)), 0.0
+    for rank, k in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[k]))
+        corrected[k] = highest
+    return corrected.tolist()
+
+
+def mean_difference(differences: np.ndarray, p: float | None = None) -> Difference:
+    """Of paired differences `(B,)`."""
+    estimate = resampled(len(differences), lambda chosen: differences[chosen].mean(-1))
+    return Difference(estimate, paired_permutation(differences) if p is None else p)
+
+
+def smallest_success_difference(images: int, tests: int) -> float | None:
+    """The smallest difference of success rates that McNemar's test can find, all changes in one direction, at Holm's first step."""
+    needed = math.ceil(math.log2(2 * tests / ALPHA))
+    return needed / images if needed <= images else None
+
+
+# ---------------------------------------------------------------- figures
+
+@dataclass
+class Figure:
+    """One line of the table: a figure of every mode, and its difference to the first mode where pairs of images give one."""
+
+    name: str
+    values: list[Estimate]
+    differences: list[Difference | None]
+    note: str | None = None
+
+
+def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray]) -> list[Figure]:
+    """The lines of the table: success, visibility, realism, time; evaluations and seconds `(B,)` by mode, on the same images."""
+    lines = []
+    for k, result in enumerate(evaluations[0].classifiers):
+        counted = result.right_before
+        fooled = [e.classifiers[k].fooled[counted] for e in evaluations]
+        lines.append(Figure(f"{'transfer' if k else 'white-box'}, {result.name}", [e.classifiers[k].success for e in evaluations],
+                            [None] + [mean_difference(f.astype(float) - fooled[0], mcnemar(fooled[0], f)) if counted.any() else None for f in fooled[1:]]))
+    if len(evaluations[0].classifiers) > 1:
+        scores = [transfer_scores(e) for e in evaluations]
+        lines.append(Figure("transfer, mean", [e.transfer_success for e in evaluations], [None] + [mean_difference(s - scores[0]) for s in scores[1:]]))
+    for name, quality in evaluations[0].quality.items():
+        by_image = [e.quality[name].by_image for e in evaluations]
+        paired = quality.by_image is not None and all(np.isfinite(values).all() for values in by_image)
+        lines.append(Figure(name, [e.quality[name].adversarial for e in evaluations],
+                            [None] + [mean_difference(values - by_image[0]) if paired else None for values in by_image[1:]], quality.note))
+    lines.append(Figure("seconds an image", [resampled(len(s), lambda chosen, s=s: s[chosen].mean(-1)) for s in seconds],
+                        [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]], "with the shared inversion"))
+    tested = [difference for line in lines for difference in line.differences if difference is not None]
+    for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
+        difference.corrected = corrected
+    return lines
+
+
+def transfer_scores(evaluation: Evaluation) -> np.ndarray:
+    """What each image adds to the mean of the transfer classifiers' success rates, times the number of images: its mean is that mean."""
+    scores = np.zeros(len(evaluation.classifiers[0].labels))
+    for result in evaluation.classifiers[1:]:
+        scores += result.fooled / max(1, result.right_before.sum())
+    return scores * len(scores) / (len(evaluation.classifiers) - 1)
+
+
+def sentence(mode: int, names: Sequence[str], figures: Sequence[Figure], images: int) -> str:
+    """What may be said of a mode's differences to the first one."""
+    tests = sum(difference is not None for figure in figures for difference in figure.differences)
+    found = [f"{figure.name} ({figure.differences[mode].estimate.value:+.3g}, p = {figure.differences[mode].corrected:.2g})" for figure in figures
+             if figure.differences[mode] is not None and figure.differences[mode].corrected <= ALPHA]
+    smallest = smallest_success_difference(images, tests)
+    power = (f"the smallest difference in success that they could show is {100 * smallest:.0f} points" if smallest is not None
+             else f"so few images cannot show any difference in success after correction for the {tests} tests of this table")
+    if found:
+        return f"{names[mode]}: differs from {names[0]} in {', '.join(found)}; {power}."
+    return f"{names[mode]}: no difference to {names[0]} that these {images} images could show; {power}."
+
+
+# ---------------------------------------------------------------- weights and shares
+
+@dataclass
+class WeightsOfMode:
+    start: list[float]
+    end: list[float]
+    effective: float
+
+    @property
+    def collapsed(self) -> bool:
+        return self.effective < COLLAPSED_BELOW
+
+
+def shares_of(layer_losses: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """How the self-attention loss of the first mode is shared out, before weights, by image.
+
+    Args:
+        layer_losses: by image, `(iterations, N, layers)`; the first iteration, in which all are zero, is left out.
+    Returns:
+        "timesteps, all layers" and "timesteps, first layer", `(B, N)` each, and "layers", `(B, layers)`; each row sums to 1.
+    """
+    totals = np.stack([losses[1:].sum(0) for losses in layer_losses])                      # (B, N, layers)
+    normalised = lambda x: x / x.sum(-1, keepdims=True)
+    return {"timesteps, all layers": normalised(totals.sum(2)), "timesteps, first layer": normalised(totals[:, :, 0]), "layers": normalised(totals.sum(1))}
+
+
+# ---------------------------------------------------------------- run
+
+def parse_modes(text: str) -> list[tuple[str, str]]:
+    """Modes with their schedules from "uniform,fixed:increasing"; `fixed` alone takes the schedule `learned`."""
+    modes = []
+    for part in text.split(","):
+        mode, _, schedule = part.strip().partition(":")
+        if mode not in WEIGHT_MODES:
+            raise argparse.ArgumentTypeError(f"unknown mode {mode!r}; expected some of {', '.join(WEIGHT_MODES)}")
+        if schedule and (mode != "fixed" or schedule not in SCHEDULES):
+            raise argparse.ArgumentTypeError(f"{part.strip()!r}: a schedule goes with fixed alone, as fixed:NAME with NAME one of {', '.join(SCHEDULES)}")
+        modes.append((mode, schedule or "learned"))
+    if len(modes) < 2 or len(set(modes)) < len(modes):
+        raise argparse.ArgumentTypeError("expected at least two modes, none of them twice")
+    return modes
+
+
+def name_of(mode: str, schedule: str) -> str:
+    return f"{mode}:{schedule}" if mode == "fixed" and schedule != "learned" else mode
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks, attacks in every mode, compares and writes; returns the exit code."""
+    paths = list_images(arguments.images_root)
+    labels = read_labels(arguments.label_path, len(paths), len(IMAGENET_CLASSES))
+    check_numbers(arguments)
+    if arguments.shard != "0/1" or "WORLD_SIZE" in os.environ or arguments.overwrite or arguments.is_test or (arguments.batch_size or 1) != 1:
+        raise InputError("--shard, --overwrite, --is_test, --batch_size and several processes are for main.py; a comparison takes one image at a time, in one process")
+    device = check_device(arguments.device)
+    dtype = check_dtype(arguments.dtype, device)
+    check_save_dir(arguments.save_dir)
+    names = [name_of(*mode) for mode in arguments.modes]
+    of_mode = [arguments_of_mode(arguments, mode, name) for mode, name in zip(arguments.modes, names)]
+    configurations = [configuration_of(settings, dtype, [path.name for path in paths], labels) for settings in of_mode]
+    for settings, configuration in zip(of_mode, configurations):
+        check_folder(settings.save_dir, configuration)
+    torch.manual_seed(arguments.seed)
+    set_up(device)
+    pipeline, classifier = load_pipeline(arguments.pretrained_diffusion_path, device, dtype), load_classifier(arguments.model_name).to(device)
+    attacks = [make_attack(settings, pipeline, classifier) for settings in of_mode]
+    starts = [attack.controller.weights().tolist() for attack in attacks]
+    for settings, configuration, attack in zip(of_mode, configurations, attacks):
+        make_folder(settings.save_dir)
+        claim_folder(settings.save_dir, configuration)
+
+    work = list(zip(range(len(paths)), paths, labels))[:arguments.limit]
+    for settings, attack in zip(of_mode, attacks):
+        done = [index for index, _, _ in work if record_path(settings.save_dir, index).exists()]
+        if done:
+            restore_weights(attack, settings.save_dir, max(done))
+    for item in tqdm(work, desc="images", unit="image"):
+        attack_in_all_modes(item, attacks, of_mode)
+    return report(arguments, names, of_mode, attacks, starts, [index for index, _, _ in work], classifier, device)
+
+
+def arguments_of_mode(arguments: argparse.Namespace, mode: tuple[str, str], name: str) -> argparse.Namespace:
+    """What `main.py` would be called with for one mode."""
+    settings = copy.copy(arguments)
+    settings.weight_mode, settings.weight_schedule = mode
+    settings.save_dir = arguments.save_dir / name.replace(":", "_")
+    del settings.modes
+    return settings
+
+
+def attack_in_all_modes(item: tuple[int, Path, int], attacks: Sequence, of_mode: Sequence[argparse.Namespace]) -> None:
+    """Attacks one image (index, path, label) in each mode that has no record of it, from one inversion."""
+    index, path, label = item
+    missing = [k for k, settings in enumerate(of_mode) if not record_path(settings.save_dir, index).exists()]
+    if not missing:
+        return
+    try:
+        clean = read_image(path, of_mode[0].res)
+    except OSError as error:
+        for k in missing:
+            write_failure(of_mode[k].save_dir, index, path, error)
+        return
+    started = time.perf_counter()
+    inversion = attacks[0].invert(to_tensor(clean), torch.tensor([label]))
+    seconds = time.perf_counter() - started
+    for k in missing:
+        failure_path(of_mode[k].save_dir, index).unlink(missing_ok=True)
+        state = attacks[k].controller.state()
+        try:
+            attack_images(attacks[k], [item], [clean], of_mode[k], inversion, seconds)
+        except NonFiniteLossError as error:
+            attacks[k].controller.load_state(state)
+            write_failure(of_mode[k].save_dir, index, path, error)
+
+
+
+def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequence[argparse.Namespace], attacks: Sequence, starts: Sequence[list[float]],
+           indices: Sequence[int], classifier: torch.nn.Module, device: torch.device) -> int:
+    """Compares what is in the folders, writes comparison.md, .tex, .json and .csv, and prints the table; returns the exit code."""
+    failures = [f"{name}: {failure_path(settings.save_dir, index).read_text().strip()}" for name, settings in zip(names, of_mode) for index in indices
+                if failure_path(settings.save_dir, index).exists()]
+    common = [index for index in indices if all(record_path(settings.save_dir, index).exists() for settings in of_mode)]
+    if not common:
+        print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
+        return 1
+    rows = [[row for index in common for row in read_rows(settings.save_dir, range(index, index + 1))] for settings in of_mode]
+    evaluations = [evaluate(read_pictures(settings.save_dir, of, settings.res), arguments.model_name, classifier, arguments.transfer_models, device)
+                   for settings, of in zip(of_mode, rows)]
+    figures = figures_of(evaluations, [np.array([row["seconds"] for row in of]) for of in rows])
+    sentences = [sentence(k, names, figures, len(common)) for k in range(1, len(names))]
+    weights = [WeightsOfMode(start, attack.controller.weights().tolist(), effective_timesteps(attack.controller.weights())) for start, attack in zip(starts, attacks)]
+    layers, shares = read_shares(of_mode[0].save_dir, common)
+
+    sections = [("Figures", figure_rows(names, figures)), ("Weights", weight_rows(names, weights)), ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
+                ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares))]
+    remarks = [f"{len(common)} images; in brackets 95 % intervals; below each figure its difference to {names[0]} on the same images, and p, corrected by Holm over the table",
+               *sentences, *advice(names, weights), f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone",
+               *dict.fromkeys(f"warning: {doubt}" for evaluation in evaluations for doubt in evaluation.doubts), *(f"left out: {failure}" for failure in failures)]
+    results = {"modes": names, "images": [row["file"] for row in rows[0]], "figures": [as_dict(figure, names) for figure in figures], "sentences": sentences,
+               "weights": {name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)}, "layers": layers,
+               "shares": {name: {"mean": value.mean(0).tolist(), "standard_deviation": value.std(0).tolist(), "by_image": value.tolist()} for name, value in shares.items()},
+               "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)}, "not_attacked": failures,
+               **provenance(arguments, device)}
+    contents = {"comparison.md": markdown(sections, remarks), "comparison.tex": latex(sections[0][1], remarks[0]), "comparison.json": json.dumps(results, indent=2),
+                "comparison.csv": csv_text(names, rows, evaluations)}
+    for name, content in contents.items():
+        with replacing(arguments.save_dir / name) as temporary:
+            temporary.write_text(content.rstrip() + "\n")
+    print("\n" + "\n\n".join("\n".join([title, *table(of)]) for title, of in sections) + "\n\n" + "\n".join(remarks))
+    return 1 if failures else 0
+
+
+def read_shares(folder: Path, indices: Sequence[int]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of the self-attention layers, and `shares_of` the records of a mode."""
+    losses = []
+    for index in indices:
+        with np.load(record_path(folder, index)) as record:
+            losses.append(record["layer_losses"][..., 0])
+            layers = record["layers"].tolist()
+    return layers, shares_of(losses)
+
+
+# ---------------------------------------------------------------- writing it down
+
+def figure_rows(names: Sequence[str], figures: Sequence[Figure]) -> list[list[str]]:
+    rows = [["", *names, ""]]
+    for figure in figures:
+        rows.append([figure.name, *map(str, figure.values), figure.note or ""])
+        if any(difference is not None for difference in figure.differences):
+            rows.append([f"  - {names[0]}", *("" if d is None else difference_text(d) for d in figure.differences), ""])
+    return rows
+
+
+def difference_text(difference: Difference) -> str:
+    estimate = difference.estimate
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3g}, {estimate.high:+.3g}]"
+    return f"{estimate.value:+.3g}{interval}, p {difference.corrected:.2g}"
+
+
+def weight_rows(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[list[str]]:
+    numbers = lambda values: " ".join(f"{value:.3f}" for value in values)
+    return [["mode", "start", "end", "effective timesteps", ""]] + [[name, numbers(w.start), numbers(w.end), f"{w.effective:.2f}", "collapsed" if w.collapsed else ""]
+                                                                    for name, w in zip(names, weights)]
+
+
+def share_rows(shares: dict[str, np.ndarray]) -> list[list[str]]:
+    by_timestep = {name: value for name, value in shares.items() if name.startswith("timesteps")}
+    count = next(iter(by_timestep.values())).shape[1]
+    return [["", *(f"i = {i}" for i in range(count))]] + [[name, *(f"{100 * m:.0f} +- {100 * s:.0f}" for m, s in zip(value.mean(0), value.std(0)))]
+                                                          for name, value in by_timestep.items()]
+
+
+def layer_rows(layers: Sequence[str], shares: dict[str, np.ndarray]) -> list[list[str]]:
+    return [["layer", "share"]] + [[layer, f"{100 * m:.2g} +- {100 * s:.2g}"] for layer, m, s in zip(layers, shares["layers"].mean(0), shares["layers"].std(0))]
+
+
+def advice(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[str]:
+    lines = []
+    for name, w in zip(names, weights):
+        if name == "learnable" and w.collapsed:
+            lines.append(f"learnable: the weights have collapsed onto timestep {int(np.argmax(w.end))}. The loss is linear in the weights, so its minimum over them puts "
+                         "all weight on the smallest L_i; use fixed.")
+        elif name == "learnable":
+            lines.append("learnable: the weights move towards the timestep with the smallest L_i, because the loss is linear in them; a higher --weight_lr or more images show the collapse.")
+        elif name == "learnable_detached":
+            lines.append("learnable_detached: the weight is detached in the loss, so unchanged weights are expected; it equals fixed:increasing.")
+    return lines
+
+
+def as_dict(figure: Figure, names: Sequence[str]) -> dict:
+    differences = {name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected} for name, d in zip(names, figure.differences)}
+    return {"name": figure.name, "values": {name: plain(value) for name, value in zip(names, figure.values)}, "differences": differences, "note": figure.note}
+
+
+def markdown(sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
+    lines = ["# Comparison of timestep weights", ""]
+    for title, rows in sections:
+        lines += [f"## {title}", "", "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]), *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows[1:]), ""]
+    return "\n".join(lines + [f"- {remark}" for remark in remarks])
+
+
+def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A booktabs table that goes into a paper as it is."""
+    escape = lambda text: "".join({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text.strip())
+    line = lambda row: " & ".join(map(escape, row[:-1])) + r" \\"
+    return "\n".join([r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{escape(caption)}.}}", rf"\begin{{tabular}}{{l{'l' * (len(rows[0]) - 2)}}}", r"\toprule",
+                      line(rows[0]), r"\midrule", *map(line, rows[1:]), r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def csv_text(names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation]) -> str:
+    """A row per image, mode and classifier."""
+    from io import StringIO
+
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["image", "mode", "classifier", "true_label", "label_before", "label_reconstructed", "label_after", "confidence_before", "confidence_after",
+                     "true_confidence_after", "seconds", *(name for name, quality in evaluations[0].quality.items() if quality.by_image is not None)])
+    for name, of, evaluation in zip(names, rows, evaluations):
+        figures = [quality.by_image for quality in evaluation.quality.values() if quality.by_image is not None]
+        for result in evaluation.classifiers:
+            for k, row in enumerate(of):
+                before, after, reconstructed = result.before[k], result.after[k], result.reconstructed[k]
+                writer.writerow([row["file"], name, result.name, row["label"], before.label + 1, reconstructed.label + 1, after.label + 1, before.confidence, after.confidence,
+                                 after.true_confidence, row["seconds"], *(values[k] for values in figures)])
+    return out.getvalue()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__.split("\n\n")[0])
+    parser.set_defaults(save_dir=Path("comparison"))
+    parser.add_argument("--modes", type=parse_modes, default=",".join(WEIGHT_MODES), metavar="MODES", help="weight modes, separated by commas; fixed:NAME names a schedule")
+    try:
+        return run(parser.parse_args(argv))
+    except InputError as error:
+        print(f"compare.py: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # as in main.py: a disk that is full or gone
+        print(f"\ncompare.py: error: {error.filename or 'writing a result'}: {error.strerror or error}; the images done so far are complete, "
+              "make room and run the same command again to go on", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ncompare.py: interrupted; the images done so far are complete, and the same command goes on with the rest", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
