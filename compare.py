@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from classifiers import IMAGENET_CLASSES, load_classifier
 from diff_latent_attack import NonFiniteLossError
-from evaluate import Estimate, Evaluation, evaluate, plain, resampled, table
+from evaluate import Estimate, Evaluation, evaluate, jackknife, plain, resampled, table
 from main import (COLLAPSED_BELOW, InputError, attack_images, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder, configuration_of,
                   failure_path, list_images, load_pipeline, make_attack, make_folder, make_parser, provenance, read_labels, read_pictures, read_rows, record_path,
                   restore_weights, set_up, write_failure)
@@ -36,7 +36,7 @@ from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
 from utils import read_image, replacing, to_tensor
 
 ALPHA = 0.05
-PERMUTATIONS = 9999
+PERMUTATIONS, KERNEL_PERMUTATIONS = 9999, 999
 STUDY_SHARES = "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
 
 
@@ -66,6 +66,23 @@ def paired_permutation(differences: np.ndarray) -> float:
     if len(differences) < 2 or not differences.any():
         return 1.0
     return float(permutation_test((differences,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=PERMUTATIONS, vectorized=True, rng=0).pvalue)
+
+
+def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
+    """Of the kernel distances of two modes to the clean images, all features `(B, d)`; its permutations swap an image's two results."""
+    from scipy.stats import permutation_test
+    from torchmetrics.image.kid import poly_mmd
+
+    both, count = torch.cat([first, second]), len(clean)
+
+    def difference(a: np.ndarray, b: np.ndarray, against: torch.Tensor = clean) -> float:
+        return float(poly_mmd(against, both[b]) - poly_mmd(against, both[a]))
+
+    estimate = jackknife(count, lambda kept: difference(kept, kept + count, clean[kept]))
+    if count < 2 or torch.equal(first, second):
+        return Difference(estimate, 1.0)
+    tested = permutation_test((np.arange(count), np.arange(count) + count), difference, permutation_type="samples", n_resamples=KERNEL_PERMUTATIONS, vectorized=False, rng=0)
+    return Difference(estimate, float(tested.pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -114,10 +131,14 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
         scores = [transfer_scores(e) for e in evaluations]
         lines.append(Figure("transfer, mean", [e.transfer_success for e in evaluations], [None] + [mean_difference(s - scores[0]) for s in scores[1:]]))
     for name, quality in evaluations[0].quality.items():
-        by_image = [e.quality[name].by_image for e in evaluations]
-        paired = quality.by_image is not None and all(np.isfinite(values).all() for values in by_image)
-        lines.append(Figure(name, [e.quality[name].adversarial for e in evaluations],
-                            [None] + [mean_difference(values - by_image[0]) if paired else None for values in by_image[1:]], quality.note))
+        by_image, features = [e.quality[name].by_image for e in evaluations], [e.quality[name].features for e in evaluations]
+        if quality.features is not None:
+            differences = [kernel_difference(*features[0], adversarial) for _, adversarial in features[1:]]
+        elif quality.by_image is not None and all(np.isfinite(values).all() for values in by_image):
+            differences = [mean_difference(values - by_image[0]) for values in by_image[1:]]
+        else:
+            differences = [None] * (len(evaluations) - 1)
+        lines.append(Figure(name, [e.quality[name].adversarial for e in evaluations], [None, *differences], quality.note))
     lines.append(Figure("seconds an image", [resampled(len(s), lambda chosen, s=s: s[chosen].mean(-1)) for s in seconds],
                         [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]], "with the shared inversion"))
     tested = [difference for line in lines for difference in line.differences if difference is not None]

@@ -209,6 +209,7 @@ class Quality:
     reconstructed: Estimate | None
     by_image: np.ndarray | None = None          # (B,), of the adversarial images
     note: str | None = None
+    features: tuple[torch.Tensor, torch.Tensor] | None = None  # of the clean and the adversarial images, (B, d), where a distance is between sets
 
 
 def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
@@ -315,17 +316,21 @@ def frechet_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
 def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
     """Unbiased squared MMD of two sets of features `(B, d)` with the cubic kernel of KID (Binkowski et al., 2018).
 
-    The interval is 1.96 times the jackknife's standard error over pairs of images; subsets, as KID is usually given with, need thousands.
+    Its interval is the jackknife's over pairs of images; the subsets that KID is usually given with need thousands.
     """
     from torchmetrics.image.kid import poly_mmd
 
-    value = float(poly_mmd(clean, other))
-    n = len(clean)
-    if n < 3:
+    return jackknife(len(clean), lambda kept: float(poly_mmd(clean[kept], other[kept])))
+
+
+def jackknife(images: int, statistic: Callable[[np.ndarray], float]) -> Estimate:
+    """A figure of a set of images, from their indices, with 1.96 times its standard error when each image is left out once (Tukey, 1958)."""
+    everything = np.arange(images)
+    value = statistic(everything)
+    if images < 3:
         return Estimate(value, math.nan, math.nan)
-    others = [[j for j in range(n) if j != i] for i in range(n)]
-    left_out = np.array([float(poly_mmd(clean[kept], other[kept])) for kept in others])
-    error = 1.96 * math.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
+    left_out = np.array([statistic(np.delete(everything, k)) for k in everything])
+    error = 1.96 * math.sqrt((images - 1) / images * np.square(left_out - left_out.mean()).sum())
     return Estimate(value, value - error, value + error)
 
 
@@ -354,7 +359,7 @@ def realism(clean: np.ndarray, sides: Sequence[np.ndarray], surrogate: str, devi
     absent = [None] * (2 - len(sides))
     kernel = [kernel_distance(real, other) for other in others]
     frechet = [Estimate(frechet_distance(real, other), math.nan, math.nan) for other in others]
-    return {"KID" if inception else f"kernel distance, {name}": Quality(*kernel, *absent, note="can be below 0, since both sets show the same scenes"),
+    return {"KID" if inception else f"kernel distance, {name}": Quality(*kernel, *absent, note="can be below 0, since both sets show the same scenes", features=(real, others[0])),
             "FID" if inception else f"Frechet distance, {name}": Quality(*frechet, *absent, note=note)}
 
 

@@ -11,10 +11,10 @@ import torch
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
-from compare import (Difference, Estimate, Figure, holm, latex, mcnemar, mean_difference, paired_permutation, sentence, shares_of, smallest_success_difference,
+from compare import (Difference, Estimate, Figure, holm, kernel_difference, latex, mcnemar, mean_difference, paired_permutation, sentence, shares_of, smallest_success_difference,
                      transfer_scores)
 from conftest import done, flags, pictures, run, start, wait_for
-from evaluate import Evaluation, transfer_mean
+from evaluate import Evaluation, kernel_distance, transfer_mean
 from test_evaluate import result
 
 COMPARE = [sys.executable, "compare.py"]
@@ -38,6 +38,14 @@ def test_permutation_finds_a_planted_effect_and_is_exact():
     differences = np.array([3., 1., 2., 4., 5., 6.])  # all of one sign: only 2 of the 64 signings are as extreme
     assert paired_permutation(differences) == pytest.approx(2 / 64)
     assert paired_permutation(np.zeros(8)) == 1
+
+
+def test_the_kernel_difference_is_of_two_distances_and_finds_only_what_is_there():
+    random = torch.Generator().manual_seed(0)
+    clean, first, second = (torch.randn(30, 6, generator=random, dtype=torch.float64) for _ in range(3))
+    nothing, shift = kernel_difference(clean, first, second), kernel_difference(clean, first, second + 0.8)
+    assert shift.estimate.value == pytest.approx(kernel_distance(clean, second + 0.8).value - kernel_distance(clean, first).value)
+    assert nothing.p > 0.05 and nothing.estimate.low < 0 < nothing.estimate.high and shift.p < 0.01 and shift.estimate.low > 0
 
 
 def test_holm_against_a_worked_example():
