@@ -220,6 +220,8 @@ def run(arguments: argparse.Namespace) -> int:
     paths = list_images(arguments.images_root)
     labels = read_labels(arguments.label_path, len(paths), len(IMAGENET_CLASSES))
     check_numbers(arguments)
+    if (arguments.weight_mode, arguments.weight_schedule) != ("uniform", "learned"):
+        raise InputError("--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as uniform,fixed:increasing")
     if arguments.shard != "0/1" or "WORLD_SIZE" in os.environ or arguments.overwrite or arguments.is_test or (arguments.batch_size or 1) != 1:
         raise InputError("--shard, --overwrite, --is_test, --batch_size and several processes are for main.py; a comparison takes one image at a time, in one process")
     device = check_device(arguments.device)

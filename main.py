@@ -62,7 +62,7 @@ class RunError(Exception):
 
 class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise InputError(f"{message} (python main.py --help lists the flags)")
+        raise InputError(f"{message} (python {self.prog} --help lists the flags)")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -126,7 +126,7 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, who
 
 @pytest.mark.parametrize("extra, message", [
     (["--modes", "fixed"], "at least two modes"), (["--modes", "fixed,fixed"], "none of them twice"), (["--modes", "uniform,fast"], "unknown mode 'fast'"),
-    (["--modes", "uniform,uniform:increasing"], "a schedule goes with fixed alone"), (["--shard", "0/2"], "for main.py")])
+    (["--modes", "uniform,uniform:increasing"], "a schedule goes with fixed alone"), (["--shard", "0/2"], "for main.py"), (["--weight_mode", "fixed"], "takes --modes")])
 def test_modes_that_cannot_be_compared(data, tmp_path, extra, message):
     answer = run([*COMPARE, *flags(data, tmp_path / "out", *extra)])
     assert answer.returncode == 2 and answer.stderr.startswith("compare.py: error: ") and message in answer.stderr and answer.stderr.count("\n") == 1
