@@ -126,7 +126,7 @@ def make_parser(description: str) -> ArgumentParser:
     group.add_argument("--device", default="auto", metavar="DEVICE", help="auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu")
     group.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="precision of the diffusion model; auto: bf16 on a GPU that has it, else fp32. Losses and optimisers are fp32")
     group.add_argument("--batch_size", type=int, default=None, metavar="B", help="images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable modes)")
-    group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile: minutes at the start, faster afterwards")
+    group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile, for a GPU: minutes at the start (on two CPU cores more than a quarter of an hour)")
     group.add_argument("--shard", default="0/1", metavar="K/N", help="attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the same command without it then prints the table of all")
     group.add_argument("--seed", type=int, default=42, help="the same command with the same seed on the same machine writes identical images")
     return parser

@@ -119,8 +119,11 @@ def run_both(pipeline, scheduler, timesteps, unperturbed, perturbed, nulls, text
 
 
 def optimise(pipeline, scheduler, classifier, start, label, own_tokens, text, nulls, timesteps, grid, weights=None, iterations=30, guidance=2.5,
-             attack_weight=10., cross_weight=10000., self_weight=100., visited=None):
-    """The latent attack from `start`; returns the latent and the loss of every iteration by term, in total, and by timestep."""
+             attack_weight=10., cross_weight=10000., self_weight=100., visited=None, learning=None):
+    """The latent attack from `start`; returns the latent and the loss of every iteration by term, in total, and by timestep.
+
+    With an optimiser as `learning`, `weights` is the network that it trains on the same loss.
+    """
     n, store = len(timesteps), []
     processors = pipeline.unet.attn_processors
     pipeline.unet.set_attn_processor({name: PlainAttention(name, store) for name in processors})
@@ -133,13 +136,17 @@ def optimise(pipeline, scheduler, classifier, start, label, own_tokens, text, nu
         images, maps = run_both(pipeline, scheduler, timesteps, start, latents, nulls, text, guidance, store)
         ce = F.cross_entropy(classifier(images[1:]), torch.tensor([label], device=images.device))
         by_timestep = [sum(F.mse_loss(m[1], m[0].detach()) for name, m in step if "attn1" in name) for step in maps]
-        structure = sum(by_timestep) if weights is None else sum(n * w * l for w, l in zip(weights, by_timestep))
+        current = weights if learning is None else weights()
+        structure = sum(by_timestep) if weights is None else sum(n * w * l for w, l in zip(current, by_timestep))
         cross = torch.stack([m[1].mean(0) for step in maps for name, m in step if "attn2" in name and not name.startswith("mid") and m.shape[2] == grid**2]).mean(0)
         variance = cross[:, own_tokens].var()
         total = -attack_weight * ce + self_weight * structure + cross_weight * variance
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
+        if learning is not None:
+            learning.step()
+            learning.zero_grad()
         history.append([v.item() for v in (ce, structure, variance, total, *by_timestep)])
     pipeline.unet.set_attn_processor(processors)
     return latents.detach(), np.array(history)
