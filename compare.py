@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from classifiers import IMAGENET_CLASSES, load_classifier
 from diff_latent_attack import NonFiniteLossError
-from evaluate import Estimate, Evaluation, evaluate, jackknife, plain, resampled, table
+from evaluate import Estimate, Evaluation, evaluate, jackknife, plain, resampled, share, table
 from main import (COLLAPSED_BELOW, InputError, attack_images, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder, configuration_of,
                   failure_path, list_images, load_pipeline, make_attack, make_folder, make_parser, provenance, read_labels, read_pictures, read_rows, record_path,
                   restore_weights, set_up, write_failure)
@@ -117,6 +117,7 @@ class Figure:
     values: list[Estimate]
     differences: list[Difference | None]
     note: str | None = None
+    reconstructed: Estimate | None = None       # the same of what the diffusion model makes of the images without any attack
 
 
 def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray]) -> list[Figure]:
@@ -126,7 +127,8 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
         counted = result.right_before
         fooled = [e.classifiers[k].fooled[counted] for e in evaluations]
         lines.append(Figure(f"{'transfer' if k else 'white-box'}, {result.name}", [e.classifiers[k].success for e in evaluations],
-                            [None] + [mean_difference(f.astype(float) - fooled[0], mcnemar(fooled[0], f)) if counted.any() else None for f in fooled[1:]]))
+                            [None] + [mean_difference(f.astype(float) - fooled[0], mcnemar(fooled[0], f)) if counted.any() else None for f in fooled[1:]],
+                            reconstructed=share((counted & ~result.right_reconstructed).sum(), counted.sum())))
     if len(evaluations[0].classifiers) > 1:
         scores = [transfer_scores(e) for e in evaluations]
         lines.append(Figure("transfer, mean", [e.transfer_success for e in evaluations], [None] + [mean_difference(s - scores[0]) for s in scores[1:]]))
@@ -138,7 +140,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
             differences = [mean_difference(values - by_image[0]) for values in by_image[1:]]
         else:
             differences = [None] * (len(evaluations) - 1)
-        lines.append(Figure(name, [e.quality[name].adversarial for e in evaluations], [None, *differences], quality.note))
+        lines.append(Figure(name, [e.quality[name].adversarial for e in evaluations], [None, *differences], quality.note, quality.reconstructed))
     lines.append(Figure("seconds an image", [resampled(len(s), lambda chosen, s=s: s[chosen].mean(-1)) for s in seconds],
                         [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]], "with the shared inversion"))
     tested = [difference for line in lines for difference in line.differences if difference is not None]
@@ -335,11 +337,11 @@ def read_shares(folder: Path, indices: Sequence[int]) -> tuple[list[str], dict[s
 # ---------------------------------------------------------------- writing it down
 
 def figure_rows(names: Sequence[str], figures: Sequence[Figure]) -> list[list[str]]:
-    rows = [["", *names, ""]]
+    rows = [["", "reconstruction alone", *names, ""]]
     for figure in figures:
-        rows.append([figure.name, *map(str, figure.values), figure.note or ""])
+        rows.append([figure.name, "" if figure.reconstructed is None else str(figure.reconstructed), *map(str, figure.values), figure.note or ""])
         if any(difference is not None for difference in figure.differences):
-            rows.append([f"  - {names[0]}", *("" if d is None else difference_text(d) for d in figure.differences), ""])
+            rows.append([f"  - {names[0]}", "", *("" if d is None else difference_text(d) for d in figure.differences), ""])
     return rows
 
 
@@ -381,7 +383,8 @@ def advice(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[str]:
 
 def as_dict(figure: Figure, names: Sequence[str]) -> dict:
     differences = {name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected} for name, d in zip(names, figure.differences)}
-    return {"name": figure.name, "values": {name: plain(value) for name, value in zip(names, figure.values)}, "differences": differences, "note": figure.note}
+    return {"name": figure.name, "values": {name: plain(value) for name, value in zip(names, figure.values)}, "differences": differences,
+            "reconstructed": plain(figure.reconstructed), "note": figure.note}
 
 
 def markdown(sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
