@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 import reference  # noqa: E402
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
-from main import HelpFormatter, check_device, compile_networks, list_images, load_pipeline, read_labels, set_up, table  # noqa: E402
+from evaluate import table  # noqa: E402
+from main import HelpFormatter, check_device, compile_networks, list_images, load_pipeline, read_labels, set_up  # noqa: E402
 from utils import read_image, to_tensor  # noqa: E402
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402  (after main, which sets what they print)

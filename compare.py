@@ -20,20 +20,21 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from classifiers import IMAGENET_CLASSES, load_classifier
+from classifiers import IMAGENET_CLASSES
 from diff_latent_attack import NonFiniteLossError
-from evaluate import Estimate, Evaluation, evaluate, jackknife, plain, resampled, share, table
+from evaluate import Estimate, Evaluation, evaluate, jackknife, mean_over_images, plain, share, table
 from main import (COLLAPSED_BELOW, InputError, attack_images, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder, configuration_of,
-                  failure_path, list_images, load_pipeline, make_attack, make_folder, make_parser, provenance, read_labels, read_pictures, read_rows, record_path,
-                  restore_weights, set_up, write_failure)
+                  failure_path, list_images, load_networks, make_attack, make_folder, make_parser, provenance, read_failures, read_labels, read_pictures, read_rows, record_path,
+                  restore_weights, run_program, set_up, write_failure, write_texts)
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
-from utils import read_image, replacing, to_tensor
+from utils import read_image, to_tensor
 
 ALPHA = 0.05
 PERMUTATIONS, KERNEL_PERMUTATIONS = 9999, 999
@@ -97,8 +98,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def mean_difference(differences: np.ndarray, p: float | None = None) -> Difference:
     """Of paired differences `(B,)`."""
-    estimate = resampled(len(differences), lambda chosen: differences[chosen].mean(-1))
-    return Difference(estimate, paired_permutation(differences) if p is None else p)
+    return Difference(mean_over_images(differences), paired_permutation(differences) if p is None else p)
 
 
 def smallest_success_difference(images: int, tests: int) -> float | None:
@@ -141,7 +141,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
         else:
             differences = [None] * (len(evaluations) - 1)
         lines.append(Figure(name, [e.quality[name].adversarial for e in evaluations], [None, *differences], quality.note, quality.reconstructed))
-    lines.append(Figure("seconds an image", [resampled(len(s), lambda chosen, s=s: s[chosen].mean(-1)) for s in seconds],
+    lines.append(Figure("seconds an image", [mean_over_images(s) for s in seconds],
                         [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]], "with the shared inversion"))
     tested = [difference for line in lines for difference in line.differences if difference is not None]
     for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
@@ -236,10 +236,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_folder(settings.save_dir, configuration)
     torch.manual_seed(arguments.seed)
     set_up(device)
-    pipeline, classifier = load_pipeline(arguments.pretrained_diffusion_path, device, dtype), load_classifier(arguments.model_name).to(device)
+    pipeline, classifier = load_networks(arguments, device, dtype)
     attacks = [make_attack(settings, pipeline, classifier) for settings in of_mode]
     starts = [attack.controller.weights().tolist() for attack in attacks]
-    for settings, configuration, attack in zip(of_mode, configurations, attacks):
+    for settings, configuration in zip(of_mode, configurations):
         make_folder(settings.save_dir)
         claim_folder(settings.save_dir, configuration)
 
@@ -287,17 +287,15 @@ def attack_in_all_modes(item: tuple[int, Path, int], attacks: Sequence, of_mode:
             write_failure(of_mode[k].save_dir, index, path, error)
 
 
-
 def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequence[argparse.Namespace], attacks: Sequence, starts: Sequence[list[float]],
            indices: Sequence[int], classifier: torch.nn.Module, device: torch.device) -> int:
     """Compares what is in the folders, writes comparison.md, .tex, .json and .csv, and prints the table; returns the exit code."""
-    failures = [f"{name}: {failure_path(settings.save_dir, index).read_text().strip()}" for name, settings in zip(names, of_mode) for index in indices
-                if failure_path(settings.save_dir, index).exists()]
+    failures = [f"{name}: {failure}" for name, settings in zip(names, of_mode) for failure in read_failures(settings.save_dir, indices)]
     common = [index for index in indices if all(record_path(settings.save_dir, index).exists() for settings in of_mode)]
     if not common:
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
-    rows = [[row for index in common for row in read_rows(settings.save_dir, range(index, index + 1))] for settings in of_mode]
+    rows = [read_rows(settings.save_dir, common) for settings in of_mode]
     evaluations = [evaluate(read_pictures(settings.save_dir, of, settings.res), arguments.model_name, classifier, arguments.transfer_models, device)
                    for settings, of in zip(of_mode, rows)]
     figures = figures_of(evaluations, [np.array([row["seconds"] for row in of]) for of in rows])
@@ -317,9 +315,7 @@ def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequenc
                **provenance(arguments, device)}
     contents = {"comparison.md": markdown(sections, remarks), "comparison.tex": latex(sections[0][1], remarks[0]), "comparison.json": json.dumps(results, indent=2),
                 "comparison.csv": csv_text(names, rows, evaluations)}
-    for name, content in contents.items():
-        with replacing(arguments.save_dir / name) as temporary:
-            temporary.write_text(content.rstrip() + "\n")
+    write_texts(arguments.save_dir, contents)
     print("\n" + "\n\n".join("\n".join([title, *table(of)]) for title, of in sections) + "\n\n" + "\n".join(remarks))
     return 1 if failures else 0
 
@@ -404,8 +400,6 @@ def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
 
 def csv_text(names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation]) -> str:
     """A row per image, mode and classifier."""
-    from io import StringIO
-
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image", "mode", "classifier", "true_label", "label_before", "label_reconstructed", "label_after", "confidence_before", "confidence_after",
@@ -424,18 +418,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__.split("\n\n")[0])
     parser.set_defaults(save_dir=Path("comparison"))
     parser.add_argument("--modes", type=parse_modes, default=",".join(WEIGHT_MODES), metavar="MODES", help="weight modes, separated by commas; fixed:NAME names a schedule")
-    try:
-        return run(parser.parse_args(argv))
-    except InputError as error:
-        print(f"compare.py: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # as in main.py: a disk that is full or gone
-        print(f"\ncompare.py: error: {error.filename or 'writing a result'}: {error.strerror or error}; the images done so far are complete, "
-              "make room and run the same command again to go on", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ncompare.py: interrupted; the images done so far are complete, and the same command goes on with the rest", file=sys.stderr)
-        return 130
+    return run_program("compare.py", lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from classifiers import REGISTRY, load_classifier
+from utils import to_tensor
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -165,16 +166,11 @@ def predict(classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray,
     """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)`."""
     predictions = []
     for start in range(0, len(images), batch):
-        probabilities = classifier(as_input(images[start:start + batch], device)).softmax(-1)
+        probabilities = classifier(to_tensor(images[start:start + batch]).to(device)).softmax(-1)
         confidences, predicted = probabilities.max(-1)
         for row, c, p, label in zip(probabilities, confidences, predicted, labels[start:start + batch]):
             predictions.append(Prediction(int(p), float(c), float(row[label])))
     return predictions
-
-
-def as_input(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """8-bit `(B, H, W, 3)` to `(B, 3, H, W)` in [0, 1]."""
-    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 255
 
 
 def judge_classifier(name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device) -> ClassifierResult:
@@ -220,7 +216,7 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    a, b = as_input(clean), as_input(other)
+    a, b = to_tensor(clean), to_tensor(other)
     difference = (b - a).double().flatten(1)
     return {"SSIM": structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").numpy().reshape(-1),
             "PSNR dB": peak_signal_noise_ratio(b.double(), a.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)).numpy(),
@@ -233,7 +229,7 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit images `(H, W, 3)`; infinite when they are equal."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    return float(peak_signal_noise_ratio(as_input(other[None]).double(), as_input(clean[None]).double(), data_range=1.0))
+    return float(peak_signal_noise_ratio(to_tensor(other).double(), to_tensor(clean).double(), data_range=1.0))
 
 
 def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndarray:
@@ -245,7 +241,7 @@ def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndar
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
     return np.concatenate([learned_perceptual_image_patch_similarity(
-        as_input(other[k:k + 1], device), as_input(clean[k:k + 1], device), net_type="alex", reduction="none", normalize=True).cpu().numpy().reshape(-1)
+        to_tensor(other[k]).to(device), to_tensor(clean[k]).to(device), net_type="alex", reduction="none", normalize=True).cpu().numpy().reshape(-1)
         for k in range(len(clean))])
 
 
@@ -285,7 +281,7 @@ class ToBytes(torch.nn.Module):
 @torch.no_grad()
 def features_of(network: torch.nn.Module, images: np.ndarray, device: torch.device, batch: int = 16) -> torch.Tensor:
     """Features `(B, d)` in float64 of 8-bit pictures `(B, H, W, 3)`."""
-    return torch.cat([network(as_input(images[k:k + batch], device)).double().cpu() for k in range(0, len(images), batch)])
+    return torch.cat([network(to_tensor(images[k:k + batch]).to(device)).double().cpu() for k in range(0, len(images), batch)])
 
 
 class Given(torch.nn.Module):
@@ -368,7 +364,7 @@ def realism(clean: np.ndarray, sides: Sequence[np.ndarray], surrogate: str, devi
 @torch.no_grad()
 def doubts_about_outputs(name: str, classifier: torch.nn.Module, images: np.ndarray, device: torch.device) -> list[str]:
     """Outputs that are probabilities, and answers that change."""
-    x = as_input(images[:4], device)
+    x = to_tensor(images[:4]).to(device)
     first, second = classifier(x), classifier(x)
     doubts = []
     if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
@@ -382,7 +378,7 @@ def doubts_about_gradients(name: str, classifier: torch.nn.Module, clean: np.nda
     """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
     dead = []
     for k in range(len(clean)):
-        x = as_input(clean[k:k + 1], device).requires_grad_()
+        x = to_tensor(clean[k]).to(device).requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(classifier(x), torch.tensor(labels[k:k + 1], device=device)), x)
         if not gradient.any():
             dead.append(str(k + 1))
@@ -425,14 +421,17 @@ class Evaluation:
     doubts: list[str]
 
     @property
+    def with_reconstructions(self) -> bool:
+        return self.classifiers[0].reconstructed is not None
+
+    @property
     def transfer_success(self) -> Estimate | None:
         """Mean attack success rate over the transfer classifiers, the surrogate never among them."""
         return transfer_mean(self.classifiers[1:]) if len(self.classifiers) > 1 else None
 
     @property
     def transfer_success_of_attack_alone(self) -> Estimate | None:
-        known = len(self.classifiers) > 1 and self.classifiers[0].reconstructed is not None
-        return transfer_mean(self.classifiers[1:], "success_of_attack_alone") if known else None
+        return transfer_mean(self.classifiers[1:], "success_of_attack_alone") if len(self.classifiers) > 1 and self.with_reconstructions else None
 
     def as_dict(self) -> dict:
         """For JSON: figures with their intervals and counts; None for what is not known."""
@@ -448,15 +447,15 @@ class Evaluation:
         """The same as aligned tables. Columns are left out where no reconstructions were written."""
         columns = [("accuracy before", "accuracy_before"), ("reconstructed only", "accuracy_reconstructed"), ("accuracy after", "accuracy_after"),
                    ("attack success (of right before)", "success"), ("of right when reconstructed", "success_of_attack_alone")]
-        if self.classifiers[0].reconstructed is None:
+        if not self.with_reconstructions:
             columns = [column for column in columns if column[1] not in ("accuracy_reconstructed", "success_of_attack_alone")]
         rows = [["classifier", "role", *(title for title, _ in columns)]]
         rows += [[result.name, "transfer" if k else "surrogate", *(str(getattr(result, name)) for _, name in columns)] for k, result in enumerate(self.classifiers)]
         means = {"success": self.transfer_success, "success_of_attack_alone": self.transfer_success_of_attack_alone}
         if len(self.classifiers) > 1:
             rows.append(["mean", "transfer", *(str(means[name]) if name in means else "" for _, name in columns)])
-        lines = table(rows) + ["", *table([["to the clean images", "adversarial", *(["reconstructed only"] if len(columns) == 5 else []), ""]] + [
-            [name, str(figure.adversarial), *([str(figure.reconstructed)] if len(columns) == 5 else []), figure.note or ""] for name, figure in self.quality.items()])]
+        lines = table(rows) + ["", *table([["to the clean images", "adversarial", *(["reconstructed only"] if self.with_reconstructions else []), ""]] + [
+            [name, str(figure.adversarial), *([str(figure.reconstructed)] if self.with_reconstructions else []), figure.note or ""] for name, figure in self.quality.items()])]
         return lines + ["", "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife for the kernel distance"] + [
             f"warning: {doubt}" for doubt in self.doubts]
 
@@ -465,7 +464,7 @@ def evaluate(pictures: Pictures, surrogate: str, classifier: torch.nn.Module, tr
     """Judges a run's pictures by its surrogate, which is loaded already, and by transfer classifiers, each loaded, used and freed before the next."""
     results = [judge_classifier(surrogate, classifier, pictures, device)]
     with torch.no_grad():
-        classes = classifier(as_input(pictures.clean[:1], device)).shape[-1]
+        classes = classifier(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
     doubts = [*doubts_about_transfer(surrogate, transfer), *doubts_about_outputs(surrogate, classifier, pictures.clean, device),
               *doubts_about_gradients(surrogate, classifier, pictures.clean, pictures.labels, device),
               *doubts_about_labels(surrogate, results[0].before, pictures.labels, classes)]

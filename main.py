@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -329,7 +330,11 @@ def write_failure(folder: Path, index: int, path: Path, error: Exception) -> Non
         temporary.write_text(f"{path.name}: {error}\n")
 
 
-def read_rows(folder: Path, indices: range) -> list[dict]:
+def read_failures(folder: Path, indices: Sequence[int]) -> list[str]:
+    return [failure_path(folder, index).read_text().strip() for index in indices if failure_path(folder, index).exists()]
+
+
+def read_rows(folder: Path, indices: Sequence[int]) -> list[dict]:
     """The rows of the results of all finished images, from their records."""
     rows = []
     for index in indices:
@@ -505,10 +510,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_folder(arguments.save_dir, configuration)
     torch.manual_seed(arguments.seed)
     set_up(device)
-    pipeline = load_pipeline(arguments.pretrained_diffusion_path, device, dtype)
-    classifier = load_classifier(arguments.model_name).to(device)
-    if arguments.compile:
-        compile_networks(pipeline, classifier)
+    pipeline, classifier = load_networks(arguments, device, dtype)
     attack = make_attack(arguments, pipeline, classifier)
 
     make_folder(arguments.save_dir)
@@ -534,6 +536,14 @@ def run(arguments: argparse.Namespace) -> int:
     return report(arguments, selected, classifier, attack.controller, device)
 
 
+def load_networks(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[StableDiffusionPipeline, torch.nn.Module]:
+    """The diffusion model and the surrogate."""
+    pipeline, classifier = load_pipeline(arguments.pretrained_diffusion_path, device, dtype), load_classifier(arguments.model_name).to(device)
+    if arguments.compile:
+        compile_networks(pipeline, classifier)
+    return pipeline, classifier
+
+
 def make_attack(arguments: argparse.Namespace, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module) -> DiffAttack:
     return DiffAttack(
         pipeline, classifier, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
@@ -557,7 +567,7 @@ def process_device(name: str) -> str:
 def report(arguments: argparse.Namespace, selected: range, classifier: torch.nn.Module, controller: AttentionControlEdit, device: torch.device) -> int:
     """Evaluates what is in the folder, and writes and prints the table; returns the exit code."""
     rows = read_rows(arguments.save_dir, selected)
-    failures = [failure_path(arguments.save_dir, index).read_text().strip() for index in selected if failure_path(arguments.save_dir, index).exists()]
+    failures = read_failures(arguments.save_dir, selected)
     evaluation = None
     if rows:
         evaluation = evaluate(read_pictures(arguments.save_dir, rows, arguments.res), arguments.model_name, classifier, arguments.transfer_models, device)
@@ -606,7 +616,7 @@ def test(arguments: argparse.Namespace) -> int:
     rows = [{"file": clean.name, "label": int(label) + 1, "class": IMAGENET_CLASSES[label], "before": describe(before), "after": describe(after)}
             for (clean, _), label, before, after in zip(pairs, labels, surrogate.before, surrogate.after)]
     text = "\n".join(evaluation.lines())
-    arguments.save_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.save_dir)
     write_report(arguments.save_dir, "evaluation.json", "evaluation.txt", {"images": rows, **evaluation.as_dict(), **provenance(arguments, device)}, text)
     return 0
 
@@ -630,30 +640,42 @@ def provenance(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 def write_report(folder: Path, json_name: str, text_name: str, results: dict, text: str) -> None:
     """Writes and prints what a run has to say at its end."""
-    for name, content in ((json_name, json.dumps(results, indent=2)), (text_name, "python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text)):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(content + "\n")
+    write_texts(folder, {json_name: json.dumps(results, indent=2), text_name: "python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text})
     print("\n" + text)
 
 
-def main(argv: list[str] | None = None) -> int:
+def write_texts(folder: Path, contents: dict[str, str]) -> None:
+    for name, content in contents.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(content.rstrip() + "\n")
+
+
+def run_program(name: str, work: Callable[[], int]) -> int:
+    """What main.py and compare.py answer with: the exit code, and one line for input or a machine that does not allow the work."""
     try:
-        arguments = make_parser(__doc__.split("\n\n")[0]).parse_args(argv)
-        return test(arguments) if arguments.is_test else run(arguments)
+        return work()
     except InputError as error:
         if int(os.environ.get("RANK", 0)) == 0:  # every process finds the same
-            print(f"main.py: error: {error}", file=sys.stderr)
+            print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"\nmain.py: error: {error}", file=sys.stderr)
+        print(f"\n{name}: error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # images that cannot be read and folders that cannot be written are dealt with above, so this is a disk that is full or gone
-        print(f"\nmain.py: error: {error.filename or 'writing a result'}: {error.strerror or error}; the images done so far are complete, "
+        print(f"\n{name}: error: {error.filename or 'writing a result'}: {error.strerror or error}; the images done so far are complete, "
               "make room and run the same command again to go on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nmain.py: interrupted; the images done so far are complete, and the same command goes on with the rest", file=sys.stderr)
+        print(f"\n{name}: interrupted; the images done so far are complete, and the same command goes on with the rest", file=sys.stderr)
         return 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    def work() -> int:
+        arguments = make_parser(__doc__.split("\n\n")[0]).parse_args(argv)
+        return test(arguments) if arguments.is_test else run(arguments)
+
+    return run_program("main.py", work)
 
 
 if __name__ == "__main__":
