@@ -200,18 +200,31 @@ def self_attention_losses(maps: Maps, reference: Maps) -> torch.Tensor:
     return torch.stack([(attention - reference[layer]).square().mean((1, 2, 3)) for layer, attention in maps.items() if not layer.is_cross], dim=1)
 
 
-def class_token_attention(maps: Maps, grid: int) -> torch.Tensor:
-    """Cross-attention averaged over heads and over the down and up layers whose map is `grid` x `grid`.
+def average_attention(maps: Maps, grid: int, is_cross: bool) -> torch.Tensor:
+    """Cross- or self-attention averaged over heads and over the down and up layers whose map is `grid` x `grid`.
 
-    At `--res` pixels the attack takes the grid of res / 32. A UNet without a map of that size gives the nearest one it has.
+    At `--res` pixels the attack takes the grid of res / 32 for cross-attention. A UNet without a map of that size gives the nearest one it has.
 
     Returns:
-        `(B, grid, grid, tokens)`.
+        `(B, grid, grid, keys)`; the keys are the prompt's tokens, or the map's own positions.
     """
-    sides = {layer: math.isqrt(attention.shape[2]) for layer, attention in maps.items() if layer.is_cross and layer.place != "mid"}
+    sides = {layer: math.isqrt(attention.shape[2]) for layer, attention in maps.items() if layer.is_cross == is_cross and layer.place != "mid"}
     nearest = min(set(sides.values()), key=lambda side: (abs(math.log(side / grid)), side))
-    average = torch.stack([maps[layer].mean(1) for layer, side in sides.items() if side == nearest]).mean(0)  # (B, queries, tokens)
+    average = torch.stack([maps[layer].mean(1) for layer, side in sides.items() if side == nearest]).mean(0)  # (B, queries, keys)
     return average.unflatten(1, (nearest, nearest))
+
+
+def principal_components(before: torch.Tensor, after: torch.Tensor, count: int = 3) -> torch.Tensor:
+    """Two self-attention maps `(B, h, w, keys)`, seen along the first principal components of the first; `(2, count, h, w, B)`.
+
+    Both are taken along the same axes, so that what differs between the two pictures differs between the maps. An axis has no sign of its
+    own; it is turned so that its largest entry is positive.
+    """
+    mean = before.mean((1, 2), keepdim=True)
+    centred = (before - mean).flatten(1, 2)                                                   # (B, queries, keys)
+    axes = torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors[..., -count:].flip(-1)  # (B, keys, count)
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    return torch.stack([(attention - mean) @ axes[:, None] for attention in (before, after)]).permute(0, 4, 2, 3, 1)
 
 
 def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torch.Tensor:

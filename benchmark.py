@@ -162,7 +162,7 @@ def measure_project(arguments: argparse.Namespace, images: torch.Tensor, labels:
         compile_networks(pipeline, classifier)
     attack = DiffAttack(pipeline, classifier)
     quick = DiffAttack(pipeline, classifier, iterations=2)
-    methods = {"encode": ("encode",), "inversion": ("ddim_inversion",), "null-text": ("optimise_null_text",), "attack": ("reference_run", "optimise_latents"), "decode": ("denoise",)}
+    methods = {"encode": ("encode",), "inversion": ("ddim_inversion",), "null-text": ("optimise_null_text",), "attack": ("reference_run", "optimise_latents"), "decode": ("perturbed_run",)}
     return measure(lambda: attack(images, torch.tensor(labels)), lambda: quick(images, torch.tensor(labels)), attack, methods, pipeline, len(images), arguments.runs)
 
 

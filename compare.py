@@ -31,10 +31,10 @@ from classifiers import IMAGENET_CLASSES
 from diff_latent_attack import NonFiniteLossError
 from evaluate import Estimate, Evaluation, evaluate, jackknife, mean_over_images, plain, share, table
 from main import (COLLAPSED_BELOW, InputError, attack_images, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder, configuration_of,
-                  failure_path, list_images, load_networks, make_attack, make_folder, make_parser, provenance, read_failures, read_labels, read_pictures, read_rows, record_path,
+                  failure_path, list_images, load_networks, make_attack, make_folder, make_parser, provenance, read_failures, read_finished, read_labels, read_pictures, read_rows, record_path,
                   restore_weights, run_program, set_up, write_failure, write_texts)
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
-from utils import read_image, to_tensor
+from utils import (ANALYSIS, Run, draw_comparison, draw_run, layer_shares, plot_success_against_visibility, read_image, save_figure, timestep_shares, to_tensor)
 
 ALPHA = 0.05
 PERMUTATIONS, KERNEL_PERMUTATIONS = 9999, 999
@@ -183,17 +183,9 @@ class WeightsOfMode:
         return self.effective < COLLAPSED_BELOW
 
 
-def shares_of(layer_losses: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """How the self-attention loss of the first mode is shared out, before weights, by image.
-
-    Args:
-        layer_losses: by image, `(iterations, N, layers)`; the first iteration, in which all are zero, is left out.
-    Returns:
-        "timesteps, all layers" and "timesteps, first layer", `(B, N)` each, and "layers", `(B, layers)`; each row sums to 1.
-    """
-    totals = np.stack([losses[1:].sum(0) for losses in layer_losses])                      # (B, N, layers)
-    normalised = lambda x: x / x.sum(-1, keepdims=True)
-    return {"timesteps, all layers": normalised(totals.sum(2)), "timesteps, first layer": normalised(totals[:, :, 0]), "layers": normalised(totals.sum(1))}
+def shares_of(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
+    """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N, layers)` to `(B, N)` or `(B, layers)`, rows of sum 1."""
+    return {"timesteps, all layers": timestep_shares(layer_losses), "timesteps, first layer": timestep_shares(layer_losses[..., :1]), "layers": layer_shares(layer_losses)}
 
 
 # ---------------------------------------------------------------- run
@@ -301,7 +293,8 @@ def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequenc
     figures = figures_of(evaluations, [np.array([row["seconds"] for row in of]) for of in rows])
     sentences = [sentence(k, names, figures, len(common)) for k in range(1, len(names))]
     weights = [WeightsOfMode(start, attack.controller.weights().tolist(), effective_timesteps(attack.controller.weights())) for start, attack in zip(starts, attacks)]
-    layers, shares = read_shares(of_mode[0].save_dir, common)
+    runs = [read_finished(settings.save_dir, common) for settings in of_mode]
+    layers, shares = runs[0].records[0].layers, shares_of(runs[0].layer_losses)
 
     sections = [("Figures", figure_rows(names, figures)), ("Weights", weight_rows(names, weights)), ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
                 ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares))]
@@ -317,17 +310,22 @@ def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequenc
                 "comparison.csv": csv_text(names, rows, evaluations)}
     write_texts(arguments.save_dir, contents)
     print("\n" + "\n\n".join("\n".join([title, *table(of)]) for title, of in sections) + "\n\n" + "\n".join(remarks))
+    if arguments.figures != "none":
+        draw(names, runs, evaluations, arguments.save_dir, each_image=arguments.figures == "all")
+        print(f"\nfigures in {arguments.save_dir / ANALYSIS}, and in that folder of each mode")
     return 1 if failures else 0
 
 
-def read_shares(folder: Path, indices: Sequence[int]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The names of the self-attention layers, and `shares_of` the records of a mode."""
-    losses = []
-    for index in indices:
-        with np.load(record_path(folder, index)) as record:
-            losses.append(record["layer_losses"][..., 0])
-            layers = record["layers"].tolist()
-    return layers, shares_of(losses)
+def draw(names: Sequence[str], runs: Sequence[Run], evaluations: Sequence[Evaluation], folder: Path, each_image: bool) -> None:
+    """The figures of each mode in its own folder, and those that compare the modes in that of the comparison."""
+    for run in runs:
+        draw_run(run, each_image, anew=False)
+    draw_comparison(dict(zip(names, runs)), folder)
+    measure = "LPIPS" if "LPIPS" in evaluations[0].quality else "SSIM"
+    ends = lambda estimate: (estimate.value, estimate.low, estimate.high)
+    points = {name: {measure: ends(e.quality[measure].adversarial), e.classifiers[0].name: ends(e.classifiers[0].success),
+                     **({"transfer, mean": ends(e.transfer_success)} if e.transfer_success else {})} for name, e in zip(names, evaluations)}
+    save_figure(plot_success_against_visibility(points, measure), folder / ANALYSIS / "success_against_visibility")
 
 
 # ---------------------------------------------------------------- writing it down

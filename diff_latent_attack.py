@@ -11,6 +11,7 @@ arXiv 2305.08192) with timestep weights on its self-attention loss. Images in a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, Maps,
-                              class_token_attention, masked_variance, self_attention_losses)
+                              average_attention, masked_variance, principal_components, self_attention_losses)
 from classifiers import IMAGENET_CLASSES
 from timestep_weights import SCHEDULES, TimestepWeightNetwork, schedule_weights
 
@@ -57,10 +58,12 @@ class Inversion:
 
 @dataclass
 class AttackRecord:
-    """What every iteration cost, before the loss weights; arrays on the CPU."""
+    """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on the CPU."""
 
     timesteps: torch.Tensor                     # (N,)
     layers: list[str]                           # self-attention layers, in the order in which the UNet runs them
+    grids: list[int]                            # the side of each layer's map
+    class_tokens: list[list[str]]               # of each image's prompt
     attack_loss: torch.Tensor                   # (iterations, B), cross-entropy of the true class in nats
     self_attention_loss: torch.Tensor           # (iterations, B), sum_i c_i L_i
     cross_attention_loss: torch.Tensor          # (iterations, B)
@@ -68,6 +71,10 @@ class AttackRecord:
     weights: torch.Tensor                       # (iterations, N), in force in that iteration, summing to 1
     layer_losses: torch.Tensor                  # (iterations, N, layers, B)
     confidence: torch.Tensor                    # (iterations, B), probability of the true class
+    fooled: torch.Tensor                        # (iterations, B), whether another class had the highest
+    # without the attack and with it, averaged over timesteps, heads and layers:
+    class_attention: torch.Tensor               # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
+    components: torch.Tensor                    # (2, 3, h, w, B), self-attention along its first principal components without the attack
 
     @property
     def timestep_losses(self) -> torch.Tensor:
@@ -76,8 +83,10 @@ class AttackRecord:
 
     def of_image(self, k: int) -> AttackRecord:
         """The record of the k-th image of the batch, as a batch of one."""
-        return replace(self, **{field.name: getattr(self, field.name)[..., k:k + 1] for field in fields(self)
-                                if field.name not in ("timesteps", "layers", "weights")})
+        cut = {field.name: getattr(self, field.name)[..., k:k + 1] for field in fields(self)
+               if field.name not in ("timesteps", "layers", "grids", "class_tokens", "weights")}
+        cut["class_attention"] = cut["class_attention"][:, :len(self.class_tokens[k])]
+        return replace(self, **cut, class_tokens=[self.class_tokens[k]])
 
 
 @dataclass
@@ -88,7 +97,8 @@ class Reference:
     maps: list[Maps] | None                     # self-attention by timestep; None where they do not fit into memory
     end: torch.Tensor                           # (B, C, h, w) after the last timestep
     class_attention: torch.Tensor               # (B, grid, grid, tokens), averaged over timesteps
-    layers: list[str]                           # self-attention layers, in the order in which the UNet runs them
+    self_attention: torch.Tensor                # (B, h, w, h * w), averaged over timesteps
+    grids: dict[str, int]                       # the side of the map of each self-attention layer, in the order in which the UNet runs them
     graph_bytes: int                            # what one timestep of the perturbed run keeps for its backward pass
 
 
@@ -184,8 +194,10 @@ class DiffAttack:
             mask = self.pseudo_mask(reference.class_attention, inversion) if self.apply_mask else None
             with torch.no_grad():
                 self.reconstruction = self.to_image(self.decode(reference.end), inversion.images, mask)
-            latents = self.optimise_latents(inversion, reference, mask, progress)
-            return self.to_image(self.denoise(latents, inversion), inversion.images, mask)
+            latents, history = self.optimise_latents(inversion, reference, mask, progress)
+            decoded, class_attention, self_attention = self.perturbed_run(latents, inversion)
+            self.record = self.make_record(history, inversion, reference, class_attention, self_attention)
+            return self.to_image(decoded, inversion.images, mask)
 
     # ------------------------------------------------------------ the steps, in the order of the method
 
@@ -250,7 +262,7 @@ class DiffAttack:
 
     def reference_run(self, inversion: Inversion) -> Reference:
         """The unperturbed run from z_N: its latents, its self-attention maps where they fit, and what a timestep of the perturbed run will keep."""
-        latents, before, maps, attention = inversion.latents, [], [], []
+        latents, before, maps, averages = inversion.latents, [], [], []
         for i in range(self.num_timesteps):
             before.append(latents)
             # the first timestep builds the graph that each perturbed timestep will build, only to see how large it is
@@ -260,12 +272,13 @@ class DiffAttack:
             if i == 0:
                 graph_bytes, map_bytes = sum(saved), sum(m.nbytes for layer, m in step_maps.items() if not layer.is_cross)
                 fits = self.num_timesteps * map_bytes <= REFERENCE_SHARE * free_memory(latents.device)
-            attention.append(class_token_attention(step_maps, self.class_grid(inversion)))
+            averages.append(self.average_maps(step_maps, inversion))
             maps.append({layer: attention for layer, attention in step_maps.items() if not layer.is_cross})
-            layers = [layer.name for layer in maps[-1]]
+            grids = {layer.name: math.isqrt(attention.shape[2]) for layer, attention in maps[-1].items()}
             if not fits:
                 maps[-1] = {}
-        return Reference(before, maps if fits else None, latents, torch.stack(attention).mean(0), layers, graph_bytes + map_bytes)
+        class_attention, self_attention = (torch.stack(steps).mean(0) for steps in zip(*averages))
+        return Reference(before, maps if fits else None, latents, class_attention, self_attention, grids, graph_bytes + map_bytes)
 
     @torch.no_grad()
     def reference_maps(self, reference: Reference, i: int, inversion: Inversion) -> Maps:
@@ -277,8 +290,8 @@ class DiffAttack:
         return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
 
     def optimise_latents(self, inversion: Inversion, reference: Reference, mask: torch.Tensor | None,
-                         progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
-        """The latent attack by AdamW, from z_N, `(B, C, h, w)`; leaves the `record`."""
+                         progress: Callable[[int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+        """The latent attack by AdamW, from z_N: latents `(B, C, h, w)`, and what each iteration leaves for the record."""
         checkpointing = self.checkpointing
         if checkpointing is None:
             checkpointing = self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(inversion.latents.device)
@@ -296,11 +309,10 @@ class DiffAttack:
             optimizer.step()
             self.controller.update()
             confidence = logits.detach().softmax(-1).gather(1, inversion.labels[:, None]).squeeze(1)
-            history.append((*read, weights, layer_losses.detach().movedim(1, -1), confidence))
+            history.append((*read, weights, layer_losses.detach().movedim(1, -1), confidence, logits.detach().argmax(-1) != inversion.labels))
             if progress is not None:
                 progress(iteration, read[:-1])
-        self.record = self.make_record(history, reference.layers)
-        return latents.detach()
+        return latents.detach(), history
 
     def losses(self, latents: torch.Tensor, inversion: Inversion, reference: Reference, mask: torch.Tensor | None = None,
                checkpointing: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -324,7 +336,17 @@ class DiffAttack:
         reference_maps = self.reference_maps(reference, i, inversion)
         with self.controller.collecting() as maps:
             latents = self.guided_step(latents, i, inversion)
-        return latents, self_attention_losses(maps, reference_maps), class_token_attention(maps, self.class_grid(inversion))
+        return latents, self_attention_losses(maps, reference_maps), average_attention(maps, self.class_grid(inversion), is_cross=True)
+
+    @torch.no_grad()
+    def perturbed_run(self, latents: torch.Tensor, inversion: Inversion) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`denoise` of the attacked start latents, and `average_maps` averaged over the timesteps."""
+        averages = []
+        for i in range(self.num_timesteps):
+            with self.controller.collecting() as maps:
+                latents = self.guided_step(latents, i, inversion)
+            averages.append(self.average_maps(maps, inversion))
+        return self.decode(latents), *(torch.stack(steps).mean(0) for steps in zip(*averages))
 
     @torch.no_grad()
     def denoise(self, latents: torch.Tensor, inversion: Inversion) -> torch.Tensor:
@@ -391,10 +413,23 @@ class DiffAttack:
     def class_grid(inversion: Inversion) -> int:
         return inversion.images.shape[-1] // 32
 
-    def make_record(self, history: list[tuple[torch.Tensor, ...]], layers: list[str]) -> AttackRecord:
-        """Stacks what each iteration left, in the order of the record's fields."""
-        arrays = dict(zip([field.name for field in fields(AttackRecord)][2:], (torch.stack(column).cpu() for column in zip(*history))))
-        return AttackRecord(timesteps=self.timesteps.clone(), layers=layers, **arrays)
+    def average_maps(self, maps: Maps, inversion: Inversion) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of one timestep, the cross-attention `(B, grid, grid, tokens)`, and the self-attention `(B, h, w, h * w)` of the layers with twice that grid."""
+        grid = self.class_grid(inversion)
+        return average_attention(maps, grid, is_cross=True), average_attention(maps, 2 * grid, is_cross=False)
+
+    def make_record(self, history: list[tuple[torch.Tensor, ...]], inversion: Inversion, reference: Reference, class_attention: torch.Tensor,
+                    self_attention: torch.Tensor) -> AttackRecord:
+        """Stacks what each iteration left, in the order of the record's fields, and compares the attention of the attacked run with the reference's."""
+        arrays = dict(zip([field.name for field in fields(AttackRecord)][4:], (torch.stack(column).cpu() for column in zip(*history))))
+        counts = inversion.class_tokens.sum(1).tolist()
+        tokenizer = self.pipeline.tokenizer
+        ids = [tokenizer(self.class_names[label], add_special_tokens=False).input_ids[:count] for label, count in zip(inversion.labels.tolist(), counts)]
+        own = slice(1, 1 + max(counts))                                                                     # between BOS and EOS
+        return AttackRecord(timesteps=self.timesteps.clone(), layers=list(reference.grids), grids=list(reference.grids.values()),
+                            class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
+                            class_attention=torch.stack([reference.class_attention, class_attention])[..., own].permute(0, 4, 2, 3, 1).float().cpu(),
+                            components=principal_components(reference.self_attention.cpu(), self_attention.cpu()).float(), **arrays)
 
 
 def make_controller(mode: str, schedule: Sequence[float], weight_lr: float, num_timesteps: int, seed: int) -> AttentionControlEdit:

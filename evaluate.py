@@ -443,8 +443,8 @@ class Evaluation:
         return {"classifiers": classifiers, "transfer_success": plain(self.transfer_success), "quality": quality,
                 "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone), "warnings": self.doubts}
 
-    def lines(self) -> list[str]:
-        """The same as aligned tables. Columns are left out where no reconstructions were written."""
+    def tables(self) -> list[list[list[str]]]:
+        """The same as rows of cells: one table of the classifiers, one of the images' quality. Columns are left out where no reconstructions were written."""
         columns = [("accuracy before", "accuracy_before"), ("reconstructed only", "accuracy_reconstructed"), ("accuracy after", "accuracy_after"),
                    ("attack success (of right before)", "success"), ("of right when reconstructed", "success_of_attack_alone")]
         if not self.with_reconstructions:
@@ -454,10 +454,14 @@ class Evaluation:
         means = {"success": self.transfer_success, "success_of_attack_alone": self.transfer_success_of_attack_alone}
         if len(self.classifiers) > 1:
             rows.append(["mean", "transfer", *(str(means[name]) if name in means else "" for _, name in columns)])
-        lines = table(rows) + ["", *table([["to the clean images", "adversarial", *(["reconstructed only"] if self.with_reconstructions else []), ""]] + [
-            [name, str(figure.adversarial), *([str(figure.reconstructed)] if self.with_reconstructions else []), figure.note or ""] for name, figure in self.quality.items()])]
-        return lines + ["", "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife for the kernel distance"] + [
-            f"warning: {doubt}" for doubt in self.doubts]
+        return [rows, [["to the clean images", "adversarial", *(["reconstructed only"] if self.with_reconstructions else []), ""]] + [
+            [name, str(figure.adversarial), *([str(figure.reconstructed)] if self.with_reconstructions else []), figure.note or ""] for name, figure in self.quality.items()]]
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        classifiers, quality = self.tables()
+        return [*table(classifiers), "", *table(quality), "", "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife for the kernel distance",
+                *(f"warning: {doubt}" for doubt in self.doubts)]
 
 
 def evaluate(pictures: Pictures, surrogate: str, classifier: torch.nn.Module, transfer: Sequence[str], device: torch.device) -> Evaluation:

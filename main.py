@@ -36,9 +36,11 @@ from tqdm import tqdm
 from attentionControl import AttentionControlEdit
 from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, load_classifier
 from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, Inversion, NonFiniteLossError, free_memory
+from report import write_page
 from evaluate import Evaluation, Pictures, Prediction, doubts_about_rounding, evaluate, predict, psnr, table
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps, parse_schedule, schedule_weights
-from utils import IMAGE_SUFFIXES, keep_freed_memory, read_image, replacing, to_pixels, to_tensor, write_image, write_result
+from utils import (ANALYSIS, IMAGE_SUFFIXES, Run, draw_run, keep_freed_memory, read_image, read_run, replacing, timestep_rows, to_pixels, to_tensor, write_image,
+                   write_result)
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline
@@ -49,8 +51,8 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
 LARGEST_BATCH, MEMORY_SHARE = 16, 0.8  # of the batch that is found from what the first image took of the free memory
 # Flags that do not change what an image's files hold, so that a run may go on with others.
-NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite", "transfer_models", "is_test")
-RUN_FILES = ("run.json", "results.json", "log.txt")
+NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite", "transfer_models", "is_test", "figures")
+RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 
 
 class InputError(Exception):
@@ -98,6 +100,7 @@ def make_parser(description: str) -> ArgumentParser:
     group.add_argument("--save_dir", type=Path, default="output", metavar="FOLDER", help="where results go; a run that was interrupted goes on here")
     group.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run in --save_dir first")
     group.add_argument("--is_test", **switch, help="attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the original DiffAttack")
+    group.add_argument("--figures", choices=("all", "pooled", "none"), default="all", help="draw at the end: each image's figures and those pooled over the images, with the page report.html; only the pooled ones and the page; nothing")
     group.add_argument("--limit", type=int, default=None, metavar="K", help="attack only the first K images (default: all)")
 
     group = parser.add_argument_group("models")
@@ -310,6 +313,9 @@ def clear_folder(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name in RUN_FILES or re.fullmatch(r"\d{4,}_\w+\.(png|npz|txt)(\.partial)?", path.name):
             path.unlink()
+    for path in (folder / ANALYSIS).glob("*"):
+        if re.fullmatch(r"\w+\.(png|pdf)(\.partial)?", path.name):
+            path.unlink()
 
 
 def shortened(value: object) -> str:
@@ -342,6 +348,14 @@ def read_rows(folder: Path, indices: Sequence[int]) -> list[dict]:
             with np.load(record_path(folder, index)) as record:
                 rows.append(json.loads(str(record["row"])))
     return rows
+
+
+def read_finished(folder: Path, indices: Sequence[int]) -> Run:
+    """The records of finished images, with what the figures need."""
+    try:
+        return read_run(folder, indices)
+    except ValueError as error:
+        raise RunError(str(error)) from None
 
 
 # ---------------------------------------------------------------- run
@@ -565,23 +579,36 @@ def process_device(name: str) -> str:
 
 
 def report(arguments: argparse.Namespace, selected: range, classifier: torch.nn.Module, controller: AttentionControlEdit, device: torch.device) -> int:
-    """Evaluates what is in the folder, and writes and prints the table; returns the exit code."""
+    """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a run that is complete; returns the exit code."""
     rows = read_rows(arguments.save_dir, selected)
     failures = read_failures(arguments.save_dir, selected)
-    evaluation = None
+    evaluation = finished = None
     if rows:
+        finished = read_finished(arguments.save_dir, [row["index"] for row in rows])
         evaluation = evaluate(read_pictures(arguments.save_dir, rows, arguments.res), arguments.model_name, classifier, arguments.transfer_models, device)
         evaluation.doubts.extend(doubts_about_rounding([row["file"] for row in rows], [row["fooled_as_tensor"] for row in rows], [row["after"]["label"] != row["label"] for row in rows]))
     weights = controller.weights()
     left = len(selected) - len(rows) - len(failures)
-    text = "\n".join(filter(None, [summarise(rows, evaluation, failures, weights.tolist()), left and f"still to be attacked: {left} images, by the same command or its other shards",
+    text = "\n".join(filter(None, [summarise(rows, evaluation, failures, weights.tolist()), finished and "\n".join(["", "self-attention loss by timestep, over all layers, before weights",
+                                   *table(timestep_rows(finished.layer_losses, finished.records[0].timesteps.tolist()))]), left and f"still to be attacked: {left} images, by the same command or its other shards",
                                    advice_on_weights(arguments.weight_mode, weights)]))
-    results = {"images": rows, **(evaluation.as_dict() if evaluation else {}), "not_attacked": failures, "weights_at_the_end": weights.tolist(),
+    results = {"images": [row | of_image(evaluation, k) for k, row in enumerate(rows)], **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}), "not_attacked": failures, "weights_at_the_end": weights.tolist(),
                "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
                "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
                **provenance(arguments, device)}
     write_report(arguments.save_dir, "results.json", "log.txt", results, text)
+    if finished and not left and arguments.figures != "none":
+        draw_run(finished, each_image=arguments.figures == "all", anew=False)
+        write_page(finished)
+        print(f"\nfigures in {arguments.save_dir / ANALYSIS}, and a page to look through in {arguments.save_dir / 'report.html'}")
     return 1 if failures else 0
+
+
+def of_image(evaluation: Evaluation, k: int) -> dict:
+    """What an evaluation says of the k-th image alone."""
+    return {"predictions": {result.name: {when: describe(said[k]) for when, said in (("before", result.before), ("reconstructed", result.reconstructed), ("after", result.after))}
+                            for result in evaluation.classifiers},
+            "quality": {name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None for name, figure in evaluation.quality.items() if figure.by_image is not None}}
 
 
 def list_pairs(folder: Path) -> list[tuple[Path, Path]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 WEIGHT_MODES = ("uniform", "fixed", "learnable", "learnable_detached")
 
@@ -81,7 +82,8 @@ class TimestepWeightNetwork(torch.nn.Module):
 
     def forward(self) -> torch.Tensor:
         """Weights `(N,)` that sum to 1."""
-        logits = self.out(torch.tanh(self.hidden(self.embedding.weight))).squeeze(1)  # (N,)
+        # Not tanh: at high learning rates it saturates, several timesteps get the same features for good, and the weights stop halfway to their collapse.
+        logits = self.out(F.softsign(self.hidden(self.embedding.weight))).squeeze(1)  # (N,)
         return (self.start + logits).softmax(0)
 
 

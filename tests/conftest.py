@@ -139,7 +139,7 @@ def whole(data, shared) -> Callable[[str], Path]:
 
 def flags(data: Path, out: Path, *extra: object) -> list[str]:
     return list(map(str, ["--pretrained_diffusion_path", data / "model", "--images_root", data / "images", "--label_path", data / "labels.txt",
-                          "--save_dir", out, "--res", "96", "--iterations", "3", "--start_step", "18", "--transfer_models", "", *extra]))
+                          "--save_dir", out, "--res", "96", "--iterations", "3", "--start_step", "18", "--transfer_models", "", "--figures", "none", *extra]))
 
 
 def start(command: list[str], **options) -> subprocess.Popen:

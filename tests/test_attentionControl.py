@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, AttentionLayer, class_token_attention,
-                              masked_variance, self_attention_losses)
+from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, AttentionLayer, average_attention,
+                              masked_variance, principal_components, self_attention_losses)
 from timestep_weights import TimestepWeightNetwork
 
 
@@ -50,12 +51,12 @@ def test_self_attention_losses_are_mean_squared_errors_by_layer():
             assert losses[image, column].item() == pytest.approx(torch.nn.functional.mse_loss(a[layer][image], b[layer][image]).item())
 
 
-def test_class_token_attention_takes_down_and_up_layers_of_one_grid():
+def test_average_attention_takes_down_and_up_layers_of_one_grid():
     maps = fake_maps(7)
     larger = {AttentionLayer("up.b.attn2", "up", True): torch.rand(2, 3, 196, 6).double()}
     expected = (maps[AttentionLayer("down.a.attn2", "down", True)].mean(1) + maps[AttentionLayer("up.a.attn2", "up", True)].mean(1)) / 2
-    assert torch.allclose(class_token_attention(maps | larger, 7), expected.view(2, 7, 7, 6))
-    assert class_token_attention(maps | larger, 16).shape == (2, 14, 14, 6)  # no 16 x 16 map, so the nearest
+    assert torch.allclose(average_attention(maps | larger, 7, is_cross=True), expected.view(2, 7, 7, 6))
+    assert average_attention(maps | larger, 16, is_cross=True).shape == (2, 14, 14, 6)  # no 16 x 16 map, so the nearest
 
 
 def test_masked_variance_is_the_variance_over_positions_and_class_tokens():
@@ -82,3 +83,16 @@ def test_learning_rate_reaches_the_network_only_where_it_should(detached):
     controller.update()
     moved = (controller.network.out.weight - start).abs().max().item()
     assert moved == pytest.approx(0 if detached else 3e-3, rel=1e-3)
+
+
+def test_principal_components_are_those_of_the_unperturbed_map():
+    """Against numpy's singular value decomposition; the attacked map is seen along the same axes, from the same mean."""
+    before, after = torch.rand(2, 4, 5, 20, dtype=torch.float64), torch.rand(2, 4, 5, 20, dtype=torch.float64)
+    components = principal_components(before, after)
+    assert components.shape == (2, 3, 4, 5, 2)
+    for k in range(2):
+        rows = before[k].reshape(20, 20).numpy()
+        axes = np.linalg.svd(rows - rows.mean(0))[2][:3]
+        axes *= np.sign(axes[range(3), np.abs(axes).argmax(1)])[:, None]
+        for which, maps in enumerate((before, after)):
+            np.testing.assert_allclose(components[which, ..., k].reshape(3, 20), axes @ (maps[k].reshape(20, 20).numpy() - rows.mean(0)).T, atol=1e-9)

