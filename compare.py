@@ -34,7 +34,7 @@ from main import (COLLAPSED_BELOW, InputError, attack_images, check_device, chec
                   failure_path, list_images, load_networks, make_attack, make_folder, make_parser, provenance, read_failures, read_finished, read_labels, read_pictures, read_rows, record_path,
                   restore_weights, run_program, set_up, write_failure, write_texts)
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
-from utils import (ANALYSIS, Run, draw_comparison, draw_run, layer_shares, plot_success_against_visibility, read_image, save_figure, timestep_shares, to_tensor)
+from utils import (ANALYSIS, Run, draw_comparison, draw_folders, layer_shares, plot_success_against_visibility, read_image, save_figure, timestep_shares, to_tensor)
 
 ALPHA = 0.05
 PERMUTATIONS, KERNEL_PERMUTATIONS = 9999, 999
@@ -318,8 +318,7 @@ def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequenc
 
 def draw(names: Sequence[str], runs: Sequence[Run], evaluations: Sequence[Evaluation], folder: Path, each_image: bool) -> None:
     """The figures of each mode in its own folder, and those that compare the modes in that of the comparison."""
-    for run in runs:
-        draw_run(run, each_image, anew=False)
+    draw_folders(runs, each_image, anew=False)
     draw_comparison(dict(zip(names, runs)), folder)
     measure = "LPIPS" if "LPIPS" in evaluations[0].quality else "SSIM"
     ends = lambda estimate: (estimate.value, estimate.low, estimate.high)

@@ -39,7 +39,7 @@ from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, Inversion, 
 from report import write_page
 from evaluate import Evaluation, Pictures, Prediction, doubts_about_rounding, evaluate, predict, psnr, table
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps, parse_schedule, schedule_weights
-from utils import (ANALYSIS, IMAGE_SUFFIXES, Run, draw_run, keep_freed_memory, read_image, read_run, replacing, timestep_rows, to_pixels, to_tensor, write_image,
+from utils import (ANALYSIS, IMAGE_SUFFIXES, Run, draw_folders, keep_freed_memory, read_image, read_run, replacing, timestep_rows, to_pixels, to_tensor, write_image,
                    write_result)
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
@@ -598,7 +598,7 @@ def report(arguments: argparse.Namespace, selected: range, classifier: torch.nn.
                **provenance(arguments, device)}
     write_report(arguments.save_dir, "results.json", "log.txt", results, text)
     if finished and not left and arguments.figures != "none":
-        draw_run(finished, each_image=arguments.figures == "all", anew=False)
+        draw_folders([finished], each_image=arguments.figures == "all", anew=False)
         write_page(finished)
         print(f"\nfigures in {arguments.save_dir / ANALYSIS}, and a page to look through in {arguments.save_dir / 'report.html'}")
     return 1 if failures else 0

@@ -7,7 +7,7 @@
     run = read_run(Path("output_fixed"))
     plot_average_loss_per_timestep({"fixed": run.layer_losses}, run.records[0].timesteps.tolist()).savefig("shares.png")
 
-Every figure is written as PNG and as PDF. The functions that draw take arrays and return a matplotlib `Figure`.
+Figures are written as PNG, those that are pooled over images also as PDF. The functions that draw take arrays and return a matplotlib `Figure`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -231,10 +231,10 @@ def normalised(values: np.ndarray) -> np.ndarray:
 LOSSES = ("attack: cross-entropy (nats)", "self-attention: sum of $L_i$", "self-attention: sum of $c_i L_i$", "cross-attention: variance")
 STYLE = {  # legible at the width of one column of a two-column paper, and as real fonts in its PDF
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "figure.titlesize": 9,
-    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.3, "legend.frameon": False, "pdf.fonttype": 42, "savefig.dpi": 160}
+    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.3, "legend.frameon": False, "pdf.fonttype": 42}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")  # Okabe and Ito's, for the colour-blind
 REFERENCE_LINES = (":", "--", "-.", (0, (1, 3)))
-COLUMN = 3.4                                    # inches
+COLUMN, DPI = 3.4, 160                          # inches, dots an inch
 AMPLIFIED = 8                                   # times, of the absolute difference
 SHEET = 12                                      # images on a page of contact sheets
 
@@ -255,7 +255,8 @@ def new_figure(title: str, rows: int, columns: int, height: float = 2.4, **optio
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(COLUMN if columns == 1 else 2.5 * columns, height * rows), layout="constrained")
-    figure.suptitle(title)
+    if title:
+        figure.suptitle(title)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -269,6 +270,11 @@ def timestep_colours(count: int) -> list[tuple[float, ...]]:
 def timestep_axis(panel: Axes, timesteps: Sequence[int]) -> None:
     panel.set_xticks(range(len(timesteps)), [str(t) for t in timesteps], rotation=45 if len(timesteps) > 6 else 0)
     panel.set_xlabel("timestep t, early to late")
+
+
+def iteration_axis(panel: Axes, label: str = "iteration") -> None:
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.set_xlabel(label)
 
 
 def log_scale(panel: Axes) -> None:
@@ -321,10 +327,11 @@ def plot_weight_curves(runs: Mapping[str, np.ndarray], timesteps: Sequence[int],
                 panel.axhline(value, color=colours[i], linestyle=style, linewidth=0.6, alpha=0.7)
         for k in range(1, images):
             panel.axvline(k * len(weights) / images + 0.5, color="0.85", linewidth=0.5, zorder=0)
-        panel.set(title=name, xlabel="iteration" if images == 1 else f"iteration, over {images} images", ylim=(0, 1))
+        panel.set(title=name, ylim=(0, 1))
+        iteration_axis(panel, "iteration" if images == 1 else f"iteration, over {images} images")
     panels[0, 0].set_ylabel("weight (sum 1)")
     handles = panels[0, 0].get_legend_handles_labels()[0] + [Line2D([], [], color="0.4", linestyle=style, linewidth=0.8, label=name) for name, style in styles.items()]
-    figure.legend(handles=handles, loc="outside right upper")
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -367,7 +374,8 @@ def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) 
         drawn = panel.imshow(np.where(mean > 0, mean, np.nan).T, aspect="auto", norm=norm, cmap="cividis", interpolation="none",
                              extent=(0.5, len(mean) + 0.5, len(timesteps) - 0.5, -0.5))
         panel.set_yticks(range(len(timesteps)), [str(t) for t in timesteps])
-        panel.set(title=name, xlabel="iteration")
+        panel.set_title(name)
+        iteration_axis(panel)
     panels[0, 0].set_ylabel("timestep t, early to late")
     figure.colorbar(drawn, ax=panels, label="$L_i$")
     return figure
@@ -382,7 +390,7 @@ def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Se
         timesteps: the N attacked timesteps, early to late.
     """
     single = all(len(losses) == 1 for losses in runs.values())
-    figure, panels = new_figure(f"Share of the self-attention loss (mean and deviation over {'iterations' if single else 'images'})", 2, len(runs), height=1.9, sharex=True, sharey=True)
+    figure, panels = new_figure(f"Share of the self-attention loss\n(mean and deviation over {'iterations' if single else 'images'})", 2, len(runs), height=1.9, sharex=True, sharey=True)
     for column, (name, losses) in zip(panels.T, runs.items()):
         for panel, of in zip(column, (losses, losses[..., :1])):
             shares = timestep_shares(of[0][:, None] if single else of)
@@ -391,7 +399,8 @@ def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Se
             panel.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
             for i, (m, d) in enumerate(zip(mean, deviation)):
                 if np.isfinite(m):
-                    panel.annotate(f"{m * len(timesteps):.1f}x", (i, 100 * (m + d)), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+                    panel.annotate(f"{m * len(timesteps):.1f}x", (i, 100 * (m + d)), (0, 2), textcoords="offset points", ha="center", fontsize=7,
+                                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7})
             panel.margins(y=0.15)
         column[0].set_title(name)
         timestep_axis(column[1], timesteps)
@@ -410,13 +419,16 @@ def plot_layer_shares(runs: Mapping[str, np.ndarray], timesteps: Sequence[int], 
         layers: L names.
     """
     figure, panels = new_figure("Share of each layer in the self-attention loss, %", 1, len(runs), height=0.8 + 0.18 * len(layers), sharey=True)
-    for panel, (name, losses) in zip(panels[0], runs.items()):
+    means = []
+    for losses in runs.values():
         by_timestep = np.stack([layer_shares(losses[:, :, i:i + 1]) for i in range(len(timesteps))] + [layer_shares(losses)], 1)  # (images, N + 1, L)
-        mean = 100 * mean_and_deviation(by_timestep)[0].T
-        panel.imshow(mean, aspect="auto", vmin=0, vmax=100, cmap="cividis", interpolation="none")
+        means.append(100 * mean_and_deviation(by_timestep)[0].T)
+    top = max(1.0, np.nan_to_num(means).max())
+    for panel, name, mean in zip(panels[0], runs, means):
+        panel.imshow(mean, aspect="auto", vmin=0, vmax=top, cmap="cividis", interpolation="none")
         for (k, i), value in np.ndenumerate(mean):
             if np.isfinite(value):
-                panel.text(i, k, f"{value:.2g}" if value < 10 else f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if value < 60 else "black")
+                panel.text(i, k, f"{value:.2g}" if value < 10 else f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if value < 0.6 * top else "black")
         panel.axvline(len(timesteps) - 0.5, color="white", linewidth=2)
         panel.set_xticks(range(len(timesteps) + 1), [*map(str, timesteps), "all"], rotation=45 if len(timesteps) > 6 else 0)
         panel.set_yticks(range(len(layers)), layers)
@@ -445,7 +457,7 @@ def plot_losses(runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], f
         plot_curve(column[2], x, confidence, color=PALETTE[6], label="confidence in the true class", marker=marker)
         ever = np.maximum.accumulate(fooled, axis=-1)
         if len(fooled) > 1:
-            column[2].step(x, ever.mean(0), where="mid", color=PALETTE[1], linestyle="--", label="share of images fooled so far")
+            column[2].step(x, ever.mean(0), where="post", color=PALETTE[1], linestyle="--", label="share of images fooled so far")
         elif ever.any():
             flip = int(x[ever[0].argmax()])
             for panel in column:
@@ -454,7 +466,8 @@ def plot_losses(runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], f
         for panel in column[:2]:
             log_scale(panel)
         column[0].set_title(name)
-        column[2].set(xlabel="iteration", ylim=(-0.02, 1.02))
+        column[2].set_ylim(-0.02, 1.02)
+        iteration_axis(column[2])
     for panel, label in zip(panels[:, 0], ("loss", "loss times factor", "probability")):
         panel.set_ylabel(label)
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -474,17 +487,18 @@ def plot_attention(clean: np.ndarray, adversarial: np.ndarray, class_tokens: Seq
         components: `(2, 3, h, w)`, the self-attention along its first principal components without the attack.
     """
     columns = len(class_tokens) + components.shape[1]
-    figure, panels = new_figure("Attention without the attack (above) and with it (below)", 2, columns, height=1.5)
+    figure, panels = new_figure("Attention without the attack (above) and with it (below)", 2, columns)
     figure.set_size_inches(1.25 * columns, 3.1)
+    figure.set_layout_engine("compressed")
     side = clean.shape[0]
     for row, image in enumerate((clean, adversarial)):
         grey = np.asarray(Image.fromarray(image).convert("L"))
         for k, token in enumerate(class_tokens):
-            panel, top = panels[row, k], class_attention[:, k].max()
+            panel, low, top = panels[row, k], class_attention[:, k].min(), class_attention[:, k].max()
             panel.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, side, side, 0))
-            panel.imshow(class_attention[row, k], cmap="inferno", vmin=0, vmax=top, alpha=0.6, extent=(0, side, side, 0), interpolation="bilinear")
+            panel.imshow(class_attention[row, k], cmap="inferno", vmin=low, vmax=top, alpha=0.6, extent=(0, side, side, 0), interpolation="bilinear")
             if row == 0:
-                panel.set_title(f'"{short(token)}"\n0 to {top:.2g}')
+                panel.set_title(f'"{short(token)}"\n{low:.2g} to {top:.2g}')
         for k in range(components.shape[1]):
             panel, top = panels[row, len(class_tokens) + k], np.abs(components[:, k]).max()
             panel.imshow(components[row, k], cmap="RdBu_r", vmin=-top, vmax=top)
@@ -504,10 +518,10 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
             their colours have one scale on the whole sheet, symmetric around zero.
     """
     figure, panels = new_figure("", len(rows), 4)
-    figure.set_size_inches(7, 1.95 * len(rows) + 0.35)
-    figure.suptitle(None)
+    figure.set_size_inches(7, 2.1 * len(rows) + 0.7)
+    figure.set_layout_engine("compressed")
     signed = [(adversarial.astype(np.float64) - clean).mean(-1) for clean, adversarial, _, _ in rows]
-    top = max(1.0, *(np.abs(difference).max() for difference in signed))
+    top = max(1.0, np.ceil(np.quantile(np.abs(signed), 0.995)))  # the few strongest pixels would leave nothing to be seen of the others
     for row, difference, (clean, adversarial, before, after) in zip(panels, signed, rows):
         row[0].imshow(clean)
         row[1].imshow(adversarial)
@@ -516,7 +530,7 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
         for panel, caption in zip(row, (before, after, f"difference, $\\pm${top:.0f} of 255", f"absolute difference, {AMPLIFIED} times")):
             panel.set_title(caption, fontsize=7)
             panel.set_axis_off()
-    figure.colorbar(drawn, ax=panels, location="bottom", aspect=60, shrink=0.5, label="signed difference, 8-bit levels (mean over channels)")
+    figure.colorbar(drawn, ax=panels, location="bottom", aspect=60, shrink=0.5, extend="both", label="signed difference, 8-bit levels (mean over channels)")
     return figure
 
 
@@ -538,10 +552,12 @@ def plot_overlay(runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], 
         plot_curve(share, range(len(timesteps)), 100 * timestep_shares(layer_losses), **options | {"marker": "o", "markersize": 3})
     share.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
     timestep_axis(share, timesteps)
-    structure.set(xlabel="iteration", ylabel="sum of $L_i$")
+    structure.set_ylabel("sum of $L_i$")
     log_scale(structure)
-    attack.set(xlabel="iteration", ylabel="cross-entropy (nats)")
-    confidence_panel.set(xlabel="iteration", ylabel="confidence in the true class", ylim=(-0.02, 1.02))
+    attack.set_ylabel("cross-entropy (nats)")
+    confidence_panel.set(ylabel="confidence in the true class", ylim=(-0.02, 1.02))
+    for panel in (structure, attack, confidence_panel):
+        iteration_axis(panel)
     share.set_ylabel("share of the self-attention loss, %")
     figure.legend(*structure.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
@@ -645,42 +661,57 @@ def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[li
         for i, t in enumerate(timesteps)]
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes `path` with .png and with .pdf, without the date, so that the same figure is the same file."""
+def save_figure(figure: Figure, path: Path, pdf: bool = True) -> None:
+    """Writes `path` with .png and, if wanted, with .pdf; without the date, so that the same figure is the same file."""
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks shows as boxes
-        for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-            with replacing(path.with_name(path.name + suffix)) as temporary:
-                figure.savefig(temporary, format=suffix[1:], metadata=metadata)
-            figure.set_layout_engine("none")    # laid out once
+        figure.set_dpi(DPI)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()                               # once: savefig would do it twice
+        write_image(np.asarray(canvas.buffer_rgba())[..., :3], path.with_name(path.name + ".png"))
+        if pdf:
+            figure.set_layout_engine("none")        # it has been laid out
+            with replacing(path.with_name(path.name + ".pdf")) as temporary:
+                figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
 
 
-def save_image_figures(path: Path, schedules: Mapping[str, np.ndarray]) -> None:
+def save_image_figures(path: Path, schedules: Mapping[str, np.ndarray], pdf: bool) -> None:
     """Draws the image of a record, in a process of a pool."""
     run = Run(path.parent, json.loads((path.parent / "run.json").read_text()), [read_record(path)])
     for name, figure in draw_image(run, schedules):
-        save_figure(figure, path.parent / ANALYSIS / f"{run.records[0].index:04d}_{name}")
+        save_figure(figure, path.parent / ANALYSIS / f"{run.records[0].index:04d}_{name}", pdf)
 
 
-def draw_run(run: Run, each_image: bool = True, anew: bool = True) -> None:
-    """Draws the figures of a run into its ANALYSIS folder: the pooled ones, and each image's, all of them or those that are not there yet."""
-    folder = run.folder / ANALYSIS
-    folder.mkdir(exist_ok=True)
-    schedules = named_schedules(len(run.records[0].timesteps))
-    work = [record.path for record in run.records if each_image and (anew or not is_drawn(record.path))]
+def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True, pdf: bool = False) -> None:
+    """Draws the figures of runs into their ANALYSIS folders.
+
+    Those that are pooled over images are written as PNG and as PDF. Each image's take most of the time, and are drawn by several processes.
+
+    Args:
+        each_image: whether to draw each image's.
+        anew: also those that are there and younger than the image's record.
+        pdf: each image's as PDF, too.
+    """
+    runs = list(runs)
+    work = [record.path for run in runs for record in run.records if each_image and (anew or not is_drawn(record.path))]
     with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, 16, len(work))), multiprocessing.get_context("spawn")) as pool:
-        images = [pool.submit(save_image_figures, path, schedules) for path in work]
-        for name, figure in itertools.chain(draw_runs({short(run.folder.absolute().name): run}, schedules), draw_contact_sheets(run)):
-            save_figure(figure, folder / name)
+        for run in runs:
+            (run.folder / ANALYSIS).mkdir(exist_ok=True)
+        schedules = {run.folder: named_schedules(len(run.records[0].timesteps)) for run in runs}
+        images = [pool.submit(save_image_figures, path, schedules[path.parent], pdf) for path in work]
+        for run in runs:
+            for name, figure in itertools.chain(draw_runs({short(run.folder.absolute().name): run}, schedules[run.folder]), draw_contact_sheets(run)):
+                save_figure(figure, run.folder / ANALYSIS / name)
         for image in images:
             image.result()
 
 
 def is_drawn(record: Path) -> bool:
     """Whether the figure of an image that is written last is there, and younger than the image's record."""
-    last = record.parent / ANALYSIS / record.name.replace("record.npz", "contact_sheet.pdf")
+    last = record.parent / ANALYSIS / record.name.replace("record.npz", "contact_sheet.png")
     return last.exists() and last.stat().st_mtime >= record.stat().st_mtime
 
 
@@ -694,17 +725,18 @@ def draw_comparison(runs: Mapping[str, Run], folder: Path, prefix: str = "") -> 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of main.py, or a mode's folder inside that of compare.py")
-    folders = parser.parse_args(argv).runs
+    parser.add_argument("--pdf", action="store_true", help="each image's figures as PDF, too; those that are pooled over images always are")
+    arguments = parser.parse_args(argv)
     try:
-        runs = {short(str(folder)): read_run(folder) for folder in folders}
+        runs = {short(str(folder)): read_run(folder) for folder in arguments.runs}
+        draw_folders(runs.values(), pdf=arguments.pdf)
         for run in runs.values():
-            draw_run(run)
             if (run.folder / "results.json").is_file():
                 from report import write_page  # which needs this file itself
 
                 write_page(run)
         if len(runs) > 1:
-            draw_comparison(runs, folders[0], "compared_")
+            draw_comparison(runs, arguments.runs[0], "compared_")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 

@@ -244,7 +244,7 @@ def test_attention_is_drawn_on_one_scale_for_before_and_after():
     for row in range(2):
         for k in range(2):
             overlay = panels[row, k].images[1]
-            assert np.array_equal(overlay.get_array(), attention[row, k]) and overlay.get_clim() == (0, attention[:, k].max())
+            assert np.array_equal(overlay.get_array(), attention[row, k]) and overlay.get_clim() == (attention[:, k].min(), attention[:, k].max())
         for k in range(3):
             image, top = panels[row, 2 + k].images[0], np.abs(components[:, k]).max()
             assert np.array_equal(image.get_array(), components[row, k]) and image.get_clim() == (-top, top)
