@@ -32,7 +32,8 @@ import reference  # noqa: E402
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
 from evaluate import table  # noqa: E402
-from main import HelpFormatter, check_device, compile_networks, list_images, load_pipeline, read_labels, set_up  # noqa: E402
+from dataset import read_dataset  # noqa: E402
+from main import HelpFormatter, check_device, compile_networks, load_pipeline, set_up  # noqa: E402
 from utils import read_image, to_tensor  # noqa: E402
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402  (after main, which sets what they print)
@@ -159,7 +160,7 @@ def measure_project(arguments: argparse.Namespace, images: torch.Tensor, labels:
     set_up(device)
     pipeline, classifier = load(arguments, device, dtype), load_classifier(arguments.model_name).to(device)
     if arguments.compile:
-        compile_networks(pipeline, classifier)
+        compile_networks(pipeline, [classifier])
     attack = DiffAttack(pipeline, classifier)
     quick = DiffAttack(pipeline, classifier, iterations=2)
     methods = {"encode": ("encode",), "inversion": ("ddim_inversion",), "null-text": ("optimise_null_text",), "attack": ("reference_run", "optimise_latents"), "decode": ("perturbed_run",)}
@@ -206,9 +207,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device, dtype = check_device(arguments.device), torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
 
-    paths = list_images(ROOT / "demo/images")[:arguments.batch_size]
-    labels = read_labels(ROOT / "demo/labels.txt", len(list_images(ROOT / "demo/images")), len(IMAGENET_CLASSES))[:arguments.batch_size]
-    images = torch.cat([to_tensor(read_image(path, arguments.res)) for path in paths])
+    items = read_dataset(ROOT / "demo/images", ROOT / "demo/labels.txt", IMAGENET_CLASSES)[:arguments.batch_size]
+    labels = [item.labels[0] for item in items]
+    images = torch.cat([to_tensor(read_image(item.path, arguments.res)) for item in items])
 
     results = {"machine": describe_machine(device), "model": arguments.random or Path(arguments.checkpoint).name, "res": arguments.res, "dtype": arguments.dtype,
                "batch_size": len(images), "compile": arguments.compile, "runs": arguments.runs}

@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from classifiers import IMAGENET_CLASSES
+from dataset import Item
 from diff_latent_attack import NonFiniteLossError
 from evaluate import Estimate, Evaluation, evaluate, jackknife, mean_over_images, plain, share, table
-from main import (COLLAPSED_BELOW, InputError, attack_images, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder, configuration_of,
-                  failure_path, list_images, load_networks, make_attack, make_folder, make_parser, provenance, read_failures, read_finished, read_labels, read_pictures, read_rows, record_path,
-                  restore_weights, run_program, set_up, write_failure, write_texts)
+from main import (COLLAPSED_BELOW, InputError, attack_images, captions_of, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder,
+                  configuration_of, failure_path, load_networks, make_attack, make_folder, make_parser, provenance, read_failures, read_finished, read_items, read_pictures, read_rows,
+                  record_path, restore_weights, run_program, set_up, settle, write_failure, write_texts)
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
 from utils import (ANALYSIS, Run, draw_comparison, draw_folders, layer_shares, plot_success_against_visibility, read_image, save_figure, timestep_shares, to_tensor)
 
@@ -126,10 +126,16 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
     for k, result in enumerate(evaluations[0].classifiers):
         counted = result.right_before
         fooled = [e.classifiers[k].fooled[counted] for e in evaluations]
-        lines.append(Figure(f"{'transfer' if k else 'white-box'}, {result.name}", [e.classifiers[k].success for e in evaluations],
+        lines.append(Figure(f"{'white-box' if k < evaluations[0].surrogates else 'transfer'}, {result.name}", [e.classifiers[k].success for e in evaluations],
                             [None] + [mean_difference(f.astype(float) - fooled[0], mcnemar(fooled[0], f)) if counted.any() else None for f in fooled[1:]],
-                            reconstructed=share((counted & ~result.right_reconstructed).sum(), counted.sum())))
-    if len(evaluations[0].classifiers) > 1:
+                            reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum())))
+    if evaluations[0].surrogates > 1:
+        everyone = [e.classifiers[:e.surrogates] for e in evaluations]
+        counted = np.all([result.right_before for result in everyone[0]], axis=0)
+        fooled = [np.all([result.fooled for result in results], axis=0)[counted] for results in everyone]
+        lines.append(Figure("white-box, all at once", [e.joint_success for e in evaluations],
+                            [None] + [mean_difference(f.astype(float) - fooled[0], mcnemar(fooled[0], f)) if counted.any() else None for f in fooled[1:]]))
+    if evaluations[0].transfers:
         scores = [transfer_scores(e) for e in evaluations]
         lines.append(Figure("transfer, mean", [e.transfer_success for e in evaluations], [None] + [mean_difference(s - scores[0]) for s in scores[1:]]))
     for name, quality in evaluations[0].quality.items():
@@ -152,9 +158,9 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
 def transfer_scores(evaluation: Evaluation) -> np.ndarray:
     """What each image adds to the mean of the transfer classifiers' success rates, times the number of images: its mean is that mean."""
     scores = np.zeros(len(evaluation.classifiers[0].labels))
-    for result in evaluation.classifiers[1:]:
+    for result in evaluation.transfers:
         scores += result.fooled / max(1, result.right_before.sum())
-    return scores * len(scores) / (len(evaluation.classifiers) - 1)
+    return scores * len(scores) / len(evaluation.transfers)
 
 
 def sentence(mode: int, names: Sequence[str], figures: Sequence[Figure], images: int) -> str:
@@ -211,9 +217,9 @@ def name_of(mode: str, schedule: str) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks, attacks in every mode, compares and writes; returns the exit code."""
-    paths = list_images(arguments.images_root)
-    labels = read_labels(arguments.label_path, len(paths), len(IMAGENET_CLASSES))
     check_numbers(arguments)
+    captions = captions_of(arguments)
+    items = read_items(arguments, captions)
     if (arguments.weight_mode, arguments.weight_schedule) != ("uniform", "learned"):
         raise InputError("--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as uniform,fixed:increasing")
     if arguments.shard != "0/1" or "WORLD_SIZE" in os.environ or arguments.overwrite or arguments.is_test or (arguments.batch_size or 1) != 1:
@@ -223,26 +229,26 @@ def run(arguments: argparse.Namespace) -> int:
     check_save_dir(arguments.save_dir)
     names = [name_of(*mode) for mode in arguments.modes]
     of_mode = [arguments_of_mode(arguments, mode, name) for mode, name in zip(arguments.modes, names)]
-    configurations = [configuration_of(settings, dtype, [path.name for path in paths], labels) for settings in of_mode]
+    configurations = [configuration_of(settings, dtype, items) for settings in of_mode]
     for settings, configuration in zip(of_mode, configurations):
         check_folder(settings.save_dir, configuration)
     torch.manual_seed(arguments.seed)
     set_up(device)
-    pipeline, classifier = load_networks(arguments, device, dtype)
-    attacks = [make_attack(settings, pipeline, classifier) for settings in of_mode]
+    pipeline, classifiers = load_networks(arguments, device, dtype, captions)
+    attacks = [make_attack(settings, pipeline, classifiers, captions) for settings in of_mode]
     starts = [attack.controller.weights().tolist() for attack in attacks]
     for settings, configuration in zip(of_mode, configurations):
         make_folder(settings.save_dir)
         claim_folder(settings.save_dir, configuration)
 
-    work = list(zip(range(len(paths)), paths, labels))[:arguments.limit]
+    work = items[:arguments.limit]
     for settings, attack in zip(of_mode, attacks):
-        done = [index for index, _, _ in work if record_path(settings.save_dir, index).exists()]
+        done = [item.index for item in work if record_path(settings.save_dir, item.index).exists()]
         if done:
             restore_weights(attack, settings.save_dir, max(done))
     for item in tqdm(work, desc="images", unit="image"):
         attack_in_all_modes(item, attacks, of_mode)
-    return report(arguments, names, of_mode, attacks, starts, [index for index, _, _ in work], classifier, device)
+    return report(arguments, names, of_mode, attacks, starts, work, device)
 
 
 def arguments_of_mode(arguments: argparse.Namespace, mode: tuple[str, str], name: str) -> argparse.Namespace:
@@ -254,9 +260,9 @@ def arguments_of_mode(arguments: argparse.Namespace, mode: tuple[str, str], name
     return settings
 
 
-def attack_in_all_modes(item: tuple[int, Path, int], attacks: Sequence, of_mode: Sequence[argparse.Namespace]) -> None:
-    """Attacks one image (index, path, label) in each mode that has no record of it, from one inversion."""
-    index, path, label = item
+def attack_in_all_modes(item: Item, attacks: Sequence, of_mode: Sequence[argparse.Namespace]) -> None:
+    """Attacks one image in each mode that has no record of it, from one inversion."""
+    index, path = item.index, item.path
     missing = [k for k, settings in enumerate(of_mode) if not record_path(settings.save_dir, index).exists()]
     if not missing:
         return
@@ -267,7 +273,7 @@ def attack_in_all_modes(item: tuple[int, Path, int], attacks: Sequence, of_mode:
             write_failure(of_mode[k].save_dir, index, path, error)
         return
     started = time.perf_counter()
-    inversion = attacks[0].invert(to_tensor(clean), torch.tensor([label]))
+    inversion = attacks[0].invert(to_tensor(clean), torch.tensor([item.labels]), torch.tensor([-1 if item.target is None else item.target]))
     seconds = time.perf_counter() - started
     for k in missing:
         failure_path(of_mode[k].save_dir, index).unlink(missing_ok=True)
@@ -280,16 +286,17 @@ def attack_in_all_modes(item: tuple[int, Path, int], attacks: Sequence, of_mode:
 
 
 def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequence[argparse.Namespace], attacks: Sequence, starts: Sequence[list[float]],
-           indices: Sequence[int], classifier: torch.nn.Module, device: torch.device) -> int:
+           items: Sequence[Item], device: torch.device) -> int:
     """Compares what is in the folders, writes comparison.md, .tex, .json and .csv, and prints the table; returns the exit code."""
-    failures = [f"{name}: {failure}" for name, settings in zip(names, of_mode) for failure in read_failures(settings.save_dir, indices)]
-    common = [index for index in indices if all(record_path(settings.save_dir, index).exists() for settings in of_mode)]
+    failures = [f"{name}: {failure}" for name, settings in zip(names, of_mode) for failure in read_failures(settings.save_dir, [item.index for item in items])]
+    compared = [item for item in items if all(record_path(settings.save_dir, item.index).exists() for settings in of_mode)]
+    common = [item.index for item in compared]
     if not common:
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
     rows = [read_rows(settings.save_dir, common) for settings in of_mode]
-    evaluations = [evaluate(read_pictures(settings.save_dir, of, settings.res), arguments.model_name, classifier, arguments.transfer_models, device)
-                   for settings, of in zip(of_mode, rows)]
+    surrogates = dict(zip(arguments.model_name, attacks[0].classifiers))
+    evaluations = [evaluate(read_pictures(settings.save_dir, compared, settings.res), surrogates, arguments.transfer_models, device) for settings in of_mode]
     figures = figures_of(evaluations, [np.array([row["seconds"] for row in of]) for of in rows])
     sentences = [sentence(k, names, figures, len(common)) for k in range(1, len(names))]
     weights = [WeightsOfMode(start, attack.controller.weights().tolist(), effective_timesteps(attack.controller.weights())) for start, attack in zip(starts, attacks)]
@@ -307,7 +314,7 @@ def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequenc
                "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)}, "not_attacked": failures,
                **provenance(arguments, device)}
     contents = {"comparison.md": markdown(sections, remarks), "comparison.tex": latex(sections[0][1], remarks[0]), "comparison.json": json.dumps(results, indent=2),
-                "comparison.csv": csv_text(names, rows, evaluations)}
+                "comparison.csv": csv_text(names, rows, evaluations, arguments.label_base)}
     write_texts(arguments.save_dir, contents)
     print("\n" + "\n\n".join("\n".join([title, *table(of)]) for title, of in sections) + "\n\n" + "\n".join(remarks))
     if arguments.figures != "none":
@@ -395,7 +402,7 @@ def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
                       line(rows[0]), r"\midrule", *map(line, rows[1:]), r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
-def csv_text(names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation]) -> str:
+def csv_text(names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation], base: int) -> str:
     """A row per image, mode and classifier."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -406,7 +413,7 @@ def csv_text(names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: 
         for result in evaluation.classifiers:
             for k, row in enumerate(of):
                 before, after, reconstructed = result.before[k], result.after[k], result.reconstructed[k]
-                writer.writerow([row["file"], name, result.name, row["label"], before.label + 1, reconstructed.label + 1, after.label + 1, before.confidence, after.confidence,
+                writer.writerow([row["file"], name, result.name, row["label"], before.label + base, reconstructed.label + base, after.label + base, before.confidence, after.confidence,
                                  after.true_confidence, row["seconds"], *(values[k] for values in figures)])
     return out.getvalue()
 
@@ -415,7 +422,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__.split("\n\n")[0])
     parser.set_defaults(save_dir=Path("comparison"))
     parser.add_argument("--modes", type=parse_modes, default=",".join(WEIGHT_MODES), metavar="MODES", help="weight modes, separated by commas; fixed:NAME names a schedule")
-    return run_program("compare.py", lambda: run(parser.parse_args(argv)))
+    return run_program("compare.py", lambda: run(settle(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

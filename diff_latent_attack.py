@@ -49,7 +49,8 @@ class Inversion:
     """Where the attack starts: everything about the images that does not depend on the attack or its weights."""
 
     images: torch.Tensor                        # (B, 3, H, W) in [0, 1]
-    labels: torch.Tensor                        # (B,)
+    labels: torch.Tensor                        # (B, L), each image's own; -1 where it has fewer than another
+    targets: torch.Tensor                       # (B,), of a targeted attack; -1 where there is none
     latents: torch.Tensor                       # z_N, (B, C, h, w)
     class_embeddings: torch.Tensor              # (B, tokens, width)
     null_embeddings: list[torch.Tensor]         # one (B, tokens, width) a timestep
@@ -64,14 +65,14 @@ class AttackRecord:
     layers: list[str]                           # self-attention layers, in the order in which the UNet runs them
     grids: list[int]                            # the side of each layer's map
     class_tokens: list[list[str]]               # of each image's prompt
-    attack_loss: torch.Tensor                   # (iterations, B), cross-entropy of the true class in nats
+    attack_loss: torch.Tensor                   # (iterations, B), cross-entropy in nats of the true class, or of the target
     self_attention_loss: torch.Tensor           # (iterations, B), sum_i c_i L_i
     cross_attention_loss: torch.Tensor          # (iterations, B)
     total_loss: torch.Tensor                    # (iterations, B), what was minimised
     weights: torch.Tensor                       # (iterations, N), in force in that iteration, summing to 1
     layer_losses: torch.Tensor                  # (iterations, N, layers, B)
     confidence: torch.Tensor                    # (iterations, B), probability of the true class
-    fooled: torch.Tensor                        # (iterations, B), whether another class had the highest
+    fooled: torch.Tensor                        # (iterations, B), whether every classifier was fooled
     # without the attack and with it, averaged over timesteps, heads and layers:
     class_attention: torch.Tensor               # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
     components: torch.Tensor                    # (2, 3, h, w, B), self-attention along its first principal components without the attack
@@ -103,12 +104,12 @@ class Reference:
 
 
 class DiffAttack:
-    """Untargeted attack on a classifier in the latent space of a Stable Diffusion model.
+    """Attack on a classifier, or several at once, in the latent space of a Stable Diffusion model.
 
     Args:
         pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and dtype. In half precision the
             networks alone run in it: latents, losses, attention probabilities and the optimisers' states are float32.
-        classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably.
+        classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably. Of several, the mean of their losses is attacked.
         class_names: the prompt of each label; ImageNet's by default, so give your own with a classifier of other classes.
         weight_mode: "uniform", "fixed", "learnable" or "learnable_detached" (see timestep_weights.py).
         weight_schedule: weights of mode "fixed", early to late; stretched to the number of attacked timesteps.
@@ -118,6 +119,7 @@ class DiffAttack:
         iterations: of the latent's optimisation.
         guidance: classifier-free guidance scale.
         attack_loss_weight, cross_attn_loss_weight, self_attn_loss_weight: factors of the three losses.
+        logit_temperature: logits are divided by it in the attack's loss; above 1 where a classifier is so sure that its gradients vanish.
         apply_mask: change the image only where the true class is looked at; `hard_mask` cuts that mask at one half.
         seed: of the weight network's initialisation.
         checkpointing: keep the graph of one timestep at a time and compute the others anew in the backward pass, which costs more time
@@ -130,17 +132,19 @@ class DiffAttack:
     null_text_lr = 1e-1
     encode_seed = 8888
 
-    def __init__(self, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module, class_names: Sequence[str] = IMAGENET_CLASSES, *,
+    def __init__(self, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module | Sequence[torch.nn.Module], class_names: Sequence[str] = IMAGENET_CLASSES, *,
                  weight_mode: str = "uniform", weight_schedule: Sequence[float] = SCHEDULES["learned"], weight_lr: float = 1e-4,
                  diffusion_steps: int = 20, start_step: int = 15, iterations: int = 30, guidance: float = 2.5,
                  attack_loss_weight: float = 10.0, cross_attn_loss_weight: float = 10000.0, self_attn_loss_weight: float = 100.0,
-                 apply_mask: bool = False, hard_mask: bool = False, seed: int = 42, checkpointing: bool | None = None):
+                 logit_temperature: float = 1.0, apply_mask: bool = False, hard_mask: bool = False, seed: int = 42, checkpointing: bool | None = None):
         if not 1 <= start_step < diffusion_steps:
             raise ValueError(f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not {start_step}")
-        self.pipeline, self.classifier, self.class_names = pipeline, classifier, class_names
+        self.pipeline, self.class_names = pipeline, class_names
+        self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.iterations, self.guidance = iterations, guidance
         self.loss_weights = (-attack_loss_weight, self_attn_loss_weight, cross_attn_loss_weight)  # in the order of LOSS_TERMS
+        self.logit_temperature = logit_temperature
         self.apply_mask, self.hard_mask = apply_mask or hard_mask, hard_mask
         self.checkpointing = checkpointing
         self.unet_dtype = pipeline.unet.dtype                               # asked once, because diffusers walks through all parameters for it
@@ -158,29 +162,32 @@ class DiffAttack:
         self.stride = self.scheduler.config.num_train_timesteps // diffusion_steps
         self.controller = make_controller(weight_mode, weight_schedule, weight_lr, self.num_timesteps, seed)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None = None,
+                 progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
         """Attacks a batch; `record` then holds its losses, and `reconstruction` what the diffusion model makes of the images by itself.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1]; H = W, a multiple of 32.
-            labels: `(B,)`, indices into the classifier's output and into `class_names`.
+            labels: `(B,)`, indices into the classifier's output and into `class_names`; or `(B, L)` where images have up to L labels, -1 for those they lack.
+            targets: `(B,)`, the classes that the classifier is to see; without them, or where it is -1, it is to see any but the image's own.
             progress: called after each iteration with its number and the three losses, `(3, B)` on the CPU, in the order of LOSS_TERMS.
         Returns:
             adversarial images `(B, 3, H, W)` in [0, 1].
         Raises:
             NonFiniteLossError: a loss became NaN or infinite.
         """
-        return self.attack(self.invert(images, labels), progress)
+        return self.attack(self.invert(images, labels, targets), progress)
 
-    def invert(self, images: torch.Tensor, labels: torch.Tensor) -> Inversion:
+    def invert(self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None = None) -> Inversion:
         """Encodes the images, inverts them, and optimises the null-text embeddings that lead back to them."""
         with frozen(self.unet, self.vae, self.pipeline.text_encoder):
-            images, labels = images.to(self.unet.device, self.dtype), labels.to(self.unet.device)
-            class_embeddings, class_tokens = self.embed([self.class_names[label] for label in labels.tolist()])
+            images, labels = images.to(self.unet.device, self.dtype), labels.view(len(images), -1).to(self.unet.device)
+            targets = torch.full((len(images),), -1, device=labels.device) if targets is None else targets.to(labels.device)
+            class_embeddings, class_tokens = self.embed(self.prompts(labels))
             null_embeddings, _ = self.embed([""] * len(images))
             trajectory = self.ddim_inversion(self.encode(images), null_embeddings)
             null_embeddings = self.optimise_null_text(trajectory, class_embeddings, null_embeddings)
-        return Inversion(images, labels, trajectory[-1], class_embeddings, null_embeddings, class_tokens)
+        return Inversion(images, labels, targets, trajectory[-1], class_embeddings, null_embeddings, class_tokens)
 
     def reconstruct(self, inversion: Inversion) -> torch.Tensor:
         """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` in [0, 1]."""
@@ -189,7 +196,7 @@ class DiffAttack:
 
     def attack(self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
         """Optimises the start latent so that the classifier fails and the attention maps stay; see `__call__`."""
-        with frozen(self.unet, self.vae, self.classifier), self.controller.attached(self.unet):
+        with frozen(self.unet, self.vae, *self.classifiers), self.controller.attached(self.unet):
             reference = self.reference_run(inversion)
             mask = self.pseudo_mask(reference.class_attention, inversion) if self.apply_mask else None
             with torch.no_grad():
@@ -200,6 +207,10 @@ class DiffAttack:
             return self.to_image(decoded, inversion.images, mask)
 
     # ------------------------------------------------------------ the steps, in the order of the method
+
+    def prompts(self, labels: torch.Tensor) -> list[str]:
+        """The caption of each image's class, or of all its classes."""
+        return [", ".join(self.class_names[label] for label in own if label >= 0) for own in labels.tolist()]
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,26 +308,28 @@ class DiffAttack:
             checkpointing = self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(inversion.latents.device)
         latents = inversion.latents.clone().requires_grad_()
         optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
+        directions = torch.ones(3, len(latents), device=latents.device)
+        directions[0, inversion.targets >= 0] = -1                                                          # towards the target, not away from the true class
         history = []
         for iteration in range(1, self.iterations + 1):
             weights = self.controller.weights()
             losses, layer_losses, logits = self.losses(latents, inversion, reference, mask, checkpointing)
-            total = sum(weight * loss for weight, loss in zip(self.loss_weights, losses))                   # (B,)
+            total = sum(weight * direction * loss for weight, direction, loss in zip(self.loss_weights, directions, losses))   # (B,)
             read = torch.cat([losses, total[None]]).detach().cpu()                                          # the one synchronisation
             raise_if_not_finite(read, iteration)                                                            # before a gradient can spoil the weights
             optimizer.zero_grad()
             total.sum().backward()
             optimizer.step()
             self.controller.update()
-            confidence = logits.detach().softmax(-1).gather(1, inversion.labels[:, None]).squeeze(1)
-            history.append((*read, weights, layer_losses.detach().movedim(1, -1), confidence, logits.detach().argmax(-1) != inversion.labels))
+            confidence = (logits.detach().softmax(-1).mean(0) * marked(inversion.labels, logits.shape[-1])).sum(-1)
+            history.append((*read, weights, layer_losses.detach().movedim(1, -1), confidence, fooled(logits.detach(), inversion.labels, inversion.targets).all(0)))
             if progress is not None:
                 progress(iteration, read[:-1])
         return latents.detach(), history
 
     def losses(self, latents: torch.Tensor, inversion: Inversion, reference: Reference, mask: torch.Tensor | None = None,
                checkpointing: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The three losses `(3, B)` in the order of LOSS_TERMS, the self-attention losses `(N, B, layers)`, and the classifier's logits."""
+        """The three losses `(3, B)` in the order of LOSS_TERMS, the self-attention losses `(N, B, layers)`, and the logits `(classifiers, B, classes)`."""
         layer_losses, attention = [], []
         for i in range(self.num_timesteps):
             arguments = (latents, i, inversion, reference)
@@ -324,12 +337,19 @@ class DiffAttack:
             layer_losses.append(losses_i)
             attention.append(attention_i)
         layer_losses, attention = torch.stack(layer_losses), torch.stack(attention).mean(0)
-        logits = self.classifier(self.to_image(self.decode(latents), inversion.images, mask)).to(self.dtype)
+        image = self.to_image(self.decode(latents), inversion.images, mask)
+        logits = torch.stack([classifier(image) for classifier in self.classifiers]).to(self.dtype)
         losses = torch.stack([
-            F.cross_entropy(logits, inversion.labels, reduction="none"),
+            self.cross_entropy(logits, inversion),
             self.controller.weighted_sum(layer_losses.sum(-1)),
             masked_variance(attention, inversion.class_tokens)])
         return losses, layer_losses, logits
+
+    def cross_entropy(self, logits: torch.Tensor, inversion: Inversion) -> torch.Tensor:
+        """Of each image's classes, or its target, the mean over them and over the classifiers: logits `(classifiers, B, classes)` to `(B,)`."""
+        aim = torch.where(inversion.targets[:, None] >= 0, inversion.targets[:, None], inversion.labels)    # (B, L)
+        aim = marked(aim, logits.shape[-1]).to(logits)
+        return -((aim / aim.sum(-1, keepdim=True)) * (logits / self.logit_temperature).log_softmax(-1)).sum(-1).mean(0)
 
     def timestep(self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B, grid, grid, tokens)`."""
@@ -424,12 +444,23 @@ class DiffAttack:
         arrays = dict(zip([field.name for field in fields(AttackRecord)][4:], (torch.stack(column).cpu() for column in zip(*history))))
         counts = inversion.class_tokens.sum(1).tolist()
         tokenizer = self.pipeline.tokenizer
-        ids = [tokenizer(self.class_names[label], add_special_tokens=False).input_ids[:count] for label, count in zip(inversion.labels.tolist(), counts)]
+        ids = [tokenizer(prompt, add_special_tokens=False).input_ids[:count] for prompt, count in zip(self.prompts(inversion.labels), counts)]
         own = slice(1, 1 + max(counts))                                                                     # between BOS and EOS
         return AttackRecord(timesteps=self.timesteps.clone(), layers=list(reference.grids), grids=list(reference.grids.values()),
                             class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
                             class_attention=torch.stack([reference.class_attention, class_attention])[..., own].permute(0, 4, 2, 3, 1).float().cpu(),
                             components=principal_components(reference.self_attention.cpu(), self_attention.cpu()).float(), **arrays)
+
+
+def marked(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Labels `(B, L)`, -1 for none, as `(B, classes)`, true at each."""
+    return (labels[:, :, None] == torch.arange(classes, device=labels.device)).any(1)
+
+
+def fooled(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Whether logits `(..., B, classes)` are highest at the target `(B,)`, or, where it is -1, at none of the labels `(B, L)`; `(..., B)`."""
+    predicted = logits.argmax(-1)
+    return torch.where(targets >= 0, predicted == targets, (predicted[..., None] != labels).all(-1))
 
 
 def make_controller(mode: str, schedule: Sequence[float], weight_lr: float, num_timesteps: int, seed: int) -> AttentionControlEdit:

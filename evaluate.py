@@ -3,7 +3,7 @@
     from evaluate import Pictures, judge_classifier, judge_quality
     pictures = Pictures(clean, adversarial, labels, reconstructed)       # uint8 (B, H, W, 3), as read back from the PNGs
     judge_classifier("efficientnet_lite1", classifier, pictures, device).success
-    judge_quality(pictures, surrogate="efficientnet_lite0", device=device)["PSNR dB"].adversarial
+    judge_quality(pictures, surrogates=["efficientnet_lite0"], device=device)["PSNR dB"].adversarial
 
 Two figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it; `success` counts those that this
 classifier had right before, which is what papers call the attack success rate. Shares have 95 % Wilson intervals, means over images 95 %
@@ -13,12 +13,11 @@ bootstrap intervals.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from classifiers import REGISTRY, load_classifier
 from utils import to_tensor
@@ -87,7 +86,7 @@ def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Est
 
 @dataclass(frozen=True)
 class Pictures:
-    """The files of a run, read back: uint8 `(B, H, W, 3)`, and the true labels `(B,)`.
+    """The files of a run, read back: uint8 `(B, H, W, 3)`, and the true labels `(B,)`, or `(B, L)` where images have up to L, -1 for those they lack.
 
     `reconstructed` is what inversion, null-text optimisation and decoding give without any attack; None where it was not written.
     """
@@ -96,6 +95,7 @@ class Pictures:
     adversarial: np.ndarray
     labels: np.ndarray
     reconstructed: np.ndarray | None = None
+    targets: np.ndarray | None = None           # (B,), of a targeted attack; -1 where there is none
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Prediction:
 
     label: int
     confidence: float       # probability of that label
-    true_confidence: float  # probability of the true label
+    true_confidence: float  # probability of the true label, or of all of them
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,11 @@ class ClassifierResult:
     """What one classifier says of the clean, reconstructed and adversarial images."""
 
     name: str
-    labels: np.ndarray                          # (B,)
+    labels: np.ndarray                          # (B,) or (B, L)
     before: list[Prediction]
     after: list[Prediction]
     reconstructed: list[Prediction] | None
+    targets: np.ndarray | None = None           # (B,)
 
     @property
     def right_before(self) -> np.ndarray:
@@ -123,8 +124,13 @@ class ClassifierResult:
 
     @property
     def fooled(self) -> np.ndarray:
-        """Right before, wrong after: `(B,)`."""
-        return self.right_before & ~right(self.after, self.labels)
+        """Right before, and after the attack wrong, or as the target says: `(B,)`."""
+        return self.right_before & fooled(self.after, self.labels, self.targets)
+
+    @property
+    def fooled_by_reconstruction(self) -> np.ndarray:
+        """The same of the reconstruction, without any attack."""
+        return self.right_before & fooled(self.reconstructed, self.labels, self.targets)
 
     @property
     def right_reconstructed(self) -> np.ndarray:
@@ -158,18 +164,25 @@ class ClassifierResult:
 
 
 def right(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
-    return np.array([p.label for p in predictions], int) == labels
+    """Whether each prediction is the label, or one of them: `(B,)`."""
+    return (np.array([p.label for p in predictions], int)[:, None] == labels.reshape(len(labels), -1)).any(1)
+
+
+def fooled(predictions: Sequence[Prediction], labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
+    """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
+    wrong = ~right(predictions, labels)
+    return wrong if targets is None else np.where(targets >= 0, np.array([p.label for p in predictions], int) == targets, wrong)
 
 
 @torch.no_grad()
 def predict(classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray, device: torch.device, batch: int = 16) -> list[Prediction]:
-    """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)`."""
+    """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`."""
     predictions = []
     for start in range(0, len(images), batch):
         probabilities = classifier(to_tensor(images[start:start + batch]).to(device)).softmax(-1)
         confidences, predicted = probabilities.max(-1)
-        for row, c, p, label in zip(probabilities, confidences, predicted, labels[start:start + batch]):
-            predictions.append(Prediction(int(p), float(c), float(row[label])))
+        for row, c, p, label in zip(probabilities, confidences, predicted, labels.reshape(len(labels), -1)[start:start + batch]):
+            predictions.append(Prediction(int(p), float(c), float(row[label[label >= 0]].sum())))
     return predictions
 
 
@@ -177,7 +190,13 @@ def judge_classifier(name: str, classifier: torch.nn.Module, pictures: Pictures,
     """Classifies all pictures of a run."""
     before, after, reconstructed = (None if images is None else predict(classifier, images, pictures.labels, device)
                                     for images in (pictures.clean, pictures.adversarial, pictures.reconstructed))
-    return ClassifierResult(name, pictures.labels, before, after, reconstructed)
+    return ClassifierResult(name, pictures.labels, before, after, reconstructed, pictures.targets)
+
+
+def joint_success(results: Sequence[ClassifierResult]) -> Estimate:
+    """Images that fool all classifiers at once, among those that all of them had right before."""
+    counted = np.all([r.right_before for r in results], axis=0)
+    return share((counted & np.all([r.fooled for r in results], axis=0)).sum(), counted.sum())
 
 
 def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:
@@ -260,14 +279,14 @@ class ClassifierFeatures(torch.nn.Module):
         return self.features
 
 
-def feature_network(surrogate: str) -> tuple[str, torch.nn.Module, int]:
-    """Inception v3 where its weights can be had, else a classifier that is not the surrogate: name, network on images in [0, 1], dimension."""
+def feature_network(surrogates: Sequence[str]) -> tuple[str, torch.nn.Module, int]:
+    """Inception v3 where its weights can be had, else an embedded classifier, and no surrogate if there is another: name, network on images in [0, 1], dimension."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
         network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
     except (ImportError, OSError):
-        name = [name for name in REGISTRY if name != surrogate][-1]
+        name = ([name for name in REGISTRY if name not in surrogates] or list(REGISTRY))[-1]
         network = ClassifierFeatures(load_classifier(name))
         return name, network, network.num_features
     return "Inception v3", torch.nn.Sequential(ToBytes(), network), 2048
@@ -330,7 +349,7 @@ def jackknife(images: int, statistic: Callable[[np.ndarray], float]) -> Estimate
     return Estimate(value, value - error, value + error)
 
 
-def judge_quality(pictures: Pictures, surrogate: str, device: torch.device) -> dict[str, Quality]:
+def judge_quality(pictures: Pictures, surrogates: Sequence[str], device: torch.device) -> dict[str, Quality]:
     """All figures of visibility and realism; each of the attack beside that of the reconstruction alone."""
     sides = [pictures.adversarial] + ([] if pictures.reconstructed is None else [pictures.reconstructed])
     by_image = [visibility(pictures.clean, side) for side in sides]
@@ -342,13 +361,13 @@ def judge_quality(pictures: Pictures, surrogate: str, device: torch.device) -> d
     quality = {name: Quality(*[mean_over_images(figures[name]) for figures in by_image], *[None] * (2 - len(sides)), by_image=by_image[0][name])
                for name in by_image[0]}
     if len(pictures.clean) >= 2:
-        quality |= realism(pictures.clean, sides, surrogate, device)
+        quality |= realism(pictures.clean, sides, surrogates, device)
     return quality
 
 
-def realism(clean: np.ndarray, sides: Sequence[np.ndarray], surrogate: str, device: torch.device) -> dict[str, Quality]:
+def realism(clean: np.ndarray, sides: Sequence[np.ndarray], surrogates: Sequence[str], device: torch.device) -> dict[str, Quality]:
     """Kernel and Frechet distance of one or two sets of pictures to the clean ones."""
-    name, network, dimension = feature_network(surrogate)
+    name, network, dimension = feature_network(surrogates)
     inception = name == "Inception v3"
     real, *others = (features_of(network.to(device), images, device) for images in (clean, *sides))
     note = None if len(clean) > dimension else f"biased with {len(clean)} images and {dimension} features: not comparable with published figures"
@@ -379,11 +398,12 @@ def doubts_about_gradients(name: str, classifier: torch.nn.Module, clean: np.nda
     dead = []
     for k in range(len(clean)):
         x = to_tensor(clean[k]).to(device).requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(classifier(x), torch.tensor(labels[k:k + 1], device=device)), x)
+        own = torch.tensor(labels.reshape(len(labels), -1)[k], device=device)
+        (gradient,) = torch.autograd.grad(-classifier(x).log_softmax(-1)[0, own[own >= 0]].mean(), x)
         if not gradient.any():
             dead.append(str(k + 1))
     return [f"{name} has a gradient of exactly zero at image {', '.join(dead)}; that it is not fooled says nothing about its robustness: "
-            "look for saturated outputs or steps without a gradient"] if dead else []
+            "look for steps without a gradient, or try --logit_temperature 10 where it is too sure of itself"] if dead else []
 
 
 def doubts_about_labels(name: str, predictions: Sequence[Prediction], labels: np.ndarray, classes: int) -> list[str]:
@@ -393,10 +413,10 @@ def doubts_about_labels(name: str, predictions: Sequence[Prediction], labels: np
     count = int(right(predictions, labels).sum())
     if binomtest(count, len(labels), 1 / classes, alternative="greater").pvalue <= 0.05:
         return []
-    shifted = {shift: int(right(predictions, labels + shift).sum()) for shift in (-1, 1)}
+    shifted = {shift: int(right(predictions, np.where(labels >= 0, labels + shift, -1)).sum()) for shift in (-1, 1)}
     shift, found = max(shifted.items(), key=lambda item: item[1])
     advice = f"labels {'one higher' if shift > 0 else 'one lower'} would give {found}/{len(labels)}, so shift them" if found > count else "look at a few images beside their labels"
-    return [f"{name} has only {count}/{len(labels)} of the clean images right, which guessing explains; labels count from 1: {advice}"]
+    return [f"{name} has only {count}/{len(labels)} of the clean images right, which guessing explains; labels count from --label_base: {advice}"]
 
 
 def doubts_about_rounding(names: Sequence[str], fooled_as_tensor: Sequence[bool], fooled_as_file: Sequence[bool]) -> list[str]:
@@ -405,20 +425,30 @@ def doubts_about_rounding(names: Sequence[str], fooled_as_tensor: Sequence[bool]
     return [f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost)}; more --iterations give it a margin"] if lost else []
 
 
-def doubts_about_transfer(surrogate: str, transfer: Sequence[str]) -> list[str]:
-    """A surrogate that is asked to be its own transfer classifier."""
-    return [f"{surrogate} is the surrogate and so left out of the transfer classifiers: take it out of --transfer_models"] if surrogate in transfer else []
+def doubts_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:
+    """A surrogate that is asked to be a transfer classifier, too."""
+    return [f"{name} is a surrogate and so left out of the transfer classifiers: take it out of --transfer_models" for name in surrogates if name in transfer]
 
 
 # ---------------------------------------------------------------- all of it
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that is said of a run: the surrogate's result first, then each transfer classifier's."""
+    """Everything that is said of a run: the results of the surrogates first, then each transfer classifier's."""
 
     classifiers: list[ClassifierResult]
     quality: dict[str, Quality]
     doubts: list[str]
+    surrogates: int = 1
+
+    @property
+    def transfers(self) -> list[ClassifierResult]:
+        return self.classifiers[self.surrogates:]
+
+    @property
+    def joint_success(self) -> Estimate | None:
+        """Of several surrogates: images that fool all of them at once, among those that all of them had right before."""
+        return joint_success(self.classifiers[:self.surrogates]) if self.surrogates > 1 else None
 
     @property
     def with_reconstructions(self) -> bool:
@@ -426,21 +456,25 @@ class Evaluation:
 
     @property
     def transfer_success(self) -> Estimate | None:
-        """Mean attack success rate over the transfer classifiers, the surrogate never among them."""
-        return transfer_mean(self.classifiers[1:]) if len(self.classifiers) > 1 else None
+        """Mean attack success rate over the transfer classifiers, no surrogate ever among them."""
+        return transfer_mean(self.transfers) if self.transfers else None
 
     @property
     def transfer_success_of_attack_alone(self) -> Estimate | None:
-        return transfer_mean(self.classifiers[1:], "success_of_attack_alone") if len(self.classifiers) > 1 and self.with_reconstructions else None
+        return transfer_mean(self.transfers, "success_of_attack_alone") if self.transfers and self.with_reconstructions else None
+
+    def role(self, k: int) -> str:
+        """Of the k-th classifier."""
+        return "surrogate" if k < self.surrogates else "transfer"
 
     def as_dict(self) -> dict:
         """For JSON: figures with their intervals and counts; None for what is not known."""
-        classifiers = [{"model": result.name, "role": "transfer" if k else "surrogate", **{name: plain(figure) for name, figure in result.figures().items()}}
+        classifiers = [{"model": result.name, "role": self.role(k), **{name: plain(figure) for name, figure in result.figures().items()}}
                        for k, result in enumerate(self.classifiers)]
         quality = {name: {"adversarial": plain(figure.adversarial), "reconstructed": plain(figure.reconstructed), "note": figure.note,
                           "by_image": None if figure.by_image is None else [float(v) if math.isfinite(v) else None for v in figure.by_image]}
                    for name, figure in self.quality.items()}
-        return {"classifiers": classifiers, "transfer_success": plain(self.transfer_success), "quality": quality,
+        return {"classifiers": classifiers, "joint_success": plain(self.joint_success), "transfer_success": plain(self.transfer_success), "quality": quality,
                 "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone), "warnings": self.doubts}
 
     def tables(self) -> list[list[list[str]]]:
@@ -450,9 +484,11 @@ class Evaluation:
         if not self.with_reconstructions:
             columns = [column for column in columns if column[1] not in ("accuracy_reconstructed", "success_of_attack_alone")]
         rows = [["classifier", "role", *(title for title, _ in columns)]]
-        rows += [[result.name, "transfer" if k else "surrogate", *(str(getattr(result, name)) for _, name in columns)] for k, result in enumerate(self.classifiers)]
+        rows += [[result.name, self.role(k), *(str(getattr(result, name)) for _, name in columns)] for k, result in enumerate(self.classifiers)]
         means = {"success": self.transfer_success, "success_of_attack_alone": self.transfer_success_of_attack_alone}
-        if len(self.classifiers) > 1:
+        if self.surrogates > 1:
+            rows.insert(1 + self.surrogates, ["all at once", "surrogate", *(str(self.joint_success) if name == "success" else "" for _, name in columns)])
+        if self.transfers:
             rows.append(["mean", "transfer", *(str(means[name]) if name in means else "" for _, name in columns)])
         return [rows, [["to the clean images", "adversarial", *(["reconstructed only"] if self.with_reconstructions else []), ""]] + [
             [name, str(figure.adversarial), *([str(figure.reconstructed)] if self.with_reconstructions else []), figure.note or ""] for name, figure in self.quality.items()]]
@@ -464,21 +500,26 @@ class Evaluation:
                 *(f"warning: {doubt}" for doubt in self.doubts)]
 
 
-def evaluate(pictures: Pictures, surrogate: str, classifier: torch.nn.Module, transfer: Sequence[str], device: torch.device) -> Evaluation:
-    """Judges a run's pictures by its surrogate, which is loaded already, and by transfer classifiers, each loaded, used and freed before the next."""
-    results = [judge_classifier(surrogate, classifier, pictures, device)]
-    with torch.no_grad():
-        classes = classifier(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
-    doubts = [*doubts_about_transfer(surrogate, transfer), *doubts_about_outputs(surrogate, classifier, pictures.clean, device),
-              *doubts_about_gradients(surrogate, classifier, pictures.clean, pictures.labels, device),
-              *doubts_about_labels(surrogate, results[0].before, pictures.labels, classes)]
+def evaluate(pictures: Pictures, surrogates: Mapping[str, torch.nn.Module], transfer: Sequence[str], device: torch.device) -> Evaluation:
+    """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers, each loaded, used and freed before the next.
+
+    Raises:
+        ClassifierError: a transfer classifier cannot be had, or has other classes than the surrogates.
+    """
+    results, doubts = [], doubts_about_transfer(list(surrogates), transfer)
+    for name, classifier in surrogates.items():
+        results.append(judge_classifier(name, classifier, pictures, device))
+        with torch.no_grad():
+            classes = classifier(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
+        doubts += [*doubts_about_outputs(name, classifier, pictures.clean, device), *doubts_about_gradients(name, classifier, pictures.clean, pictures.labels, device),
+                   *doubts_about_labels(name, results[-1].before, pictures.labels, classes)]
     for name in transfer:
-        if name != surrogate:
-            other = load_classifier(name).to(device)
+        if name not in surrogates:
+            other = load_classifier(name, classes, pictures.clean.shape[1]).to(device)
             results.append(judge_classifier(name, other, pictures, device))
             doubts += doubts_about_outputs(name, other, pictures.clean, device)
             del other
-    return Evaluation(results, judge_quality(pictures, surrogate, device), doubts)
+    return Evaluation(results, judge_quality(pictures, list(surrogates), device), doubts, len(surrogates))
 
 
 def plain(figure: Estimate | None) -> dict | None:

