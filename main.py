@@ -33,7 +33,7 @@ from natsort import natsorted
 from PIL import Image
 from tqdm import tqdm
 
-from classifiers import ALIASES, DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, check_name, file_name, load_classifier
+from classifiers import ALIASES, DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, WithoutBackground, check_name, file_name, load_classifier
 from dataset import PRESETS, DatasetError, Item, Labels, read_captions, read_dataset
 from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, Inversion, NonFiniteLossError, free_memory
 from diff_latent_attack import fooled as logits_fooled
@@ -113,6 +113,8 @@ def settle(arguments: argparse.Namespace) -> argparse.Namespace:
         arguments.label_base = preset.label_base
     if arguments.logit_temperature is None:
         arguments.logit_temperature = preset.logit_temperature
+    if arguments.transfer_models is None:
+        arguments.transfer_models = [] if arguments.captions or preset.captions else list(DEFAULT_TRANSFER_MODELS)
     if arguments.label_path is None and arguments.images_root == Path("demo/images"):
         arguments.label_path = Path("demo/labels.txt")
     return arguments
@@ -163,7 +165,8 @@ def make_parser(description: str) -> ArgumentParser:
     group.add_argument("--model_name", type=classifier_names, default="efficientnet_lite0", metavar="NAMES", help=f"the classifier that is attacked (the surrogate), or several, separated by commas: {', '.join(REGISTRY)}, a short name "
                        "of --list_models, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, FILE.ts or FILE.py:FUNCTION")
     group.add_argument("--list_models", action="store_true", help="list the short names of classifiers, and stop")
-    group.add_argument("--transfer_models", type=classifier_names, default=",".join(DEFAULT_TRANSFER_MODELS), metavar="NAMES", help='classifiers that judge whether the attack transfers, separated by commas; "" for none')
+    group.add_argument("--transfer_models", type=classifier_names, default=None, metavar="NAMES", help='classifiers that judge whether the attack transfers, separated by commas; "" for none '
+                       f"(default: {','.join(DEFAULT_TRANSFER_MODELS)}; none for classes other than ImageNet's)")
 
     group = parser.add_argument_group("timestep weights")
     group.add_argument("--weight_mode", choices=WEIGHT_MODES, default="uniform", help="uniform: the original DiffAttack; fixed: recommended; learnable: collapses; learnable_detached: never moves")
@@ -622,8 +625,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def load_networks(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype, captions: Sequence[str]) -> tuple[StableDiffusionPipeline, list[torch.nn.Module]]:
-    """The diffusion model and the surrogates."""
+    """The diffusion model and the surrogates; transfer classifiers are loaded once, too, so that what is wrong with them is said before the attack."""
+    for name in arguments.transfer_models:
+        load_classifier(name, len(captions), arguments.res)
     classifiers = [load_classifier(name, len(captions), arguments.res).to(device) for name in arguments.model_name]
+    for name, classifier in zip(arguments.model_name, classifiers):
+        if isinstance(classifier, WithoutBackground):
+            print(f"{name} has 1001 outputs for 1000 classes: the first, \"background\", is left out", file=sys.stderr)
     pipeline = load_pipeline(arguments.pretrained_diffusion_path, device, dtype)
     if arguments.compile:
         compile_networks(pipeline, classifiers)
@@ -655,8 +663,6 @@ def check(arguments: argparse.Namespace) -> int:
     torch.manual_seed(arguments.seed)
     set_up(device)
     attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
-    for name in arguments.transfer_models:
-        load_classifier(name, len(captions), arguments.res)
     item = items[0]
     try:
         clean = read_image(item.path, arguments.res)

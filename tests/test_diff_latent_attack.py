@@ -12,7 +12,7 @@ import diff_latent_attack
 import reference
 from classifiers import IMAGENET_CLASSES, load_classifier
 from conftest import CLASS_NAMES, ROOT
-from diff_latent_attack import DiffAttack, NonFiniteLossError, frozen
+from diff_latent_attack import DiffAttack, NonFiniteLossError, fooled, frozen
 from evaluate import psnr
 from main import load_pipeline
 from timestep_weights import SCHEDULES
@@ -329,3 +329,86 @@ def test_a_loss_that_is_not_finite_says_where(checkpoint, images, labels):
 def test_start_step_out_of_range(checkpoint, classifier, start):
     with pytest.raises(ValueError, match="start_step"):
         build(checkpoint(), classifier, start_step=start)
+
+
+# ---------------------------------------------------------------- several classifiers, several labels, targets, v-prediction
+
+def cross_entropies(classifier, image: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Of every class, for one image: (classes,)."""
+    return -(classifier(image)[0] / temperature).log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def another():
+    torch.manual_seed(5)
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, len(CLASS_NAMES))).double()
+
+
+def test_of_several_classifiers_the_mean_of_their_losses_is_attacked(checkpoint, classifier, another, images, labels):
+    adversarial, attack = run(checkpoint, [classifier, another], images[:1], labels[:1], iterations=4)
+    start = attack.reconstruction
+    expected = torch.stack([cross_entropies(network, start)[labels[0]] for network in (classifier, another)]).mean()
+    assert attack.record.attack_loss[0, 0].item() == pytest.approx(expected.item(), rel=1e-9)
+    assert attack.record.fooled[0, 0] == all(network(start).argmax() != labels[0] for network in (classifier, another))
+    alone, _ = run(checkpoint, classifier, images[:1], labels[:1], iterations=4)
+    twice, _ = run(checkpoint, [classifier, classifier], images[:1], labels[:1], iterations=4)
+    assert torch.allclose(alone, twice, rtol=0, atol=1e-9) and not torch.allclose(alone, adversarial, rtol=0, atol=1e-6)
+
+
+def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, classifier, images):
+    labels = torch.tensor([[1, 4], [0, -1]])
+    attack = build(checkpoint(), classifier, iterations=4)
+    attack(images[:2], labels)
+    start, record = attack.reconstruction, attack.record
+    losses = cross_entropies(classifier, start[:1])
+    assert record.attack_loss[0, 0].item() == pytest.approx(losses[[1, 4]].mean().item(), rel=1e-9)
+    assert record.attack_loss[0, 1].item() == pytest.approx(cross_entropies(classifier, start[1:])[0].item(), rel=1e-9)
+    assert record.confidence[0, 0].item() == pytest.approx((-losses[[1, 4]]).exp().sum().item(), rel=1e-9)
+    assert attack.prompts(labels) == [f"{CLASS_NAMES[1]}, {CLASS_NAMES[4]}", CLASS_NAMES[0]]
+    single = build(checkpoint(), classifier, iterations=4)
+    single(images[1:2], labels[1:, :1])
+    assert torch.allclose(record.total_loss[:, 1], single.record.total_loss[:, 0], rtol=1e-6)
+
+
+def test_a_targeted_attack_comes_nearer_to_its_target(checkpoint, classifier, images, labels):
+    attack = build(checkpoint(), classifier, iterations=12)
+    target = torch.tensor([4])
+    inversion = attack.invert(images[:1], labels[:1], target)
+    adversarial = attack.attack(inversion)
+    record = attack.record
+    assert record.attack_loss[0, 0].item() == pytest.approx(cross_entropies(classifier, attack.reconstruction)[4].item(), rel=1e-9)
+    assert cross_entropies(classifier, adversarial)[4] < record.attack_loss[0, 0] - 0.01
+    assert torch.allclose(10 * record.attack_loss + 100 * record.self_attention_loss + 10000 * record.cross_attention_loss, record.total_loss)
+
+
+def test_logit_temperature(checkpoint, classifier, images, labels):
+    _, attack = run(checkpoint, classifier, images[:1], labels[:1], iterations=1, logit_temperature=10.0)
+    assert attack.record.attack_loss[0, 0].item() == pytest.approx(cross_entropies(classifier, attack.reconstruction, 10)[labels[0]].item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("predicted, target, expected", [(1, -1, False), (4, -1, False), (2, -1, True), (2, 3, False), (3, 3, True), (1, 3, False)])
+def test_what_counts_as_fooled(predicted, target, expected):
+    logits = torch.nn.functional.one_hot(torch.tensor([[predicted]]), 5).double()                # (classifiers, B, classes)
+    assert fooled(logits, torch.tensor([[1, 4]]), torch.tensor([target])).tolist() == [[expected]]
+
+
+def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
+    """The demo model, its UNet's answer restated as v = (epsilon - sqrt(1 - abar) x) / sqrt(abar) (Salimans and Ho, arXiv 2202.00512)."""
+    pipeline, classifier, picture, label = demo
+
+    class Restated(type(pipeline.unet)):
+        def forward(self, sample, timestep, *arguments, **options):
+            epsilon = super().forward(sample, timestep, *arguments, **options)
+            alpha, sigma = attack.signal_and_noise(int(timestep))
+            return type(epsilon)(sample=(epsilon.sample - sigma * sample) / alpha)
+
+    other = copy.copy(pipeline)
+    other.unet = copy.deepcopy(pipeline.unet)
+    other.unet.__class__ = Restated
+    other.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    figures = []
+    for of in (pipeline, other):
+        attack = DiffAttack(of, classifier)
+        inversion = attack.invert(to_tensor(picture), torch.tensor([label]))
+        figures.append(psnr(picture, to_pixels(attack.reconstruct(inversion)[0])))
+    assert attack.scheduler.config.prediction_type == "v_prediction" and abs(figures[0] - figures[1]) < 0.5

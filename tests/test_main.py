@@ -91,6 +91,11 @@ def bad(tmp_path_factory) -> Path:
         (folder / f"{name}.txt").write_text(content)
     (folder / "file").write_text("in the way")
     (folder / "no_checkpoint").mkdir()
+    (folder / "sdxl").mkdir()
+    (folder / "sdxl" / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.42.1"}')
+    (folder / "bad.safetensors").write_text("no weights")
+    (folder / "three.txt").write_text("one\ntwo\nthree\n")
+    (folder / "nothing.csv").write_text("")
     return folder
 
 
@@ -117,8 +122,21 @@ BAD_INPUT = {
     "save folder below a file": (["--save_dir", "{bad}/file/out"], r"--save_dir.*cannot be written.*file"),
     "flag": (["--is_apply_mask", "perhaps"], r"--is_apply_mask.*True or False"),
     "unknown flag": (["--iteration", "5"], r"unrecognized arguments: --iteration"),
-    "model name": (["--model_name", "resnet"], r"--model_name.*resnet"),
-    "transfer model": (["--transfer_models", "efficientnet_lite1,resnet"], r"--transfer_models.*'resnet'"),
+    "model name": (["--model_name", "resnet1"], r"--model_name: unknown classifier 'resnet1'; expected .*--list_models"),
+    "no model name": (["--model_name", ""], r"--model_name names no classifier"),
+    "transfer model": (["--transfer_models", "efficientnet_lite1,resnet1"], r"--transfer_models: unknown classifier 'resnet1'"),
+    "classes": (["--captions", "{bad}/three.txt"], r"'efficientnet_lite0' has 1000 outputs, but there are 3 classes; give --captions"),
+    "captions": (["--captions", "{bad}/none.txt"], r"--captions: there is no file"),
+    "preset without captions": (["--dataset_name", "cub_200_2011"], r"--dataset_name cub_200_2011 needs --captions .*classes\.txt"),
+    "target": (["--target_label", "cat"], r"--target_label: expected a label, or TargetClass"),
+    "target is the label": (["--target_label", "1"], r"target of a\.png, 1, is its own label"),
+    "target column": (["--target_label", "TargetClass"], r"--target_label TargetClass: a\.png has no TargetClass"),
+    "temperature": (["--logit_temperature", "0"], r"--logit_temperature is 0\.0; expected .* above 0"),
+    "no labels": (["--label_path", "{bad}/nothing.csv"], r"has the columns none"),
+    "SDXL": (["--pretrained_diffusion_path", "{bad}/sdxl"], r"is a StableDiffusionXLPipeline; expected a Stable Diffusion 1\.x or 2\.x"),
+    "single file": (["--pretrained_diffusion_path", "{bad}/none.safetensors"], r"there is no file .*none\.safetensors"),
+    "no checkpoint": (["--pretrained_diffusion_path", "{bad}/bad.safetensors"], r"bad\.safetensors' cannot be loaded"),
+    "checked": (["--check", "--pretrained_diffusion_path", "{bad}/no_checkpoint"], r"--pretrained_diffusion_path.*model_index\.json"),
     "no CUDA": (["--device", "cuda"], r"--device cuda is not available"),
 }
 
