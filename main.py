@@ -491,7 +491,7 @@ def read_pictures(folder: Path, items: Sequence[Item], size: int) -> Pictures:
 def summarise(rows: list[dict], evaluation: Evaluation | None, failures: list[str], weights: list[float]) -> str:
     """The aligned tables that end a run."""
     lines = table([["image", "true class", "before", "", "after", "", "success", "PSNR dB", "s"]] + [
-        [row["file"], row["class"], row["before"]["class"], f"{row['before']['confidence']:.2f}", row["after"]["class"], f"{row['after']['confidence']:.2f}",
+        [row["file"], row["class"] + (f" -> {row['target_class']}" if "target" in row else ""), row["before"]["class"], f"{row['before']['confidence']:.2f}", row["after"]["class"], f"{row['after']['confidence']:.2f}",
          {True: "yes", False: "no", None: "wrong before"}[row["success"]], f"{row['psnr']:.1f}", f"{row['seconds']:.0f}"] for row in rows])
     if evaluation is not None:
         lines += ["", *evaluation.lines(), "", f"mean PSNR {np.mean([row['psnr'] for row in rows]):.1f} dB, mean time {np.mean([row['seconds'] for row in rows]):.1f} s an image, "
@@ -614,7 +614,7 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [item for item in mine if not record_path(arguments.save_dir, item.index).exists()]
     if len(missing) < len(mine):
         print(f"going on with an earlier run: {len(mine) - len(missing)} of {len(mine)} images are done", file=sys.stderr)
-        restore_weights(attack, arguments.save_dir, max(item.index for item in mine if item not in missing))
+        restore_weights(attack, arguments.save_dir, max(item.index for item in set(mine) - set(missing)))
     with tqdm(total=len(mine), initial=len(mine) - len(missing), desc="images", unit="image", position=process) as bar:
         Runner(attack, arguments).run(missing, bar)
     if processes > 1:
