@@ -286,15 +286,15 @@ def load_pipeline(path: str, device: torch.device, dtype: torch.dtype = torch.fl
     if folder or file:  # a download wants its progress bar, reading a file does not
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-    options = dict(dtype=dtype, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    unused = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     try:
         if file:
-            pipeline = StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+            pipeline = StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype, **unused)
         else:
             kind = StableDiffusionPipeline.load_config(path)["_class_name"]
             if kind != "StableDiffusionPipeline":
                 raise InputError(f"--pretrained_diffusion_path: {path!r} is a {kind}; expected a Stable Diffusion 1.x or 2.x checkpoint, a StableDiffusionPipeline (SDXL has two text encoders, which this attack does not know)")
-            pipeline = StableDiffusionPipeline.from_pretrained(path, variant=variant_of(path), **options)
+            pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, variant=variant_of(path), **unused)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         where = "cannot be loaded" if folder or file else "is no folder here, and the model hub did not give it"
@@ -322,7 +322,7 @@ def configuration_of(arguments: argparse.Namespace, dtype: torch.dtype, items: S
     """All that the files of a run depend on."""
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items() if key not in NOT_OF_THE_RESULT}
     return flags | {"dtype": str(dtype).removeprefix("torch."), "images": [name_of(item, arguments) for item in items],
-                    "labels": [counted(item.labels, arguments.label_base) for item in items], "targets": [item.target and item.target + arguments.label_base for item in items]}
+                    "labels": [counted(item.labels, arguments.label_base) for item in items], "targets": [None if item.target is None else item.target + arguments.label_base for item in items]}
 
 
 def name_of(item: Item, arguments: argparse.Namespace) -> str:

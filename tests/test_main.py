@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from natsort import natsorted
 from PIL import Image
 
 from conftest import ROOT
+from main import load_pipeline
 from utils import read_image
 
 QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17"]
@@ -221,3 +223,18 @@ def test_a_missing_partner_is_named(original, missing, named):
     (original / "out" / missing).unlink()
     result = start("--is_test", "--images_root", original / "out", "--label_path", original / "labels.txt", "--save_dir", original / "judged")
     assert result.returncode == 2 and named in result.stderr and result.stderr.count("\n") == 1 and not (original / "judged").exists()
+
+
+# ---------------------------------------------------------------- checkpoints and classifiers
+
+def test_a_folder_of_fp16_weights_alone_is_loaded(data, tmp_path):
+    whole = load_pipeline(str(data / "model"), torch.device("cpu"))
+    whole.save_pretrained(tmp_path / "half", variant="fp16")
+    assert all(".fp16." in path.name for path in (tmp_path / "half").rglob("*.safetensors"))
+    half = load_pipeline(str(tmp_path / "half"), torch.device("cpu"))
+    assert torch.equal(half.unet.conv_in.weight, whole.unet.conv_in.weight) and half.unet.dtype == torch.float32
+
+
+def test_the_short_names_are_listed():
+    result = start("--list_models")
+    assert result.returncode == 0 and re.search(r"^resnet +timm:resnet50\.tv_in1k +torchvision's", result.stdout, re.M) and "efficientnet_lite0  embedded" in re.sub(" +", "  ", result.stdout)
