@@ -1,6 +1,6 @@
 """Reads and writes pictures, and draws figures from what a run saved: weights, losses by timestep and layer, attention, and what changed in the image.
 
-    python utils.py output_fixed                    # draws output_fixed/timestep_analysis and output_fixed/report.html anew, without any model
+    python utils.py output_fixed                    # draws output_fixed/timestep_analysis and output_fixed/report.html, without any model
     python utils.py output_fixed output_uniform     # of each; and both side by side as output_fixed/timestep_analysis/compared_*
 
     from utils import plot_average_loss_per_timestep, read_run
@@ -87,10 +87,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_image(array: np.ndarray, path: Path) -> None:
+def write_image(array: np.ndarray, path: Path, compress_level: int = 6) -> None:
     """Writes uint8 `(H, W, 3)` as PNG."""
     with replacing(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG")
+        Image.fromarray(array).save(temporary, format="PNG", compress_level=compress_level)
 
 
 def write_result(folder: Path, index: int, clean: np.ndarray, adversarial: np.ndarray, model_name: str, success: bool) -> None:
@@ -250,11 +250,11 @@ def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     return draw
 
 
-def new_figure(title: str, rows: int, columns: int, height: float = 2.4, **options) -> tuple[Figure, np.ndarray]:
+def new_figure(title: str, rows: int, columns: int, height: float = 2.4, layout: str | None = "constrained", **options) -> tuple[Figure, np.ndarray]:
     """A figure with `(rows, columns)` panels: one fills a column of a paper, several side by side are narrower each."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(COLUMN if columns == 1 else 2.5 * columns, height * rows), layout="constrained")
+    figure = Figure(figsize=(COLUMN if columns == 1 else 2.5 * columns, height * rows), layout=layout)
     if title:
         figure.suptitle(title)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -487,9 +487,8 @@ def plot_attention(clean: np.ndarray, adversarial: np.ndarray, class_tokens: Seq
         components: `(2, 3, h, w)`, the self-attention along its first principal components without the attack.
     """
     columns = len(class_tokens) + components.shape[1]
-    figure, panels = new_figure("Attention without the attack (above) and with it (below)", 2, columns)
+    figure, panels = new_figure("Attention without the attack (above) and with it (below)", 2, columns, layout="compressed")
     figure.set_size_inches(1.25 * columns, 3.1)
-    figure.set_layout_engine("compressed")
     side = clean.shape[0]
     for row, image in enumerate((clean, adversarial)):
         grey = np.asarray(Image.fromarray(image).convert("L"))
@@ -517,9 +516,10 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
         rows: clean and adversarial, uint8 `(H, W, 3)`, and a caption for each of the two. Signed differences are means over channels, and
             their colours have one scale on the whole sheet, symmetric around zero.
     """
-    figure, panels = new_figure("", len(rows), 4)
-    figure.set_size_inches(7, 2.1 * len(rows) + 0.7)
-    figure.set_layout_engine("compressed")
+    figure, panels = new_figure("", len(rows), 4, layout=None)  # a grid of squares has its places without being searched for
+    height = 2.1 * len(rows) + 0.7
+    figure.set_size_inches(7, height)
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.36 / height, bottom=0.62 / height, wspace=0.04, hspace=0.24)
     signed = [(adversarial.astype(np.float64) - clean).mean(-1) for clean, adversarial, _, _ in rows]
     top = max(1.0, np.ceil(np.quantile(np.abs(signed), 0.995)))  # the few strongest pixels would leave nothing to be seen of the others
     for row, difference, (clean, adversarial, before, after) in zip(panels, signed, rows):
@@ -530,7 +530,7 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
         for panel, caption in zip(row, (before, after, f"difference, $\\pm${top:.0f} of 255", f"absolute difference, {AMPLIFIED} times")):
             panel.set_title(caption, fontsize=7)
             panel.set_axis_off()
-    figure.colorbar(drawn, ax=panels, location="bottom", aspect=60, shrink=0.5, extend="both", label="signed difference, 8-bit levels (mean over channels)")
+    figure.colorbar(drawn, cax=figure.add_axes((0.3, 0.42 / height, 0.4, 0.08 / height)), orientation="horizontal", extend="both", label="signed difference, 8-bit levels (mean over channels)")
     return figure
 
 
@@ -579,6 +579,7 @@ def plot_success_against_visibility(points: Mapping[str, Mapping[str, tuple[floa
             panel.errorbar([x], [100 * y], xerr=np.abs(np.array(x_ends)[:, None] - x), yerr=100 * np.abs(np.array(y_ends)[:, None] - y), fmt="o", markersize=4, color=colour, capsize=2,
                            elinewidth=0.8, label=run)
         panel.set(title=rate, xlabel=f"{measure} ({'higher' if measure == 'SSIM' else 'lower'}: less visible)", ylim=(-2, 102))
+        panel.xaxis.get_major_locator().set_params(nbins=4)
     panels[0, 0].set_ylabel("attack success, %")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
@@ -661,58 +662,82 @@ def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[li
         for i, t in enumerate(timesteps)]
 
 
-def save_figure(figure: Figure, path: Path, pdf: bool = True) -> None:
-    """Writes `path` with .png and, if wanted, with .pdf; without the date, so that the same figure is the same file."""
+def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None = None) -> list:
+    """Writes `path` with .png and, if wanted, with .pdf; without the date, so that the same figure is the same file.
+
+    Finding the places of all panels takes half of the time, so that figures of many images with the same panels are laid out like the first of them.
+
+    Args:
+        like: what this returned for a figure with the same panels.
+    Returns:
+        the places of the panels.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks shows as boxes
         figure.set_dpi(DPI)
+        if like is not None and len(like) == len(figure.axes):
+            figure.set_layout_engine("none")
+            for panel, place in zip(figure.axes, like):
+                panel.set_position(place)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()                               # once: savefig would do it twice
-        write_image(np.asarray(canvas.buffer_rgba())[..., :3], path.with_name(path.name + ".png"))
+        write_image(np.asarray(canvas.buffer_rgba())[..., :3], path.with_name(path.name + ".png"), compress_level=2)
         if pdf:
             figure.set_layout_engine("none")        # it has been laid out
             with replacing(path.with_name(path.name + ".pdf")) as temporary:
                 figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+        return [panel.get_position(original=True) for panel in figure.axes]
+
+
+LAYOUTS: dict[tuple[str, int], list] = {}       # of figures of images, by name and number of panels, in a process of a pool
 
 
 def save_image_figures(path: Path, schedules: Mapping[str, np.ndarray], pdf: bool) -> None:
     """Draws the image of a record, in a process of a pool."""
     run = Run(path.parent, json.loads((path.parent / "run.json").read_text()), [read_record(path)])
     for name, figure in draw_image(run, schedules):
-        save_figure(figure, path.parent / ANALYSIS / f"{run.records[0].index:04d}_{name}", pdf)
+        kind = (name, len(figure.axes))
+        LAYOUTS[kind] = save_figure(figure, path.parent / ANALYSIS / f"{run.records[0].index:04d}_{name}", pdf, LAYOUTS.get(kind))
+
+
+def save_contact_sheets(run: Run) -> None:
+    """Draws all images of a run, in a process of a pool."""
+    for name, figure in draw_contact_sheets(run):
+        save_figure(figure, run.folder / ANALYSIS / name)
 
 
 def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True, pdf: bool = False) -> None:
     """Draws the figures of runs into their ANALYSIS folders.
 
-    Those that are pooled over images are written as PNG and as PDF. Each image's take most of the time, and are drawn by several processes.
+    Those that are pooled over images are written as PNG and as PDF. Each image's, and the contact sheets, take most of the time and are drawn by several processes.
 
     Args:
         each_image: whether to draw each image's.
-        anew: also those that are there and younger than the image's record.
+        anew: also those that are there and up to date.
         pdf: each image's as PDF, too.
     """
     runs = list(runs)
     work = [record.path for run in runs for record in run.records if each_image and (anew or not is_drawn(record.path))]
-    with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, 16, len(work))), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 16, len(work) + len(runs)), multiprocessing.get_context("spawn")) as pool:
         for run in runs:
             (run.folder / ANALYSIS).mkdir(exist_ok=True)
         schedules = {run.folder: named_schedules(len(run.records[0].timesteps)) for run in runs}
         images = [pool.submit(save_image_figures, path, schedules[path.parent], pdf) for path in work]
+        sheets = [pool.submit(save_contact_sheets, run) for run in runs]
         for run in runs:
-            for name, figure in itertools.chain(draw_runs({short(run.folder.absolute().name): run}, schedules[run.folder]), draw_contact_sheets(run)):
+            for name, figure in draw_runs({short(run.folder.absolute().name): run}, schedules[run.folder]):
                 save_figure(figure, run.folder / ANALYSIS / name)
-        for image in images:
-            image.result()
+        for drawn in (*images, *sheets):
+            drawn.result()
 
 
 def is_drawn(record: Path) -> bool:
-    """Whether the figure of an image that is written last is there, and younger than the image's record."""
+    """Whether the figure of an image that is written last is there, and younger than the image's record and this file."""
     last = record.parent / ANALYSIS / record.name.replace("record.npz", "contact_sheet.png")
-    return last.exists() and last.stat().st_mtime >= record.stat().st_mtime
+    return last.exists() and last.stat().st_mtime >= max(record.stat().st_mtime, Path(__file__).stat().st_mtime)
 
 
 def draw_comparison(runs: Mapping[str, Run], folder: Path, prefix: str = "") -> None:
@@ -725,11 +750,12 @@ def draw_comparison(runs: Mapping[str, Run], folder: Path, prefix: str = "") -> 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of main.py, or a mode's folder inside that of compare.py")
+    parser.add_argument("--anew", action="store_true", help="draw each image's figures again, also where they are younger than the image's record and utils.py")
     parser.add_argument("--pdf", action="store_true", help="each image's figures as PDF, too; those that are pooled over images always are")
     arguments = parser.parse_args(argv)
     try:
         runs = {short(str(folder)): read_run(folder) for folder in arguments.runs}
-        draw_folders(runs.values(), pdf=arguments.pdf)
+        draw_folders(runs.values(), anew=arguments.anew or arguments.pdf, pdf=arguments.pdf)
         for run in runs.values():
             if (run.folder / "results.json").is_file():
                 from report import write_page  # which needs this file itself
