@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.metadata import version
@@ -291,7 +292,9 @@ def load_pipeline(path: str, device: torch.device, dtype: torch.dtype = torch.fl
         if file:
             pipeline = StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype, **unused)
         else:
-            kind = StableDiffusionPipeline.load_config(path)["_class_name"]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of the hub's client, about how diffusers calls it
+                kind = StableDiffusionPipeline.load_config(path)["_class_name"]
             if kind != "StableDiffusionPipeline":
                 raise InputError(f"--pretrained_diffusion_path: {path!r} is a {kind}; expected a Stable Diffusion 1.x or 2.x checkpoint, a StableDiffusionPipeline (SDXL has two text encoders, which this attack does not know)")
             pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, variant=variant_of(path), **unused)
@@ -735,7 +738,7 @@ def report(arguments: argparse.Namespace, selected: Sequence[Item], attack: Diff
 
 def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int) -> dict:
     """What an evaluation says of the k-th image alone."""
-    return {"predictions": {result.name: {when: describe(said[k], captions, base) for when, said in (("before", result.before), ("reconstructed", result.reconstructed), ("after", result.after))}
+    return {"predictions": {result.name: {when: describe(said[k], captions, base) for when, said in (("before", result.before), ("reconstructed", result.reconstructed), ("after", result.after)) if said}
                             for result in evaluation.classifiers},
             "quality": {name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None for name, figure in evaluation.quality.items() if figure.by_image is not None}}
 
@@ -771,8 +774,10 @@ def test(arguments: argparse.Namespace) -> int:
                         read(reconstructions) if all(path.is_file() for path in reconstructions) else None, None if items[0].target is None else np.array([item.target for item in items]))
     surrogates = {name: load_classifier(name, len(captions), size).to(device) for name in arguments.model_name}
     evaluation = evaluate(pictures, surrogates, arguments.transfer_models, device)
-    rows = [{"file": item.path.name, "label": counted(item.labels, arguments.label_base), "class": ", ".join(captions[label] for label in item.labels),
-             **of_image(evaluation, k, captions, arguments.label_base)} for k, item in enumerate(items)]
+    surrogate, base = evaluation.classifiers[0], arguments.label_base
+    rows = [{"file": item.path.name, "label": counted(item.labels, base), "class": ", ".join(captions[label] for label in item.labels),
+             "before": describe(surrogate.before[k], captions, base), "after": describe(surrogate.after[k], captions, base), **of_image(evaluation, k, captions, base)}
+            for k, item in enumerate(items)]
     text = "\n".join(evaluation.lines())
     make_folder(arguments.save_dir)
     write_report(arguments.save_dir, "evaluation.json", "evaluation.txt", {"images": rows, **evaluation.as_dict(), **provenance(arguments, device)}, text)

@@ -153,6 +153,6 @@ def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
     monkeypatch.setattr(evaluate, "load_classifier", lambda name, classes, side: TinyClassifier().eval())
     monkeypatch.setattr(evaluate, "judge_quality", lambda pictures, surrogate, device: {})
     found = evaluate.evaluate(Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU)
-    assert [c.name for c in found.classifiers] == ["s", "t"] and any("s is the surrogate" in doubt for doubt in found.doubts)
+    assert [c.name for c in found.classifiers] == ["s", "t"] and any("s is a surrogate" in doubt for doubt in found.doubts)
     assert found.transfer_success == transfer_mean(found.classifiers[1:]) or np.isnan(found.transfer_success.value)
     assert isinstance(found.classifiers[0].success, Estimate) and found.classifiers[0].success_of_attack_alone is None

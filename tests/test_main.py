@@ -23,7 +23,7 @@ QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "1
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "main.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=900,
+    return subprocess.run([sys.executable, "main.py", "--figures", "none", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=900,
                           env={**os.environ, "HF_HUB_OFFLINE": "1", **environment})
 
 
