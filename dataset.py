@@ -22,6 +22,9 @@ from natsort import natsorted
 from utils import IMAGE_SUFFIXES
 
 
+TARGET_COLUMN = "TargetClass"
+
+
 class DatasetError(ValueError):
     """A file or folder of a data set cannot be used; the message says which flag, where, and what to do, in one line."""
 
@@ -131,7 +134,7 @@ def captions_of_json(path: Path) -> list[str]:
 
 # ---------------------------------------------------------------- labels
 
-def read_dataset(folder: Path, label_path: Path | None, captions: Sequence[str], label_base: int = 1, target: int | None = None) -> list[Item]:
+def read_dataset(folder: Path, label_path: Path | None, captions: Sequence[str], label_base: int = 1, target: int | str | None = None) -> list[Item]:
     """The images of a folder with their labels.
 
     Args:
@@ -139,7 +142,7 @@ def read_dataset(folder: Path, label_path: Path | None, captions: Sequence[str],
         label_path: a text file or a CSV; None takes the folder that an image lies in as its class.
         captions: the names of the classes.
         label_base: what the files count from, 0 or 1.
-        target: the label, counted from `label_base`, that a targeted attack is after in all images; a CSV may give each its own.
+        target: of a targeted attack, the label that it is after in all images, counted from `label_base`; or TARGET_COLUMN, the CSV's column of that name.
     Raises:
         DatasetError: something does not fit.
     """
@@ -153,25 +156,35 @@ def read_dataset(folder: Path, label_path: Path | None, captions: Sequence[str],
             lines = label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except UnicodeDecodeError:
             raise DatasetError(f"--label_path: {str(label_path)!r} is no text file; give one class number a line") from None
-        read = Labels(label_path, len(captions), label_base)
+        read = Labels(label_path, len(captions), label_base, target == TARGET_COLUMN)
         labels, targets = read.of_table(lines, images) if label_path.suffix.lower() == ".csv" else read.of_lines(lines, images)
-    if target is not None:
-        if not label_base <= target < label_base + len(captions):
-            raise DatasetError(f"--target_label is {target}; expected a label from {label_base} to {label_base + len(captions) - 1}")
-        targets = [target - label_base] * len(images)
+    if target is None:
+        targets = [None] * len(images)
+    elif target != TARGET_COLUMN:
+        targets = [check_target(target, len(captions), label_base)] * len(images)
+    elif None in targets:
+        raise DatasetError(f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN} in --label_path; give a CSV with that column, or a label for all images")
     for path, own, goal in zip(images, labels, targets):
         if goal in own:
             raise DatasetError(f"the target of {path.name}, {goal + label_base}, is its own label; a targeted attack needs another")
     return [Item(index, path, own, goal) for index, (path, own, goal) in enumerate(zip(images, labels, targets))]
 
 
+def check_target(target: int, classes: int, base: int) -> int:
+    """A target that counts from `base`, counted from 0."""
+    if not base <= target < base + classes:
+        raise DatasetError(f"--target_label is {target}; expected a label from {base} to {base + classes - 1}")
+    return target - base
+
+
 @dataclass(frozen=True)
 class Labels:
-    """A file of labels that count from `base`, of so many classes."""
+    """A file of labels that count from `base`, of so many classes; with targets if asked for."""
 
     path: Path
     classes: int
     base: int
+    targeted: bool = False
 
     def number(self, text: str, line: int) -> int:
         """A label, counted from 0."""
@@ -201,7 +214,7 @@ class Labels:
         label = columns.get("truelabel") or columns.get("label")
         if not image or not label:
             raise DatasetError(f"--label_path: {str(self.path)!r} has the columns {', '.join(columns) or 'none'}; expected ImageId,TrueLabel or filename,label")
-        target = columns.get("targetclass") or columns.get("target_class")
+        target = columns.get(TARGET_COLUMN.lower()) if self.targeted else None
         found = {row[image].strip(): (self.several(row[label] or "", line), self.number(row[target], line) if target and (row[target] or "").strip() else None)
                  for line, row in enumerate(rows, 2)}
         missing = [path.name for path in images if path.name not in found and path.stem not in found]

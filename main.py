@@ -35,7 +35,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from classifiers import ALIASES, DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, WithoutBackground, check_name, file_name, load_classifier
-from dataset import PRESETS, DatasetError, Item, Labels, read_captions, read_dataset
+from dataset import PRESETS, TARGET_COLUMN, DatasetError, Item, Labels, check_target, read_captions, read_dataset
 from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, Inversion, NonFiniteLossError, free_memory
 from diff_latent_attack import fooled as logits_fooled
 from report import write_page
@@ -55,7 +55,6 @@ LARGEST_BATCH, MEMORY_SHARE = 16, 0.8  # of the batch that is found from what th
 # Flags that do not change what an image's files hold, so that a run may go on with others.
 NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite", "transfer_models", "is_test", "figures", "list_models", "check")
 CHECKED_ITERATIONS = 3
-TARGET_COLUMN = "TargetClass"
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 
 
@@ -131,14 +130,7 @@ def captions_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def read_items(arguments: argparse.Namespace, captions: Sequence[str]) -> list[Item]:
     """The images of --images_root with their labels and, in a targeted attack, their targets."""
-    target = arguments.target_label if isinstance(arguments.target_label, int) else None
-    items = read_dataset(arguments.images_root, arguments.label_path, captions, arguments.label_base, target)
-    if arguments.target_label is None:
-        return [dataclasses.replace(item, target=None) for item in items]
-    without = next((item.path.name for item in items if item.target is None), None)
-    if without:
-        raise InputError(f"--target_label {TARGET_COLUMN}: {without} has no {TARGET_COLUMN} in --label_path; give a CSV with that column, or a label for all images")
-    return items
+    return read_dataset(arguments.images_root, arguments.label_path, captions, arguments.label_base, arguments.target_label)
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -793,7 +785,7 @@ def label_pairs(arguments: argparse.Namespace, clean: Sequence[Path], captions: 
         raise InputError(f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other names than the CSV; give a label")
     lines = arguments.label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     labels, _ = Labels(arguments.label_path, len(captions), arguments.label_base).of_lines(lines, clean)
-    target = None if arguments.target_label is None else arguments.target_label - arguments.label_base
+    target = None if arguments.target_label is None else check_target(arguments.target_label, len(captions), arguments.label_base)
     return [Item(k, path, own, target) for k, (path, own) in enumerate(zip(clean, labels))]
 
 

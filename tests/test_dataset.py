@@ -74,8 +74,10 @@ def test_labels_a_line_in_natural_order(photos, tmp_path, base):
 def test_the_table_of_nips_2017(photos, tmp_path):
     table = written(tmp_path, "dev.csv", "ImageId,URL,x1,y1,x2,y2,TrueLabel,TargetClass,OriginalLandingURL\n"
                     'img10,"http://a,b",0,0,1,1,3,1,u\nimg2,h,0,0,1,1,2,3,u\nother,h,0,0,1,1,2,3,u\nimg1,h,0,0,1,1,1,2,u\n')
-    items = read_dataset(photos, table, CAPTIONS)
-    assert labels_of(items) == {"img1.png": (0,), "img2.png": (1,), "img10.png": (2,)} and [item.target for item in items] == [1, 2, 0]
+    labels = {"img1.png": (0,), "img2.png": (1,), "img10.png": (2,)}
+    items, targeted = read_dataset(photos, table, CAPTIONS), read_dataset(photos, table, CAPTIONS, target="TargetClass")
+    assert labels_of(items) == labels_of(targeted) == labels
+    assert [item.target for item in items] == [None] * 3 and [item.target for item in targeted] == [1, 2, 0]
 
 
 def test_a_table_by_file_name(photos, tmp_path):
@@ -114,6 +116,7 @@ def test_folders_that_fit_no_class_are_named(tmp_path):
     ("l.csv", "file,label\nimg1.png,1\n", {}, "has the columns file, label; expected ImageId,TrueLabel or filename,label"),
     ("l.csv", "filename,label\nimg1.png,1\nimg2.png,9\nimg10.png,1\n", {}, "line 3 .* is 9"),
     ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; expected a label from 1 to 3"),
+    ("l.csv", "filename,label,TargetClass\nimg1.png,1,2\nimg2.png,1,\nimg10.png,1,2\n", {"target": "TargetClass"}, "img2.png has no TargetClass"),
     ("l.txt", "1\n2\n3\n", {"target": 2}, "target of img2.png, 2, is its own label")])
 def test_labels_that_cannot_be_used_are_named(photos, tmp_path, name, content, options, message):
     with pytest.raises(DatasetError, match=message):

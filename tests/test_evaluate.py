@@ -9,14 +9,14 @@ import torch
 import evaluate
 from conftest import TinyClassifier
 from evaluate import (ClassifierFeatures, ClassifierResult, Estimate, Pictures, Prediction, doubts_about_gradients, doubts_about_labels, doubts_about_outputs,
-                      doubts_about_rounding, doubts_about_transfer, frechet_distance, kernel_distance, mean_over_images, psnr, share, transfer_mean, visibility)
+                      doubts_about_rounding, doubts_about_transfer, frechet_distance, joint_success, kernel_distance, mean_over_images, psnr, share, transfer_mean, visibility)
 
 CPU = torch.device("cpu")
 
 
-def result(labels, before, after, reconstructed=None) -> ClassifierResult:
+def result(labels, before, after, reconstructed=None, targets=None) -> ClassifierResult:
     as_predictions = lambda answers: None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
-    return ClassifierResult("by hand", np.array(labels), as_predictions(before), as_predictions(after), as_predictions(reconstructed))
+    return ClassifierResult("by hand", np.array(labels), as_predictions(before), as_predictions(after), as_predictions(reconstructed), targets and np.array(targets))
 
 
 # ---------------------------------------------------------------- intervals
@@ -54,6 +54,23 @@ def test_rates_on_a_table_made_by_hand():
     assert (r.accuracy_before.count, r.accuracy_reconstructed.count, r.accuracy_after.count) == (4, 4, 2)
     assert (r.success.count, r.success.total) == (3, 4)
     assert (r.success_of_attack_alone.count, r.success_of_attack_alone.total) == (2, 3)
+
+
+def test_several_labels_and_targets():
+    """Images of classes 3 and 4, of 5 alone twice, the last two with the targets 7 and 8."""
+    several = [[3, 4], [5, -1], [5, -1]]
+    r = result(several, before=[4, 5, 5], after=[3, 6, 7])
+    assert r.right_before.all() and r.fooled.tolist() == [False, True, True]
+    r = result(several, before=[4, 5, 5], after=[9, 6, 8], reconstructed=[4, 7, 5], targets=[-1, 7, 8])
+    assert r.fooled.tolist() == [True, False, True] and r.fooled_by_reconstruction.tolist() == [False, True, False]
+
+
+def test_all_surrogates_at_once():
+    first, second = result([0] * 5, [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]), result([0] * 5, [0, 0, 0, 2, 0], [1, 0, 1, 1, 1])
+    joint = joint_success([first, second])                                # right before by both: the first three; fooled by both: the first
+    assert (joint.count, joint.total) == (1, 3)
+    rows = evaluate.Evaluation([first, second, first], {}, [], surrogates=2).tables()[0]
+    assert [row[1] for row in rows[1:]] == ["surrogate", "surrogate", "surrogate", "transfer", "transfer"] and rows[3][0] == "all at once" and rows[3][4].startswith("1/3")
 
 
 def test_transfer_mean_is_of_rates_and_resamples_images_for_all_classifiers_at_once():
