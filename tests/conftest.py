@@ -10,6 +10,7 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each on two cores wait for each other most of the time
     os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
 import numpy as np
 import pytest

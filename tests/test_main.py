@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from natsort import natsorted
 from PIL import Image
 
+import main
 from conftest import ROOT
 from main import load_pipeline
 from utils import read_image
@@ -139,30 +139,26 @@ BAD_INPUT = {
     "single file": (["--pretrained_diffusion_path", "{bad}/none.safetensors"], r"there is no file .*none\.safetensors"),
     "no checkpoint": (["--pretrained_diffusion_path", "{bad}/bad.safetensors"], r"bad\.safetensors' cannot be loaded"),
     "checked": (["--check", "--pretrained_diffusion_path", "{bad}/no_checkpoint"], r"--pretrained_diffusion_path.*model_index\.json"),
-    "no CUDA": (["--device", "cuda"], r"--device cuda is not available"),
+    "no such GPU": (["--device", "cuda:99"], r"--device cuda:99 is not available"),
 }
 
 
-@pytest.fixture(scope="module")
-def answers(bad):
-    defaults = {"--images_root": f"{bad}/one", "--label_path": f"{bad}/ok.txt", "--save_dir": f"{bad}/output"}
-
-    def answer(case: str) -> subprocess.CompletedProcess:
-        given = [argument.format(bad=bad) for argument in BAD_INPUT[case][0]]
-        rest = [part for flag, value in defaults.items() if flag not in given for part in (flag, value)]
-        return start(*given, *rest, CUDA_VISIBLE_DEVICES="")
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(BAD_INPUT, pool.map(answer, BAD_INPUT)))
-
-
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_answered_in_one_line(answers, bad, case):
-    result = answers[case]
-    assert result.returncode == 2
-    assert re.fullmatch(r"main\.py: error: [^\n]+\n", result.stderr), result.stderr
-    assert re.search(BAD_INPUT[case][1], result.stderr), result.stderr
-    assert result.stdout == "" and not (bad / "output").exists()
+def test_bad_input_is_answered_in_one_line(bad, case, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = [argument.format(bad=bad) for argument in BAD_INPUT[case][0]]
+    defaults = {"--images_root": f"{bad}/one", "--label_path": f"{bad}/ok.txt", "--save_dir": f"{bad}/output"}
+    code = main.main([*given, *(part for flag, value in defaults.items() if flag not in given for part in (flag, value))])
+    stdout, stderr = capfd.readouterr()
+    assert code == 2
+    assert re.fullmatch(r"main\.py: error: [^\n]+\n", stderr), stderr
+    assert re.search(BAD_INPUT[case][1], stderr), stderr
+    assert stdout == "" and not (bad / "output").exists()
+
+
+def test_bad_input_is_the_exit_code_of_the_process(bad):
+    result = start("--images_root", bad / "none")
+    assert result.returncode == 2 and re.fullmatch(r"main\.py: error: --images_root: there is no folder [^\n]+\n", result.stderr) and result.stdout == ""
 
 
 def test_a_loss_that_is_not_finite_stops_only_its_image(tmp_path):

@@ -60,7 +60,7 @@ def own(tmp_path_factory):
 
 def command(folder, *extra):
     return [*MAIN, "--images_root", folder / "crops", "--captions", folder / "captions.txt", "--model_name", folder / "classifier.ts",
-            "--save_dir", folder / "out", "--res", SIDE, "--iterations", 20, "--start_step", 17, "--limit", 3, "--weight_mode", "fixed", "--figures", "none", *extra]
+            "--save_dir", folder / "out", "--res", SIDE, "--iterations", 20, "--start_step", 18, "--limit", 3, "--weight_mode", "fixed", "--figures", "none", *extra]
 
 
 def test_one_command_attacks_it(own):
@@ -76,16 +76,16 @@ def test_one_command_attacks_it(own):
     assert all(row["psnr"] > 20 for row in rows) and "warning" not in result.stdout
 
 
-def test_it_is_checked_before(own):
+def test_it_is_checked_before(own, data):
     folder, _ = own
-    result = run(list(map(str, command(folder, "--check", "--save_dir", folder / "none"))))
+    result = run(list(map(str, command(folder, "--check", "--save_dir", folder / "none", "--pretrained_diffusion_path", data / "model"))))
     assert result.returncode == 0, result.stderr
     for part in ("10, of 10 classes", "astronaut/crop.png: astronaut", "dB with null-text optimisation", "peak memory", "s an image"):
         assert part in result.stdout
     assert not (folder / "none").exists()
 
 
-def test_another_target(own):
+def test_another_target(own, data):
     """Two images to one class that is neither's; several labels for one of them."""
     folder, captions = own
     (folder / "two").mkdir()
@@ -93,7 +93,8 @@ def test_another_target(own):
         (folder / "two" / f"{name}.png").write_bytes((folder / "crops" / name / "crop.png").read_bytes())
     number = {name: k for k, name in enumerate(captions)}
     (folder / "two.csv").write_text(f"filename,label\nmoon.png,{number['moon']}\nbrick.png,{number['brick']} {number['coins']}\n")
-    result = run(list(map(str, command(folder, "--images_root", folder / "two", "--label_path", folder / "two.csv", "--label_base", 0, "--target_label", number["grass"], "--iterations", 3, "--save_dir", folder / "targeted"))))
+    result = run(list(map(str, command(folder, "--images_root", folder / "two", "--label_path", folder / "two.csv", "--label_base", 0, "--target_label", number["grass"], "--iterations", 3, "--save_dir", folder / "targeted",
+                                      "--pretrained_diffusion_path", data / "model"))))
     assert result.returncode == 0, result.stderr
     rows = json.loads((folder / "targeted/results.json").read_text())["images"]
     assert rows[0]["label"] == [number["brick"], number["coins"]] and rows[0]["class"] == "brick, coins" and rows[1]["label"] == number["moon"]
