@@ -294,8 +294,8 @@ def with_classes(name: str, classifier: torch.nn.Module, classes: int, side: int
 
 
 def file_name(name: str) -> str:
-    """A classifier's name as it may stand in the name of a file."""
-    return re.sub(r"[^\w.+-]+", "_", name)
+    """A classifier's name as it may stand in the name of a file: without folders."""
+    return re.sub(r"[^\w.+-]+", "_", name.rsplit("/", 1)[-1])
 
 
 def one_line(error: BaseException) -> str:

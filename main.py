@@ -366,7 +366,7 @@ def claim_folder(folder: Path, configuration: dict) -> None:
 def clear_folder(folder: Path) -> None:
     """Deletes what a run writes, and nothing else."""
     for path in folder.iterdir():
-        if path.name in RUN_FILES or re.fullmatch(r"\d{4,}_\w+\.(png|npz|txt)(\.partial)?", path.name):
+        if path.name in RUN_FILES or re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.partial)?", path.name):
             path.unlink()
     for path in (folder / ANALYSIS).glob("*"):
         if re.fullmatch(r"\w+\.(png|pdf)(\.partial)?", path.name):
@@ -682,7 +682,8 @@ def check(arguments: argparse.Namespace) -> int:
         ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
         ["reconstruction", f"{reconstructions[0]:.1f} dB with null-text optimisation, {reconstructions[1]:.1f} dB without"],
         ["peak memory", f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process")],
-        ["time to expect", f"{inverted + attacked:.0f} s an image, one at a time ({inverted:.0f} s inversion and null-text optimisation, {attacked:.0f} s attack); {len(items[:arguments.limit]) * (inverted + attacked) / 60:.0f} min in all"]])))
+        ["time to expect", f"{inverted + attacked:.0f} s an image, one at a time ({inverted:.0f} s inversion and null-text optimisation, {attacked:.0f} s attack); "
+                           f"{len(items[:arguments.limit]) * (inverted + attacked) / 60:.0f} min in all"]])))
     return 0
 
 
@@ -713,10 +714,14 @@ def report(arguments: argparse.Namespace, selected: Sequence[Item], attack: Diff
         evaluation.doubts.extend(doubts_about_rounding([row["file"] for row in rows], [row["fooled_as_tensor"] for row in rows], [row["fooled"] for row in rows]))
     weights = attack.controller.weights()
     left = len(selected) - len(rows) - len(failures)
-    text = "\n".join(filter(None, [summarise(rows, evaluation, failures, weights.tolist()), finished and "\n".join(["", "self-attention loss by timestep, over all layers, before weights",
-                                   *table(timestep_rows(finished.layer_losses, finished.records[0].timesteps.tolist()))]), left and f"still to be attacked: {left} images, by the same command or its other shards",
-                                   advice_on_weights(arguments.weight_mode, weights)]))
-    results = {"images": [row | of_image(evaluation, k, attack.class_names, arguments.label_base) for k, row in enumerate(rows)], **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}), "not_attacked": failures, "weights_at_the_end": weights.tolist(),
+    lines = [summarise(rows, evaluation, failures, weights.tolist())]
+    if finished:
+        lines += ["", "self-attention loss by timestep, over all layers, before weights", *table(timestep_rows(finished.layer_losses, finished.records[0].timesteps.tolist()))]
+    if left:
+        lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
+    text = "\n".join([*lines, *filter(None, [advice_on_weights(arguments.weight_mode, weights)])])
+    results = {"images": [row | of_image(evaluation, k, attack.class_names, arguments.label_base) for k, row in enumerate(rows)],
+               **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}), "not_attacked": failures, "weights_at_the_end": weights.tolist(),
                "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
                "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
                **provenance(arguments, device)}
@@ -730,9 +735,10 @@ def report(arguments: argparse.Namespace, selected: Sequence[Item], attack: Diff
 
 def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int) -> dict:
     """What an evaluation says of the k-th image alone."""
-    return {"predictions": {result.name: {when: describe(said[k], captions, base) for when, said in (("before", result.before), ("reconstructed", result.reconstructed), ("after", result.after)) if said}
-                            for result in evaluation.classifiers},
-            "quality": {name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None for name, figure in evaluation.quality.items() if figure.by_image is not None}}
+    said = {result.name: {"before": result.before, "reconstructed": result.reconstructed, "after": result.after} for result in evaluation.classifiers}
+    return {"predictions": {name: {when: describe(predictions[k], captions, base) for when, predictions in of.items() if predictions} for name, of in said.items()},
+            "quality": {name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None
+                        for name, figure in evaluation.quality.items() if figure.by_image is not None}}
 
 
 def list_pairs(folder: Path) -> list[tuple[Path, Path]]:

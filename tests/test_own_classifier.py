@@ -70,6 +70,7 @@ def test_one_command_attacks_it(own):
     results = json.loads((folder / "out/results.json").read_text())
     rows = results["images"]
     assert [row["class"] for row in rows] == [captions[row["label"] - 1] for row in rows] == sorted(CLASSES)[:3]
+    assert len(list((folder / "out").glob("000?_diff_classifier.ts_image_*.png"))) == 3
     surrogate = results["classifiers"][0]
     assert surrogate["accuracy_before"]["count"] == 3                     # crops that it has not seen
     assert surrogate["success"]["value"] >= 0.5, result.stdout
