@@ -31,8 +31,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 import reference  # noqa: E402
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
-from evaluate import table  # noqa: E402
 from dataset import read_dataset  # noqa: E402
+from evaluate import table  # noqa: E402
 from main import HelpFormatter, check_device, compile_networks, load_pipeline, set_up  # noqa: E402
 from utils import read_image, to_tensor  # noqa: E402
 

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import Item
+from dataset import Item, labels_and_targets
 from diff_latent_attack import NonFiniteLossError
-from evaluate import Estimate, Evaluation, evaluate, jackknife, mean_over_images, plain, share, table
+from evaluate import Estimate, Evaluation, evaluate, jackknife, joint, mean_over_images, plain, share, table
 from main import (COLLAPSED_BELOW, InputError, attack_images, captions_of, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder,
                   configuration_of, failure_path, load_networks, make_attack, make_folder, make_parser, provenance, read_failures, read_finished, read_items, read_pictures, read_rows,
                   record_path, restore_weights, run_program, set_up, settle, write_failure, write_texts)
@@ -125,16 +125,12 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
     lines = []
     for k, result in enumerate(evaluations[0].classifiers):
         counted = result.right_before
-        fooled = [e.classifiers[k].fooled[counted] for e in evaluations]
         lines.append(Figure(f"{'white-box' if k < evaluations[0].surrogates else 'transfer'}, {result.name}", [e.classifiers[k].success for e in evaluations],
-                            [None] + [mean_difference(f.astype(float) - fooled[0], mcnemar(fooled[0], f)) if counted.any() else None for f in fooled[1:]],
+                            success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
                             reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum())))
     if evaluations[0].surrogates > 1:
-        everyone = [e.classifiers[:e.surrogates] for e in evaluations]
-        counted = np.all([result.right_before for result in everyone[0]], axis=0)
-        fooled = [np.all([result.fooled for result in results], axis=0)[counted] for results in everyone]
-        lines.append(Figure("white-box, all at once", [e.joint_success for e in evaluations],
-                            [None] + [mean_difference(f.astype(float) - fooled[0], mcnemar(fooled[0], f)) if counted.any() else None for f in fooled[1:]]))
+        together = [joint(e.classifiers[:e.surrogates]) for e in evaluations]
+        lines.append(Figure("white-box, all at once", [e.joint_success for e in evaluations], success_differences(together[0][0], [fooled for _, fooled in together])))
     if evaluations[0].transfers:
         scores = [transfer_scores(e) for e in evaluations]
         lines.append(Figure("transfer, mean", [e.transfer_success for e in evaluations], [None] + [mean_difference(s - scores[0]) for s in scores[1:]]))
@@ -153,6 +149,12 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
     for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
         difference.corrected = corrected
     return lines
+
+
+def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
+    """Of every mode's success to the first one's, on the images that count; `(B,)` each."""
+    first, *others = (of[counted] for of in fooled)
+    return [None] + [mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None for other in others]
 
 
 def transfer_scores(evaluation: Evaluation) -> np.ndarray:
@@ -273,7 +275,7 @@ def attack_in_all_modes(item: Item, attacks: Sequence, of_mode: Sequence[argpars
             write_failure(of_mode[k].save_dir, index, path, error)
         return
     started = time.perf_counter()
-    inversion = attacks[0].invert(to_tensor(clean), torch.tensor([item.labels]), torch.tensor([-1 if item.target is None else item.target]))
+    inversion = attacks[0].invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
     seconds = time.perf_counter() - started
     for k in missing:
         failure_path(of_mode[k].save_dir, index).unlink(missing_ok=True)

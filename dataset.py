@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from natsort import natsorted
 
 from utils import IMAGE_SUFFIXES
@@ -37,6 +38,13 @@ class Item:
     path: Path
     labels: tuple[int, ...]
     target: int | None = None                   # of a targeted attack
+
+
+def labels_and_targets(items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """Of images, the labels `(B, L)`, -1 where an image has fewer than another, and the targets `(B,)`, -1 where there is none."""
+    longest = max(len(item.labels) for item in items)
+    labels = np.array([[*item.labels, *[-1] * (longest - len(item.labels))] for item in items])
+    return labels, np.array([-1 if item.target is None else item.target for item in items])
 
 
 @dataclass(frozen=True)
@@ -149,13 +157,8 @@ def read_dataset(folder: Path, label_path: Path | None, captions: Sequence[str],
     images = list_images(folder)
     if label_path is None:
         labels, targets = labels_of_folders(folder, images, captions), [None] * len(images)
-    elif not label_path.is_file():
-        raise DatasetError(f"--label_path: there is no file {str(label_path)!r}; give a text file with one class number a line, or a CSV")
     else:
-        try:
-            lines = label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except UnicodeDecodeError:
-            raise DatasetError(f"--label_path: {str(label_path)!r} is no text file; give one class number a line") from None
+        lines = read_lines(label_path)
         read = Labels(label_path, len(captions), label_base, target == TARGET_COLUMN)
         labels, targets = read.of_table(lines, images) if label_path.suffix.lower() == ".csv" else read.of_lines(lines, images)
     if target is None:
@@ -168,6 +171,16 @@ def read_dataset(folder: Path, label_path: Path | None, captions: Sequence[str],
         if goal in own:
             raise DatasetError(f"the target of {path.name}, {goal + label_base}, is its own label; a targeted attack needs another")
     return [Item(index, path, own, goal) for index, (path, own, goal) in enumerate(zip(images, labels, targets))]
+
+
+def read_lines(label_path: Path) -> list[str]:
+    """The lines of a file of labels."""
+    if not label_path.is_file():
+        raise DatasetError(f"--label_path: there is no file {str(label_path)!r}; give a text file with one class number a line, or a CSV")
+    try:
+        return label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError:
+        raise DatasetError(f"--label_path: {str(label_path)!r} is no text file; give one class number a line") from None
 
 
 def check_target(target: int, classes: int, base: int) -> int:

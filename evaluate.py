@@ -193,10 +193,15 @@ def judge_classifier(name: str, classifier: torch.nn.Module, pictures: Pictures,
     return ClassifierResult(name, pictures.labels, before, after, reconstructed, pictures.targets)
 
 
+def joint(results: Sequence[ClassifierResult]) -> tuple[np.ndarray, np.ndarray]:
+    """Which images all classifiers had right before, and which of these fool all of them at once; `(B,)` each."""
+    return np.all([r.right_before for r in results], axis=0), np.all([r.fooled for r in results], axis=0)
+
+
 def joint_success(results: Sequence[ClassifierResult]) -> Estimate:
     """Images that fool all classifiers at once, among those that all of them had right before."""
-    counted = np.all([r.right_before for r in results], axis=0)
-    return share((counted & np.all([r.fooled for r in results], axis=0)).sum(), counted.sum())
+    counted, fooled = joint(results)
+    return share(fooled.sum(), counted.sum())
 
 
 def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:

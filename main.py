@@ -35,11 +35,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from classifiers import ALIASES, DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, WithoutBackground, check_name, file_name, load_classifier
-from dataset import PRESETS, TARGET_COLUMN, DatasetError, Item, Labels, check_target, read_captions, read_dataset
+from dataset import PRESETS, TARGET_COLUMN, DatasetError, Item, Labels, check_target, labels_and_targets, read_captions, read_dataset, read_lines
 from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, Inversion, NonFiniteLossError, free_memory
 from diff_latent_attack import fooled as logits_fooled
-from report import write_page
 from evaluate import Evaluation, Pictures, Prediction, doubts_about_rounding, evaluate, fooled, predict, psnr, right, table
+from report import write_page
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps, parse_schedule, schedule_weights
 from utils import (ANALYSIS, Run, draw_folders, keep_freed_memory, read_image, read_run, replacing, timestep_rows, to_pixels, to_tensor, write_image,
                    write_result)
@@ -426,7 +426,7 @@ def attack_images(attack: DiffAttack, batch: list[Item], clean: list[np.ndarray]
         OSError: a file cannot be written.
     """
     started = time.perf_counter() - seconds
-    labels, targets = padded([item.labels for item in batch]), np.array([-1 if item.target is None else item.target for item in batch])
+    labels, targets = labels_and_targets(batch)
     with tqdm(total=arguments.iterations, desc=batch[0].path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""), leave=False) as bar:
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
@@ -458,12 +458,6 @@ def attack_images(attack: DiffAttack, batch: list[Item], clean: list[np.ndarray]
         write_record(attack.record.of_image(k), attack.controller.state(), row, record_path(arguments.save_dir, index))
 
 
-def padded(labels: Sequence[Sequence[int]]) -> np.ndarray:
-    """Labels of images as `(B, L)`, -1 where an image has fewer than another."""
-    longest = max(map(len, labels))
-    return np.array([[*own, *[-1] * (longest - len(own))] for own in labels])
-
-
 def describe(prediction: Prediction, captions: Sequence[str], base: int) -> dict:
     return {**dataclasses.asdict(prediction), "label": prediction.label + base, "class": captions[prediction.label]}
 
@@ -479,8 +473,8 @@ def read_pictures(folder: Path, items: Sequence[Item], size: int) -> Pictures:
     """The written files of finished images."""
     clean, adversarial, reconstructed = (np.stack([read_image(folder / f"{item.index:04d}_{kind}.png", size) for item in items])
                                          for kind in ("originImage", "adv_image", "reconstruction"))
-    targets = None if items[0].target is None else np.array([item.target for item in items])
-    return Pictures(clean, adversarial, padded([item.labels for item in items]), reconstructed, targets)
+    labels, targets = labels_and_targets(items)
+    return Pictures(clean, adversarial, labels, reconstructed, targets)
 
 
 def summarise(rows: list[dict], evaluation: Evaluation | None, failures: list[str], weights: list[float]) -> str:
@@ -666,7 +660,7 @@ def check(arguments: argparse.Namespace) -> int:
     said = [predict(classifier, clean[None], np.array([item.labels]), device)[0] for classifier in attack.classifiers]
 
     started = time.perf_counter()
-    inversion = attack.invert(to_tensor(clean), torch.tensor([item.labels]), torch.tensor([-1 if item.target is None else item.target]))
+    inversion = attack.invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
     inverted = time.perf_counter() - started
     plain = dataclasses.replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
     reconstructions = [psnr(clean, to_pixels(attack.reconstruct(of)[0])) for of in (inversion, plain)]
@@ -716,7 +710,7 @@ def report(arguments: argparse.Namespace, selected: Sequence[Item], attack: Diff
     left = len(selected) - len(rows) - len(failures)
     lines = [summarise(rows, evaluation, failures, weights.tolist())]
     if finished:
-        lines += ["", "self-attention loss by timestep, over all layers, before weights", *table(timestep_rows(finished.layer_losses, finished.records[0].timesteps.tolist()))]
+        lines += ["", "self-attention loss by timestep, over all layers, before weights", *table(timestep_rows(finished.layer_losses, finished.timesteps))]
     if left:
         lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
     text = "\n".join([*lines, *filter(None, [advice_on_weights(arguments.weight_mode, weights)])])
@@ -768,8 +762,8 @@ def test(arguments: argparse.Namespace) -> int:
             raise InputError(f"--images_root: {path.name} has another size than {pairs[0][0].name}; expected squares of {size} pixels")
     read = lambda paths: np.stack([read_image(path, size) for path in paths])
     reconstructions = [path.with_name(path.name.replace("originImage", "reconstruction")) for path, _ in pairs]  # which the original tool does not write
-    pictures = Pictures(read(path for path, _ in pairs), read(path for _, path in pairs), padded([item.labels for item in items]),
-                        read(reconstructions) if all(path.is_file() for path in reconstructions) else None, None if items[0].target is None else np.array([item.target for item in items]))
+    labels, targets = labels_and_targets(items)
+    pictures = Pictures(read(path for path, _ in pairs), read(path for _, path in pairs), labels, read(reconstructions) if all(path.is_file() for path in reconstructions) else None, targets)
     surrogates = {name: load_classifier(name, len(captions), size).to(device) for name in arguments.model_name}
     evaluation = evaluate(pictures, surrogates, arguments.transfer_models, device)
     surrogate, base = evaluation.classifiers[0], arguments.label_base
@@ -784,13 +778,11 @@ def test(arguments: argparse.Namespace) -> int:
 
 def label_pairs(arguments: argparse.Namespace, clean: Sequence[Path], captions: Sequence[str]) -> list[Item]:
     """The clean files of an output folder with their labels, from a text file in the order of the images."""
-    if arguments.label_path is None or not arguments.label_path.is_file():
-        raise InputError(f"--label_path: there is no file {str(arguments.label_path)!r}; give the text file of labels that the images were attacked with" if arguments.label_path
-                         else "--label_path is missing; give the text file of labels that the images were attacked with")
+    if arguments.label_path is None:
+        raise InputError("--label_path is missing; give the text file of labels that the images were attacked with")
     if isinstance(arguments.target_label, str):
         raise InputError(f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other names than the CSV; give a label")
-    lines = arguments.label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    labels, _ = Labels(arguments.label_path, len(captions), arguments.label_base).of_lines(lines, clean)
+    labels, _ = Labels(arguments.label_path, len(captions), arguments.label_base).of_lines(read_lines(arguments.label_path), clean)
     target = None if arguments.target_label is None else check_target(arguments.target_label, len(captions), arguments.label_base)
     return [Item(k, path, own, target) for k, (path, own) in enumerate(zip(clean, labels))]
 

@@ -46,8 +46,7 @@ def write_page(run: Run) -> None:
     budget = min(LARGEST_SHARE, PICTURES_BUDGET // max(1, len(records)))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("report_template.html").render(
-        name=run.folder.absolute().name, results=results, amplified=AMPLIFIED, timesteps=run.records[0].timesteps.tolist(),
-        timestep_table=timestep_rows(run.layer_losses, run.records[0].timesteps.tolist()),
+        name=run.folder.absolute().name, results=results, amplified=AMPLIFIED, timestep_table=timestep_rows(run.layer_losses, run.timesteps),
         figures=[(name, alternative, data_url((run.folder / ANALYSIS / f"{name}.png").read_bytes(), "image/png")) for name, alternative in FIGURES.items()],
         images=[describe_image(run, record, rows[record.index], budget) for record in records])
     with replacing(run.folder / "report.html") as temporary:

@@ -165,6 +165,11 @@ class Run:
     records: list[ImageRecord]
 
     @property
+    def timesteps(self) -> list[int]:
+        """N, early to late."""
+        return self.records[0].timesteps.tolist()
+
+    @property
     def layer_losses(self) -> np.ndarray:
         """`(images, K, N, L)`."""
         return np.stack([record.layer_losses for record in self.records])
@@ -600,9 +605,9 @@ def draw_runs(runs: Mapping[str, Run], schedules: Mapping[str, np.ndarray]) -> I
     Raises:
         ValueError: the runs have other timesteps or layers than each other.
     """
-    records = [run.records[0] for run in runs.values()]
-    timesteps, layers = records[0].timesteps.tolist(), records[0].layers
-    if any(record.timesteps.tolist() != timesteps or record.layers != layers for record in records):
+    first = next(iter(runs.values()))
+    timesteps, layers = first.timesteps, first.records[0].layers
+    if any(run.timesteps != timesteps or run.records[0].layers != layers for run in runs.values()):
         raise ValueError(f"the runs {', '.join(runs)} differ in timesteps or layers; draw them one by one")
     layer_losses = {name: run.layer_losses for name, run in runs.items()}
     timestep_losses = {name: losses.sum(-1) for name, losses in layer_losses.items()}
@@ -614,7 +619,7 @@ def draw_runs(runs: Mapping[str, Run], schedules: Mapping[str, np.ndarray]) -> I
     yield "loss_heatmap", plot_loss_heatmap(timestep_losses, timesteps)
     yield "average_loss_per_timestep", plot_average_loss_per_timestep(layer_losses, timesteps)
     yield "layer_shares", plot_layer_shares(layer_losses, timesteps, layers)
-    yield "losses", plot_losses(curves, next(iter(runs.values())).factors)
+    yield "losses", plot_losses(curves, first.factors)
     if len(runs) > 1:
         yield "overlay", plot_overlay({name: (layer_losses[name], losses[:, 0], confidence) for name, (losses, confidence, _) in curves.items()}, timesteps)
 
@@ -695,12 +700,11 @@ def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None 
 LAYOUTS: dict[tuple[str, int], list] = {}       # of figures of images, by name and number of panels, in a process of a pool
 
 
-def save_image_figures(path: Path, schedules: Mapping[str, np.ndarray], pdf: bool) -> None:
-    """Draws the image of a record, in a process of a pool."""
-    run = Run(path.parent, json.loads((path.parent / "run.json").read_text()), [read_record(path)])
+def save_image_figures(run: Run, schedules: Mapping[str, np.ndarray], pdf: bool) -> None:
+    """Draws the one image of `run`, in a process of a pool."""
     for name, figure in draw_image(run, schedules):
         kind = (name, len(figure.axes))
-        LAYOUTS[kind] = save_figure(figure, path.parent / ANALYSIS / f"{run.records[0].index:04d}_{name}", pdf, LAYOUTS.get(kind))
+        LAYOUTS[kind] = save_figure(figure, run.folder / ANALYSIS / f"{run.records[0].index:04d}_{name}", pdf, LAYOUTS.get(kind))
 
 
 def save_contact_sheets(run: Run) -> None:
@@ -720,12 +724,12 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
         pdf: each image's as PDF, too.
     """
     runs = list(runs)
-    work = [record.path for run in runs for record in run.records if each_image and (anew or not is_drawn(record.path))]
+    work = [Run(run.folder, run.configuration, [record]) for run in runs for record in run.records if each_image and (anew or not is_drawn(record.path))]
     with ProcessPoolExecutor(min(os.cpu_count() or 1, 16, len(work) + len(runs)), multiprocessing.get_context("spawn")) as pool:
         for run in runs:
             (run.folder / ANALYSIS).mkdir(exist_ok=True)
-        schedules = {run.folder: named_schedules(len(run.records[0].timesteps)) for run in runs}
-        images = [pool.submit(save_image_figures, path, schedules[path.parent], pdf) for path in work]
+        schedules = {run.folder: named_schedules(len(run.timesteps)) for run in runs}
+        images = [pool.submit(save_image_figures, image, schedules[image.folder], pdf) for image in work]
         sheets = [pool.submit(save_contact_sheets, run) for run in runs]
         for run in runs:
             for name, figure in draw_runs({short(run.folder.absolute().name): run}, schedules[run.folder]):
@@ -743,7 +747,7 @@ def is_drawn(record: Path) -> bool:
 def draw_comparison(runs: Mapping[str, Run], folder: Path, prefix: str = "") -> None:
     """Draws the pooled figures of several runs, side by side with common axes and on the same axes, into the ANALYSIS folder of `folder`."""
     (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
-    for name, figure in draw_runs(runs, named_schedules(len(next(iter(runs.values())).records[0].timesteps))):
+    for name, figure in draw_runs(runs, named_schedules(len(next(iter(runs.values())).timesteps))):
         save_figure(figure, folder / ANALYSIS / f"{prefix}{name}")
 
 
@@ -754,7 +758,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pdf", action="store_true", help="each image's figures as PDF, too; those that are pooled over images always are")
     arguments = parser.parse_args(argv)
     try:
-        runs = {short(str(folder)): read_run(folder) for folder in arguments.runs}
+        names = [short(str(folder)) for folder in arguments.runs]
+        runs = {name if names.count(name) == 1 else f"{k}: {name}": read_run(folder) for k, (name, folder) in enumerate(zip(names, arguments.runs), 1)}
         draw_folders(runs.values(), anew=arguments.anew or arguments.pdf, pdf=arguments.pdf)
         for run in runs.values():
             if (run.folder / "results.json").is_file():
