@@ -9,6 +9,8 @@ Stages are timed apart, after a warm-up, and the median of the runs is given. Ev
 pass) and of the VAE's decoder are counted too, because counts are the same on every machine.
 """
 
+import threads  # noqa: F401  (before torch)
+
 import argparse
 import json
 import platform

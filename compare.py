@@ -10,6 +10,8 @@ the others are compared with.
 
 from __future__ import annotations
 
+import threads  # noqa: F401  (before torch)
+
 import argparse
 import copy
 import csv
@@ -28,13 +30,14 @@ import torch
 from tqdm import tqdm
 
 from dataset import Item, labels_and_targets
-from diff_latent_attack import NonFiniteLossError
+from diff_latent_attack import DiffAttack, NonFiniteLossError
 from evaluate import Estimate, Evaluation, evaluate, jackknife, joint, mean_over_images, plain, share, table
 from main import (COLLAPSED_BELOW, InputError, attack_images, captions_of, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder,
-                  configuration_of, failure_path, load_networks, make_attack, make_folder, make_parser, provenance, read_failures, read_finished, read_items, read_pictures, read_rows,
+                  configuration_of, count_processes, failure_path, load_networks, make_attack, make_folder, make_parser, missing_of, provenance, read_failures, read_finished, read_items, read_pictures, read_rows,
                   record_path, restore_weights, run_program, set_up, settle, write_failure, write_texts)
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
 from utils import (ANALYSIS, Run, draw_comparison, draw_folders, layer_shares, plot_success_against_visibility, read_image, save_figure, timestep_shares, to_tensor)
+from workers import run_in_processes
 
 ALPHA = 0.05
 PERMUTATIONS, KERNEL_PERMUTATIONS = 9999, 999
@@ -225,7 +228,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.weight_mode, arguments.weight_schedule) != ("uniform", "learned"):
         raise InputError("--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as uniform,fixed:increasing")
     if arguments.shard != "0/1" or "WORLD_SIZE" in os.environ or arguments.overwrite or arguments.is_test or (arguments.batch_size or 1) != 1:
-        raise InputError("--shard, --overwrite, --is_test, --batch_size and several processes are for main.py; a comparison takes one image at a time, in one process")
+        raise InputError("--shard, --overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares out its images by --processes alone")
     device = check_device(arguments.device)
     dtype = check_dtype(arguments.dtype, device)
     check_save_dir(arguments.save_dir)
@@ -248,8 +251,11 @@ def run(arguments: argparse.Namespace) -> int:
         done = [item.index for item in work if record_path(settings.save_dir, item.index).exists()]
         if done:
             restore_weights(attack, settings.save_dir, max(done))
-    for item in tqdm(work, desc="images", unit="image"):
-        attack_in_all_modes(item, attacks, of_mode)
+    with tqdm(total=len(work), desc="images", unit="image") as bar:
+        share_out(work, attacks, of_mode, device, dtype, captions, bar)
+        for item in work:
+            attack_in_all_modes(item, attacks, of_mode)
+            show_progress(bar, work, of_mode)
     return report(arguments, names, of_mode, attacks, starts, work, device)
 
 
@@ -262,10 +268,43 @@ def arguments_of_mode(arguments: argparse.Namespace, mode: tuple[str, str], name
     return settings
 
 
+def share_out(items: list[Item], attacks: Sequence[DiffAttack], of_mode: Sequence[argparse.Namespace], device: torch.device, dtype: torch.dtype,
+              captions: Sequence[str], bar: tqdm) -> None:
+    """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one image after the other, is left to the caller."""
+    for settings, attack in zip(of_mode, attacks):
+        settings.processes = 1 if settings.weight_mode == "learnable" else count_processes(settings, attack, len(items), 1)
+    shared = [settings for settings in of_mode if settings.processes > 1]
+    for settings in shared:
+        for item in missing_of(items, settings.save_dir):
+            failure_path(settings.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
+    if any(missing_of(items, settings.save_dir) for settings in shared):
+        processes = shared[0].processes
+        killed = run_in_processes(attack_part, [(shared, items[k::processes], device, dtype, captions) for k in range(processes)],
+                                  lambda: show_progress(bar, items, shared))
+        if killed:
+            tqdm.write(f"{len(killed)} of {processes} processes were killed; going on with their images in this one", file=sys.stderr)
+
+
+def show_progress(bar: tqdm, items: Sequence[Item], of_mode: Sequence[argparse.Namespace]) -> None:
+    bar.n = sum(all(record_path(settings.save_dir, item.index).exists() for settings in of_mode) for item in items)
+    bar.refresh()
+
+
+def attack_part(of_mode: Sequence[argparse.Namespace], items: Sequence[Item], device: torch.device, dtype: torch.dtype, captions: Sequence[str]) -> None:
+    """What one of several processes does: attacks its images in the modes given."""
+    torch.manual_seed(of_mode[0].seed)
+    set_up(device)
+    networks = load_networks(of_mode[0], device, dtype, captions)
+    attacks = [make_attack(settings, *networks, captions) for settings in of_mode]
+    for item in items:
+        attack_in_all_modes(item, attacks, of_mode)
+
+
 def attack_in_all_modes(item: Item, attacks: Sequence, of_mode: Sequence[argparse.Namespace]) -> None:
     """Attacks one image in each mode that has no record of it, from one inversion."""
     index, path = item.index, item.path
-    missing = [k for k, settings in enumerate(of_mode) if not record_path(settings.save_dir, index).exists()]
+    missing = [k for k, settings in enumerate(of_mode) if not record_path(settings.save_dir, index).exists()
+               and not (settings.processes > 1 and failure_path(settings.save_dir, index).exists())]  # one of the processes has tried
     if not missing:
         return
     try:

@@ -224,10 +224,18 @@ class DiffAttack:
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(B, 3, H, W)` in [0, 1] to scaled latents `(B, C, h, w)`: a sample of the posterior, every image with the same noise."""
-        posterior = self.vae.encode((2 * images - 1).to(self.vae.dtype)).latent_dist
-        noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed)).to(images)
-        return self.vae.config.scaling_factor * (posterior.mean.to(images) + posterior.std.to(images) * noise)
+        """Images `(B, 3, H, W)` in [0, 1] to scaled latents `(B, C, h, w)`: a sample of the posterior, every image with the same noise.
+
+        An autoencoder without a posterior, as AutoencoderDC and AutoencoderTiny are, gives the latents themselves.
+        """
+        encoded = self.vae.encode((2 * images - 1).to(self.vae.dtype))
+        if "latent_dist" in encoded:
+            posterior = encoded.latent_dist
+            noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed)).to(images)
+            latents = posterior.mean.to(images) + posterior.std.to(images) * noise
+        else:
+            latents = encoded[0].to(images)
+        return self.vae.config.scaling_factor * latents
 
     @torch.no_grad()
     def ddim_inversion(self, latents: torch.Tensor, null_embeddings: torch.Tensor) -> list[torch.Tensor]:

@@ -11,10 +11,13 @@ It exists to measure and improve the robustness of classifiers. `python main.py 
 
 from __future__ import annotations
 
+import threads  # noqa: F401  (before torch)
+
 import argparse
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import re
 import sys
@@ -43,6 +46,7 @@ from report import write_page
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps, parse_schedule, schedule_weights
 from utils import (ANALYSIS, Run, draw_folders, keep_freed_memory, read_image, read_run, replacing, timestep_rows, to_pixels, to_tensor, write_image,
                    write_result)
+from workers import processes_for, run_in_processes
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline
@@ -53,7 +57,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
 LARGEST_BATCH, MEMORY_SHARE = 16, 0.8  # of the batch that is found from what the first image took of the free memory
 # Flags that do not change what an image's files hold, so that a run may go on with others.
-NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "compile", "shard", "overwrite", "transfer_models", "is_test", "figures", "list_models", "check")
+NOT_OF_THE_RESULT = ("save_dir", "limit", "device", "batch_size", "processes", "compile", "shard", "overwrite", "transfer_models", "is_test", "figures", "list_models", "check")
 CHECKED_ITERATIONS = 3
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 
@@ -183,6 +187,7 @@ def make_parser(description: str) -> ArgumentParser:
     group.add_argument("--device", default="auto", metavar="DEVICE", help="auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu")
     group.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="precision of the diffusion model; auto: bf16 on a GPU that has it, else fp32. Losses and optimisers are fp32")
     group.add_argument("--batch_size", type=int, default=None, metavar="B", help="images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable modes)")
+    group.add_argument("--processes", type=int, default=None, metavar="P", help="processes that share out the images (default: on a CPU one for each core that memory allows, unless OMP_NUM_THREADS is set; else 1, and 1 in mode learnable)")
     group.add_argument("--compile", action="store_true", help="compile the networks with torch.compile, for a GPU: minutes at the start (on two CPU cores more than a quarter of an hour)")
     group.add_argument("--shard", default="0/1", metavar="K/N", help="attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the same command without it then prints the table of all")
     group.add_argument("--seed", type=int, default=42, help="the same command with the same seed on the same machine writes identical images")
@@ -197,7 +202,7 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         raise InputError(f"--start_step is {arguments.start_step} and --diffusion_steps {arguments.diffusion_steps}; expected 1 <= start_step < diffusion_steps <= 1000")
     if arguments.res % 32 or arguments.res < 96:
         raise InputError(f"--res is {arguments.res}; expected a multiple of 32, at least 96, such as 224")
-    for flag in ("iterations", "limit", "batch_size"):
+    for flag in ("iterations", "limit", "batch_size", "processes"):
         if getattr(arguments, flag) is not None and getattr(arguments, flag) < 1:
             raise InputError(f"--{flag} is {getattr(arguments, flag)}; expected at least 1")
     if not arguments.model_name:
@@ -221,7 +226,7 @@ def check_shards(arguments: argparse.Namespace, processes: int, process: int) ->
     shard, shards = int(match[1]), int(match[2])
     if arguments.overwrite and shards > 1:
         raise InputError("--overwrite with --shard would delete what the other shards have done; empty --save_dir first")
-    if arguments.weight_mode == "learnable" and shards * processes > 1:
+    if arguments.weight_mode == "learnable" and shards * processes * (arguments.processes or 1) > 1:
         raise InputError("--weight_mode learnable trains one weight network on all images, one after the other; run it without --shard and in one process")
     return shard * processes + process, shards * processes
 
@@ -427,7 +432,8 @@ def attack_images(attack: DiffAttack, batch: list[Item], clean: list[np.ndarray]
     """
     started = time.perf_counter() - seconds
     labels, targets = labels_and_targets(batch)
-    with tqdm(total=arguments.iterations, desc=batch[0].path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""), leave=False) as bar:
+    with tqdm(total=arguments.iterations, desc=batch[0].path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""), leave=False,
+              disable=arguments.processes > 1) as bar:  # of several processes the one that started them shows how many images are done
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
             bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses.mean(1).tolist())})
@@ -454,7 +460,7 @@ def attack_images(attack: DiffAttack, batch: list[Item], clean: list[np.ndarray]
                **({} if item.target is None else {"target": item.target + base, "target_class": captions[item.target]}),
                "before": describe(before, captions, base), "after": describe(after, captions, base),
                "success": success if right_before else None, "fooled": success, "fooled_as_tensor": fooled_as_tensor, "psnr": psnr(clean[k], written),
-               "seconds": (time.perf_counter() - started) / len(batch)}
+               "seconds": (time.perf_counter() - started) / len(batch) / arguments.processes}
         write_record(attack.record.of_image(k), attack.controller.state(), row, record_path(arguments.save_dir, index))
 
 
@@ -600,11 +606,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     selected = items[:arguments.limit]
     mine = [item for item in selected if item.index % parts == part]
-    missing = [item for item in mine if not record_path(arguments.save_dir, item.index).exists()]
+    missing = missing_of(mine, arguments.save_dir)
     if len(missing) < len(mine):
         print(f"going on with an earlier run: {len(mine) - len(missing)} of {len(mine)} images are done", file=sys.stderr)
         restore_weights(attack, arguments.save_dir, max(item.index for item in set(mine) - set(missing)))
     with tqdm(total=len(mine), initial=len(mine) - len(missing), desc="images", unit="image", position=process) as bar:
+        arguments.processes = count_processes(arguments, attack, len(mine), processes)
+        if arguments.processes > 1 and missing:
+            share_out(arguments, mine, device, dtype, captions, bar)
+            missing = [item for item in missing_of(mine, arguments.save_dir) if not failure_path(arguments.save_dir, item.index).exists()]
         Runner(attack, arguments).run(missing, bar)
     if processes > 1:
         PartialState().wait_for_everyone()
@@ -613,13 +623,55 @@ def run(arguments: argparse.Namespace) -> int:
     return report(arguments, selected, attack, device)
 
 
+def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:
+    """The images that are not finished."""
+    return [item for item in items if not record_path(folder, item.index).exists()]
+
+
+def count_processes(arguments: argparse.Namespace, attack: DiffAttack, images: int, launched: int) -> int:
+    """How many processes of this machine share out the images. It does not depend on how many are done, so that a run that goes on computes as before."""
+    if arguments.processes is not None:
+        return min(arguments.processes, images)
+    if launched > 1 or attack.unet.device.type != "cpu" or arguments.weight_mode == "learnable" or (arguments.batch_size or 1) > 1:
+        return 1
+    weights = sum(parameter.nbytes for network in (attack.unet, attack.vae, *attack.classifiers) for parameter in network.parameters())
+    # Measured on the small model: 1.1 GB. A larger one keeps some three times its weights in activations for the backward pass.
+    return processes_for(images, int((1.2e9 + 4 * weights) * (arguments.res / 224) ** 2))
+
+
+def share_out(arguments: argparse.Namespace, items: list[Item], device: torch.device, dtype: torch.dtype, captions: Sequence[str], bar: tqdm) -> None:
+    """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed, is left to the caller."""
+    def progress() -> None:
+        bar.n = len(items) - len([item for item in missing_of(items, arguments.save_dir) if not failure_path(arguments.save_dir, item.index).exists()])
+        bar.refresh()
+
+    parts = [items[k::arguments.processes] for k in range(arguments.processes)]
+    for item in missing_of(items, arguments.save_dir):
+        failure_path(arguments.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run, which would count as done
+    killed = run_in_processes(attack_part, [(arguments, part, device, dtype, captions) for part in parts], progress)
+    if killed:
+        tqdm.write(f"{len(killed)} of {arguments.processes} processes were killed ({', '.join(f'signal {-code}' for code in killed)}), perhaps for want of memory; "
+                   "going on with their images in this one", file=sys.stderr)
+
+
+def attack_part(arguments: argparse.Namespace, items: list[Item], device: torch.device, dtype: torch.dtype, captions: Sequence[str]) -> None:
+    """What one of several processes does: attacks those of its images that are not finished."""
+    missing = missing_of(items, arguments.save_dir)
+    if missing:
+        torch.manual_seed(arguments.seed)
+        set_up(device)
+        attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
+        Runner(attack, arguments).run(missing, tqdm(disable=True))
+
+
 def load_networks(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype, captions: Sequence[str]) -> tuple[StableDiffusionPipeline, list[torch.nn.Module]]:
     """The diffusion model and the surrogates; transfer classifiers are loaded once, too, so that what is wrong with them is said before the attack."""
-    for name in arguments.transfer_models:
+    main_process = multiprocessing.parent_process() is None  # of several, it has found and said all this before
+    for name in arguments.transfer_models if main_process else ():
         load_classifier(name, len(captions), arguments.res)
     classifiers = [load_classifier(name, len(captions), arguments.res).to(device) for name in arguments.model_name]
     for name, classifier in zip(arguments.model_name, classifiers):
-        if isinstance(classifier, WithoutBackground):
+        if isinstance(classifier, WithoutBackground) and main_process:
             print(f"{name} has 1001 outputs for 1000 classes: the first, \"background\", is left out", file=sys.stderr)
     pipeline = load_pipeline(arguments.pretrained_diffusion_path, device, dtype)
     if arguments.compile:

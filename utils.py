@@ -12,6 +12,8 @@ Figures are written as PNG, those that are pooled over images also as PDF. The f
 
 from __future__ import annotations
 
+import threads  # noqa: F401  (before torch)
+
 import argparse
 import ctypes
 import functools

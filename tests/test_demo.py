@@ -1,12 +1,14 @@
-"""The small diffusion model and the photographs that ship with the project, and the trick that its training starts with."""
+"""The small diffusion model and the photographs that ship with the project, and the stages of its training."""
 
-import importlib.util
-import re
+import csv
+import sys
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from natsort import natsorted
+from PIL import Image
 from safetensors import safe_open
 
 from attentionControl import AttentionControlEdit
@@ -15,6 +17,18 @@ from diff_latent_attack import DiffAttack
 from evaluate import psnr
 from main import load_pipeline
 from utils import read_image, to_pixels, to_tensor
+
+sys.path.insert(0, str(ROOT / "demo"))
+
+import evaluate_tiny_diffusion as measure  # noqa: E402
+import train_tiny_diffusion  # noqa: E402
+import training_autoencoder as autoencoder  # noqa: E402
+import training_data  # noqa: E402
+import training_teacher as teacher  # noqa: E402
+import training_unet  # noqa: E402
+from training_common import as_input  # noqa: E402
+
+HELD_OUT = natsorted((ROOT / "demo/heldout").iterdir(), key=lambda path: path.name)
 
 
 @pytest.fixture(scope="module")
@@ -35,67 +49,165 @@ def test_it_is_small_and_in_half_precision_safetensors():
 def test_its_attention_grids_are_stable_diffusions(pipeline):
     controller = AttentionControlEdit(5)
     with torch.no_grad(), controller.attached(pipeline.unet), controller.collecting() as maps:
-        pipeline.unet(torch.zeros(2, 16, 56, 56), 1, torch.zeros(2, 24, 128))
-    assert {round(attention.shape[2] ** 0.5) for attention in maps.values()} == {28, 14, 7}
+        pipeline.unet(torch.zeros(2, 48, 28, 28), 1, torch.zeros(2, 24, 128))
+    assert [(layer.place, round(attention.shape[2] ** 0.5)) for layer, attention in maps.items() if layer.is_cross] == [
+        ("down", 28), ("down", 14), ("down", 7), ("mid", 4), ("up", 7), ("up", 7), ("up", 14), ("up", 14)]
 
 
 def test_the_autoencoder_keeps_the_photographs(pipeline):
     attack = DiffAttack(pipeline, torch.nn.Identity())
     figures = []
-    for path in natsorted((ROOT / "demo/heldout").iterdir(), key=lambda path: path.name):
+    for path in HELD_OUT:
         clean = read_image(path, 224)
         with torch.no_grad():
             figures.append(psnr(clean, to_pixels(attack.decode(attack.encode(to_tensor(clean)))[0])))
-    assert len(figures) >= 20 and np.mean(figures) >= 27
+    assert len(figures) >= 20 and np.mean(figures) >= 33
 
 
-def load_training_script():
-    specification = importlib.util.spec_from_file_location("training", ROOT / "demo/train_tiny_diffusion.py")
-    training = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(training)
-    return training
+def test_boxes_are_drawn_round_the_object_of_every_photograph():
+    for folder, boxes in (("images", "boxes.csv"), ("heldout", "heldout_boxes.csv")):
+        with open(ROOT / "demo" / boxes, newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["file"] for row in rows} == {path.name for path in (ROOT / "demo" / folder).iterdir()}
+        assert all(0 <= int(row["left"]) < int(row["right"]) <= 224 and 0 <= int(row["top"]) < int(row["bottom"]) <= 224 for row in rows)
+        for mask in measure.read_boxes(ROOT / "demo" / boxes).values():
+            assert 0.15 < mask.mean() < 0.85  # there is an inside and an outside to compare
 
 
-def test_the_training_starts_from_the_linear_autoencoder():
-    training = load_training_script()
+def test_its_attention_stands_out_inside_the_boxes(pipeline):
+    """Three of the held-out photographs, without null-text optimisation, which hardly changes where the conditional half looks."""
+    attack, masks = DiffAttack(pipeline, torch.nn.Identity()), measure.read_boxes(ROOT / "demo/heldout_boxes.csv")
+    attack.optimise_null_text = lambda trajectory, class_embeddings, null_embeddings: [null_embeddings] * attack.num_timesteps
+    labels = [int(line) - 1 for line in (ROOT / "demo/heldout_labels.txt").read_text().split()]
+    for k in (5, 8, 18):  # goose, ibex, spoonbill
+        inversion = attack.invert(to_tensor(read_image(HELD_OUT[k], 224)), torch.tensor([labels[k]]))
+        figures = measure.attention_figures(attack, inversion, masks[HELD_OUT[k].name])
+        assert figures["inside over outside"] > 1.3
+        assert figures["self-attention inside over chance"] > 1.2
+        assert figures["entropy of self-attention"] < 0.9
+        assert 0.02 < figures["hard mask covers"] < 0.9
+
+
+# ---------------------------------------------------------------- training
+
+def test_the_autoencoder_starts_as_a_lapped_transform_and_its_transpose(tmp_path):
     torch.manual_seed(0)
-    crops = np.stack([read_image(path, 64) for path in sorted((ROOT / "demo/heldout").iterdir())])
-    x = training.as_input(torch.from_numpy(crops))
-    kernel, bias = training.principal_components(crops)
-    patches = torch.nn.functional.unfold(x, 4, stride=4).movedim(1, 0).flatten(1)  # (48, many), independent of pixel_unshuffle
-    expected = torch.linalg.svdvals(patches - patches.mean(1, keepdim=True)).square()[:16]
-    vae, linear = training.build_autoencoder(), training.LinearAutoencoder(kernel, bias)
-    training.transplant(linear, vae, x)
+    crops = np.stack([read_image(path, 64) for path in HELD_OUT])
+    kernel = autoencoder.lapped_transform(crops, torch.device("cpu"), steps=30)
+    assert autoencoder.lapped_transform(crops, torch.device("cpu"), steps=0)[:, :, :4].abs().max() == 0  # it starts at patches of 8 x 8
+    rows = kernel.flatten(1) @ kernel.flatten(1).T
+    assert (rows - torch.eye(48)).abs().max() < 0.1
+    mean, scale = torch.randn(48), torch.tensor(0.7)
+    torch.save({"kernel": kernel, "mean": mean, "scale": scale}, tmp_path / "encoder.pt")
+    encode, vae = autoencoder.Encoder(tmp_path, crops, torch.device("cpu")), autoencoder.build_autoencoder()
+    autoencoder.set_to_transform(vae, encode)
+    x = as_input(torch.from_numpy(crops[:3]))
+    windows = F.unfold(x, 16, padding=4, stride=8)                                              # independent of conv2d and of pixel_unshuffle
+    latents = ((kernel.flatten(1) @ windows).unflatten(2, (8, 8)) - mean.view(-1, 1, 1)) / scale
     with torch.no_grad():
-        posterior = vae.encode(x).latent_dist
-        energies = linear.encoder(x).movedim(1, 0).flatten(1).square().sum(1)
-        assert torch.allclose(energies / energies.sum(), expected / expected.sum(), rtol=1e-3)
-        assert linear.encoder(x).std().item() == pytest.approx(1, abs=1e-3)
-        assert (posterior.mean - linear.encoder(x)).abs().max() < 0.1
-        assert torch.allclose(posterior.logvar, torch.full_like(posterior.logvar, -7))
-        ours, expected = vae.decode(posterior.mean).sample, linear.decoder(linear.encoder(x))
-        assert (ours - expected).square().mean() < 0.01 * expected.square().mean()
+        assert torch.allclose(encode(x), latents, atol=1e-4) and torch.allclose(vae.encode(x).latent, latents, atol=1e-4)
+        coefficients = (latents * scale + mean.view(-1, 1, 1)).flatten(2)
+        expected = F.fold(kernel.flatten(1).T @ coefficients, (64, 64), 16, padding=4, stride=8)
+        difference = vae.decode(latents).sample - expected
+        assert difference[..., 8:-8, 8:-8].square().mean() < 1e-3 * expected.square().mean()   # but for the last normalisation, and the mean at the border
 
 
-def test_every_stage_of_the_training_runs_and_resumes(tmp_path, monkeypatch):
+def test_targets_of_attention_against_plain_loops():
+    torch.manual_seed(0)
+    features = {28: torch.randn(1, 28, 28, 5), 14: torch.randn(1, 14, 14, 6), 7: torch.randn(1, 7, 7, 4)}
+    target = teacher.self_attention_target(features, 7, 0.1)[0]
+    centred = [row - features[7][0].flatten(0, 1).mean(0) for row in features[7][0].flatten(0, 1)]
+    for i in (0, 17, 48):
+        logits = [float(torch.dot(centred[i], other) / centred[i].norm() / other.norm()) / 0.1 for other in centred]
+        logits[i] = max(logits[:i] + logits[i + 1:])                                            # as like itself as the place most like it
+        expected = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(target[i], expected, rtol=1e-4)
+    for grid in (28, 14, 4):
+        assert torch.allclose(teacher.self_attention_target(features, grid, 0.05).sum(-1), torch.ones(1, grid**2), atol=1e-4)
+    maps = torch.zeros(1, 7, 7)
+    maps[0, 3, 4] = 1
+    looked = teacher.cross_attention_target(maps, 7)[0]
+    assert looked.argmax() == 3 * 7 + 4 and looked.max() == pytest.approx(0.032) and looked.min() == pytest.approx(0.002)
+
+
+def test_attention_losses_are_zero_for_what_is_taught_and_more_for_anything_else():
+    torch.manual_seed(0)
+    features, maps, own = {7: torch.randn(2, 7, 7, 4)}, torch.rand(2, 7, 7), torch.zeros(2, 24, dtype=torch.bool)
+    own[0, 1:3] = own[1, 1:6] = True
+    target = teacher.self_attention_target(features, 7, training_unet.TEMPERATURE)
+    perfect = {("self", False, 7): target.log()[:, None].expand(-1, 3, -1, -1)}
+    assert training_unet.self_attention_loss(perfect, features).item() == pytest.approx(0, abs=1e-4)
+    assert training_unet.self_attention_loss({("self", False, 7): torch.randn(2, 3, 49, 49)}, features) > 0.1
+    looked = torch.full((2, 49, 24), 1e-4)
+    looked[:, :, 1:6] = teacher.cross_attention_target(maps, 7)[:, :, None] * own[:, None, 1:6]
+    looked[:, :, 0] = 1 - looked[:, :, 1:].sum(-1)
+    perfect = {("cross", True, 7): looked.clamp(min=1e-12).log()[:, None]}
+    assert training_unet.cross_attention_loss(perfect, maps, own).item() == pytest.approx(0, abs=1e-4)
+    assert training_unet.cross_attention_loss({("cross", True, 7): torch.zeros(2, 4, 49, 24)}, maps, own) > 0.01
+
+
+def test_every_stage_of_the_training_runs_and_resumes(tmp_path):
     """A few steps of each, on the held-out photographs; what it exports is loaded and run."""
-    training, device = load_training_script(), torch.device("cpu")
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    pictures = np.stack([read_image(path, 224) for path in sorted((ROOT / "demo/heldout").iterdir())])
+    device = torch.device("cpu")
+    pictures = np.stack([read_image(path, 224) for path in HELD_OUT])
     for name in ("crops.npy", "holdout.npy"):
         np.save(tmp_path / name, pictures)
-    training.train_autoencoder(tmp_path, 0.01, device, linear_minutes=0.05)
-    training.train_unet(tmp_path, 0.01, device)
-    for name, train in (("autoencoder", training.train_autoencoder), ("unet", training.train_unet)):
+    teacher.observe(tmp_path, device)
+    found, labels = np.load(tmp_path / "classes.npy"), [int(line) - 1 for line in (ROOT / "demo/heldout_labels.txt").read_text().split()]
+    assert sum(label in classes for label, classes in zip(labels, found)) >= 20
+    kernel = autoencoder.lapped_transform(pictures, device, steps=20)
+    torch.save({"kernel": kernel, "mean": torch.zeros(48), "scale": torch.tensor(1.0)}, tmp_path / "encoder.pt")
+    autoencoder.train_autoencoder(tmp_path, 0.01, device)
+    training_unet.train_unet(tmp_path, 0.01, device, batch=2)
+    for name, train in (("autoencoder", autoencoder.train_autoencoder), ("unet", training_unet.train_unet)):
         state = torch.load(tmp_path / f"{name}.pt", weights_only=True)
-        train(tmp_path, state["seconds"] / 60 + 0.01, device)
+        train(tmp_path, state["seconds"] / 60 + 0.01, device, batch=2)
         assert torch.load(tmp_path / f"{name}.pt", weights_only=True)["step"] > state["step"] > 0
-    before, after = (float(re.search(r"([\d.]+) dB", line)[1]) for line in (tmp_path / "linear.log").read_text().splitlines())
-    assert after > before + 1
-    training.export(tmp_path, tmp_path / "model")
+    train_tiny_diffusion.export(tmp_path, tmp_path / "model")
     attack = DiffAttack(load_pipeline(str(tmp_path / "model"), device), torch.nn.Identity())
     with torch.no_grad():
         decoded = attack.decode(attack.encode(to_tensor(pictures[0])))
-        assert psnr(pictures[0], to_pixels(decoded[0])) > 8
+        assert psnr(pictures[0], to_pixels(decoded[0])) > 20
         noise = attack.unet(attack.encode(to_tensor(pictures[0])), 201, attack.embed(["ram"])[0]).sample
-    assert noise.shape == (1, 16, 56, 56) and noise.isfinite().all()
+    assert noise.shape == (1, 48, 28, 28) and noise.isfinite().all()
+
+
+def test_an_interrupted_stage_leaves_nothing_that_is_taken_for_a_result(tmp_path, monkeypatch):
+    """Downloads, crops and what the teacher sees are written under other names first."""
+    for k, path in enumerate(HELD_OUT[:3]):
+        Image.open(path).save(tmp_path / f"{k}.png")
+    monkeypatch.setattr(training_data, "download", lambda work: sorted(tmp_path.glob("*.png")))
+    save, saved = np.save, []
+
+    def interrupted(path, array):
+        save(path, array)
+        saved.append(path)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training_data.prepare_data(tmp_path)
+    assert not (tmp_path / "crops.npy").exists()
+    training_data.prepare_data(tmp_path)
+    assert np.load(tmp_path / "crops.npy").shape[1:] == (224, 224, 3)
+
+
+def test_a_package_that_was_unpacked_in_part_is_unpacked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_data, "PACKAGES", ("pictures",))
+    attempts = []
+
+    def command(line, cwd=None, check=True):
+        if line[0] == "apt-get":
+            (tmp_path / "debs/pictures_1_all.deb").touch()
+        else:
+            (line[3] / "half.png").touch()  # what dpkg made before it was interrupted
+            attempts.append(line)
+            if len(attempts) == 1:
+                raise KeyboardInterrupt
+            (line[3] / "whole.png").touch()
+
+    monkeypatch.setattr(training_data.subprocess, "run", command)
+    with pytest.raises(KeyboardInterrupt):
+        training_data.download(tmp_path)
+    assert [path.name for path in training_data.download(tmp_path)] == ["half.png", "whole.png"]

@@ -1,0 +1,101 @@
+"""Processes that share out the images of a run on a CPU. Real processes, real signals."""
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import MAIN, done, flags, pictures, run, start, wait_for
+from workers import available_cores, processes_for, run_in_processes
+
+
+def write_threads(folder: Path, name: str) -> None:
+    import torch
+
+    (folder / name).write_text(str(torch.get_num_threads()))
+
+
+def fail_or_wait(fails: bool) -> None:
+    if fails:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+    time.sleep(600)
+
+
+def die_or_write(path: Path, dies: bool) -> None:
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    path.write_text("written")
+
+
+def test_each_process_does_its_own_work_with_its_share_of_the_cores(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert run_in_processes(write_threads, [(tmp_path, "a"), (tmp_path, "b")], lambda: None) == []
+    expected = str(max(1, available_cores() // 2))
+    assert [(tmp_path / name).read_text() for name in "ab"] == [expected, expected]
+
+
+def test_an_error_is_raised_here_and_ends_the_others():
+    with pytest.raises(OSError, match="No space left") as caught:
+        run_in_processes(fail_or_wait, [(False,), (True,)], lambda: None)
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == "somewhere"
+    assert not psutil.Process().children()
+
+
+def test_a_killed_process_is_told_and_the_others_finish(tmp_path):
+    assert run_in_processes(die_or_write, [(tmp_path / "a", True), (tmp_path / "b", False)], lambda: None) == [-signal.SIGKILL]
+    assert not (tmp_path / "a").exists() and (tmp_path / "b").exists()
+
+
+def test_one_process_a_core_as_far_as_images_and_memory_go(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    free = psutil.virtual_memory().available
+    assert processes_for(1000, 1) == available_cores()
+    assert processes_for(1, 1) == 1
+    assert processes_for(1000, 10 * free) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert processes_for(1000, 1) == 1
+
+
+def test_several_processes_write_the_same_files_as_one(data, whole, tmp_path):
+    result = run([*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")])
+    assert result.returncode == 0 and result.stdout.count("mean PSNR") == 1, result.stderr
+    assert pictures(tmp_path) == pictures(whole("fixed"))
+
+
+def workers_of(process) -> list[psutil.Process]:
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_end_with_the_run_and_what_is_done_stays(data, whole, tmp_path, number, code):
+    command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")]
+    process = start(command, start_new_session=True)
+    wait_for(lambda: done(tmp_path), process)
+    workers, finished = workers_of(process), done(tmp_path)
+    assert len(workers) == 2
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in errors
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    assert set(finished) <= set(done(tmp_path))
+    assert run(command).returncode == 0
+    assert pictures(tmp_path) == pictures(whole("fixed"))
+
+
+def test_a_run_goes_on_when_one_of_its_processes_is_killed(data, whole, tmp_path):
+    process = start([*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")])
+    wait_for(lambda: done(tmp_path), process)
+    workers_of(process)[0].kill()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and "1 of 2 processes were killed (signal 9)" in errors
+    assert pictures(tmp_path) == pictures(whole("fixed"))
+
+
+def test_mode_learnable_refuses_processes(data, tmp_path):
+    result = run([*MAIN, *flags(data, tmp_path, "--weight_mode", "learnable", "--processes", "2")])
+    assert result.returncode == 2 and "in one process" in result.stderr

@@ -1,0 +1,100 @@
+"""Processes that share out the images of a run on a CPU, and that end with the process that started them.
+
+One process with one thread for each core attacks far more images an hour than one process with all the threads: most operations of a small
+model are too short to be worth sharing between threads. Each image is computed by one process, so what is written does not depend on how
+many there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+
+import psutil
+import torch
+
+MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
+
+
+def processes_for(images: int, bytes_each: int) -> int:
+    """How many processes to start on this machine: one a core, no more than there are images, nor than fit into memory.
+
+    One where OMP_NUM_THREADS is set: then the user shares out the cores.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return 1
+    return max(1, min(available_cores(), images, int(MEMORY_SHARE * psutil.virtual_memory().available / bytes_each)))
+
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_in_processes(work: Callable[..., None], arguments: Sequence[tuple], progress: Callable[[], None]) -> list[int]:
+    """Runs `work(*arguments[k])` in the k-th process, with an equal share of the cores or OMP_NUM_THREADS; `progress` is called twice a second.
+
+    Returns:
+        the exit codes of processes that were killed, which left their work undone.
+    Raises:
+        the first exception of a process; the others are then ended. KeyboardInterrupt likewise.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, available_cores() // len(arguments))))
+    running, started, killed = {}, [], []
+    with interrupts_ignored():  # by the processes: Ctrl-C reaches the whole group, and this process answers for all
+        for own in arguments:
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(sender, threads, work, own), daemon=True)
+            process.start()
+            sender.close()
+            running[receiver] = process
+            started.append(process)
+    try:
+        while running:
+            for receiver in wait(list(running), timeout=0.5):
+                process = running.pop(receiver)
+                try:
+                    error = receiver.recv()
+                except EOFError:
+                    process.join()
+                    killed.append(process.exitcode)
+                else:
+                    if error is not None:
+                        raise error
+            progress()
+    finally:
+        for process in started:
+            process.terminate()
+            process.join()
+    return killed
+
+
+def _run(sender: Connection, threads: int, work: Callable[..., None], arguments: tuple) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        work(*arguments)
+    except Exception as error:
+        sender.send(error)
+    else:
+        sender.send(None)
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process started meanwhile goes on ignoring it
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
