@@ -31,6 +31,11 @@ def die_or_write(path: Path, dies: bool) -> None:
     path.write_text("written")
 
 
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The processes that multiprocessing started for it, without its tracker of resources."""
+    return [child for child in psutil.Process(pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+
+
 def test_each_process_does_its_own_work_with_its_share_of_the_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert run_in_processes(write_threads, [(tmp_path, "a"), (tmp_path, "b")], lambda: None) == []
@@ -42,7 +47,7 @@ def test_an_error_is_raised_here_and_ends_the_others():
     with pytest.raises(OSError, match="No space left") as caught:
         run_in_processes(fail_or_wait, [(False,), (True,)], lambda: None)
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == "somewhere"
-    assert not psutil.Process().children()
+    assert not workers_of(os.getpid())
 
 
 def test_a_killed_process_is_told_and_the_others_finish(tmp_path):
@@ -66,16 +71,12 @@ def test_several_processes_write_the_same_files_as_one(data, whole, tmp_path):
     assert pictures(tmp_path) == pictures(whole("fixed"))
 
 
-def workers_of(process) -> list[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
-
-
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_workers_end_with_the_run_and_what_is_done_stays(data, whole, tmp_path, number, code):
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")]
     process = start(command, start_new_session=True)
     wait_for(lambda: done(tmp_path), process)
-    workers, finished = workers_of(process), done(tmp_path)
+    workers, finished = workers_of(process.pid), done(tmp_path)
     assert len(workers) == 2
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
@@ -90,7 +91,7 @@ def test_workers_end_with_the_run_and_what_is_done_stays(data, whole, tmp_path, 
 def test_a_run_goes_on_when_one_of_its_processes_is_killed(data, whole, tmp_path):
     process = start([*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")])
     wait_for(lambda: done(tmp_path), process)
-    workers_of(process)[0].kill()
+    workers_of(process.pid)[0].kill()
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "1 of 2 processes were killed (signal 9)" in errors
     assert pictures(tmp_path) == pictures(whole("fixed"))
