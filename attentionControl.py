@@ -46,17 +46,26 @@ class RecordingAttnProcessor:
     def __init__(self, controller: AttentionControlEdit, layer: AttentionLayer):
         self.controller, self.layer = controller, layer
 
-    def __call__(self, attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
-                 attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Hidden states `(2B, queries, width)` to the same shape."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (projection(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (2B, heads, tokens, head width)
-                             for projection, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context)))
+        query, key, value = (
+            projection(states)
+            .unflatten(-1, (attn.heads, -1))
+            .transpose(1, 2)  # (2B, heads, tokens, head width)
+            for projection, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        )
         unconditional, conditional = zip(*(states.chunk(2) for states in (query, key, value)))
         attended = F.scaled_dot_product_attention(*unconditional, scale=attn.scale)
 
         query, key, value = conditional
-        scores = query * attn.scale @ key.transpose(-1, -2)                       # (B, heads, queries, keys)
+        scores = query * attn.scale @ key.transpose(-1, -2)  # (B, heads, queries, keys)
         probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         self.controller.collect(self.layer, probabilities)
 
@@ -168,9 +177,15 @@ class AttentionControlEditLearnable(AttentionControlEdit):
 
     def load_state(self, state: torch.Tensor) -> None:
         self.optimizer.state.clear()
-        if len(state) > sum(parameter.numel() for parameter in self.network.parameters()):  # Adam makes its state in its first step
+        if len(state) > sum(
+            parameter.numel() for parameter in self.network.parameters()
+        ):  # Adam makes its state in its first step
             for parameter in self.network.parameters():
-                self.optimizer.state[parameter] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+                self.optimizer.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
         moving = self._moving()
         with torch.no_grad():
             for tensor, values in zip(moving, state.split([tensor.numel() for tensor in moving])):
@@ -178,7 +193,12 @@ class AttentionControlEditLearnable(AttentionControlEdit):
 
     def _moving(self) -> list[torch.Tensor]:
         parameters = list(self.network.parameters())
-        return parameters + [self.optimizer.state[p][name] for p in parameters if p in self.optimizer.state for name in ("step", "exp_avg", "exp_avg_sq")]
+        return parameters + [
+            self.optimizer.state[p][name]
+            for p in parameters
+            if p in self.optimizer.state
+            for name in ("step", "exp_avg", "exp_avg_sq")
+        ]
 
 
 def _weighted_sum(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
@@ -197,7 +217,14 @@ def self_attention_losses(maps: Maps, reference: Maps) -> torch.Tensor:
     Returns:
         `(B, layers)`, layers in the order in which the UNet runs them.
     """
-    return torch.stack([(attention - reference[layer]).square().mean((1, 2, 3)) for layer, attention in maps.items() if not layer.is_cross], dim=1)
+    return torch.stack(
+        [
+            (attention - reference[layer]).square().mean((1, 2, 3))
+            for layer, attention in maps.items()
+            if not layer.is_cross
+        ],
+        dim=1,
+    )
 
 
 def average_attention(maps: Maps, grid: int, is_cross: bool) -> torch.Tensor:
@@ -208,9 +235,15 @@ def average_attention(maps: Maps, grid: int, is_cross: bool) -> torch.Tensor:
     Returns:
         `(B, grid, grid, keys)`; the keys are the prompt's tokens, or the map's own positions.
     """
-    sides = {layer: math.isqrt(attention.shape[2]) for layer, attention in maps.items() if layer.is_cross == is_cross and layer.place != "mid"}
+    sides = {
+        layer: math.isqrt(attention.shape[2])
+        for layer, attention in maps.items()
+        if layer.is_cross == is_cross and layer.place != "mid"
+    }
     nearest = min(set(sides.values()), key=lambda side: (abs(math.log(side / grid)), side))
-    average = torch.stack([maps[layer].mean(1) for layer, side in sides.items() if side == nearest]).mean(0)  # (B, queries, keys)
+    average = torch.stack([maps[layer].mean(1) for layer, side in sides.items() if side == nearest]).mean(
+        0
+    )  # (B, queries, keys)
     return average.unflatten(1, (nearest, nearest))
 
 
@@ -221,10 +254,14 @@ def principal_components(before: torch.Tensor, after: torch.Tensor, count: int =
     own; it is turned so that its largest entry is positive.
     """
     mean = before.mean((1, 2), keepdim=True)
-    centred = (before - mean).flatten(1, 2)                                                   # (B, queries, keys)
-    axes = torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors[..., -count:].flip(-1)  # (B, keys, count)
+    centred = (before - mean).flatten(1, 2)  # (B, queries, keys)
+    axes = (
+        torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors[..., -count:].flip(-1)
+    )  # (B, keys, count)
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    return torch.stack([(attention - mean) @ axes[:, None] for attention in (before, after)]).permute(0, 4, 2, 3, 1)
+    return torch.stack([(attention - mean) @ axes[:, None] for attention in (before, after)]).permute(
+        0, 4, 2, 3, 1
+    )
 
 
 def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ Stages are timed apart, after a warm-up, and the median of the runs is given. Ev
 pass) and of the VAE's decoder are counted too, because counts are the same on every machine.
 """
 
-import threads  # noqa: F401  (before torch)
+import environment  # isort: skip  # noqa: F401
 
 import argparse
 import json
@@ -31,32 +31,69 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import reference  # noqa: E402
-from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
-from diff_latent_attack import DiffAttack  # noqa: E402
-from dataset import read_dataset  # noqa: E402
-from evaluate import table  # noqa: E402
-from main import HelpFormatter, check_device, compile_networks, load_pipeline, set_up  # noqa: E402
-from utils import read_image, to_tensor  # noqa: E402
-
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402  (after main, which sets what they print)
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
+
+from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
+from dataset import read_dataset  # noqa: E402
+from diff_latent_attack import DiffAttack  # noqa: E402
+from evaluate import table  # noqa: E402
+from images import read_image, to_tensor  # noqa: E402
+from models import check_device, load_pipeline, set_up  # noqa: E402
+from options import HelpFormatter  # noqa: E402
 
 
 def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
     """Stable Diffusion 2-base's shape with random weights; the tokenizer is the small model's, so prompts are padded to 77 tokens as usual."""
     with torch.device(device):
         unet = UNet2DConditionModel(
-            sample_size=64, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20),
-            use_linear_projection=True, down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
-        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
-                            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-        text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23,
-                                                    num_attention_heads=16, hidden_act="gelu"))
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=23,
+                num_attention_heads=16,
+                hidden_act="gelu",
+            )
+        )
     tokenizer = load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu")).tokenizer
     tokenizer.model_max_length = 77
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    return StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
-                                   feature_extractor=None, requires_safety_checker=False).to(dtype)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype)
 
 
 class Counter:
@@ -105,7 +142,9 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
 
 
 @contextmanager
-def timed(owner: object, methods: dict[str, tuple[str, ...]], device: torch.device) -> Iterator[dict[str, float]]:
+def timed(
+    owner: object, methods: dict[str, tuple[str, ...]], device: torch.device
+) -> Iterator[dict[str, float]]:
     """Adds up the seconds that the owner's methods take inside the block, by stage."""
     seconds = dict.fromkeys(methods, 0.0)
 
@@ -132,7 +171,15 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(work: Callable, warm_up: Callable, owner: object, methods: dict, pipeline: StableDiffusionPipeline, images: int, runs: int) -> dict:
+def measure(
+    work: Callable,
+    warm_up: Callable,
+    owner: object,
+    methods: dict,
+    pipeline: StableDiffusionPipeline,
+    images: int,
+    runs: int,
+) -> dict:
     """Median seconds an image, whole and by stage, peak memory, and the counts of one run."""
     device = pipeline.device
     warm_up()
@@ -146,8 +193,13 @@ def measure(work: Callable, warm_up: Callable, owner: object, methods: dict, pip
                 work()
             totals.append((time.perf_counter() - started) / images)
             stages.append({stage: value / images for stage, value in seconds.items()})
-    return {"seconds": statistics.median(totals), "stages": {stage: statistics.median(s[stage] for s in stages) for stage in methods},
-            "unet_evaluations": counters["unet"].total() / runs / images, "vae_evaluations": counters["vae"].total() / runs / images, "peak_memory": peak[0]}
+    return {
+        "seconds": statistics.median(totals),
+        "stages": {stage: statistics.median(s[stage] for s in stages) for stage in methods},
+        "unet_evaluations": counters["unet"].total() / runs / images,
+        "vae_evaluations": counters["vae"].total() / runs / images,
+        "peak_memory": peak[0],
+    }
 
 
 def load(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -157,27 +209,60 @@ def load(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
     return load_pipeline(arguments.checkpoint, device, dtype)
 
 
-def measure_project(arguments: argparse.Namespace, images: torch.Tensor, labels: list[int], device: torch.device, dtype: torch.dtype) -> dict:
+def measure_project(
+    arguments: argparse.Namespace,
+    images: torch.Tensor,
+    labels: list[int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict:
     """This project, on all images at once."""
     set_up(device)
     pipeline, classifier = load(arguments, device, dtype), load_classifier(arguments.model_name).to(device)
-    if arguments.compile:
-        compile_networks(pipeline, [classifier])
     attack = DiffAttack(pipeline, classifier)
     quick = DiffAttack(pipeline, classifier, iterations=2)
-    methods = {"encode": ("encode",), "inversion": ("ddim_inversion",), "null-text": ("optimise_null_text",), "attack": ("reference_run", "optimise_latents"), "decode": ("perturbed_run",)}
-    return measure(lambda: attack(images, torch.tensor(labels)), lambda: quick(images, torch.tensor(labels)), attack, methods, pipeline, len(images), arguments.runs)
+    methods = {
+        "encode": ("encode",),
+        "inversion": ("ddim_inversion",),
+        "null-text": ("optimise_null_text",),
+        "attack": ("reference_run", "optimise_latents"),
+        "decode": ("perturbed_run",),
+    }
+    return measure(
+        lambda: attack(images, torch.tensor(labels)),
+        lambda: quick(images, torch.tensor(labels)),
+        attack,
+        methods,
+        pipeline,
+        len(images),
+        arguments.runs,
+    )
 
 
-def measure_reference(arguments: argparse.Namespace, images: torch.Tensor, labels: list[int], device: torch.device) -> dict:
+def measure_reference(
+    arguments: argparse.Namespace, images: torch.Tensor, labels: list[int], device: torch.device
+) -> dict:
     """The reference on the first image, in float32 with PyTorch's defaults."""
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-    pipeline, classifier = load(arguments, device, torch.float32), load_classifier(arguments.model_name).to(device)
+    pipeline, classifier = (
+        load(arguments, device, torch.float32),
+        load_classifier(arguments.model_name).to(device),
+    )
     for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         network.to(memory_format=torch.contiguous_format).requires_grad_(False)
-    image, caption, scheduler = images[:1].to(device), IMAGENET_CLASSES[labels[0]], DiffAttack(pipeline, classifier).scheduler
-    methods = {"encode": ("encode",), "inversion": ("invert",), "null-text": ("null_text",), "attack": ("optimise",), "decode": ("denoise",)}
+    image, caption, scheduler = (
+        images[:1].to(device),
+        IMAGENET_CLASSES[labels[0]],
+        DiffAttack(pipeline, classifier).scheduler,
+    )
+    methods = {
+        "encode": ("encode",),
+        "inversion": ("invert",),
+        "null-text": ("null_text",),
+        "attack": ("optimise",),
+        "decode": ("denoise",),
+    }
 
     def work(iterations: int = 30) -> None:
         reference.attack(pipeline, scheduler, classifier, image, labels[0], caption, iterations=iterations)
@@ -188,33 +273,78 @@ def measure_reference(arguments: argparse.Namespace, images: torch.Tensor, label
 def describe_machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) \
-        if Path("/proc/cpuinfo").exists() else platform.processor()
+    model = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", default=str(ROOT / "demo/tiny_diffusion"), metavar="PATH", help="a folder in diffusers format, or a hub id")
-    parser.add_argument("--random", choices=("sd2-base",), default=None, help="random weights of that shape instead")
-    parser.add_argument("--model_name", choices=list(REGISTRY), default="efficientnet_lite0", help="the classifier")
+    parser.add_argument(
+        "--checkpoint",
+        default=str(ROOT / "demo/tiny_diffusion"),
+        metavar="PATH",
+        help="a folder in diffusers format, or a hub id",
+    )
+    parser.add_argument(
+        "--random", choices=("sd2-base",), default=None, help="random weights of that shape instead"
+    )
+    parser.add_argument(
+        "--model_name", choices=list(REGISTRY), default="efficientnet_lite0", help="the classifier"
+    )
     parser.add_argument("--res", type=int, default=224, metavar="PIXELS", help="side of the image")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cuda, cuda:1, mps or cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of this project; the reference runs in fp32")
-    parser.add_argument("--batch_size", type=int, default=1, metavar="B", help="of this project; the reference takes one image at a time")
-    parser.add_argument("--compile", action="store_true", help="compile this project's networks")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of this project; the reference runs in fp32",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=1,
+        metavar="B",
+        help="of this project; the reference takes one image at a time",
+    )
     parser.add_argument("--runs", type=int, default=3, metavar="K", help="of which the median is given")
-    parser.add_argument("--only", choices=("project", "reference"), default=None, help="measure one of the two, where the other does not fit")
+    parser.add_argument(
+        "--only",
+        choices=("project", "reference"),
+        default=None,
+        help="measure one of the two, where the other does not fit",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    device, dtype = check_device(arguments.device), torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+    device, dtype = (
+        check_device(arguments.device),
+        torch.bfloat16 if arguments.dtype == "bf16" else torch.float32,
+    )
 
-    items = read_dataset(ROOT / "demo/images", ROOT / "demo/labels.txt", IMAGENET_CLASSES)[:arguments.batch_size]
+    items = read_dataset(ROOT / "demo/images", ROOT / "demo/labels.txt", IMAGENET_CLASSES)[
+        : arguments.batch_size
+    ]
     labels = [item.labels[0] for item in items]
     images = torch.cat([to_tensor(read_image(item.path, arguments.res)) for item in items])
 
-    results = {"machine": describe_machine(device), "model": arguments.random or Path(arguments.checkpoint).name, "res": arguments.res, "dtype": arguments.dtype,
-               "batch_size": len(images), "compile": arguments.compile, "runs": arguments.runs}
+    results = {
+        "machine": describe_machine(device),
+        "model": arguments.random or Path(arguments.checkpoint).name,
+        "res": arguments.res,
+        "dtype": arguments.dtype,
+        "batch_size": len(images),
+        "runs": arguments.runs,
+    }
     # This project first: a process's resident set does not shrink, so that after the greedier reference its own peak could not be seen.
     if arguments.only != "reference":
         results["project"] = measure_project(arguments, images, labels, device, dtype)
@@ -222,21 +352,42 @@ def main() -> None:
     if arguments.only != "project":
         results["reference"] = measure_reference(arguments, images, labels, device)
     if arguments.only is None:
-        results["ratios"] = {name: results["project"][key] / results["reference"][key] for name, key in
-                             (("unet_evaluations", "unet_evaluations"), ("vae_evaluations", "vae_evaluations"), ("wall_time", "seconds"), ("peak_memory", "peak_memory"))}
+        results["ratios"] = {
+            name: results["project"][key] / results["reference"][key]
+            for name, key in (
+                ("unet_evaluations", "unet_evaluations"),
+                ("vae_evaluations", "vae_evaluations"),
+                ("wall_time", "seconds"),
+                ("peak_memory", "peak_memory"),
+            )
+        }
     print(json.dumps(results, indent=2) if arguments.json else "\n".join(describe(results)))
 
 
 def describe(results: dict) -> list[str]:
     """The same as an aligned table."""
     sides = [side for side in ("reference", "project") if side in results]
-    lines = [f"{results['machine']}; {results['model']}, {results['res']} pixels; this project in {results['dtype']}, {results['batch_size']} at once"
-             + (", compiled" if results["compile"] else "")]
+    lines = [
+        f"{results['machine']}; {results['model']}, {results['res']} pixels; this project in {results['dtype']}, {results['batch_size']} at once"
+    ]
     rows = [["an image", *sides, "ratio"]]
-    rows += [[f"{stage}, s", *(f"{results[side]['stages'][stage]:.2f}" for side in sides), ""] for stage in results[sides[0]]["stages"]]
-    for label, key, ratio, scale in (("whole, s", "seconds", "wall_time", 1), ("UNet evaluations", "unet_evaluations", "unet_evaluations", 1),
-                                     ("VAE decoder evaluations", "vae_evaluations", "vae_evaluations", 1), ("peak memory, GB", "peak_memory", "peak_memory", 1e-9)):
-        rows.append([label, *(f"{results[side][key] * scale:.2f}" for side in sides), f"{results['ratios'][ratio]:.3f}" if "ratios" in results else ""])
+    rows += [
+        [f"{stage}, s", *(f"{results[side]['stages'][stage]:.2f}" for side in sides), ""]
+        for stage in results[sides[0]]["stages"]
+    ]
+    for label, key, ratio, scale in (
+        ("whole, s", "seconds", "wall_time", 1),
+        ("UNet evaluations", "unet_evaluations", "unet_evaluations", 1),
+        ("VAE decoder evaluations", "vae_evaluations", "vae_evaluations", 1),
+        ("peak memory, GB", "peak_memory", "peak_memory", 1e-9),
+    ):
+        rows.append(
+            [
+                label,
+                *(f"{results[side][key] * scale:.2f}" for side in sides),
+                f"{results['ratios'][ratio]:.3f}" if "ratios" in results else "",
+            ]
+        )
     return lines + table(rows)
 
 

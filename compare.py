@@ -10,7 +10,7 @@ the others are compared with.
 
 from __future__ import annotations
 
-import threads  # noqa: F401  (before torch)
+import environment  # isort: skip  # noqa: F401
 
 import argparse
 import copy
@@ -32,19 +32,52 @@ from tqdm import tqdm
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack, NonFiniteLossError
 from evaluate import Estimate, Evaluation, evaluate, jackknife, joint, mean_over_images, plain, share, table
-from main import (COLLAPSED_BELOW, InputError, attack_images, captions_of, check_device, check_dtype, check_folder, check_numbers, check_save_dir, claim_folder,
-                  configuration_of, count_processes, failure_path, load_networks, make_attack, make_folder, make_parser, missing_of, provenance, read_failures, read_finished, read_items, read_pictures, read_rows,
-                  record_path, restore_weights, run_program, set_up, settle, write_failure, write_texts)
-from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
-from utils import (ANALYSIS, Run, draw_comparison, draw_folders, layer_shares, plot_success_against_visibility, read_image, save_figure, timestep_shares, to_tensor)
+from images import read_image, to_tensor
+from models import check_device, check_dtype, load_networks, make_attack, set_up
+from options import InputError, captions_of, check_numbers, make_parser, read_items, settle
+from runs import (
+    attack_images,
+    check_folder,
+    check_save_dir,
+    claim_folder,
+    configuration_of,
+    count_processes,
+    failure_path,
+    make_folder,
+    missing_of,
+    provenance,
+    read_failures,
+    read_finished,
+    read_pictures,
+    read_rows,
+    record_path,
+    restore_weights,
+    run_program,
+    write_failure,
+    write_texts,
+)
+from timestep_weights import COLLAPSED_BELOW, SCHEDULES, WEIGHT_MODES, effective_timesteps
+from utils import (
+    ANALYSIS,
+    Run,
+    draw_comparison,
+    draw_folders,
+    layer_shares,
+    plot_success_against_visibility,
+    save_figure,
+    timestep_shares,
+)
 from workers import run_in_processes
 
 ALPHA = 0.05
 PERMUTATIONS, KERNEL_PERMUTATIONS = 9999, 999
-STUDY_SHARES = "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
+STUDY_SHARES = (
+    "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
+)
 
 
 # ---------------------------------------------------------------- statistics of paired differences
+
 
 @dataclass
 class Difference:
@@ -69,7 +102,16 @@ def paired_permutation(differences: np.ndarray) -> float:
 
     if len(differences) < 2 or not differences.any():
         return 1.0
-    return float(permutation_test((differences,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=PERMUTATIONS, vectorized=True, rng=0).pvalue)
+    return float(
+        permutation_test(
+            (differences,),
+            lambda x, axis: x.mean(axis),
+            permutation_type="samples",
+            n_resamples=PERMUTATIONS,
+            vectorized=True,
+            rng=0,
+        ).pvalue
+    )
 
 
 def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
@@ -85,7 +127,14 @@ def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Te
     estimate = jackknife(count, lambda kept: difference(kept, kept + count, clean[kept]))
     if count < 2 or torch.equal(first, second):
         return Difference(estimate, 1.0)
-    tested = permutation_test((np.arange(count), np.arange(count) + count), difference, permutation_type="samples", n_resamples=KERNEL_PERMUTATIONS, vectorized=False, rng=0)
+    tested = permutation_test(
+        (np.arange(count), np.arange(count) + count),
+        difference,
+        permutation_type="samples",
+        n_resamples=KERNEL_PERMUTATIONS,
+        vectorized=False,
+        rng=0,
+    )
     return Difference(estimate, float(tested.pvalue))
 
 
@@ -112,6 +161,7 @@ def smallest_success_difference(images: int, tests: int) -> float | None:
 
 # ---------------------------------------------------------------- figures
 
+
 @dataclass
 class Figure:
     """One line of the table: a figure of every mode, and its difference to the first mode where pairs of images give one."""
@@ -120,7 +170,9 @@ class Figure:
     values: list[Estimate]
     differences: list[Difference | None]
     note: str | None = None
-    reconstructed: Estimate | None = None       # the same of what the diffusion model makes of the images without any attack
+    reconstructed: Estimate | None = (
+        None  # the same of what the diffusion model makes of the images without any attack
+    )
 
 
 def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray]) -> list[Figure]:
@@ -128,26 +180,60 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
     lines = []
     for k, result in enumerate(evaluations[0].classifiers):
         counted = result.right_before
-        lines.append(Figure(f"{'white-box' if k < evaluations[0].surrogates else 'transfer'}, {result.name}", [e.classifiers[k].success for e in evaluations],
-                            success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
-                            reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum())))
+        lines.append(
+            Figure(
+                f"{'white-box' if k < evaluations[0].surrogates else 'transfer'}, {result.name}",
+                [e.classifiers[k].success for e in evaluations],
+                success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
+                reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum()),
+            )
+        )
     if evaluations[0].surrogates > 1:
-        together = [joint(e.classifiers[:e.surrogates]) for e in evaluations]
-        lines.append(Figure("white-box, all at once", [e.joint_success for e in evaluations], success_differences(together[0][0], [fooled for _, fooled in together])))
+        together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
+        lines.append(
+            Figure(
+                "white-box, all at once",
+                [e.joint_success for e in evaluations],
+                success_differences(together[0][0], [fooled for _, fooled in together]),
+            )
+        )
     if evaluations[0].transfers:
         scores = [transfer_scores(e) for e in evaluations]
-        lines.append(Figure("transfer, mean", [e.transfer_success for e in evaluations], [None] + [mean_difference(s - scores[0]) for s in scores[1:]]))
+        lines.append(
+            Figure(
+                "transfer, mean",
+                [e.transfer_success for e in evaluations],
+                [None] + [mean_difference(s - scores[0]) for s in scores[1:]],
+            )
+        )
     for name, quality in evaluations[0].quality.items():
-        by_image, features = [e.quality[name].by_image for e in evaluations], [e.quality[name].features for e in evaluations]
+        by_image, features = (
+            [e.quality[name].by_image for e in evaluations],
+            [e.quality[name].features for e in evaluations],
+        )
         if quality.features is not None:
             differences = [kernel_difference(*features[0], adversarial) for _, adversarial in features[1:]]
         elif quality.by_image is not None and all(np.isfinite(values).all() for values in by_image):
             differences = [mean_difference(values - by_image[0]) for values in by_image[1:]]
         else:
             differences = [None] * (len(evaluations) - 1)
-        lines.append(Figure(name, [e.quality[name].adversarial for e in evaluations], [None, *differences], quality.note, quality.reconstructed))
-    lines.append(Figure("seconds an image", [mean_over_images(s) for s in seconds],
-                        [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]], "with the shared inversion"))
+        lines.append(
+            Figure(
+                name,
+                [e.quality[name].adversarial for e in evaluations],
+                [None, *differences],
+                quality.note,
+                quality.reconstructed,
+            )
+        )
+    lines.append(
+        Figure(
+            "seconds an image",
+            [mean_over_images(s) for s in seconds],
+            [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]],
+            "with the shared inversion",
+        )
+    )
     tested = [difference for line in lines for difference in line.differences if difference is not None]
     for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
         difference.corrected = corrected
@@ -157,7 +243,10 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
 def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
     """Of every mode's success to the first one's, on the images that count; `(B,)` each."""
     first, *others = (of[counted] for of in fooled)
-    return [None] + [mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None for other in others]
+    return [None] + [
+        mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None
+        for other in others
+    ]
 
 
 def transfer_scores(evaluation: Evaluation) -> np.ndarray:
@@ -171,17 +260,24 @@ def transfer_scores(evaluation: Evaluation) -> np.ndarray:
 def sentence(mode: int, names: Sequence[str], figures: Sequence[Figure], images: int) -> str:
     """What may be said of a mode's differences to the first one."""
     tests = sum(difference is not None for figure in figures for difference in figure.differences)
-    found = [f"{figure.name} ({figure.differences[mode].estimate.value:+.3g}, p = {figure.differences[mode].corrected:.2g})" for figure in figures
-             if figure.differences[mode] is not None and figure.differences[mode].corrected <= ALPHA]
+    found = [
+        f"{figure.name} ({figure.differences[mode].estimate.value:+.3g}, p = {figure.differences[mode].corrected:.2g})"
+        for figure in figures
+        if figure.differences[mode] is not None and figure.differences[mode].corrected <= ALPHA
+    ]
     smallest = smallest_success_difference(images, tests)
-    power = (f"the smallest difference in success that they could show is {100 * smallest:.0f} points" if smallest is not None
-             else f"so few images cannot show any difference in success after correction for the {tests} tests of this table")
+    power = (
+        f"the smallest difference in success that they could show is {100 * smallest:.0f} points"
+        if smallest is not None
+        else f"so few images cannot show any difference in success after correction for the {tests} tests of this table"
+    )
     if found:
         return f"{names[mode]}: differs from {names[0]} in {', '.join(found)}; {power}."
     return f"{names[mode]}: no difference to {names[0]} that these {images} images could show; {power}."
 
 
 # ---------------------------------------------------------------- weights and shares
+
 
 @dataclass
 class WeightsOfMode:
@@ -196,10 +292,15 @@ class WeightsOfMode:
 
 def shares_of(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
     """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N, layers)` to `(B, N)` or `(B, layers)`, rows of sum 1."""
-    return {"timesteps, all layers": timestep_shares(layer_losses), "timesteps, first layer": timestep_shares(layer_losses[..., :1]), "layers": layer_shares(layer_losses)}
+    return {
+        "timesteps, all layers": timestep_shares(layer_losses),
+        "timesteps, first layer": timestep_shares(layer_losses[..., :1]),
+        "layers": layer_shares(layer_losses),
+    }
 
 
 # ---------------------------------------------------------------- run
+
 
 def parse_modes(text: str) -> list[tuple[str, str]]:
     """Modes with their schedules from "uniform,fixed:increasing"; `fixed` alone takes the schedule `learned`."""
@@ -207,9 +308,13 @@ def parse_modes(text: str) -> list[tuple[str, str]]:
     for part in text.split(","):
         mode, _, schedule = part.strip().partition(":")
         if mode not in WEIGHT_MODES:
-            raise argparse.ArgumentTypeError(f"unknown mode {mode!r}; expected some of {', '.join(WEIGHT_MODES)}")
+            raise argparse.ArgumentTypeError(
+                f"unknown mode {mode!r}; expected some of {', '.join(WEIGHT_MODES)}"
+            )
         if schedule and (mode != "fixed" or schedule not in SCHEDULES):
-            raise argparse.ArgumentTypeError(f"{part.strip()!r}: a schedule goes with fixed alone, as fixed:NAME with NAME one of {', '.join(SCHEDULES)}")
+            raise argparse.ArgumentTypeError(
+                f"{part.strip()!r}: a schedule goes with fixed alone, as fixed:NAME with NAME one of {', '.join(SCHEDULES)}"
+            )
         modes.append((mode, schedule or "learned"))
     if len(modes) < 2 or len(set(modes)) < len(modes):
         raise argparse.ArgumentTypeError("expected at least two modes, none of them twice")
@@ -226,9 +331,19 @@ def run(arguments: argparse.Namespace) -> int:
     captions = captions_of(arguments)
     items = read_items(arguments, captions)
     if (arguments.weight_mode, arguments.weight_schedule) != ("uniform", "learned"):
-        raise InputError("--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as uniform,fixed:increasing")
-    if arguments.shard != "0/1" or "WORLD_SIZE" in os.environ or arguments.overwrite or arguments.is_test or (arguments.batch_size or 1) != 1:
-        raise InputError("--shard, --overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares out its images by --processes alone")
+        raise InputError(
+            "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as uniform,fixed:increasing"
+        )
+    if (
+        arguments.shard != "0/1"
+        or "WORLD_SIZE" in os.environ
+        or arguments.overwrite
+        or arguments.is_test
+        or (arguments.batch_size or 1) != 1
+    ):
+        raise InputError(
+            "--shard, --overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares out its images by --processes alone"
+        )
     device = check_device(arguments.device)
     dtype = check_dtype(arguments.dtype, device)
     check_save_dir(arguments.save_dir)
@@ -246,7 +361,7 @@ def run(arguments: argparse.Namespace) -> int:
         make_folder(settings.save_dir)
         claim_folder(settings.save_dir, configuration)
 
-    work = items[:arguments.limit]
+    work = items[: arguments.limit]
     for settings, attack in zip(of_mode, attacks):
         done = [item.index for item in work if record_path(settings.save_dir, item.index).exists()]
         if done:
@@ -268,29 +383,52 @@ def arguments_of_mode(arguments: argparse.Namespace, mode: tuple[str, str], name
     return settings
 
 
-def share_out(items: list[Item], attacks: Sequence[DiffAttack], of_mode: Sequence[argparse.Namespace], device: torch.device, dtype: torch.dtype,
-              captions: Sequence[str], bar: tqdm) -> None:
+def share_out(
+    items: list[Item],
+    attacks: Sequence[DiffAttack],
+    of_mode: Sequence[argparse.Namespace],
+    device: torch.device,
+    dtype: torch.dtype,
+    captions: Sequence[str],
+    bar: tqdm,
+) -> None:
     """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one image after the other, is left to the caller."""
     for settings, attack in zip(of_mode, attacks):
-        settings.processes = 1 if settings.weight_mode == "learnable" else count_processes(settings, attack, len(items), 1)
+        settings.processes = (
+            1 if settings.weight_mode == "learnable" else count_processes(settings, attack, len(items), 1)
+        )
     shared = [settings for settings in of_mode if settings.processes > 1]
     for settings in shared:
         for item in missing_of(items, settings.save_dir):
             failure_path(settings.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
     if any(missing_of(items, settings.save_dir) for settings in shared):
         processes = shared[0].processes
-        killed = run_in_processes(attack_part, [(shared, items[k::processes], device, dtype, captions) for k in range(processes)],
-                                  lambda: show_progress(bar, items, shared))
+        killed = run_in_processes(
+            attack_part,
+            [(shared, items[k::processes], device, dtype, captions) for k in range(processes)],
+            lambda: show_progress(bar, items, shared),
+        )
         if killed:
-            tqdm.write(f"{len(killed)} of {processes} processes were killed; going on with their images in this one", file=sys.stderr)
+            tqdm.write(
+                f"{len(killed)} of {processes} processes were killed; going on with their images in this one",
+                file=sys.stderr,
+            )
 
 
 def show_progress(bar: tqdm, items: Sequence[Item], of_mode: Sequence[argparse.Namespace]) -> None:
-    bar.n = sum(all(record_path(settings.save_dir, item.index).exists() for settings in of_mode) for item in items)
+    bar.n = sum(
+        all(record_path(settings.save_dir, item.index).exists() for settings in of_mode) for item in items
+    )
     bar.refresh()
 
 
-def attack_part(of_mode: Sequence[argparse.Namespace], items: Sequence[Item], device: torch.device, dtype: torch.dtype, captions: Sequence[str]) -> None:
+def attack_part(
+    of_mode: Sequence[argparse.Namespace],
+    items: Sequence[Item],
+    device: torch.device,
+    dtype: torch.dtype,
+    captions: Sequence[str],
+) -> None:
     """What one of several processes does: attacks its images in the modes given."""
     torch.manual_seed(of_mode[0].seed)
     set_up(device)
@@ -303,8 +441,12 @@ def attack_part(of_mode: Sequence[argparse.Namespace], items: Sequence[Item], de
 def attack_in_all_modes(item: Item, attacks: Sequence, of_mode: Sequence[argparse.Namespace]) -> None:
     """Attacks one image in each mode that has no record of it, from one inversion."""
     index, path = item.index, item.path
-    missing = [k for k, settings in enumerate(of_mode) if not record_path(settings.save_dir, index).exists()
-               and not (settings.processes > 1 and failure_path(settings.save_dir, index).exists())]  # one of the processes has tried
+    missing = [
+        k
+        for k, settings in enumerate(of_mode)
+        if not record_path(settings.save_dir, index).exists()
+        and not (settings.processes > 1 and failure_path(settings.save_dir, index).exists())
+    ]  # one of the processes has tried
     if not missing:
         return
     try:
@@ -326,63 +468,152 @@ def attack_in_all_modes(item: Item, attacks: Sequence, of_mode: Sequence[argpars
             write_failure(of_mode[k].save_dir, index, path, error)
 
 
-def report(arguments: argparse.Namespace, names: Sequence[str], of_mode: Sequence[argparse.Namespace], attacks: Sequence, starts: Sequence[list[float]],
-           items: Sequence[Item], device: torch.device) -> int:
+def report(
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+    of_mode: Sequence[argparse.Namespace],
+    attacks: Sequence,
+    starts: Sequence[list[float]],
+    items: Sequence[Item],
+    device: torch.device,
+) -> int:
     """Compares what is in the folders, writes comparison.md, .tex, .json and .csv, and prints the table; returns the exit code."""
-    failures = [f"{name}: {failure}" for name, settings in zip(names, of_mode) for failure in read_failures(settings.save_dir, [item.index for item in items])]
-    compared = [item for item in items if all(record_path(settings.save_dir, item.index).exists() for settings in of_mode)]
+    failures = [
+        f"{name}: {failure}"
+        for name, settings in zip(names, of_mode)
+        for failure in read_failures(settings.save_dir, [item.index for item in items])
+    ]
+    compared = [
+        item
+        for item in items
+        if all(record_path(settings.save_dir, item.index).exists() for settings in of_mode)
+    ]
     common = [item.index for item in compared]
     if not common:
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
     rows = [read_rows(settings.save_dir, common) for settings in of_mode]
     surrogates = dict(zip(arguments.model_name, attacks[0].classifiers))
-    evaluations = [evaluate(read_pictures(settings.save_dir, compared, settings.res), surrogates, arguments.transfer_models, device) for settings in of_mode]
+    evaluations = [
+        evaluate(
+            read_pictures(settings.save_dir, compared, settings.res),
+            surrogates,
+            arguments.transfer_models,
+            device,
+        )
+        for settings in of_mode
+    ]
     figures = figures_of(evaluations, [np.array([row["seconds"] for row in of]) for of in rows])
     sentences = [sentence(k, names, figures, len(common)) for k in range(1, len(names))]
-    weights = [WeightsOfMode(start, attack.controller.weights().tolist(), effective_timesteps(attack.controller.weights())) for start, attack in zip(starts, attacks)]
+    weights = [
+        WeightsOfMode(
+            start, attack.controller.weights().tolist(), effective_timesteps(attack.controller.weights())
+        )
+        for start, attack in zip(starts, attacks)
+    ]
     runs = [read_finished(settings.save_dir, common) for settings in of_mode]
     layers, shares = runs[0].records[0].layers, shares_of(runs[0].layer_losses)
 
-    sections = [("Figures", figure_rows(names, figures)), ("Weights", weight_rows(names, weights)), ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
-                ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares))]
-    remarks = [f"{len(common)} images; in brackets 95 % intervals; below each figure its difference to {names[0]} on the same images, and p, corrected by Holm over the table",
-               *sentences, *advice(names, weights), f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone",
-               *dict.fromkeys(f"warning: {doubt}" for evaluation in evaluations for doubt in evaluation.doubts), *(f"left out: {failure}" for failure in failures)]
-    results = {"modes": names, "images": [row["file"] for row in rows[0]], "figures": [as_dict(figure, names) for figure in figures], "sentences": sentences,
-               "weights": {name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)}, "layers": layers,
-               "shares": {name: {"mean": value.mean(0).tolist(), "standard_deviation": value.std(0).tolist(), "by_image": value.tolist()} for name, value in shares.items()},
-               "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)}, "not_attacked": failures,
-               **provenance(arguments, device)}
-    contents = {"comparison.md": markdown(sections, remarks), "comparison.tex": latex(sections[0][1], remarks[0]), "comparison.json": json.dumps(results, indent=2),
-                "comparison.csv": csv_text(names, rows, evaluations, arguments.label_base)}
+    sections = [
+        ("Figures", figure_rows(names, figures)),
+        ("Weights", weight_rows(names, weights)),
+        ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
+        ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
+    ]
+    remarks = [
+        f"{len(common)} images; in brackets 95 % intervals; below each figure its difference to {names[0]} on the same images, and p, corrected by Holm over the table",
+        *sentences,
+        *advice(names, weights),
+        f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone",
+        *dict.fromkeys(f"warning: {doubt}" for evaluation in evaluations for doubt in evaluation.doubts),
+        *(f"left out: {failure}" for failure in failures),
+    ]
+    results = {
+        "modes": names,
+        "images": [row["file"] for row in rows[0]],
+        "figures": [as_dict(figure, names) for figure in figures],
+        "sentences": sentences,
+        "weights": {name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)},
+        "layers": layers,
+        "shares": {
+            name: {
+                "mean": value.mean(0).tolist(),
+                "standard_deviation": value.std(0).tolist(),
+                "by_image": value.tolist(),
+            }
+            for name, value in shares.items()
+        },
+        "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)},
+        "not_attacked": failures,
+        **provenance(arguments, device),
+    }
+    contents = {
+        "comparison.md": markdown(sections, remarks),
+        "comparison.tex": latex(sections[0][1], remarks[0]),
+        "comparison.json": json.dumps(results, indent=2),
+        "comparison.csv": csv_text(names, rows, evaluations, arguments.label_base),
+    }
     write_texts(arguments.save_dir, contents)
-    print("\n" + "\n\n".join("\n".join([title, *table(of)]) for title, of in sections) + "\n\n" + "\n".join(remarks))
+    print(
+        "\n"
+        + "\n\n".join("\n".join([title, *table(of)]) for title, of in sections)
+        + "\n\n"
+        + "\n".join(remarks)
+    )
     if arguments.figures != "none":
         draw(names, runs, evaluations, arguments.save_dir, each_image=arguments.figures == "all")
         print(f"\nfigures in {arguments.save_dir / ANALYSIS}, and in that folder of each mode")
     return 1 if failures else 0
 
 
-def draw(names: Sequence[str], runs: Sequence[Run], evaluations: Sequence[Evaluation], folder: Path, each_image: bool) -> None:
+def draw(
+    names: Sequence[str],
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    folder: Path,
+    each_image: bool,
+) -> None:
     """The figures of each mode in its own folder, and those that compare the modes in that of the comparison."""
     draw_folders(runs, each_image, anew=False)
     draw_comparison(dict(zip(names, runs)), folder)
     measure = "LPIPS" if "LPIPS" in evaluations[0].quality else "SSIM"
     ends = lambda estimate: (estimate.value, estimate.low, estimate.high)
-    points = {name: {measure: ends(e.quality[measure].adversarial), e.classifiers[0].name: ends(e.classifiers[0].success),
-                     **({"transfer, mean": ends(e.transfer_success)} if e.transfer_success else {})} for name, e in zip(names, evaluations)}
-    save_figure(plot_success_against_visibility(points, measure), folder / ANALYSIS / "success_against_visibility")
+    points = {
+        name: {
+            measure: ends(e.quality[measure].adversarial),
+            e.classifiers[0].name: ends(e.classifiers[0].success),
+            **({"transfer, mean": ends(e.transfer_success)} if e.transfer_success else {}),
+        }
+        for name, e in zip(names, evaluations)
+    }
+    save_figure(
+        plot_success_against_visibility(points, measure), folder / ANALYSIS / "success_against_visibility"
+    )
 
 
 # ---------------------------------------------------------------- writing it down
 
+
 def figure_rows(names: Sequence[str], figures: Sequence[Figure]) -> list[list[str]]:
     rows = [["", "reconstruction alone", *names, ""]]
     for figure in figures:
-        rows.append([figure.name, "" if figure.reconstructed is None else str(figure.reconstructed), *map(str, figure.values), figure.note or ""])
+        rows.append(
+            [
+                figure.name,
+                "" if figure.reconstructed is None else str(figure.reconstructed),
+                *map(str, figure.values),
+                figure.note or "",
+            ]
+        )
         if any(difference is not None for difference in figure.differences):
-            rows.append([f"  - {names[0]}", "", *("" if d is None else difference_text(d) for d in figure.differences), ""])
+            rows.append(
+                [
+                    f"  - {names[0]}",
+                    "",
+                    *("" if d is None else difference_text(d) for d in figure.differences),
+                    "",
+                ]
+            )
     return rows
 
 
@@ -394,75 +625,157 @@ def difference_text(difference: Difference) -> str:
 
 def weight_rows(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[list[str]]:
     numbers = lambda values: " ".join(f"{value:.3f}" for value in values)
-    return [["mode", "start", "end", "effective timesteps", ""]] + [[name, numbers(w.start), numbers(w.end), f"{w.effective:.2f}", "collapsed" if w.collapsed else ""]
-                                                                    for name, w in zip(names, weights)]
+    return [["mode", "start", "end", "effective timesteps", ""]] + [
+        [name, numbers(w.start), numbers(w.end), f"{w.effective:.2f}", "collapsed" if w.collapsed else ""]
+        for name, w in zip(names, weights)
+    ]
 
 
 def share_rows(shares: dict[str, np.ndarray]) -> list[list[str]]:
     by_timestep = {name: value for name, value in shares.items() if name.startswith("timesteps")}
     count = next(iter(by_timestep.values())).shape[1]
-    return [["", *(f"i = {i}" for i in range(count))]] + [[name, *(f"{100 * m:.0f} +- {100 * s:.0f}" for m, s in zip(value.mean(0), value.std(0)))]
-                                                          for name, value in by_timestep.items()]
+    return [["", *(f"i = {i}" for i in range(count))]] + [
+        [name, *(f"{100 * m:.0f} +- {100 * s:.0f}" for m, s in zip(value.mean(0), value.std(0)))]
+        for name, value in by_timestep.items()
+    ]
 
 
 def layer_rows(layers: Sequence[str], shares: dict[str, np.ndarray]) -> list[list[str]]:
-    return [["layer", "share"]] + [[layer, f"{100 * m:.2g} +- {100 * s:.2g}"] for layer, m, s in zip(layers, shares["layers"].mean(0), shares["layers"].std(0))]
+    return [["layer", "share"]] + [
+        [layer, f"{100 * m:.2g} +- {100 * s:.2g}"]
+        for layer, m, s in zip(layers, shares["layers"].mean(0), shares["layers"].std(0))
+    ]
 
 
 def advice(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[str]:
     lines = []
     for name, w in zip(names, weights):
         if name == "learnable" and w.collapsed:
-            lines.append(f"learnable: the weights have collapsed onto timestep {int(np.argmax(w.end))}. The loss is linear in the weights, so its minimum over them puts "
-                         "all weight on the smallest L_i; use fixed.")
+            lines.append(
+                f"learnable: the weights have collapsed onto timestep {int(np.argmax(w.end))}. The loss is linear in the weights, so its minimum over them puts "
+                "all weight on the smallest L_i; use fixed."
+            )
         elif name == "learnable":
-            lines.append("learnable: the weights move towards the timestep with the smallest L_i, because the loss is linear in them; a higher --weight_lr or more images show the collapse.")
+            lines.append(
+                "learnable: the weights move towards the timestep with the smallest L_i, because the loss is linear in them; a higher --weight_lr or more images show the collapse."
+            )
         elif name == "learnable_detached":
-            lines.append("learnable_detached: the weight is detached in the loss, so unchanged weights are expected; it equals fixed:increasing.")
+            lines.append(
+                "learnable_detached: the weight is detached in the loss, so unchanged weights are expected; it equals fixed:increasing."
+            )
     return lines
 
 
 def as_dict(figure: Figure, names: Sequence[str]) -> dict:
-    differences = {name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected} for name, d in zip(names, figure.differences)}
-    return {"name": figure.name, "values": {name: plain(value) for name, value in zip(names, figure.values)}, "differences": differences,
-            "reconstructed": plain(figure.reconstructed), "note": figure.note}
+    differences = {
+        name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected}
+        for name, d in zip(names, figure.differences)
+    }
+    return {
+        "name": figure.name,
+        "values": {name: plain(value) for name, value in zip(names, figure.values)},
+        "differences": differences,
+        "reconstructed": plain(figure.reconstructed),
+        "note": figure.note,
+    }
 
 
 def markdown(sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
     lines = ["# Comparison of timestep weights", ""]
     for title, rows in sections:
-        lines += [f"## {title}", "", "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]), *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows[1:]), ""]
+        lines += [
+            f"## {title}",
+            "",
+            "| " + " | ".join(rows[0]) + " |",
+            "|" + "---|" * len(rows[0]),
+            *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows[1:]),
+            "",
+        ]
     return "\n".join(lines + [f"- {remark}" for remark in remarks])
 
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
     """A booktabs table that goes into a paper as it is."""
-    escape = lambda text: "".join({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text.strip())
+    escape = lambda text: "".join(
+        {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text.strip()
+    )
     line = lambda row: " & ".join(map(escape, row[:-1])) + r" \\"
-    return "\n".join([r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{escape(caption)}.}}", rf"\begin{{tabular}}{{l{'l' * (len(rows[0]) - 2)}}}", r"\toprule",
-                      line(rows[0]), r"\midrule", *map(line, rows[1:]), r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(caption)}.}}",
+            rf"\begin{{tabular}}{{l{'l' * (len(rows[0]) - 2)}}}",
+            r"\toprule",
+            line(rows[0]),
+            r"\midrule",
+            *map(line, rows[1:]),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
 
 
-def csv_text(names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation], base: int) -> str:
+def csv_text(
+    names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation], base: int
+) -> str:
     """A row per image, mode and classifier."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["image", "mode", "classifier", "true_label", "label_before", "label_reconstructed", "label_after", "confidence_before", "confidence_after",
-                     "true_confidence_after", "seconds", *(name for name, quality in evaluations[0].quality.items() if quality.by_image is not None)])
+    writer.writerow(
+        [
+            "image",
+            "mode",
+            "classifier",
+            "true_label",
+            "label_before",
+            "label_reconstructed",
+            "label_after",
+            "confidence_before",
+            "confidence_after",
+            "true_confidence_after",
+            "seconds",
+            *(name for name, quality in evaluations[0].quality.items() if quality.by_image is not None),
+        ]
+    )
     for name, of, evaluation in zip(names, rows, evaluations):
-        figures = [quality.by_image for quality in evaluation.quality.values() if quality.by_image is not None]
+        figures = [
+            quality.by_image for quality in evaluation.quality.values() if quality.by_image is not None
+        ]
         for result in evaluation.classifiers:
             for k, row in enumerate(of):
                 before, after, reconstructed = result.before[k], result.after[k], result.reconstructed[k]
-                writer.writerow([row["file"], name, result.name, row["label"], before.label + base, reconstructed.label + base, after.label + base, before.confidence, after.confidence,
-                                 after.true_confidence, row["seconds"], *(values[k] for values in figures)])
+                writer.writerow(
+                    [
+                        row["file"],
+                        name,
+                        result.name,
+                        row["label"],
+                        before.label + base,
+                        reconstructed.label + base,
+                        after.label + base,
+                        before.confidence,
+                        after.confidence,
+                        after.true_confidence,
+                        row["seconds"],
+                        *(values[k] for values in figures),
+                    ]
+                )
     return out.getvalue()
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__.split("\n\n")[0])
     parser.set_defaults(save_dir=Path("comparison"))
-    parser.add_argument("--modes", type=parse_modes, default=",".join(WEIGHT_MODES), metavar="MODES", help="weight modes, separated by commas; fixed:NAME names a schedule")
+    parser.add_argument(
+        "--modes",
+        type=parse_modes,
+        default=",".join(WEIGHT_MODES),
+        metavar="MODES",
+        help="weight modes, separated by commas; fixed:NAME names a schedule",
+    )
     return run_program("compare.py", lambda: run(settle(parser.parse_args(argv))))
 
 

@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 from natsort import natsorted
 
-from utils import IMAGE_SUFFIXES
-
+from images import IMAGE_SUFFIXES
 
 TARGET_COLUMN = "TargetClass"
 
@@ -37,7 +36,7 @@ class Item:
     index: int
     path: Path
     labels: tuple[int, ...]
-    target: int | None = None                   # of a targeted attack
+    target: int | None = None  # of a targeted attack
 
 
 def labels_and_targets(items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
@@ -53,13 +52,15 @@ class Preset:
 
     label_base: int = 1
     logit_temperature: float = 1.0
-    captions: str | None = None                 # what --captions must be given, or None for ImageNet's
+    captions: str | None = None  # what --captions must be given, or None for ImageNet's
 
 
 PRESETS = {
     "imagenet_compatible": Preset(),
     "cub_200_2011": Preset(logit_temperature=10.0, captions="CUB-200-2011's classes.txt"),
-    "standford_car": Preset(logit_temperature=10.0, captions="Stanford Cars' cars_meta.mat"),  # spelt as the original tool does
+    "standford_car": Preset(
+        logit_temperature=10.0, captions="Stanford Cars' cars_meta.mat"
+    ),  # spelt as the original tool does
 }
 
 
@@ -75,21 +76,29 @@ def list_images(folder: Path) -> list[Path]:
     for inner in class_folders(folder) if not images else []:
         images += natsorted(filter(is_image, inner.iterdir()), key=lambda path: path.name)
     if not images:
-        raise DatasetError(f"--images_root: no image in {str(folder)!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class")
+        raise DatasetError(
+            f"--images_root: no image in {str(folder)!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
+        )
     return images
 
 
 def class_folders(folder: Path) -> list[Path]:
     """In the order of torchvision's ImageFolder, by which it numbers the classes."""
-    return sorted((path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=lambda path: path.name)
+    return sorted(
+        (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
+        key=lambda path: path.name,
+    )
 
 
 # ---------------------------------------------------------------- captions
 
+
 def read_captions(path: Path) -> tuple[str, ...]:
     """The names of the classes in the order of their labels, from a file in any of the forms above."""
     if not path.is_file():
-        raise DatasetError(f"--captions: there is no file {str(path)!r}; give a text file with the name of a class a line")
+        raise DatasetError(
+            f"--captions: there is no file {str(path)!r}; give a text file with the name of a class a line"
+        )
     try:
         if path.suffix == ".mat":
             captions = captions_of_cars(path)
@@ -97,12 +106,24 @@ def read_captions(path: Path) -> tuple[str, ...]:
             captions = captions_of_json(path)
         else:
             captions = captions_of_lines(path.read_text(encoding="utf-8-sig").rstrip().splitlines())
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise DatasetError(f"--captions: {str(path)!r} cannot be read ({' '.join(str(error).split())[:120]}); give a text file with the name of a class a line, "
-                           "CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label") from None
+    except (
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        raise DatasetError(
+            f"--captions: {str(path)!r} cannot be read ({' '.join(str(error).split())[:120]}); give a text file with the name of a class a line, "
+            "CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label"
+        ) from None
     for number, caption in enumerate(captions, 1):
         if not caption.strip():
-            raise DatasetError(f"--captions: class {number} of {str(path)!r} has no name; expected one a line")
+            raise DatasetError(
+                f"--captions: class {number} of {str(path)!r} has no name; expected one a line"
+            )
     return tuple(captions)
 
 
@@ -142,7 +163,14 @@ def captions_of_json(path: Path) -> list[str]:
 
 # ---------------------------------------------------------------- labels
 
-def read_dataset(folder: Path, label_path: Path | None, captions: Sequence[str], label_base: int = 1, target: int | str | None = None) -> list[Item]:
+
+def read_dataset(
+    folder: Path,
+    label_path: Path | None,
+    captions: Sequence[str],
+    label_base: int = 1,
+    target: int | str | None = None,
+) -> list[Item]:
     """The images of a folder with their labels.
 
     Args:
@@ -160,33 +188,49 @@ def read_dataset(folder: Path, label_path: Path | None, captions: Sequence[str],
     else:
         lines = read_lines(label_path)
         read = Labels(label_path, len(captions), label_base, target == TARGET_COLUMN)
-        labels, targets = read.of_table(lines, images) if label_path.suffix.lower() == ".csv" else read.of_lines(lines, images)
+        labels, targets = (
+            read.of_table(lines, images)
+            if label_path.suffix.lower() == ".csv"
+            else read.of_lines(lines, images)
+        )
     if target is None:
         targets = [None] * len(images)
     elif target != TARGET_COLUMN:
         targets = [check_target(target, len(captions), label_base)] * len(images)
     elif None in targets:
-        raise DatasetError(f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN} in --label_path; give a CSV with that column, or a label for all images")
+        raise DatasetError(
+            f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN} in --label_path; give a CSV with that column, or a label for all images"
+        )
     for path, own, goal in zip(images, labels, targets):
         if goal in own:
-            raise DatasetError(f"the target of {path.name}, {goal + label_base}, is its own label; a targeted attack needs another")
-    return [Item(index, path, own, goal) for index, (path, own, goal) in enumerate(zip(images, labels, targets))]
+            raise DatasetError(
+                f"the target of {path.name}, {goal + label_base}, is its own label; a targeted attack needs another"
+            )
+    return [
+        Item(index, path, own, goal) for index, (path, own, goal) in enumerate(zip(images, labels, targets))
+    ]
 
 
 def read_lines(label_path: Path) -> list[str]:
     """The lines of a file of labels."""
     if not label_path.is_file():
-        raise DatasetError(f"--label_path: there is no file {str(label_path)!r}; give a text file with one class number a line, or a CSV")
+        raise DatasetError(
+            f"--label_path: there is no file {str(label_path)!r}; give a text file with one class number a line, or a CSV"
+        )
     try:
         return label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError:
-        raise DatasetError(f"--label_path: {str(label_path)!r} is no text file; give one class number a line") from None
+        raise DatasetError(
+            f"--label_path: {str(label_path)!r} is no text file; give one class number a line"
+        ) from None
 
 
 def check_target(target: int, classes: int, base: int) -> int:
     """A target that counts from `base`, counted from 0."""
     if not base <= target < base + classes:
-        raise DatasetError(f"--target_label is {target}; expected a label from {base} to {base + classes - 1}")
+        raise DatasetError(
+            f"--target_label is {target}; expected a label from {base} to {base + classes - 1}"
+        )
     return target - base
 
 
@@ -203,36 +247,57 @@ class Labels:
         """A label, counted from 0."""
         last = self.base + self.classes - 1
         if not re.fullmatch(r"[+-]?\d+", text.strip()):
-            raise DatasetError(f"--label_path: line {line} of {str(self.path)!r} is {text.strip()[:40]!r}; expected an integer from {self.base} to {last}")
+            raise DatasetError(
+                f"--label_path: line {line} of {str(self.path)!r} is {text.strip()[:40]!r}; expected an integer from {self.base} to {last}"
+            )
         if not self.base <= int(text) <= last:
-            raise DatasetError(f"--label_path: line {line} of {str(self.path)!r} is {int(text)}; labels count from {self.base}, so expected {self.base} to {last}")
+            raise DatasetError(
+                f"--label_path: line {line} of {str(self.path)!r} is {int(text)}; labels count from {self.base}, so expected {self.base} to {last}"
+            )
         return int(text) - self.base
 
     def several(self, text: str, line: int) -> tuple[int, ...]:
         """One label or several, each once."""
         return tuple(dict.fromkeys(self.number(part, line) for part in text.split() or [""]))
 
-    def of_lines(self, lines: Sequence[str], images: Sequence[Path]) -> tuple[list[tuple[int, ...]], list[None]]:
+    def of_lines(
+        self, lines: Sequence[str], images: Sequence[Path]
+    ) -> tuple[list[tuple[int, ...]], list[None]]:
         """A line for each image."""
         labels = [self.several(text, line) for line, text in enumerate(lines, 1)]
         if len(labels) != len(images):
-            raise DatasetError(f"--label_path: {str(self.path)!r} has {len(labels)} labels but --images_root has {len(images)} images; expected one label an image")
+            raise DatasetError(
+                f"--label_path: {str(self.path)!r} has {len(labels)} labels but --images_root has {len(images)} images; expected one label an image"
+            )
         return labels, [None] * len(images)
 
-    def of_table(self, lines: Sequence[str], images: Sequence[Path]) -> tuple[list[tuple[int, ...]], list[int | None]]:
+    def of_table(
+        self, lines: Sequence[str], images: Sequence[Path]
+    ) -> tuple[list[tuple[int, ...]], list[int | None]]:
         """A CSV whose rows name their image, with or without its suffix."""
         rows = csv.DictReader(lines)
         columns = {name.strip().lower(): name for name in rows.fieldnames or []}
         image = columns.get("imageid") or columns.get("filename")
         label = columns.get("truelabel") or columns.get("label")
         if not image or not label:
-            raise DatasetError(f"--label_path: {str(self.path)!r} has the columns {', '.join(columns) or 'none'}; expected ImageId,TrueLabel or filename,label")
+            raise DatasetError(
+                f"--label_path: {str(self.path)!r} has the columns {', '.join(columns) or 'none'}; expected ImageId,TrueLabel or filename,label"
+            )
         target = columns.get(TARGET_COLUMN.lower()) if self.targeted else None
-        found = {row[image].strip(): (self.several(row[label] or "", line), self.number(row[target], line) if target and (row[target] or "").strip() else None)
-                 for line, row in enumerate(rows, 2)}
+        found = {
+            row[image].strip(): (
+                self.several(row[label] or "", line),
+                self.number(row[target], line) if target and (row[target] or "").strip() else None,
+            )
+            for line, row in enumerate(rows, 2)
+        }
         missing = [path.name for path in images if path.name not in found and path.stem not in found]
         if missing:
-            raise DatasetError(f"--label_path: {str(self.path)!r} has no row for {missing[0]}" + (f" and {len(missing) - 1} more images" if len(missing) > 1 else "") + "; expected one an image")
+            raise DatasetError(
+                f"--label_path: {str(self.path)!r} has no row for {missing[0]}"
+                + (f" and {len(missing) - 1} more images" if len(missing) > 1 else "")
+                + "; expected one an image"
+            )
         pairs = [found.get(path.name) or found[path.stem] for path in images]
         return [own for own, _ in pairs], [goal for _, goal in pairs]
 
@@ -240,7 +305,9 @@ class Labels:
 def labels_of_folders(folder: Path, images: Sequence[Path], captions: Sequence[str]) -> list[tuple[int, ...]]:
     """The class of the folder that each image lies in: the caption of the same name, or else the folder's place among all of them, as torchvision counts."""
     if images[0].parent == folder:
-        raise DatasetError(f"--label_path: the images lie in {str(folder)!r} itself; give a file of labels, or one folder of images a class")
+        raise DatasetError(
+            f"--label_path: the images lie in {str(folder)!r} itself; give a file of labels, or one folder of images a class"
+        )
     folders = [path.name for path in class_folders(folder)]
     spoken = lambda name: re.sub(r"[\W_]+", " ", name).strip().lower()
     by_caption = {spoken(caption): k for k, caption in enumerate(captions)}
@@ -250,6 +317,8 @@ def labels_of_folders(folder: Path, images: Sequence[Path], captions: Sequence[s
         numbers = {name: k for k, name in enumerate(folders)}
     else:
         strange = next(name for name in folders if spoken(name) not in by_caption)
-        raise DatasetError(f"--images_root: {str(folder)!r} has {len(folders)} folders but there are {len(captions)} classes, and no class is called {strange!r}; "
-                           "name the folders after the captions, have one for each class, or give --label_path")
+        raise DatasetError(
+            f"--images_root: {str(folder)!r} has {len(folders)} folders but there are {len(captions)} classes, and no class is called {strange!r}; "
+            "name the folders after the captions, have one for each class, or give --label_path"
+        )
     return [(numbers[path.parent.name],) for path in images]

@@ -22,8 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, Maps,
-                              average_attention, masked_variance, principal_components, self_attention_losses)
+from attentionControl import (
+    AttentionControlEdit,
+    AttentionControlEditFixedWeights,
+    AttentionControlEditLearnable,
+    Maps,
+    average_attention,
+    masked_variance,
+    principal_components,
+    self_attention_losses,
+)
 from classifiers import IMAGENET_CLASSES
 from timestep_weights import SCHEDULES, TimestepWeightNetwork, schedule_weights
 
@@ -48,34 +56,38 @@ class NonFiniteLossError(ArithmeticError):
 class Inversion:
     """Where the attack starts: everything about the images that does not depend on the attack or its weights."""
 
-    images: torch.Tensor                        # (B, 3, H, W) in [0, 1]
-    labels: torch.Tensor                        # (B, L), each image's own; -1 where it has fewer than another
-    targets: torch.Tensor                       # (B,), of a targeted attack; -1 where there is none
-    latents: torch.Tensor                       # z_N, (B, C, h, w)
-    class_embeddings: torch.Tensor              # (B, tokens, width)
-    null_embeddings: list[torch.Tensor]         # one (B, tokens, width) a timestep
-    class_tokens: torch.Tensor                  # (B, tokens), true between BOS and EOS
+    images: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    labels: torch.Tensor  # (B, L), each image's own; -1 where it has fewer than another
+    targets: torch.Tensor  # (B,), of a targeted attack; -1 where there is none
+    latents: torch.Tensor  # z_N, (B, C, h, w)
+    class_embeddings: torch.Tensor  # (B, tokens, width)
+    null_embeddings: list[torch.Tensor]  # one (B, tokens, width) a timestep
+    class_tokens: torch.Tensor  # (B, tokens), true between BOS and EOS
 
 
 @dataclass
 class AttackRecord:
     """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on the CPU."""
 
-    timesteps: torch.Tensor                     # (N,)
-    layers: list[str]                           # self-attention layers, in the order in which the UNet runs them
-    grids: list[int]                            # the side of each layer's map
-    class_tokens: list[list[str]]               # of each image's prompt
-    attack_loss: torch.Tensor                   # (iterations, B), cross-entropy in nats of the true class, or of the target
-    self_attention_loss: torch.Tensor           # (iterations, B), sum_i c_i L_i
-    cross_attention_loss: torch.Tensor          # (iterations, B)
-    total_loss: torch.Tensor                    # (iterations, B), what was minimised
-    weights: torch.Tensor                       # (iterations, N), in force in that iteration, summing to 1
-    layer_losses: torch.Tensor                  # (iterations, N, layers, B)
-    confidence: torch.Tensor                    # (iterations, B), probability of the true class
-    fooled: torch.Tensor                        # (iterations, B), whether every classifier was fooled
+    timesteps: torch.Tensor  # (N,)
+    layers: list[str]  # self-attention layers, in the order in which the UNet runs them
+    grids: list[int]  # the side of each layer's map
+    class_tokens: list[list[str]]  # of each image's prompt
+    attack_loss: torch.Tensor  # (iterations, B), cross-entropy in nats of the true class, or of the target
+    self_attention_loss: torch.Tensor  # (iterations, B), sum_i c_i L_i
+    cross_attention_loss: torch.Tensor  # (iterations, B)
+    total_loss: torch.Tensor  # (iterations, B), what was minimised
+    weights: torch.Tensor  # (iterations, N), in force in that iteration, summing to 1
+    layer_losses: torch.Tensor  # (iterations, N, layers, B)
+    confidence: torch.Tensor  # (iterations, B), probability of the true class
+    fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled
     # without the attack and with it, averaged over timesteps, heads and layers:
-    class_attention: torch.Tensor               # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
-    components: torch.Tensor                    # (2, 3, h, w, B), self-attention along its first principal components without the attack
+    class_attention: (
+        torch.Tensor
+    )  # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
+    components: (
+        torch.Tensor
+    )  # (2, 3, h, w, B), self-attention along its first principal components without the attack
 
     @property
     def timestep_losses(self) -> torch.Tensor:
@@ -84,9 +96,12 @@ class AttackRecord:
 
     def of_image(self, k: int) -> AttackRecord:
         """The record of the k-th image of the batch, as a batch of one."""
-        cut = {field.name: getattr(self, field.name)[..., k:k + 1] for field in fields(self)
-               if field.name not in ("timesteps", "layers", "grids", "class_tokens", "weights")}
-        cut["class_attention"] = cut["class_attention"][:, :len(self.class_tokens[k])]
+        cut = {
+            field.name: getattr(self, field.name)[..., k : k + 1]
+            for field in fields(self)
+            if field.name not in ("timesteps", "layers", "grids", "class_tokens", "weights")
+        }
+        cut["class_attention"] = cut["class_attention"][:, : len(self.class_tokens[k])]
         return replace(self, **cut, class_tokens=[self.class_tokens[k]])
 
 
@@ -94,13 +109,15 @@ class AttackRecord:
 class Reference:
     """The unperturbed run from z_N, which the structure losses compare with."""
 
-    latents: list[torch.Tensor]                 # (B, C, h, w) before each timestep
-    maps: list[Maps] | None                     # self-attention by timestep; None where they do not fit into memory
-    end: torch.Tensor                           # (B, C, h, w) after the last timestep
-    class_attention: torch.Tensor               # (B, grid, grid, tokens), averaged over timesteps
-    self_attention: torch.Tensor                # (B, h, w, h * w), averaged over timesteps
-    grids: dict[str, int]                       # the side of the map of each self-attention layer, in the order in which the UNet runs them
-    graph_bytes: int                            # what one timestep of the perturbed run keeps for its backward pass
+    latents: list[torch.Tensor]  # (B, C, h, w) before each timestep
+    maps: list[Maps] | None  # self-attention by timestep; None where they do not fit into memory
+    end: torch.Tensor  # (B, C, h, w) after the last timestep
+    class_attention: torch.Tensor  # (B, grid, grid, tokens), averaged over timesteps
+    self_attention: torch.Tensor  # (B, h, w, h * w), averaged over timesteps
+    grids: dict[
+        str, int
+    ]  # the side of the map of each self-attention layer, in the order in which the UNet runs them
+    graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass
 
 
 class DiffAttack:
@@ -132,38 +149,70 @@ class DiffAttack:
     null_text_lr = 1e-1
     encode_seed = 8888
 
-    def __init__(self, pipeline: StableDiffusionPipeline, classifier: torch.nn.Module | Sequence[torch.nn.Module], class_names: Sequence[str] = IMAGENET_CLASSES, *,
-                 weight_mode: str = "uniform", weight_schedule: Sequence[float] = SCHEDULES["learned"], weight_lr: float = 1e-4,
-                 diffusion_steps: int = 20, start_step: int = 15, iterations: int = 30, guidance: float = 2.5,
-                 attack_loss_weight: float = 10.0, cross_attn_loss_weight: float = 10000.0, self_attn_loss_weight: float = 100.0,
-                 logit_temperature: float = 1.0, apply_mask: bool = False, hard_mask: bool = False, seed: int = 42, checkpointing: bool | None = None):
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        classifier: torch.nn.Module | Sequence[torch.nn.Module],
+        class_names: Sequence[str] = IMAGENET_CLASSES,
+        *,
+        weight_mode: str = "uniform",
+        weight_schedule: Sequence[float] = SCHEDULES["learned"],
+        weight_lr: float = 1e-4,
+        diffusion_steps: int = 20,
+        start_step: int = 15,
+        iterations: int = 30,
+        guidance: float = 2.5,
+        attack_loss_weight: float = 10.0,
+        cross_attn_loss_weight: float = 10000.0,
+        self_attn_loss_weight: float = 100.0,
+        logit_temperature: float = 1.0,
+        apply_mask: bool = False,
+        hard_mask: bool = False,
+        seed: int = 42,
+        checkpointing: bool | None = None,
+    ):
         if not 1 <= start_step < diffusion_steps:
-            raise ValueError(f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not {start_step}")
+            raise ValueError(
+                f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not {start_step}"
+            )
         self.pipeline, self.class_names = pipeline, class_names
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.iterations, self.guidance = iterations, guidance
-        self.loss_weights = (-attack_loss_weight, self_attn_loss_weight, cross_attn_loss_weight)  # in the order of LOSS_TERMS
+        self.loss_weights = (
+            -attack_loss_weight,
+            self_attn_loss_weight,
+            cross_attn_loss_weight,
+        )  # in the order of LOSS_TERMS
         self.logit_temperature = logit_temperature
         self.apply_mask, self.hard_mask = apply_mask or hard_mask, hard_mask
         self.checkpointing = checkpointing
-        self.unet_dtype = pipeline.unet.dtype                               # asked once, because diffusers walks through all parameters for it
-        self.dtype = torch.promote_types(self.unet_dtype, torch.float32)    # of everything but the networks
-        self.record: AttackRecord | None = None                             # of the latest attack, as is
-        self.reconstruction: torch.Tensor | None = None                     # what came back of its images without any attack, (B, 3, H, W) in [0, 1]
+        self.unet_dtype = (
+            pipeline.unet.dtype
+        )  # asked once, because diffusers walks through all parameters for it
+        self.dtype = torch.promote_types(self.unet_dtype, torch.float32)  # of everything but the networks
+        self.record: AttackRecord | None = None  # of the latest attack, as is
+        self.reconstruction: torch.Tensor | None = (
+            None  # what came back of its images without any attack, (B, 3, H, W) in [0, 1]
+        )
 
         from diffusers import DDIMScheduler
 
         config = pipeline.scheduler.config
         self.scheduler = DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
         self.scheduler.set_timesteps(diffusion_steps)
-        self.timesteps = self.scheduler.timesteps[start_step:]             # attacked, early (noisiest) to late
+        self.timesteps = self.scheduler.timesteps[start_step:]  # attacked, early (noisiest) to late
         self.num_timesteps = len(self.timesteps)
         self.stride = self.scheduler.config.num_train_timesteps // diffusion_steps
         self.controller = make_controller(weight_mode, weight_schedule, weight_lr, self.num_timesteps, seed)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None = None,
-                 progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+    def __call__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        progress: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
         """Attacks a batch; `record` then holds its losses, and `reconstruction` what the diffusion model makes of the images by itself.
 
         Args:
@@ -178,23 +227,36 @@ class DiffAttack:
         """
         return self.attack(self.invert(images, labels, targets), progress)
 
-    def invert(self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None = None) -> Inversion:
+    def invert(
+        self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None = None
+    ) -> Inversion:
         """Encodes the images, inverts them, and optimises the null-text embeddings that lead back to them."""
         with frozen(self.unet, self.vae, self.pipeline.text_encoder):
-            images, labels = images.to(self.unet.device, self.dtype), labels.view(len(images), -1).to(self.unet.device)
-            targets = torch.full((len(images),), -1, device=labels.device) if targets is None else targets.to(labels.device)
+            images, labels = (
+                images.to(self.unet.device, self.dtype),
+                labels.view(len(images), -1).to(self.unet.device),
+            )
+            targets = (
+                torch.full((len(images),), -1, device=labels.device)
+                if targets is None
+                else targets.to(labels.device)
+            )
             class_embeddings, class_tokens = self.embed(self.prompts(labels))
             null_embeddings, _ = self.embed([""] * len(images))
             trajectory = self.ddim_inversion(self.encode(images), null_embeddings)
             null_embeddings = self.optimise_null_text(trajectory, class_embeddings, null_embeddings)
-        return Inversion(images, labels, targets, trajectory[-1], class_embeddings, null_embeddings, class_tokens)
+        return Inversion(
+            images, labels, targets, trajectory[-1], class_embeddings, null_embeddings, class_tokens
+        )
 
     def reconstruct(self, inversion: Inversion) -> torch.Tensor:
         """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` in [0, 1]."""
         with frozen(self.unet, self.vae):
             return self.denoise(inversion.latents, inversion)
 
-    def attack(self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+    def attack(
+        self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
         """Optimises the start latent so that the classifier fails and the attention maps stay; see `__call__`."""
         with frozen(self.unet, self.vae, *self.classifiers), self.controller.attached(self.unet):
             reference = self.reference_run(inversion)
@@ -216,11 +278,19 @@ class DiffAttack:
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Text embeddings `(B, tokens, width)`, and which of the tokens are the prompt's own, `(B, tokens)`: those between BOS and EOS."""
         tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        tokens = tokenizer(prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        tokens = tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
         position = torch.arange(tokenizer.model_max_length)
         last = tokens.attention_mask.sum(1, keepdim=True) - 1
         own = (position > 0) & (position < last)
-        return text_encoder(tokens.input_ids.to(text_encoder.device))[0].to(self.dtype), own.to(text_encoder.device)
+        return text_encoder(tokens.input_ids.to(text_encoder.device))[0].to(self.dtype), own.to(
+            text_encoder.device
+        )
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -231,7 +301,9 @@ class DiffAttack:
         encoded = self.vae.encode((2 * images - 1).to(self.vae.dtype))
         if "latent_dist" in encoded:
             posterior = encoded.latent_dist
-            noise = torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed)).to(images)
+            noise = torch.randn(
+                posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed)
+            ).to(images)
             latents = posterior.mean.to(images) + posterior.std.to(images) * noise
         else:
             latents = encoded[0].to(images)
@@ -252,7 +324,9 @@ class DiffAttack:
             trajectory.append(latents)
         return trajectory
 
-    def optimise_null_text(self, trajectory: list[torch.Tensor], class_embeddings: torch.Tensor, null_embeddings: torch.Tensor) -> list[torch.Tensor]:
+    def optimise_null_text(
+        self, trajectory: list[torch.Tensor], class_embeddings: torch.Tensor, null_embeddings: torch.Tensor
+    ) -> list[torch.Tensor]:
         """One null embedding a timestep, with which guided steps lead back along the inversion (Mokady et al., arXiv 2211.09794).
 
         Embedding and optimiser state are carried over from timestep to timestep, with 10 + 2 i optimisation steps at the i-th.
@@ -267,7 +341,9 @@ class DiffAttack:
                 conditional = self.predict(latents, t, class_embeddings)
 
             def step(null_embeddings: torch.Tensor) -> torch.Tensor:
-                return self.denoising_step(latents, self.guide(self.predict(latents, t, null_embeddings), conditional), t)
+                return self.denoising_step(
+                    latents, self.guide(self.predict(latents, t, null_embeddings), conditional), t
+                )
 
             for _ in range(10 + 2 * i):
                 loss = (step(embeddings) - target).square().mean((1, 2, 3)).sum()
@@ -285,11 +361,18 @@ class DiffAttack:
         for i in range(self.num_timesteps):
             before.append(latents)
             # the first timestep builds the graph that each perturbed timestep will build, only to see how large it is
-            with torch.set_grad_enabled(i == 0), self.controller.collecting() as step_maps, bytes_saved(self.unet) as saved:
+            with (
+                torch.set_grad_enabled(i == 0),
+                self.controller.collecting() as step_maps,
+                bytes_saved(self.unet) as saved,
+            ):
                 latents = self.guided_step(latents.clone().requires_grad_(i == 0), i, inversion).detach()
             step_maps = {layer: attention.detach() for layer, attention in step_maps.items()}
             if i == 0:
-                graph_bytes, map_bytes = sum(saved), sum(m.nbytes for layer, m in step_maps.items() if not layer.is_cross)
+                graph_bytes, map_bytes = (
+                    sum(saved),
+                    sum(m.nbytes for layer, m in step_maps.items() if not layer.is_cross),
+                )
                 fits = self.num_timesteps * map_bytes <= REFERENCE_SHARE * free_memory(latents.device)
             averages.append(self.average_maps(step_maps, inversion))
             maps.append({layer: attention for layer, attention in step_maps.items() if not layer.is_cross})
@@ -297,7 +380,15 @@ class DiffAttack:
             if not fits:
                 maps[-1] = {}
         class_attention, self_attention = (torch.stack(steps).mean(0) for steps in zip(*averages))
-        return Reference(before, maps if fits else None, latents, class_attention, self_attention, grids, graph_bytes + map_bytes)
+        return Reference(
+            before,
+            maps if fits else None,
+            latents,
+            class_attention,
+            self_attention,
+            grids,
+            graph_bytes + map_bytes,
+        )
 
     @torch.no_grad()
     def reference_maps(self, reference: Reference, i: int, inversion: Inversion) -> Maps:
@@ -308,66 +399,113 @@ class DiffAttack:
             self.guided_step(reference.latents[i], i, inversion)
         return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
 
-    def optimise_latents(self, inversion: Inversion, reference: Reference, mask: torch.Tensor | None,
-                         progress: Callable[[int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+    def optimise_latents(
+        self,
+        inversion: Inversion,
+        reference: Reference,
+        mask: torch.Tensor | None,
+        progress: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
         """The latent attack by AdamW, from z_N: latents `(B, C, h, w)`, and what each iteration leaves for the record."""
         checkpointing = self.checkpointing
         if checkpointing is None:
-            checkpointing = self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(inversion.latents.device)
+            checkpointing = self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(
+                inversion.latents.device
+            )
         latents = inversion.latents.clone().requires_grad_()
         optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
         directions = torch.ones(3, len(latents), device=latents.device)
-        directions[0, inversion.targets >= 0] = -1                                                          # towards the target, not away from the true class
+        directions[0, inversion.targets >= 0] = -1  # towards the target, not away from the true class
         history = []
         for iteration in range(1, self.iterations + 1):
             weights = self.controller.weights()
             losses, layer_losses, logits = self.losses(latents, inversion, reference, mask, checkpointing)
-            total = sum(weight * direction * loss for weight, direction, loss in zip(self.loss_weights, directions, losses))   # (B,)
-            read = torch.cat([losses, total[None]]).detach().cpu()                                          # the one synchronisation
-            raise_if_not_finite(read, iteration)                                                            # before a gradient can spoil the weights
+            total = sum(
+                weight * direction * loss
+                for weight, direction, loss in zip(self.loss_weights, directions, losses)
+            )  # (B,)
+            read = torch.cat([losses, total[None]]).detach().cpu()  # the one synchronisation
+            raise_if_not_finite(read, iteration)  # before a gradient can spoil the weights
             optimizer.zero_grad()
             total.sum().backward()
             optimizer.step()
             self.controller.update()
-            confidence = (logits.detach().softmax(-1).mean(0) * marked(inversion.labels, logits.shape[-1])).sum(-1)
-            history.append((*read, weights, layer_losses.detach().movedim(1, -1), confidence, fooled(logits.detach(), inversion.labels, inversion.targets).all(0)))
+            confidence = (
+                logits.detach().softmax(-1).mean(0) * marked(inversion.labels, logits.shape[-1])
+            ).sum(-1)
+            history.append(
+                (
+                    *read,
+                    weights,
+                    layer_losses.detach().movedim(1, -1),
+                    confidence,
+                    fooled(logits.detach(), inversion.labels, inversion.targets).all(0),
+                )
+            )
             if progress is not None:
                 progress(iteration, read[:-1])
         return latents.detach(), history
 
-    def losses(self, latents: torch.Tensor, inversion: Inversion, reference: Reference, mask: torch.Tensor | None = None,
-               checkpointing: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def losses(
+        self,
+        latents: torch.Tensor,
+        inversion: Inversion,
+        reference: Reference,
+        mask: torch.Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The three losses `(3, B)` in the order of LOSS_TERMS, the self-attention losses `(N, B, layers)`, and the logits `(classifiers, B, classes)`."""
         layer_losses, attention = [], []
         for i in range(self.num_timesteps):
             arguments = (latents, i, inversion, reference)
-            latents, losses_i, attention_i = checkpoint(self.timestep, *arguments, use_reentrant=False, preserve_rng_state=False) if checkpointing else self.timestep(*arguments)
+            latents, losses_i, attention_i = (
+                checkpoint(self.timestep, *arguments, use_reentrant=False, preserve_rng_state=False)
+                if checkpointing
+                else self.timestep(*arguments)
+            )
             layer_losses.append(losses_i)
             attention.append(attention_i)
         layer_losses, attention = torch.stack(layer_losses), torch.stack(attention).mean(0)
         image = self.to_image(self.decode(latents), inversion.images, mask)
         logits = torch.stack([classifier(image) for classifier in self.classifiers]).to(self.dtype)
-        losses = torch.stack([
-            self.cross_entropy(logits, inversion),
-            self.controller.weighted_sum(layer_losses.sum(-1)),
-            masked_variance(attention, inversion.class_tokens)])
+        losses = torch.stack(
+            [
+                self.cross_entropy(logits, inversion),
+                self.controller.weighted_sum(layer_losses.sum(-1)),
+                masked_variance(attention, inversion.class_tokens),
+            ]
+        )
         return losses, layer_losses, logits
 
     def cross_entropy(self, logits: torch.Tensor, inversion: Inversion) -> torch.Tensor:
         """Of each image's classes, or its target, the mean over them and over the classifiers: logits `(classifiers, B, classes)` to `(B,)`."""
-        aim = torch.where(inversion.targets[:, None] >= 0, inversion.targets[:, None], inversion.labels)    # (B, L)
+        aim = torch.where(
+            inversion.targets[:, None] >= 0, inversion.targets[:, None], inversion.labels
+        )  # (B, L)
         aim = marked(aim, logits.shape[-1]).to(logits)
-        return -((aim / aim.sum(-1, keepdim=True)) * (logits / self.logit_temperature).log_softmax(-1)).sum(-1).mean(0)
+        return (
+            -((aim / aim.sum(-1, keepdim=True)) * (logits / self.logit_temperature).log_softmax(-1))
+            .sum(-1)
+            .mean(0)
+        )
 
-    def timestep(self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def timestep(
+        self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B, grid, grid, tokens)`."""
         reference_maps = self.reference_maps(reference, i, inversion)
         with self.controller.collecting() as maps:
             latents = self.guided_step(latents, i, inversion)
-        return latents, self_attention_losses(maps, reference_maps), average_attention(maps, self.class_grid(inversion), is_cross=True)
+        return (
+            latents,
+            self_attention_losses(maps, reference_maps),
+            average_attention(maps, self.class_grid(inversion), is_cross=True),
+        )
 
     @torch.no_grad()
-    def perturbed_run(self, latents: torch.Tensor, inversion: Inversion) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def perturbed_run(
+        self, latents: torch.Tensor, inversion: Inversion
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`denoise` of the attacked start latents, and `average_maps` averaged over the timesteps."""
         averages = []
         for i in range(self.num_timesteps):
@@ -417,14 +555,22 @@ class DiffAttack:
 
     def signal_and_noise(self, t: int) -> tuple[float, float]:
         """sqrt(abar_t) and sqrt(1 - abar_t); before the first training step, those of the scheduler's final alpha."""
-        alpha_cumprod = (self.scheduler.alphas_cumprod[t] if t >= 0 else self.scheduler.final_alpha_cumprod).item()
+        alpha_cumprod = (
+            self.scheduler.alphas_cumprod[t] if t >= 0 else self.scheduler.final_alpha_cumprod
+        ).item()
         return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents `(B, C, h, w)` to images `(B, 3, H, W)` around [0, 1], not clamped."""
-        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.to(latents) / 2 + 0.5
+        return (
+            self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.to(latents)
+            / 2
+            + 0.5
+        )
 
-    def to_image(self, decoded: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def to_image(
+        self, decoded: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """Clamps to [0, 1]; outside the mask, `(B, 1, H, W)`, the original image stays."""
         image = decoded.clamp(0, 1)
         return image if mask is None else mask * image + (1 - mask) * original
@@ -432,7 +578,7 @@ class DiffAttack:
     def pseudo_mask(self, attention: torch.Tensor, inversion: Inversion) -> torch.Tensor:
         """Where the unperturbed run looks at the true class: attention to its tokens over its maximum, resized; `(B, 1, H, W)` in [0, 1]."""
         tokens = inversion.class_tokens[:, None, None, :].to(attention)
-        attention = (attention * tokens).sum(-1) / tokens.sum(-1)                       # (B, grid, grid)
+        attention = (attention * tokens).sum(-1) / tokens.sum(-1)  # (B, grid, grid)
         mask = (attention / attention.amax((1, 2), keepdim=True))[:, None]
         mask = F.interpolate(mask, inversion.images.shape[-2:], mode="bilinear").clamp(0, 1)
         return (mask > 0.5).to(mask) if self.hard_mask else mask
@@ -446,18 +592,40 @@ class DiffAttack:
         grid = self.class_grid(inversion)
         return average_attention(maps, grid, is_cross=True), average_attention(maps, 2 * grid, is_cross=False)
 
-    def make_record(self, history: list[tuple[torch.Tensor, ...]], inversion: Inversion, reference: Reference, class_attention: torch.Tensor,
-                    self_attention: torch.Tensor) -> AttackRecord:
+    def make_record(
+        self,
+        history: list[tuple[torch.Tensor, ...]],
+        inversion: Inversion,
+        reference: Reference,
+        class_attention: torch.Tensor,
+        self_attention: torch.Tensor,
+    ) -> AttackRecord:
         """Stacks what each iteration left, in the order of the record's fields, and compares the attention of the attacked run with the reference's."""
-        arrays = dict(zip([field.name for field in fields(AttackRecord)][4:], (torch.stack(column).cpu() for column in zip(*history))))
+        arrays = dict(
+            zip(
+                [field.name for field in fields(AttackRecord)][4:],
+                (torch.stack(column).cpu() for column in zip(*history)),
+            )
+        )
         counts = inversion.class_tokens.sum(1).tolist()
         tokenizer = self.pipeline.tokenizer
-        ids = [tokenizer(prompt, add_special_tokens=False).input_ids[:count] for prompt, count in zip(self.prompts(inversion.labels), counts)]
-        own = slice(1, 1 + max(counts))                                                                     # between BOS and EOS
-        return AttackRecord(timesteps=self.timesteps.clone(), layers=list(reference.grids), grids=list(reference.grids.values()),
-                            class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
-                            class_attention=torch.stack([reference.class_attention, class_attention])[..., own].permute(0, 4, 2, 3, 1).float().cpu(),
-                            components=principal_components(reference.self_attention.cpu(), self_attention.cpu()).float(), **arrays)
+        ids = [
+            tokenizer(prompt, add_special_tokens=False).input_ids[:count]
+            for prompt, count in zip(self.prompts(inversion.labels), counts)
+        ]
+        own = slice(1, 1 + max(counts))  # between BOS and EOS
+        return AttackRecord(
+            timesteps=self.timesteps.clone(),
+            layers=list(reference.grids),
+            grids=list(reference.grids.values()),
+            class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
+            class_attention=torch.stack([reference.class_attention, class_attention])[..., own]
+            .permute(0, 4, 2, 3, 1)
+            .float()
+            .cpu(),
+            components=principal_components(reference.self_attention.cpu(), self_attention.cpu()).float(),
+            **arrays,
+        )
 
 
 def marked(labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -471,7 +639,9 @@ def fooled(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) ->
     return torch.where(targets >= 0, predicted == targets, (predicted[..., None] != labels).all(-1))
 
 
-def make_controller(mode: str, schedule: Sequence[float], weight_lr: float, num_timesteps: int, seed: int) -> AttentionControlEdit:
+def make_controller(
+    mode: str, schedule: Sequence[float], weight_lr: float, num_timesteps: int, seed: int
+) -> AttentionControlEdit:
     """The attention controller of a weight mode."""
     if mode == "uniform":
         return AttentionControlEdit(num_timesteps)
@@ -504,7 +674,11 @@ def bytes_saved(network: torch.nn.Module) -> Iterator[list[int]]:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on the device, its cache included."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return psutil.virtual_memory().available
@@ -522,7 +696,9 @@ def raise_if_not_finite(losses: torch.Tensor, iteration: int) -> None:
 def frozen(*modules: torch.nn.Module) -> Iterator[None]:
     """No parameter gradients and eval mode; both are put back afterwards, also after an error."""
     before = [(module, module.training) for root in modules for module in root.modules()]
-    required = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    required = [
+        parameter for module in modules for parameter in module.parameters() if parameter.requires_grad
+    ]
     try:
         for module in modules:
             module.eval()

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 
 from classifiers import REGISTRY, load_classifier
-from utils import to_tensor
+from images import to_tensor
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
-SEED = 0            # of the bootstrap
+SEED = 0  # of the bootstrap
 
 
 # ---------------------------------------------------------------- figures with intervals
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -45,8 +46,14 @@ class Estimate:
             counts = "" if self.count is None else f"{self.count}/{self.total}"
             percent = "" if math.isnan(self.value) else f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
             return " = ".join(filter(None, (counts, percent)))
-        digits = 0 if not self.value or not math.isfinite(self.value) else max(0, 2 - math.floor(math.log10(abs(self.value))))  # three that count
-        return f"{self.value:.{digits}f}" + ("" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]")
+        digits = (
+            0
+            if not self.value or not math.isfinite(self.value)
+            else max(0, 2 - math.floor(math.log10(abs(self.value))))
+        )  # three that count
+        return f"{self.value:.{digits}f}" + (
+            "" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        )
 
 
 def share(count: int, total: int) -> Estimate:
@@ -77,12 +84,20 @@ def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Est
     value = float(statistic(everything)) if images else math.nan
     if images < 2 or not math.isfinite(value):
         return Estimate(value, math.nan, math.nan)
-    interval = bootstrap((everything,), lambda chosen, axis: statistic(chosen), confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
-                         method="percentile", vectorized=True, rng=SEED).confidence_interval
+    interval = bootstrap(
+        (everything,),
+        lambda chosen, axis: statistic(chosen),
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        vectorized=True,
+        rng=SEED,
+    ).confidence_interval
     return Estimate(value, float(interval.low), float(interval.high))
 
 
 # ---------------------------------------------------------------- success
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -95,7 +110,7 @@ class Pictures:
     adversarial: np.ndarray
     labels: np.ndarray
     reconstructed: np.ndarray | None = None
-    targets: np.ndarray | None = None           # (B,), of a targeted attack; -1 where there is none
+    targets: np.ndarray | None = None  # (B,), of a targeted attack; -1 where there is none
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ class Prediction:
     """What a classifier says of one image."""
 
     label: int
-    confidence: float       # probability of that label
+    confidence: float  # probability of that label
     true_confidence: float  # probability of the true label, or of all of them
 
 
@@ -112,11 +127,11 @@ class ClassifierResult:
     """What one classifier says of the clean, reconstructed and adversarial images."""
 
     name: str
-    labels: np.ndarray                          # (B,) or (B, L)
+    labels: np.ndarray  # (B,) or (B, L)
     before: list[Prediction]
     after: list[Prediction]
     reconstructed: list[Prediction] | None
-    targets: np.ndarray | None = None           # (B,)
+    targets: np.ndarray | None = None  # (B,)
 
     @property
     def right_before(self) -> np.ndarray:
@@ -143,7 +158,11 @@ class ClassifierResult:
 
     @property
     def accuracy_reconstructed(self) -> Estimate | None:
-        return None if self.reconstructed is None else share(right(self.reconstructed, self.labels).sum(), len(self.labels))
+        return (
+            None
+            if self.reconstructed is None
+            else share(right(self.reconstructed, self.labels).sum(), len(self.labels))
+        )
 
     @property
     def accuracy_after(self) -> Estimate:
@@ -157,10 +176,23 @@ class ClassifierResult:
     @property
     def success_of_attack_alone(self) -> Estimate | None:
         """The same without the images that are misclassified on the reconstruction already."""
-        return None if self.reconstructed is None else share((self.fooled & self.right_reconstructed).sum(), self.right_reconstructed.sum())
+        return (
+            None
+            if self.reconstructed is None
+            else share((self.fooled & self.right_reconstructed).sum(), self.right_reconstructed.sum())
+        )
 
     def figures(self) -> dict[str, Estimate | None]:
-        return {name: getattr(self, name) for name in ("accuracy_before", "accuracy_reconstructed", "accuracy_after", "success", "success_of_attack_alone")}
+        return {
+            name: getattr(self, name)
+            for name in (
+                "accuracy_before",
+                "accuracy_reconstructed",
+                "accuracy_after",
+                "success",
+                "success_of_attack_alone",
+            )
+        }
 
 
 def right(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
@@ -171,25 +203,37 @@ def right(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
 def fooled(predictions: Sequence[Prediction], labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
     """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
     wrong = ~right(predictions, labels)
-    return wrong if targets is None else np.where(targets >= 0, np.array([p.label for p in predictions], int) == targets, wrong)
+    return (
+        wrong
+        if targets is None
+        else np.where(targets >= 0, np.array([p.label for p in predictions], int) == targets, wrong)
+    )
 
 
 @torch.no_grad()
-def predict(classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray, device: torch.device, batch: int = 16) -> list[Prediction]:
+def predict(
+    classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray, device: torch.device, batch: int = 16
+) -> list[Prediction]:
     """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`."""
     predictions = []
     for start in range(0, len(images), batch):
-        probabilities = classifier(to_tensor(images[start:start + batch]).to(device)).softmax(-1)
+        probabilities = classifier(to_tensor(images[start : start + batch]).to(device)).softmax(-1)
         confidences, predicted = probabilities.max(-1)
-        for row, c, p, label in zip(probabilities, confidences, predicted, labels.reshape(len(labels), -1)[start:start + batch]):
+        for row, c, p, label in zip(
+            probabilities, confidences, predicted, labels.reshape(len(labels), -1)[start : start + batch]
+        ):
             predictions.append(Prediction(int(p), float(c), float(row[label[label >= 0]].sum())))
     return predictions
 
 
-def judge_classifier(name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device) -> ClassifierResult:
+def judge_classifier(
+    name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device
+) -> ClassifierResult:
     """Classifies all pictures of a run."""
-    before, after, reconstructed = (None if images is None else predict(classifier, images, pictures.labels, device)
-                                    for images in (pictures.clean, pictures.adversarial, pictures.reconstructed))
+    before, after, reconstructed = (
+        None if images is None else predict(classifier, images, pictures.labels, device)
+        for images in (pictures.clean, pictures.adversarial, pictures.reconstructed)
+    )
     return ClassifierResult(name, pictures.labels, before, after, reconstructed, pictures.targets)
 
 
@@ -206,11 +250,17 @@ def joint_success(results: Sequence[ClassifierResult]) -> Estimate:
 
 def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:
     """Mean over classifiers of the attack success rate, or of `success_of_attack_alone`; images are resampled for all classifiers at once."""
-    counted = np.stack([r.right_before if figure == "success" else r.right_reconstructed for r in results])     # (classifiers, B)
+    counted = np.stack(
+        [r.right_before if figure == "success" else r.right_reconstructed for r in results]
+    )  # (classifiers, B)
     fooled = np.stack([r.fooled for r in results]) & counted
 
     def statistic(chosen: np.ndarray) -> np.ndarray:
-        totals = counted[:, chosen].sum(-1)  # 0 where a resample leaves out all images that a classifier had right; that classifier is then left out
+        totals = counted[
+            :, chosen
+        ].sum(
+            -1
+        )  # 0 where a resample leaves out all images that a classifier had right; that classifier is then left out
         rates = fooled[:, chosen].sum(-1) / np.maximum(totals, 1)
         return rates.sum(0) / np.maximum((totals > 0).sum(0), 1)
 
@@ -221,15 +271,18 @@ def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") 
 
 # ---------------------------------------------------------------- quality
 
+
 @dataclass(frozen=True)
 class Quality:
     """One figure of the adversarial images and of the reconstructions, both against the clean images; by image where it has one."""
 
     adversarial: Estimate
     reconstructed: Estimate | None
-    by_image: np.ndarray | None = None          # (B,), of the adversarial images
+    by_image: np.ndarray | None = None  # (B,), of the adversarial images
     note: str | None = None
-    features: tuple[torch.Tensor, torch.Tensor] | None = None  # of the clean and the adversarial images, (B, d), where a distance is between sets
+    features: tuple[torch.Tensor, torch.Tensor] | None = (
+        None  # of the clean and the adversarial images, (B, d), where a distance is between sets
+    )
 
 
 def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
@@ -242,18 +295,26 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
 
     a, b = to_tensor(clean), to_tensor(other)
     difference = (b - a).double().flatten(1)
-    return {"SSIM": structural_similarity_index_measure(b, a, data_range=1.0, reduction="none").numpy().reshape(-1),
-            "PSNR dB": peak_signal_noise_ratio(b.double(), a.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)).numpy(),
-            "L1 (levels)": 255 * torch.linalg.vector_norm(difference, 1, 1).numpy() / difference.shape[1],
-            "L2": torch.linalg.vector_norm(difference, 2, 1).numpy(),
-            "Linf (levels)": 255 * torch.linalg.vector_norm(difference, math.inf, 1).numpy()}
+    return {
+        "SSIM": structural_similarity_index_measure(b, a, data_range=1.0, reduction="none")
+        .numpy()
+        .reshape(-1),
+        "PSNR dB": peak_signal_noise_ratio(
+            b.double(), a.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)
+        ).numpy(),
+        "L1 (levels)": 255 * torch.linalg.vector_norm(difference, 1, 1).numpy() / difference.shape[1],
+        "L2": torch.linalg.vector_norm(difference, 2, 1).numpy(),
+        "Linf (levels)": 255 * torch.linalg.vector_norm(difference, math.inf, 1).numpy(),
+    }
 
 
 def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit images `(H, W, 3)`; infinite when they are equal."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    return float(peak_signal_noise_ratio(to_tensor(other).double(), to_tensor(clean).double(), data_range=1.0))
+    return float(
+        peak_signal_noise_ratio(to_tensor(other).double(), to_tensor(clean).double(), data_range=1.0)
+    )
 
 
 def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndarray:
@@ -264,9 +325,21 @@ def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndar
     """
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
-    return np.concatenate([learned_perceptual_image_patch_similarity(
-        to_tensor(other[k]).to(device), to_tensor(clean[k]).to(device), net_type="alex", reduction="none", normalize=True).cpu().numpy().reshape(-1)
-        for k in range(len(clean))])
+    return np.concatenate(
+        [
+            learned_perceptual_image_patch_similarity(
+                to_tensor(other[k]).to(device),
+                to_tensor(clean[k]).to(device),
+                net_type="alex",
+                reduction="none",
+                normalize=True,
+            )
+            .cpu()
+            .numpy()
+            .reshape(-1)
+            for k in range(len(clean))
+        ]
+    )
 
 
 class ClassifierFeatures(torch.nn.Module):
@@ -303,9 +376,16 @@ class ToBytes(torch.nn.Module):
 
 
 @torch.no_grad()
-def features_of(network: torch.nn.Module, images: np.ndarray, device: torch.device, batch: int = 16) -> torch.Tensor:
+def features_of(
+    network: torch.nn.Module, images: np.ndarray, device: torch.device, batch: int = 16
+) -> torch.Tensor:
     """Features `(B, d)` in float64 of 8-bit pictures `(B, H, W, 3)`."""
-    return torch.cat([network(to_tensor(images[k:k + batch]).to(device)).double().cpu() for k in range(0, len(images), batch)])
+    return torch.cat(
+        [
+            network(to_tensor(images[k : k + batch]).to(device)).double().cpu()
+            for k in range(0, len(images), batch)
+        ]
+    )
 
 
 class Given(torch.nn.Module):
@@ -323,11 +403,15 @@ def frechet_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
     """Frechet distance of Gaussians fitted to two sets of features `(B, d)` (Heusel et al., 2017)."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    if 2 * len(clean) < clean.shape[1]:  # rotated into the span of all features, which changes no distance, it is far quicker
+    if (
+        2 * len(clean) < clean.shape[1]
+    ):  # rotated into the span of all features, which changes no distance, it is far quicker
         basis, _ = torch.linalg.qr(torch.cat([clean, other]).T)
         clean, other = clean @ basis, other @ basis
     # of several processes only the first evaluates, so there is nothing to synchronise with
-    metric = FrechetInceptionDistance(feature=Given(clean.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=Given(clean.shape[1]), sync_on_compute=False).set_dtype(
+        torch.float64
+    )
     metric.update(clean, real=True)
     metric.update(other, real=False)
     return float(metric.compute())
@@ -363,42 +447,70 @@ def judge_quality(pictures: Pictures, surrogates: Sequence[str], device: torch.d
             figures["LPIPS"] = lpips(pictures.clean, side, device)
     except (ImportError, OSError):
         pass  # its row is absent, and README says where its weights come from
-    quality = {name: Quality(*[mean_over_images(figures[name]) for figures in by_image], *[None] * (2 - len(sides)), by_image=by_image[0][name])
-               for name in by_image[0]}
+    quality = {
+        name: Quality(
+            *[mean_over_images(figures[name]) for figures in by_image],
+            *[None] * (2 - len(sides)),
+            by_image=by_image[0][name],
+        )
+        for name in by_image[0]
+    }
     if len(pictures.clean) >= 2:
         quality |= realism(pictures.clean, sides, surrogates, device)
     return quality
 
 
-def realism(clean: np.ndarray, sides: Sequence[np.ndarray], surrogates: Sequence[str], device: torch.device) -> dict[str, Quality]:
+def realism(
+    clean: np.ndarray, sides: Sequence[np.ndarray], surrogates: Sequence[str], device: torch.device
+) -> dict[str, Quality]:
     """Kernel and Frechet distance of one or two sets of pictures to the clean ones."""
     name, network, dimension = feature_network(surrogates)
     inception = name == "Inception v3"
     real, *others = (features_of(network.to(device), images, device) for images in (clean, *sides))
-    note = None if len(clean) > dimension else f"biased with {len(clean)} images and {dimension} features: not comparable with published figures"
+    note = (
+        None
+        if len(clean) > dimension
+        else f"biased with {len(clean)} images and {dimension} features: not comparable with published figures"
+    )
     absent = [None] * (2 - len(sides))
     kernel = [kernel_distance(real, other) for other in others]
     frechet = [Estimate(frechet_distance(real, other), math.nan, math.nan) for other in others]
-    return {"KID" if inception else f"kernel distance, {name}": Quality(*kernel, *absent, note="can be below 0, since both sets show the same scenes", features=(real, others[0])),
-            "FID" if inception else f"Frechet distance, {name}": Quality(*frechet, *absent, note=note)}
+    return {
+        "KID" if inception else f"kernel distance, {name}": Quality(
+            *kernel,
+            *absent,
+            note="can be below 0, since both sets show the same scenes",
+            features=(real, others[0]),
+        ),
+        "FID" if inception else f"Frechet distance, {name}": Quality(*frechet, *absent, note=note),
+    }
 
 
 # ---------------------------------------------------------------- when a result is not to be trusted
 
+
 @torch.no_grad()
-def doubts_about_outputs(name: str, classifier: torch.nn.Module, images: np.ndarray, device: torch.device) -> list[str]:
+def doubts_about_outputs(
+    name: str, classifier: torch.nn.Module, images: np.ndarray, device: torch.device
+) -> list[str]:
     """Outputs that are probabilities, and answers that change."""
     x = to_tensor(images[:4]).to(device)
     first, second = classifier(x), classifier(x)
     doubts = []
     if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
-        doubts.append(f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they saturate: take the softmax off its end")
+        doubts.append(
+            f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they saturate: take the softmax off its end"
+        )
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
-        doubts.append(f"{name} answers differently when asked twice, so that success may be luck: put it into eval mode and switch off its randomness")
+        doubts.append(
+            f"{name} answers differently when asked twice, so that success may be luck: put it into eval mode and switch off its randomness"
+        )
     return doubts
 
 
-def doubts_about_gradients(name: str, classifier: torch.nn.Module, clean: np.ndarray, labels: np.ndarray, device: torch.device) -> list[str]:
+def doubts_about_gradients(
+    name: str, classifier: torch.nn.Module, clean: np.ndarray, labels: np.ndarray, device: torch.device
+) -> list[str]:
     """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
     dead = []
     for k in range(len(clean)):
@@ -407,35 +519,66 @@ def doubts_about_gradients(name: str, classifier: torch.nn.Module, clean: np.nda
         (gradient,) = torch.autograd.grad(-classifier(x).log_softmax(-1)[0, own[own >= 0]].mean(), x)
         if not gradient.any():
             dead.append(str(k + 1))
-    return [f"{name} has a gradient of exactly zero at image {', '.join(dead)}; that it is not fooled says nothing about its robustness: "
-            "look for steps without a gradient, or try --logit_temperature 10 where it is too sure of itself"] if dead else []
+    return (
+        [
+            f"{name} has a gradient of exactly zero at image {', '.join(dead)}; that it is not fooled says nothing about its robustness: "
+            "look for steps without a gradient, or try --logit_temperature 10 where it is too sure of itself"
+        ]
+        if dead
+        else []
+    )
 
 
-def doubts_about_labels(name: str, predictions: Sequence[Prediction], labels: np.ndarray, classes: int) -> list[str]:
+def doubts_about_labels(
+    name: str, predictions: Sequence[Prediction], labels: np.ndarray, classes: int
+) -> list[str]:
     """A clean accuracy that guessing explains."""
     from scipy.stats import binomtest
 
     count = int(right(predictions, labels).sum())
     if binomtest(count, len(labels), 1 / classes, alternative="greater").pvalue <= 0.05:
         return []
-    shifted = {shift: int(right(predictions, np.where(labels >= 0, labels + shift, -1)).sum()) for shift in (-1, 1)}
+    shifted = {
+        shift: int(right(predictions, np.where(labels >= 0, labels + shift, -1)).sum()) for shift in (-1, 1)
+    }
     shift, found = max(shifted.items(), key=lambda item: item[1])
-    advice = f"labels {'one higher' if shift > 0 else 'one lower'} would give {found}/{len(labels)}, so shift them" if found > count else "look at a few images beside their labels"
-    return [f"{name} has only {count}/{len(labels)} of the clean images right, which guessing explains; labels count from --label_base: {advice}"]
+    advice = (
+        f"labels {'one higher' if shift > 0 else 'one lower'} would give {found}/{len(labels)}, so shift them"
+        if found > count
+        else "look at a few images beside their labels"
+    )
+    return [
+        f"{name} has only {count}/{len(labels)} of the clean images right, which guessing explains; labels count from --label_base: {advice}"
+    ]
 
 
-def doubts_about_rounding(names: Sequence[str], fooled_as_tensor: Sequence[bool], fooled_as_file: Sequence[bool]) -> list[str]:
+def doubts_about_rounding(
+    names: Sequence[str], fooled_as_tensor: Sequence[bool], fooled_as_file: Sequence[bool]
+) -> list[str]:
     """Images that fooled the surrogate as float tensors and no longer do as 8-bit files."""
-    lost = [name for name, tensor, file in zip(names, fooled_as_tensor, fooled_as_file) if tensor and not file]
-    return [f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost)}; more --iterations give it a margin"] if lost else []
+    lost = [
+        name for name, tensor, file in zip(names, fooled_as_tensor, fooled_as_file) if tensor and not file
+    ]
+    return (
+        [
+            f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost)}; more --iterations give it a margin"
+        ]
+        if lost
+        else []
+    )
 
 
 def doubts_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:
     """A surrogate that is asked to be a transfer classifier, too."""
-    return [f"{name} is a surrogate and so left out of the transfer classifiers: take it out of --transfer_models" for name in surrogates if name in transfer]
+    return [
+        f"{name} is a surrogate and so left out of the transfer classifiers: take it out of --transfer_models"
+        for name in surrogates
+        if name in transfer
+    ]
 
 
 # ---------------------------------------------------------------- all of it
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -448,12 +591,12 @@ class Evaluation:
 
     @property
     def transfers(self) -> list[ClassifierResult]:
-        return self.classifiers[self.surrogates:]
+        return self.classifiers[self.surrogates :]
 
     @property
     def joint_success(self) -> Estimate | None:
         """Of several surrogates: images that fool all of them at once, among those that all of them had right before."""
-        return joint_success(self.classifiers[:self.surrogates]) if self.surrogates > 1 else None
+        return joint_success(self.classifiers[: self.surrogates]) if self.surrogates > 1 else None
 
     @property
     def with_reconstructions(self) -> bool:
@@ -466,7 +609,11 @@ class Evaluation:
 
     @property
     def transfer_success_of_attack_alone(self) -> Estimate | None:
-        return transfer_mean(self.transfers, "success_of_attack_alone") if self.transfers and self.with_reconstructions else None
+        return (
+            transfer_mean(self.transfers, "success_of_attack_alone")
+            if self.transfers and self.with_reconstructions
+            else None
+        )
 
     def role(self, k: int) -> str:
         """Of the k-th classifier."""
@@ -474,38 +621,111 @@ class Evaluation:
 
     def as_dict(self) -> dict:
         """For JSON: figures with their intervals and counts; None for what is not known."""
-        classifiers = [{"model": result.name, "role": self.role(k), **{name: plain(figure) for name, figure in result.figures().items()}}
-                       for k, result in enumerate(self.classifiers)]
-        quality = {name: {"adversarial": plain(figure.adversarial), "reconstructed": plain(figure.reconstructed), "note": figure.note,
-                          "by_image": None if figure.by_image is None else [float(v) if math.isfinite(v) else None for v in figure.by_image]}
-                   for name, figure in self.quality.items()}
-        return {"classifiers": classifiers, "joint_success": plain(self.joint_success), "transfer_success": plain(self.transfer_success), "quality": quality,
-                "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone), "warnings": self.doubts}
+        classifiers = [
+            {
+                "model": result.name,
+                "role": self.role(k),
+                **{name: plain(figure) for name, figure in result.figures().items()},
+            }
+            for k, result in enumerate(self.classifiers)
+        ]
+        quality = {
+            name: {
+                "adversarial": plain(figure.adversarial),
+                "reconstructed": plain(figure.reconstructed),
+                "note": figure.note,
+                "by_image": None
+                if figure.by_image is None
+                else [float(v) if math.isfinite(v) else None for v in figure.by_image],
+            }
+            for name, figure in self.quality.items()
+        }
+        return {
+            "classifiers": classifiers,
+            "joint_success": plain(self.joint_success),
+            "transfer_success": plain(self.transfer_success),
+            "quality": quality,
+            "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone),
+            "warnings": self.doubts,
+        }
 
     def tables(self) -> list[list[list[str]]]:
         """The same as rows of cells: one table of the classifiers, one of the images' quality. Columns are left out where no reconstructions were written."""
-        columns = [("accuracy before", "accuracy_before"), ("reconstructed only", "accuracy_reconstructed"), ("accuracy after", "accuracy_after"),
-                   ("attack success (of right before)", "success"), ("of right when reconstructed", "success_of_attack_alone")]
+        columns = [
+            ("accuracy before", "accuracy_before"),
+            ("reconstructed only", "accuracy_reconstructed"),
+            ("accuracy after", "accuracy_after"),
+            ("attack success (of right before)", "success"),
+            ("of right when reconstructed", "success_of_attack_alone"),
+        ]
         if not self.with_reconstructions:
-            columns = [column for column in columns if column[1] not in ("accuracy_reconstructed", "success_of_attack_alone")]
+            columns = [
+                column
+                for column in columns
+                if column[1] not in ("accuracy_reconstructed", "success_of_attack_alone")
+            ]
         rows = [["classifier", "role", *(title for title, _ in columns)]]
-        rows += [[result.name, self.role(k), *(str(getattr(result, name)) for _, name in columns)] for k, result in enumerate(self.classifiers)]
-        means = {"success": self.transfer_success, "success_of_attack_alone": self.transfer_success_of_attack_alone}
+        rows += [
+            [result.name, self.role(k), *(str(getattr(result, name)) for _, name in columns)]
+            for k, result in enumerate(self.classifiers)
+        ]
+        means = {
+            "success": self.transfer_success,
+            "success_of_attack_alone": self.transfer_success_of_attack_alone,
+        }
         if self.surrogates > 1:
-            rows.insert(1 + self.surrogates, ["all at once", "surrogate", *(str(self.joint_success) if name == "success" else "" for _, name in columns)])
+            rows.insert(
+                1 + self.surrogates,
+                [
+                    "all at once",
+                    "surrogate",
+                    *(str(self.joint_success) if name == "success" else "" for _, name in columns),
+                ],
+            )
         if self.transfers:
-            rows.append(["mean", "transfer", *(str(means[name]) if name in means else "" for _, name in columns)])
-        return [rows, [["to the clean images", "adversarial", *(["reconstructed only"] if self.with_reconstructions else []), ""]] + [
-            [name, str(figure.adversarial), *([str(figure.reconstructed)] if self.with_reconstructions else []), figure.note or ""] for name, figure in self.quality.items()]]
+            rows.append(
+                ["mean", "transfer", *(str(means[name]) if name in means else "" for _, name in columns)]
+            )
+        return [
+            rows,
+            [
+                [
+                    "to the clean images",
+                    "adversarial",
+                    *(["reconstructed only"] if self.with_reconstructions else []),
+                    "",
+                ]
+            ]
+            + [
+                [
+                    name,
+                    str(figure.adversarial),
+                    *([str(figure.reconstructed)] if self.with_reconstructions else []),
+                    figure.note or "",
+                ]
+                for name, figure in self.quality.items()
+            ],
+        ]
 
     def lines(self) -> list[str]:
         """The same as text."""
         classifiers, quality = self.tables()
-        return [*table(classifiers), "", *table(quality), "", "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife for the kernel distance",
-                *(f"warning: {doubt}" for doubt in self.doubts)]
+        return [
+            *table(classifiers),
+            "",
+            *table(quality),
+            "",
+            "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife for the kernel distance",
+            *(f"warning: {doubt}" for doubt in self.doubts),
+        ]
 
 
-def evaluate(pictures: Pictures, surrogates: Mapping[str, torch.nn.Module], transfer: Sequence[str], device: torch.device) -> Evaluation:
+def evaluate(
+    pictures: Pictures,
+    surrogates: Mapping[str, torch.nn.Module],
+    transfer: Sequence[str],
+    device: torch.device,
+) -> Evaluation:
     """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers, each loaded, used and freed before the next.
 
     Raises:
@@ -516,8 +736,11 @@ def evaluate(pictures: Pictures, surrogates: Mapping[str, torch.nn.Module], tran
         results.append(judge_classifier(name, classifier, pictures, device))
         with torch.no_grad():
             classes = classifier(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
-        doubts += [*doubts_about_outputs(name, classifier, pictures.clean, device), *doubts_about_gradients(name, classifier, pictures.clean, pictures.labels, device),
-                   *doubts_about_labels(name, results[-1].before, pictures.labels, classes)]
+        doubts += [
+            *doubts_about_outputs(name, classifier, pictures.clean, device),
+            *doubts_about_gradients(name, classifier, pictures.clean, pictures.labels, device),
+            *doubts_about_labels(name, results[-1].before, pictures.labels, classes),
+        ]
     for name in transfer:
         if name not in surrogates:
             other = load_classifier(name, classes, pictures.clean.shape[1]).to(device)
@@ -529,7 +752,14 @@ def evaluate(pictures: Pictures, surrogates: Mapping[str, torch.nn.Module], tran
 
 def plain(figure: Estimate | None) -> dict | None:
     """For JSON, which knows no NaN."""
-    return None if figure is None else {key: value if value is None or math.isfinite(value) else None for key, value in asdict(figure).items()}
+    return (
+        None
+        if figure is None
+        else {
+            key: value if value is None or math.isfinite(value) else None
+            for key, value in asdict(figure).items()
+        }
+    )
 
 
 def table(rows: list[list[str]]) -> list[str]:

@@ -18,7 +18,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils import AMPLIFIED, ANALYSIS, ImageRecord, Run, read_pair, replacing, timestep_colours, timestep_rows, timestep_shares
+from images import replacing
+from utils import (
+    AMPLIFIED,
+    ANALYSIS,
+    ImageRecord,
+    Run,
+    read_pair,
+    timestep_colours,
+    timestep_rows,
+    timestep_shares,
+)
 
 FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
     "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at the first layer, as bars with deviations; a dashed line marks equal shares",
@@ -28,8 +38,21 @@ FIGURES = {  # pooled, in the order of the page: what is shown, for those who do
     "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
     "loss_heatmap": "Self-attention loss by timestep and iteration",
 }
-PICTURES_BUDGET, LARGEST_SHARE = 6_000_000, 120_000     # bytes of all images' pictures, before base64, and of one image's
-QUALITIES = [(1, 95), (1, 90), (1, 80), (1, 65), (1, 50), (0.7, 50), (0.5, 50), (0.35, 40), (0.25, 30)]    # scale and WebP quality, tried in this order
+PICTURES_BUDGET, LARGEST_SHARE = (
+    6_000_000,
+    120_000,
+)  # bytes of all images' pictures, before base64, and of one image's
+QUALITIES = [
+    (1, 95),
+    (1, 90),
+    (1, 80),
+    (1, 65),
+    (1, 50),
+    (0.7, 50),
+    (0.5, 50),
+    (0.35, 40),
+    (0.25, 30),
+]  # scale and WebP quality, tried in this order
 
 
 def write_page(run: Run) -> None:
@@ -44,11 +67,24 @@ def write_page(run: Run) -> None:
     rows = {row["index"]: row for row in results["images"]}
     records = [record for record in run.records if record.index in rows]
     budget = min(LARGEST_SHARE, PICTURES_BUDGET // max(1, len(records)))
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page = environment.get_template("report_template.html").render(
-        name=run.folder.absolute().name, results=results, amplified=AMPLIFIED, timestep_table=timestep_rows(run.layer_losses, run.timesteps),
-        figures=[(name, alternative, data_url((run.folder / ANALYSIS / f"{name}.png").read_bytes(), "image/png")) for name, alternative in FIGURES.items()],
-        images=[describe_image(run, record, rows[record.index], budget) for record in records])
+        name=run.folder.absolute().name,
+        results=results,
+        amplified=AMPLIFIED,
+        timestep_table=timestep_rows(run.layer_losses, run.timesteps),
+        figures=[
+            (name, alternative, data_url((run.folder / ANALYSIS / f"{name}.png").read_bytes(), "image/png"))
+            for name, alternative in FIGURES.items()
+        ],
+        images=[describe_image(run, record, rows[record.index], budget) for record in records],
+    )
     with replacing(run.folder / "report.html") as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name need not be Unicode
 
@@ -59,9 +95,14 @@ def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dic
     difference = (AMPLIFIED * np.abs(adversarial.astype(np.int16) - clean)).clip(0, 255).astype(np.uint8)
     before, after = row["before"], row["after"]
     outcome = {True: "fooled", False: "not fooled", None: "wrong before"}[row["success"]]
-    return {"row": row, "outcome": outcome, "drop": before["true_confidence"] - after["true_confidence"],
-            "side": clean.shape[0], **dict(zip(("clean", "adversarial", "difference"), encode([clean, adversarial, difference], budget))),
-            "charts": charts(record)}
+    return {
+        "row": row,
+        "outcome": outcome,
+        "drop": before["true_confidence"] - after["true_confidence"],
+        "side": clean.shape[0],
+        **dict(zip(("clean", "adversarial", "difference"), encode([clean, adversarial, difference], budget))),
+        "charts": charts(record),
+    }
 
 
 def encode(pictures: Sequence[np.ndarray], budget: int) -> list[str]:
@@ -70,7 +111,9 @@ def encode(pictures: Sequence[np.ndarray], budget: int) -> list[str]:
         files = []
         for picture in map(Image.fromarray, pictures):
             out = io.BytesIO()
-            picture.resize([max(1, round(side * scale)) for side in picture.size], Image.LANCZOS).save(out, "WEBP", quality=quality)
+            picture.resize([max(1, round(side * scale)) for side in picture.size], Image.LANCZOS).save(
+                out, "WEBP", quality=quality
+            )
             files.append(out.getvalue())
         if sum(map(len, files)) <= budget:
             break
@@ -83,12 +126,15 @@ def data_url(content: bytes, kind: str) -> str:
 
 # ---------------------------------------------------------------- an image's own curves, as SVG in the template
 
-CHART = {"left": 38, "right": 254, "top": 8, "bottom": 92}      # of the axes inside a chart of 260 x 120
+CHART = {"left": 38, "right": 254, "top": 8, "bottom": 92}  # of the axes inside a chart of 260 x 120
 
 
 def charts(record: ImageRecord) -> list[dict]:
     """Confidence, self-attention loss and weights over iterations, and the shares of the timesteps, in the coordinates of CHART."""
-    colours = ["#%02x%02x%02x" % tuple(round(255 * c) for c in colour[:3]) for colour in timestep_colours(len(record.timesteps))]
+    colours = [
+        "#%02x%02x%02x" % tuple(round(255 * c) for c in colour[:3])
+        for colour in timestep_colours(len(record.timesteps))
+    ]
     total = record.layer_losses.sum((1, 2), dtype=np.float64)
     logarithm = np.log10(np.where(total > 0, total, np.nan), out=np.full(len(total), np.nan), where=total > 0)
     finite = logarithm[np.isfinite(logarithm)]
@@ -97,18 +143,52 @@ def charts(record: ImageRecord) -> list[dict]:
     highest = max(0.01, np.nanmax(np.nan_to_num(shares)))
     flip = int(record.fooled.argmax()) + 1 if record.fooled.any() else None
     return [
-        {"title": "confidence in the true class" + (f"; fooled at iteration {flip}" if flip else ""), "low": "0", "high": "1", "bars": [], "x": (1, len(total)),
-         "lines": [("currentColor", polylines(record.confidence, 0, 1))], "mark": None if flip is None else horizontal(flip - 1, len(total))},
-        {"title": "self-attention loss (log)", "low": f"1e{low}", "high": f"1e{high}", "bars": [], "x": (1, len(total)), "lines": [("currentColor", polylines(logarithm, low, high))], "mark": None},
-        {"title": "share of the loss by timestep", "low": "0", "high": f"{100 * highest:.0f}%", "lines": [], "mark": None, "x": record.timesteps[[0, -1]].tolist(),
-         "bars": [(colour, *bar(i, len(shares), value / highest)) for i, (colour, value) in enumerate(zip(colours, np.nan_to_num(shares)))]},
-        {"title": "weight of each timestep", "low": "0", "high": "1", "bars": [], "mark": None, "x": (1, len(total)),
-         "lines": [(colour, polylines(record.weights[:, i], 0, 1)) for i, colour in enumerate(colours)]},
+        {
+            "title": "confidence in the true class" + (f"; fooled at iteration {flip}" if flip else ""),
+            "low": "0",
+            "high": "1",
+            "bars": [],
+            "x": (1, len(total)),
+            "lines": [("currentColor", polylines(record.confidence, 0, 1))],
+            "mark": None if flip is None else horizontal(flip - 1, len(total)),
+        },
+        {
+            "title": "self-attention loss (log)",
+            "low": f"1e{low}",
+            "high": f"1e{high}",
+            "bars": [],
+            "x": (1, len(total)),
+            "lines": [("currentColor", polylines(logarithm, low, high))],
+            "mark": None,
+        },
+        {
+            "title": "share of the loss by timestep",
+            "low": "0",
+            "high": f"{100 * highest:.0f}%",
+            "lines": [],
+            "mark": None,
+            "x": record.timesteps[[0, -1]].tolist(),
+            "bars": [
+                (colour, *bar(i, len(shares), value / highest))
+                for i, (colour, value) in enumerate(zip(colours, np.nan_to_num(shares)))
+            ],
+        },
+        {
+            "title": "weight of each timestep",
+            "low": "0",
+            "high": "1",
+            "bars": [],
+            "mark": None,
+            "x": (1, len(total)),
+            "lines": [(colour, polylines(record.weights[:, i], 0, 1)) for i, colour in enumerate(colours)],
+        },
     ]
 
 
 def horizontal(k: int, count: int) -> float:
-    return round(CHART["left"] + (CHART["right"] - CHART["left"]) * (k / (count - 1) if count > 1 else 0.5), 1)
+    return round(
+        CHART["left"] + (CHART["right"] - CHART["left"]) * (k / (count - 1) if count > 1 else 0.5), 1
+    )
 
 
 def polylines(values: np.ndarray, low: float, high: float) -> list[str]:
@@ -118,13 +198,29 @@ def polylines(values: np.ndarray, low: float, high: float) -> list[str]:
         if not np.isfinite(value):
             pieces.append([])
             continue
-        x, y = horizontal(k, len(values)), CHART["bottom"] - (CHART["bottom"] - CHART["top"]) * (value - low) / (high - low)
+        x, y = (
+            horizontal(k, len(values)),
+            CHART["bottom"] - (CHART["bottom"] - CHART["top"]) * (value - low) / (high - low),
+        )
         pieces[-1].append(f"{x:.1f},{y:.1f}")
-    return [" ".join(piece if len(piece) > 1 else [piece[0], f"{float(piece[0].split(',')[0]) + 2:.1f},{piece[0].split(',')[1]}"]) for piece in pieces if piece]
+    return [
+        " ".join(
+            piece
+            if len(piece) > 1
+            else [piece[0], f"{float(piece[0].split(',')[0]) + 2:.1f},{piece[0].split(',')[1]}"]
+        )
+        for piece in pieces
+        if piece
+    ]
 
 
 def bar(i: int, count: int, height: float) -> tuple[float, float, float, float]:
     """x, y, width and height of the i-th bar."""
     width = (CHART["right"] - CHART["left"]) / count
     full = (CHART["bottom"] - CHART["top"]) * height
-    return round(CHART["left"] + width * (i + 0.1), 1), round(CHART["bottom"] - full, 1), round(0.8 * width, 1), round(full, 1)
+    return (
+        round(CHART["left"] + width * (i + 0.1), 1),
+        round(CHART["bottom"] - full, 1),
+        round(0.8 * width, 1),
+        round(full, 1),
+    )

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+COLLAPSED_BELOW = 1.5  # effective number of timesteps
 WEIGHT_MODES = ("uniform", "fixed", "learnable", "learnable_detached")
 
 SCHEDULES: dict[str, tuple[float, ...]] = {
-    "learned": (0.064, 0.103, 0.158, 0.269, 0.406),    # `increasing` after some 10 images of naive learning
-    "increasing": (0.05, 0.08, 0.13, 0.24, 0.50),      # the start of the learnable modes
-    "uniform": (0.2, 0.2, 0.2, 0.2, 0.2),              # the same loss as no weights at all
+    "learned": (0.064, 0.103, 0.158, 0.269, 0.406),  # `increasing` after some 10 images of naive learning
+    "increasing": (0.05, 0.08, 0.13, 0.24, 0.50),  # the start of the learnable modes
+    "uniform": (0.2, 0.2, 0.2, 0.2, 0.2),  # the same loss as no weights at all
 }
 
 
@@ -34,7 +35,9 @@ def parse_schedule(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(f"unknown schedule {text!r}: expected one of {', '.join(SCHEDULES)} or numbers such as 0.1,0.1,0.2,0.2,0.4") from None
+        raise ValueError(
+            f"unknown schedule {text!r}: expected one of {', '.join(SCHEDULES)} or numbers such as 0.1,0.1,0.2,0.2,0.4"
+        ) from None
 
 
 def schedule_weights(schedule: Sequence[float], num_timesteps: int) -> torch.Tensor:
@@ -50,7 +53,9 @@ def schedule_weights(schedule: Sequence[float], num_timesteps: int) -> torch.Ten
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError(f"a schedule needs finite, non-negative weights, not {list(schedule)}")
     if weights.size != num_timesteps and weights.size < 2:
-        raise ValueError(f"a schedule of {weights.size} weights cannot be stretched to {num_timesteps} timesteps: give {num_timesteps}, or at least 2")
+        raise ValueError(
+            f"a schedule of {weights.size} weights cannot be stretched to {num_timesteps} timesteps: give {num_timesteps}, or at least 2"
+        )
     if num_timesteps == 1:
         weights = weights[-1:] if weights[-1] > 0 else weights.sum(keepdims=True)
     elif weights.size != num_timesteps:

@@ -12,10 +12,9 @@ Figures are written as PNG, those that are pooled over images also as PDF. The f
 
 from __future__ import annotations
 
-import threads  # noqa: F401  (before torch)
+import environment  # isort: skip  # noqa: F401
 
 import argparse
-import ctypes
 import functools
 import itertools
 import json
@@ -24,134 +23,41 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from images import replacing, write_image
 
 if TYPE_CHECKING:  # matplotlib and torch take long to import, and each is needed by half of this file alone
-    import torch
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-ANALYSIS = "timestep_analysis"                  # the folder of a run's figures, inside the run's
-
-
-def read_image(path: Path, size: int) -> np.ndarray:
-    """A picture as a person sees it, Lanczos-resized: uint8 `(size, size, 3)`.
-
-    EXIF rotation is applied, transparency is laid over white, and 16-bit greyscale is scaled to 8 bits.
-
-    Raises:
-        OSError: the file is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on broken files
-        raise OSError(f"{path.name} is not a readable image ({error})") from error
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB").resize((size, size), Image.LANCZOS))
-
-
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """8-bit `(H, W, 3)` or `(B, H, W, 3)` to `(B, 3, H, W)` in [0, 1]; B is 1 for a single picture."""
-    import torch
-
-    return torch.from_numpy(pixels.copy()).view(-1, *pixels.shape[-3:]).permute(0, 3, 1, 2).float() / 255
-
-
-def to_pixels(image: torch.Tensor) -> np.ndarray:
-    """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`."""
-    import torch
-
-    return (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to `path` at the end, so that no half-written file ever has the final name, whatever happens."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_image(array: np.ndarray, path: Path, compress_level: int = 6) -> None:
-    """Writes uint8 `(H, W, 3)` as PNG."""
-    with replacing(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG", compress_level=compress_level)
-
-
-def write_result(folder: Path, index: int, clean: np.ndarray, adversarial: np.ndarray, model_name: str, success: bool) -> None:
-    """Writes the five pictures of one image, named as the original DiffAttack names them; both uint8 `(H, W, 3)`."""
-    stem = f"{index:04d}"
-    outcome = "ATKSuccess" if success else "Fail"
-    difference = adversarial.astype(np.float64) - clean
-    span = max(np.ptp(difference), 1)
-    pictures = {
-        f"{stem}_originImage.png": clean,
-        f"{stem}_adv_image.png": adversarial,
-        f"{stem}_diff_{model_name}_image_{outcome}.png": np.concatenate([clean, adversarial], axis=1),
-        f"{stem}_diff_relative.png": ((difference - difference.min()) / span * 255).round().astype(np.uint8),
-        f"{stem}_diff_absolute.png": np.abs(difference).astype(np.uint8),
-    }
-    for name in (f"{stem}_diff_{model_name}_image_ATKSuccess.png", f"{stem}_diff_{model_name}_image_Fail.png"):
-        (folder / name).unlink(missing_ok=True)  # an earlier run may have ended the other way
-    for name, picture in pictures.items():
-        write_image(picture, folder / name)
-
-
-def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Pictures of equal size, uint8 `(H, W, 3)`, side by side on white."""
-    padded = [[np.pad(picture, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for picture in row] for row in rows]
-    return np.concatenate([np.concatenate(row, axis=1) for row in padded])
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc's allocator to keep what is freed: returned to the kernel, every large tensor costs page faults again.
-
-    It does nothing where the C library is another one.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
+ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run's
 
 
 # ---------------------------------------------------------------- records, as a run saved them
+
 
 @dataclass
 class ImageRecord:
     """What a run saved of one image, besides its pictures; K iterations, N timesteps, L self-attention layers."""
 
     path: Path
-    row: dict                                   # of results.json
-    timesteps: np.ndarray                       # (N,), early to late
-    layers: list[str]                           # (L,), by place and grid
-    weights: np.ndarray                         # (K, N)
-    layer_losses: np.ndarray                    # (K, N, L)
-    losses: np.ndarray                          # (4, K): LOSSES, before their factors
-    confidence: np.ndarray                      # (K,), of the true class
-    fooled: np.ndarray                          # (K,), bool
+    row: dict  # of results.json
+    timesteps: np.ndarray  # (N,), early to late
+    layers: list[str]  # (L,), by place and grid
+    weights: np.ndarray  # (K, N)
+    layer_losses: np.ndarray  # (K, N, L)
+    losses: np.ndarray  # (4, K): LOSSES, before their factors
+    confidence: np.ndarray  # (K,), of the true class
+    fooled: np.ndarray  # (K,), bool
     class_tokens: list[str]
-    class_attention: np.ndarray                 # (2, tokens, grid, grid), without the attack and with it
-    components: np.ndarray                      # (2, 3, h, w), the same
+    class_attention: np.ndarray  # (2, tokens, grid, grid), without the attack and with it
+    components: np.ndarray  # (2, 3, h, w), the same
 
     @property
     def index(self) -> int:
@@ -179,7 +85,12 @@ class Run:
     @property
     def factors(self) -> np.ndarray:
         """`(4,)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part of it, but has the same factor as the weighted."""
-        return np.array([self.configuration[f"{name}_loss_weight"] for name in ("attack", "self_attn", "self_attn", "cross_attn")])
+        return np.array(
+            [
+                self.configuration[f"{name}_loss_weight"]
+                for name in ("attack", "self_attn", "self_attn", "cross_attn")
+            ]
+        )
 
 
 def read_record(path: Path) -> ImageRecord:
@@ -190,13 +101,30 @@ def read_record(path: Path) -> ImageRecord:
     """
     with np.load(path) as saved:
         try:
-            alone = {name: saved[name][..., 0] for name in ("layer_losses", "confidence", "fooled", "class_attention", "components")}
-            terms = [saved["attack_loss"], alone["layer_losses"].sum((1, 2))[:, None], saved["self_attention_loss"], saved["cross_attention_loss"]]
-            return ImageRecord(path=path, row=json.loads(str(saved["row"])), timesteps=saved["timesteps"],
-                               layers=layer_names(saved["layers"].tolist(), saved["grids"].tolist()), weights=saved["weights"],
-                               losses=np.stack([term[:, 0] for term in terms]), class_tokens=saved["class_tokens"][0].tolist(), **alone)
+            alone = {
+                name: saved[name][..., 0]
+                for name in ("layer_losses", "confidence", "fooled", "class_attention", "components")
+            }
+            terms = [
+                saved["attack_loss"],
+                alone["layer_losses"].sum((1, 2))[:, None],
+                saved["self_attention_loss"],
+                saved["cross_attention_loss"],
+            ]
+            return ImageRecord(
+                path=path,
+                row=json.loads(str(saved["row"])),
+                timesteps=saved["timesteps"],
+                layers=layer_names(saved["layers"].tolist(), saved["grids"].tolist()),
+                weights=saved["weights"],
+                losses=np.stack([term[:, 0] for term in terms]),
+                class_tokens=saved["class_tokens"][0].tolist(),
+                **alone,
+            )
         except KeyError as error:
-            raise ValueError(f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite") from None
+            raise ValueError(
+                f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"
+            ) from None
 
 
 def read_run(folder: Path, indices: Sequence[int] | None = None) -> Run:
@@ -208,13 +136,20 @@ def read_run(folder: Path, indices: Sequence[int] | None = None) -> Run:
     paths = sorted(folder.glob("*_record.npz"), key=lambda path: int(path.name.split("_")[0]))
     if not paths or not (folder / "run.json").is_file():
         raise ValueError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
-    return Run(folder, json.loads((folder / "run.json").read_text()), [read_record(path) for path in paths if indices is None or int(path.name.split("_")[0]) in indices])
+    return Run(
+        folder,
+        json.loads((folder / "run.json").read_text()),
+        [read_record(path) for path in paths if indices is None or int(path.name.split("_")[0]) in indices],
+    )
 
 
 def layer_names(layers: Sequence[str], grids: Sequence[int]) -> list[str]:
     """Names of attention layers by place and grid, such as "up 28 x 28"; of several with the same, numbered in the order in which the UNet runs them."""
     names = [f"{layer.split('_')[0]} {grid} x {grid}" for layer, grid in zip(layers, grids)]
-    return [name if names.count(name) == 1 else f"{name} ({names[:k].count(name) + 1})" for k, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:k].count(name) + 1})"
+        for k, name in enumerate(names)
+    ]
 
 
 def timestep_shares(layer_losses: np.ndarray) -> np.ndarray:
@@ -235,29 +170,58 @@ def normalised(values: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------- figures: arrays in, a matplotlib Figure out
 
-LOSSES = ("attack: cross-entropy (nats)", "self-attention: sum of $L_i$", "self-attention: sum of $c_i L_i$", "cross-attention: variance")
+LOSSES = (
+    "attack: cross-entropy (nats)",
+    "self-attention: sum of $L_i$",
+    "self-attention: sum of $c_i L_i$",
+    "cross-attention: variance",
+)
 STYLE = {  # legible at the width of one column of a two-column paper, and as real fonts in its PDF
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "figure.titlesize": 9,
-    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.3, "legend.frameon": False, "pdf.fonttype": 42}
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")  # Okabe and Ito's, for the colour-blind
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#F0E442",
+)  # Okabe and Ito's, for the colour-blind
 REFERENCE_LINES = (":", "--", "-.", (0, (1, 3)))
-COLUMN, DPI = 3.4, 160                          # inches, dots an inch
-AMPLIFIED = 8                                   # times, of the absolute difference
-SHEET = 12                                      # images on a page of contact sheets
+COLUMN, DPI = 3.4, 160  # inches, dots an inch
+AMPLIFIED = 8  # times, of the absolute difference
+SHEET = 12  # images on a page of contact sheets
 
 
 def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draws with STYLE, and leaves matplotlib's settings as they were."""
+
     @functools.wraps(function)
     def draw(*arguments, **options) -> Figure:
         from matplotlib import rc_context
 
         with rc_context(STYLE):
             return function(*arguments, **options)
+
     return draw
 
 
-def new_figure(title: str, rows: int, columns: int, height: float = 2.4, layout: str | None = "constrained", **options) -> tuple[Figure, np.ndarray]:
+def new_figure(
+    title: str, rows: int, columns: int, height: float = 2.4, layout: str | None = "constrained", **options
+) -> tuple[Figure, np.ndarray]:
     """A figure with `(rows, columns)` panels: one fills a column of a paper, several side by side are narrower each."""
     from matplotlib.figure import Figure
 
@@ -275,7 +239,9 @@ def timestep_colours(count: int) -> list[tuple[float, ...]]:
 
 
 def timestep_axis(panel: Axes, timesteps: Sequence[int]) -> None:
-    panel.set_xticks(range(len(timesteps)), [str(t) for t in timesteps], rotation=45 if len(timesteps) > 6 else 0)
+    panel.set_xticks(
+        range(len(timesteps)), [str(t) for t in timesteps], rotation=45 if len(timesteps) > 6 else 0
+    )
     panel.set_xlabel("timestep t, early to late")
 
 
@@ -307,13 +273,18 @@ def mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def plot_curve(panel: Axes, x: Sequence[float], values: np.ndarray, **options) -> None:
     """The median of values `(images, len(x))`, and, of several images, their quartiles as a band."""
     middle, low, high = middle_and_spread(values)
-    line, = panel.plot(x, middle, **options)
+    (line,) = panel.plot(x, middle, **options)
     if len(values) > 1:
         panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 @styled
-def plot_weight_curves(runs: Mapping[str, np.ndarray], timesteps: Sequence[int], schedules: Mapping[str, np.ndarray] | None = None, images: int = 1) -> Figure:
+def plot_weight_curves(
+    runs: Mapping[str, np.ndarray],
+    timesteps: Sequence[int],
+    schedules: Mapping[str, np.ndarray] | None = None,
+    images: int = 1,
+) -> Figure:
     """The weight of each timestep over iterations, a panel for each run.
 
     Args:
@@ -325,10 +296,19 @@ def plot_weight_curves(runs: Mapping[str, np.ndarray], timesteps: Sequence[int],
     from matplotlib.lines import Line2D
 
     figure, panels = new_figure("Weights of the attacked timesteps", 1, len(runs), sharey=True)
-    colours, styles = timestep_colours(len(timesteps)), dict(zip(schedules or {}, itertools.cycle(REFERENCE_LINES)))
+    colours, styles = (
+        timestep_colours(len(timesteps)),
+        dict(zip(schedules or {}, itertools.cycle(REFERENCE_LINES))),
+    )
     for panel, (name, weights) in zip(panels[0], runs.items()):
         for i, t in enumerate(timesteps):
-            panel.plot(np.arange(1, len(weights) + 1), weights[:, i], color=colours[i], label=f"t = {t}", marker="." if len(weights) == 1 else None)
+            panel.plot(
+                np.arange(1, len(weights) + 1),
+                weights[:, i],
+                color=colours[i],
+                label=f"t = {t}",
+                marker="." if len(weights) == 1 else None,
+            )
         for schedule, style in styles.items():
             for i, value in enumerate(schedules[schedule]):
                 panel.axhline(value, color=colours[i], linestyle=style, linewidth=0.6, alpha=0.7)
@@ -337,7 +317,10 @@ def plot_weight_curves(runs: Mapping[str, np.ndarray], timesteps: Sequence[int],
         panel.set(title=name, ylim=(0, 1))
         iteration_axis(panel, "iteration" if images == 1 else f"iteration, over {images} images")
     panels[0, 0].set_ylabel("weight (sum 1)")
-    handles = panels[0, 0].get_legend_handles_labels()[0] + [Line2D([], [], color="0.4", linestyle=style, linewidth=0.8, label=name) for name, style in styles.items()]
+    handles = panels[0, 0].get_legend_handles_labels()[0] + [
+        Line2D([], [], color="0.4", linestyle=style, linewidth=0.8, label=name)
+        for name, style in styles.items()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
@@ -356,9 +339,24 @@ def plot_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[i
         shown = sorted({min(2, last), (last + 1) // 2, last} - ({1} if last > 1 else set()))
         for iteration, colour in zip(shown, ("#56B4E9", "#0072B2", "#000000")):
             values = losses[:, iteration - 1].astype(np.float64)
-            plot_curve(panel, range(len(timesteps)), np.where(values > 0, values, np.nan), color=colour, marker="o", markersize=3, label=f"iteration {iteration}")
+            plot_curve(
+                panel,
+                range(len(timesteps)),
+                np.where(values > 0, values, np.nan),
+                color=colour,
+                marker="o",
+                markersize=3,
+                label=f"iteration {iteration}",
+            )
         if not (losses[:, [iteration - 1 for iteration in shown]] > 0).any():
-            panel.text(0.5, 0.5, "zero: the attack starts at\nthe unperturbed run", ha="center", va="center", transform=panel.transAxes)
+            panel.text(
+                0.5,
+                0.5,
+                "zero: the attack starts at\nthe unperturbed run",
+                ha="center",
+                va="center",
+                transform=panel.transAxes,
+            )
         timestep_axis(panel, timesteps)
         panel.set_title(name)
         log_scale(panel)
@@ -372,14 +370,22 @@ def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) 
     """`L_i`, timestep by iteration, the mean over images; arguments as for `plot_loss_per_timestep`."""
     from matplotlib.colors import LogNorm, Normalize
 
-    figure, panels = new_figure("Self-attention loss by timestep and iteration", 1, len(runs), height=2.0, sharey=True)
+    figure, panels = new_figure(
+        "Self-attention loss by timestep and iteration", 1, len(runs), height=2.0, sharey=True
+    )
     means = [mean_and_deviation(losses.astype(np.float64))[0] for losses in runs.values()]
     positive = np.concatenate([mean[mean > 0] for mean in means])
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else Normalize(0, 1)
     for panel, name, mean in zip(panels[0], runs, means):
         panel.set_facecolor("0.85")  # seen where there is no value, or zero
-        drawn = panel.imshow(np.where(mean > 0, mean, np.nan).T, aspect="auto", norm=norm, cmap="cividis", interpolation="none",
-                             extent=(0.5, len(mean) + 0.5, len(timesteps) - 0.5, -0.5))
+        drawn = panel.imshow(
+            np.where(mean > 0, mean, np.nan).T,
+            aspect="auto",
+            norm=norm,
+            cmap="cividis",
+            interpolation="none",
+            extent=(0.5, len(mean) + 0.5, len(timesteps) - 0.5, -0.5),
+        )
         panel.set_yticks(range(len(timesteps)), [str(t) for t in timesteps])
         panel.set_title(name)
         iteration_axis(panel)
@@ -397,17 +403,37 @@ def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Se
         timesteps: the N attacked timesteps, early to late.
     """
     single = all(len(losses) == 1 for losses in runs.values())
-    figure, panels = new_figure(f"Share of the self-attention loss\n(mean and deviation over {'iterations' if single else 'images'})", 2, len(runs), height=1.9, sharex=True, sharey=True)
+    figure, panels = new_figure(
+        f"Share of the self-attention loss\n(mean and deviation over {'iterations' if single else 'images'})",
+        2,
+        len(runs),
+        height=1.9,
+        sharex=True,
+        sharey=True,
+    )
     for column, (name, losses) in zip(panels.T, runs.items()):
         for panel, of in zip(column, (losses, losses[..., :1])):
             shares = timestep_shares(of[0][:, None] if single else of)
             mean, deviation = mean_and_deviation(shares)
-            panel.bar(range(len(timesteps)), 100 * mean, yerr=100 * deviation, color=timestep_colours(len(timesteps)), error_kw={"linewidth": 0.8, "capsize": 2})
+            panel.bar(
+                range(len(timesteps)),
+                100 * mean,
+                yerr=100 * deviation,
+                color=timestep_colours(len(timesteps)),
+                error_kw={"linewidth": 0.8, "capsize": 2},
+            )
             panel.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
             for i, (m, d) in enumerate(zip(mean, deviation)):
                 if np.isfinite(m):
-                    panel.annotate(f"{m * len(timesteps):.1f}x", (i, 100 * (m + d)), (0, 2), textcoords="offset points", ha="center", fontsize=7,
-                                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7})
+                    panel.annotate(
+                        f"{m * len(timesteps):.1f}x",
+                        (i, 100 * (m + d)),
+                        (0, 2),
+                        textcoords="offset points",
+                        ha="center",
+                        fontsize=7,
+                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
+                    )
             panel.margins(y=0.15)
         column[0].set_title(name)
         timestep_axis(column[1], timesteps)
@@ -417,7 +443,9 @@ def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Se
 
 
 @styled
-def plot_layer_shares(runs: Mapping[str, np.ndarray], timesteps: Sequence[int], layers: Sequence[str]) -> Figure:
+def plot_layer_shares(
+    runs: Mapping[str, np.ndarray], timesteps: Sequence[int], layers: Sequence[str]
+) -> Figure:
     """Each layer's share of each timestep's self-attention loss, and of all of it, in percent; the mean over images.
 
     Args:
@@ -425,26 +453,46 @@ def plot_layer_shares(runs: Mapping[str, np.ndarray], timesteps: Sequence[int], 
         timesteps: the N attacked timesteps, early to late.
         layers: L names.
     """
-    figure, panels = new_figure("Share of each layer in the self-attention loss, %", 1, len(runs), height=0.8 + 0.18 * len(layers), sharey=True)
+    figure, panels = new_figure(
+        "Share of each layer in the self-attention loss, %",
+        1,
+        len(runs),
+        height=0.8 + 0.18 * len(layers),
+        sharey=True,
+    )
     means = []
     for losses in runs.values():
-        by_timestep = np.stack([layer_shares(losses[:, :, i:i + 1]) for i in range(len(timesteps))] + [layer_shares(losses)], 1)  # (images, N + 1, L)
+        by_timestep = np.stack(
+            [layer_shares(losses[:, :, i : i + 1]) for i in range(len(timesteps))] + [layer_shares(losses)], 1
+        )  # (images, N + 1, L)
         means.append(100 * mean_and_deviation(by_timestep)[0].T)
     top = max(1.0, np.nan_to_num(means).max())
     for panel, name, mean in zip(panels[0], runs, means):
         panel.imshow(mean, aspect="auto", vmin=0, vmax=top, cmap="cividis", interpolation="none")
         for (k, i), value in np.ndenumerate(mean):
             if np.isfinite(value):
-                panel.text(i, k, f"{value:.2g}" if value < 10 else f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if value < 0.6 * top else "black")
+                panel.text(
+                    i,
+                    k,
+                    f"{value:.2g}" if value < 10 else f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if value < 0.6 * top else "black",
+                )
         panel.axvline(len(timesteps) - 0.5, color="white", linewidth=2)
-        panel.set_xticks(range(len(timesteps) + 1), [*map(str, timesteps), "all"], rotation=45 if len(timesteps) > 6 else 0)
+        panel.set_xticks(
+            range(len(timesteps) + 1), [*map(str, timesteps), "all"], rotation=45 if len(timesteps) > 6 else 0
+        )
         panel.set_yticks(range(len(layers)), layers)
         panel.set(title=name, xlabel="timestep t, early to late")
     return figure
 
 
 @styled
-def plot_losses(runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], factors: Sequence[float]) -> Figure:
+def plot_losses(
+    runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], factors: Sequence[float]
+) -> Figure:
     """The losses before and after their factors, and the surrogate's confidence, over iterations; medians over images, with quartiles.
 
     Args:
@@ -461,15 +509,26 @@ def plot_losses(runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], f
             plot_curve(column[0], x, values, color=PALETTE[k], label=label, marker=marker)
             if k != 1:
                 plot_curve(column[1], x, factors[k] * values, color=PALETTE[k], label=label, marker=marker)
-        plot_curve(column[2], x, confidence, color=PALETTE[6], label="confidence in the true class", marker=marker)
+        plot_curve(
+            column[2], x, confidence, color=PALETTE[6], label="confidence in the true class", marker=marker
+        )
         ever = np.maximum.accumulate(fooled, axis=-1)
         if len(fooled) > 1:
-            column[2].step(x, ever.mean(0), where="post", color=PALETTE[1], linestyle="--", label="share of images fooled so far")
+            column[2].step(
+                x,
+                ever.mean(0),
+                where="post",
+                color=PALETTE[1],
+                linestyle="--",
+                label="share of images fooled so far",
+            )
         elif ever.any():
             flip = int(x[ever[0].argmax()])
             for panel in column:
                 panel.axvline(flip, color=PALETTE[1], linestyle="--", linewidth=0.9)
-            column[2].annotate(f"fooled at iteration {flip}", (flip, 0.5), (4, 0), textcoords="offset points", fontsize=7)
+            column[2].annotate(
+                f"fooled at iteration {flip}", (flip, 0.5), (4, 0), textcoords="offset points", fontsize=7
+            )
         for panel in column[:2]:
             log_scale(panel)
         column[0].set_title(name)
@@ -479,12 +538,20 @@ def plot_losses(runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], f
         panel.set_ylabel(label)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     more = panels[2, 0].get_legend_handles_labels()
-    figure.legend(handles + more[0], labels + more[1], loc="outside lower center", ncols=1 if len(runs) == 1 else 3)
+    figure.legend(
+        handles + more[0], labels + more[1], loc="outside lower center", ncols=1 if len(runs) == 1 else 3
+    )
     return figure
 
 
 @styled
-def plot_attention(clean: np.ndarray, adversarial: np.ndarray, class_tokens: Sequence[str], class_attention: np.ndarray, components: np.ndarray) -> Figure:
+def plot_attention(
+    clean: np.ndarray,
+    adversarial: np.ndarray,
+    class_tokens: Sequence[str],
+    class_attention: np.ndarray,
+    components: np.ndarray,
+) -> Figure:
     """Where the diffusion model looks without the attack (above) and with it: cross-attention to each class token, and the self-attention.
 
     Args:
@@ -494,7 +561,9 @@ def plot_attention(clean: np.ndarray, adversarial: np.ndarray, class_tokens: Seq
         components: `(2, 3, h, w)`, the self-attention along its first principal components without the attack.
     """
     columns = len(class_tokens) + components.shape[1]
-    figure, panels = new_figure("Attention without the attack (above) and with it (below)", 2, columns, layout="compressed")
+    figure, panels = new_figure(
+        "Attention without the attack (above) and with it (below)", 2, columns, layout="compressed"
+    )
     figure.set_size_inches(1.25 * columns, 3.1)
     side = clean.shape[0]
     for row, image in enumerate((clean, adversarial)):
@@ -502,7 +571,15 @@ def plot_attention(clean: np.ndarray, adversarial: np.ndarray, class_tokens: Seq
         for k, token in enumerate(class_tokens):
             panel, low, top = panels[row, k], class_attention[:, k].min(), class_attention[:, k].max()
             panel.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, side, side, 0))
-            panel.imshow(class_attention[row, k], cmap="inferno", vmin=low, vmax=top, alpha=0.6, extent=(0, side, side, 0), interpolation="bilinear")
+            panel.imshow(
+                class_attention[row, k],
+                cmap="inferno",
+                vmin=low,
+                vmax=top,
+                alpha=0.6,
+                extent=(0, side, side, 0),
+                interpolation="bilinear",
+            )
             if row == 0:
                 panel.set_title(f'"{short(token)}"\n{low:.2g} to {top:.2g}')
         for k in range(components.shape[1]):
@@ -523,40 +600,71 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
         rows: clean and adversarial, uint8 `(H, W, 3)`, and a caption for each of the two. Signed differences are means over channels, and
             their colours have one scale on the whole sheet, symmetric around zero.
     """
-    figure, panels = new_figure("", len(rows), 4, layout=None)  # a grid of squares has its places without being searched for
+    figure, panels = new_figure(
+        "", len(rows), 4, layout=None
+    )  # a grid of squares has its places without being searched for
     height = 2.1 * len(rows) + 0.7
     figure.set_size_inches(7, height)
-    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.36 / height, bottom=0.62 / height, wspace=0.04, hspace=0.24)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, top=1 - 0.36 / height, bottom=0.62 / height, wspace=0.04, hspace=0.24
+    )
     signed = [(adversarial.astype(np.float64) - clean).mean(-1) for clean, adversarial, _, _ in rows]
-    top = max(1.0, np.ceil(np.quantile(np.abs(signed), 0.995)))  # the few strongest pixels would leave nothing to be seen of the others
+    top = max(
+        1.0, np.ceil(np.quantile(np.abs(signed), 0.995))
+    )  # the few strongest pixels would leave nothing to be seen of the others
     for row, difference, (clean, adversarial, before, after) in zip(panels, signed, rows):
         row[0].imshow(clean)
         row[1].imshow(adversarial)
         drawn = row[2].imshow(difference, cmap="RdBu_r", vmin=-top, vmax=top)
-        row[3].imshow((AMPLIFIED * np.abs(adversarial.astype(np.float64) - clean)).clip(0, 255).astype(np.uint8))
-        for panel, caption in zip(row, (before, after, f"difference, $\\pm${top:.0f} of 255", f"absolute difference, {AMPLIFIED} times")):
+        row[3].imshow(
+            (AMPLIFIED * np.abs(adversarial.astype(np.float64) - clean)).clip(0, 255).astype(np.uint8)
+        )
+        for panel, caption in zip(
+            row,
+            (before, after, f"difference, $\\pm${top:.0f} of 255", f"absolute difference, {AMPLIFIED} times"),
+        ):
             panel.set_title(caption, fontsize=7)
             panel.set_axis_off()
-    figure.colorbar(drawn, cax=figure.add_axes((0.3, 0.42 / height, 0.4, 0.08 / height)), orientation="horizontal", extend="both", label="signed difference, 8-bit levels (mean over channels)")
+    figure.colorbar(
+        drawn,
+        cax=figure.add_axes((0.3, 0.42 / height, 0.4, 0.08 / height)),
+        orientation="horizontal",
+        extend="both",
+        label="signed difference, 8-bit levels (mean over channels)",
+    )
     return figure
 
 
 @styled
-def plot_overlay(runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], timesteps: Sequence[int]) -> Figure:
+def plot_overlay(
+    runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], timesteps: Sequence[int]
+) -> Figure:
     """Several runs on the same axes: self-attention and attack loss, confidence, and each timestep's share; medians over images, with quartiles.
 
     Args:
         runs: by name, losses by layer `(images, iterations, N, L)`, cross-entropy and confidence `(images, iterations)`.
         timesteps: the N attacked timesteps, early to late.
     """
-    figure, ((structure, attack), (confidence_panel, share)) = new_figure("Runs on the same axes", 2, 2, height=2.1)
-    for colour, (name, (layer_losses, cross_entropy, confidence)) in zip(itertools.cycle(PALETTE), runs.items()):
-        x, options = np.arange(1, confidence.shape[1] + 1), {"color": colour, "label": name, "marker": "." if confidence.shape[1] == 1 else None}
+    figure, ((structure, attack), (confidence_panel, share)) = new_figure(
+        "Runs on the same axes", 2, 2, height=2.1
+    )
+    for colour, (name, (layer_losses, cross_entropy, confidence)) in zip(
+        itertools.cycle(PALETTE), runs.items()
+    ):
+        x, options = (
+            np.arange(1, confidence.shape[1] + 1),
+            {"color": colour, "label": name, "marker": "." if confidence.shape[1] == 1 else None},
+        )
         total = layer_losses.sum((-2, -1), dtype=np.float64)
         plot_curve(structure, x, np.where(total > 0, total, np.nan), **options)
         plot_curve(attack, x, cross_entropy, **options)
         plot_curve(confidence_panel, x, confidence, **options)
-        plot_curve(share, range(len(timesteps)), 100 * timestep_shares(layer_losses), **options | {"marker": "o", "markersize": 3})
+        plot_curve(
+            share,
+            range(len(timesteps)),
+            100 * timestep_shares(layer_losses),
+            **options | {"marker": "o", "markersize": 3},
+        )
     share.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
     timestep_axis(share, timesteps)
     structure.set_ylabel("sum of $L_i$")
@@ -571,7 +679,9 @@ def plot_overlay(runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], 
 
 
 @styled
-def plot_success_against_visibility(points: Mapping[str, Mapping[str, tuple[float, float, float]]], measure: str) -> Figure:
+def plot_success_against_visibility(
+    points: Mapping[str, Mapping[str, tuple[float, float, float]]], measure: str
+) -> Figure:
     """Attack success rates over how visible the attack is, a panel for each classifier or mean of them, a point for each run.
 
     Args:
@@ -579,13 +689,29 @@ def plot_success_against_visibility(points: Mapping[str, Mapping[str, tuple[floa
         measure: SSIM or LPIPS.
     """
     rates = [name for name in next(iter(points.values())) if name != measure]
-    figure, panels = new_figure(f"Attack success against {measure} (95 % intervals)", 1, len(rates), sharex=True, sharey=True)
+    figure, panels = new_figure(
+        f"Attack success against {measure} (95 % intervals)", 1, len(rates), sharex=True, sharey=True
+    )
     for panel, rate in zip(panels[0], rates):
         for colour, (run, figures) in zip(itertools.cycle(PALETTE), points.items()):
             (x, *x_ends), (y, *y_ends) = figures[measure], figures[rate]
-            panel.errorbar([x], [100 * y], xerr=np.abs(np.array(x_ends)[:, None] - x), yerr=100 * np.abs(np.array(y_ends)[:, None] - y), fmt="o", markersize=4, color=colour, capsize=2,
-                           elinewidth=0.8, label=run)
-        panel.set(title=rate, xlabel=f"{measure} ({'higher' if measure == 'SSIM' else 'lower'}: less visible)", ylim=(-2, 102))
+            panel.errorbar(
+                [x],
+                [100 * y],
+                xerr=np.abs(np.array(x_ends)[:, None] - x),
+                yerr=100 * np.abs(np.array(y_ends)[:, None] - y),
+                fmt="o",
+                markersize=4,
+                color=colour,
+                capsize=2,
+                elinewidth=0.8,
+                label=run,
+            )
+        panel.set(
+            title=rate,
+            xlabel=f"{measure} ({'higher' if measure == 'SSIM' else 'lower'}: less visible)",
+            ylim=(-2, 102),
+        )
         panel.xaxis.get_major_locator().set_params(nbins=4)
     panels[0, 0].set_ylabel("attack success, %")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -594,9 +720,13 @@ def plot_success_against_visibility(points: Mapping[str, Mapping[str, tuple[floa
 
 # ---------------------------------------------------------------- what belongs to a run
 
+
 def named_schedules(num_timesteps: int) -> dict[str, np.ndarray]:
     """The schedules of timestep_weights.py, each `(N,)`."""
-    from timestep_weights import SCHEDULES, schedule_weights  # takes torch, which the processes that draw images do without
+    from timestep_weights import (  # takes torch, which the processes that draw images do without
+        SCHEDULES,
+        schedule_weights,
+    )
 
     return {name: schedule_weights(schedule, num_timesteps).numpy() for name, schedule in SCHEDULES.items()}
 
@@ -614,42 +744,77 @@ def draw_runs(runs: Mapping[str, Run], schedules: Mapping[str, np.ndarray]) -> I
     layer_losses = {name: run.layer_losses for name, run in runs.items()}
     timestep_losses = {name: losses.sum(-1) for name, losses in layer_losses.items()}
     weights = {name: np.concatenate([record.weights for record in run.records]) for name, run in runs.items()}
-    curves = {name: tuple(np.stack([getattr(record, field) for record in run.records]) for field in ("losses", "confidence", "fooled")) for name, run in runs.items()}
+    curves = {
+        name: tuple(
+            np.stack([getattr(record, field) for record in run.records])
+            for field in ("losses", "confidence", "fooled")
+        )
+        for name, run in runs.items()
+    }
     images = {len(run.records) for run in runs.values()}
-    yield "weight_curves", plot_weight_curves(weights, timesteps, schedules, images.pop() if len(images) == 1 else 1)
+    yield (
+        "weight_curves",
+        plot_weight_curves(weights, timesteps, schedules, images.pop() if len(images) == 1 else 1),
+    )
     yield "loss_per_timestep", plot_loss_per_timestep(timestep_losses, timesteps)
     yield "loss_heatmap", plot_loss_heatmap(timestep_losses, timesteps)
     yield "average_loss_per_timestep", plot_average_loss_per_timestep(layer_losses, timesteps)
     yield "layer_shares", plot_layer_shares(layer_losses, timesteps, layers)
     yield "losses", plot_losses(curves, first.factors)
     if len(runs) > 1:
-        yield "overlay", plot_overlay({name: (layer_losses[name], losses[:, 0], confidence) for name, (losses, confidence, _) in curves.items()}, timesteps)
+        yield (
+            "overlay",
+            plot_overlay(
+                {
+                    name: (layer_losses[name], losses[:, 0], confidence)
+                    for name, (losses, confidence, _) in curves.items()
+                },
+                timesteps,
+            ),
+        )
 
 
 def draw_image(run: Run, schedules: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Figure]]:
     """The figures of one image, by name; `run` has its record alone."""
-    record, = run.records
+    (record,) = run.records
     yield from draw_runs({short(record.row["file"]): run}, schedules)
     clean, adversarial = read_pair(run.folder, record.index)
-    yield "attention", plot_attention(clean, adversarial, record.class_tokens, record.class_attention, record.components)
+    yield (
+        "attention",
+        plot_attention(clean, adversarial, record.class_tokens, record.class_attention, record.components),
+    )
     yield "contact_sheet", plot_contact_sheet([(clean, adversarial, *captions(record))])
 
 
 def draw_contact_sheets(run: Run) -> Iterator[tuple[str, Figure]]:
     """All images of a run, SHEET on a page."""
     for page, first in enumerate(range(0, len(run.records), SHEET), 1):
-        yield f"contact_sheet_{page}", plot_contact_sheet([(*read_pair(run.folder, record.index), *captions(record)) for record in run.records[first:first + SHEET]])
+        yield (
+            f"contact_sheet_{page}",
+            plot_contact_sheet(
+                [
+                    (*read_pair(run.folder, record.index), *captions(record))
+                    for record in run.records[first : first + SHEET]
+                ]
+            ),
+        )
 
 
 def read_pair(folder: Path, index: int) -> list[np.ndarray]:
     """The clean and the adversarial picture that a run wrote, uint8 `(H, W, 3)`."""
-    return [np.asarray(Image.open(folder / f"{index:04d}_{kind}.png").convert("RGB")) for kind in ("originImage", "adv_image")]
+    return [
+        np.asarray(Image.open(folder / f"{index:04d}_{kind}.png").convert("RGB"))
+        for kind in ("originImage", "adv_image")
+    ]
 
 
 def captions(record: ImageRecord) -> tuple[str, str]:
     """What is said of the clean and of the adversarial picture."""
     before, after = record.row["before"], record.row["after"]
-    return f"{short(record.row['file'])}\n{short(before['class'])} {before['confidence']:.2f}", f"{'fooled' if record.row['success'] else 'not fooled'}:\n{short(after['class'])} {after['confidence']:.2f}"
+    return (
+        f"{short(record.row['file'])}\n{short(before['class'])} {before['confidence']:.2f}",
+        f"{'fooled' if record.row['success'] else 'not fooled'}:\n{short(after['class'])} {after['confidence']:.2f}",
+    )
 
 
 def short(name: str) -> str:
@@ -662,11 +827,21 @@ def short(name: str) -> str:
 def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[list[str]]:
     """The table of what each timestep costs: `L_i`, mean and standard deviation over images of its mean over iterations, its share, and how many
     times the share is that of uniform losses; from losses `(images, iterations, N, L)`."""
-    mean, deviation = mean_and_deviation(mean_and_deviation(layer_losses.sum(-1, dtype=np.float64).swapaxes(0, 1))[0])
+    mean, deviation = mean_and_deviation(
+        mean_and_deviation(layer_losses.sum(-1, dtype=np.float64).swapaxes(0, 1))[0]
+    )
     share, share_deviation = mean_and_deviation(timestep_shares(layer_losses))
     return [["timestep", "mean L_i", "deviation", "share %", "deviation", "times uniform"]] + [
-        [f"{i}: t = {t}", f"{mean[i]:.3g}", f"{deviation[i]:.2g}", f"{100 * share[i]:.1f}", f"{100 * share_deviation[i]:.1f}", f"{share[i] * len(timesteps):.2f}"]
-        for i, t in enumerate(timesteps)]
+        [
+            f"{i}: t = {t}",
+            f"{mean[i]:.3g}",
+            f"{deviation[i]:.2g}",
+            f"{100 * share[i]:.1f}",
+            f"{100 * share_deviation[i]:.1f}",
+            f"{share[i] * len(timesteps):.2f}",
+        ]
+        for i, t in enumerate(timesteps)
+    ]
 
 
 def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None = None) -> list:
@@ -690,23 +865,29 @@ def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None 
             for panel, place in zip(figure.axes, like):
                 panel.set_position(place)
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()                               # once: savefig would do it twice
-        write_image(np.asarray(canvas.buffer_rgba())[..., :3], path.with_name(path.name + ".png"), compress_level=2)
+        canvas.draw()  # once: savefig would do it twice
+        write_image(
+            np.asarray(canvas.buffer_rgba())[..., :3], path.with_name(path.name + ".png"), compress_level=2
+        )
         if pdf:
-            figure.set_layout_engine("none")        # it has been laid out
+            figure.set_layout_engine("none")  # it has been laid out
             with replacing(path.with_name(path.name + ".pdf")) as temporary:
                 figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
         return [panel.get_position(original=True) for panel in figure.axes]
 
 
-LAYOUTS: dict[tuple[str, int], list] = {}       # of figures of images, by name and number of panels, in a process of a pool
+LAYOUTS: dict[
+    tuple[str, int], list
+] = {}  # of figures of images, by name and number of panels, in a process of a pool
 
 
 def save_image_figures(run: Run, schedules: Mapping[str, np.ndarray], pdf: bool) -> None:
     """Draws the one image of `run`, in a process of a pool."""
     for name, figure in draw_image(run, schedules):
         kind = (name, len(figure.axes))
-        LAYOUTS[kind] = save_figure(figure, run.folder / ANALYSIS / f"{run.records[0].index:04d}_{name}", pdf, LAYOUTS.get(kind))
+        LAYOUTS[kind] = save_figure(
+            figure, run.folder / ANALYSIS / f"{run.records[0].index:04d}_{name}", pdf, LAYOUTS.get(kind)
+        )
 
 
 def save_contact_sheets(run: Run) -> None:
@@ -726,8 +907,15 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
         pdf: each image's as PDF, too.
     """
     runs = list(runs)
-    work = [Run(run.folder, run.configuration, [record]) for run in runs for record in run.records if each_image and (anew or not is_drawn(record.path))]
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 16, len(work) + len(runs)), multiprocessing.get_context("spawn")) as pool:
+    work = [
+        Run(run.folder, run.configuration, [record])
+        for run in runs
+        for record in run.records
+        if each_image and (anew or not is_drawn(record.path))
+    ]
+    with ProcessPoolExecutor(
+        min(os.cpu_count() or 1, 16, len(work) + len(runs)), multiprocessing.get_context("spawn")
+    ) as pool:
         for run in runs:
             (run.folder / ANALYSIS).mkdir(exist_ok=True)
         schedules = {run.folder: named_schedules(len(run.timesteps)) for run in runs}
@@ -743,7 +931,9 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
 def is_drawn(record: Path) -> bool:
     """Whether the figure of an image that is written last is there, and younger than the image's record and this file."""
     last = record.parent / ANALYSIS / record.name.replace("record.npz", "contact_sheet.png")
-    return last.exists() and last.stat().st_mtime >= max(record.stat().st_mtime, Path(__file__).stat().st_mtime)
+    return last.exists() and last.stat().st_mtime >= max(
+        record.stat().st_mtime, Path(__file__).stat().st_mtime
+    )
 
 
 def draw_comparison(runs: Mapping[str, Run], folder: Path, prefix: str = "") -> None:
@@ -754,14 +944,33 @@ def draw_comparison(runs: Mapping[str, Run], folder: Path, prefix: str = "") -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of main.py, or a mode's folder inside that of compare.py")
-    parser.add_argument("--anew", action="store_true", help="draw each image's figures again, also where they are younger than the image's record and utils.py")
-    parser.add_argument("--pdf", action="store_true", help="each image's figures as PDF, too; those that are pooled over images always are")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="output folder of main.py, or a mode's folder inside that of compare.py",
+    )
+    parser.add_argument(
+        "--anew",
+        action="store_true",
+        help="draw each image's figures again, also where they are younger than the image's record and utils.py",
+    )
+    parser.add_argument(
+        "--pdf",
+        action="store_true",
+        help="each image's figures as PDF, too; those that are pooled over images always are",
+    )
     arguments = parser.parse_args(argv)
     try:
         names = [short(str(folder)) for folder in arguments.runs]
-        runs = {name if names.count(name) == 1 else f"{k}: {name}": read_run(folder) for k, (name, folder) in enumerate(zip(names, arguments.runs), 1)}
+        runs = {
+            name if names.count(name) == 1 else f"{k}: {name}": read_run(folder)
+            for k, (name, folder) in enumerate(zip(names, arguments.runs), 1)
+        }
         draw_folders(runs.values(), anew=arguments.anew or arguments.pdf, pdf=arguments.pdf)
         for run in runs.values():
             if (run.folder / "results.json").is_file():

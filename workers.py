@@ -28,7 +28,9 @@ def processes_for(images: int, bytes_each: int) -> int:
     """
     if "OMP_NUM_THREADS" in os.environ:
         return 1
-    return max(1, min(available_cores(), images, int(MEMORY_SHARE * psutil.virtual_memory().available / bytes_each)))
+    return max(
+        1, min(available_cores(), images, int(MEMORY_SHARE * psutil.virtual_memory().available / bytes_each))
+    )
 
 
 def available_cores() -> int:
@@ -36,7 +38,9 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_in_processes(work: Callable[..., None], arguments: Sequence[tuple], progress: Callable[[], None]) -> list[int]:
+def run_in_processes(
+    work: Callable[..., None], arguments: Sequence[tuple], progress: Callable[[], None]
+) -> list[int]:
     """Runs `work(*arguments[k])` in the k-th process, with an equal share of the cores or OMP_NUM_THREADS; `progress` is called twice a second.
 
     Returns:
@@ -47,7 +51,9 @@ def run_in_processes(work: Callable[..., None], arguments: Sequence[tuple], prog
     context = multiprocessing.get_context("spawn")
     threads = int(os.environ.get("OMP_NUM_THREADS", max(1, available_cores() // len(arguments))))
     running, started, killed = {}, [], []
-    with interrupts_ignored():  # by the processes: Ctrl-C reaches the whole group, and this process answers for all
+    with (
+        interrupts_ignored()
+    ):  # by the processes: Ctrl-C reaches the whole group, and this process answers for all
         for own in arguments:
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(target=_run, args=(sender, threads, work, own), daemon=True)

@@ -20,19 +20,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import threads  # noqa: E402, F401  (before torch)
-
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+import environment  # isort: skip  # noqa: E402, F401
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from dataset import read_dataset  # noqa: E402
 from diff_latent_attack import DiffAttack, Inversion  # noqa: E402
 from evaluate import predict, psnr  # noqa: E402
-from main import check_device, load_pipeline  # noqa: E402
-from utils import keep_freed_memory, read_image, to_pixels, to_tensor  # noqa: E402
+from images import read_image, to_pixels, to_tensor  # noqa: E402
+from models import (  # noqa: E402
+    check_device,
+    keep_freed_memory,  # noqa: E402
+    load_pipeline,
+)
 
 SIZE = 224
 
@@ -58,16 +61,23 @@ def attention_figures(attack: DiffAttack, inversion: Inversion, mask: np.ndarray
     with attack.controller.attached(attack.unet):
         reference = attack.reference_run(inversion)
     tokens = inversion.class_tokens[0].cpu()
-    cross = reference.class_attention[0].cpu()[..., tokens].mean(-1)             # (7, 7)
+    cross = reference.class_attention[0].cpu()[..., tokens].mean(-1)  # (7, 7)
     inside = share_of_cells(mask, len(cross))
-    own = reference.self_attention[0].cpu().flatten(0, 1)                        # (196, 196)
+    own = reference.self_attention[0].cpu().flatten(0, 1)  # (196, 196)
     cells = share_of_cells(mask, reference.self_attention.shape[1]).flatten()
-    return {"class attention, least": cross.min().item(), "class attention, most": cross.max().item(),
-            "inside over outside": (weighted_mean(cross, inside) / weighted_mean(cross, 1 - inside)).item(),
-            "self-attention inside over chance": (weighted_mean(own @ cells, cells) / cells.mean()).item(),
-            "largest possible": (1 / cells.mean()).item(),
-            "entropy of self-attention": (torch.special.entr(own).sum(-1).mean() / np.log(own.shape[1])).item(),
-            "hard mask covers": attack.pseudo_mask(reference.class_attention, inversion).gt(0.5).float().mean().item()}
+    return {
+        "class attention, least": cross.min().item(),
+        "class attention, most": cross.max().item(),
+        "inside over outside": (weighted_mean(cross, inside) / weighted_mean(cross, 1 - inside)).item(),
+        "self-attention inside over chance": (weighted_mean(own @ cells, cells) / cells.mean()).item(),
+        "largest possible": (1 / cells.mean()).item(),
+        "entropy of self-attention": (torch.special.entr(own).sum(-1).mean() / np.log(own.shape[1])).item(),
+        "hard mask covers": attack.pseudo_mask(reference.class_attention, inversion)
+        .gt(0.5)
+        .float()
+        .mean()
+        .item(),
+    }
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -91,7 +101,9 @@ def summary(values: list[float], form: str = ".2f") -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images_root", type=Path, default=ROOT / "demo/heldout")
     parser.add_argument("--label_path", type=Path, default=ROOT / "demo/heldout_labels.txt")
     parser.add_argument("--boxes", type=Path, default=ROOT / "demo/heldout_boxes.csv")
@@ -102,10 +114,16 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     device = check_device(arguments.device)
-    items, masks = read_dataset(arguments.images_root, arguments.label_path, IMAGENET_CLASSES)[:arguments.limit], read_boxes(arguments.boxes)
+    items, masks = (
+        read_dataset(arguments.images_root, arguments.label_path, IMAGENET_CLASSES)[: arguments.limit],
+        read_boxes(arguments.boxes),
+    )
     labels = [item.labels[0] for item in items]
-    attack = DiffAttack(load_pipeline(arguments.pretrained_diffusion_path, device), load_classifier("efficientnet_lite0").to(device),
-                        iterations=arguments.iterations)
+    attack = DiffAttack(
+        load_pipeline(arguments.pretrained_diffusion_path, device),
+        load_classifier("efficientnet_lite0").to(device),
+        iterations=arguments.iterations,
+    )
 
     clean = np.stack([read_image(item.path, SIZE) for item in items])
     pictures, figures, seconds = defaultdict(list), defaultdict(list), []
@@ -115,17 +133,25 @@ def main() -> None:
         with torch.no_grad():
             pictures["autoencoder alone"].append(to_pixels(attack.decode(latents)[0]))
         for t in (51, 201, 401):
-            figures[f"noise error at t = {t}"].append(noise_error(attack, latents, IMAGENET_CLASSES[label], t))
+            figures[f"noise error at t = {t}"].append(
+                noise_error(attack, latents, IMAGENET_CLASSES[label], t)
+            )
         started = time.perf_counter()
         inversion = attack.invert(image, torch.tensor([label]))
         if arguments.iterations:
             pictures["attack"].append(to_pixels(attack.attack(inversion)[0]))
             seconds.append(time.perf_counter() - started)
             record = attack.record
-            figures["100 x sum L_i at the last iteration"].append(100 * record.timestep_losses[-1].sum().item())
-            figures["10000 x variance at the last iteration"].append(1e4 * record.cross_attention_loss[-1].item())
+            figures["100 x sum L_i at the last iteration"].append(
+                100 * record.timestep_losses[-1].sum().item()
+            )
+            figures["10000 x variance at the last iteration"].append(
+                1e4 * record.cross_attention_loss[-1].item()
+            )
             figures["cross-entropy at the last iteration"].append(record.attack_loss[-1].item())
-        pictures["inversion, null-text optimisation, decoding"].append(to_pixels(attack.reconstruct(inversion)[0]))
+        pictures["inversion, null-text optimisation, decoding"].append(
+            to_pixels(attack.reconstruct(inversion)[0])
+        )
         attack.hard_mask = True  # of `pseudo_mask`; the attack above was without a mask
         for name, value in attention_figures(attack, inversion, masks[item.path.name]).items():
             figures[name].append(value)
@@ -137,17 +163,31 @@ def main() -> None:
         print(f"PSNR of {name}: mean {np.mean(values):.2f} dB, {min(values):.1f} to {max(values):.1f}")
     for name, values in figures.items():
         print(f"{name}: {summary(values, '.3g')}; mean {np.mean(values):.3g}")
-    print(f"inside over outside above 1.3: {np.mean(np.array(figures['inside over outside']) > 1.3):.0%} of the photographs")
+    print(
+        f"inside over outside above 1.3: {np.mean(np.array(figures['inside over outside']) > 1.3):.0%} of the photographs"
+    )
     covered = np.array(figures["hard mask covers"])
-    print(f"hard mask covers between 10 % and 70 %: {np.mean((covered > 0.1) & (covered < 0.7)):.0%} of the photographs")
+    print(
+        f"hard mask covers between 10 % and 70 %: {np.mean((covered > 0.1) & (covered < 0.7)):.0%} of the photographs"
+    )
     kept = before_all = 0
     for name in REGISTRY:
         classifier = load_classifier(name).to(device)
-        correct = {kind: np.array([p.label == label for p, label in zip(predict(classifier, np.stack(made), np.array(labels), device), labels)])
-                   for kind, made in {"clean": list(clean), **pictures}.items() if kind != "autoencoder alone"}
+        correct = {
+            kind: np.array(
+                [
+                    p.label == label
+                    for p, label in zip(predict(classifier, np.stack(made), np.array(labels), device), labels)
+                ]
+            )
+            for kind, made in {"clean": list(clean), **pictures}.items()
+            if kind != "autoencoder alone"
+        }
         still = (correct["clean"] & correct["inversion, null-text optimisation, decoding"]).sum()
         kept, before_all = kept + still, before_all + correct["clean"].sum()
-        line = f"{name}: recognises the reconstruction of {still} of the {correct['clean'].sum()} it got right"
+        line = (
+            f"{name}: recognises the reconstruction of {still} of the {correct['clean'].sum()} it got right"
+        )
         if "attack" in correct:
             line += f", and is fooled by the attack on efficientnet_lite0 with {(correct['clean'] & ~correct['attack']).sum()}"
         print(line)

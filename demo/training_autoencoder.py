@@ -17,25 +17,36 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
-
 from training_common import SIZE, Clock, as_input, save_atomically
 
 FACTOR, WINDOW = 8, 16
 LATENT_CHANNELS = 48
-DECODER_WIDTHS = (16, 32, 64, 128)  # the first only counts: the network's last layer makes 2 x 2 pixels of each place of the second
-DECODER_NOISE = 0.1                 # up to this deviation: what a UNet hands to the decoder is never quite a latent of the encoder
-LARGE = 10.0                        # of constant channels, beside which the rest hardly changes the last normalisation
+DECODER_WIDTHS = (
+    16,
+    32,
+    64,
+    128,
+)  # the first only counts: the network's last layer makes 2 x 2 pixels of each place of the second
+DECODER_NOISE = (
+    0.1  # up to this deviation: what a UNet hands to the decoder is never quite a latent of the encoder
+)
+LARGE = 10.0  # of constant channels, beside which the rest hardly changes the last normalisation
 
 
 # ---------------------------------------------------------------- the transform
 
-def lapped_transform(crops: np.ndarray, device: torch.device, steps: int = 8000, batch: int = 8, peak: float = 2e-3) -> torch.Tensor:
+
+def lapped_transform(
+    crops: np.ndarray, device: torch.device, steps: int = 8000, batch: int = 8, peak: float = 2e-3
+) -> torch.Tensor:
     """Kernel `(LATENT_CHANNELS, 3, WINDOW, WINDOW)` whose transpose undoes it as well as possible.
 
     It starts at the principal components of the patches and minimises the error of `K^T K x`, which is smallest for orthogonal rows that
     span the strongest directions (Baldi and Hornik, 1989), here with overlapping windows (Malvar and Staelin, 1989).
     """
-    patches = F.pixel_unshuffle(as_input(torch.from_numpy(np.array(crops[:600]))), FACTOR).movedim(1, 0).flatten(1)  # (192, many)
+    patches = (
+        F.pixel_unshuffle(as_input(torch.from_numpy(np.array(crops[:600]))), FACTOR).movedim(1, 0).flatten(1)
+    )  # (192, many)
     patches = patches - patches.mean(1, keepdim=True)
     directions = torch.linalg.eigh(patches @ patches.T).eigenvectors.flip(1)[:, :LATENT_CHANNELS].T
     margin = (WINDOW - FACTOR) // 2
@@ -46,7 +57,9 @@ def lapped_transform(crops: np.ndarray, device: torch.device, steps: int = 8000,
     for _ in range(steps):
         x = as_input(torch.from_numpy(crops[np.sort(random.integers(0, len(crops), batch))]).to(device))
         latents = F.conv2d(x, kernel, stride=FACTOR, padding=margin)
-        error = (F.conv_transpose2d(latents, kernel, stride=FACTOR, padding=margin) - x).square().mean((1, 2, 3))
+        error = (
+            (F.conv_transpose2d(latents, kernel, stride=FACTOR, padding=margin) - x).square().mean((1, 2, 3))
+        )
         optimizer.zero_grad()
         (error + 1e-4).log().mean().backward()
         optimizer.step()
@@ -65,7 +78,10 @@ class Encoder:
             kernel = lapped_transform(crops, device)
             latents = self._transform(as_input(torch.from_numpy(np.array(crops[:600]))), kernel)
             mean = latents.mean((0, 2, 3))
-            save_atomically({"kernel": kernel, "mean": mean, "scale": (latents - mean.view(-1, 1, 1)).std()}, work / "encoder.pt")
+            save_atomically(
+                {"kernel": kernel, "mean": mean, "scale": (latents - mean.view(-1, 1, 1)).std()},
+                work / "encoder.pt",
+            )
         state = torch.load(work / "encoder.pt", map_location=device, weights_only=True)
         self.kernel, self.mean, self.scale = state["kernel"], state["mean"], state["scale"]
 
@@ -84,12 +100,20 @@ class Encoder:
 
 # ---------------------------------------------------------------- the network, set to the transform
 
+
 def build_autoencoder() -> AutoencoderDC:
     vae = AutoencoderDC(
-        latent_channels=LATENT_CHANNELS, encoder_block_out_channels=(12, 12, 48, 192), encoder_layers_per_block=(0, 1, 1, 0),
-        encoder_qkv_multiscales=((),) * 4, encoder_out_shortcut=False,
-        decoder_block_out_channels=DECODER_WIDTHS, decoder_layers_per_block=(0, 1, 2, 2), decoder_qkv_multiscales=((),) * 4,
-        decoder_in_shortcut=False, scaling_factor=1.0)
+        latent_channels=LATENT_CHANNELS,
+        encoder_block_out_channels=(12, 12, 48, 192),
+        encoder_layers_per_block=(0, 1, 1, 0),
+        encoder_qkv_multiscales=((),) * 4,
+        encoder_out_shortcut=False,
+        decoder_block_out_channels=DECODER_WIDTHS,
+        decoder_layers_per_block=(0, 1, 2, 2),
+        decoder_qkv_multiscales=((),) * 4,
+        decoder_in_shortcut=False,
+        scaling_factor=1.0,
+    )
     for module in vae.modules():
         if type(module).__name__ == "ResBlock":  # starts as the identity
             torch.nn.init.zeros_(module.norm.weight)
@@ -113,8 +137,10 @@ def set_encoder(encoder: torch.nn.Module, encode: Encoder) -> None:
     order = torch.arange(3 * FACTOR**2, dtype=torch.float32).view(1, 3, FACTOR, FACTOR)
     for _ in range(3):
         order = F.pixel_unshuffle(order, 2)
-    kernel = encode.centred_kernel.unflatten(3, (3, FACTOR)).unflatten(2, (3, FACTOR))  # (latents, 3, 3, y, 3, x)
-    kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)                             # (latents, pixel of a patch, 3, 3)
+    kernel = encode.centred_kernel.unflatten(3, (3, FACTOR)).unflatten(
+        2, (3, FACTOR)
+    )  # (latents, 3, 3, y, 3, x)
+    kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # (latents, pixel of a patch, 3, 3)
     encoder.conv_out.weight.copy_(kernel[:, order.flatten().long()] / encode.scale)
     encoder.conv_out.bias.copy_(-encode.mean / encode.scale)
 
@@ -132,9 +158,13 @@ def set_decoder(decoder: torch.nn.Module, encode: Encoder) -> None:
 
     # A pixel at (y, x) of patch (i, j) gets from the latents at (i + a - 1, j + b - 1) what their kernel has at that pixel, seen from there.
     kernel = encode.centred_kernel * encode.scale
-    synthesis = kernel.unflatten(3, (3, FACTOR)).unflatten(2, (3, FACTOR)).flip(2, 4)   # (latents, 3, a, y, b, x)
-    synthesis = synthesis.unflatten(5, (2, 4)).unflatten(3, (2, 4))                     # (latents, colour, a, Y, y, b, X, x)
-    synthesis = synthesis.permute(1, 4, 7, 3, 6, 0, 2, 5).flatten(0, 2).flatten(1, 2)   # (pixel of 4 x 4, Y X, latents, a, b)
+    synthesis = (
+        kernel.unflatten(3, (3, FACTOR)).unflatten(2, (3, FACTOR)).flip(2, 4)
+    )  # (latents, 3, a, y, b, x)
+    synthesis = synthesis.unflatten(5, (2, 4)).unflatten(3, (2, 4))  # (latents, colour, a, Y, y, b, X, x)
+    synthesis = (
+        synthesis.permute(1, 4, 7, 3, 6, 0, 2, 5).flatten(0, 2).flatten(1, 2)
+    )  # (pixel of 4 x 4, Y X, latents, a, b)
     set_upsampling(finer, synthesis)
     # The mean's own synthesis is the same at every place, so it is a bias, given through the four phases.
     bias = torch.einsum("psk,k->ps", synthesis.sum((3, 4)), encode.mean / encode.scale)
@@ -149,10 +179,10 @@ def set_decoder(decoder: torch.nn.Module, encode: Encoder) -> None:
                 for y in range(2):
                     for x in range(2):
                         pick[c, y, x, big_y, big_x, c, 2 * big_y + y, 2 * big_x + x] = 1
-    pick = F.pad(pick.flatten(5).flatten(3, 4).flatten(0, 2), (0, width - 48))          # (12, 4, width)
+    pick = F.pad(pick.flatten(5).flatten(3, 4).flatten(0, 2), (0, width - 48))  # (12, 4, width)
     centre = F.pad(torch.cat([pick, -pick])[..., None, None], (1, 1, 1, 1))
     set_upsampling(last, centre)
-    last.conv.bias[4 * 24:] = LARGE
+    last.conv.bias[4 * 24 :] = LARGE
 
     constants = DECODER_WIDTHS[1] - 24
     decoder.norm_out.weight.fill_(LARGE * (constants / DECODER_WIDTHS[1]) ** 0.5)
@@ -177,12 +207,15 @@ def set_upsampling(block: torch.nn.Module, weights: torch.Tensor) -> None:
 
 # ---------------------------------------------------------------- training of the decoder
 
-def random_windows(crops: np.ndarray, chosen: np.ndarray, side: int, random: np.random.Generator, device: torch.device) -> torch.Tensor:
+
+def random_windows(
+    crops: np.ndarray, chosen: np.ndarray, side: int, random: np.random.Generator, device: torch.device
+) -> torch.Tensor:
     """Random windows of the chosen crops, half of them mirrored: `(B, 3, side, side)` in [-1, 1]."""
     x = np.empty((len(chosen), side, side, 3), np.uint8)
     for k, i in enumerate(chosen):
         top, left = random.integers(0, SIZE - side + 1, 2)
-        x[k] = crops[i, top:top + side, left:left + side][:, :: 1 if random.random() < 0.5 else -1]
+        x[k] = crops[i, top : top + side, left : left + side][:, :: 1 if random.random() < 0.5 else -1]
     return as_input(torch.from_numpy(x).to(device))
 
 
@@ -194,7 +227,9 @@ def holdout_psnr(autoencoder: Callable, holdout: np.ndarray, device: torch.devic
     return (10 * torch.log10(4 / torch.cat(errors))).mean().item()
 
 
-def train_autoencoder(work: Path, minutes: float, device: torch.device, batch: int = 8, side: int = 112, peak: float = 3e-5) -> None:
+def train_autoencoder(
+    work: Path, minutes: float, device: torch.device, batch: int = 8, side: int = 112, peak: float = 3e-5
+) -> None:
     """Trains the decoder for so many minutes in all, resuming from autoencoder.pt; the encoder is the transform.
 
     The loss is the log of each crop's squared error, which is its PSNR: dark and smooth pictures count as much as busy ones.
@@ -215,7 +250,15 @@ def train_autoencoder(work: Path, minutes: float, device: torch.device, batch: i
     random = np.random.default_rng(step + 1)
 
     def save() -> None:
-        save_atomically({"network": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": clock.done}, path)
+        save_atomically(
+            {
+                "network": vae.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "seconds": clock.done,
+            },
+            path,
+        )
         quality = holdout_psnr(lambda x: vae.decoder(encode(x)), holdout, device)
         with open(path.with_suffix(".log"), "a") as log:
             print(f"step {step} {clock.done / 60:.1f} min held-out PSNR {quality:.2f} dB", file=log)

@@ -8,10 +8,10 @@ from pathlib import Path
 DEMO = Path(__file__).resolve().parent
 sys.path.insert(0, str(DEMO.parent))  # the stages use the project's own modules
 
-import threads  # noqa: E402, F401  (before torch)
-
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+
+import environment  # isort: skip  # noqa: E402, F401
 
 SIZE = 224
 
@@ -31,7 +31,12 @@ class Clock:
         return self.done < self.total
 
     def learning_rate(self, peak: float, step: int, warmup: int = 200) -> float:
-        return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done / self.total)))
+        return (
+            peak
+            * min(1.0, (step + 1) / warmup)
+            * 0.5
+            * (1 + math.cos(math.pi * min(1.0, self.done / self.total)))
+        )
 
     def time_to_save(self) -> bool:
         if self.done - self.saved < 60:

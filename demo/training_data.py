@@ -12,15 +12,34 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from tqdm import tqdm
+from training_common import DEMO, SIZE, save_array
 
 from classifiers import load_classifier
-from training_common import DEMO, SIZE, save_array
-from utils import image_grid, read_image, write_image
+from images import image_grid, read_image, write_image
 
-PACKAGES = ("plasma-workspace-wallpapers", "gnome-backgrounds", "mate-backgrounds", "ukui-wallpapers", "lomiri-wallpapers-16.04",
-            "lomiri-wallpapers-20.04", "opencv-doc", "scratch", "tuxpaint-stamps-default", "gcompris-qt-data")
+PACKAGES = (
+    "plasma-workspace-wallpapers",
+    "gnome-backgrounds",
+    "mate-backgrounds",
+    "ukui-wallpapers",
+    "lomiri-wallpapers-16.04",
+    "lomiri-wallpapers-20.04",
+    "opencv-doc",
+    "scratch",
+    "tuxpaint-stamps-default",
+    "gcompris-qt-data",
+)
 # Drawn rather than photographed, or many times the same scene (OpenCV's calibration pictures).
-EXCLUDED = ("cartoon", "/symbols/", "/flags/", "_mirror", "/html/", "/contents/screenshot", "data/left", "data/right")
+EXCLUDED = (
+    "cartoon",
+    "/symbols/",
+    "/flags/",
+    "_mirror",
+    "/html/",
+    "/contents/screenshot",
+    "data/left",
+    "data/right",
+)
 # GCompris packs its photographs into Qt resource files; the activities with animals are left out for the demo and the held-out set.
 GCOMPRIS_ACTIVITIES = ("categorization", "details", "explore_monuments", "explore_world_music", "lang")
 
@@ -41,8 +60,14 @@ def download(work: Path) -> list[Path]:
         for activity in GCOMPRIS_ACTIVITIES if package == "gcompris-qt-data" else ():
             unpack_webp(next(partial.rglob(f"rcc/{activity}.rcc")))
         partial.rename(target)
-    pictures = [p for p in (work / "packages").rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") and p.is_file()
-                and not p.is_symlink() and not any(part in str(p) for part in EXCLUDED)]
+    pictures = [
+        p
+        for p in (work / "packages").rglob("*")
+        if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+        and p.is_file()
+        and not p.is_symlink()
+        and not any(part in str(p) for part in EXCLUDED)
+    ]
     return sorted(pictures)
 
 
@@ -51,7 +76,7 @@ def unpack_webp(resource: Path) -> None:
     blob = resource.read_bytes()
     for match in re.finditer(rb"RIFF(....)WEBP", blob, re.DOTALL):
         end = match.start() + 8 + int.from_bytes(match[1], "little")
-        resource.with_name(f"{resource.stem}_{match.start():08d}.webp").write_bytes(blob[match.start():end])
+        resource.with_name(f"{resource.stem}_{match.start():08d}.webp").write_bytes(blob[match.start() : end])
 
 
 def looks_drawn(crop: np.ndarray) -> bool:
@@ -101,7 +126,9 @@ def stamps_of(image: Image.Image, random: np.random.Generator) -> list[np.ndarra
         stamp = image.resize([max(1, round(side * scale)) for side in image.size], Image.LANCZOS)
         ramp = np.linspace(0, 1, SIZE)[:, None, None]
         top, bottom = random.uniform(40, 235, (2, 3))
-        ground = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (SIZE, SIZE, 3)) + random.normal(0, random.uniform(0, 6), (SIZE, SIZE, 3))
+        ground = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (SIZE, SIZE, 3)) + random.normal(
+            0, random.uniform(0, 6), (SIZE, SIZE, 3)
+        )
         canvas = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
         canvas.paste(stamp, tuple(int(random.integers(0, SIZE - side + 1)) for side in stamp.size), stamp)
         crops.append(np.asarray(canvas))
@@ -115,7 +142,13 @@ def prepare_data(work: Path) -> None:
     pictures = download(work)
     np.random.default_rng(0).shuffle(pictures)
     with Pool() as pool:
-        per_file = list(tqdm(pool.imap(crops_of, [(p, i) for i, p in enumerate(pictures)], chunksize=4), total=len(pictures), desc="crops"))
+        per_file = list(
+            tqdm(
+                pool.imap(crops_of, [(p, i) for i, p in enumerate(pictures)], chunksize=4),
+                total=len(pictures),
+                desc="crops",
+            )
+        )
     per_file = [crops for crops in per_file if crops]
     split = int(len(per_file) * 0.96)
     train = np.stack([crop for crops in per_file[:split] for crop in crops])
@@ -137,12 +170,25 @@ def draw_neighbours(work: Path, device: torch.device, count: int = 3) -> None:
     def features_of(pictures: np.ndarray) -> torch.Tensor:
         features.clear()
         for start in tqdm(range(0, len(pictures), 64), desc="features"):
-            classifier(torch.from_numpy(pictures[start:start + 64]).to(device).permute(0, 3, 1, 2).float() / 255)
+            classifier(
+                torch.from_numpy(pictures[start : start + 64]).to(device).permute(0, 3, 1, 2).float() / 255
+            )
         return torch.cat(features)
 
     crops = np.load(work / "crops.npy")
-    photographs = np.stack([read_image(path, SIZE) for folder in ("images", "heldout") for path in sorted((DEMO / folder).iterdir())])
+    photographs = np.stack(
+        [
+            read_image(path, SIZE)
+            for folder in ("images", "heldout")
+            for path in sorted((DEMO / folder).iterdir())
+        ]
+    )
     known, asked = features_of(crops), features_of(photographs)
     known, asked = (F.normalize(f - known.mean(0)) for f in (known, asked))
     nearest = (asked @ known.T).topk(count).indices
-    write_image(image_grid([[photograph, *crops[indices]] for photograph, indices in zip(photographs, nearest.numpy())]), work / "neighbours.png")
+    write_image(
+        image_grid(
+            [[photograph, *crops[indices]] for photograph, indices in zip(photographs, nearest.numpy())]
+        ),
+        work / "neighbours.png",
+    )

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
+from training_common import save_array
 
 from classifiers import load_classifier
-from training_common import save_array
 
 TEACHER = "efficientnet_lite2"
 FEATURES = {28: 6, 14: 14, 7: 20}  # the last block of the teacher on each grid
-CLASSES = 5                        # a crop is captioned with one of so many, drawn by the teacher's own probabilities
-SURE = 0.15                        # below this probability of its first class a crop has no caption
+CLASSES = 5  # a crop is captioned with one of so many, drawn by the teacher's own probabilities
+SURE = 0.15  # below this probability of its first class a crop has no caption
 
 
 @torch.no_grad()
@@ -30,20 +30,29 @@ def observe(work: Path, device: torch.device) -> None:
     teacher = load_classifier(TEACHER).to(device).eval()
     network, seen = teacher.network, {}
     for grid, block in FEATURES.items():
-        network._blocks[block].register_forward_hook(lambda module, inputs, output, grid=grid: seen.__setitem__(grid, output))
-    network._bn1.register_forward_hook(lambda module, inputs, output: seen.__setitem__("head", network._swish(output)))
+        network._blocks[block].register_forward_hook(
+            lambda module, inputs, output, grid=grid: seen.__setitem__(grid, output)
+        )
+    network._bn1.register_forward_hook(
+        lambda module, inputs, output: seen.__setitem__("head", network._swish(output))
+    )
     crops, results = np.load(work / "crops.npy", mmap_mode="r"), {}
     for start in tqdm(range(0, len(crops), 32), desc=f"what {TEACHER} sees"):
-        x = torch.from_numpy(crops[start:start + 32].copy()).to(device).permute(0, 3, 1, 2).float() / 255
+        x = torch.from_numpy(crops[start : start + 32].copy()).to(device).permute(0, 3, 1, 2).float() / 255
         logits = network((x - teacher.mean) / teacher.std)  # at 224 pixels, for the UNet's own grids
         probabilities, classes = logits.softmax(1).topk(CLASSES)
         maps = torch.einsum("bchw,bkc->bkhw", seen["head"], network._fc.weight[classes]).relu()
-        batch = {"classes": classes.int(), "probabilities": probabilities,
-                 "class_maps": (maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-6)).half()}
+        batch = {
+            "classes": classes.int(),
+            "probabilities": probabilities,
+            "class_maps": (maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-6)).half(),
+        }
         batch |= {f"features_{grid}": seen[grid].movedim(1, -1).half() for grid in FEATURES}
         for name, array in batch.items():
             results.setdefault(name, []).append(array.cpu().numpy())
-    for name in sorted(results, key=lambda name: name == "class_maps"):  # whose presence says that all are there
+    for name in sorted(
+        results, key=lambda name: name == "class_maps"
+    ):  # whose presence says that all are there
         save_array(work / f"{name}.npy", np.concatenate(results[name]))
 
 
@@ -80,11 +89,17 @@ def self_attention_target(features: dict[int, torch.Tensor], grid: int, temperat
     return torch.where(own, others.amax(-1, keepdim=True), logits).softmax(-1)
 
 
-def cross_attention_target(class_maps: torch.Tensor, grid: int, floor: float = 0.002, height: float = 0.03) -> torch.Tensor:
+def cross_attention_target(
+    class_maps: torch.Tensor, grid: int, floor: float = 0.002, height: float = 0.03
+) -> torch.Tensor:
     """Attention `(B, grid^2)` to each token of the class: a little everywhere, and up to 0.03 more where the class is seen.
 
     Stable Diffusion 2 was reported to give 0.003 to 0.046 (most of a row goes to the first token). With much more the variance of these maps
     would be as large a loss as the attack's.
     """
-    maps = F.interpolate(class_maps[:, None].float(), (grid, grid), mode="bilinear") if grid >= 7 else F.adaptive_avg_pool2d(class_maps[:, None].float(), grid)
+    maps = (
+        F.interpolate(class_maps[:, None].float(), (grid, grid), mode="bilinear")
+        if grid >= 7
+        else F.adaptive_avg_pool2d(class_maps[:, None].float(), grid)
+    )
     return floor + height * maps.flatten(1)

@@ -16,20 +16,21 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from classifiers import IMAGENET_CLASSES
 from training_autoencoder import LATENT_CHANNELS, Encoder
 from training_common import SIZE, Clock, as_input, save_atomically
 from training_teacher import FEATURES, SURE, cross_attention_target, self_attention_target
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from classifiers import IMAGENET_CLASSES
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTHS, HEADS, TEXT_WIDTH = (64, 96, 160, 160), (1, 2, 4, 4), 128
-TEMPERATURE = 0.05                       # of the self-attention that is taught: the smaller, the sharper
-SELF_WEIGHT, CROSS_WEIGHT = 0.05, 1.0    # of the two losses on attention, beside the error of the noise
+TEMPERATURE = 0.05  # of the self-attention that is taught: the smaller, the sharper
+SELF_WEIGHT, CROSS_WEIGHT = 0.05, 1.0  # of the two losses on attention, beside the error of the noise
 
 
 # ---------------------------------------------------------------- the networks
+
 
 def build_tokenizer(work: Path) -> CLIPTokenizer:
     """A CLIP-style byte-pair tokenizer whose vocabulary is learned from the class names."""
@@ -39,21 +40,39 @@ def build_tokenizer(work: Path) -> CLIPTokenizer:
         bpe.normalizer = normalizers.Lowercase()
         bpe.pre_tokenizer = pre_tokenizers.Whitespace()
         bpe.decoder = decoders.BPEDecoder(suffix="</w>")
-        bpe.train_from_iterator(IMAGENET_CLASSES, trainers.BpeTrainer(
-            vocab_size=2700, special_tokens=[BOS, EOS], end_of_word_suffix="</w>",
-            initial_alphabet=[chr(c) for c in range(33, 127)]))
+        bpe.train_from_iterator(
+            IMAGENET_CLASSES,
+            trainers.BpeTrainer(
+                vocab_size=2700,
+                special_tokens=[BOS, EOS],
+                end_of_word_suffix="</w>",
+                initial_alphabet=[chr(c) for c in range(33, 127)],
+            ),
+        )
         learned = json.loads(bpe.to_str())["model"]
         vocab = dict(learned["vocab"])
-        for c in map(chr, range(33, 127)):  # CLIP's tokenizer needs every character with and without the end-of-word mark
+        for c in map(
+            chr, range(33, 127)
+        ):  # CLIP's tokenizer needs every character with and without the end-of-word mark
             vocab.setdefault(c, len(vocab)), vocab.setdefault(c + "</w>", len(vocab))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "vocab.json").write_text(json.dumps(vocab))
         merges = [m if isinstance(m, str) else " ".join(m) for m in learned["merges"]]
         (folder / "merges.partial").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-        (folder / "merges.partial").replace(folder / "merges.txt")  # last, so that its presence says that both are whole
+        (folder / "merges.partial").replace(
+            folder / "merges.txt"
+        )  # last, so that its presence says that both are whole
     vocab = json.loads((folder / "vocab.json").read_text())
     merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, bos_token=BOS, eos_token=EOS, pad_token=EOS, unk_token=EOS, model_max_length=24)
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        unk_token=EOS,
+        model_max_length=24,
+    )
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -62,11 +81,23 @@ def build_unet() -> UNet2DConditionModel:
     There is none on the grid of 28 on the way up: its two layers took 30 % of the time of the whole UNet.
     """
     unet = UNet2DConditionModel(
-        sample_size=SIZE // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        sample_size=SIZE // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=(
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=WIDTHS, layers_per_block=1, attention_head_dim=HEADS, cross_attention_dim=TEXT_WIDTH,
-        norm_num_groups=8, use_linear_projection=True)
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        attention_head_dim=HEADS,
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=8,
+        use_linear_projection=True,
+    )
     for module in unet.modules():
         if type(module).__name__ == "ResnetBlock2D":  # starts as the identity, or as its shortcut
             torch.nn.init.zeros_(module.conv2.weight)
@@ -81,18 +112,35 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def noise_schedule() -> DDIMScheduler:
     """Stable Diffusion's: scaled linear, 0.00085 to 0.012, 1000 steps, epsilon prediction."""
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 # ---------------------------------------------------------------- what is taught
+
 
 class TaughtAttention:
     """Attention that keeps its logits: `logits` maps `(name, is_cross, side)` to `(B, heads, queries, keys)`."""
@@ -100,11 +148,18 @@ class TaughtAttention:
     def __init__(self, name: str, logits: dict):
         self.name, self.logits = name, logits
 
-    def __call__(self, attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
-                 attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (projection(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-                             for projection, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context)))
+        query, key, value = (
+            projection(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projection, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        )
         logits = query * attn.scale @ key.transpose(-1, -2)
         self.logits[self.name, encoder_hidden_states is not None, math.isqrt(logits.shape[2])] = logits
         attended = (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
@@ -133,7 +188,7 @@ def cross_attention_loss(logits: dict, class_maps: torch.Tensor, tokens: torch.T
     for (_, is_cross, side), values in logits.items():
         if not is_cross:
             continue
-        attention = values.softmax(-1).mean(1)                                      # (B, queries, tokens)
+        attention = values.softmax(-1).mean(1)  # (B, queries, tokens)
         target = cross_attention_target(class_maps, side)[:, :, None].expand_as(attention)
         own = tokens[:, None, :].expand_as(attention)
         attention, target = attention[own].clamp(1e-6, 1 - 1e-6), target[own]
@@ -143,24 +198,50 @@ def cross_attention_loss(logits: dict, class_maps: torch.Tensor, tokens: torch.T
 
 # ---------------------------------------------------------------- training
 
-def train_unet(work: Path, minutes: float, device: torch.device, batch: int = 8, peak: float = 8e-4, ema_decay: float = 0.999) -> None:
+
+def train_unet(
+    work: Path,
+    minutes: float,
+    device: torch.device,
+    batch: int = 8,
+    peak: float = 8e-4,
+    ema_decay: float = 0.999,
+) -> None:
     """80 % of the samples are at t < 300, because the attack lives at t <= 250. Resumes from unet.pt; unet.log has the held-out figures."""
     torch.manual_seed(0)
     tokenizer, scheduler = build_tokenizer(work), noise_schedule()
     crops, encode = np.load(work / "crops.npy", mmap_mode="r"), None
     features = {grid: np.load(work / f"features_{grid}.npy", mmap_mode="r") for grid in FEATURES}
-    classes, probabilities, class_maps = (np.load(work / f"{name}.npy") for name in ("classes", "probabilities", "class_maps"))
+    classes, probabilities, class_maps = (
+        np.load(work / f"{name}.npy") for name in ("classes", "probabilities", "class_maps")
+    )
     encode = Encoder(work, crops, device)
     held_out = encode(as_input(torch.from_numpy(np.load(work / "holdout.npy")).to(device)))
-    prompts = tokenizer([*IMAGENET_CLASSES, ""], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").to(device)
-    position, last = torch.arange(tokenizer.model_max_length, device=device), prompts.attention_mask.sum(1, keepdim=True) - 1
+    prompts = tokenizer(
+        [*IMAGENET_CLASSES, ""],
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).to(device)
+    position, last = (
+        torch.arange(tokenizer.model_max_length, device=device),
+        prompts.attention_mask.sum(1, keepdim=True) - 1,
+    )
     class_tokens = (position > 0) & (position < last)
 
-    networks = torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).to(device).train()
+    networks = (
+        torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
+        .to(device)
+        .train()
+    )
     average = copy.deepcopy(networks).requires_grad_(False).eval()
     logits: dict = {}
-    networks["unet"].set_attn_processor({name: TaughtAttention(name, logits) for name in networks["unet"].attn_processors})
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    networks["unet"].set_attn_processor(
+        {name: TaughtAttention(name, logits) for name in networks["unet"].attn_processors}
+    )
+    optimizer = torch.optim.AdamW(
+        networks.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
     path, step, clock = work / "unet.pt", 0, Clock(minutes)
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
@@ -173,21 +254,39 @@ def train_unet(work: Path, minutes: float, device: torch.device, batch: int = 8,
     alphas_cumprod = scheduler.alphas_cumprod.to(device)
 
     def save() -> None:
-        save_atomically({"networks": networks.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-                         "step": step, "seconds": clock.done}, path)
+        save_atomically(
+            {
+                "networks": networks.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "seconds": clock.done,
+            },
+            path,
+        )
 
     def draw_batch() -> tuple[torch.Tensor, dict[int, torch.Tensor], np.ndarray, torch.Tensor]:
         """Images, the teacher's features, captions (-1 for none) and class maps of random crops, half of them mirrored."""
         chosen = random.integers(0, len(crops), batch)
         mirrored = random.random(batch) < 0.5
-        pick = [random.choice(probabilities.shape[1], p=p / p.sum()) for p in probabilities[chosen].astype(np.float64)]
+        pick = [
+            random.choice(probabilities.shape[1], p=p / p.sum())
+            for p in probabilities[chosen].astype(np.float64)
+        ]
         captions = np.where(probabilities[chosen, 0] < SURE, -1, classes[chosen, pick])
 
         def turned(rows: np.ndarray) -> torch.Tensor:
             """The chosen rows `(B, H, W, ...)`, those of mirrored crops mirrored."""
-            return torch.from_numpy(np.stack([row[:, ::-1] if m else row for row, m in zip(rows, mirrored)])).to(device)
+            return torch.from_numpy(
+                np.stack([row[:, ::-1] if m else row for row, m in zip(rows, mirrored)])
+            ).to(device)
 
-        return as_input(turned(crops[chosen])), {grid: turned(f[chosen]) for grid, f in features.items()}, captions, turned(class_maps[chosen, pick])
+        return (
+            as_input(turned(crops[chosen])),
+            {grid: turned(f[chosen]) for grid, f in features.items()},
+            captions,
+            turned(class_maps[chosen, pick]),
+        )
 
     running = np.zeros(3)
     while clock.tick():
@@ -195,14 +294,26 @@ def train_unet(work: Path, minutes: float, device: torch.device, batch: int = 8,
         captioned = torch.from_numpy(captions >= 0) & (torch.rand(batch) > 0.15)
         prompt = torch.where(captioned, torch.from_numpy(captions), len(IMAGENET_CLASSES)).to(device)
         z = encode(images)
-        t = torch.where(torch.rand(batch) < 0.8, torch.randint(0, 300, (batch,)), torch.randint(0, 1000, (batch,))).to(device)
+        t = torch.where(
+            torch.rand(batch) < 0.8, torch.randint(0, 300, (batch,)), torch.randint(0, 1000, (batch,))
+        ).to(device)
         noise = torch.randn_like(z)
         for group in optimizer.param_groups:
             group["lr"] = clock.learning_rate(peak, step)
         text = networks["text_encoder"](prompts.input_ids[prompt])[0]
-        losses = [F.mse_loss(networks["unet"](add_noise(z, noise, t, alphas_cumprod), t, text).sample, noise), self_attention_loss(logits, seen)]
-        losses.append(cross_attention_loss({key: values[captioned] for key, values in logits.items()}, maps[captioned], class_tokens[prompt][captioned])
-                      if captioned.any() else torch.zeros((), device=device))
+        losses = [
+            F.mse_loss(networks["unet"](add_noise(z, noise, t, alphas_cumprod), t, text).sample, noise),
+            self_attention_loss(logits, seen),
+        ]
+        losses.append(
+            cross_attention_loss(
+                {key: values[captioned] for key, values in logits.items()},
+                maps[captioned],
+                class_tokens[prompt][captioned],
+            )
+            if captioned.any()
+            else torch.zeros((), device=device)
+        )
         optimizer.zero_grad(set_to_none=True)
         (losses[0] + SELF_WEIGHT * losses[1] + CROSS_WEIGHT * losses[2]).backward()
         torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
@@ -211,27 +322,44 @@ def train_unet(work: Path, minutes: float, device: torch.device, batch: int = 8,
         running += np.array([loss.item() for loss in losses])
         if step % 5 == 0:
             decay = min(ema_decay, step / (step + 50)) ** 5
-            torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in networks.parameters()], 1 - decay)
+            torch._foreach_lerp_(
+                list(average.parameters()), [p.detach() for p in networks.parameters()], 1 - decay
+            )
         if clock.time_to_save():
             save()
         if step % 200 == 0:
-            errors = {t: noise_error(average, held_out, prompts.input_ids[-1:], t, alphas_cumprod) for t in (51, 201, 401)}
+            errors = {
+                t: noise_error(average, held_out, prompts.input_ids[-1:], t, alphas_cumprod)
+                for t in (51, 201, 401)
+            }
             with open(work / "unet.log", "a") as log:
-                print(f"step {step} {clock.done / 60:.1f} min held-out noise error " + ", ".join(f"{error:.3f} at t = {t}" for t, error in errors.items())
-                      + "; training losses noise {:.3f}, self-attention {:.3f}, cross-attention {:.4f}".format(*running / 200), file=log)
+                print(
+                    f"step {step} {clock.done / 60:.1f} min held-out noise error "
+                    + ", ".join(f"{error:.3f} at t = {t}" for t, error in errors.items())
+                    + "; training losses noise {:.3f}, self-attention {:.3f}, cross-attention {:.4f}".format(
+                        *running / 200
+                    ),
+                    file=log,
+                )
             running[:] = 0
     save()
 
 
-def add_noise(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+def add_noise(
+    z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, alphas_cumprod: torch.Tensor
+) -> torch.Tensor:
     a = alphas_cumprod[t].view(-1, 1, 1, 1)
     return a.sqrt() * z + (1 - a).sqrt() * noise
 
 
 @torch.no_grad()
-def noise_error(networks: torch.nn.ModuleDict, z: torch.Tensor, prompt: torch.Tensor, t: int, alphas_cumprod: torch.Tensor) -> float:
+def noise_error(
+    networks: torch.nn.ModuleDict, z: torch.Tensor, prompt: torch.Tensor, t: int, alphas_cumprod: torch.Tensor
+) -> float:
     """Mean squared error of the predicted noise, which is also its share of the noise's power (1.0)."""
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(t)).to(z)
     steps = torch.full((len(z),), t, device=z.device)
     text = networks["text_encoder"](prompt)[0].expand(len(z), -1, -1)
-    return F.mse_loss(networks["unet"](add_noise(z, noise, steps, alphas_cumprod), steps, text).sample, noise).item()
+    return F.mse_loss(
+        networks["unet"](add_noise(z, noise, steps, alphas_cumprod), steps, text).sample, noise
+    ).item()

@@ -8,14 +8,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each on two cores wait for each other most of the time
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # two processes with two threads each on two cores wait for each other most of the time
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from filelock import FileLock
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -23,32 +31,91 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from main import load_pipeline  # noqa: E402
+from models import load_pipeline  # noqa: E402
 
 MAIN = [sys.executable, "main.py"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
 
 
-def save_checkpoint(folder: Path, prediction_type: str = "epsilon", latent_channels: int = 4, vae_levels: int = 3, heads: int | tuple = 2,
-                    linear_projection: bool = False, scheduler: type = DDIMScheduler, scaling_factor: float = 0.5, steps_offset: int = 1) -> Path:
+def save_checkpoint(
+    folder: Path,
+    prediction_type: str = "epsilon",
+    latent_channels: int = 4,
+    vae_levels: int = 3,
+    heads: int | tuple = 2,
+    linear_projection: bool = False,
+    scheduler: type = DDIMScheduler,
+    scaling_factor: float = 0.5,
+    steps_offset: int = 1,
+) -> Path:
     """Writes a random Stable Diffusion pipeline with attention on three of its four levels, as Stable Diffusion has; fp32 safetensors."""
     torch.manual_seed(0)
     letters = [chr(c) for c in range(33, 127)]
-    vocab = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"])}
+    vocab = {
+        token: i
+        for i, token in enumerate(
+            [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        )
+    }
     tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
-    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                                                max_position_embeddings=16, bos_token_id=vocab["<|startoftext|>"], eos_token_id=vocab["<|endoftext|>"]))
-    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * vae_levels, up_block_types=("UpDecoderBlock2D",) * vae_levels,
-                        block_out_channels=(8,) * vae_levels, layers_per_block=1, latent_channels=latent_channels, norm_num_groups=4, scaling_factor=scaling_factor)
-    unet = UNet2DConditionModel(in_channels=latent_channels, out_channels=latent_channels, block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4,
-                                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-                                attention_head_dim=heads, cross_attention_dim=16, use_linear_projection=linear_projection)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocab),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            bos_token_id=vocab["<|startoftext|>"],
+            eos_token_id=vocab["<|endoftext|>"],
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * vae_levels,
+        up_block_types=("UpDecoderBlock2D",) * vae_levels,
+        block_out_channels=(8,) * vae_levels,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        scaling_factor=scaling_factor,
+    )
+    unet = UNet2DConditionModel(
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=(
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+        ),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=heads,
+        cross_attention_dim=16,
+        use_linear_projection=linear_projection,
+    )
     config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else dict(clip_sample=False)
-    config |= dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=steps_offset, prediction_type=prediction_type)
-    pipeline = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler(**config),
-                                       safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    config |= dict(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        steps_offset=steps_offset,
+        prediction_type=prediction_type,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler(**config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.save_pretrained(folder)
     return folder
 
@@ -61,7 +128,9 @@ def checkpoint(tmp_path_factory):
     def load(**kind) -> StableDiffusionPipeline:
         key = json.dumps(kind, default=str, sort_keys=True)
         if key not in pipelines:
-            pipelines[key] = load_pipeline(str(save_checkpoint(tmp_path_factory.mktemp("checkpoint"), **kind)), torch.device("cpu")).to(torch.float64)
+            pipelines[key] = load_pipeline(
+                str(save_checkpoint(tmp_path_factory.mktemp("checkpoint"), **kind)), torch.device("cpu")
+            ).to(torch.float64)
         return pipelines[key]
 
     return load
@@ -73,8 +142,15 @@ class TinyClassifier(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
-        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, stride=3), torch.nn.Tanh(), torch.nn.Conv2d(8, 8, 5, stride=3), torch.nn.Tanh(),
-                                          torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(32, len(CLASS_NAMES)))
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 5, stride=3),
+            torch.nn.Tanh(),
+            torch.nn.Conv2d(8, 8, 5, stride=3),
+            torch.nn.Tanh(),
+            torch.nn.AdaptiveAvgPool2d(2),
+            torch.nn.Flatten(),
+            torch.nn.Linear(32, len(CLASS_NAMES)),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 5 * self.layers(x)
@@ -100,6 +176,7 @@ def labels() -> torch.Tensor:
 
 # ---------------------------------------------------------------- runs of main.py as a process
 
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
     """A folder that all workers of pytest-xdist see."""
@@ -118,7 +195,9 @@ def data(shared) -> Path:
             random = np.random.default_rng(0)
             for k in range(4):
                 picture = random.integers(0, 255, (6, 6, 3), np.uint8)
-                Image.fromarray(picture).resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
+                Image.fromarray(picture).resize((96, 96), Image.BICUBIC).save(
+                    folder / "images" / f"img{k}.png"
+                )
             (folder / "labels.txt").write_text("1\n22\n333\n444\n")
     return folder
 
@@ -139,16 +218,52 @@ def whole(data, shared) -> Callable[[str], Path]:
 
 
 def flags(data: Path, out: Path, *extra: object) -> list[str]:
-    return list(map(str, ["--pretrained_diffusion_path", data / "model", "--images_root", data / "images", "--label_path", data / "labels.txt",
-                          "--save_dir", out, "--res", "96", "--iterations", "3", "--start_step", "18", "--transfer_models", "", "--figures", "none", *extra]))
+    return list(
+        map(
+            str,
+            [
+                "--pretrained_diffusion_path",
+                data / "model",
+                "--images_root",
+                data / "images",
+                "--label_path",
+                data / "labels.txt",
+                "--save_dir",
+                out,
+                "--res",
+                "96",
+                "--iterations",
+                "3",
+                "--start_step",
+                "18",
+                "--transfer_models",
+                "",
+                "--figures",
+                "none",
+                *extra,
+            ],
+        )
+    )
 
 
 def start(command: list[str], **options) -> subprocess.Popen:
-    return subprocess.Popen(command, **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT, **options})
+    return subprocess.Popen(
+        command,
+        **{
+            "cwd": ROOT,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "env": ENVIRONMENT,
+            **options,
+        },
+    )
 
 
 def run(command: list[str], **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=ENVIRONMENT, **options)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=ENVIRONMENT, **options
+    )
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:

@@ -8,7 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-BASE = {"uniform": None, "increasing": [0.05, 0.08, 0.13, 0.24, 0.50], "learned": [0.064, 0.103, 0.158, 0.269, 0.406]}
+BASE = {
+    "uniform": None,
+    "increasing": [0.05, 0.08, 0.13, 0.24, 0.50],
+    "learned": [0.064, 0.103, 0.158, 0.269, 0.406],
+}
 
 
 class PlainAttention:
@@ -38,7 +42,9 @@ def alpha_bar(scheduler, t):
 def predicted_noise(scheduler, x, output, t):
     """From the model's output, which is epsilon or v."""
     a = alpha_bar(scheduler, t)
-    return a**0.5 * output + (1 - a) ** 0.5 * x if scheduler.config.prediction_type == "v_prediction" else output
+    return (
+        a**0.5 * output + (1 - a) ** 0.5 * x if scheduler.config.prediction_type == "v_prediction" else output
+    )
 
 
 def move(scheduler, x, output, t, start, end):
@@ -49,20 +55,30 @@ def move(scheduler, x, output, t, start, end):
 
 
 def embed(pipeline, prompt):
-    tokens = pipeline.tokenizer(prompt, padding="max_length", max_length=pipeline.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    tokens = pipeline.tokenizer(
+        prompt,
+        padding="max_length",
+        max_length=pipeline.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
     with torch.no_grad():
         return pipeline.text_encoder(tokens.input_ids.to(pipeline.text_encoder.device))[0]
 
 
 def both_branches(pipeline, latents, t, null, text, guidance):
-    u, c = pipeline.unet(torch.cat([latents, latents]), torch.tensor(t), torch.cat([null, text])).sample.chunk(2)
+    u, c = pipeline.unet(
+        torch.cat([latents, latents]), torch.tensor(t), torch.cat([null, text])
+    ).sample.chunk(2)
     return u + guidance * (c - u)
 
 
 def encode(pipeline, image):
     with torch.no_grad():
         posterior = pipeline.vae.encode(image * 2 - 1).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(8888)).to(posterior.mean)
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(8888)).to(
+        posterior.mean
+    )
     return pipeline.vae.config.scaling_factor * (posterior.mean + torch.exp(posterior.logvar / 2) * noise)
 
 
@@ -86,19 +102,35 @@ def null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance):
     for i, t in enumerate(timesteps):
         for _ in range(10 + 2 * i):
             optimizer.zero_grad()
-            landed = move(scheduler, latents, both_branches(pipeline, latents, t, embedding, text, guidance), t, t, t - stride)
+            landed = move(
+                scheduler,
+                latents,
+                both_branches(pipeline, latents, t, embedding, text, guidance),
+                t,
+                t,
+                t - stride,
+            )
             F.mse_loss(landed, trajectory[n - 1 - i]).backward()
             optimizer.step()
         result.append(embedding.detach().clone())
         with torch.no_grad():
-            latents = move(scheduler, latents, both_branches(pipeline, latents, t, embedding, text, guidance), t, t, t - stride)
+            latents = move(
+                scheduler,
+                latents,
+                both_branches(pipeline, latents, t, embedding, text, guidance),
+                t,
+                t,
+                t - stride,
+            )
     return result
 
 
 def weights_of(schedule, n):
     """A schedule of five weights at n timesteps, by linear interpolation, normalised."""
     positions = [i / (n - 1) * 4 for i in range(n)]
-    weights = [schedule[int(p)] + (p - int(p)) * (schedule[min(int(p) + 1, 4)] - schedule[int(p)]) for p in positions]
+    weights = [
+        schedule[int(p)] + (p - int(p)) * (schedule[min(int(p) + 1, 4)] - schedule[int(p)]) for p in positions
+    ]
     return [w / sum(weights) for w in weights]
 
 
@@ -111,15 +143,35 @@ def run_both(pipeline, scheduler, timesteps, unperturbed, perturbed, nulls, text
     latents, maps = torch.cat([unperturbed, perturbed]), []
     for null, t in zip(nulls, timesteps):
         store.clear()
-        output = both_branches(pipeline, latents, t, torch.cat([null, null]), torch.cat([text, text]), guidance)
+        output = both_branches(
+            pipeline, latents, t, torch.cat([null, null]), torch.cat([text, text]), guidance
+        )
         latents = move(scheduler, latents, output, t, t, t - stride)
         maps.append([(name, m[2:]) for name, m in store])
     decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     return (decoded / 2 + 0.5).clamp(0, 1), maps
 
 
-def optimise(pipeline, scheduler, classifier, start, label, own_tokens, text, nulls, timesteps, grid, weights=None, iterations=30, guidance=2.5,
-             attack_weight=10., cross_weight=10000., self_weight=100., visited=None, learning=None):
+def optimise(
+    pipeline,
+    scheduler,
+    classifier,
+    start,
+    label,
+    own_tokens,
+    text,
+    nulls,
+    timesteps,
+    grid,
+    weights=None,
+    iterations=30,
+    guidance=2.5,
+    attack_weight=10.0,
+    cross_weight=10000.0,
+    self_weight=100.0,
+    visited=None,
+    learning=None,
+):
     """The latent attack from `start`; returns the latent and the loss of every iteration by term, in total, and by timestep.
 
     With an optimiser as `learning`, `weights` is the network that it trains on the same loss.
@@ -135,10 +187,21 @@ def optimise(pipeline, scheduler, classifier, start, label, own_tokens, text, nu
             visited.append(latents.detach().clone())
         images, maps = run_both(pipeline, scheduler, timesteps, start, latents, nulls, text, guidance, store)
         ce = F.cross_entropy(classifier(images[1:]), torch.tensor([label], device=images.device))
-        by_timestep = [sum(F.mse_loss(m[1], m[0].detach()) for name, m in step if "attn1" in name) for step in maps]
+        by_timestep = [
+            sum(F.mse_loss(m[1], m[0].detach()) for name, m in step if "attn1" in name) for step in maps
+        ]
         current = weights if learning is None else weights()
-        structure = sum(by_timestep) if weights is None else sum(n * w * l for w, l in zip(current, by_timestep))
-        cross = torch.stack([m[1].mean(0) for step in maps for name, m in step if "attn2" in name and not name.startswith("mid") and m.shape[2] == grid**2]).mean(0)
+        structure = (
+            sum(by_timestep) if weights is None else sum(n * w * l for w, l in zip(current, by_timestep))
+        )
+        cross = torch.stack(
+            [
+                m[1].mean(0)
+                for step in maps
+                for name, m in step
+                if "attn2" in name and not name.startswith("mid") and m.shape[2] == grid**2
+            ]
+        ).mean(0)
         variance = cross[:, own_tokens].var()
         total = -attack_weight * ce + self_weight * structure + cross_weight * variance
         optimizer.zero_grad()
@@ -159,7 +222,19 @@ def denoise(pipeline, scheduler, timesteps, start, latents, nulls, text, guidanc
     return images[1:]
 
 
-def attack(pipeline, scheduler, classifier, image, label, caption, weights=None, start_step=15, guidance=2.5, visited=None, **options):
+def attack(
+    pipeline,
+    scheduler,
+    classifier,
+    image,
+    label,
+    caption,
+    weights=None,
+    start_step=15,
+    guidance=2.5,
+    visited=None,
+    **options,
+):
     """Attacks one image (1, 3, H, W); returns the adversarial image and the losses of every iteration, as `optimise` does.
 
     `weights` are N numbers that sum to 1, or None for the original DiffAttack. A list given as `visited` receives the null embeddings and then the
@@ -173,6 +248,20 @@ def attack(pipeline, scheduler, classifier, image, label, caption, weights=None,
     if visited is not None:
         visited.append(nulls)
     start = trajectory[len(timesteps)]
-    latents, history = optimise(pipeline, scheduler, classifier, start, label, own_tokens, text, nulls, timesteps, image.shape[-1] // 32,
-                                weights, guidance=guidance, visited=visited, **options)
+    latents, history = optimise(
+        pipeline,
+        scheduler,
+        classifier,
+        start,
+        label,
+        own_tokens,
+        text,
+        nulls,
+        timesteps,
+        image.shape[-1] // 32,
+        weights,
+        guidance=guidance,
+        visited=visited,
+        **options,
+    )
     return denoise(pipeline, scheduler, timesteps, start, latents, nulls, text, guidance), history

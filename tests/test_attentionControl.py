@@ -3,14 +3,25 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from attentionControl import (AttentionControlEdit, AttentionControlEditFixedWeights, AttentionControlEditLearnable, AttentionLayer, average_attention,
-                              masked_variance, principal_components, self_attention_losses)
+from attentionControl import (
+    AttentionControlEdit,
+    AttentionControlEditFixedWeights,
+    AttentionControlEditLearnable,
+    AttentionLayer,
+    average_attention,
+    masked_variance,
+    principal_components,
+    self_attention_losses,
+)
 from timestep_weights import TimestepWeightNetwork
 
 
 def test_recording_changes_nothing_and_records_the_conditional_half(checkpoint):
     unet = checkpoint(heads=(1, 2, 4, 2)).unet
-    latents, context = torch.randn(2, 4, 16, 16, dtype=torch.float64), torch.randn(2, 16, 16, dtype=torch.float64)
+    latents, context = (
+        torch.randn(2, 4, 16, 16, dtype=torch.float64),
+        torch.randn(2, 16, 16, dtype=torch.float64),
+    )
     unet.set_attn_processor(AttnProcessor())
     expected = unet(latents, 51, context).sample
     controller = AttentionControlEdit(5)
@@ -21,7 +32,9 @@ def test_recording_changes_nothing_and_records_the_conditional_half(checkpoint):
     assert torch.allclose(output, expected, atol=1e-12)
     assert sum(not layer.is_cross for layer in maps) == 10 and sum(layer.is_cross for layer in maps) == 10
     for layer, attention in maps.items():
-        assert attention.shape[0] == 1 and torch.allclose(attention.sum(-1), torch.ones_like(attention[..., 0]))
+        assert attention.shape[0] == 1 and torch.allclose(
+            attention.sum(-1), torch.ones_like(attention[..., 0])
+        )
         assert torch.allclose(attention, alone[layer], atol=1e-12)
 
 
@@ -37,8 +50,19 @@ def test_processors_are_put_back_after_an_error(checkpoint):
 
 def fake_maps(grid: int, batch: int = 2) -> dict:
     torch.manual_seed(grid)
-    layers = [("down.a.attn1", "down", False), ("down.a.attn2", "down", True), ("mid.a.attn2", "mid", True), ("up.a.attn1", "up", False), ("up.a.attn2", "up", True)]
-    return {AttentionLayer(*layer): torch.rand(batch, 3, grid**2, 6 if layer[2] else grid**2, dtype=torch.float64).softmax(-1) for layer in layers}
+    layers = [
+        ("down.a.attn1", "down", False),
+        ("down.a.attn2", "down", True),
+        ("mid.a.attn2", "mid", True),
+        ("up.a.attn1", "up", False),
+        ("up.a.attn2", "up", True),
+    ]
+    return {
+        AttentionLayer(*layer): torch.rand(
+            batch, 3, grid**2, 6 if layer[2] else grid**2, dtype=torch.float64
+        ).softmax(-1)
+        for layer in layers
+    }
 
 
 def test_self_attention_losses_are_mean_squared_errors_by_layer():
@@ -48,35 +72,55 @@ def test_self_attention_losses_are_mean_squared_errors_by_layer():
     assert losses.shape == (2, 2)
     for image in range(2):
         for column, layer in enumerate(selfs):
-            assert losses[image, column].item() == pytest.approx(torch.nn.functional.mse_loss(a[layer][image], b[layer][image]).item())
+            assert losses[image, column].item() == pytest.approx(
+                torch.nn.functional.mse_loss(a[layer][image], b[layer][image]).item()
+            )
 
 
 def test_average_attention_takes_down_and_up_layers_of_one_grid():
     maps = fake_maps(7)
     larger = {AttentionLayer("up.b.attn2", "up", True): torch.rand(2, 3, 196, 6).double()}
-    expected = (maps[AttentionLayer("down.a.attn2", "down", True)].mean(1) + maps[AttentionLayer("up.a.attn2", "up", True)].mean(1)) / 2
+    expected = (
+        maps[AttentionLayer("down.a.attn2", "down", True)].mean(1)
+        + maps[AttentionLayer("up.a.attn2", "up", True)].mean(1)
+    ) / 2
     assert torch.allclose(average_attention(maps | larger, 7, is_cross=True), expected.view(2, 7, 7, 6))
-    assert average_attention(maps | larger, 16, is_cross=True).shape == (2, 14, 14, 6)  # no 16 x 16 map, so the nearest
+    assert average_attention(maps | larger, 16, is_cross=True).shape == (
+        2,
+        14,
+        14,
+        6,
+    )  # no 16 x 16 map, so the nearest
 
 
 def test_masked_variance_is_the_variance_over_positions_and_class_tokens():
     attention = torch.rand(2, 7, 7, 6, dtype=torch.float64)
     tokens = torch.tensor([[0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0]], dtype=torch.bool)
-    assert torch.allclose(masked_variance(attention, tokens), torch.stack([attention[0, ..., 1:2].var(), attention[1, ..., 1:4].var()]))
+    assert torch.allclose(
+        masked_variance(attention, tokens),
+        torch.stack([attention[0, ..., 1:2].var(), attention[1, ..., 1:4].var()]),
+    )
 
 
 def test_weighted_sums():
     losses = torch.arange(10, dtype=torch.float64).view(5, 2)
-    assert torch.equal(AttentionControlEdit(5).weighted_sum(losses), torch.tensor([20.0, 25.0], dtype=torch.float64))
+    assert torch.equal(
+        AttentionControlEdit(5).weighted_sum(losses), torch.tensor([20.0, 25.0], dtype=torch.float64)
+    )
     weights = torch.tensor([0.1, 0.1, 0.2, 0.2, 0.4], dtype=torch.float64)
-    expected = 5 * torch.tensor([0.1 * 0 + 0.1 * 2 + 0.2 * 4 + 0.2 * 6 + 0.4 * 8, 0.1 * 1 + 0.1 * 3 + 0.2 * 5 + 0.2 * 7 + 0.4 * 9], dtype=torch.float64)
+    expected = 5 * torch.tensor(
+        [0.1 * 0 + 0.1 * 2 + 0.2 * 4 + 0.2 * 6 + 0.4 * 8, 0.1 * 1 + 0.1 * 3 + 0.2 * 5 + 0.2 * 7 + 0.4 * 9],
+        dtype=torch.float64,
+    )
     assert torch.allclose(AttentionControlEditFixedWeights(weights).weighted_sum(losses), expected)
 
 
 @pytest.mark.parametrize("detached", [False, True])
 def test_learning_rate_reaches_the_network_only_where_it_should(detached):
     """Adam's first step moves a parameter by its learning rate, whatever the gradient."""
-    controller = AttentionControlEditLearnable(TimestepWeightNetwork(5), learning_rate=3e-3, detached=detached)
+    controller = AttentionControlEditLearnable(
+        TimestepWeightNetwork(5), learning_rate=3e-3, detached=detached
+    )
     losses = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]], requires_grad=True)
     start = controller.network.out.weight.clone()
     controller.weighted_sum(losses).sum().backward()
@@ -95,4 +139,8 @@ def test_principal_components_are_those_of_the_unperturbed_map():
         axes = np.linalg.svd(rows - rows.mean(0))[2][:3]
         axes *= np.sign(axes[range(3), np.abs(axes).argmax(1)])[:, None]
         for which, maps in enumerate((before, after)):
-            np.testing.assert_allclose(components[which, ..., k].reshape(3, 20), axes @ (maps[k].reshape(20, 20).numpy() - rows.mean(0)).T, atol=1e-9)
+            np.testing.assert_allclose(
+                components[which, ..., k].reshape(3, 20),
+                axes @ (maps[k].reshape(20, 20).numpy() - rows.mean(0)).T,
+                atol=1e-9,
+            )

@@ -1,17 +1,31 @@
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from natsort import natsorted
 
-from classifiers import ALIASES, IMAGENET_CLASSES, REGISTRY, ClassifierError, check_name, from_timm, load_classifier
-from conftest import ROOT
+from classifiers import (
+    ALIASES,
+    IMAGENET_CLASSES,
+    REGISTRY,
+    ClassifierError,
+    check_name,
+    from_timm,
+    load_classifier,
+)
 from evaluate import predict
-from utils import read_image
+from images import read_image
 
 
 def test_imagenet_names():
     assert len(IMAGENET_CLASSES) == len(set(IMAGENET_CLASSES)) == 1000
-    assert [IMAGENET_CLASSES[i] for i in (0, 281, 388, 967, 999)] == ["tench", "tabby", "giant panda", "espresso", "toilet tissue"]
+    assert [IMAGENET_CLASSES[i] for i in (0, 281, 388, 967, 999)] == [
+        "tench",
+        "tabby",
+        "giant panda",
+        "espresso",
+        "toilet tissue",
+    ]
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -33,15 +47,23 @@ def test_every_demo_image_is_classified_correctly(name):
     paths = natsorted((ROOT / "demo/images").iterdir(), key=lambda path: path.name)
     labels = np.loadtxt(ROOT / "demo/labels.txt", dtype=int) - 1
     assert len(paths) == len(labels) >= 11 and len(set(labels.tolist())) == len(labels)
-    predictions = predict(load_classifier(name), np.stack([read_image(path, 224) for path in paths]), labels, torch.device("cpu"))
+    predictions = predict(
+        load_classifier(name),
+        np.stack([read_image(path, 224) for path in paths]),
+        labels,
+        torch.device("cpu"),
+    )
     assert [p.label for p in predictions] == labels.tolist()
 
 
 # ---------------------------------------------------------------- the other forms, each of a real object
 
+
 def network(classes: int, side: int = 32) -> torch.nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, classes))
+    return torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, classes)
+    )
 
 
 IMAGES = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -64,13 +86,17 @@ def test_torchscript(tmp_path):
 
 
 def test_exported_program(tmp_path):
-    program = torch.export.export(network(10), (IMAGES[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(
+        network(10), (IMAGES[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
     torch.export.save(program, tmp_path / "net.pt2")
     check(tmp_path / "net.pt2", 10, network(10)(IMAGES))
 
 
 def test_code(tmp_path):
-    (tmp_path / "mine.py").write_text("import torch\n\n\ndef build():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 10))\n")
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\ndef build():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 10))\n"
+    )
     check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
 
 
@@ -81,9 +107,19 @@ def hugging_face(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(0)
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=96, patch_size=16, num_labels=10)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=96,
+        patch_size=16,
+        num_labels=10,
+    )
     ViTForImageClassification(config).save_pretrained(folder)
-    processor = ViTImageProcessor(size={"height": 96, "width": 96}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25], resample=3)
+    processor = ViTImageProcessor(
+        size={"height": 96, "width": 96}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25], resample=3
+    )
     processor.save_pretrained(folder)
     return folder, ViTForImageClassification.from_pretrained(folder).eval(), processor
 
@@ -91,32 +127,49 @@ def hugging_face(tmp_path_factory):
 def test_hugging_face_folder(hugging_face):
     folder, model, processor = hugging_face
     pixels = (IMAGES * 255).round().byte()
-    expected = torch.as_tensor(np.asarray(processor(list(pixels.permute(0, 2, 3, 1).numpy()), return_tensors="np")["pixel_values"]))
+    expected = torch.as_tensor(
+        np.asarray(processor(list(pixels.permute(0, 2, 3, 1).numpy()), return_tensors="np")["pixel_values"])
+    )
     classifier = load_classifier(f"hf:{folder}", 10, 96)
     assert torch.allclose(classifier.preprocess(pixels.float() / 255), expected, atol=1e-5)
     check(f"hf:{folder}", 10, model(pixel_values=classifier.preprocess(IMAGES)).logits.detach())
 
 
-@pytest.mark.parametrize("settings", [
-    dict(size={"height": 96, "width": 80}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]),
-    dict(do_normalize=False, size={"height": 96, "width": 96}),
-    dict(do_rescale=False, size={"height": 96, "width": 96}),
-    dict(size={"height": 96, "width": 96}, rescale_factor=1 / 127.5, image_mean=[1.0, 1.0, 1.0], image_std=[1.0, 1.0, 1.0])])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(size={"height": 96, "width": 80}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]),
+        dict(do_normalize=False, size={"height": 96, "width": 96}),
+        dict(do_rescale=False, size={"height": 96, "width": 96}),
+        dict(
+            size={"height": 96, "width": 96},
+            rescale_factor=1 / 127.5,
+            image_mean=[1.0, 1.0, 1.0],
+            image_std=[1.0, 1.0, 1.0],
+        ),
+    ],
+)
 def test_preprocessing_of_image_processors(settings):
-    from classifiers import from_processor
     from transformers import ViTImageProcessor
+
+    from classifiers import from_processor
 
     processor = ViTImageProcessor(**settings)
     height, width = settings["size"]["height"], settings["size"]["width"]
     pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
     classifier = from_processor(torch.nn.Identity(), processor, "x")
     expected = torch.as_tensor(np.asarray(processor(pixels, return_tensors="np")["pixel_values"], np.float32))
-    assert torch.allclose(classifier(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255), expected, atol=1e-5 * max(1, expected.abs().max()))
+    assert torch.allclose(
+        classifier(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255),
+        expected,
+        atol=1e-5 * max(1, expected.abs().max()),
+    )
 
 
 def test_an_image_processor_that_does_something_else_is_refused():
-    from classifiers import from_processor
     from transformers import ViTImageProcessor
+
+    from classifiers import from_processor
 
     class Flipped(ViTImageProcessor):
         def __call__(self, images, **options):
@@ -131,10 +184,29 @@ def test_resizing_is_pillows_and_the_crop_is_the_middle(interpolation, pillow):
     """Of timm's evaluation transform, from its configuration; against Pillow in floating point, since timm itself may not be here."""
     from PIL import Image
 
-    classifier = from_timm(torch.nn.Identity(), {"input_size": (3, 64, 64), "crop_pct": 0.8, "interpolation": interpolation, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
+    classifier = from_timm(
+        torch.nn.Identity(),
+        {
+            "input_size": (3, 64, 64),
+            "crop_pct": 0.8,
+            "interpolation": interpolation,
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+        },
+    )
     images = torch.rand(2, 3, 150, 150, generator=torch.Generator().manual_seed(1))
-    resized = np.stack([[np.asarray(Image.fromarray(channel.numpy(), mode="F").resize((80, 80), pillow)) for channel in image] for image in images]).clip(0, 1)
-    expected = (resized[..., 8:72, 8:72] - np.reshape((0.485, 0.456, 0.406), (3, 1, 1))) / np.reshape((0.229, 0.224, 0.225), (3, 1, 1))
+    resized = np.stack(
+        [
+            [
+                np.asarray(Image.fromarray(channel.numpy(), mode="F").resize((80, 80), pillow))
+                for channel in image
+            ]
+            for image in images
+        ]
+    ).clip(0, 1)
+    expected = (resized[..., 8:72, 8:72] - np.reshape((0.485, 0.456, 0.406), (3, 1, 1))) / np.reshape(
+        (0.229, 0.224, 0.225), (3, 1, 1)
+    )
     np.testing.assert_allclose(classifier(images), expected, atol=1e-5)
 
 
@@ -156,28 +228,48 @@ def test_a_background_class_is_left_out(tmp_path):
     check(tmp_path / "net.ts", 1000, network(1001)(IMAGES)[:, 1:])
 
 
-@pytest.mark.parametrize("name, message", [
-    ("resnet1", "unknown classifier 'resnet1'"),
-    ("timm:no_such_net", "needs timm and torchvision|knows no model"),
-    ("hf:nowhere", "there is no folder 'nowhere'"),
-    ("{folder}/none.pt2", "there is no such file"),
-    ("{folder}/bad.ts", "cannot be loaded .*torch.jit.save wrote"),
-    ("{folder}/bad.pt2", "cannot be loaded .*torch.export.save wrote"),
-    ("{folder}/none.py:build", "there is no file"),
-    ("{folder}/code.py:none", "has no function 'none'"),
-    ("{folder}/code.py:number", "returned int; expected a torch.nn.Module"),
-    ("{folder}/code.py:wrong", r"returns \(2, 3, 96, 96\) for two images; expected logits"),
-    ("{folder}/net.ts", "has 7 outputs, but there are 10 classes; give --captions"),
-    ("hf:{folder}", "cannot be loaded")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet1", "unknown classifier 'resnet1'"),
+        ("timm:no_such_net", "needs timm and torchvision|knows no model"),
+        ("hf:nowhere", "there is no folder 'nowhere'"),
+        ("{folder}/none.pt2", "there is no such file"),
+        ("{folder}/bad.ts", "cannot be loaded .*torch.jit.save wrote"),
+        ("{folder}/bad.pt2", "cannot be loaded .*torch.export.save wrote"),
+        ("{folder}/none.py:build", "there is no file"),
+        ("{folder}/code.py:none", "has no function 'none'"),
+        ("{folder}/code.py:number", "returned int; expected a torch.nn.Module"),
+        ("{folder}/code.py:wrong", r"returns \(2, 3, 96, 96\) for two images; expected logits"),
+        ("{folder}/net.ts", "has 7 outputs, but there are 10 classes; give --captions"),
+        ("hf:{folder}", "cannot be loaded"),
+    ],
+)
 def test_classifiers_that_cannot_be_had_are_named(tmp_path, name, message):
     (tmp_path / "bad.ts").write_text("no program")
     (tmp_path / "bad.pt2").write_text("no program")
-    (tmp_path / "code.py").write_text("import torch\n\n\ndef number():\n    return 1\n\n\ndef wrong():\n    return torch.nn.Identity()\n")
+    (tmp_path / "code.py").write_text(
+        "import torch\n\n\ndef number():\n    return 1\n\n\ndef wrong():\n    return torch.nn.Identity()\n"
+    )
     torch.jit.script(network(7)).save(tmp_path / "net.ts")
     with pytest.raises(ClassifierError, match=message):
         load_classifier(name.format(folder=tmp_path), 10, 96)
 
 
 def test_aliases_name_models_of_timm():
-    assert set(ALIASES) >= {"resnet", "vgg", "mobile", "inception", "convnext", "vit", "swin", "deit-b", "deit-s", "mixer-b", "mixer-l", "adv-inception", "ens-adv-inception-resnet"}
+    assert set(ALIASES) >= {
+        "resnet",
+        "vgg",
+        "mobile",
+        "inception",
+        "convnext",
+        "vit",
+        "swin",
+        "deit-b",
+        "deit-s",
+        "mixer-b",
+        "mixer-l",
+        "adv-inception",
+        "ens-adv-inception-resnet",
+    }
     assert check_name("resnet") == "timm:resnet50.tv_in1k"

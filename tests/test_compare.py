@@ -8,14 +8,26 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import done, flags, pictures, run, start, wait_for
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
-
-from compare import (Difference, Estimate, Figure, holm, kernel_difference, latex, mcnemar, mean_difference, paired_permutation, sentence, shares_of, smallest_success_difference,
-                     transfer_scores)
-from conftest import done, flags, pictures, run, start, wait_for
-from evaluate import Evaluation, kernel_distance, transfer_mean
 from test_evaluate import result
+
+from compare import (
+    Difference,
+    Figure,
+    holm,
+    kernel_difference,
+    latex,
+    mcnemar,
+    mean_difference,
+    paired_permutation,
+    sentence,
+    shares_of,
+    smallest_success_difference,
+    transfer_scores,
+)
+from evaluate import Estimate, Evaluation, kernel_distance, transfer_mean
 
 COMPARE = [sys.executable, "compare.py"]
 
@@ -35,7 +47,9 @@ def test_permutation_p_values_are_uniform_where_there_is_nothing_to_find():
 
 def test_permutation_finds_a_planted_effect_and_is_exact():
     assert paired_permutation(np.random.default_rng(0).normal(1.5, 1, 12)) < 0.01
-    differences = np.array([3., 1., 2., 4., 5., 6.])  # all of one sign: only 2 of the 64 signings are as extreme
+    differences = np.array(
+        [3.0, 1.0, 2.0, 4.0, 5.0, 6.0]
+    )  # all of one sign: only 2 of the 64 signings are as extreme
     assert paired_permutation(differences) == pytest.approx(2 / 64)
     assert paired_permutation(np.zeros(8)) == 1
 
@@ -44,8 +58,15 @@ def test_the_kernel_difference_is_of_two_distances_and_finds_only_what_is_there(
     random = torch.Generator().manual_seed(0)
     clean, first, second = (torch.randn(30, 6, generator=random, dtype=torch.float64) for _ in range(3))
     nothing, shift = kernel_difference(clean, first, second), kernel_difference(clean, first, second + 0.8)
-    assert shift.estimate.value == pytest.approx(kernel_distance(clean, second + 0.8).value - kernel_distance(clean, first).value)
-    assert nothing.p > 0.05 and nothing.estimate.low < 0 < nothing.estimate.high and shift.p < 0.01 and shift.estimate.low > 0
+    assert shift.estimate.value == pytest.approx(
+        kernel_distance(clean, second + 0.8).value - kernel_distance(clean, first).value
+    )
+    assert (
+        nothing.p > 0.05
+        and nothing.estimate.low < 0 < nothing.estimate.high
+        and shift.p < 0.01
+        and shift.estimate.low > 0
+    )
 
 
 def test_holm_against_a_worked_example():
@@ -66,17 +87,26 @@ def test_six_images_are_too_few_after_correction():
 
 def test_transfer_scores_average_to_the_transfer_mean():
     surrogate = result([0] * 6, [0] * 6, [1] * 6)
-    others = [result([0] * 6, [0, 0, 0, 0, 2, 2], [1, 0, 1, 0, 0, 1]), result([0] * 6, [0] * 6, [1, 1, 0, 0, 0, 0])]
+    others = [
+        result([0] * 6, [0, 0, 0, 0, 2, 2], [1, 0, 1, 0, 0, 1]),
+        result([0] * 6, [0] * 6, [1, 1, 0, 0, 0, 0]),
+    ]
     evaluation = Evaluation([surrogate, *others], {}, [])
-    assert transfer_scores(evaluation).mean() == pytest.approx(transfer_mean(others).value) == pytest.approx((2 / 4 + 2 / 6) / 2)
+    assert (
+        transfer_scores(evaluation).mean()
+        == pytest.approx(transfer_mean(others).value)
+        == pytest.approx((2 / 4 + 2 / 6) / 2)
+    )
 
 
 def test_shares_add_up():
-    losses = np.zeros((3, 2, 2))        # in iteration 1 all are zero
-    losses[1:] = [[1, 3], [2, 4]]       # timestep by layer
+    losses = np.zeros((3, 2, 2))  # in iteration 1 all are zero
+    losses[1:] = [[1, 3], [2, 4]]  # timestep by layer
     shares = shares_of(losses[None])
     assert shares["timesteps, all layers"].tolist() == [[0.4, 0.6]]
-    assert shares["timesteps, first layer"][0] == pytest.approx([1 / 3, 2 / 3]) and shares["layers"].tolist() == [[0.3, 0.7]]
+    assert shares["timesteps, first layer"][0] == pytest.approx([1 / 3, 2 / 3]) and shares[
+        "layers"
+    ].tolist() == [[0.3, 0.7]]
 
 
 def test_the_sentence_says_what_was_found_and_what_could_not_have_been():
@@ -84,23 +114,47 @@ def test_the_sentence_says_what_was_found_and_what_could_not_have_been():
     none.corrected = 1.0
     figure = Figure("SSIM", [none.estimate] * 2, [None, none])
     assert sentence(1, ["uniform", "fixed"], [figure], 20) == (
-        "fixed: no difference to uniform that these 20 images could show; the smallest difference in success that they could show is 30 points.")
+        "fixed: no difference to uniform that these 20 images could show; the smallest difference in success that they could show is 30 points."
+    )
     found = Figure("SSIM", [none.estimate] * 2, [None, Difference(Estimate(0.5, 0.4, 0.6), 0.001, 0.004)])
     assert "differs from uniform in SSIM (+0.5, p = 0.004)" in sentence(1, ["uniform", "fixed"], [found], 20)
 
 
 def test_latex_is_well_formed():
-    text = latex([["", "uniform", "fixed", ""], ["white-box, efficientnet_lite0", "10/11 = 91% [62%, 98%]", "11/11", "note"]], "50 % & more")
+    text = latex(
+        [
+            ["", "uniform", "fixed", ""],
+            ["white-box, efficientnet_lite0", "10/11 = 91% [62%, 98%]", "11/11", "note"],
+        ],
+        "50 % & more",
+    )
     nodes, _, _ = LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
     (environment,) = [node for node in nodes if isinstance(node, LatexEnvironmentNode)]
     (tabular,) = [node for node in environment.nodelist if isinstance(node, LatexEnvironmentNode)]
     assert tabular.environmentname == "tabular"
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert [line.count(" & ") for line in lines] == [2, 2] and r"efficientnet\_lite0" in text and r"91\%" in text and r"\begin{tabular}{lll}" in text
+    assert (
+        [line.count(" & ") for line in lines] == [2, 2]
+        and r"efficientnet\_lite0" in text
+        and r"91\%" in text
+        and r"\begin{tabular}{lll}" in text
+    )
 
 
 def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, whole, tmp_path):
-    command = [*COMPARE, *flags(data, tmp_path, "--modes", "fixed,learnable", "--weight_lr", "0.05", "--transfer_models", "efficientnet_lite1")]
+    command = [
+        *COMPARE,
+        *flags(
+            data,
+            tmp_path,
+            "--modes",
+            "fixed,learnable",
+            "--weight_lr",
+            "0.05",
+            "--transfer_models",
+            "efficientnet_lite1",
+        ),
+    ]
     process = start(command)
     wait_for(lambda: (tmp_path / "learnable").is_dir() and len(done(tmp_path / "learnable")) >= 1, process)
     process.send_signal(signal.SIGKILL)
@@ -114,19 +168,38 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, who
         assert pictures(tmp_path / mode) == pictures(whole(mode))  # byte for byte what main.py writes
     results = json.loads((tmp_path / "comparison.json").read_text())
     assert results["modes"] == ["fixed", "learnable"] and len(results["images"]) == 4
-    assert results["weights"]["learnable"]["end"] == json.loads((whole("learnable") / "results.json").read_text())["weights_at_the_end"]
+    assert (
+        results["weights"]["learnable"]["end"]
+        == json.loads((whole("learnable") / "results.json").read_text())["weights_at_the_end"]
+    )
     rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
     assert len(rows) == 4 * 2 * 2 and {row["mode"] for row in rows} == {"fixed", "learnable"}
     for name in ("white-box, efficientnet_lite0", "transfer, efficientnet_lite1", "seconds an image"):
         assert name in (tmp_path / "comparison.md").read_text() and name in completed.stdout
-    assert "learnable: no difference to fixed that these 4 images could show; so few images cannot show any" in completed.stdout
+    assert (
+        "learnable: no difference to fixed that these 4 images could show; so few images cannot show any"
+        in completed.stdout
+    )
     LatexWalker((tmp_path / "comparison.tex").read_text(), tolerant_parsing=False).get_latex_nodes()
 
 
-@pytest.mark.parametrize("extra, message", [
-    (["--modes", "fixed"], "at least two modes"), (["--modes", "fixed,fixed"], "none of them twice"), (["--modes", "uniform,fast"], "unknown mode 'fast'"),
-    (["--modes", "uniform,uniform:increasing"], "a schedule goes with fixed alone"), (["--shard", "0/2"], "for main.py"), (["--weight_mode", "fixed"], "takes --modes")])
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--modes", "fixed"], "at least two modes"),
+        (["--modes", "fixed,fixed"], "none of them twice"),
+        (["--modes", "uniform,fast"], "unknown mode 'fast'"),
+        (["--modes", "uniform,uniform:increasing"], "a schedule goes with fixed alone"),
+        (["--shard", "0/2"], "for main.py"),
+        (["--weight_mode", "fixed"], "takes --modes"),
+    ],
+)
 def test_modes_that_cannot_be_compared(data, tmp_path, extra, message):
     answer = run([*COMPARE, *flags(data, tmp_path / "out", *extra)])
-    assert answer.returncode == 2 and answer.stderr.startswith("compare.py: error: ") and message in answer.stderr and answer.stderr.count("\n") == 1
+    assert (
+        answer.returncode == 2
+        and answer.stderr.startswith("compare.py: error: ")
+        and message in answer.stderr
+        and answer.stderr.count("\n") == 1
+    )
     assert not (tmp_path / "out").exists()

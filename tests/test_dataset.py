@@ -26,6 +26,7 @@ def written(folder, name, text, encoding="utf-8"):
 
 # ---------------------------------------------------------------- captions, each in the form it comes in
 
+
 def test_captions_a_line(tmp_path):
     assert read_captions(written(tmp_path, "c.txt", "red cat\nblue dog\n")) == ("red cat", "blue dog")
 
@@ -34,7 +35,11 @@ def test_captions_of_cub(tmp_path):
     text = "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n12 012.Yellow_headed_Blackbird\n"
     with pytest.raises(DatasetError, match="not numbered from 1 on"):
         read_captions(written(tmp_path, "classes.txt", text))
-    assert read_captions(written(tmp_path, "classes.txt", text.replace("12 012", "3 003"))) == ("Black footed Albatross", "Laysan Albatross", "Yellow headed Blackbird")
+    assert read_captions(written(tmp_path, "classes.txt", text.replace("12 012", "3 003"))) == (
+        "Black footed Albatross",
+        "Laysan Albatross",
+        "Yellow headed Blackbird",
+    )
 
 
 def test_captions_of_stanford_cars(tmp_path):
@@ -44,13 +49,27 @@ def test_captions_of_stanford_cars(tmp_path):
     assert read_captions(tmp_path / "cars_meta.mat") == tuple(names[0])
 
 
-@pytest.mark.parametrize("content", [{"0": "a", "2": "c", "1": "b"}, {"id2label": {"0": "a", "1": "b", "2": "c"}, "model_type": "vit"}, ["a", "b", "c"]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"0": "a", "2": "c", "1": "b"},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}, "model_type": "vit"},
+        ["a", "b", "c"],
+    ],
+)
 def test_captions_of_hugging_face(tmp_path, content):
     assert read_captions(written(tmp_path, "config.json", json.dumps(content))) == ("a", "b", "c")
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("c.json", "{", "cannot be read"), ("c.json", '{"0": "a", "2": "c"}', "not numbered from 0 on"), ("c.mat", "no mat", "cannot be read"), ("c.txt", "a\n\nb\n", "class 2 .* has no name")])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("c.json", "{", "cannot be read"),
+        ("c.json", '{"0": "a", "2": "c"}', "not numbered from 0 on"),
+        ("c.mat", "no mat", "cannot be read"),
+        ("c.txt", "a\n\nb\n", "class 2 .* has no name"),
+    ],
+)
 def test_captions_that_cannot_be_used_are_named(tmp_path, name, content, message):
     with pytest.raises(DatasetError, match=f"--captions.*{message}"):
         read_captions(written(tmp_path, name, content))
@@ -60,64 +79,109 @@ def test_captions_that_cannot_be_used_are_named(tmp_path, name, content, message
 
 # ---------------------------------------------------------------- labels
 
+
 def labels_of(items):
     return {item.path.name: item.labels for item in items}
 
 
 @pytest.mark.parametrize("base", [0, 1])
 def test_labels_a_line_in_natural_order(photos, tmp_path, base):
-    items = read_dataset(photos, written(tmp_path, "labels.txt", f"{base}\n{base + 1}\n{base + 2} {base}\n", "utf-8-sig"), CAPTIONS, base)
+    items = read_dataset(
+        photos,
+        written(tmp_path, "labels.txt", f"{base}\n{base + 1}\n{base + 2} {base}\n", "utf-8-sig"),
+        CAPTIONS,
+        base,
+    )
     assert [item.index for item in items] == [0, 1, 2]
     assert labels_of(items) == {"img1.png": (0,), "img2.png": (1,), "img10.png": (2, 0)}
 
 
 def test_the_table_of_nips_2017(photos, tmp_path):
-    table = written(tmp_path, "dev.csv", "ImageId,URL,x1,y1,x2,y2,TrueLabel,TargetClass,OriginalLandingURL\n"
-                    'img10,"http://a,b",0,0,1,1,3,1,u\nimg2,h,0,0,1,1,2,3,u\nother,h,0,0,1,1,2,3,u\nimg1,h,0,0,1,1,1,2,u\n')
+    table = written(
+        tmp_path,
+        "dev.csv",
+        "ImageId,URL,x1,y1,x2,y2,TrueLabel,TargetClass,OriginalLandingURL\n"
+        'img10,"http://a,b",0,0,1,1,3,1,u\nimg2,h,0,0,1,1,2,3,u\nother,h,0,0,1,1,2,3,u\nimg1,h,0,0,1,1,1,2,u\n',
+    )
     labels = {"img1.png": (0,), "img2.png": (1,), "img10.png": (2,)}
-    items, targeted = read_dataset(photos, table, CAPTIONS), read_dataset(photos, table, CAPTIONS, target="TargetClass")
+    items, targeted = (
+        read_dataset(photos, table, CAPTIONS),
+        read_dataset(photos, table, CAPTIONS, target="TargetClass"),
+    )
     assert labels_of(items) == labels_of(targeted) == labels
     assert [item.target for item in items] == [None] * 3 and [item.target for item in targeted] == [1, 2, 0]
 
 
 def test_a_table_by_file_name(photos, tmp_path):
-    items = read_dataset(photos, written(tmp_path, "l.csv", "filename,label\nimg2.png,1 2\nimg1.png,2\nimg10.png,0\n"), CAPTIONS, label_base=0)
-    assert labels_of(items) == {"img1.png": (2,), "img2.png": (1, 2), "img10.png": (0,)} and items[0].target is None
+    items = read_dataset(
+        photos,
+        written(tmp_path, "l.csv", "filename,label\nimg2.png,1 2\nimg1.png,2\nimg10.png,0\n"),
+        CAPTIONS,
+        label_base=0,
+    )
+    assert (
+        labels_of(items) == {"img1.png": (2,), "img2.png": (1, 2), "img10.png": (0,)}
+        and items[0].target is None
+    )
 
 
-@pytest.mark.parametrize("names, numbers", [
-    (("sooty_albatross", "Laysan Albatross"), (2, 1)),                     # by their captions
-    (("n3", "n1", "n2"), (2, 0, 1))])                                      # one for each class, in torchvision's order
+@pytest.mark.parametrize(
+    "names, numbers",
+    [
+        (("sooty_albatross", "Laysan Albatross"), (2, 1)),  # by their captions
+        (("n3", "n1", "n2"), (2, 0, 1)),
+    ],
+)  # one for each class, in torchvision's order
 def test_a_folder_a_class(tmp_path, names, numbers):
     for name in names:
         (tmp_path / "root" / name).mkdir(parents=True)
         for k in (10, 9):
             Image.new("RGB", (8, 8)).save(tmp_path / "root" / name / f"{name}{k}.png")
     items = read_dataset(tmp_path / "root", None, CAPTIONS)
-    assert {item.path.parent.name: item.labels for item in items} == {name: (number,) for name, number in zip(names, numbers)}
+    assert {item.path.parent.name: item.labels for item in items} == {
+        name: (number,) for name, number in zip(names, numbers)
+    }
     assert [item.path.name for item in items] == [f"{name}{k}.png" for name in sorted(names) for k in (9, 10)]
 
 
 def test_folders_that_fit_no_class_are_named(tmp_path):
     (tmp_path / "root/ostrich").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "root/ostrich/a.png")
-    with pytest.raises(DatasetError, match="1 folders but there are 3 classes, and no class is called 'ostrich'"):
+    with pytest.raises(
+        DatasetError, match="1 folders but there are 3 classes, and no class is called 'ostrich'"
+    ):
         read_dataset(tmp_path / "root", None, CAPTIONS)
-    assert read_dataset(tmp_path / "root", None, IMAGENET_CLASSES)[0].labels == (IMAGENET_CLASSES.index("ostrich"),)
+    assert read_dataset(tmp_path / "root", None, IMAGENET_CLASSES)[0].labels == (
+        IMAGENET_CLASSES.index("ostrich"),
+    )
 
 
-@pytest.mark.parametrize("name, content, options, message", [
-    ("l.txt", "1\n2\n", {}, "has 2 labels but --images_root has 3 images"),
-    ("l.txt", "1\n4\n1\n", {}, "line 2 .* is 4; labels count from 1, so expected 1 to 3"),
-    ("l.txt", "0\n3\n1\n", {"label_base": 0}, "line 2 .* is 3; labels count from 0, so expected 0 to 2"),
-    ("l.txt", "1\nx\n1\n", {}, "line 2 .* is 'x'; expected an integer"),
-    ("l.txt", "1\n\n1\n", {}, "line 2 .* is ''; expected an integer"),
-    ("l.csv", "filename,label\nimg1.png,1\n", {}, "has no row for img2.png and 1 more"),
-    ("l.csv", "file,label\nimg1.png,1\n", {}, "has the columns file, label; expected ImageId,TrueLabel or filename,label"),
-    ("l.csv", "filename,label\nimg1.png,1\nimg2.png,9\nimg10.png,1\n", {}, "line 3 .* is 9"),
-    ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; expected a label from 1 to 3"),
-    ("l.csv", "filename,label,TargetClass\nimg1.png,1,2\nimg2.png,1,\nimg10.png,1,2\n", {"target": "TargetClass"}, "img2.png has no TargetClass"),
-    ("l.txt", "1\n2\n3\n", {"target": 2}, "target of img2.png, 2, is its own label")])
+@pytest.mark.parametrize(
+    "name, content, options, message",
+    [
+        ("l.txt", "1\n2\n", {}, "has 2 labels but --images_root has 3 images"),
+        ("l.txt", "1\n4\n1\n", {}, "line 2 .* is 4; labels count from 1, so expected 1 to 3"),
+        ("l.txt", "0\n3\n1\n", {"label_base": 0}, "line 2 .* is 3; labels count from 0, so expected 0 to 2"),
+        ("l.txt", "1\nx\n1\n", {}, "line 2 .* is 'x'; expected an integer"),
+        ("l.txt", "1\n\n1\n", {}, "line 2 .* is ''; expected an integer"),
+        ("l.csv", "filename,label\nimg1.png,1\n", {}, "has no row for img2.png and 1 more"),
+        (
+            "l.csv",
+            "file,label\nimg1.png,1\n",
+            {},
+            "has the columns file, label; expected ImageId,TrueLabel or filename,label",
+        ),
+        ("l.csv", "filename,label\nimg1.png,1\nimg2.png,9\nimg10.png,1\n", {}, "line 3 .* is 9"),
+        ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; expected a label from 1 to 3"),
+        (
+            "l.csv",
+            "filename,label,TargetClass\nimg1.png,1,2\nimg2.png,1,\nimg10.png,1,2\n",
+            {"target": "TargetClass"},
+            "img2.png has no TargetClass",
+        ),
+        ("l.txt", "1\n2\n3\n", {"target": 2}, "target of img2.png, 2, is its own label"),
+    ],
+)
 def test_labels_that_cannot_be_used_are_named(photos, tmp_path, name, content, options, message):
     with pytest.raises(DatasetError, match=message):
         read_dataset(photos, written(tmp_path, name, content), CAPTIONS, **options)

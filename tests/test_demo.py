@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from natsort import natsorted
 from PIL import Image
 from safetensors import safe_open
 
 from attentionControl import AttentionControlEdit
-from conftest import ROOT
 from diff_latent_attack import DiffAttack
 from evaluate import psnr
-from main import load_pipeline
-from utils import read_image, to_pixels, to_tensor
+from images import read_image, to_pixels, to_tensor
+from models import load_pipeline
 
 sys.path.insert(0, str(ROOT / "demo"))
 
@@ -37,10 +37,14 @@ def pipeline():
 
 
 def test_it_is_small_and_in_half_precision_safetensors():
-    files = [path for path in (ROOT / "demo").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = [
+        path for path in (ROOT / "demo").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
     assert sum(path.stat().st_size for path in files) < 40e6
     weights = [path for path in files if path.suffix == ".safetensors"]
-    assert len(weights) == 3 and not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    assert len(weights) == 3 and not [
+        path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
+    ]
     for path in weights:
         with safe_open(path, "pt") as file:
             assert {file.get_tensor(name).dtype for name in file.keys()} <= {torch.float16, torch.int64}
@@ -50,8 +54,9 @@ def test_its_attention_grids_are_stable_diffusions(pipeline):
     controller = AttentionControlEdit(5)
     with torch.no_grad(), controller.attached(pipeline.unet), controller.collecting() as maps:
         pipeline.unet(torch.zeros(2, 48, 28, 28), 1, torch.zeros(2, 24, 128))
-    assert [(layer.place, round(attention.shape[2] ** 0.5)) for layer, attention in maps.items() if layer.is_cross] == [
-        ("down", 28), ("down", 14), ("down", 7), ("mid", 4), ("up", 7), ("up", 7), ("up", 14), ("up", 14)]
+    assert [
+        (layer.place, round(attention.shape[2] ** 0.5)) for layer, attention in maps.items() if layer.is_cross
+    ] == [("down", 28), ("down", 14), ("down", 7), ("mid", 4), ("up", 7), ("up", 7), ("up", 14), ("up", 14)]
 
 
 def test_the_autoencoder_keeps_the_photographs(pipeline):
@@ -69,15 +74,24 @@ def test_boxes_are_drawn_round_the_object_of_every_photograph():
         with open(ROOT / "demo" / boxes, newline="") as file:
             rows = list(csv.DictReader(file))
         assert {row["file"] for row in rows} == {path.name for path in (ROOT / "demo" / folder).iterdir()}
-        assert all(0 <= int(row["left"]) < int(row["right"]) <= 224 and 0 <= int(row["top"]) < int(row["bottom"]) <= 224 for row in rows)
+        assert all(
+            0 <= int(row["left"]) < int(row["right"]) <= 224
+            and 0 <= int(row["top"]) < int(row["bottom"]) <= 224
+            for row in rows
+        )
         for mask in measure.read_boxes(ROOT / "demo" / boxes).values():
             assert 0.15 < mask.mean() < 0.85  # there is an inside and an outside to compare
 
 
 def test_its_attention_stands_out_inside_the_boxes(pipeline):
     """Three of the held-out photographs, without null-text optimisation, which hardly changes where the conditional half looks."""
-    attack, masks = DiffAttack(pipeline, torch.nn.Identity()), measure.read_boxes(ROOT / "demo/heldout_boxes.csv")
-    attack.optimise_null_text = lambda trajectory, class_embeddings, null_embeddings: [null_embeddings] * attack.num_timesteps
+    attack, masks = (
+        DiffAttack(pipeline, torch.nn.Identity()),
+        measure.read_boxes(ROOT / "demo/heldout_boxes.csv"),
+    )
+    attack.optimise_null_text = lambda trajectory, class_embeddings, null_embeddings: (
+        [null_embeddings] * attack.num_timesteps
+    )
     labels = [int(line) - 1 for line in (ROOT / "demo/heldout_labels.txt").read_text().split()]
     for k in (5, 8, 18):  # goose, ibex, spoonbill
         inversion = attack.invert(to_tensor(read_image(HELD_OUT[k], 224)), torch.tensor([labels[k]]))
@@ -90,11 +104,14 @@ def test_its_attention_stands_out_inside_the_boxes(pipeline):
 
 # ---------------------------------------------------------------- training
 
+
 def test_the_autoencoder_starts_as_a_lapped_transform_and_its_transpose(tmp_path):
     torch.manual_seed(0)
     crops = np.stack([read_image(path, 64) for path in HELD_OUT])
     kernel = autoencoder.lapped_transform(crops, torch.device("cpu"), steps=30)
-    assert autoencoder.lapped_transform(crops, torch.device("cpu"), steps=0)[:, :, :4].abs().max() == 0  # it starts at patches of 8 x 8
+    assert (
+        autoencoder.lapped_transform(crops, torch.device("cpu"), steps=0)[:, :, :4].abs().max() == 0
+    )  # it starts at patches of 8 x 8
     rows = kernel.flatten(1) @ kernel.flatten(1).T
     assert (rows - torch.eye(48)).abs().max() < 0.1
     mean, scale = torch.randn(48), torch.tensor(0.7)
@@ -102,14 +119,18 @@ def test_the_autoencoder_starts_as_a_lapped_transform_and_its_transpose(tmp_path
     encode, vae = autoencoder.Encoder(tmp_path, crops, torch.device("cpu")), autoencoder.build_autoencoder()
     autoencoder.set_to_transform(vae, encode)
     x = as_input(torch.from_numpy(crops[:3]))
-    windows = F.unfold(x, 16, padding=4, stride=8)                                              # independent of conv2d and of pixel_unshuffle
+    windows = F.unfold(x, 16, padding=4, stride=8)  # independent of conv2d and of pixel_unshuffle
     latents = ((kernel.flatten(1) @ windows).unflatten(2, (8, 8)) - mean.view(-1, 1, 1)) / scale
     with torch.no_grad():
-        assert torch.allclose(encode(x), latents, atol=1e-4) and torch.allclose(vae.encode(x).latent, latents, atol=1e-4)
+        assert torch.allclose(encode(x), latents, atol=1e-4) and torch.allclose(
+            vae.encode(x).latent, latents, atol=1e-4
+        )
         coefficients = (latents * scale + mean.view(-1, 1, 1)).flatten(2)
         expected = F.fold(kernel.flatten(1).T @ coefficients, (64, 64), 16, padding=4, stride=8)
         difference = vae.decode(latents).sample - expected
-        assert difference[..., 8:-8, 8:-8].square().mean() < 1e-3 * expected.square().mean()   # but for the last normalisation, and the mean at the border
+        assert (
+            difference[..., 8:-8, 8:-8].square().mean() < 1e-3 * expected.square().mean()
+        )  # but for the last normalisation, and the mean at the border
 
 
 def test_targets_of_attention_against_plain_loops():
@@ -118,21 +139,33 @@ def test_targets_of_attention_against_plain_loops():
     target = teacher.self_attention_target(features, 7, 0.1)[0]
     centred = [row - features[7][0].flatten(0, 1).mean(0) for row in features[7][0].flatten(0, 1)]
     for i in (0, 17, 48):
-        logits = [float(torch.dot(centred[i], other) / centred[i].norm() / other.norm()) / 0.1 for other in centred]
-        logits[i] = max(logits[:i] + logits[i + 1:])                                            # as like itself as the place most like it
+        logits = [
+            float(torch.dot(centred[i], other) / centred[i].norm() / other.norm()) / 0.1 for other in centred
+        ]
+        logits[i] = max(logits[:i] + logits[i + 1 :])  # as like itself as the place most like it
         expected = np.exp(logits) / np.exp(logits).sum()
         np.testing.assert_allclose(target[i], expected, rtol=1e-4)
     for grid in (28, 14, 4):
-        assert torch.allclose(teacher.self_attention_target(features, grid, 0.05).sum(-1), torch.ones(1, grid**2), atol=1e-4)
+        assert torch.allclose(
+            teacher.self_attention_target(features, grid, 0.05).sum(-1), torch.ones(1, grid**2), atol=1e-4
+        )
     maps = torch.zeros(1, 7, 7)
     maps[0, 3, 4] = 1
     looked = teacher.cross_attention_target(maps, 7)[0]
-    assert looked.argmax() == 3 * 7 + 4 and looked.max() == pytest.approx(0.032) and looked.min() == pytest.approx(0.002)
+    assert (
+        looked.argmax() == 3 * 7 + 4
+        and looked.max() == pytest.approx(0.032)
+        and looked.min() == pytest.approx(0.002)
+    )
 
 
 def test_attention_losses_are_zero_for_what_is_taught_and_more_for_anything_else():
     torch.manual_seed(0)
-    features, maps, own = {7: torch.randn(2, 7, 7, 4)}, torch.rand(2, 7, 7), torch.zeros(2, 24, dtype=torch.bool)
+    features, maps, own = (
+        {7: torch.randn(2, 7, 7, 4)},
+        torch.rand(2, 7, 7),
+        torch.zeros(2, 24, dtype=torch.bool),
+    )
     own[0, 1:3] = own[1, 1:6] = True
     target = teacher.self_attention_target(features, 7, training_unet.TEMPERATURE)
     perfect = {("self", False, 7): target.log()[:, None].expand(-1, 3, -1, -1)}
@@ -143,7 +176,9 @@ def test_attention_losses_are_zero_for_what_is_taught_and_more_for_anything_else
     looked[:, :, 0] = 1 - looked[:, :, 1:].sum(-1)
     perfect = {("cross", True, 7): looked.clamp(min=1e-12).log()[:, None]}
     assert training_unet.cross_attention_loss(perfect, maps, own).item() == pytest.approx(0, abs=1e-4)
-    assert training_unet.cross_attention_loss({("cross", True, 7): torch.zeros(2, 4, 49, 24)}, maps, own) > 0.01
+    assert (
+        training_unet.cross_attention_loss({("cross", True, 7): torch.zeros(2, 4, 49, 24)}, maps, own) > 0.01
+    )
 
 
 def test_every_stage_of_the_training_runs_and_resumes(tmp_path):
@@ -153,10 +188,15 @@ def test_every_stage_of_the_training_runs_and_resumes(tmp_path):
     for name in ("crops.npy", "holdout.npy"):
         np.save(tmp_path / name, pictures)
     teacher.observe(tmp_path, device)
-    found, labels = np.load(tmp_path / "classes.npy"), [int(line) - 1 for line in (ROOT / "demo/heldout_labels.txt").read_text().split()]
+    found, labels = (
+        np.load(tmp_path / "classes.npy"),
+        [int(line) - 1 for line in (ROOT / "demo/heldout_labels.txt").read_text().split()],
+    )
     assert sum(label in classes for label, classes in zip(labels, found)) >= 20
     kernel = autoencoder.lapped_transform(pictures, device, steps=20)
-    torch.save({"kernel": kernel, "mean": torch.zeros(48), "scale": torch.tensor(1.0)}, tmp_path / "encoder.pt")
+    torch.save(
+        {"kernel": kernel, "mean": torch.zeros(48), "scale": torch.tensor(1.0)}, tmp_path / "encoder.pt"
+    )
     autoencoder.train_autoencoder(tmp_path, 0.01, device)
     training_unet.train_unet(tmp_path, 0.01, device, batch=2)
     for name, train in (("autoencoder", autoencoder.train_autoencoder), ("unet", training_unet.train_unet)):

@@ -4,25 +4,35 @@ import copy
 
 import numpy as np
 import pytest
+import reference
 import torch
+from conftest import CLASS_NAMES, ROOT
 from diffusers import PNDMScheduler
 from natsort import natsorted
 
 import diff_latent_attack
-import reference
 from classifiers import IMAGENET_CLASSES, load_classifier
-from conftest import CLASS_NAMES, ROOT
 from diff_latent_attack import DiffAttack, NonFiniteLossError, fooled, frozen
 from evaluate import psnr
-from main import load_pipeline
+from images import read_image, to_pixels, to_tensor
+from models import load_pipeline
 from timestep_weights import SCHEDULES
-from utils import read_image, to_pixels, to_tensor
 
 KINDS = {
     "sd1": dict(prediction_type="epsilon", latent_channels=4, heads=2, linear_projection=False),
-    "sd2": dict(prediction_type="epsilon", latent_channels=4, heads=(1, 2, 4, 4), linear_projection=True, scheduler=PNDMScheduler),
-    "sd2-v": dict(prediction_type="v_prediction", latent_channels=4, heads=(1, 2, 4, 4), linear_projection=True),
-    "other": dict(prediction_type="epsilon", latent_channels=6, vae_levels=4, scaling_factor=0.18215, steps_offset=0),
+    "sd2": dict(
+        prediction_type="epsilon",
+        latent_channels=4,
+        heads=(1, 2, 4, 4),
+        linear_projection=True,
+        scheduler=PNDMScheduler,
+    ),
+    "sd2-v": dict(
+        prediction_type="v_prediction", latent_channels=4, heads=(1, 2, 4, 4), linear_projection=True
+    ),
+    "other": dict(
+        prediction_type="epsilon", latent_channels=6, vae_levels=4, scaling_factor=0.18215, steps_offset=0
+    ),
 }
 
 
@@ -32,38 +42,80 @@ def build(pipeline, classifier, **options) -> DiffAttack:
 
 def compare(attack: DiffAttack, classifier, image, label, caption, weights, iterations, **options):
     adversarial = attack(image, torch.tensor([label]))
-    expected, history = reference.attack(attack.pipeline, attack.scheduler, classifier, image, label, caption, weights, iterations=iterations, **options)
+    expected, history = reference.attack(
+        attack.pipeline,
+        attack.scheduler,
+        classifier,
+        image,
+        label,
+        caption,
+        weights,
+        iterations=iterations,
+        **options,
+    )
     record = attack.record
-    ours = torch.stack([record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss], dim=1)[..., 0]
+    ours = torch.stack(
+        [record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss],
+        dim=1,
+    )[..., 0]
     return adversarial, expected, torch.cat([ours, record.timestep_losses[..., 0]], dim=1).numpy(), history
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode, schedule", [("uniform", None), ("fixed", "learned")])
-def test_all_losses_and_the_image_agree_with_the_reference_in_float64(checkpoint, classifier, images, labels, kind, mode, schedule):
+def test_all_losses_and_the_image_agree_with_the_reference_in_float64(
+    checkpoint, classifier, images, labels, kind, mode, schedule
+):
     pipeline = checkpoint(**KINDS[kind])
     iterations = 30 if kind == "sd1" else 8
     attack = build(pipeline, classifier, weight_mode=mode, iterations=iterations)
     weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
-    adversarial, expected, losses, history = compare(attack, classifier, images[:1], 1, "polar bear", weights, iterations)
+    adversarial, expected, losses, history = compare(
+        attack, classifier, images[:1], 1, "polar bear", weights, iterations
+    )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
     assert (adversarial - expected).abs().max() <= 1 / 255
     assert (adversarial - images[:1]).abs().max() > 0.05  # something happened
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sd2-v"])
-@pytest.mark.parametrize("mode, schedule", [("uniform", None), ("fixed", "learned"), ("learnable_detached", "increasing")])
-@pytest.mark.parametrize("batch, checkpointing, keep_maps", [(1, True, True), (3, False, True), (3, True, False)])
-def test_batches_and_savings_of_memory_agree_with_the_reference(checkpoint, classifier, images, labels, inverted, expected, monkeypatch, kind, mode, schedule, batch, checkpointing, keep_maps):
+@pytest.mark.parametrize(
+    "mode, schedule", [("uniform", None), ("fixed", "learned"), ("learnable_detached", "increasing")]
+)
+@pytest.mark.parametrize(
+    "batch, checkpointing, keep_maps", [(1, True, True), (3, False, True), (3, True, False)]
+)
+def test_batches_and_savings_of_memory_agree_with_the_reference(
+    checkpoint,
+    classifier,
+    images,
+    labels,
+    inverted,
+    expected,
+    monkeypatch,
+    kind,
+    mode,
+    schedule,
+    batch,
+    checkpointing,
+    keep_maps,
+):
     """(1, False, True) is the test above; without kept maps they are computed anew at each timestep."""
     monkeypatch.setattr("diff_latent_attack.REFERENCE_SHARE", 1.0 if keep_maps else 0.0)
-    attack = build(checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=2, checkpointing=checkpointing)
+    attack = build(
+        checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=2, checkpointing=checkpointing
+    )
     adversarial = attack.attack(inverted(attack, kind, batch))
     for k in range(batch):
         slow, history = expected(attack, kind, schedule, k)
         record = attack.record.of_image(k)
-        ours = torch.stack([record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss], dim=1)[..., 0]
-        np.testing.assert_allclose(torch.cat([ours, record.timestep_losses[..., 0]], dim=1), history, rtol=1e-6, atol=1e-18)
+        ours = torch.stack(
+            [record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss],
+            dim=1,
+        )[..., 0]
+        np.testing.assert_allclose(
+            torch.cat([ours, record.timestep_losses[..., 0]], dim=1), history, rtol=1e-6, atol=1e-18
+        )
         assert (adversarial[k] - slow[0]).abs().max() <= 1 / 255
 
 
@@ -86,17 +138,44 @@ def expected(classifier, images, labels):
     starts, results = {}, {}
 
     def look_up(attack, kind, schedule, k):
-        pipeline, scheduler, timesteps, caption = attack.pipeline, attack.scheduler, attack.timesteps.tolist(), CLASS_NAMES[labels[k]]
+        pipeline, scheduler, timesteps, caption = (
+            attack.pipeline,
+            attack.scheduler,
+            attack.timesteps.tolist(),
+            CLASS_NAMES[labels[k]],
+        )
         if (kind, k) not in starts:
             text, null = reference.embed(pipeline, caption), reference.embed(pipeline, "")
-            trajectory = reference.invert(pipeline, scheduler, reference.encode(pipeline, images[k:k + 1]), null)
-            starts[kind, k] = trajectory[5], text, reference.null_text(pipeline, scheduler, trajectory, timesteps, text, null, 2.5)
+            trajectory = reference.invert(
+                pipeline, scheduler, reference.encode(pipeline, images[k : k + 1]), null
+            )
+            starts[kind, k] = (
+                trajectory[5],
+                text,
+                reference.null_text(pipeline, scheduler, trajectory, timesteps, text, null, 2.5),
+            )
         if (kind, schedule, k) not in results:
             start, text, nulls = starts[kind, k]
             own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
             weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
-            latents, history = reference.optimise(pipeline, scheduler, classifier, start, labels[k].item(), own_tokens, text, nulls, timesteps, 2, weights, iterations=2)
-            results[kind, schedule, k] = reference.denoise(pipeline, scheduler, timesteps, start, latents, nulls, text, 2.5), history
+            latents, history = reference.optimise(
+                pipeline,
+                scheduler,
+                classifier,
+                start,
+                labels[k].item(),
+                own_tokens,
+                text,
+                nulls,
+                timesteps,
+                2,
+                weights,
+                iterations=2,
+            )
+            results[kind, schedule, k] = (
+                reference.denoise(pipeline, scheduler, timesteps, start, latents, nulls, text, 2.5),
+                history,
+            )
         return results[kind, schedule, k]
 
     return look_up
@@ -104,12 +183,23 @@ def expected(classifier, images, labels):
 
 @pytest.mark.parametrize("kind, checkpointing", [("sd2", True), ("sd2-v", False)])
 def test_learnable_weights_agree_with_the_reference(checkpoint, classifier, images, kind, checkpointing):
-    attack = build(checkpoint(**KINDS[kind]), classifier, weight_mode="learnable", weight_lr=0.05, iterations=6, checkpointing=checkpointing)
+    attack = build(
+        checkpoint(**KINDS[kind]),
+        classifier,
+        weight_mode="learnable",
+        weight_lr=0.05,
+        iterations=6,
+        checkpointing=checkpointing,
+    )
     network = copy.deepcopy(attack.controller.network)
     learning = torch.optim.Adam(network.parameters(), lr=0.05)
-    _, _, losses, history = compare(attack, classifier, images[:1], 1, "polar bear", network, 6, learning=learning)
+    _, _, losses, history = compare(
+        attack, classifier, images[:1], 1, "polar bear", network, 6, learning=learning
+    )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
-    assert torch.allclose(attack.controller.weights(), network().detach(), rtol=1e-6) and not torch.allclose(network(), network.start.exp(), atol=0.01)
+    assert torch.allclose(attack.controller.weights(), network().detach(), rtol=1e-6) and not torch.allclose(
+        network(), network.start.exp(), atol=0.01
+    )
 
 
 def test_a_weight_network_goes_on_from_its_state(checkpoint, classifier, images, labels):
@@ -119,19 +209,29 @@ def test_a_weight_network_goes_on_from_its_state(checkpoint, classifier, images,
     fresh.controller.load_state(whole.controller.state())
     for attack in (whole, fresh):
         attack(images[1:2], labels[1:2])
-    assert torch.equal(whole.record.weights, fresh.record.weights) and not torch.equal(fresh.record.weights[0], fresh.record.weights[-1])
+    assert torch.equal(whole.record.weights, fresh.record.weights) and not torch.equal(
+        fresh.record.weights[0], fresh.record.weights[-1]
+    )
 
 
-def test_checkpointing_starts_by_itself_where_memory_is_short(checkpoint, classifier, images, labels, monkeypatch):
+def test_checkpointing_starts_by_itself_where_memory_is_short(
+    checkpoint, classifier, images, labels, monkeypatch
+):
     calls = []
     real = diff_latent_attack.checkpoint
-    monkeypatch.setattr(diff_latent_attack, "checkpoint", lambda *arguments, **options: calls.append(1) or real(*arguments, **options))
+    monkeypatch.setattr(
+        diff_latent_attack,
+        "checkpoint",
+        lambda *arguments, **options: calls.append(1) or real(*arguments, **options),
+    )
     attack = build(checkpoint(), classifier, iterations=1)
     inversion = attack.invert(images[:1], labels[:1])
     with frozen(attack.unet), attack.controller.attached(attack.unet):
         needed = 5 * attack.reference_run(inversion).graph_bytes
     for share, expected in ((1.1, 0), (0.9, 5)):
-        monkeypatch.setattr(diff_latent_attack, "free_memory", lambda device: share * needed / diff_latent_attack.GRAPH_SHARE)
+        monkeypatch.setattr(
+            diff_latent_attack, "free_memory", lambda device: share * needed / diff_latent_attack.GRAPH_SHARE
+        )
         calls.clear()
         attack.attack(inversion)
         assert len(calls) == expected
@@ -150,16 +250,43 @@ def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels
         with diff_latent_attack.bytes_saved(attack.vae) as decoder:
             classifier(attack.decode(latents))
     kept = sum(saved) - sum(decoder)
-    assert kept < 0.1 * unperturbed.graph_bytes if checkpointing else kept == pytest.approx(5 * unperturbed.graph_bytes, rel=0.2)
+    assert (
+        kept < 0.1 * unperturbed.graph_bytes
+        if checkpointing
+        else kept == pytest.approx(5 * unperturbed.graph_bytes, rel=0.2)
+    )
 
 
 @pytest.mark.parametrize("steps, start, guidance", [(20, 17, 0.0), (10, 3, 7.5)])
 def test_other_settings_agree_with_the_reference(checkpoint, classifier, images, steps, start, guidance):
-    attack = build(checkpoint(), classifier, weight_mode="fixed", weight_schedule=SCHEDULES["increasing"], diffusion_steps=steps, start_step=start,
-                   guidance=guidance, iterations=5, attack_loss_weight=3., cross_attn_loss_weight=500., self_attn_loss_weight=70.)
+    attack = build(
+        checkpoint(),
+        classifier,
+        weight_mode="fixed",
+        weight_schedule=SCHEDULES["increasing"],
+        diffusion_steps=steps,
+        start_step=start,
+        guidance=guidance,
+        iterations=5,
+        attack_loss_weight=3.0,
+        cross_attn_loss_weight=500.0,
+        self_attn_loss_weight=70.0,
+    )
     weights = reference.weights_of(reference.BASE["increasing"], steps - start)
-    _, _, losses, history = compare(attack, classifier, images[1:2], 0, "cat", weights, 5, start_step=start, guidance=guidance,
-                                    attack_weight=3., cross_weight=500., self_weight=70.)
+    _, _, losses, history = compare(
+        attack,
+        classifier,
+        images[1:2],
+        0,
+        "cat",
+        weights,
+        5,
+        start_step=start,
+        guidance=guidance,
+        attack_weight=3.0,
+        cross_weight=500.0,
+        self_weight=70.0,
+    )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
 
 
@@ -167,10 +294,14 @@ def test_inversion_and_null_text_agree_with_the_reference(checkpoint, classifier
     attack = build(checkpoint(), classifier)
     inversion = attack.invert(images[:1], labels[:1])
     null, text = reference.embed(attack.pipeline, ""), reference.embed(attack.pipeline, "polar bear")
-    trajectory = reference.invert(attack.pipeline, attack.scheduler, reference.encode(attack.pipeline, images[:1]), null)
+    trajectory = reference.invert(
+        attack.pipeline, attack.scheduler, reference.encode(attack.pipeline, images[:1]), null
+    )
     assert len(trajectory) == 21  # it goes on to where the attack never looks
     assert torch.allclose(inversion.latents, trajectory[5], rtol=0, atol=1e-12)
-    expected = reference.null_text(attack.pipeline, attack.scheduler, trajectory, attack.timesteps.tolist(), text, null, 2.5)
+    expected = reference.null_text(
+        attack.pipeline, attack.scheduler, trajectory, attack.timesteps.tolist(), text, null, 2.5
+    )
     for embedding, slow in zip(inversion.null_embeddings, expected, strict=True):
         assert torch.allclose(embedding, slow, rtol=0, atol=1e-8)
 
@@ -180,7 +311,12 @@ def demo():
     """The demo model in float32, the default surrogate, and one demo photograph with its label, at 128 pixels, where the reference takes a third of the time."""
     path = natsorted((ROOT / "demo/images").iterdir(), key=lambda path: path.name)[0]
     label = int((ROOT / "demo/labels.txt").read_text().split()[0]) - 1
-    return load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu")), load_classifier("efficientnet_lite0"), read_image(path, 128), label
+    return (
+        load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu")),
+        load_classifier("efficientnet_lite0"),
+        read_image(path, 128),
+        label,
+    )
 
 
 def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
@@ -192,7 +328,9 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
     pipeline, classifier, picture, label = demo
     image, caption, visited = to_tensor(picture), IMAGENET_CLASSES[label], []
     attack = DiffAttack(pipeline, classifier, iterations=6)
-    expected, history = reference.attack(pipeline, attack.scheduler, classifier, image, label, caption, visited=visited, iterations=6)
+    expected, history = reference.attack(
+        pipeline, attack.scheduler, classifier, image, label, caption, visited=visited, iterations=6
+    )
     inversion = attack.invert(image, torch.tensor([label]))
     adversarial = attack.attack(inversion)
     assert psnr(to_pixels(adversarial[0]), to_pixels(expected[0])) >= 40
@@ -220,21 +358,39 @@ def run(checkpoint, classifier, images, labels, **options):
 
 
 def test_fixed_uniform_weights_equal_no_weights(checkpoint, classifier, images, labels):
-    fixed, _ = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="fixed", weight_schedule=SCHEDULES["uniform"])
+    fixed, _ = run(
+        checkpoint,
+        classifier,
+        images[:1],
+        labels[:1],
+        weight_mode="fixed",
+        weight_schedule=SCHEDULES["uniform"],
+    )
     uniform, _ = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="uniform")
     assert torch.allclose(fixed, uniform, rtol=0, atol=1e-9)
 
 
 def test_detached_weights_never_move_and_equal_fixed_increasing(checkpoint, classifier, images, labels):
-    fixed, _ = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="fixed", weight_schedule=SCHEDULES["increasing"])
-    detached, attack = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable_detached", weight_lr=1.0)
+    fixed, _ = run(
+        checkpoint,
+        classifier,
+        images[:1],
+        labels[:1],
+        weight_mode="fixed",
+        weight_schedule=SCHEDULES["increasing"],
+    )
+    detached, attack = run(
+        checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable_detached", weight_lr=1.0
+    )
     assert torch.allclose(fixed, detached, rtol=0, atol=1e-9)
     assert torch.equal(attack.record.weights, attack.record.weights[:1].expand(6, -1))
     assert attack.record.weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
 
 
 def test_learned_weights_collapse_onto_the_smallest_loss(checkpoint, classifier, images, labels):
-    _, attack = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.05, iterations=30)
+    _, attack = run(
+        checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.05, iterations=30
+    )
     weights, losses = attack.record.weights, attack.record.timestep_losses[1:, :, 0]
     smallest = losses.mean(0).argmin()
     assert weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
@@ -251,11 +407,13 @@ def test_one_weight_network_serves_all_images(checkpoint, classifier, images, la
 def test_the_record_adds_up_to_what_was_minimised(checkpoint, classifier, images, labels):
     _, attack = run(checkpoint, classifier, images[:2], labels[:2], weight_mode="fixed")
     record = attack.record
-    by_timestep = record.layer_losses.sum(2)                                         # (iterations, N, B)
+    by_timestep = record.layer_losses.sum(2)  # (iterations, N, B)
     structure = (5 * record.weights[..., None] * by_timestep).sum(1)
     assert record.layer_losses.shape == (6, 5, len(record.layers), 2) and len(record.layers) == 10
     assert torch.allclose(structure, record.self_attention_loss)
-    assert torch.allclose(-10 * record.attack_loss + 100 * structure + 10000 * record.cross_attention_loss, record.total_loss)
+    assert torch.allclose(
+        -10 * record.attack_loss + 100 * structure + 10000 * record.cross_attention_loss, record.total_loss
+    )
     assert (record.timestep_losses[0] == 0).all() and (record.timestep_losses[1:] > 0).all()
     assert record.timesteps.tolist() == [201, 151, 101, 51, 1]
 
@@ -265,9 +423,11 @@ def test_images_of_a_batch_do_not_influence_each_other(checkpoint, classifier, i
     together, attack = run(checkpoint, classifier, images, labels, weight_mode=mode)
     record = attack.record
     for k in range(3):
-        alone, single = run(checkpoint, classifier, images[k:k + 1], labels[k:k + 1], weight_mode=mode)
+        alone, single = run(checkpoint, classifier, images[k : k + 1], labels[k : k + 1], weight_mode=mode)
         assert torch.allclose(together[k], alone[0], rtol=0, atol=1e-9)
-        assert torch.allclose(record.layer_losses[..., k], single.record.layer_losses[..., 0], rtol=1e-6, atol=1e-18)
+        assert torch.allclose(
+            record.layer_losses[..., k], single.record.layer_losses[..., 0], rtol=1e-6, atol=1e-18
+        )
 
 
 def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels):
@@ -276,7 +436,10 @@ def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels
     inversion = attack.invert(images[:1], labels[:1])
     with attack.controller.attached(attack.unet):
         attention = attack.reference_run(inversion).class_attention
-    mask, cut = attack.pseudo_mask(attention, inversion)[0, 0], hard_attack.pseudo_mask(attention, inversion)[0, 0]
+    mask, cut = (
+        attack.pseudo_mask(attention, inversion)[0, 0],
+        hard_attack.pseudo_mask(attention, inversion)[0, 0],
+    )
     assert mask.max() == pytest.approx(1, abs=0.05) and set(cut.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(cut, (mask > 0.5).double())
     outside = cut == 0
@@ -285,6 +448,7 @@ def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels
 
 
 # ---------------------------------------------------------------- what is left behind
+
 
 class Failing(torch.nn.Module):
     def __init__(self, message=None):
@@ -304,8 +468,15 @@ def test_everything_set_on_the_models_is_put_back(checkpoint, classifier, images
     modules = (pipeline.unet, pipeline.vae, pipeline.text_encoder, victim)
     pipeline.unet.train()
     next(pipeline.vae.parameters()).requires_grad_(False)
-    state = lambda: ([(m.training, [p.requires_grad for p in m.parameters()], [p.grad for p in m.parameters()]) for m in modules],
-                     pipeline.unet.attn_processors, copy.deepcopy(dict(pipeline.scheduler.config)), type(pipeline.scheduler))
+    state = lambda: (
+        [
+            (m.training, [p.requires_grad for p in m.parameters()], [p.grad for p in m.parameters()])
+            for m in modules
+        ],
+        pipeline.unet.attn_processors,
+        copy.deepcopy(dict(pipeline.scheduler.config)),
+        type(pipeline.scheduler),
+    )
     before = state()
     attack = build(pipeline, victim, iterations=2)
     if fails:
@@ -333,6 +504,7 @@ def test_start_step_out_of_range(checkpoint, classifier, start):
 
 # ---------------------------------------------------------------- several classifiers, several labels, targets, v-prediction
 
+
 def cross_entropies(classifier, image: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Of every class, for one image: (classes,)."""
     return -(classifier(image)[0] / temperature).log_softmax(-1)
@@ -341,18 +513,28 @@ def cross_entropies(classifier, image: torch.Tensor, temperature: float = 1.0) -
 @pytest.fixture(scope="module")
 def another():
     torch.manual_seed(5)
-    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, len(CLASS_NAMES))).double()
+    return torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, len(CLASS_NAMES))
+    ).double()
 
 
-def test_of_several_classifiers_the_mean_of_their_losses_is_attacked(checkpoint, classifier, another, images, labels):
+def test_of_several_classifiers_the_mean_of_their_losses_is_attacked(
+    checkpoint, classifier, another, images, labels
+):
     adversarial, attack = run(checkpoint, [classifier, another], images[:1], labels[:1], iterations=4)
     start = attack.reconstruction
-    expected = torch.stack([cross_entropies(network, start)[labels[0]] for network in (classifier, another)]).mean()
+    expected = torch.stack(
+        [cross_entropies(network, start)[labels[0]] for network in (classifier, another)]
+    ).mean()
     assert attack.record.attack_loss[0, 0].item() == pytest.approx(expected.item(), rel=1e-9)
-    assert attack.record.fooled[0, 0] == all(network(start).argmax() != labels[0] for network in (classifier, another))
+    assert attack.record.fooled[0, 0] == all(
+        network(start).argmax() != labels[0] for network in (classifier, another)
+    )
     alone, _ = run(checkpoint, classifier, images[:1], labels[:1], iterations=4)
     twice, _ = run(checkpoint, [classifier, classifier], images[:1], labels[:1], iterations=4)
-    assert torch.allclose(alone, twice, rtol=0, atol=1e-9) and not torch.allclose(alone, adversarial, rtol=0, atol=1e-6)
+    assert torch.allclose(alone, twice, rtol=0, atol=1e-9) and not torch.allclose(
+        alone, adversarial, rtol=0, atol=1e-6
+    )
 
 
 def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, classifier, images):
@@ -362,7 +544,9 @@ def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, clas
     start, record = attack.reconstruction, attack.record
     losses = cross_entropies(classifier, start[:1])
     assert record.attack_loss[0, 0].item() == pytest.approx(losses[[1, 4]].mean().item(), rel=1e-9)
-    assert record.attack_loss[0, 1].item() == pytest.approx(cross_entropies(classifier, start[1:])[0].item(), rel=1e-9)
+    assert record.attack_loss[0, 1].item() == pytest.approx(
+        cross_entropies(classifier, start[1:])[0].item(), rel=1e-9
+    )
     assert record.confidence[0, 0].item() == pytest.approx((-losses[[1, 4]]).exp().sum().item(), rel=1e-9)
     assert attack.prompts(labels) == [f"{CLASS_NAMES[1]}, {CLASS_NAMES[4]}", CLASS_NAMES[0]]
     single = build(checkpoint(), classifier, iterations=4)
@@ -376,19 +560,29 @@ def test_a_targeted_attack_comes_nearer_to_its_target(checkpoint, classifier, im
     inversion = attack.invert(images[:1], labels[:1], target)
     adversarial = attack.attack(inversion)
     record = attack.record
-    assert record.attack_loss[0, 0].item() == pytest.approx(cross_entropies(classifier, attack.reconstruction)[4].item(), rel=1e-9)
+    assert record.attack_loss[0, 0].item() == pytest.approx(
+        cross_entropies(classifier, attack.reconstruction)[4].item(), rel=1e-9
+    )
     assert cross_entropies(classifier, adversarial)[4] < record.attack_loss[0, 0] - 0.01
-    assert torch.allclose(10 * record.attack_loss + 100 * record.self_attention_loss + 10000 * record.cross_attention_loss, record.total_loss)
+    assert torch.allclose(
+        10 * record.attack_loss + 100 * record.self_attention_loss + 10000 * record.cross_attention_loss,
+        record.total_loss,
+    )
 
 
 def test_logit_temperature(checkpoint, classifier, images, labels):
     _, attack = run(checkpoint, classifier, images[:1], labels[:1], iterations=1, logit_temperature=10.0)
-    assert attack.record.attack_loss[0, 0].item() == pytest.approx(cross_entropies(classifier, attack.reconstruction, 10)[labels[0]].item(), rel=1e-9)
+    assert attack.record.attack_loss[0, 0].item() == pytest.approx(
+        cross_entropies(classifier, attack.reconstruction, 10)[labels[0]].item(), rel=1e-9
+    )
 
 
-@pytest.mark.parametrize("predicted, target, expected", [(1, -1, False), (4, -1, False), (2, -1, True), (2, 3, False), (3, 3, True), (1, 3, False)])
+@pytest.mark.parametrize(
+    "predicted, target, expected",
+    [(1, -1, False), (4, -1, False), (2, -1, True), (2, 3, False), (3, 3, True), (1, 3, False)],
+)
 def test_what_counts_as_fooled(predicted, target, expected):
-    logits = torch.nn.functional.one_hot(torch.tensor([[predicted]]), 5).double()                # (classifiers, B, classes)
+    logits = torch.nn.functional.one_hot(torch.tensor([[predicted]]), 5).double()  # (classifiers, B, classes)
     assert fooled(logits, torch.tensor([[1, 4]]), torch.tensor([target])).tolist() == [[expected]]
 
 
@@ -405,7 +599,9 @@ def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
     other = copy.copy(pipeline)
     other.unet = copy.deepcopy(pipeline.unet)
     other.unet.__class__ = Restated
-    other.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    other.scheduler = type(pipeline.scheduler).from_config(
+        pipeline.scheduler.config, prediction_type="v_prediction"
+    )
     figures = []
     for of in (pipeline, other):
         attack = DiffAttack(of, classifier)

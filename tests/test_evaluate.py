@@ -5,21 +5,49 @@ import re
 import numpy as np
 import pytest
 import torch
+from conftest import TinyClassifier
 
 import evaluate
-from conftest import TinyClassifier
-from evaluate import (ClassifierFeatures, ClassifierResult, Estimate, Pictures, Prediction, doubts_about_gradients, doubts_about_labels, doubts_about_outputs,
-                      doubts_about_rounding, doubts_about_transfer, frechet_distance, joint_success, kernel_distance, mean_over_images, psnr, share, transfer_mean, visibility)
+from evaluate import (
+    ClassifierFeatures,
+    ClassifierResult,
+    Estimate,
+    Pictures,
+    Prediction,
+    doubts_about_gradients,
+    doubts_about_labels,
+    doubts_about_outputs,
+    doubts_about_rounding,
+    doubts_about_transfer,
+    frechet_distance,
+    joint_success,
+    kernel_distance,
+    mean_over_images,
+    psnr,
+    share,
+    transfer_mean,
+    visibility,
+)
 
 CPU = torch.device("cpu")
 
 
 def result(labels, before, after, reconstructed=None, targets=None) -> ClassifierResult:
-    as_predictions = lambda answers: None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
-    return ClassifierResult("by hand", np.array(labels), as_predictions(before), as_predictions(after), as_predictions(reconstructed), targets and np.array(targets))
+    as_predictions = lambda answers: (
+        None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
+    )
+    return ClassifierResult(
+        "by hand",
+        np.array(labels),
+        as_predictions(before),
+        as_predictions(after),
+        as_predictions(reconstructed),
+        targets and np.array(targets),
+    )
 
 
 # ---------------------------------------------------------------- intervals
+
 
 @pytest.mark.parametrize("count, total", [(10, 11), (0, 12), (12, 12), (3, 40)])
 def test_wilson_against_its_closed_form(count, total):
@@ -48,6 +76,7 @@ def test_bootstrap_of_a_mean_is_as_wide_as_its_standard_error_says():
 
 # ---------------------------------------------------------------- success
 
+
 def test_rates_on_a_table_made_by_hand():
     """Six images of class 3: wrong before; fooled; already fooled by the reconstruction; not fooled; wrong before, right after; fooled."""
     r = result([3] * 6, before=[7, 3, 3, 3, 8, 3], reconstructed=[7, 3, 5, 3, 3, 3], after=[7, 5, 5, 3, 3, 9])
@@ -62,15 +91,26 @@ def test_several_labels_and_targets():
     r = result(several, before=[4, 5, 5], after=[3, 6, 7])
     assert r.right_before.all() and r.fooled.tolist() == [False, True, True]
     r = result(several, before=[4, 5, 5], after=[9, 6, 8], reconstructed=[4, 7, 5], targets=[-1, 7, 8])
-    assert r.fooled.tolist() == [True, False, True] and r.fooled_by_reconstruction.tolist() == [False, True, False]
+    assert r.fooled.tolist() == [True, False, True] and r.fooled_by_reconstruction.tolist() == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_all_surrogates_at_once():
-    first, second = result([0] * 5, [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]), result([0] * 5, [0, 0, 0, 2, 0], [1, 0, 1, 1, 1])
-    joint = joint_success([first, second])                                # right before by both: the first three; fooled by both: the first
+    first, second = (
+        result([0] * 5, [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]),
+        result([0] * 5, [0, 0, 0, 2, 0], [1, 0, 1, 1, 1]),
+    )
+    joint = joint_success([first, second])  # right before by both: the first three; fooled by both: the first
     assert (joint.count, joint.total) == (1, 3)
     rows = evaluate.Evaluation([first, second, first], {}, [], surrogates=2).tables()[0]
-    assert [row[1] for row in rows[1:]] == ["surrogate", "surrogate", "surrogate", "transfer", "transfer"] and rows[3][0] == "all at once" and rows[3][4].startswith("1/3")
+    assert (
+        [row[1] for row in rows[1:]] == ["surrogate", "surrogate", "surrogate", "transfer", "transfer"]
+        and rows[3][0] == "all at once"
+        and rows[3][4].startswith("1/3")
+    )
 
 
 def test_transfer_mean_is_of_rates_and_resamples_images_for_all_classifiers_at_once():
@@ -80,10 +120,13 @@ def test_transfer_mean_is_of_rates_and_resamples_images_for_all_classifiers_at_o
     assert mean.value == pytest.approx((10 / 40 + 10 / 20) / 2)
     same = transfer_mean([first, first])
     one = share(10, 40)
-    assert same.value == 0.25 and same.high - same.low == pytest.approx(one.high - one.low, rel=0.15)  # no narrower than one: the images are the same
+    assert same.value == 0.25 and same.high - same.low == pytest.approx(
+        one.high - one.low, rel=0.15
+    )  # no narrower than one: the images are the same
 
 
 # ---------------------------------------------------------------- quality
+
 
 def test_visibility_against_closed_forms():
     clean = np.full((2, 32, 32, 3), 100, np.uint8)
@@ -91,10 +134,19 @@ def test_visibility_against_closed_forms():
     other[1] += 5
     figures = visibility(clean, other)
     assert figures["PSNR dB"].tolist() == [np.inf, pytest.approx(20 * np.log10(255 / 5))]
-    assert psnr(clean[1], other[1]) == pytest.approx(20 * np.log10(255 / 5)) and psnr(clean[0], other[0]) == np.inf
-    assert figures["L1 (levels)"].tolist() == pytest.approx([0, 5], abs=1e-5) and figures["Linf (levels)"].tolist() == pytest.approx([0, 5], abs=1e-5)
+    assert (
+        psnr(clean[1], other[1]) == pytest.approx(20 * np.log10(255 / 5))
+        and psnr(clean[0], other[0]) == np.inf
+    )
+    assert figures["L1 (levels)"].tolist() == pytest.approx([0, 5], abs=1e-5) and figures[
+        "Linf (levels)"
+    ].tolist() == pytest.approx([0, 5], abs=1e-5)
     assert figures["L2"].tolist() == pytest.approx([0, 5 / 255 * np.sqrt(32 * 32 * 3)])
-    c1, a, b = 0.01**2, 100 / 255, 105 / 255  # on constant pictures only the luminance term of SSIM is left; float32 leaves 2e-4
+    c1, a, b = (
+        0.01**2,
+        100 / 255,
+        105 / 255,
+    )  # on constant pictures only the luminance term of SSIM is left; float32 leaves 2e-4
     assert figures["SSIM"].tolist() == pytest.approx([1, (2 * a * b + c1) / (a**2 + b**2 + c1)], abs=5e-4)
 
 
@@ -102,11 +154,19 @@ def test_visibility_against_closed_forms():
 def test_frechet_distance_of_two_gaussians(dimension):
     random = torch.Generator().manual_seed(0)
     count = 100
-    a, b = (torch.randn(count, dimension, generator=random, dtype=torch.float64) * scale + shift for scale, shift in ((1, 0), (2, 1)))
+    a, b = (
+        torch.randn(count, dimension, generator=random, dtype=torch.float64) * scale + shift
+        for scale, shift in ((1, 0), (2, 1))
+    )
     mean, covariance = [x.mean(0).numpy() for x in (a, b)], [np.cov(x.T.numpy()) for x in (a, b)]
     values, vectors = np.linalg.eigh(covariance[0])
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    expected = np.square(mean[0] - mean[1]).sum() + np.trace(covariance[0]) + np.trace(covariance[1]) - 2 * np.sqrt(np.linalg.eigvalsh(root @ covariance[1] @ root).clip(0)).sum()
+    expected = (
+        np.square(mean[0] - mean[1]).sum()
+        + np.trace(covariance[0])
+        + np.trace(covariance[1])
+        - 2 * np.sqrt(np.linalg.eigvalsh(root @ covariance[1] @ root).clip(0)).sum()
+    )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
 
 
@@ -116,7 +176,9 @@ def test_kernel_distance_sees_a_shift_and_nothing_where_there_is_nothing():
     same, shifted = kernel_distance(a, b), kernel_distance(a, b + 1)
     assert same.low < 0 < same.high and shifted.low > 0
     kernel = lambda x, y: (x @ y.T / 8 + 1) ** 3  # the unbiased estimate, written out
-    total = sum(kernel(x, x).sum() - kernel(x, x).trace() for x in (a, b)) / (60 * 59) - 2 * kernel(a, b).mean()
+    total = (
+        sum(kernel(x, x).sum() - kernel(x, x).trace() for x in (a, b)) / (60 * 59) - 2 * kernel(a, b).mean()
+    )
     assert same.value == pytest.approx(total.item())
 
 
@@ -124,10 +186,13 @@ def test_features_are_what_the_last_linear_layer_sees():
     classifier = TinyClassifier().eval()
     features = ClassifierFeatures(classifier)
     x = torch.rand(2, 3, 32, 32)
-    assert features.num_features == 32 and torch.allclose(5 * classifier.layers[-1](features(x)), classifier(x))
+    assert features.num_features == 32 and torch.allclose(
+        5 * classifier.layers[-1](features(x)), classifier(x)
+    )
 
 
 # ---------------------------------------------------------------- warnings
+
 
 class Noisy(torch.nn.Module):
     def forward(self, x):
@@ -145,14 +210,35 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
 SHIFTED = [Prediction(label, 0.9, 0.0) for label in (11, 21, 31)]
 
 
-@pytest.mark.parametrize("doubts, text", [
-    (lambda: doubts_about_outputs("m", torch.nn.Sequential(TinyClassifier(), torch.nn.Softmax(-1)), PIXELS, CPU), "m returns probabilities"),
-    (lambda: doubts_about_outputs("m", Noisy(), PIXELS, CPU), "m answers differently"),
-    (lambda: doubts_about_gradients("m", Steps(), PIXELS, np.zeros(3, int), CPU), "exactly zero at image 1, 2, 3"),
-    (lambda: doubts_about_labels("m", SHIFTED, np.array([10, 20, 30]), 1000), "0/3 of the clean images right.*labels one higher would give 3/3"),
-    (lambda: doubts_about_labels("m", SHIFTED, np.array([100, 200, 300]), 1000), "0/3 of the clean images right.*look at a few"),
-    (lambda: doubts_about_rounding(["a.png", "b.png"], [True, True], [False, True]), "lost in rounding to 8 bits, and does not count: a.png;"),
-    (lambda: doubts_about_transfer(["m"], ["n", "m"]), "m is a surrogate and so left out")])
+@pytest.mark.parametrize(
+    "doubts, text",
+    [
+        (
+            lambda: doubts_about_outputs(
+                "m", torch.nn.Sequential(TinyClassifier(), torch.nn.Softmax(-1)), PIXELS, CPU
+            ),
+            "m returns probabilities",
+        ),
+        (lambda: doubts_about_outputs("m", Noisy(), PIXELS, CPU), "m answers differently"),
+        (
+            lambda: doubts_about_gradients("m", Steps(), PIXELS, np.zeros(3, int), CPU),
+            "exactly zero at image 1, 2, 3",
+        ),
+        (
+            lambda: doubts_about_labels("m", SHIFTED, np.array([10, 20, 30]), 1000),
+            "0/3 of the clean images right.*labels one higher would give 3/3",
+        ),
+        (
+            lambda: doubts_about_labels("m", SHIFTED, np.array([100, 200, 300]), 1000),
+            "0/3 of the clean images right.*look at a few",
+        ),
+        (
+            lambda: doubts_about_rounding(["a.png", "b.png"], [True, True], [False, True]),
+            "lost in rounding to 8 bits, and does not count: a.png;",
+        ),
+        (lambda: doubts_about_transfer(["m"], ["n", "m"]), "m is a surrogate and so left out"),
+    ],
+)
 def test_each_warning_fires_on_a_case_made_for_it(doubts, text):
     (line,) = doubts()
     assert re.search(text, line) and "\n" not in line
@@ -161,15 +247,32 @@ def test_each_warning_fires_on_a_case_made_for_it(doubts, text):
 def test_warnings_are_silent_where_nothing_is_wrong():
     classifier = TinyClassifier().eval()
     right = [Prediction(label, 0.9, 0.9) for label in (10, 20, 30)]
-    assert doubts_about_outputs("m", classifier, PIXELS, CPU) == doubts_about_gradients("m", classifier, PIXELS, np.zeros(3, int), CPU) == []
+    assert (
+        doubts_about_outputs("m", classifier, PIXELS, CPU)
+        == doubts_about_gradients("m", classifier, PIXELS, np.zeros(3, int), CPU)
+        == []
+    )
     assert doubts_about_labels("m", right, np.array([10, 20, 30]), 1000) == []
-    assert doubts_about_rounding(["a.png", "b.png"], [False, True], [False, True]) == doubts_about_transfer(["m"], ["n"]) == []
+    assert (
+        doubts_about_rounding(["a.png", "b.png"], [False, True], [False, True])
+        == doubts_about_transfer(["m"], ["n"])
+        == []
+    )
 
 
 def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
     monkeypatch.setattr(evaluate, "load_classifier", lambda name, classes, side: TinyClassifier().eval())
     monkeypatch.setattr(evaluate, "judge_quality", lambda pictures, surrogate, device: {})
-    found = evaluate.evaluate(Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU)
-    assert [c.name for c in found.classifiers] == ["s", "t"] and any("s is a surrogate" in doubt for doubt in found.doubts)
-    assert found.transfer_success == transfer_mean(found.classifiers[1:]) or np.isnan(found.transfer_success.value)
-    assert isinstance(found.classifiers[0].success, Estimate) and found.classifiers[0].success_of_attack_alone is None
+    found = evaluate.evaluate(
+        Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU
+    )
+    assert [c.name for c in found.classifiers] == ["s", "t"] and any(
+        "s is a surrogate" in doubt for doubt in found.doubts
+    )
+    assert found.transfer_success == transfer_mean(found.classifiers[1:]) or np.isnan(
+        found.transfer_success.value
+    )
+    assert (
+        isinstance(found.classifiers[0].success, Estimate)
+        and found.classifiers[0].success_of_attack_alone is None
+    )

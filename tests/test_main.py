@@ -11,30 +11,53 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from natsort import natsorted
 from PIL import Image
 
 import main
-from conftest import ROOT
-from main import load_pipeline
-from utils import read_image
+from images import read_image
+from models import load_pipeline
 
 QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17"]
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "main.py", "--figures", "none", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=900,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1", **environment})
+    return subprocess.run(
+        [sys.executable, "main.py", "--figures", "none", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Each weight mode on one demo image, and `uniform` a second time."""
     folders = {}
-    for name, mode in [("uniform", "uniform"), ("again", "uniform"), ("fixed", "fixed"), ("learnable_detached", "learnable_detached"), ("learnable", "learnable")]:
+    for name, mode in [
+        ("uniform", "uniform"),
+        ("again", "uniform"),
+        ("fixed", "fixed"),
+        ("learnable_detached", "learnable_detached"),
+        ("learnable", "learnable"),
+    ]:
         folders[name] = tmp_path_factory.mktemp(name)
         learning = ["--weight_lr", "0.3"] if mode == "learnable" else []
-        result = start("--images_root", "demo/images", "--label_path", "demo/labels.txt", "--save_dir", f"{folders[name]}/", "--weight_mode", mode, *QUICK, *learning)
+        result = start(
+            "--images_root",
+            "demo/images",
+            "--label_path",
+            "demo/labels.txt",
+            "--save_dir",
+            f"{folders[name]}/",
+            "--weight_mode",
+            mode,
+            *QUICK,
+            *learning,
+        )
         assert result.returncode == 0, result.stderr
         (folders[name] / "stdout").write_text(result.stdout)
     return folders
@@ -45,12 +68,28 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
     folder = runs[mode]
     names = sorted(path.name for path in folder.glob("0*"))
     outcome = re.search("(ATKSuccess|Fail)", " ".join(names))[1]
-    assert names == [f"0000_{end}" for end in ("adv_image.png", "diff_absolute.png", f"diff_efficientnet_lite0_image_{outcome}.png",
-                                               "diff_relative.png", "originImage.png", "reconstruction.png", "record.npz")]
+    assert names == [
+        f"0000_{end}"
+        for end in (
+            "adv_image.png",
+            "diff_absolute.png",
+            f"diff_efficientnet_lite0_image_{outcome}.png",
+            "diff_relative.png",
+            "originImage.png",
+            "reconstruction.png",
+            "record.npz",
+        )
+    ]
     results = json.loads((folder / "results.json").read_text())
     table, log = (folder / "stdout").read_text(), (folder / "log.txt").read_text()
-    assert results["configuration"]["weight_mode"] == mode and results["versions"]["torch"].startswith("2.13.0")
-    assert [c["model"] for c in results["classifiers"]] == ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+    assert results["configuration"]["weight_mode"] == mode and results["versions"]["torch"].startswith(
+        "2.13.0"
+    )
+    assert [c["model"] for c in results["classifiers"]] == [
+        "efficientnet_lite0",
+        "efficientnet_lite1",
+        "efficientnet_lite2",
+    ]
     assert table.strip() in log
     for row in results["images"]:
         assert row["file"] in table and row["class"] in table and row["before"]["label"] == row["label"]
@@ -71,17 +110,31 @@ def test_results_are_of_the_files_on_disk(runs):
 
     results = json.loads((runs["fixed"] / "results.json").read_text())
     for row in results["images"]:
-        clean, adversarial = (read_image(runs["fixed"] / f"{row['index']:04d}_{kind}.png", 128) for kind in ("originImage", "adv_image"))
+        clean, adversarial = (
+            read_image(runs["fixed"] / f"{row['index']:04d}_{kind}.png", 128)
+            for kind in ("originImage", "adv_image")
+        )
         assert row["psnr"] == pytest.approx(psnr(clean, adversarial))
 
 
 def test_help_groups_the_flags_and_says_each_default():
     text = " ".join(start("--help").stdout.split())
-    for part in ("data:", "models:", "timestep weights:", "attack:", "machine:", "(default: 10000)", "(default: 0.0001)", "(default: learned)", "(default: efficientnet_lite0)"):
+    for part in (
+        "data:",
+        "models:",
+        "timestep weights:",
+        "attack:",
+        "machine:",
+        "(default: 10000)",
+        "(default: 0.0001)",
+        "(default: learned)",
+        "(default: efficientnet_lite0)",
+    ):
         assert part in text
 
 
 # ---------------------------------------------------------------- bad input
+
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory) -> Path:
@@ -89,12 +142,21 @@ def bad(tmp_path_factory) -> Path:
     (folder / "empty").mkdir()
     (folder / "one").mkdir()
     Image.new("RGB", (120, 100), "red").save(folder / "one" / "a.png")
-    for name, content in {"ok": "1\n", "two": "1\n2\n", "word": "cat\n", "zero": "0\n", "high": "1001\n", "half": "1.5\n"}.items():
+    for name, content in {
+        "ok": "1\n",
+        "two": "1\n2\n",
+        "word": "cat\n",
+        "zero": "0\n",
+        "high": "1001\n",
+        "half": "1.5\n",
+    }.items():
         (folder / f"{name}.txt").write_text(content)
     (folder / "file").write_text("in the way")
     (folder / "no_checkpoint").mkdir()
     (folder / "sdxl").mkdir()
-    (folder / "sdxl" / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.42.1"}')
+    (folder / "sdxl" / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.42.1"}'
+    )
     (folder / "bad.safetensors").write_text("no weights")
     (folder / "three.txt").write_text("one\ntwo\nthree\n")
     (folder / "nothing.csv").write_text("")
@@ -106,11 +168,17 @@ BAD_INPUT = {
     "empty folder": (["--images_root", "{bad}/empty"], r"--images_root: no image in .*empty"),
     "missing labels": (["--label_path", "{bad}/none.txt"], r"--label_path.*none\.txt"),
     "label count": (["--label_path", "{bad}/two.txt"], r"--label_path.*has 2 labels.*1 images"),
-    "label is a word": (["--label_path", "{bad}/word.txt"], r"--label_path: line 1 .*'cat'.*integer from 1 to 1000"),
+    "label is a word": (
+        ["--label_path", "{bad}/word.txt"],
+        r"--label_path: line 1 .*'cat'.*integer from 1 to 1000",
+    ),
     "label is a fraction": (["--label_path", "{bad}/half.txt"], r"--label_path: line 1 .*'1\.5'.*integer"),
     "label 0": (["--label_path", "{bad}/zero.txt"], r"--label_path: line 1 .* is 0;.*count from 1"),
     "label 1001": (["--label_path", "{bad}/high.txt"], r"--label_path: line 1 .* is 1001;.*1 to 1000"),
-    "unknown schedule": (["--weight_schedule", "rising"], r"--weight_schedule: unknown schedule 'rising'.*learned, increasing, uniform"),
+    "unknown schedule": (
+        ["--weight_schedule", "rising"],
+        r"--weight_schedule: unknown schedule 'rising'.*learned, increasing, uniform",
+    ),
     "negative weight": (["--weight_schedule", "0.5,-0.1,0.2,0.2,0.2"], r"--weight_schedule.*non-negative"),
     "NaN weight": (["--weight_schedule", "nan,1,1,1,1"], r"--weight_schedule.*finite"),
     "zero sum": (["--weight_schedule", "0,0,0,0,0"], r"--weight_schedule.*all be zero"),
@@ -118,27 +186,63 @@ BAD_INPUT = {
     "start step": (["--start_step", "20"], r"--start_step is 20.*start_step < diffusion_steps"),
     "res no multiple of 32": (["--res", "225"], r"--res is 225.*multiple of 32"),
     "res too small": (["--res", "64"], r"--res is 64.*at least 96"),
-    "checkpoint path": (["--pretrained_diffusion_path", "./no/such/model"], r"--pretrained_diffusion_path.*no/such/model"),
-    "checkpoint folder": (["--pretrained_diffusion_path", "{bad}/no_checkpoint"], r"--pretrained_diffusion_path.*model_index\.json"),
-    "hub": (["--pretrained_diffusion_path", "Manojb/stable-diffusion-2-base"], r"--pretrained_diffusion_path.*hub.*folder that holds the checkpoint"),
+    "checkpoint path": (
+        ["--pretrained_diffusion_path", "./no/such/model"],
+        r"--pretrained_diffusion_path.*no/such/model",
+    ),
+    "checkpoint folder": (
+        ["--pretrained_diffusion_path", "{bad}/no_checkpoint"],
+        r"--pretrained_diffusion_path.*model_index\.json",
+    ),
+    "hub": (
+        ["--pretrained_diffusion_path", "Manojb/stable-diffusion-2-base"],
+        r"--pretrained_diffusion_path.*hub.*folder that holds the checkpoint",
+    ),
     "save folder below a file": (["--save_dir", "{bad}/file/out"], r"--save_dir.*cannot be written.*file"),
     "flag": (["--is_apply_mask", "perhaps"], r"--is_apply_mask.*True or False"),
     "unknown flag": (["--iteration", "5"], r"unrecognized arguments: --iteration"),
-    "model name": (["--model_name", "resnet1"], r"--model_name: unknown classifier 'resnet1'; expected .*--list_models"),
+    "model name": (
+        ["--model_name", "resnet1"],
+        r"--model_name: unknown classifier 'resnet1'; expected .*--list_models",
+    ),
     "no model name": (["--model_name", ""], r"--model_name names no classifier"),
-    "transfer model": (["--transfer_models", "efficientnet_lite1,resnet1"], r"--transfer_models: unknown classifier 'resnet1'"),
-    "classes": (["--captions", "{bad}/three.txt"], r"'efficientnet_lite0' has 1000 outputs, but there are 3 classes; give --captions"),
+    "transfer model": (
+        ["--transfer_models", "efficientnet_lite1,resnet1"],
+        r"--transfer_models: unknown classifier 'resnet1'",
+    ),
+    "classes": (
+        ["--captions", "{bad}/three.txt"],
+        r"'efficientnet_lite0' has 1000 outputs, but there are 3 classes; give --captions",
+    ),
     "captions": (["--captions", "{bad}/none.txt"], r"--captions: there is no file"),
-    "preset without captions": (["--dataset_name", "cub_200_2011"], r"--dataset_name cub_200_2011 needs --captions .*classes\.txt"),
+    "preset without captions": (
+        ["--dataset_name", "cub_200_2011"],
+        r"--dataset_name cub_200_2011 needs --captions .*classes\.txt",
+    ),
     "target": (["--target_label", "cat"], r"--target_label: expected a label, or TargetClass"),
     "target is the label": (["--target_label", "1"], r"target of a\.png, 1, is its own label"),
-    "target column": (["--target_label", "TargetClass"], r"--target_label TargetClass: a\.png has no TargetClass"),
+    "target column": (
+        ["--target_label", "TargetClass"],
+        r"--target_label TargetClass: a\.png has no TargetClass",
+    ),
     "temperature": (["--logit_temperature", "0"], r"--logit_temperature is 0\.0; expected .* above 0"),
     "no labels": (["--label_path", "{bad}/nothing.csv"], r"has the columns none"),
-    "SDXL": (["--pretrained_diffusion_path", "{bad}/sdxl"], r"is a StableDiffusionXLPipeline; expected a Stable Diffusion 1\.x or 2\.x"),
-    "single file": (["--pretrained_diffusion_path", "{bad}/none.safetensors"], r"there is no file .*none\.safetensors"),
-    "no checkpoint": (["--pretrained_diffusion_path", "{bad}/bad.safetensors"], r"bad\.safetensors' cannot be loaded"),
-    "checked": (["--check", "--pretrained_diffusion_path", "{bad}/no_checkpoint"], r"--pretrained_diffusion_path.*model_index\.json"),
+    "SDXL": (
+        ["--pretrained_diffusion_path", "{bad}/sdxl"],
+        r"is a StableDiffusionXLPipeline; expected a Stable Diffusion 1\.x or 2\.x",
+    ),
+    "single file": (
+        ["--pretrained_diffusion_path", "{bad}/none.safetensors"],
+        r"there is no file .*none\.safetensors",
+    ),
+    "no checkpoint": (
+        ["--pretrained_diffusion_path", "{bad}/bad.safetensors"],
+        r"bad\.safetensors' cannot be loaded",
+    ),
+    "checked": (
+        ["--check", "--pretrained_diffusion_path", "{bad}/no_checkpoint"],
+        r"--pretrained_diffusion_path.*model_index\.json",
+    ),
     "no such GPU": (["--device", "cuda:99"], r"--device cuda:99 is not available"),
 }
 
@@ -148,7 +252,9 @@ def test_bad_input_is_answered_in_one_line(bad, case, capfd, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = [argument.format(bad=bad) for argument in BAD_INPUT[case][0]]
     defaults = {"--images_root": f"{bad}/one", "--label_path": f"{bad}/ok.txt", "--save_dir": f"{bad}/output"}
-    code = main.main([*given, *(part for flag, value in defaults.items() if flag not in given for part in (flag, value))])
+    code = main.main(
+        [*given, *(part for flag, value in defaults.items() if flag not in given for part in (flag, value))]
+    )
     stdout, stderr = capfd.readouterr()
     assert code == 2
     assert re.fullmatch(r"main\.py: error: [^\n]+\n", stderr), stderr
@@ -158,14 +264,41 @@ def test_bad_input_is_answered_in_one_line(bad, case, capfd, monkeypatch):
 
 def test_bad_input_is_the_exit_code_of_the_process(bad):
     result = start("--images_root", bad / "none")
-    assert result.returncode == 2 and re.fullmatch(r"main\.py: error: --images_root: there is no folder [^\n]+\n", result.stderr) and result.stdout == ""
+    assert (
+        result.returncode == 2
+        and re.fullmatch(r"main\.py: error: --images_root: there is no folder [^\n]+\n", result.stderr)
+        and result.stdout == ""
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_only_its_image(tmp_path):
-    result = start("--save_dir", tmp_path, "--limit", "2", "--iterations", "2", "--res", "96", "--start_step", "18", "--cross_attn_loss_weight", "1e300")
+    result = start(
+        "--save_dir",
+        tmp_path,
+        "--limit",
+        "2",
+        "--iterations",
+        "2",
+        "--res",
+        "96",
+        "--start_step",
+        "18",
+        "--cross_attn_loss_weight",
+        "1e300",
+    )
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert len(re.findall(r"not attacked: \w+\.jpg: the total loss is not finite in iteration 1\n", result.stdout)) == 2
-    assert not list(tmp_path.glob("*.png")) and json.loads((tmp_path / "results.json").read_text())["images"] == []
+    assert (
+        len(
+            re.findall(
+                r"not attacked: \w+\.jpg: the total loss is not finite in iteration 1\n", result.stdout
+            )
+        )
+        == 2
+    )
+    assert (
+        not list(tmp_path.glob("*.png"))
+        and json.loads((tmp_path / "results.json").read_text())["images"] == []
+    )
 
 
 def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
@@ -177,16 +310,36 @@ def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
     Image.fromarray(read_image(source, 128)).save(whole)
     (tmp_path / "in" / "img11.png").write_bytes(whole.read_bytes()[:9000])
     (tmp_path / "labels.txt").write_text("3\n4\n5\n")
-    result = start("--images_root", tmp_path / "in", "--label_path", tmp_path / "labels.txt", "--save_dir", tmp_path / "out", "--iterations", "1", "--res", "96", "--is_hard_mask")
+    result = start(
+        "--images_root",
+        tmp_path / "in",
+        "--label_path",
+        tmp_path / "labels.txt",
+        "--save_dir",
+        tmp_path / "out",
+        "--iterations",
+        "1",
+        "--res",
+        "96",
+        "--is_hard_mask",
+    )
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert re.search(r"not attacked: img10\.png", result.stdout) and re.search(r"not attacked: img11\.png", result.stdout)
+    assert re.search(r"not attacked: img10\.png", result.stdout) and re.search(
+        r"not attacked: img11\.png", result.stdout
+    )
     assert {path.name[:4] for path in (tmp_path / "out").glob("*.png")} == {"0000"}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["file"] for row in results["images"]] == [f"img2{source.suffix}"] and len(results["not_attacked"]) == 2
-    assert results["configuration"]["is_hard_mask"] is True and results["configuration"]["is_apply_mask"] is False
+    assert [row["file"] for row in results["images"]] == [f"img2{source.suffix}"] and len(
+        results["not_attacked"]
+    ) == 2
+    assert (
+        results["configuration"]["is_hard_mask"] is True
+        and results["configuration"]["is_apply_mask"] is False
+    )
 
 
 # ---------------------------------------------------------------- an existing folder
+
 
 @pytest.fixture
 def original(tmp_path):
@@ -197,40 +350,88 @@ def original(tmp_path):
     for k, source in enumerate(sources):
         picture = read_image(source, 128)
         Image.fromarray(picture).save(tmp_path / "out" / f"{k:04d}_originImage.png")
-        Image.fromarray(np.full_like(picture, 90) if k == 1 else picture).save(tmp_path / "out" / f"{k:04d}_adv_image.png")
+        Image.fromarray(np.full_like(picture, 90) if k == 1 else picture).save(
+            tmp_path / "out" / f"{k:04d}_adv_image.png"
+        )
         (tmp_path / "out" / f"{k:04d}_diff_resnet_image_Fail.png").write_bytes(b"")
     (tmp_path / "labels.txt").write_text("\n".join(labels) + "\n")
     return tmp_path
 
 
 def test_a_folder_of_the_original_tool_is_evaluated(original):
-    result = start("--is_test", "--images_root", original / "out", "--label_path", original / "labels.txt", "--save_dir", original / "judged", "--transfer_models", "efficientnet_lite2")
+    result = start(
+        "--is_test",
+        "--images_root",
+        original / "out",
+        "--label_path",
+        original / "labels.txt",
+        "--save_dir",
+        original / "judged",
+        "--transfer_models",
+        "efficientnet_lite2",
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads((original / "judged" / "evaluation.json").read_text())
     surrogate, transfer = found["classifiers"]
-    assert (surrogate["success"]["count"], surrogate["success"]["total"], transfer["success"]["count"]) == (1, 3, 1)
-    assert surrogate["accuracy_reconstructed"] is None and "reconstructed" not in result.stdout and found["warnings"] == []
-    assert found["quality"]["PSNR dB"]["by_image"][::2] == [None, None] and result.stdout.strip() in (original / "judged" / "evaluation.txt").read_text()
+    assert (surrogate["success"]["count"], surrogate["success"]["total"], transfer["success"]["count"]) == (
+        1,
+        3,
+        1,
+    )
+    assert (
+        surrogate["accuracy_reconstructed"] is None
+        and "reconstructed" not in result.stdout
+        and found["warnings"] == []
+    )
+    assert (
+        found["quality"]["PSNR dB"]["by_image"][::2] == [None, None]
+        and result.stdout.strip() in (original / "judged" / "evaluation.txt").read_text()
+    )
 
 
-@pytest.mark.parametrize("missing, named", [("0001_adv_image.png", "0001_originImage.png has no partner 0001_adv_image.png"),
-                                            ("0002_originImage.png", "0002_adv_image.png has no partner 0002_originImage.png")])
+@pytest.mark.parametrize(
+    "missing, named",
+    [
+        ("0001_adv_image.png", "0001_originImage.png has no partner 0001_adv_image.png"),
+        ("0002_originImage.png", "0002_adv_image.png has no partner 0002_originImage.png"),
+    ],
+)
 def test_a_missing_partner_is_named(original, missing, named):
     (original / "out" / missing).unlink()
-    result = start("--is_test", "--images_root", original / "out", "--label_path", original / "labels.txt", "--save_dir", original / "judged")
-    assert result.returncode == 2 and named in result.stderr and result.stderr.count("\n") == 1 and not (original / "judged").exists()
+    result = start(
+        "--is_test",
+        "--images_root",
+        original / "out",
+        "--label_path",
+        original / "labels.txt",
+        "--save_dir",
+        original / "judged",
+    )
+    assert (
+        result.returncode == 2
+        and named in result.stderr
+        and result.stderr.count("\n") == 1
+        and not (original / "judged").exists()
+    )
 
 
 # ---------------------------------------------------------------- checkpoints and classifiers
+
 
 def test_a_folder_of_fp16_weights_alone_is_loaded(data, tmp_path):
     whole = load_pipeline(str(data / "model"), torch.device("cpu"))
     whole.save_pretrained(tmp_path / "half", variant="fp16")
     assert all(".fp16." in path.name for path in (tmp_path / "half").rglob("*.safetensors"))
     half = load_pipeline(str(tmp_path / "half"), torch.device("cpu"))
-    assert torch.equal(half.unet.conv_in.weight, whole.unet.conv_in.weight) and half.unet.dtype == torch.float32
+    assert (
+        torch.equal(half.unet.conv_in.weight, whole.unet.conv_in.weight) and half.unet.dtype == torch.float32
+    )
 
 
 def test_the_short_names_are_listed():
     result = start("--list_models")
-    assert result.returncode == 0 and re.search(r"^resnet +timm:resnet50\.tv_in1k +torchvision's", result.stdout, re.M) and "efficientnet_lite0  embedded" in re.sub(" +", "  ", result.stdout)
+    assert (
+        result.returncode == 0
+        and re.search(r"^resnet +timm:resnet50\.tv_in1k +torchvision's", result.stdout, re.M)
+        and "efficientnet_lite0  embedded" in re.sub(" +", "  ", result.stdout)
+    )

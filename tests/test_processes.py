@@ -11,19 +11,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import MAIN, done, flags, pictures, run, start, wait_for
 from PIL import Image
 
-from conftest import MAIN, done, flags, pictures, run, start, wait_for
 from evaluate import psnr
 
 # On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be told not to start one process only.
-TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "main.py"]
+TWO_PROCESSES = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "main.py",
+]
 
 
 def test_two_shards_write_the_same_files_as_one_run(data, whole, tmp_path):
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
     first = run([*command, "--shard", "1/2"])
-    assert first.returncode == 0 and done(tmp_path) == ["0001", "0003"] and "still to be attacked: 2 images" in first.stdout
+    assert (
+        first.returncode == 0
+        and done(tmp_path) == ["0001", "0003"]
+        and "still to be attacked: 2 images" in first.stdout
+    )
     assert run([*command, "--shard", "0/2"]).returncode == 0
     assert pictures(tmp_path) == pictures(whole("fixed"))
     result = run(command)
@@ -35,7 +47,9 @@ def test_two_processes_write_the_same_files_as_one(data, whole, tmp_path):
     assert result.returncode == 0, result.stderr
     assert pictures(tmp_path) == pictures(whole("fixed"))
     assert result.stdout.count("mean PSNR") == 1  # one table
-    ours, expected = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, whole("fixed")))
+    ours, expected = (
+        json.loads((folder / "results.json").read_text()) for folder in (tmp_path, whole("fixed"))
+    )
     assert [row["after"] for row in ours["images"]] == [row["after"] for row in expected["images"]]
 
 
@@ -43,7 +57,9 @@ def test_a_process_that_dies_leaves_the_others_images_done(data, whole, tmp_path
     command = [*TWO_PROCESSES, *flags(data, tmp_path, "--weight_mode", "fixed")]
     process = start(command, start_new_session=True)
     wait_for(lambda: len(done(tmp_path)) >= 2, process)
-    workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and rank_of(int(pid), tmp_path) == "1"]
+    workers = [
+        int(pid) for pid in os.listdir("/proc") if pid.isdigit() and rank_of(int(pid), tmp_path) == "1"
+    ]
     finished = done(tmp_path)
     os.kill(workers[0], signal.SIGKILL)
     process.communicate(timeout=300)
@@ -57,19 +73,31 @@ def rank_of(pid: int, out: Path) -> str | None:
     """RANK in the environment of a main.py that writes to `out`, else None."""
     try:
         if str(out) in Path(f"/proc/{pid}/cmdline").read_text():
-            variables = dict(item.split("=", 1) for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in item)
+            variables = dict(
+                item.split("=", 1)
+                for item in Path(f"/proc/{pid}/environ").read_text().split("\0")
+                if "=" in item
+            )
             return variables.get("RANK")
     except OSError:
         pass
     return None
 
 
-@pytest.mark.parametrize("extra, command, message", [
-    (["--weight_mode", "learnable", "--shard", "0/2"], MAIN, "--weight_mode learnable trains one weight network"),
-    (["--weight_mode", "learnable"], TWO_PROCESSES, "--weight_mode learnable trains one weight network"),
-    (["--overwrite", "--shard", "0/2"], MAIN, "--overwrite with --shard would delete"),
-    (["--shard", "2/2"], MAIN, "--shard is '2/2'; expected K/N"),
-    (["--batch_size", "0"], MAIN, "--batch_size is 0; expected at least 1")])
+@pytest.mark.parametrize(
+    "extra, command, message",
+    [
+        (
+            ["--weight_mode", "learnable", "--shard", "0/2"],
+            MAIN,
+            "--weight_mode learnable trains one weight network",
+        ),
+        (["--weight_mode", "learnable"], TWO_PROCESSES, "--weight_mode learnable trains one weight network"),
+        (["--overwrite", "--shard", "0/2"], MAIN, "--overwrite with --shard would delete"),
+        (["--shard", "2/2"], MAIN, "--shard is '2/2'; expected K/N"),
+        (["--batch_size", "0"], MAIN, "--batch_size is 0; expected at least 1"),
+    ],
+)
 def test_what_cannot_be_shared_out_is_refused(data, tmp_path, extra, command, message):
     result = run([*command, *flags(data, tmp_path / "out", *extra)])
     assert result.returncode != 0 and result.stderr.count(f"main.py: error: {message}") == 1
@@ -78,10 +106,14 @@ def test_what_cannot_be_shared_out_is_refused(data, tmp_path, extra, command, me
 
 # ---------------------------------------------------------------- memory
 
+
 def test_a_batch_gives_what_single_images_give(data, whole, tmp_path):
     assert run([*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--batch_size", "3")]).returncode == 0
     for name in done(tmp_path):
-        ours, single = (np.asarray(Image.open(folder / f"{name}_adv_image.png")).astype(int) for folder in (tmp_path, whole("fixed")))
+        ours, single = (
+            np.asarray(Image.open(folder / f"{name}_adv_image.png")).astype(int)
+            for folder in (tmp_path, whole("fixed"))
+        )
         assert psnr(ours, single) >= 40  # float32, summed in another order, and AdamW's sign-like first steps
         assert np.load(tmp_path / f"{name}_record.npz")["layer_losses"].shape == (3, 2, 10, 1)
 
@@ -103,15 +135,28 @@ sys.exit(main.main())
 
 def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_line(data, whole, tmp_path):
     def attempt(out: Path, **fits) -> subprocess.CompletedProcess:
-        return run([sys.executable, "-c", SHORT_OF_MEMORY.format(**fits), *flags(data, out, "--batch_size", "4", "--weight_mode", "fixed")])
+        return run(
+            [
+                sys.executable,
+                "-c",
+                SHORT_OF_MEMORY.format(**fits),
+                *flags(data, out, "--batch_size", "4", "--weight_mode", "fixed"),
+            ]
+        )
 
     saving = attempt(tmp_path / "saving", batch=1, plain=False)
     assert saving.returncode == 0 and saving.stderr.count("out of memory") == 3
-    assert "going on with --batch_size 2" in saving.stderr and "the graph of one timestep at a time, which" in saving.stderr
+    assert (
+        "going on with --batch_size 2" in saving.stderr
+        and "the graph of one timestep at a time, which" in saving.stderr
+    )
     assert pictures(tmp_path / "saving") == pictures(whole("fixed"))
     none = attempt(tmp_path / "none", batch=0, plain=True)
     assert none.returncode == 1 and "Traceback" not in none.stderr and done(tmp_path / "none") == []
-    assert re.search(r"main\.py: error: out of memory with one image and the graph of one timestep at a time at --res 96 [^\n]*this model needs more memory than there is; the images done so far are complete\n", none.stderr)
+    assert re.search(
+        r"main\.py: error: out of memory with one image and the graph of one timestep at a time at --res 96 [^\n]*this model needs more memory than there is; the images done so far are complete\n",
+        none.stderr,
+    )
 
 
 def test_memory_does_not_grow_with_the_number_of_images(data, tmp_path):
@@ -119,8 +164,27 @@ def test_memory_does_not_grow_with_the_number_of_images(data, tmp_path):
     for k in range(200):
         os.link(data / "images" / f"img{k % 4}.png", tmp_path / "images" / f"{k}.png")
     (tmp_path / "labels.txt").write_text("7\n" * 200)
-    process = start([*MAIN, *flags(data, tmp_path / "out", "--images_root", tmp_path / "images", "--label_path", tmp_path / "labels.txt",
-                                   "--iterations", "1", "--start_step", "19", "--batch_size", "4")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(
+        [
+            *MAIN,
+            *flags(
+                data,
+                tmp_path / "out",
+                "--images_root",
+                tmp_path / "images",
+                "--label_path",
+                tmp_path / "labels.txt",
+                "--iterations",
+                "1",
+                "--start_step",
+                "19",
+                "--batch_size",
+                "4",
+            ),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     resident = {}
     while process.poll() is None:
         count = len(done(tmp_path / "out"))

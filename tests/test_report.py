@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import MAIN, flags, run
 from filelock import FileLock
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from conftest import MAIN, flags, run
 from report import PICTURES_BUDGET, encode, polylines
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
@@ -27,9 +27,13 @@ def finished(data, shared) -> Path:
     with FileLock(shared / "hostile.lock"):
         if not (folder / "out" / "report.html").exists():
             (folder / "images").mkdir(parents=True)
-            for source, name in zip(sorted((data / "images").iterdir()), ("img2.png", "img10.png", HOSTILE, "$x_1.png")):
+            for source, name in zip(
+                sorted((data / "images").iterdir()), ("img2.png", "img10.png", HOSTILE, "$x_1.png")
+            ):
                 shutil.copy(source, folder / "images" / name)
-            result = run([*MAIN, *flags(data, folder / "out", "--images_root", folder / "images", "--figures", "all")])
+            result = run(
+                [*MAIN, *flags(data, folder / "out", "--images_root", folder / "images", "--figures", "all")]
+            )
             assert result.returncode == 0, result.stderr
             assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
     return folder / "out"
@@ -59,17 +63,32 @@ def page(browser, finished):
 
 
 def names(page) -> list[str]:
-    return [card.find_element(By.TAG_NAME, "h3").text for card in page.find_elements(By.CSS_SELECTOR, ".card") if card.is_displayed()]
+    return [
+        card.find_element(By.TAG_NAME, "h3").text
+        for card in page.find_elements(By.CSS_SELECTOR, ".card")
+        if card.is_displayed()
+    ]
 
 
 def test_nothing_is_asked_of_a_network_and_the_console_is_silent(page):
     assert [entry for entry in page.get_log("browser")] == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert [url for url in urls if not url.startswith(("file:", "data:"))] == [] and sum(url.startswith("file:") for url in urls) == 1
+    urls = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert [url for url in urls if not url.startswith(("file:", "data:"))] == [] and sum(
+        url.startswith("file:") for url in urls
+    ) == 1
     assert page.execute_script("return [...document.images].every(image => image.src.startsWith('data:'))")
     page.execute_script("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
-    assert page.execute_async_script("const done = arguments[0]; Promise.all([...document.images].map(image => image.decode())).then(() => done(true), error => done(String(error)))") is True
+    assert (
+        page.execute_async_script(
+            "const done = arguments[0]; Promise.all([...document.images].map(image => image.decode())).then(() => done(true), error => done(String(error)))"
+        )
+        is True
+    )
 
 
 def test_a_hostile_file_name_stays_text(page):
@@ -78,15 +97,22 @@ def test_a_hostile_file_name_stays_text(page):
 
 def test_the_slider_moves_by_keyboard_and_shows_more_of_the_clean_picture(page):
     card = page.find_element(By.CSS_SELECTOR, ".card")
-    slider, compare = card.find_element(By.CSS_SELECTOR, "input[type=range]"), card.find_element(By.CSS_SELECTOR, ".compare")
-    clip = lambda: page.execute_script("return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath", compare)
+    slider, compare = (
+        card.find_element(By.CSS_SELECTOR, "input[type=range]"),
+        card.find_element(By.CSS_SELECTOR, ".compare"),
+    )
+    clip = lambda: page.execute_script(
+        "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath", compare
+    )
     assert "50%" in clip()
     slider.send_keys(Keys.ARROW_RIGHT * 10)
     assert "60%" in clip()
     slider.send_keys(Keys.END)
     assert "100%" in clip()
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", compare)
-    webdriver.ActionChains(page).move_to_element_with_offset(slider, -compare.size["width"] // 4, 0).click().perform()
+    webdriver.ActionChains(page).move_to_element_with_offset(
+        slider, -compare.size["width"] // 4, 0
+    ).click().perform()
     assert abs(float(re.search(r"([\d.]+)%", clip())[1]) - 25) < 6
 
 
@@ -108,7 +134,12 @@ def test_sorting(page, finished):
     assert [name for name in names(page) if name.startswith("img")] == ["img2.png", "img10.png"]
     select = Select(page.find_element(By.ID, "sort"))
     select.select_by_value("drop")
-    assert names(page) == [row["file"] for row in sorted(rows, key=lambda row: row["after"]["true_confidence"] - row["before"]["true_confidence"])]
+    assert names(page) == [
+        row["file"]
+        for row in sorted(
+            rows, key=lambda row: row["after"]["true_confidence"] - row["before"]["true_confidence"]
+        )
+    ]
     select.select_by_value("ssim")
     assert names(page) == [row["file"] for row in sorted(rows, key=lambda row: row["quality"]["SSIM"])]
 
@@ -119,14 +150,20 @@ def test_filtering(page, finished):
     for outcome, success in (("fooled", True), ("not fooled", False), ("wrong before", None)):
         select.select_by_visible_text(outcome)
         assert sorted(names(page)) == sorted(row["file"] for row in rows if row["success"] is success)
-        assert page.find_element(By.ID, "count").text == f"{sum(row['success'] is success for row in rows)} of 4 images"
+        assert (
+            page.find_element(By.ID, "count").text
+            == f"{sum(row['success'] is success for row in rows)} of 4 images"
+        )
     select.select_by_visible_text("all")
     assert len(names(page)) == 4
 
 
 @pytest.mark.parametrize("width", [375, 1280])
 def test_nothing_sticks_out_at_the_side(page, width):
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600})
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
     try:
         page.find_element(By.TAG_NAME, "summary").click()
         assert page.execute_script("return document.scrollingElement.scrollWidth") <= width
@@ -137,13 +174,17 @@ def test_nothing_sticks_out_at_the_side(page, width):
 
 def test_every_picture_and_control_has_a_name(page):
     assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
-    assert all(control.accessible_name for control in page.find_elements(By.CSS_SELECTOR, "input, select, button"))
+    assert all(
+        control.accessible_name for control in page.find_elements(By.CSS_SELECTOR, "input, select, button")
+    )
 
 
 def test_both_schemes_of_colours(page):
     grounds = []
     for scheme in ("light", "dark"):
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        page.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
         grounds.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert grounds == ["rgb(255, 255, 255)", "rgb(20, 23, 26)"]
 

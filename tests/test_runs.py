@@ -7,8 +7,8 @@ import signal
 
 import numpy as np
 import pytest
-
 from conftest import MAIN, done, flags, pictures, run, start, wait_for
+
 from timestep_weights import SCHEDULES, schedule_weights
 
 
@@ -38,12 +38,17 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data, whole, tmp_pa
 
 def test_ctrl_c_leaves_nothing_half_done(data, whole, tmp_path):
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
-    process = start(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job would ignore it
+    process = start(
+        command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )  # a shell's background job would ignore it
     wait_for(lambda: len(done(tmp_path)) >= 1, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert "interrupted; the images done so far are complete, and the same command goes on with the rest" in errors
+    assert (
+        "interrupted; the images done so far are complete, and the same command goes on with the rest"
+        in errors
+    )
     assert 1 <= len(done(tmp_path)) < 4 and not list(tmp_path.glob("*.partial"))
     for name in done(tmp_path):
         assert len(list(tmp_path.glob(f"{name}_*.png"))) == 6
@@ -57,8 +62,13 @@ def test_a_full_disk_is_one_line_and_counts_nothing_as_done(data, whole, tmp_pat
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
     result = run(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert re.search(r"main\.py: error: .*File too large; the images done so far are complete, make room and run the same command again to go on\n", result.stderr)
-    assert done(tmp_path) == [f"{k:04d}" for k in range(int(largest.name[:4]))] and not list(tmp_path.glob("*.partial"))
+    assert re.search(
+        r"main\.py: error: .*File too large; the images done so far are complete, make room and run the same command again to go on\n",
+        result.stderr,
+    )
+    assert done(tmp_path) == [f"{k:04d}" for k in range(int(largest.name[:4]))] and not list(
+        tmp_path.glob("*.partial")
+    )
     assert run(command).returncode == 0 and pictures(tmp_path) == pictures(whole("fixed"))
 
 
@@ -68,7 +78,10 @@ def test_another_configuration_is_refused_with_its_keys(data, whole, tmp_path):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     result = run([*MAIN, *flags(data, out, "--limit", "1", "--guidance", "3", "--weight_mode", "fixed")])
     assert result.returncode == 2 and re.fullmatch(r"main\.py: error: --save_dir: [^\n]+\n", result.stderr)
-    assert "guidance was 2.5 and is 3.0; weight_mode was 'uniform' and is 'fixed'" in result.stderr and "--overwrite" in result.stderr
+    assert (
+        "guidance was 2.5 and is 3.0; weight_mode was 'uniform' and is 'fixed'" in result.stderr
+        and "--overwrite" in result.stderr
+    )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "notes.txt").write_text("mine")
     assert run([*MAIN, *flags(data, out, "--weight_mode", "fixed", "--overwrite")]).returncode == 0
@@ -84,11 +97,29 @@ def test_results_of_nobody_knows_what_are_not_added_to(data, tmp_path):
 def test_images_that_failed_are_tried_again(data, tmp_path):
     (tmp_path / "images").mkdir()
     for k in range(2):
-        (tmp_path / "images" / f"{k}.png").write_bytes((data / "images" / f"img{k}.png").read_bytes()[: None if k else 2000])
+        (tmp_path / "images" / f"{k}.png").write_bytes(
+            (data / "images" / f"img{k}.png").read_bytes()[: None if k else 2000]
+        )
     (tmp_path / "labels.txt").write_text("1\n22\n")
-    command = [*MAIN, *flags(data, tmp_path / "out", "--images_root", tmp_path / "images", "--label_path", tmp_path / "labels.txt")]
+    command = [
+        *MAIN,
+        *flags(
+            data,
+            tmp_path / "out",
+            "--images_root",
+            tmp_path / "images",
+            "--label_path",
+            tmp_path / "labels.txt",
+        ),
+    ]
     first = run(command)
-    assert first.returncode == 1 and "not attacked: 0.png" in first.stdout and done(tmp_path / "out") == ["0001"]
+    assert (
+        first.returncode == 1 and "not attacked: 0.png" in first.stdout and done(tmp_path / "out") == ["0001"]
+    )
     (tmp_path / "images" / "0.png").write_bytes((data / "images" / "img0.png").read_bytes())
     second = run(command)
-    assert second.returncode == 0 and "not attacked" not in second.stdout and done(tmp_path / "out") == ["0000", "0001"]
+    assert (
+        second.returncode == 0
+        and "not attacked" not in second.stdout
+        and done(tmp_path / "out") == ["0000", "0001"]
+    )

@@ -4,12 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from timestep_weights import SCHEDULES, TimestepWeightNetwork, effective_timesteps, parse_schedule, schedule_weights
+from timestep_weights import (
+    SCHEDULES,
+    TimestepWeightNetwork,
+    effective_timesteps,
+    parse_schedule,
+    schedule_weights,
+)
 
 
 def test_five_timesteps_keep_the_published_weights():
-    assert schedule_weights(SCHEDULES["learned"], 5).tolist() == pytest.approx([0.064, 0.103, 0.158, 0.269, 0.406])
-    assert schedule_weights(SCHEDULES["increasing"], 5).tolist() == pytest.approx([0.05, 0.08, 0.13, 0.24, 0.50])
+    assert schedule_weights(SCHEDULES["learned"], 5).tolist() == pytest.approx(
+        [0.064, 0.103, 0.158, 0.269, 0.406]
+    )
+    assert schedule_weights(SCHEDULES["increasing"], 5).tolist() == pytest.approx(
+        [0.05, 0.08, 0.13, 0.24, 0.50]
+    )
 
 
 def test_other_lengths_are_interpolated_over_relative_position():
@@ -23,7 +33,9 @@ def test_other_lengths_are_interpolated_over_relative_position():
 
 
 def test_numbers_are_normalised():
-    assert schedule_weights(parse_schedule("1,1,2,2,4"), 5).tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.4])
+    assert schedule_weights(parse_schedule("1,1,2,2,4"), 5).tolist() == pytest.approx(
+        [0.1, 0.1, 0.2, 0.2, 0.4]
+    )
 
 
 @pytest.mark.parametrize("text", ["rising", "0.1,,0.2", "1;2", ""])
@@ -32,7 +44,9 @@ def test_unknown_schedules_are_refused(text):
         parse_schedule(text)
 
 
-@pytest.mark.parametrize("schedule", [[0.5, -0.1, 0.6, 0, 0], [math.nan] * 5, [math.inf, 1, 1, 1, 1], [0.0] * 5, [1.0]])
+@pytest.mark.parametrize(
+    "schedule", [[0.5, -0.1, 0.6, 0, 0], [math.nan] * 5, [math.inf, 1, 1, 1, 1], [0.0] * 5, [1.0]]
+)
 def test_unusable_schedules_are_refused(schedule):
     with pytest.raises(ValueError):
         schedule_weights(schedule, 5)
@@ -62,4 +76,6 @@ def test_effective_timesteps_is_the_exponential_of_the_entropy():
     assert effective_timesteps(torch.tensor([0.0, 1.0, 0.0])) == pytest.approx(1)
     assert effective_timesteps(torch.tensor([0.5, 0.5, 0.0])) == pytest.approx(2)
     weights = np.array(SCHEDULES["learned"])
-    assert effective_timesteps(torch.tensor(weights)) == pytest.approx(np.exp(-(weights * np.log(weights)).sum()))
+    assert effective_timesteps(torch.tensor(weights)) == pytest.approx(
+        np.exp(-(weights * np.log(weights)).sum())
+    )

@@ -2,8 +2,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import (image_grid, layer_names, plot_attention, plot_average_loss_per_timestep, plot_contact_sheet, plot_layer_shares, plot_loss_heatmap, plot_loss_per_timestep, plot_losses,
-                   plot_overlay, plot_success_against_visibility, plot_weight_curves, read_image, short, timestep_rows, timestep_shares, write_result)
+from images import image_grid, read_image, write_result
+from utils import (
+    layer_names,
+    plot_attention,
+    plot_average_loss_per_timestep,
+    plot_contact_sheet,
+    plot_layer_shares,
+    plot_loss_heatmap,
+    plot_loss_per_timestep,
+    plot_losses,
+    plot_overlay,
+    plot_success_against_visibility,
+    plot_weight_curves,
+    short,
+    timestep_rows,
+    timestep_shares,
+)
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -46,7 +61,9 @@ def test_files_that_are_no_images_are_named(tmp_path, content):
 
 
 def test_truncated_files_are_named(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        tmp_path / "whole.png"
+    )
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:4000])
     with pytest.raises(OSError, match="cut.png is not a readable image"):
         read_image(tmp_path / "cut.png", 64)
@@ -59,8 +76,15 @@ def test_results_have_the_original_names_and_contents(tmp_path):
     write_result(tmp_path, 7, clean, adversarial, "net", success=False)
     write_result(tmp_path, 7, clean, adversarial, "net", success=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "0007_adv_image.png", "0007_diff_absolute.png", "0007_diff_net_image_ATKSuccess.png", "0007_diff_relative.png", "0007_originImage.png"]
-    absolute, relative = (read_image(tmp_path / f"0007_diff_{kind}.png", 32) for kind in ("absolute", "relative"))
+        "0007_adv_image.png",
+        "0007_diff_absolute.png",
+        "0007_diff_net_image_ATKSuccess.png",
+        "0007_diff_relative.png",
+        "0007_originImage.png",
+    ]
+    absolute, relative = (
+        read_image(tmp_path / f"0007_diff_{kind}.png", 32) for kind in ("absolute", "relative")
+    )
     assert absolute[0, 0, 0] == 10 and absolute[20, 0, 0] == 20
     assert relative[0, 0, 0] == 0 and relative[20, 0, 0] == 255
 
@@ -68,17 +92,26 @@ def test_results_have_the_original_names_and_contents(tmp_path):
 def test_image_grid_places_every_picture():
     pictures = [np.full((10, 10, 3), value, np.uint8) for value in (10, 20, 30, 40)]
     grid = image_grid([pictures[:2], pictures[2:]], gap=1)
-    assert grid.shape == (24, 24, 3) and [grid[6, 6, 0], grid[6, 18, 0], grid[18, 6, 0], grid[18, 18, 0]] == [10, 20, 30, 40]
+    assert grid.shape == (24, 24, 3) and [grid[6, 6, 0], grid[6, 18, 0], grid[18, 6, 0], grid[18, 18, 0]] == [
+        10,
+        20,
+        30,
+        40,
+    ]
 
 
 # ---------------------------------------------------------------- figures, tested through what they draw
 
-SIZES = [(1, 4, 3), (5, 30, 16), (12, 1, 2)]                # timesteps, iterations, layers
+SIZES = [(1, 4, 3), (5, 30, 16), (12, 1, 2)]  # timesteps, iterations, layers
 
 
 def made_up(images: int, timesteps: int, iterations: int, layers: int) -> np.ndarray:
     """Losses by layer, (images, iterations, timesteps, layers), zero in the first iteration."""
-    losses = np.random.default_rng(0).uniform(1e-7, 1e-5, (images, iterations, timesteps, layers)).astype(np.float32)
+    losses = (
+        np.random.default_rng(0)
+        .uniform(1e-7, 1e-5, (images, iterations, timesteps, layers))
+        .astype(np.float32)
+    )
     losses[:, 0] = 0
     return losses
 
@@ -96,19 +129,29 @@ def drawn(figure) -> None:
 def test_weight_curves_are_the_weights(count, iterations):
     weights = np.random.default_rng(0).dirichlet(np.ones(count), iterations)
     schedule = np.full(count, 1 / count)
-    figure = plot_weight_curves({"a": weights, "b": weights[::-1]}, steps(count), {"uniform": schedule}, images=1)
+    figure = plot_weight_curves(
+        {"a": weights, "b": weights[::-1]}, steps(count), {"uniform": schedule}, images=1
+    )
     drawn(figure)
     for panel, expected in zip(figure.axes, (weights, weights[::-1])):
         for i in range(count):
-            assert np.array_equal(panel.lines[i].get_ydata(), expected[:, i]) and panel.lines[i].get_xdata().tolist() == list(range(1, iterations + 1))
+            assert np.array_equal(panel.lines[i].get_ydata(), expected[:, i]) and panel.lines[
+                i
+            ].get_xdata().tolist() == list(range(1, iterations + 1))
             assert list(panel.lines[count + i].get_ydata()) == [1 / count] * 2
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*(f"t = {t}" for t in steps(count)), "uniform"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        *(f"t = {t}" for t in steps(count)),
+        "uniform",
+    ]
 
 
 def test_weight_curves_of_a_run_mark_its_images():
     weights = np.full((6, 2), 0.5)
     panel = plot_weight_curves({"a": weights}, [51, 1], images=3).axes[0]
-    assert [line.get_xdata()[0] for line in panel.lines[2:]] == [2.5, 4.5] and panel.get_xlabel() == "iteration, over 3 images"
+    assert [line.get_xdata()[0] for line in panel.lines[2:]] == [
+        2.5,
+        4.5,
+    ] and panel.get_xlabel() == "iteration, over 3 images"
 
 
 @pytest.mark.parametrize("count, iterations, layers", SIZES)
@@ -117,10 +160,16 @@ def test_loss_per_timestep_is_the_median_at_three_iterations(count, iterations, 
     figure = plot_loss_per_timestep({"a": losses}, steps(count))
     drawn(figure)
     panel = figure.axes[0]
-    assert panel.get_yscale() == ("linear" if iterations == 1 else "log") and [label.get_text() for label in panel.get_xticklabels()] == list(map(str, steps(count)))
+    assert panel.get_yscale() == ("linear" if iterations == 1 else "log") and [
+        label.get_text() for label in panel.get_xticklabels()
+    ] == list(map(str, steps(count)))
     labels = [text.get_text() for text in panel.get_legend().get_texts()]
     if iterations == 1:
-        assert labels == ["iteration 1"] and np.isnan(panel.lines[0].get_ydata()).all() and "zero" in panel.texts[0].get_text()
+        assert (
+            labels == ["iteration 1"]
+            and np.isnan(panel.lines[0].get_ydata()).all()
+            and "zero" in panel.texts[0].get_text()
+        )
     else:
         expected = sorted({2, (iterations + 1) // 2, iterations})
         assert labels == [f"iteration {k}" for k in expected] and not panel.texts
@@ -135,9 +184,11 @@ def test_heatmap_is_the_mean_over_images(count, iterations, layers):
     drawn(figure)
     for panel, factor in zip(figure.axes, (1, 2)):
         array = panel.images[0].get_array()
-        assert array.shape == (count, iterations) and array.mask[:, 0].all()                     # the first iteration is zero: nothing on a log scale
+        assert (
+            array.shape == (count, iterations) and array.mask[:, 0].all()
+        )  # the first iteration is zero: nothing on a log scale
         np.testing.assert_allclose(array[:, 1:].filled(), factor * losses.mean(0).T[:, 1:], rtol=1e-6)
-    assert figure.axes[0].images[0].norm is figure.axes[1].images[0].norm                        # one scale for both
+    assert figure.axes[0].images[0].norm is figure.axes[1].images[0].norm  # one scale for both
 
 
 @pytest.mark.parametrize("count, iterations, layers", SIZES)
@@ -150,10 +201,18 @@ def test_average_shares_are_means_with_deviations_and_labels(count, iterations, 
         if iterations == 1:
             assert not panel.texts
             continue
-        shares = of[0, 1:] / of[0, 1:].sum(-1, keepdims=True) if images == 1 else of.sum(1) / of.sum((1, 2))[:, None]
-        np.testing.assert_allclose([bar.get_height() for bar in panel.patches], 100 * shares.mean(0), rtol=1e-5)
-        assert [text.get_text() for text in panel.texts] == [f"{count * share:.1f}x" for share in shares.mean(0)]
-        ends = np.array(panel.collections[0].get_segments())[:, :, 1]                            # of the error bars
+        shares = (
+            of[0, 1:] / of[0, 1:].sum(-1, keepdims=True)
+            if images == 1
+            else of.sum(1) / of.sum((1, 2))[:, None]
+        )
+        np.testing.assert_allclose(
+            [bar.get_height() for bar in panel.patches], 100 * shares.mean(0), rtol=1e-5
+        )
+        assert [text.get_text() for text in panel.texts] == [
+            f"{count * share:.1f}x" for share in shares.mean(0)
+        ]
+        ends = np.array(panel.collections[0].get_segments())[:, :, 1]  # of the error bars
         np.testing.assert_allclose((ends[:, 1] - ends[:, 0]) / 2, 100 * shares.std(0), rtol=1e-4, atol=1e-4)
         assert panel.lines[-1].get_ydata()[0] == 100 / count
     assert ("iterations" if images == 1 else "images") in figure.get_suptitle()
@@ -167,7 +226,10 @@ def test_layer_shares_add_up_to_all(count, iterations, layers):
     drawn(figure)
     panel = figure.axes[0]
     array = panel.images[0].get_array()
-    assert array.shape == (layers, count + 1) and [label.get_text() for label in panel.get_yticklabels()] == names
+    assert (
+        array.shape == (layers, count + 1)
+        and [label.get_text() for label in panel.get_yticklabels()] == names
+    )
     assert [label.get_text() for label in panel.get_xticklabels()] == [*map(str, steps(count)), "all"]
     if iterations > 1:
         np.testing.assert_allclose(array.sum(0), 100, rtol=1e-5)
@@ -179,8 +241,12 @@ def test_layer_shares_add_up_to_all(count, iterations, layers):
 def curves(images: int, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     random = np.random.default_rng(1)
     fooled = np.zeros((images, iterations), bool)
-    fooled[0, iterations // 2:] = True
-    return random.uniform(1e-6, 1, (images, 4, iterations)), random.uniform(0, 1, (images, iterations)), fooled
+    fooled[0, iterations // 2 :] = True
+    return (
+        random.uniform(1e-6, 1, (images, 4, iterations)),
+        random.uniform(0, 1, (images, iterations)),
+        fooled,
+    )
 
 
 @pytest.mark.parametrize("iterations", [1, 30])
@@ -195,13 +261,18 @@ def test_losses_of_an_image_mark_where_it_was_fooled(iterations):
         np.testing.assert_allclose(line.get_ydata(), factor * losses[0, k])
     assert np.array_equal(last.lines[0].get_ydata(), confidence[0])
     flip = iterations // 2 + 1
-    assert all(panel.lines[-1].get_xdata()[0] == flip for panel in figure.axes) and last.texts[0].get_text() == f"fooled at iteration {flip}"
+    assert (
+        all(panel.lines[-1].get_xdata()[0] == flip for panel in figure.axes)
+        and last.texts[0].get_text() == f"fooled at iteration {flip}"
+    )
 
 
 def test_losses_of_many_images_show_the_share_that_was_fooled():
     losses, confidence, fooled = curves(4, 10)
-    fooled[1, 2] = True                                                                          # fooled once, and then right again
-    figure = plot_losses({"a": (losses, confidence, fooled), "b": (losses, confidence, fooled)}, (10, 100, 100, 10000))
+    fooled[1, 2] = True  # fooled once, and then right again
+    figure = plot_losses(
+        {"a": (losses, confidence, fooled), "b": (losses, confidence, fooled)}, (10, 100, 100, 10000)
+    )
     drawn(figure)
     assert len(figure.axes) == 6
     assert figure.axes[4].lines[-1].get_ydata().tolist() == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5]
@@ -217,9 +288,13 @@ def test_values_that_are_missing_are_gaps():
     line = plot_losses({"a": (terms, confidence, fooled)}, (1, 1, 1, 1)).axes[0].lines[0]
     assert np.isnan(line.get_ydata()).tolist() == [False, False, False, True, False, False]
     assert plot_loss_heatmap({"a": by_timestep}, steps(5)).axes[0].images[0].get_array().mask[2, 4]
-    for figure in (plot_loss_per_timestep({"a": by_timestep}, steps(5)), plot_average_loss_per_timestep({"a": losses[:1]}, steps(5)),
-                   plot_average_loss_per_timestep({"a": losses}, steps(5)), plot_layer_shares({"a": losses}, steps(5), ["a", "b", "c"]),
-                   plot_overlay({"a": (losses, terms[:, 0], confidence)}, steps(5))):
+    for figure in (
+        plot_loss_per_timestep({"a": by_timestep}, steps(5)),
+        plot_average_loss_per_timestep({"a": losses[:1]}, steps(5)),
+        plot_average_loss_per_timestep({"a": losses}, steps(5)),
+        plot_layer_shares({"a": losses}, steps(5), ["a", "b", "c"]),
+        plot_overlay({"a": (losses, terms[:, 0], confidence)}, steps(5)),
+    ):
         drawn(figure)
     assert np.isfinite(timestep_shares(losses)).all()
     assert all("nan" not in cell for row in timestep_rows(losses, steps(5)) for cell in row)
@@ -229,8 +304,15 @@ def test_two_hundred_images():
     losses = made_up(200, 5, 30, 16)
     terms, confidence, fooled = curves(200, 30)
     weights = np.random.default_rng(0).dirichlet(np.ones(5), 200 * 30)
-    for figure in (plot_weight_curves({"a": weights}, steps(5), images=200), plot_loss_per_timestep({"a": losses.sum(-1)}, steps(5)), plot_average_loss_per_timestep({"a": losses}, steps(5)),
-                   plot_losses({"a": (terms, confidence, fooled)}, (1, 1, 1, 1)), plot_overlay({"a": (losses, terms[:, 0], confidence), "b": (losses, terms[:, 0], confidence)}, steps(5))):
+    for figure in (
+        plot_weight_curves({"a": weights}, steps(5), images=200),
+        plot_loss_per_timestep({"a": losses.sum(-1)}, steps(5)),
+        plot_average_loss_per_timestep({"a": losses}, steps(5)),
+        plot_losses({"a": (terms, confidence, fooled)}, (1, 1, 1, 1)),
+        plot_overlay(
+            {"a": (losses, terms[:, 0], confidence), "b": (losses, terms[:, 0], confidence)}, steps(5)
+        ),
+    ):
         drawn(figure)
 
 
@@ -244,7 +326,10 @@ def test_attention_is_drawn_on_one_scale_for_before_and_after():
     for row in range(2):
         for k in range(2):
             overlay = panels[row, k].images[1]
-            assert np.array_equal(overlay.get_array(), attention[row, k]) and overlay.get_clim() == (attention[:, k].min(), attention[:, k].max())
+            assert np.array_equal(overlay.get_array(), attention[row, k]) and overlay.get_clim() == (
+                attention[:, k].min(),
+                attention[:, k].max(),
+            )
         for k in range(3):
             image, top = panels[row, 2 + k].images[0], np.abs(components[:, k]).max()
             assert np.array_equal(image.get_array(), components[row, k]) and image.get_clim() == (-top, top)
@@ -260,13 +345,27 @@ def test_contact_sheet_shows_signed_differences_on_a_symmetric_scale():
     drawn(figure)
     panels = np.array(figure.axes[:8]).reshape(2, 4)
     assert panels[0, 2].images[0].get_array()[0, 0] == 9 and panels[1, 2].images[0].get_array()[0, 0] == -30
-    assert all(row[2].images[0].get_clim() == (-30, 30) for row in panels) and "30 of 255" in panels[0, 2].get_title()
-    assert panels[0, 3].images[0].get_array()[0, 0].tolist() == [72] * 3 and panels[1, 3].images[0].get_array()[0, 0].tolist() == [240] * 3
-    assert np.array_equal(panels[0, 0].images[0].get_array(), clean) and np.array_equal(panels[0, 1].images[0].get_array(), up)
+    assert (
+        all(row[2].images[0].get_clim() == (-30, 30) for row in panels)
+        and "30 of 255" in panels[0, 2].get_title()
+    )
+    assert (
+        panels[0, 3].images[0].get_array()[0, 0].tolist() == [72] * 3
+        and panels[1, 3].images[0].get_array()[0, 0].tolist() == [240] * 3
+    )
+    assert np.array_equal(panels[0, 0].images[0].get_array(), clean) and np.array_equal(
+        panels[0, 1].images[0].get_array(), up
+    )
 
 
 def test_success_against_visibility_has_both_intervals():
-    figure = plot_success_against_visibility({"uniform": {"SSIM": (0.9, 0.88, 0.93), "net": (1, 0.7, 1)}, "fixed": {"SSIM": (0.8, 0.7, 0.9), "net": (0.5, 0.3, 0.7)}}, "SSIM")
+    figure = plot_success_against_visibility(
+        {
+            "uniform": {"SSIM": (0.9, 0.88, 0.93), "net": (1, 0.7, 1)},
+            "fixed": {"SSIM": (0.8, 0.7, 0.9), "net": (0.5, 0.3, 0.7)},
+        },
+        "SSIM",
+    )
     drawn(figure)
     panel = figure.axes[0]
     assert panel.get_title() == "net" and "higher" in panel.get_xlabel()
@@ -278,8 +377,18 @@ def test_success_against_visibility_has_both_intervals():
 
 
 def test_layer_names_say_place_and_grid():
-    layers = ["down_blocks.0.attentions.0.attn1", "down_blocks.0.attentions.1.attn1", "mid_block.attentions.0.attn1", "up_blocks.1.attentions.0.attn1"]
-    assert layer_names(layers, [28, 28, 7, 28]) == ["down 28 x 28 (1)", "down 28 x 28 (2)", "mid 7 x 7", "up 28 x 28"]
+    layers = [
+        "down_blocks.0.attentions.0.attn1",
+        "down_blocks.0.attentions.1.attn1",
+        "mid_block.attentions.0.attn1",
+        "up_blocks.1.attentions.0.attn1",
+    ]
+    assert layer_names(layers, [28, 28, 7, 28]) == [
+        "down 28 x 28 (1)",
+        "down 28 x 28 (2)",
+        "mid 7 x 7",
+        "up 28 x 28",
+    ]
 
 
 def test_matplotlib_is_left_as_it_was():
@@ -290,7 +399,16 @@ def test_matplotlib_is_left_as_it_was():
     assert dict(matplotlib.rcParams) == before
 
 
-@pytest.mark.parametrize("name, shown", [("cat.png", "cat.png"), ("$x$.png", r"\$x\$.png"), ("_out", " _out"), ("a" * 40 + ".png", "a" * 16 + "..." + "aaaaa.png"), ("\udcff.png", "?.png")])
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("cat.png", "cat.png"),
+        ("$x$.png", r"\$x\$.png"),
+        ("_out", " _out"),
+        ("a" * 40 + ".png", "a" * 16 + "..." + "aaaaa.png"),
+        ("\udcff.png", "?.png"),
+    ],
+)
 def test_names_are_shortened_and_never_taken_for_formulas(name, shown):
     assert short(name) == shown
 
@@ -300,5 +418,10 @@ def test_the_table_of_timesteps():
     losses[0, 1:] = [[1, 1], [3, 3]]
     losses[1, 1:] = [[2, 2], [2, 2]]
     rows = timestep_rows(losses, [51, 1])
-    mean, deviation = (2 * 2 / 3 + 4 * 2 / 3) / 2, (4 - 2) * 2 / 3 / 2                            # of each image's mean over its three iterations
-    assert rows[1] == ["0: t = 51", f"{mean:.3g}", f"{deviation:.2g}", "37.5", "12.5", "0.75"] and rows[2][3:] == ["62.5", "12.5", "1.25"]
+    mean, deviation = (
+        (2 * 2 / 3 + 4 * 2 / 3) / 2,
+        (4 - 2) * 2 / 3 / 2,
+    )  # of each image's mean over its three iterations
+    assert rows[1] == ["0: t = 51", f"{mean:.3g}", f"{deviation:.2g}", "37.5", "12.5", "0.75"] and rows[2][
+        3:
+    ] == ["62.5", "12.5", "1.25"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from conftest import MAIN, done, flags, pictures, run, start, wait_for
+
 from workers import available_cores, processes_for, run_in_processes
 
 
@@ -33,7 +33,11 @@ def die_or_write(path: Path, dies: bool) -> None:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """The processes that multiprocessing started for it, without its tracker of resources."""
-    return [child for child in psutil.Process(pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process(pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
 
 
 def test_each_process_does_its_own_work_with_its_share_of_the_cores(tmp_path, monkeypatch):
@@ -51,7 +55,9 @@ def test_an_error_is_raised_here_and_ends_the_others():
 
 
 def test_a_killed_process_is_told_and_the_others_finish(tmp_path):
-    assert run_in_processes(die_or_write, [(tmp_path / "a", True), (tmp_path / "b", False)], lambda: None) == [-signal.SIGKILL]
+    assert run_in_processes(
+        die_or_write, [(tmp_path / "a", True), (tmp_path / "b", False)], lambda: None
+    ) == [-signal.SIGKILL]
     assert not (tmp_path / "a").exists() and (tmp_path / "b").exists()
 
 

@@ -1,0 +1,113 @@
+"""Reading and writing pictures: as a person sees them, whole or not at all.
+
+from images import read_image, to_tensor
+images = to_tensor(read_image(Path("demo/images/bison.jpg"), 224))   # (1, 3, 224, 224) in [0, 1]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
+    import torch
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """A picture as a person sees it, Lanczos-resized: uint8 `(size, size, 3)`.
+
+    EXIF rotation is applied, transparency is laid over white, and 16-bit greyscale is scaled to 8 bits.
+
+    Raises:
+        OSError: the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            image.load()
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:  # what Pillow raises on broken files
+        raise OSError(f"{path.name} is not a readable image ({error})") from error
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB").resize((size, size), Image.LANCZOS))
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """8-bit `(H, W, 3)` or `(B, H, W, 3)` to `(B, 3, H, W)` in [0, 1]; B is 1 for a single picture."""
+    import torch
+
+    return torch.from_numpy(pixels.copy()).view(-1, *pixels.shape[-3:]).permute(0, 3, 1, 2).float() / 255
+
+
+def to_pixels(image: torch.Tensor) -> np.ndarray:
+    """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`."""
+    import torch
+
+    return (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, renamed to `path` at the end, so that no half-written file ever has the final name, whatever happens."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_image(array: np.ndarray, path: Path, compress_level: int = 6) -> None:
+    """Writes uint8 `(H, W, 3)` as PNG."""
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG", compress_level=compress_level)
+
+
+def write_result(
+    folder: Path, index: int, clean: np.ndarray, adversarial: np.ndarray, model_name: str, success: bool
+) -> None:
+    """Writes the five pictures of one image, named as the original DiffAttack names them; both uint8 `(H, W, 3)`."""
+    stem = f"{index:04d}"
+    outcome = "ATKSuccess" if success else "Fail"
+    difference = adversarial.astype(np.float64) - clean
+    span = max(np.ptp(difference), 1)
+    pictures = {
+        f"{stem}_originImage.png": clean,
+        f"{stem}_adv_image.png": adversarial,
+        f"{stem}_diff_{model_name}_image_{outcome}.png": np.concatenate([clean, adversarial], axis=1),
+        f"{stem}_diff_relative.png": ((difference - difference.min()) / span * 255).round().astype(np.uint8),
+        f"{stem}_diff_absolute.png": np.abs(difference).astype(np.uint8),
+    }
+    for name in (
+        f"{stem}_diff_{model_name}_image_ATKSuccess.png",
+        f"{stem}_diff_{model_name}_image_Fail.png",
+    ):
+        (folder / name).unlink(missing_ok=True)  # an earlier run may have ended the other way
+    for name, picture in pictures.items():
+        write_image(picture, folder / name)
+
+
+def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Pictures of equal size, uint8 `(H, W, 3)`, side by side on white."""
+    padded = [
+        [np.pad(picture, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for picture in row]
+        for row in rows
+    ]
+    return np.concatenate([np.concatenate(row, axis=1) for row in padded])
