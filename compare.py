@@ -1,11 +1,11 @@
 """Compares weight modes on the same images, and says of every difference whether it is more than chance.
 
-    python compare.py                                                       # all four modes on the demo photographs
-    python compare.py --modes uniform,fixed,fixed:increasing --images_root PHOTOS --label_path LABELS.txt --save_dir comparison/
+    python compare.py                                       # all four modes on the demo photographs
+    python compare.py --modes uniform,fixed,fixed:increasing --images_root PHOTOS --label_path LABELS.txt
 
-Inversion and null-text optimisation do not depend on the weights; they are done once an image and shared by all modes. Each mode's folder
-inside --save_dir is as `main.py` writes it. A comparison that was interrupted goes on with what is missing. The first mode is the one that
-the others are compared with.
+Inversion and null-text optimisation do not depend on the weights; they are done once an image and shared by
+all modes. Each mode's folder inside --save_dir is as `main.py` writes it. A comparison that was interrupted
+goes on with what is missing. The first mode is the one that the others are compared with.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ STUDY_SHARES = (
 
 @dataclass
 class Difference:
-    """One figure of one mode minus that of the first mode, on the same images; `p` is corrected by `holm` later."""
+    """One figure of one mode minus that of the first mode, on the same images; `p` is corrected by `holm`
+    later.
+    """
 
     estimate: Estimate
     p: float
@@ -89,7 +91,9 @@ class Difference:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided p value of McNemar's test for paired yes and no, `(B,)` each: only the pairs that differ say anything."""
+    """Exact two-sided p value of McNemar's test for paired yes and no, `(B,)` each: only the pairs that
+    differ say anything.
+    """
     from scipy.stats import binomtest
 
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
@@ -97,7 +101,9 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def paired_permutation(differences: np.ndarray) -> float:
-    """Two-sided p value of the mean of paired differences `(B,)` under random signs; exact for up to 13 images."""
+    """Two-sided p value of the mean of paired differences `(B,)` under random signs; exact for up to 13
+    images.
+    """
     from scipy.stats import permutation_test
 
     if len(differences) < 2 or not differences.any():
@@ -115,7 +121,9 @@ def paired_permutation(differences: np.ndarray) -> float:
 
 
 def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
-    """Of the kernel distances of two modes to the clean images, all features `(B, d)`; its permutations swap an image's two results."""
+    """Of the kernel distances of two modes to the clean images, all features `(B, d)`; its permutations swap
+    an image's two results.
+    """
     from scipy.stats import permutation_test
     from torchmetrics.image.kid import poly_mmd
 
@@ -154,7 +162,9 @@ def mean_difference(differences: np.ndarray, p: float | None = None) -> Differen
 
 
 def smallest_success_difference(images: int, tests: int) -> float | None:
-    """The smallest difference of success rates that McNemar's test can find, all changes in one direction, at Holm's first step."""
+    """The smallest difference of success rates that McNemar's test can find, all changes in one direction, at
+    Holm's first step.
+    """
     needed = math.ceil(math.log2(2 * tests / ALPHA))
     return needed / images if needed <= images else None
 
@@ -164,7 +174,9 @@ def smallest_success_difference(images: int, tests: int) -> float | None:
 
 @dataclass
 class Figure:
-    """One line of the table: a figure of every mode, and its difference to the first mode where pairs of images give one."""
+    """One line of the table: a figure of every mode, and its difference to the first mode where pairs of
+    images give one.
+    """
 
     name: str
     values: list[Estimate]
@@ -176,7 +188,9 @@ class Figure:
 
 
 def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray]) -> list[Figure]:
-    """The lines of the table: success, visibility, realism, time; evaluations and seconds `(B,)` by mode, on the same images."""
+    """The lines of the table: success, visibility, realism, time; evaluations and seconds `(B,)` by mode, on
+    the same images.
+    """
     lines = []
     for k, result in enumerate(evaluations[0].classifiers):
         counted = result.right_before
@@ -250,7 +264,9 @@ def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> li
 
 
 def transfer_scores(evaluation: Evaluation) -> np.ndarray:
-    """What each image adds to the mean of the transfer classifiers' success rates, times the number of images: its mean is that mean."""
+    """What each image adds to the mean of the transfer classifiers' success rates, times the number of
+    images: its mean is that mean.
+    """
     scores = np.zeros(len(evaluation.classifiers[0].labels))
     for result in evaluation.transfers:
         scores += result.fooled / max(1, result.right_before.sum())
@@ -261,7 +277,8 @@ def sentence(mode: int, names: Sequence[str], figures: Sequence[Figure], images:
     """What may be said of a mode's differences to the first one."""
     tests = sum(difference is not None for figure in figures for difference in figure.differences)
     found = [
-        f"{figure.name} ({figure.differences[mode].estimate.value:+.3g}, p = {figure.differences[mode].corrected:.2g})"
+        f"{figure.name} ({figure.differences[mode].estimate.value:+.3g}, p = "
+        f"{figure.differences[mode].corrected:.2g})"
         for figure in figures
         if figure.differences[mode] is not None and figure.differences[mode].corrected <= ALPHA
     ]
@@ -269,7 +286,8 @@ def sentence(mode: int, names: Sequence[str], figures: Sequence[Figure], images:
     power = (
         f"the smallest difference in success that they could show is {100 * smallest:.0f} points"
         if smallest is not None
-        else f"so few images cannot show any difference in success after correction for the {tests} tests of this table"
+        else f"so few images cannot show any difference in success after correction for the {tests} tests "
+        f"of this table"
     )
     if found:
         return f"{names[mode]}: differs from {names[0]} in {', '.join(found)}; {power}."
@@ -291,7 +309,9 @@ class WeightsOfMode:
 
 
 def shares_of(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
-    """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N, layers)` to `(B, N)` or `(B, layers)`, rows of sum 1."""
+    """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N,
+    layers)` to `(B, N)` or `(B, layers)`, rows of sum 1.
+    """
     return {
         "timesteps, all layers": timestep_shares(layer_losses),
         "timesteps, first layer": timestep_shares(layer_losses[..., :1]),
@@ -303,7 +323,9 @@ def shares_of(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def parse_modes(text: str) -> list[tuple[str, str]]:
-    """Modes with their schedules from "uniform,fixed:increasing"; `fixed` alone takes the schedule `learned`."""
+    """Modes with their schedules from "uniform,fixed:increasing"; `fixed` alone takes the schedule
+    `learned`.
+    """
     modes = []
     for part in text.split(","):
         mode, _, schedule = part.strip().partition(":")
@@ -313,7 +335,8 @@ def parse_modes(text: str) -> list[tuple[str, str]]:
             )
         if schedule and (mode != "fixed" or schedule not in SCHEDULES):
             raise argparse.ArgumentTypeError(
-                f"{part.strip()!r}: a schedule goes with fixed alone, as fixed:NAME with NAME one of {', '.join(SCHEDULES)}"
+                f"{part.strip()!r}: a schedule goes with fixed alone, as fixed:NAME with NAME one of "
+                f"{', '.join(SCHEDULES)}"
             )
         modes.append((mode, schedule or "learned"))
     if len(modes) < 2 or len(set(modes)) < len(modes):
@@ -332,7 +355,8 @@ def run(arguments: argparse.Namespace) -> int:
     items = read_items(arguments, captions)
     if (arguments.weight_mode, arguments.weight_schedule) != ("uniform", "learned"):
         raise InputError(
-            "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as uniform,fixed:increasing"
+            "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
+            "uniform,fixed:increasing"
         )
     if (
         arguments.shard != "0/1"
@@ -342,7 +366,8 @@ def run(arguments: argparse.Namespace) -> int:
         or (arguments.batch_size or 1) != 1
     ):
         raise InputError(
-            "--shard, --overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares out its images by --processes alone"
+            "--shard, --overwrite, --is_test, --batch_size and accelerate launch are for main.py; a "
+            "comparison shares out its images by --processes alone"
         )
     device = check_device(arguments.device)
     dtype = check_dtype(arguments.dtype, device)
@@ -392,7 +417,9 @@ def share_out(
     captions: Sequence[str],
     bar: tqdm,
 ) -> None:
-    """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one image after the other, is left to the caller."""
+    """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one
+    image after the other, is left to the caller.
+    """
     for settings, attack in zip(of_mode, attacks):
         settings.processes = (
             1 if settings.weight_mode == "learnable" else count_processes(settings, attack, len(items), 1)
@@ -477,7 +504,9 @@ def report(
     items: Sequence[Item],
     device: torch.device,
 ) -> int:
-    """Compares what is in the folders, writes comparison.md, .tex, .json and .csv, and prints the table; returns the exit code."""
+    """Compares what is in the folders, writes comparison.md, .tex, .json and .csv, and prints the table;
+    returns the exit code.
+    """
     failures = [
         f"{name}: {failure}"
         for name, settings in zip(names, of_mode)
@@ -521,7 +550,8 @@ def report(
         ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
     ]
     remarks = [
-        f"{len(common)} images; in brackets 95 % intervals; below each figure its difference to {names[0]} on the same images, and p, corrected by Holm over the table",
+        f"{len(common)} images; in brackets 95 % intervals; below each figure its difference to {names[0]} "
+        f"on the same images, and p, corrected by Holm over the table",
         *sentences,
         *advice(names, weights),
         f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone",
@@ -573,11 +603,16 @@ def draw(
     folder: Path,
     each_image: bool,
 ) -> None:
-    """The figures of each mode in its own folder, and those that compare the modes in that of the comparison."""
+    """The figures of each mode in its own folder, and those that compare the modes in that of the
+    comparison.
+    """
     draw_folders(runs, each_image, anew=False)
     draw_comparison(dict(zip(names, runs)), folder)
     measure = "LPIPS" if "LPIPS" in evaluations[0].quality else "SSIM"
-    ends = lambda estimate: (estimate.value, estimate.low, estimate.high)
+
+    def ends(estimate):
+        return (estimate.value, estimate.low, estimate.high)
+
     points = {
         name: {
             measure: ends(e.quality[measure].adversarial),
@@ -624,7 +659,9 @@ def difference_text(difference: Difference) -> str:
 
 
 def weight_rows(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[list[str]]:
-    numbers = lambda values: " ".join(f"{value:.3f}" for value in values)
+    def numbers(values):
+        return " ".join(f"{value:.3f}" for value in values)
+
     return [["mode", "start", "end", "effective timesteps", ""]] + [
         [name, numbers(w.start), numbers(w.end), f"{w.effective:.2f}", "collapsed" if w.collapsed else ""]
         for name, w in zip(names, weights)
@@ -652,16 +689,19 @@ def advice(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[str]:
     for name, w in zip(names, weights):
         if name == "learnable" and w.collapsed:
             lines.append(
-                f"learnable: the weights have collapsed onto timestep {int(np.argmax(w.end))}. The loss is linear in the weights, so its minimum over them puts "
+                f"learnable: the weights have collapsed onto timestep {int(np.argmax(w.end))}. The loss is "
+                f"linear in the weights, so its minimum over them puts "
                 "all weight on the smallest L_i; use fixed."
             )
         elif name == "learnable":
             lines.append(
-                "learnable: the weights move towards the timestep with the smallest L_i, because the loss is linear in them; a higher --weight_lr or more images show the collapse."
+                "learnable: the weights move towards the timestep with the smallest L_i, because the loss "
+                "is linear in them; a higher --weight_lr or more images show the collapse."
             )
         elif name == "learnable_detached":
             lines.append(
-                "learnable_detached: the weight is detached in the loss, so unchanged weights are expected; it equals fixed:increasing."
+                "learnable_detached: the weight is detached in the loss, so unchanged weights are expected; "
+                "it equals fixed:increasing."
             )
     return lines
 
@@ -696,10 +736,15 @@ def markdown(sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
     """A booktabs table that goes into a paper as it is."""
-    escape = lambda text: "".join(
-        {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text.strip()
-    )
-    line = lambda row: " & ".join(map(escape, row[:-1])) + r" \\"
+
+    def escape(text):
+        return "".join(
+            {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text.strip()
+        )
+
+    def line(row):
+        return " & ".join(map(escape, row[:-1])) + r" \\"
+
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",

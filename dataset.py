@@ -3,9 +3,10 @@
     captions = read_captions(Path("CUB_200_2011/classes.txt"))
     images = read_dataset(Path("photos"), Path("labels.txt"), captions)      # a list of Item
 
-Labels: a text file with a line for each image in natural order, a number or several ("3 17"); a CSV with columns ImageId,TrueLabel (and TargetClass), as
-NIPS 2017's, or filename,label, matched by name; or no file where the images lie in one folder a class.
-Captions: a line for each class; CUB-200-2011's classes.txt; Stanford Cars' cars_meta.mat; a JSON with an id2label of transformers.
+Labels: a text file with a line for each image in natural order, a number or several ("3 17"); a CSV with
+columns ImageId,TrueLabel (and TargetClass), as NIPS 2017's, or filename,label, matched by name; or no file
+where the images lie in one folder a class. Captions: a line for each class; CUB-200-2011's classes.txt;
+Stanford Cars' cars_meta.mat; a JSON with an id2label of transformers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ TARGET_COLUMN = "TargetClass"
 
 
 class DatasetError(ValueError):
-    """A file or folder of a data set cannot be used; the message says which flag, where, and what to do, in one line."""
+    """A file or folder of a data set cannot be used; the message says which flag, where, and what to do, in
+    one line.
+    """
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Item:
 
 
 def labels_and_targets(items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
-    """Of images, the labels `(B, L)`, -1 where an image has fewer than another, and the targets `(B,)`, -1 where there is none."""
+    """Of images, the labels `(B, L)`, -1 where an image has fewer than another, and the targets `(B,)`, -1
+    where there is none.
+    """
     longest = max(len(item.labels) for item in items)
     labels = np.array([[*item.labels, *[-1] * (longest - len(item.labels))] for item in items])
     return labels, np.array([-1 if item.target is None else item.target for item in items])
@@ -77,7 +82,8 @@ def list_images(folder: Path) -> list[Path]:
         images += natsorted(filter(is_image, inner.iterdir()), key=lambda path: path.name)
     if not images:
         raise DatasetError(
-            f"--images_root: no image in {str(folder)!r}; expected files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
+            f"--images_root: no image in {str(folder)!r}; expected files ending in "
+            f"{', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
         )
     return images
 
@@ -116,7 +122,8 @@ def read_captions(path: Path) -> tuple[str, ...]:
         NotImplementedError,
     ) as error:
         raise DatasetError(
-            f"--captions: {str(path)!r} cannot be read ({' '.join(str(error).split())[:120]}); give a text file with the name of a class a line, "
+            f"--captions: {str(path)!r} cannot be read ({' '.join(str(error).split())[:120]}); give a text "
+            f"file with the name of a class a line, "
             "CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label"
         ) from None
     for number, caption in enumerate(captions, 1):
@@ -128,7 +135,9 @@ def read_captions(path: Path) -> tuple[str, ...]:
 
 
 def captions_of_lines(lines: Sequence[str]) -> list[str]:
-    """Plain lines, or CUB's: a number, and the same number with a name, as "12 012.Yellow_headed_Blackbird"."""
+    """Plain lines, or CUB's: a number, and the same number with a name, as "12
+    012.Yellow_headed_Blackbird".
+    """
     numbered = [re.fullmatch(r"\s*(\d+)\s+0*(\d+)\.(\S+)\s*", line) for line in lines]
     if lines and all(match and match[1] == match[2] for match in numbered):
         names = {int(match[1]): match[3].replace("_", " ") for match in numbered}
@@ -178,7 +187,8 @@ def read_dataset(
         label_path: a text file or a CSV; None takes the folder that an image lies in as its class.
         captions: the names of the classes.
         label_base: what the files count from, 0 or 1.
-        target: of a targeted attack, the label that it is after in all images, counted from `label_base`; or TARGET_COLUMN, the CSV's column of that name.
+        target: of a targeted attack, the label that it is after in all images, counted from `label_base`; or
+            TARGET_COLUMN, the CSV's column of that name.
     Raises:
         DatasetError: something does not fit.
     """
@@ -199,12 +209,14 @@ def read_dataset(
         targets = [check_target(target, len(captions), label_base)] * len(images)
     elif None in targets:
         raise DatasetError(
-            f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN} in --label_path; give a CSV with that column, or a label for all images"
+            f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN} in "
+            f"--label_path; give a CSV with that column, or a label for all images"
         )
     for path, own, goal in zip(images, labels, targets):
         if goal in own:
             raise DatasetError(
-                f"the target of {path.name}, {goal + label_base}, is its own label; a targeted attack needs another"
+                f"the target of {path.name}, {goal + label_base}, is its own label; a targeted attack needs "
+                f"another"
             )
     return [
         Item(index, path, own, goal) for index, (path, own, goal) in enumerate(zip(images, labels, targets))
@@ -215,7 +227,8 @@ def read_lines(label_path: Path) -> list[str]:
     """The lines of a file of labels."""
     if not label_path.is_file():
         raise DatasetError(
-            f"--label_path: there is no file {str(label_path)!r}; give a text file with one class number a line, or a CSV"
+            f"--label_path: there is no file {str(label_path)!r}; give a text file with one class number a "
+            f"line, or a CSV"
         )
     try:
         return label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
@@ -248,11 +261,13 @@ class Labels:
         last = self.base + self.classes - 1
         if not re.fullmatch(r"[+-]?\d+", text.strip()):
             raise DatasetError(
-                f"--label_path: line {line} of {str(self.path)!r} is {text.strip()[:40]!r}; expected an integer from {self.base} to {last}"
+                f"--label_path: line {line} of {str(self.path)!r} is {text.strip()[:40]!r}; expected an "
+                f"integer from {self.base} to {last}"
             )
         if not self.base <= int(text) <= last:
             raise DatasetError(
-                f"--label_path: line {line} of {str(self.path)!r} is {int(text)}; labels count from {self.base}, so expected {self.base} to {last}"
+                f"--label_path: line {line} of {str(self.path)!r} is {int(text)}; labels count from "
+                f"{self.base}, so expected {self.base} to {last}"
             )
         return int(text) - self.base
 
@@ -267,7 +282,8 @@ class Labels:
         labels = [self.several(text, line) for line, text in enumerate(lines, 1)]
         if len(labels) != len(images):
             raise DatasetError(
-                f"--label_path: {str(self.path)!r} has {len(labels)} labels but --images_root has {len(images)} images; expected one label an image"
+                f"--label_path: {str(self.path)!r} has {len(labels)} labels but --images_root has "
+                f"{len(images)} images; expected one label an image"
             )
         return labels, [None] * len(images)
 
@@ -281,7 +297,8 @@ class Labels:
         label = columns.get("truelabel") or columns.get("label")
         if not image or not label:
             raise DatasetError(
-                f"--label_path: {str(self.path)!r} has the columns {', '.join(columns) or 'none'}; expected ImageId,TrueLabel or filename,label"
+                f"--label_path: {str(self.path)!r} has the columns {', '.join(columns) or 'none'}; expected "
+                f"ImageId,TrueLabel or filename,label"
             )
         target = columns.get(TARGET_COLUMN.lower()) if self.targeted else None
         found = {
@@ -303,13 +320,19 @@ class Labels:
 
 
 def labels_of_folders(folder: Path, images: Sequence[Path], captions: Sequence[str]) -> list[tuple[int, ...]]:
-    """The class of the folder that each image lies in: the caption of the same name, or else the folder's place among all of them, as torchvision counts."""
+    """The class of the folder that each image lies in: the caption of the same name, or else the folder's
+    place among all of them, as torchvision counts.
+    """
     if images[0].parent == folder:
         raise DatasetError(
-            f"--label_path: the images lie in {str(folder)!r} itself; give a file of labels, or one folder of images a class"
+            f"--label_path: the images lie in {str(folder)!r} itself; give a file of labels, or one folder "
+            f"of images a class"
         )
     folders = [path.name for path in class_folders(folder)]
-    spoken = lambda name: re.sub(r"[\W_]+", " ", name).strip().lower()
+
+    def spoken(name):
+        return re.sub(r"[\W_]+", " ", name).strip().lower()
+
     by_caption = {spoken(caption): k for k, caption in enumerate(captions)}
     if all(spoken(name) in by_caption for name in folders):
         numbers = {name: by_caption[spoken(name)] for name in folders}
@@ -318,7 +341,8 @@ def labels_of_folders(folder: Path, images: Sequence[Path], captions: Sequence[s
     else:
         strange = next(name for name in folders if spoken(name) not in by_caption)
         raise DatasetError(
-            f"--images_root: {str(folder)!r} has {len(folders)} folders but there are {len(captions)} classes, and no class is called {strange!r}; "
+            f"--images_root: {str(folder)!r} has {len(folders)} folders but there are {len(captions)} "
+            f"classes, and no class is called {strange!r}; "
             "name the folders after the captions, have one for each class, or give --label_path"
         )
     return [(numbers[path.parent.name],) for path in images]

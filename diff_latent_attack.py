@@ -1,16 +1,18 @@
-"""The attack: DDIM inversion, null-text optimisation, and optimisation of the latent until a classifier fails.
+"""The attack: DDIM inversion, null-text optimisation, and the latent optimised until a classifier fails.
 
     from diff_latent_attack import DiffAttack
     attack = DiffAttack(pipeline, classifier, weight_mode="fixed")
     adversarial = attack(images, labels)        # (B, 3, H, W) in [0, 1] and (B,) to (B, 3, H, W) in [0, 1]
-    attack.record.layer_losses                  # what every iteration cost, timestep by timestep and layer by layer
+    attack.record.layer_losses                  # what every iteration cost, by timestep and layer
 
-The method is DiffAttack (Chen et al., "Diffusion Models for Imperceptible and Transferable Adversarial Attack", TPAMI 2024,
-arXiv 2305.08192) with timestep weights on its self-attention loss. Images in a batch never influence each other.
+The method is DiffAttack (Chen et al., "Diffusion Models for Imperceptible and Transferable Adversarial
+Attack", TPAMI 2024, arXiv 2305.08192) with timestep weights on its self-attention loss. Images in a batch
+never influence each other.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,13 +41,16 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad 
     from diffusers import StableDiffusionPipeline
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
-# Of the memory that is free: the reference maps are kept where they take at most this share of it, else computed anew at each timestep; and
-# the graphs of all timesteps are alive at once where all that the attack keeps is estimated at no more than the second, else one at a time.
+# Of the memory that is free: the reference maps are kept where they take at most this share of it, else
+# computed anew at each timestep; and the graphs of all timesteps are alive at once where all that the attack
+# keeps is estimated at no more than the second, else one at a time.
 REFERENCE_SHARE, GRAPH_SHARE = 0.25, 0.6
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of LOSS_TERMS or "total", `index` is the image's place in its batch."""
+    """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of LOSS_TERMS or "total",
+    `index` is the image's place in its batch.
+    """
 
     def __init__(self, iteration: int, term: str, index: int):
         super().__init__(f"the {term} loss is not finite in iteration {iteration}")
@@ -54,7 +59,9 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class Inversion:
-    """Where the attack starts: everything about the images that does not depend on the attack or its weights."""
+    """Where the attack starts: everything about the images that does not depend on the attack or its
+    weights.
+    """
 
     images: torch.Tensor  # (B, 3, H, W) in [0, 1]
     labels: torch.Tensor  # (B, L), each image's own; -1 where it has fewer than another
@@ -67,7 +74,9 @@ class Inversion:
 
 @dataclass
 class AttackRecord:
-    """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on the CPU."""
+    """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on
+    the CPU.
+    """
 
     timesteps: torch.Tensor  # (N,)
     layers: list[str]  # self-attention layers, in the order in which the UNet runs them
@@ -124,23 +133,29 @@ class DiffAttack:
     """Attack on a classifier, or several at once, in the latent space of a Stable Diffusion model.
 
     Args:
-        pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and dtype. In half precision the
-            networks alone run in it: latents, losses, attention probabilities and the optimisers' states are float32.
-        classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably. Of several, the mean of their losses is attacked.
-        class_names: the prompt of each label; ImageNet's by default, so give your own with a classifier of other classes.
+        pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and
+            dtype. In half precision the networks alone run in it: latents, losses, attention probabilities
+            and the optimisers' states are float32.
+        classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably. Of several,
+            the mean of their losses is attacked.
+        class_names: the prompt of each label; ImageNet's by default, so give your own with a classifier of
+            other classes.
         weight_mode: "uniform", "fixed", "learnable" or "learnable_detached" (see timestep_weights.py).
-        weight_schedule: weights of mode "fixed", early to late; stretched to the number of attacked timesteps.
+        weight_schedule: weights of mode "fixed", early to late; stretched to the number of attacked
+            timesteps.
         weight_lr: learning rate of the weight network in the learnable modes.
         diffusion_steps: T, DDIM steps from noise to image.
         start_step: S; the last N = T - S of them are attacked.
         iterations: of the latent's optimisation.
         guidance: classifier-free guidance scale.
         attack_loss_weight, cross_attn_loss_weight, self_attn_loss_weight: factors of the three losses.
-        logit_temperature: logits are divided by it in the attack's loss; above 1 where a classifier is so sure that its gradients vanish.
-        apply_mask: change the image only where the true class is looked at; `hard_mask` cuts that mask at one half.
+        logit_temperature: logits are divided by it in the attack's loss; above 1 where a classifier is so
+            sure that its gradients vanish.
+        apply_mask: change the image only where the true class is looked at; `hard_mask` cuts that mask at one
+            half.
         seed: of the weight network's initialisation.
-        checkpointing: keep the graph of one timestep at a time and compute the others anew in the backward pass, which costs more time
-            and less memory; None decides by the memory that is free.
+        checkpointing: keep the graph of one timestep at a time and compute the others anew in the backward
+            pass, which costs more time and less memory; None decides by the memory that is free.
     Raises:
         ValueError: steps out of range, or a schedule that cannot be used.
     """
@@ -173,7 +188,8 @@ class DiffAttack:
     ):
         if not 1 <= start_step < diffusion_steps:
             raise ValueError(
-                f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not {start_step}"
+                f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not "
+                f"{start_step}"
             )
         self.pipeline, self.class_names = pipeline, class_names
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
@@ -213,13 +229,17 @@ class DiffAttack:
         targets: torch.Tensor | None = None,
         progress: Callable[[int, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """Attacks a batch; `record` then holds its losses, and `reconstruction` what the diffusion model makes of the images by itself.
+        """Attacks a batch; `record` then holds its losses, and `reconstruction` what the diffusion model
+        makes of the images by itself.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1]; H = W, a multiple of 32.
-            labels: `(B,)`, indices into the classifier's output and into `class_names`; or `(B, L)` where images have up to L labels, -1 for those they lack.
-            targets: `(B,)`, the classes that the classifier is to see; without them, or where it is -1, it is to see any but the image's own.
-            progress: called after each iteration with its number and the three losses, `(3, B)` on the CPU, in the order of LOSS_TERMS.
+            labels: `(B,)`, indices into the classifier's output and into `class_names`; or `(B, L)` where
+                images have up to L labels, -1 for those they lack.
+            targets: `(B,)`, the classes that the classifier is to see; without them, or where it is -1, it is
+                to see any but the image's own.
+            progress: called after each iteration with its number and the three losses, `(3, B)` on the CPU,
+                in the order of LOSS_TERMS.
         Returns:
             adversarial images `(B, 3, H, W)` in [0, 1].
         Raises:
@@ -257,7 +277,9 @@ class DiffAttack:
     def attack(
         self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None
     ) -> torch.Tensor:
-        """Optimises the start latent so that the classifier fails and the attention maps stay; see `__call__`."""
+        """Optimises the start latent so that the classifier fails and the attention maps stay; see
+        `__call__`.
+        """
         with frozen(self.unet, self.vae, *self.classifiers), self.controller.attached(self.unet):
             reference = self.reference_run(inversion)
             mask = self.pseudo_mask(reference.class_attention, inversion) if self.apply_mask else None
@@ -276,7 +298,9 @@ class DiffAttack:
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text embeddings `(B, tokens, width)`, and which of the tokens are the prompt's own, `(B, tokens)`: those between BOS and EOS."""
+        """Text embeddings `(B, tokens, width)`, and which of the tokens are the prompt's own, `(B, tokens)`:
+        those between BOS and EOS.
+        """
         tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         tokens = tokenizer(
             prompts,
@@ -294,9 +318,11 @@ class DiffAttack:
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(B, 3, H, W)` in [0, 1] to scaled latents `(B, C, h, w)`: a sample of the posterior, every image with the same noise.
+        """Images `(B, 3, H, W)` in [0, 1] to scaled latents `(B, C, h, w)`: a sample of the posterior, every
+        image with the same noise.
 
-        An autoencoder without a posterior, as AutoencoderDC and AutoencoderTiny are, gives the latents themselves.
+        An autoencoder without a posterior, as AutoencoderDC and AutoencoderTiny are, gives the latents
+        themselves.
         """
         encoded = self.vae.encode((2 * images - 1).to(self.vae.dtype))
         if "latent_dist" in encoded:
@@ -311,11 +337,13 @@ class DiffAttack:
 
     @torch.no_grad()
     def ddim_inversion(self, latents: torch.Tensor, null_embeddings: torch.Tensor) -> list[torch.Tensor]:
-        """The latents z_0 .. z_N after 0 .. N inversion steps, without guidance, so with the unconditional branch alone.
+        """The latents z_0 .. z_N after 0 .. N inversion steps, without guidance, so with the unconditional
+        branch alone.
 
-        Each step undoes one of the attack's, from t - 1000/T to t with the noise predicted at t, so that z_N has the noise of the first attacked
-        timestep (as in Mokady et al., arXiv 2211.09794). The original DiffAttack steps from t to t + 1000/T and then reads its z_N as if it
-        were a step earlier, which leaves every picture with less contrast.
+        Each step undoes one of the attack's, from t - 1000/T to t with the noise predicted at t, so that z_N
+        has the noise of the first attacked timestep (as in Mokady et al., arXiv 2211.09794). The original
+        DiffAttack steps from t to t + 1000/T and then reads its z_N as if it were a step earlier, which
+        leaves every picture with less contrast.
         """
         trajectory = [latents]
         for t in self.timesteps.flip(0).tolist():
@@ -327,10 +355,11 @@ class DiffAttack:
     def optimise_null_text(
         self, trajectory: list[torch.Tensor], class_embeddings: torch.Tensor, null_embeddings: torch.Tensor
     ) -> list[torch.Tensor]:
-        """One null embedding a timestep, with which guided steps lead back along the inversion (Mokady et al., arXiv 2211.09794).
+        """One null embedding a timestep, with which guided steps lead back along the inversion (Mokady et
+        al., arXiv 2211.09794).
 
-        Embedding and optimiser state are carried over from timestep to timestep, with 10 + 2 i optimisation steps at the i-th.
-        The conditional prediction depends on none of it and is computed once a timestep.
+        Embedding and optimiser state are carried over from timestep to timestep, with 10 + 2 i optimisation
+        steps at the i-th. The conditional prediction depends on none of it and is computed once a timestep.
         """
         latents, embeddings = trajectory[-1], null_embeddings.clone().requires_grad_()
         optimizer = torch.optim.AdamW([embeddings], lr=self.null_text_lr)
@@ -339,12 +368,7 @@ class DiffAttack:
             target = trajectory[self.num_timesteps - 1 - i]
             with torch.no_grad():
                 conditional = self.predict(latents, t, class_embeddings)
-
-            def step(null_embeddings: torch.Tensor) -> torch.Tensor:
-                return self.denoising_step(
-                    latents, self.guide(self.predict(latents, t, null_embeddings), conditional), t
-                )
-
+            step = functools.partial(self.null_text_step, latents, t, conditional)
             for _ in range(10 + 2 * i):
                 loss = (step(embeddings) - target).square().mean((1, 2, 3)).sum()
                 optimizer.zero_grad()
@@ -355,12 +379,22 @@ class DiffAttack:
                 latents = step(optimised[-1])
         return optimised
 
+    def null_text_step(
+        self, latents: torch.Tensor, t: int, conditional: torch.Tensor, null_embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        """One guided DDIM step from `(B, C, h, w)`, given the conditional prediction."""
+        unconditional = self.predict(latents, t, null_embeddings)
+        return self.denoising_step(latents, self.guide(unconditional, conditional), t)
+
     def reference_run(self, inversion: Inversion) -> Reference:
-        """The unperturbed run from z_N: its latents, its self-attention maps where they fit, and what a timestep of the perturbed run will keep."""
+        """The unperturbed run from z_N: its latents, its self-attention maps where they fit, and what a
+        timestep of the perturbed run will keep.
+        """
         latents, before, maps, averages = inversion.latents, [], [], []
         for i in range(self.num_timesteps):
             before.append(latents)
-            # the first timestep builds the graph that each perturbed timestep will build, only to see how large it is
+            # the first timestep builds the graph that each perturbed timestep will build, only to see how
+            # large it is
             with (
                 torch.set_grad_enabled(i == 0),
                 self.controller.collecting() as step_maps,
@@ -406,7 +440,9 @@ class DiffAttack:
         mask: torch.Tensor | None,
         progress: Callable[[int, torch.Tensor], None] | None = None,
     ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
-        """The latent attack by AdamW, from z_N: latents `(B, C, h, w)`, and what each iteration leaves for the record."""
+        """The latent attack by AdamW, from z_N: latents `(B, C, h, w)`, and what each iteration leaves for
+        the record.
+        """
         checkpointing = self.checkpointing
         if checkpointing is None:
             checkpointing = self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(
@@ -454,7 +490,9 @@ class DiffAttack:
         mask: torch.Tensor | None = None,
         checkpointing: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The three losses `(3, B)` in the order of LOSS_TERMS, the self-attention losses `(N, B, layers)`, and the logits `(classifiers, B, classes)`."""
+        """The three losses `(3, B)` in the order of LOSS_TERMS, the self-attention losses `(N, B, layers)`,
+        and the logits `(classifiers, B, classes)`.
+        """
         layer_losses, attention = [], []
         for i in range(self.num_timesteps):
             arguments = (latents, i, inversion, reference)
@@ -478,7 +516,9 @@ class DiffAttack:
         return losses, layer_losses, logits
 
     def cross_entropy(self, logits: torch.Tensor, inversion: Inversion) -> torch.Tensor:
-        """Of each image's classes, or its target, the mean over them and over the classifiers: logits `(classifiers, B, classes)` to `(B,)`."""
+        """Of each image's classes, or its target, the mean over them and over the classifiers: logits
+        `(classifiers, B, classes)` to `(B,)`.
+        """
         aim = torch.where(
             inversion.targets[:, None] >= 0, inversion.targets[:, None], inversion.labels
         )  # (B, L)
@@ -492,7 +532,9 @@ class DiffAttack:
     def timestep(
         self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B, grid, grid, tokens)`."""
+        """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B,
+        grid, grid, tokens)`.
+        """
         reference_maps = self.reference_maps(reference, i, inversion)
         with self.controller.collecting() as maps:
             latents = self.guided_step(latents, i, inversion)
@@ -516,13 +558,17 @@ class DiffAttack:
 
     @torch.no_grad()
     def denoise(self, latents: torch.Tensor, inversion: Inversion) -> torch.Tensor:
-        """Start latents `(B, C, h, w)` through all N timesteps and the decoder to images `(B, 3, H, W)` around [0, 1]."""
+        """Start latents `(B, C, h, w)` through all N timesteps and the decoder to images `(B, 3, H, W)`
+        around [0, 1].
+        """
         for i in range(self.num_timesteps):
             latents = self.guided_step(latents, i, inversion)
         return self.decode(latents)
 
     def guided_step(self, latents: torch.Tensor, i: int, inversion: Inversion) -> torch.Tensor:
-        """One DDIM step at the i-th attacked timestep with classifier-free guidance, `(B, C, h, w)` to the same."""
+        """One DDIM step at the i-th attacked timestep with classifier-free guidance, `(B, C, h, w)` to the
+        same.
+        """
         t = self.timesteps[i].item()
         embeddings = torch.cat([inversion.null_embeddings[i], inversion.class_embeddings])
         unconditional, conditional = self.predict(torch.cat([latents, latents]), t, embeddings).chunk(2)
@@ -540,21 +586,27 @@ class DiffAttack:
         return self.ddim_step(latents, self.predicted_noise(latents, prediction, t), t, t - self.stride)
 
     def predicted_noise(self, latents: torch.Tensor, prediction: torch.Tensor, t: int) -> torch.Tensor:
-        """The noise that the UNet's prediction at timestep t stands for, of an epsilon- or a v-prediction model."""
+        """The noise that the UNet's prediction at timestep t stands for, of an epsilon- or a v-prediction
+        model.
+        """
         if self.scheduler.config.prediction_type != "v_prediction":
             return prediction
         alpha, sigma = self.signal_and_noise(t)
         return alpha * prediction + sigma * latents
 
     def ddim_step(self, latents: torch.Tensor, noise: torch.Tensor, t_from: int, t_to: int) -> torch.Tensor:
-        """The deterministic DDIM step from one timestep to another, forwards or backwards (Song et al., arXiv 2010.02502, eq. 12)."""
+        """The deterministic DDIM step from one timestep to another, forwards or backwards (Song et al., arXiv
+        2010.02502, eq. 12).
+        """
         alpha, sigma = self.signal_and_noise(t_from)
         clean = (latents - sigma * noise) / alpha
         alpha, sigma = self.signal_and_noise(t_to)
         return alpha * clean + sigma * noise
 
     def signal_and_noise(self, t: int) -> tuple[float, float]:
-        """sqrt(abar_t) and sqrt(1 - abar_t); before the first training step, those of the scheduler's final alpha."""
+        """sqrt(abar_t) and sqrt(1 - abar_t); before the first training step, those of the scheduler's final
+        alpha.
+        """
         alpha_cumprod = (
             self.scheduler.alphas_cumprod[t] if t >= 0 else self.scheduler.final_alpha_cumprod
         ).item()
@@ -576,7 +628,9 @@ class DiffAttack:
         return image if mask is None else mask * image + (1 - mask) * original
 
     def pseudo_mask(self, attention: torch.Tensor, inversion: Inversion) -> torch.Tensor:
-        """Where the unperturbed run looks at the true class: attention to its tokens over its maximum, resized; `(B, 1, H, W)` in [0, 1]."""
+        """Where the unperturbed run looks at the true class: attention to its tokens over its maximum,
+        resized; `(B, 1, H, W)` in [0, 1].
+        """
         tokens = inversion.class_tokens[:, None, None, :].to(attention)
         attention = (attention * tokens).sum(-1) / tokens.sum(-1)  # (B, grid, grid)
         mask = (attention / attention.amax((1, 2), keepdim=True))[:, None]
@@ -588,7 +642,9 @@ class DiffAttack:
         return inversion.images.shape[-1] // 32
 
     def average_maps(self, maps: Maps, inversion: Inversion) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of one timestep, the cross-attention `(B, grid, grid, tokens)`, and the self-attention `(B, h, w, h * w)` of the layers with twice that grid."""
+        """Of one timestep, the cross-attention `(B, grid, grid, tokens)`, and the self-attention `(B, h, w, h
+        * w)` of the layers with twice that grid.
+        """
         grid = self.class_grid(inversion)
         return average_attention(maps, grid, is_cross=True), average_attention(maps, 2 * grid, is_cross=False)
 
@@ -600,7 +656,9 @@ class DiffAttack:
         class_attention: torch.Tensor,
         self_attention: torch.Tensor,
     ) -> AttackRecord:
-        """Stacks what each iteration left, in the order of the record's fields, and compares the attention of the attacked run with the reference's."""
+        """Stacks what each iteration left, in the order of the record's fields, and compares the attention of
+        the attacked run with the reference's.
+        """
         arrays = dict(
             zip(
                 [field.name for field in fields(AttackRecord)][4:],
@@ -634,7 +692,9 @@ def marked(labels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def fooled(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Whether logits `(..., B, classes)` are highest at the target `(B,)`, or, where it is -1, at none of the labels `(B, L)`; `(..., B)`."""
+    """Whether logits `(..., B, classes)` are highest at the target `(B,)`, or, where it is -1, at none of the
+    labels `(B, L)`; `(..., B)`.
+    """
     predicted = logits.argmax(-1)
     return torch.where(targets >= 0, predicted == targets, (predicted[..., None] != labels).all(-1))
 
@@ -657,7 +717,9 @@ def make_controller(
 
 @contextmanager
 def bytes_saved(network: torch.nn.Module) -> Iterator[list[int]]:
-    """The sizes of what autograd keeps of the computation inside this block, the network's parameters apart; each piece of memory counted once."""
+    """The sizes of what autograd keeps of the computation inside this block, the network's parameters apart;
+    each piece of memory counted once.
+    """
     sizes, seen = [], {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,14 @@
-"""Judges an attack by the files that were written: who is fooled, how much of the picture changed, and how sure that is.
+"""Judges an attack by the files that were written: who is fooled, how much of the picture changed, and how
+sure that is.
 
     from evaluate import Pictures, judge_classifier, judge_quality
-    pictures = Pictures(clean, adversarial, labels, reconstructed)       # uint8 (B, H, W, 3), as read back from the PNGs
+    pictures = Pictures(clean, adversarial, labels, reconstructed)       # uint8 (B, H, W, 3), read from PNGs
     judge_classifier("efficientnet_lite1", classifier, pictures, device).success
     judge_quality(pictures, surrogates=["efficientnet_lite0"], device=device)["PSNR dB"].adversarial
 
-Two figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it; `success` counts those that this
-classifier had right before, which is what papers call the attack success rate. Shares have 95 % Wilson intervals, means over images 95 %
-bootstrap intervals.
+Two figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it;
+`success` counts those that this classifier had right before, which is what papers call the attack success
+rate. Shares have 95 % Wilson intervals, means over images 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -101,9 +102,11 @@ def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Est
 
 @dataclass(frozen=True)
 class Pictures:
-    """The files of a run, read back: uint8 `(B, H, W, 3)`, and the true labels `(B,)`, or `(B, L)` where images have up to L, -1 for those they lack.
+    """The files of a run, read back: uint8 `(B, H, W, 3)`, and the true labels `(B,)`, or `(B, L)` where
+    images have up to L, -1 for those they lack.
 
-    `reconstructed` is what inversion, null-text optimisation and decoding give without any attack; None where it was not written.
+    `reconstructed` is what inversion, null-text optimisation and decoding give without any attack; None where
+    it was not written.
     """
 
     clean: np.ndarray
@@ -238,7 +241,9 @@ def judge_classifier(
 
 
 def joint(results: Sequence[ClassifierResult]) -> tuple[np.ndarray, np.ndarray]:
-    """Which images all classifiers had right before, and which of these fool all of them at once; `(B,)` each."""
+    """Which images all classifiers had right before, and which of these fool all of them at once; `(B,)`
+    each.
+    """
     return np.all([r.right_before for r in results], axis=0), np.all([r.fooled for r in results], axis=0)
 
 
@@ -249,18 +254,17 @@ def joint_success(results: Sequence[ClassifierResult]) -> Estimate:
 
 
 def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:
-    """Mean over classifiers of the attack success rate, or of `success_of_attack_alone`; images are resampled for all classifiers at once."""
+    """Mean over classifiers of the attack success rate, or of `success_of_attack_alone`; images are resampled
+    for all classifiers at once.
+    """
     counted = np.stack(
         [r.right_before if figure == "success" else r.right_reconstructed for r in results]
     )  # (classifiers, B)
     fooled = np.stack([r.fooled for r in results]) & counted
 
     def statistic(chosen: np.ndarray) -> np.ndarray:
-        totals = counted[
-            :, chosen
-        ].sum(
-            -1
-        )  # 0 where a resample leaves out all images that a classifier had right; that classifier is then left out
+        # 0 where a resample leaves out all images that a classifier had right; it is then left out
+        totals = counted[:, chosen].sum(-1)
         rates = fooled[:, chosen].sum(-1) / np.maximum(totals, 1)
         return rates.sum(0) / np.maximum((totals > 0).sum(0), 1)
 
@@ -274,7 +278,9 @@ def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") 
 
 @dataclass(frozen=True)
 class Quality:
-    """One figure of the adversarial images and of the reconstructions, both against the clean images; by image where it has one."""
+    """One figure of the adversarial images and of the reconstructions, both against the clean images; by
+    image where it has one.
+    """
 
     adversarial: Estimate
     reconstructed: Estimate | None
@@ -288,8 +294,8 @@ class Quality:
 def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     """How far 8-bit pictures `(B, H, W, 3)` are from the clean ones, by image `(B,)`.
 
-    SSIM (Wang et al., 2004) and PSNR; of the difference, L1 as the mean over pixels and channels and Linf, both in 8-bit levels, and L2 as
-    the Euclidean norm with values in [0, 1].
+    SSIM (Wang et al., 2004) and PSNR; of the difference, L1 as the mean over pixels and channels and Linf,
+    both in 8-bit levels, and L2 as the Euclidean norm with values in [0, 1].
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -318,7 +324,8 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> float:
 
 
 def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndarray:
-    """LPIPS (Zhang et al., 2018) with AlexNet by image, `(B,)`; torchmetrics takes the network from torchvision, which downloads its weights.
+    """LPIPS (Zhang et al., 2018) with AlexNet by image, `(B,)`; torchmetrics takes the network from
+    torchvision, which downloads its weights.
 
     Raises:
         ImportError, OSError: torchvision or the weights cannot be had.
@@ -343,7 +350,9 @@ def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndar
 
 
 class ClassifierFeatures(torch.nn.Module):
-    """What goes into a classifier's last linear layer: images `(B, 3, H, W)` in [0, 1] to `(B, num_features)`."""
+    """What goes into a classifier's last linear layer: images `(B, 3, H, W)` in [0, 1] to `(B,
+    num_features)`.
+    """
 
     def __init__(self, classifier: torch.nn.Module):
         super().__init__()
@@ -358,7 +367,9 @@ class ClassifierFeatures(torch.nn.Module):
 
 
 def feature_network(surrogates: Sequence[str]) -> tuple[str, torch.nn.Module, int]:
-    """Inception v3 where its weights can be had, else an embedded classifier, and no surrogate if there is another: name, network on images in [0, 1], dimension."""
+    """Inception v3 where its weights can be had, else an embedded classifier, and no surrogate if there is
+    another: name, network on images in [0, 1], dimension.
+    """
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
@@ -418,9 +429,11 @@ def frechet_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
-    """Unbiased squared MMD of two sets of features `(B, d)` with the cubic kernel of KID (Binkowski et al., 2018).
+    """Unbiased squared MMD of two sets of features `(B, d)` with the cubic kernel of KID (Binkowski et al.,
+    2018).
 
-    Its interval is the jackknife's over pairs of images; the subsets that KID is usually given with need thousands.
+    Its interval is the jackknife's over pairs of images; the subsets that KID is usually given with need
+    thousands.
     """
     from torchmetrics.image.kid import poly_mmd
 
@@ -428,7 +441,9 @@ def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
 
 
 def jackknife(images: int, statistic: Callable[[np.ndarray], float]) -> Estimate:
-    """A figure of a set of images, from their indices, with 1.96 times its standard error when each image is left out once (Tukey, 1958)."""
+    """A figure of a set of images, from their indices, with 1.96 times its standard error when each image is
+    left out once (Tukey, 1958).
+    """
     everything = np.arange(images)
     value = statistic(everything)
     if images < 3:
@@ -470,7 +485,8 @@ def realism(
     note = (
         None
         if len(clean) > dimension
-        else f"biased with {len(clean)} images and {dimension} features: not comparable with published figures"
+        else f"biased with {len(clean)} images and {dimension} features: not comparable with published "
+        f"figures"
     )
     absent = [None] * (2 - len(sides))
     kernel = [kernel_distance(real, other) for other in others]
@@ -499,11 +515,13 @@ def doubts_about_outputs(
     doubts = []
     if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
         doubts.append(
-            f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they saturate: take the softmax off its end"
+            f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they "
+            f"saturate: take the softmax off its end"
         )
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
         doubts.append(
-            f"{name} answers differently when asked twice, so that success may be luck: put it into eval mode and switch off its randomness"
+            f"{name} answers differently when asked twice, so that success may be luck: put it into eval "
+            f"mode and switch off its randomness"
         )
     return doubts
 
@@ -521,7 +539,8 @@ def doubts_about_gradients(
             dead.append(str(k + 1))
     return (
         [
-            f"{name} has a gradient of exactly zero at image {', '.join(dead)}; that it is not fooled says nothing about its robustness: "
+            f"{name} has a gradient of exactly zero at image {', '.join(dead)}; that it is not fooled says "
+            f"nothing about its robustness: "
             "look for steps without a gradient, or try --logit_temperature 10 where it is too sure of itself"
         ]
         if dead
@@ -548,7 +567,8 @@ def doubts_about_labels(
         else "look at a few images beside their labels"
     )
     return [
-        f"{name} has only {count}/{len(labels)} of the clean images right, which guessing explains; labels count from --label_base: {advice}"
+        f"{name} has only {count}/{len(labels)} of the clean images right, which guessing explains; labels "
+        f"count from --label_base: {advice}"
     ]
 
 
@@ -561,7 +581,8 @@ def doubts_about_rounding(
     ]
     return (
         [
-            f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost)}; more --iterations give it a margin"
+            f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost)}; more "
+            f"--iterations give it a margin"
         ]
         if lost
         else []
@@ -582,7 +603,9 @@ def doubts_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that is said of a run: the results of the surrogates first, then each transfer classifier's."""
+    """Everything that is said of a run: the results of the surrogates first, then each transfer
+    classifier's.
+    """
 
     classifiers: list[ClassifierResult]
     quality: dict[str, Quality]
@@ -595,7 +618,9 @@ class Evaluation:
 
     @property
     def joint_success(self) -> Estimate | None:
-        """Of several surrogates: images that fool all of them at once, among those that all of them had right before."""
+        """Of several surrogates: images that fool all of them at once, among those that all of them had right
+        before.
+        """
         return joint_success(self.classifiers[: self.surrogates]) if self.surrogates > 1 else None
 
     @property
@@ -650,7 +675,9 @@ class Evaluation:
         }
 
     def tables(self) -> list[list[list[str]]]:
-        """The same as rows of cells: one table of the classifiers, one of the images' quality. Columns are left out where no reconstructions were written."""
+        """The same as rows of cells: one table of the classifiers, one of the images' quality. Columns are
+        left out where no reconstructions were written.
+        """
         columns = [
             ("accuracy before", "accuracy_before"),
             ("reconstructed only", "accuracy_reconstructed"),
@@ -715,7 +742,8 @@ class Evaluation:
             "",
             *table(quality),
             "",
-            "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife for the kernel distance",
+            "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife "
+            "for the kernel distance",
             *(f"warning: {doubt}" for doubt in self.doubts),
         ]
 
@@ -726,7 +754,8 @@ def evaluate(
     transfer: Sequence[str],
     device: torch.device,
 ) -> Evaluation:
-    """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers, each loaded, used and freed before the next.
+    """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers, each
+    loaded, used and freed before the next.
 
     Raises:
         ClassifierError: a transfer classifier cannot be had, or has other classes than the surrogates.

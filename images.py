@@ -64,7 +64,9 @@ def to_pixels(image: torch.Tensor) -> np.ndarray:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to `path` at the end, so that no half-written file ever has the final name, whatever happens."""
+    """A temporary name to write to, renamed to `path` at the end, so that no half-written file ever has the
+    final name, whatever happens.
+    """
     temporary = path.with_name(path.name + ".partial")
     try:
         yield temporary
@@ -83,7 +85,9 @@ def write_image(array: np.ndarray, path: Path, compress_level: int = 6) -> None:
 def write_result(
     folder: Path, index: int, clean: np.ndarray, adversarial: np.ndarray, model_name: str, success: bool
 ) -> None:
-    """Writes the five pictures of one image, named as the original DiffAttack names them; both uint8 `(H, W, 3)`."""
+    """Writes the five pictures of one image, named as the original DiffAttack names them; both uint8 `(H, W,
+    3)`.
+    """
     stem = f"{index:04d}"
     outcome = "ATKSuccess" if success else "Fail"
     difference = adversarial.astype(np.float64) - clean

@@ -1,12 +1,14 @@
-"""Attacks every image of a folder in the latent space of a diffusion model, so that a classifier fails and a person sees no change.
+"""Attacks every image of a folder in the latent space of a diffusion model, so that a classifier fails and a
+person sees no change.
 
-    python main.py                                                             # the demo photographs
-    python main.py --images_root demo/images --label_path demo/labels.txt --save_dir output_fixed/ --weight_mode fixed
-    python main.py --pretrained_diffusion_path Manojb/stable-diffusion-2-base --images_root PHOTOS --label_path LABELS.txt
-    accelerate launch --num_processes 8 main.py ...                            # the images shared out over processes, one GPU each
+    python main.py                                                  # the demo photographs
+    python main.py --images_root demo/images --label_path demo/labels.txt --weight_mode fixed
+    python main.py --pretrained_diffusion_path Manojb/stable-diffusion-2-base --images_root PHOTOS ...
+    accelerate launch --num_processes 8 main.py ...                 # shared out over processes, one GPU each
 
-A finished image is never lost and never attacked twice: after an interruption the same command goes on with what is missing.
-It exists to measure and improve the robustness of classifiers. `python main.py --help` lists the flags.
+A finished image is never lost and never attacked twice: after an interruption the same command goes on with
+what is missing. It exists to measure and improve the robustness of classifiers. `python main.py --help` lists
+the flags.
 """
 
 from __future__ import annotations
@@ -145,7 +147,8 @@ def summarise(
             "",
             *evaluation.lines(),
             "",
-            f"mean PSNR {np.mean([row['psnr'] for row in rows]):.1f} dB, mean time {np.mean([row['seconds'] for row in rows]):.1f} s an image, "
+            f"mean PSNR {np.mean([row['psnr'] for row in rows]):.1f} dB, mean time "
+            f"{np.mean([row['seconds'] for row in rows]):.1f} s an image, "
             f"timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}",
         ]
     lines += [f"not attacked: {failure}" for failure in failures]
@@ -155,17 +158,23 @@ def summarise(
 def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
     """What a reader of the weights must know, in one line."""
     if mode == "learnable_detached":
-        return "mode learnable_detached: the weight is detached in the loss, so no gradient reaches the weight network and unchanged weights are expected"
+        return (
+            "mode learnable_detached: the weight is detached in the loss, so no gradient reaches the weight "
+            "network and unchanged weights are expected"
+        )
     if mode == "learnable" and effective_timesteps(weights) < COLLAPSED_BELOW:
         return (
-            f"mode learnable: the weights have collapsed onto timestep {int(weights.argmax())}, because the loss is linear in them and is smallest "
+            f"mode learnable: the weights have collapsed onto timestep {int(weights.argmax())}, because the "
+            f"loss is linear in them and is smallest "
             "with all weight on the smallest L_i; use --weight_mode fixed"
         )
     return None
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks, attacks, evaluates and writes; returns the exit code: 0, or 1 if an image could not be attacked."""
+    """Checks, attacks, evaluates and writes; returns the exit code: 0, or 1 if an image could not be
+    attacked.
+    """
     check_numbers(arguments)
     captions = captions_of(arguments)
     items = read_items(arguments, captions)
@@ -218,7 +227,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Loads all that the command names, inverts the first image, and prints what to expect of the run; attacks three iterations of it and writes nothing."""
+    """Loads all that the command names, inverts the first image, and prints what to expect of the run;
+    attacks three iterations of it and writes nothing.
+    """
     check_numbers(arguments)
     captions = captions_of(arguments)
     items = read_items(arguments, captions)
@@ -265,7 +276,8 @@ def check(arguments: argparse.Namespace) -> int:
                     ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
                     [
                         "reconstruction",
-                        f"{reconstructions[0]:.1f} dB with null-text optimisation, {reconstructions[1]:.1f} dB without",
+                        f"{reconstructions[0]:.1f} dB with null-text optimisation, {reconstructions[1]:.1f} "
+                        f"dB without",
                     ],
                     [
                         "peak memory",
@@ -273,7 +285,8 @@ def check(arguments: argparse.Namespace) -> int:
                     ],
                     [
                         "time to expect",
-                        f"{inverted + attacked:.0f} s an image, one at a time ({inverted:.0f} s inversion and null-text optimisation, {attacked:.0f} s attack); "
+                        f"{inverted + attacked:.0f} s an image, one at a time ({inverted:.0f} s inversion "
+                        f"and null-text optimisation, {attacked:.0f} s attack); "
                         f"{len(items[: arguments.limit]) * (inverted + attacked) / 60:.0f} min in all",
                     ],
                 ]
@@ -286,7 +299,9 @@ def check(arguments: argparse.Namespace) -> int:
 def report(
     arguments: argparse.Namespace, selected: Sequence[Item], attack: DiffAttack, device: torch.device
 ) -> int:
-    """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a run that is complete; returns the exit code."""
+    """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
+    run that is complete; returns the exit code.
+    """
     indices = [item.index for item in selected]
     rows = read_rows(arguments.save_dir, indices)
     failures = read_failures(arguments.save_dir, indices)
@@ -336,7 +351,8 @@ def report(
         draw_folders([finished], each_image=arguments.figures == "all", anew=False)
         write_page(finished)
         print(
-            f"\nfigures in {arguments.save_dir / ANALYSIS}, and a page to look through in {arguments.save_dir / 'report.html'}"
+            f"\nfigures in {arguments.save_dir / ANALYSIS}, and a page to look through in "
+            f"{arguments.save_dir / 'report.html'}"
         )
     return 1 if failures else 0
 
@@ -365,7 +381,9 @@ def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int)
 
 
 def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Clean and adversarial files of an output folder, `*originImage*` with `*adv_image*`, in natural order."""
+    """Clean and adversarial files of an output folder, `*originImage*` with `*adv_image*`, in natural
+    order.
+    """
     if not folder.is_dir():
         raise InputError(
             f"--images_root: there is no folder {str(folder)!r}; give the output folder of an attack"
@@ -381,7 +399,8 @@ def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
         for path in paths:
             if not path.with_name(path.name.replace(kind, partner)).is_file():
                 raise InputError(
-                    f"--images_root: {path.name} has no partner {path.name.replace(kind, partner)} in {str(folder)!r}"
+                    f"--images_root: {path.name} has no partner {path.name.replace(kind, partner)} in "
+                    f"{str(folder)!r}"
                 )
     if not clean:
         raise InputError(
@@ -391,7 +410,9 @@ def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def test(arguments: argparse.Namespace) -> int:
-    """Evaluates an output folder without any diffusion model, and writes evaluation.json and evaluation.txt; returns the exit code."""
+    """Evaluates an output folder without any diffusion model, and writes evaluation.json and evaluation.txt;
+    returns the exit code.
+    """
     pairs = list_pairs(arguments.images_root)
     captions = captions_of(arguments)
     items = label_pairs(arguments, [clean for clean, _ in pairs], captions)
@@ -401,9 +422,13 @@ def test(arguments: argparse.Namespace) -> int:
     for path in (path for pair in pairs for path in pair):
         if side_of(path) != size:
             raise InputError(
-                f"--images_root: {path.name} has another size than {pairs[0][0].name}; expected squares of {size} pixels"
+                f"--images_root: {path.name} has another size than {pairs[0][0].name}; expected squares of "
+                f"{size} pixels"
             )
-    read = lambda paths: np.stack([read_image(path, size) for path in paths])
+
+    def read(paths):
+        return np.stack([read_image(path, size) for path in paths])
+
     reconstructions = [
         path.with_name(path.name.replace("originImage", "reconstruction")) for path, _ in pairs
     ]  # which the original tool does not write
@@ -451,7 +476,8 @@ def label_pairs(arguments: argparse.Namespace, clean: Sequence[Path], captions: 
         )
     if isinstance(arguments.target_label, str):
         raise InputError(
-            f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other names than the CSV; give a label"
+            f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other "
+            f"names than the CSV; give a label"
         )
     labels, _ = Labels(arguments.label_path, len(captions), arguments.label_base).of_lines(
         read_lines(arguments.label_path), clean

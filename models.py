@@ -1,4 +1,6 @@
-"""The diffusion model and the classifiers of a run: which device and precision they take, and how they are loaded."""
+"""The diffusion model and the classifiers of a run: which device and precision they take, and how they are
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def check_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def set_up(device: torch.device) -> None:
-    """What makes the device fast: memory that is kept on a CPU, TF32 on CUDA; and, there, the same algorithms in every run."""
+    """What makes the device fast: memory that is kept on a CPU, TF32 on CUDA; and, there, the same algorithms
+    in every run.
+    """
     if device.type == "cpu":
         keep_freed_memory()
     elif device.type == "cuda":
@@ -57,7 +61,8 @@ def set_up(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc's allocator to keep what is freed: returned to the kernel, every large tensor costs page faults again.
+    """Tells glibc's allocator to keep what is freed: returned to the kernel, every large tensor costs page
+    faults again.
 
     It does nothing where the C library is another one.
     """
@@ -75,20 +80,24 @@ def load_pipeline(
 ) -> StableDiffusionPipeline:
     """The checkpoint from a folder, a single file or the hub; safetensors only.
 
-    On a CPU the networks are laid out channels-last: on two cores an iteration on the small model then took 1.39 s instead of 1.54.
+    On a CPU the networks are laid out channels-last: on two cores an iteration on the small model then took
+    1.39 s instead of 1.54.
     """
     folder, file = Path(path).is_dir(), path.endswith(".safetensors")
     if folder and not (Path(path) / "model_index.json").is_file():
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} has no model_index.json; give a Stable Diffusion folder in diffusers format, or a .safetensors file"
+            f"--pretrained_diffusion_path: {path!r} has no model_index.json; give a Stable Diffusion folder "
+            f"in diffusers format, or a .safetensors file"
         )
     if file and not Path(path).is_file():
         raise InputError(
-            f"--pretrained_diffusion_path: there is no file {path!r}; give a Stable Diffusion folder in diffusers format, or a .safetensors file"
+            f"--pretrained_diffusion_path: there is no file {path!r}; give a Stable Diffusion folder in "
+            f"diffusers format, or a .safetensors file"
         )
     if not folder and not file and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise InputError(
-            f"--pretrained_diffusion_path: there is no folder {path!r}; give a Stable Diffusion folder in diffusers format, or a hub id such as Manojb/stable-diffusion-2-base"
+            f"--pretrained_diffusion_path: there is no folder {path!r}; give a Stable Diffusion folder in "
+            f"diffusers format, or a hub id such as Manojb/stable-diffusion-2-base"
         )
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
@@ -110,7 +119,9 @@ def load_pipeline(
                 kind = StableDiffusionPipeline.load_config(path)["_class_name"]
             if kind != "StableDiffusionPipeline":
                 raise InputError(
-                    f"--pretrained_diffusion_path: {path!r} is a {kind}; expected a Stable Diffusion 1.x or 2.x checkpoint, a StableDiffusionPipeline (SDXL has two text encoders, which this attack does not know)"
+                    f"--pretrained_diffusion_path: {path!r} is a {kind}; expected a Stable Diffusion 1.x or "
+                    f"2.x checkpoint, a StableDiffusionPipeline (SDXL has two text encoders, which this "
+                    f"attack does not know)"
                 )
             pipeline = StableDiffusionPipeline.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, variant=variant_of(path), **unused
@@ -121,7 +132,8 @@ def load_pipeline(
             "cannot be loaded" if folder or file else "is no folder here, and the model hub did not give it"
         )
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} {where} ({reason}); give the path of a folder that holds the checkpoint in diffusers format with safetensors weights"
+            f"--pretrained_diffusion_path: {path!r} {where} ({reason}); give the path of a folder that "
+            f"holds the checkpoint in diffusers format with safetensors weights"
         ) from None
     if device.type == "cpu":
         pipeline.unet.to(memory_format=torch.channels_last)
@@ -138,7 +150,9 @@ def variant_of(path: str) -> str | None:
 def load_networks(
     arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype, captions: Sequence[str]
 ) -> tuple[StableDiffusionPipeline, list[torch.nn.Module]]:
-    """The diffusion model and the surrogates; transfer classifiers are loaded once, too, so that what is wrong with them is said before the attack."""
+    """The diffusion model and the surrogates; transfer classifiers are loaded once, too, so that what is
+    wrong with them is said before the attack.
+    """
     main_process = (
         multiprocessing.parent_process() is None
     )  # of several, it has found and said all this before
@@ -185,7 +199,9 @@ def make_attack(
 
 
 def process_device(name: str) -> str:
-    """The device of one of several processes: its own GPU, unless the flag names a device without a number of its own."""
+    """The device of one of several processes: its own GPU, unless the flag names a device without a number of
+    its own.
+    """
     state = PartialState(
         cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(weeks=8)
     )  # the first to finish waits for the last

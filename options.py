@@ -1,4 +1,6 @@
-"""Every flag, once: its name, type, default and help; and what is checked of them before any model is loaded."""
+"""Every flag, once: its name, type, default and help; and what is checked of them before any model is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,8 @@ def captions_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     needed = PRESETS[arguments.dataset_name].captions
     if arguments.captions is None and needed:
         raise InputError(
-            f"--dataset_name {arguments.dataset_name} needs --captions with the path of {needed}, which comes with the data set"
+            f"--dataset_name {arguments.dataset_name} needs --captions with the path of {needed}, which "
+            f"comes with the data set"
         )
     return IMAGENET_CLASSES if arguments.captions is None else read_captions(arguments.captions)
 
@@ -104,7 +107,8 @@ def make_parser(description: str) -> ArgumentParser:
         type=Path,
         default=None,
         metavar="FILE",
-        help="true classes: one number a line in the order of the images (several for an image that shows several), or a CSV with columns ImageId,TrueLabel "
+        help="true classes: one number a line in the order of the images (several for an image that shows "
+        "several), or a CSV with columns ImageId,TrueLabel "
         "or filename,label; without it the demo's for the demo, else the folder that an image lies in",
     )
     group.add_argument(
@@ -115,7 +119,8 @@ def make_parser(description: str) -> ArgumentParser:
         type=Path,
         default=None,
         metavar="FILE",
-        help="names of the classes: one a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label (default: ImageNet's 1000)",
+        help="names of the classes: one a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON "
+        "with id2label (default: ImageNet's 1000)",
     )
     group.add_argument(
         "--dataset_name",
@@ -128,7 +133,8 @@ def make_parser(description: str) -> ArgumentParser:
         type=target_label,
         default=None,
         metavar="N",
-        help="targeted attack: make the classifier see this class; or TargetClass, for the column of that name in a CSV",
+        help="targeted attack: make the classifier see this class; or TargetClass, for the column of that "
+        "name in a CSV",
     )
     group.add_argument(
         "--save_dir",
@@ -143,18 +149,21 @@ def make_parser(description: str) -> ArgumentParser:
     group.add_argument(
         "--is_test",
         **switch,
-        help="attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the original DiffAttack",
+        help="attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the "
+        "original DiffAttack",
     )
     group.add_argument(
         "--figures",
         choices=("all", "pooled", "none"),
         default="all",
-        help="draw at the end: each image's figures and those pooled over the images, with the page report.html; only the pooled ones and the page; nothing",
+        help="draw at the end: each image's figures and those pooled over the images, with the page "
+        "report.html; only the pooled ones and the page; nothing",
     )
     group.add_argument(
         "--check",
         action="store_true",
-        help="load all that the command names, try it on the first image, say what to expect, and stop: for before a long run",
+        help="load all that the command names, try it on the first image, say what to expect, and stop: for "
+        "before a long run",
     )
     group.add_argument(
         "--limit", type=int, default=None, metavar="K", help="attack only the first K images (default: all)"
@@ -172,7 +181,8 @@ def make_parser(description: str) -> ArgumentParser:
         type=classifier_names,
         default="efficientnet_lite0",
         metavar="NAMES",
-        help=f"the classifier that is attacked (the surrogate), or several, separated by commas: {', '.join(REGISTRY)}, a short name "
+        help=f"the classifier that is attacked (the surrogate), or several, separated by commas: "
+        f"{', '.join(REGISTRY)}, a short name "
         "of --list_models, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, FILE.ts or FILE.py:FUNCTION",
     )
     group.add_argument(
@@ -192,13 +202,15 @@ def make_parser(description: str) -> ArgumentParser:
         "--weight_mode",
         choices=WEIGHT_MODES,
         default="uniform",
-        help="uniform: the original DiffAttack; fixed: recommended; learnable: collapses; learnable_detached: never moves",
+        help="uniform: the original DiffAttack; fixed: recommended; learnable: collapses; "
+        "learnable_detached: never moves",
     )
     group.add_argument(
         "--weight_schedule",
         default="learned",
         metavar="SCHEDULE",
-        help=f"weights of mode fixed, early to late: {', '.join(SCHEDULES)}, or numbers such as 0.1,0.1,0.2,0.2,0.4",
+        help=f"weights of mode fixed, early to late: {', '.join(SCHEDULES)}, or numbers such as "
+        f"0.1,0.1,0.2,0.2,0.4",
     )
     group.add_argument(
         "--weight_lr",
@@ -254,7 +266,8 @@ def make_parser(description: str) -> ArgumentParser:
         type=float,
         default=None,
         metavar="T",
-        help="the attack's loss divides logits by it; above 1 where a classifier is so sure that gradients vanish (default: 1; 10 for cub_200_2011 and standford_car)",
+        help="the attack's loss divides logits by it; above 1 where a classifier is so sure that gradients "
+        "vanish (default: 1; 10 for cub_200_2011 and standford_car)",
     )
     group.add_argument(
         "--is_apply_mask", **switch, help="change the image only where the true class is looked at"
@@ -272,27 +285,31 @@ def make_parser(description: str) -> ArgumentParser:
         "--dtype",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="precision of the diffusion model; auto: bf16 on a GPU that has it, else fp32. Losses and optimisers are fp32",
+        help="precision of the diffusion model; auto: bf16 on a GPU that has it, else fp32. Losses and "
+        "optimisers are fp32",
     )
     group.add_argument(
         "--batch_size",
         type=int,
         default=None,
         metavar="B",
-        help="images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable modes)",
+        help="images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable "
+        "modes)",
     )
     group.add_argument(
         "--processes",
         type=int,
         default=None,
         metavar="P",
-        help="processes that share out the images (default: on a CPU one for each core that memory allows, unless OMP_NUM_THREADS is set; else 1, and 1 in mode learnable)",
+        help="processes that share out the images (default: on a CPU one for each core that memory allows, "
+        "unless OMP_NUM_THREADS is set; else 1, and 1 in mode learnable)",
     )
     group.add_argument(
         "--shard",
         default="0/1",
         metavar="K/N",
-        help="attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the same command without it then prints the table of all",
+        help="attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the "
+        "same command without it then prints the table of all",
     )
     group.add_argument(
         "--seed",
@@ -307,7 +324,8 @@ def check_numbers(arguments: argparse.Namespace) -> None:
     """Ranges of the numbers, and whether the schedule fits them."""
     if not arguments.diffusion_steps <= 1000 or not 1 <= arguments.start_step < arguments.diffusion_steps:
         raise InputError(
-            f"--start_step is {arguments.start_step} and --diffusion_steps {arguments.diffusion_steps}; expected 1 <= start_step < diffusion_steps <= 1000"
+            f"--start_step is {arguments.start_step} and --diffusion_steps {arguments.diffusion_steps}; "
+            f"expected 1 <= start_step < diffusion_steps <= 1000"
         )
     if arguments.res % 32 or arguments.res < 96:
         raise InputError(f"--res is {arguments.res}; expected a multiple of 32, at least 96, such as 224")
@@ -340,7 +358,9 @@ def check_numbers(arguments: argparse.Namespace) -> None:
 
 
 def check_shards(arguments: argparse.Namespace, processes: int, process: int) -> tuple[int, int]:
-    """Which part of the images is this process's, over all machines and processes: part k of n takes the images k, k + n, ..."""
+    """Which part of the images is this process's, over all machines and processes: part k of n takes the
+    images k, k + n, ...
+    """
     match = re.fullmatch(r"(\d+)/(\d+)", arguments.shard)
     if not match or not int(match[1]) < int(match[2]):
         raise InputError(f"--shard is {arguments.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
@@ -351,6 +371,7 @@ def check_shards(arguments: argparse.Namespace, processes: int, process: int) ->
         )
     if arguments.weight_mode == "learnable" and shards * processes * (arguments.processes or 1) > 1:
         raise InputError(
-            "--weight_mode learnable trains one weight network on all images, one after the other; run it without --shard and in one process"
+            "--weight_mode learnable trains one weight network on all images, one after the other; run it "
+            "without --shard and in one process"
         )
     return shard * processes + process, shards * processes

@@ -3,7 +3,8 @@
     python main.py --save_dir output_fixed/      # writes output_fixed/report.html at its end
     python utils.py output_fixed                 # writes it anew, with the figures
 
-The page is filled in from report_template.html by Jinja2, which escapes what it fills in; pictures are part of it, and it asks no network for anything.
+The page is filled in from report_template.html by Jinja2, which escapes what it fills in; pictures are part
+of it, and it asks no network for anything.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from utils import (
 )
 
 FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
-    "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at the first layer, as bars with deviations; a dashed line marks equal shares",
-    "layer_shares": "Share of each self-attention layer in the loss of each timestep, as a grid of percentages",
-    "weight_curves": "Weight of each timestep over the iterations of the run, with the named schedules as reference lines",
-    "losses": "The three losses before and after their factors, and the confidence in the true class, over iterations",
+    "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at "
+    "the first layer, as bars with deviations; a dashed line marks equal shares",
+    "layer_shares": "Share of each self-attention layer in the loss of each timestep, as a grid of "
+    "percentages",
+    "weight_curves": "Weight of each timestep over the iterations of the run, with the named schedules as "
+    "reference lines",
+    "losses": "The three losses before and after their factors, and the confidence in the true class, over "
+    "iterations",
     "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
     "loss_heatmap": "Self-attention loss by timestep and iteration",
 }
@@ -56,7 +61,8 @@ QUALITIES = [
 
 
 def write_page(run: Run) -> None:
-    """Writes `report.html` into the folder of a finished run, from its records, pictures, figures and results.json.
+    """Writes `report.html` into the folder of a finished run, from its records, pictures, figures and
+    results.json.
 
     Raises:
         OSError: results.json or a figure is missing, or the page cannot be written.
@@ -106,7 +112,9 @@ def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dic
 
 
 def encode(pictures: Sequence[np.ndarray], budget: int) -> list[str]:
-    """Data URLs of pictures, uint8 `(H, W, 3)`: WebP at the best quality with which all of them together keep to the budget in bytes."""
+    """Data URLs of pictures, uint8 `(H, W, 3)`: WebP at the best quality with which all of them together keep
+    to the budget in bytes.
+    """
     for scale, quality in QUALITIES:
         files = []
         for picture in map(Image.fromarray, pictures):
@@ -124,15 +132,18 @@ def data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-# ---------------------------------------------------------------- an image's own curves, as SVG in the template
+# ---------------------------------------------------------------- an image's own curves, as SVG in the
+# template
 
 CHART = {"left": 38, "right": 254, "top": 8, "bottom": 92}  # of the axes inside a chart of 260 x 120
 
 
 def charts(record: ImageRecord) -> list[dict]:
-    """Confidence, self-attention loss and weights over iterations, and the shares of the timesteps, in the coordinates of CHART."""
+    """Confidence, self-attention loss and weights over iterations, and the shares of the timesteps, in the
+    coordinates of CHART.
+    """
     colours = [
-        "#%02x%02x%02x" % tuple(round(255 * c) for c in colour[:3])
+        "#" + "".join(f"{round(255 * c):02x}" for c in colour[:3])
         for colour in timestep_colours(len(record.timesteps))
     ]
     total = record.layer_losses.sum((1, 2), dtype=np.float64)
@@ -192,7 +203,9 @@ def horizontal(k: int, count: int) -> float:
 
 
 def polylines(values: np.ndarray, low: float, high: float) -> list[str]:
-    """Points of the pieces of a curve, which has gaps where values `(K,)` are not finite; a piece of one point becomes a short dash."""
+    """Points of the pieces of a curve, which has gaps where values `(K,)` are not finite; a piece of one
+    point becomes a short dash.
+    """
     pieces: list[list[str]] = [[]]
     for k, value in enumerate(values):
         if not np.isfinite(value):

@@ -1,4 +1,6 @@
-"""The folder of a run: who may write to it, what is finished in it, its records, and how its images are shared out, in batches and processes."""
+"""The folder of a run: who may write to it, what is finished in it, its records, and how its images are
+shared out, in batches and processes.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,8 @@ def check_save_dir(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(
-            f"--save_dir: {str(folder)!r} cannot be written, because {str(existing)!r} is {'not writable' if existing.is_dir() else 'a file'}; give another folder"
+            f"--save_dir: {str(folder)!r} cannot be written, because {str(existing)!r} is "
+            f"{'not writable' if existing.is_dir() else 'a file'}; give another folder"
         )
 
 
@@ -113,7 +116,8 @@ def check_folder(folder: Path, configuration: dict) -> None:
     if not path.exists():
         if next(folder.glob("*_record.npz"), None):
             raise InputError(
-                f"--save_dir: {str(folder)!r} holds results but no run.json that says of what; give another folder, or --overwrite to start over"
+                f"--save_dir: {str(folder)!r} holds results but no run.json that says of what; give another "
+                f"folder, or --overwrite to start over"
             )
         return
     found = json.loads(path.read_text())
@@ -124,7 +128,8 @@ def check_folder(folder: Path, configuration: dict) -> None:
     ]
     if differing:
         raise InputError(
-            f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; give another folder, or --overwrite to start over"
+            f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; "
+            f"give another folder, or --overwrite to start over"
         )
 
 
@@ -219,7 +224,9 @@ def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:
 
 
 def write_record(record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path) -> None:
-    """Saves a record with one array a field, the row of the results and the weights' state after the image; `numpy.load` reads it."""
+    """Saves a record with one array a field, the row of the results and the weights' state after the image;
+    `numpy.load` reads it.
+    """
     fields = {field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
@@ -408,7 +415,8 @@ class Runner:
                 else "this model needs more memory than there is"
             )
             raise RunError(
-                f"out of memory with one image and the graph of one timestep at a time at --res {self.arguments.res} ({' '.join(reason.split())[:160]}); "
+                f"out of memory with one image and the graph of one timestep at a time at --res "
+                f"{self.arguments.res} ({' '.join(reason.split())[:160]}); "
                 f"{advice}; the images done so far are complete"
             )
 
@@ -426,7 +434,9 @@ class Runner:
 
 
 def count_processes(arguments: argparse.Namespace, attack: DiffAttack, images: int, launched: int) -> int:
-    """How many processes of this machine share out the images. It does not depend on how many are done, so that a run that goes on computes as before."""
+    """How many processes of this machine share out the images. It does not depend on how many are done, so
+    that a run that goes on computes as before.
+    """
     if arguments.processes is not None:
         return min(arguments.processes, images)
     if (
@@ -441,7 +451,8 @@ def count_processes(arguments: argparse.Namespace, attack: DiffAttack, images: i
         for network in (attack.unet, attack.vae, *attack.classifiers)
         for parameter in network.parameters()
     )
-    # Measured on the small model: 1.1 GB. A larger one keeps some three times its weights in activations for the backward pass.
+    # Measured on the small model: 1.1 GB. A larger one keeps some three times its weights in activations for
+    # the backward pass.
     return processes_for(images, int((1.2e9 + 4 * weights) * (arguments.res / 224) ** 2))
 
 
@@ -453,7 +464,9 @@ def share_out(
     captions: Sequence[str],
     bar: tqdm,
 ) -> None:
-    """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed, is left to the caller."""
+    """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed,
+    is left to the caller.
+    """
 
     def progress() -> None:
         bar.n = len(items) - len(
@@ -475,7 +488,8 @@ def share_out(
     )
     if killed:
         tqdm.write(
-            f"{len(killed)} of {arguments.processes} processes were killed ({', '.join(f'signal {-code}' for code in killed)}), perhaps for want of memory; "
+            f"{len(killed)} of {arguments.processes} processes were killed "
+            f"({', '.join(f'signal {-code}' for code in killed)}), perhaps for want of memory; "
             "going on with their images in this one",
             file=sys.stderr,
         )
@@ -527,7 +541,9 @@ def write_report(folder: Path, json_name: str, text_name: str, results: dict, te
 
 
 def run_program(name: str, work: Callable[[], int]) -> int:
-    """What main.py and compare.py answer with: the exit code, and one line for input or a machine that does not allow the work."""
+    """What main.py and compare.py answer with: the exit code, and one line for input or a machine that does
+    not allow the work.
+    """
     try:
         return work()
     except (InputError, DatasetError, ClassifierError) as error:
@@ -537,16 +553,20 @@ def run_program(name: str, work: Callable[[], int]) -> int:
     except RunError as error:
         print(f"\n{name}: error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # images that cannot be read and folders that cannot be written are dealt with above, so this is a disk that is full or gone
+    # images that cannot be read and folders that cannot be written are dealt with above, so this is a disk
+    # that is full or gone
+    except OSError as error:
         print(
-            f"\n{name}: error: {error.filename or 'writing a result'}: {error.strerror or error}; the images done so far are complete, "
+            f"\n{name}: error: {error.filename or 'writing a result'}: {error.strerror or error}; the "
+            f"images done so far are complete, "
             "make room and run the same command again to go on",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
         print(
-            f"\n{name}: interrupted; the images done so far are complete, and the same command goes on with the rest",
+            f"\n{name}: interrupted; the images done so far are complete, and the same command goes on with "
+            f"the rest",
             file=sys.stderr,
         )
         return 130

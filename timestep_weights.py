@@ -1,10 +1,12 @@
-"""Timestep weights of the structure-preserving self-attention loss: edit this file to try a schedule of your own.
+"""Timestep weights of the structure-preserving self-attention loss: edit this file to try a schedule of your
+own.
 
     python main.py --weight_mode fixed --weight_schedule increasing
     python main.py --weight_mode fixed --weight_schedule 0.1,0.1,0.2,0.2,0.4
 
-Add an entry to SCHEDULES and its name works as `--weight_schedule`. A schedule lists the attacked timesteps from early
-(noisiest) to late (next to the image); it may have any length and sum, since it is stretched and normalised.
+Add an entry to SCHEDULES and its name works as `--weight_schedule`. A schedule lists the attacked timesteps
+from early (noisiest) to late (next to the image); it may have any length and sum, since it is stretched and
+normalised.
 """
 
 import math
@@ -36,25 +38,30 @@ def parse_schedule(text: str) -> tuple[float, ...]:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
         raise ValueError(
-            f"unknown schedule {text!r}: expected one of {', '.join(SCHEDULES)} or numbers such as 0.1,0.1,0.2,0.2,0.4"
+            f"unknown schedule {text!r}: expected one of {', '.join(SCHEDULES)} or numbers such as "
+            f"0.1,0.1,0.2,0.2,0.4"
         ) from None
 
 
 def schedule_weights(schedule: Sequence[float], num_timesteps: int) -> torch.Tensor:
-    """Weights `(N,)` in float64 that sum to 1: the schedule, interpolated linearly over i / (N - 1), normalised.
+    """Weights `(N,)` in float64 that sum to 1: the schedule, interpolated linearly over i / (N - 1),
+    normalised.
 
     Args:
-        schedule: non-negative weights, early to late; N of them, or at least two, which are then stretched to N.
+        schedule: non-negative weights, early to late; N of them, or at least two, which are then stretched to
+            N.
         num_timesteps: N, the number of attacked timesteps.
     Raises:
-        ValueError: a weight is negative or not finite, all are zero, or one weight is given for several timesteps.
+        ValueError: a weight is negative or not finite, all are zero, or one weight is given for several
+        timesteps.
     """
     weights = np.asarray(schedule, dtype=np.float64)
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError(f"a schedule needs finite, non-negative weights, not {list(schedule)}")
     if weights.size != num_timesteps and weights.size < 2:
         raise ValueError(
-            f"a schedule of {weights.size} weights cannot be stretched to {num_timesteps} timesteps: give {num_timesteps}, or at least 2"
+            f"a schedule of {weights.size} weights cannot be stretched to {num_timesteps} timesteps: give "
+            f"{num_timesteps}, or at least 2"
         )
     if num_timesteps == 1:
         weights = weights[-1:] if weights[-1] > 0 else weights.sum(keepdims=True)
@@ -87,11 +94,14 @@ class TimestepWeightNetwork(torch.nn.Module):
 
     def forward(self) -> torch.Tensor:
         """Weights `(N,)` that sum to 1."""
-        # Not tanh: at high learning rates it saturates, several timesteps get the same features for good, and the weights stop halfway to their collapse.
+        # Not tanh: at high learning rates it saturates, several timesteps get the same features for good, and
+        # the weights stop halfway to their collapse.
         logits = self.out(F.softsign(self.hidden(self.embedding.weight))).squeeze(1)  # (N,)
         return (self.start + logits).softmax(0)
 
 
 def effective_timesteps(weights: torch.Tensor) -> float:
-    """exp(entropy) of weights `(N,)` that sum to 1: N when they are equal, 1 when all the weight is on one timestep."""
+    """exp(entropy) of weights `(N,)` that sum to 1: N when they are equal, 1 when all the weight is on one
+    timestep.
+    """
     return math.exp(-torch.special.xlogy(weights, weights).sum().item())

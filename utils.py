@@ -1,13 +1,16 @@
-"""Reads and writes pictures, and draws figures from what a run saved: weights, losses by timestep and layer, attention, and what changed in the image.
+"""Draws figures from what a run saved: weights, losses by timestep and layer, attention, and what changed in
+the image.
 
-    python utils.py output_fixed                    # draws output_fixed/timestep_analysis and output_fixed/report.html, without any model
-    python utils.py output_fixed output_uniform     # of each; and both side by side as output_fixed/timestep_analysis/compared_*
+    python utils.py output_fixed                    # its timestep_analysis and report.html, without any model
+    python utils.py output_fixed output_uniform     # of each; and both side by side, as compared_*
 
     from utils import plot_average_loss_per_timestep, read_run
     run = read_run(Path("output_fixed"))
-    plot_average_loss_per_timestep({"fixed": run.layer_losses}, run.records[0].timesteps.tolist()).savefig("shares.png")
+    timesteps = run.records[0].timesteps.tolist()
+    plot_average_loss_per_timestep({"fixed": run.layer_losses}, timesteps).savefig("shares.png")
 
-Figures are written as PNG, those that are pooled over images also as PDF. The functions that draw take arrays and return a matplotlib `Figure`.
+Figures are written as PNG, those that are pooled over images also as PDF. The functions that draw take arrays
+and return a matplotlib `Figure`.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run'
 
 @dataclass
 class ImageRecord:
-    """What a run saved of one image, besides its pictures; K iterations, N timesteps, L self-attention layers."""
+    """What a run saved of one image, besides its pictures; K iterations, N timesteps, L self-attention
+    layers.
+    """
 
     path: Path
     row: dict  # of results.json
@@ -84,7 +89,9 @@ class Run:
 
     @property
     def factors(self) -> np.ndarray:
-        """`(4,)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part of it, but has the same factor as the weighted."""
+        """`(4,)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part of it, but
+        has the same factor as the weighted.
+        """
         return np.array(
             [
                 self.configuration[f"{name}_loss_weight"]
@@ -144,7 +151,9 @@ def read_run(folder: Path, indices: Sequence[int] | None = None) -> Run:
 
 
 def layer_names(layers: Sequence[str], grids: Sequence[int]) -> list[str]:
-    """Names of attention layers by place and grid, such as "up 28 x 28"; of several with the same, numbered in the order in which the UNet runs them."""
+    """Names of attention layers by place and grid, such as "up 28 x 28"; of several with the same, numbered
+    in the order in which the UNet runs them.
+    """
     names = [f"{layer.split('_')[0]} {grid} x {grid}" for layer, grid in zip(layers, grids)]
     return [
         name if names.count(name) == 1 else f"{name} ({names[:k].count(name) + 1})"
@@ -153,17 +162,23 @@ def layer_names(layers: Sequence[str], grids: Sequence[int]) -> list[str]:
 
 
 def timestep_shares(layer_losses: np.ndarray) -> np.ndarray:
-    """Each timestep's share of the self-attention loss, before weights, summed over iterations and layers: `(..., K, N, L)` to `(..., N)`, sum 1."""
+    """Each timestep's share of the self-attention loss, before weights, summed over iterations and layers:
+    `(..., K, N, L)` to `(..., N)`, sum 1.
+    """
     return normalised(np.nansum(layer_losses, (-3, -1)))
 
 
 def layer_shares(layer_losses: np.ndarray) -> np.ndarray:
-    """Each layer's share of the self-attention loss, before weights, summed over iterations and timesteps: `(..., K, N, L)` to `(..., L)`, sum 1."""
+    """Each layer's share of the self-attention loss, before weights, summed over iterations and timesteps:
+    `(..., K, N, L)` to `(..., L)`, sum 1.
+    """
     return normalised(np.nansum(layer_losses, (-3, -2)))
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
-    """`(..., M)` over its sum over the last axis; NaN where that is zero, as in the first iteration, in which nothing has changed yet."""
+    """`(..., M)` over its sum over the last axis; NaN where that is zero, as in the first iteration, in which
+    nothing has changed yet.
+    """
     total = values.sum(-1, keepdims=True)
     return np.divide(values, total, out=np.full_like(values, np.nan, dtype=np.float64), where=total > 0)
 
@@ -222,7 +237,9 @@ def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
 def new_figure(
     title: str, rows: int, columns: int, height: float = 2.4, layout: str | None = "constrained", **options
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with `(rows, columns)` panels: one fills a column of a paper, several side by side are narrower each."""
+    """A figure with `(rows, columns)` panels: one fills a column of a paper, several side by side are
+    narrower each.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(COLUMN if columns == 1 else 2.5 * columns, height * rows), layout=layout)
@@ -327,10 +344,12 @@ def plot_weight_curves(
 
 @styled
 def plot_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
-    """`L_i` over the timesteps at the first, middle and last iterations; the median over images, with quartiles.
+    """`L_i` over the timesteps at the first, middle and last iterations; the median over images, with
+    quartiles.
 
     Args:
-        runs: by name, `L_i` as `(images, iterations, N)`. In iteration 1 all are zero, so that the first that is drawn is 2.
+        runs: by name, `L_i` as `(images, iterations, N)`. In iteration 1 all are zero, so that the first that
+            is drawn is 2.
         timesteps: the N attacked timesteps, early to late.
     """
     figure, panels = new_figure("Self-attention loss of each timestep", 1, len(runs), sharey=True)
@@ -396,10 +415,12 @@ def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) 
 
 @styled
 def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
-    """Each timestep's share of the self-attention loss, mean and standard deviation; above over all layers, below at the first layer alone.
+    """Each timestep's share of the self-attention loss, mean and standard deviation; above over all layers,
+    below at the first layer alone.
 
     Args:
-        runs: by name, losses `(images, iterations, N, L)`. The deviation is over images, of a single one over its iterations.
+        runs: by name, losses `(images, iterations, N, L)`. The deviation is over images, of a single one over
+            its iterations.
         timesteps: the N attacked timesteps, early to late.
     """
     single = all(len(losses) == 1 for losses in runs.values())
@@ -446,7 +467,8 @@ def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Se
 def plot_layer_shares(
     runs: Mapping[str, np.ndarray], timesteps: Sequence[int], layers: Sequence[str]
 ) -> Figure:
-    """Each layer's share of each timestep's self-attention loss, and of all of it, in percent; the mean over images.
+    """Each layer's share of each timestep's self-attention loss, and of all of it, in percent; the mean over
+    images.
 
     Args:
         runs: by name, losses `(images, iterations, N, L)`.
@@ -493,11 +515,13 @@ def plot_layer_shares(
 def plot_losses(
     runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], factors: Sequence[float]
 ) -> Figure:
-    """The losses before and after their factors, and the surrogate's confidence, over iterations; medians over images, with quartiles.
+    """The losses before and after their factors, and the surrogate's confidence, over iterations; medians
+    over images, with quartiles.
 
     Args:
-        runs: by name, losses `(images, 4, iterations)` in the order of LOSSES, confidence in the true class and whether the image is fooled,
-            `(images, iterations)` each. Of a single image the first iteration in which it is fooled is marked, of several the share that has been.
+        runs: by name, losses `(images, 4, iterations)` in the order of LOSSES, confidence in the true class
+            and whether the image is fooled, `(images, iterations)` each. Of a single image the first
+            iteration in which it is fooled is marked, of several the share that has been.
         factors: of the four in what is minimised.
     """
     figure, panels = new_figure("Losses and confidence", 3, len(runs), height=1.7, sharex="col", sharey="row")
@@ -552,13 +576,15 @@ def plot_attention(
     class_attention: np.ndarray,
     components: np.ndarray,
 ) -> Figure:
-    """Where the diffusion model looks without the attack (above) and with it: cross-attention to each class token, and the self-attention.
+    """Where the diffusion model looks without the attack (above) and with it: cross-attention to each class
+    token, and the self-attention.
 
     Args:
         clean, adversarial: uint8 `(H, W, 3)`.
         class_tokens: T of them.
         class_attention: `(2, T, grid, grid)`, averaged over timesteps, heads and layers; drawn on the image.
-        components: `(2, 3, h, w)`, the self-attention along its first principal components without the attack.
+        components: `(2, 3, h, w)`, the self-attention along its first principal components without the
+            attack.
     """
     columns = len(class_tokens) + components.shape[1]
     figure, panels = new_figure(
@@ -597,8 +623,9 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
     """Clean, adversarial, signed difference and amplified absolute difference of images, a row each.
 
     Args:
-        rows: clean and adversarial, uint8 `(H, W, 3)`, and a caption for each of the two. Signed differences are means over channels, and
-            their colours have one scale on the whole sheet, symmetric around zero.
+        rows: clean and adversarial, uint8 `(H, W, 3)`, and a caption for each of the two. Signed differences
+            are means over channels, and their colours have one scale on the whole sheet, symmetric around
+            zero.
     """
     figure, panels = new_figure(
         "", len(rows), 4, layout=None
@@ -639,10 +666,12 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
 def plot_overlay(
     runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], timesteps: Sequence[int]
 ) -> Figure:
-    """Several runs on the same axes: self-attention and attack loss, confidence, and each timestep's share; medians over images, with quartiles.
+    """Several runs on the same axes: self-attention and attack loss, confidence, and each timestep's share;
+    medians over images, with quartiles.
 
     Args:
-        runs: by name, losses by layer `(images, iterations, N, L)`, cross-entropy and confidence `(images, iterations)`.
+        runs: by name, losses by layer `(images, iterations, N, L)`, cross-entropy and confidence `(images,
+            iterations)`.
         timesteps: the N attacked timesteps, early to late.
     """
     figure, ((structure, attack), (confidence_panel, share)) = new_figure(
@@ -682,7 +711,8 @@ def plot_overlay(
 def plot_success_against_visibility(
     points: Mapping[str, Mapping[str, tuple[float, float, float]]], measure: str
 ) -> Figure:
-    """Attack success rates over how visible the attack is, a panel for each classifier or mean of them, a point for each run.
+    """Attack success rates over how visible the attack is, a panel for each classifier or mean of them, a
+    point for each run.
 
     Args:
         points: by run, `measure` and success rates by name, each as value and ends of its 95 % interval.
@@ -813,20 +843,24 @@ def captions(record: ImageRecord) -> tuple[str, str]:
     before, after = record.row["before"], record.row["after"]
     return (
         f"{short(record.row['file'])}\n{short(before['class'])} {before['confidence']:.2f}",
-        f"{'fooled' if record.row['success'] else 'not fooled'}:\n{short(after['class'])} {after['confidence']:.2f}",
+        f"{'fooled' if record.row['success'] else 'not fooled'}:\n{short(after['class'])} "
+        f"{after['confidence']:.2f}",
     )
 
 
 def short(name: str) -> str:
-    """A name as it may stand in a figure: of bounded length, and nothing in it taken for a formula, or for a curve without a label."""
+    """A name as it may stand in a figure: of bounded length, and nothing in it taken for a formula, or for a
+    curve without a label.
+    """
     name = name.encode("utf-8", "replace").decode()
     name = name if len(name) <= 28 else f"{name[:16]}...{name[-9:]}"
     return name.replace("$", r"\$") if name[:1] != "_" else " " + name.replace("$", r"\$")
 
 
 def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[list[str]]:
-    """The table of what each timestep costs: `L_i`, mean and standard deviation over images of its mean over iterations, its share, and how many
-    times the share is that of uniform losses; from losses `(images, iterations, N, L)`."""
+    """The table of what each timestep costs: `L_i`, mean and standard deviation over images of its mean over
+    iterations, its share, and how many times the share is that of uniform losses; from losses `(images,
+    iterations, N, L)`."""
     mean, deviation = mean_and_deviation(
         mean_and_deviation(layer_losses.sum(-1, dtype=np.float64).swapaxes(0, 1))[0]
     )
@@ -845,9 +879,11 @@ def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[li
 
 
 def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None = None) -> list:
-    """Writes `path` with .png and, if wanted, with .pdf; without the date, so that the same figure is the same file.
+    """Writes `path` with .png and, if wanted, with .pdf; without the date, so that the same figure is the
+    same file.
 
-    Finding the places of all panels takes half of the time, so that figures of many images with the same panels are laid out like the first of them.
+    Finding the places of all panels takes half of the time, so that figures of many images with the same
+    panels are laid out like the first of them.
 
     Args:
         like: what this returned for a figure with the same panels.
@@ -899,7 +935,8 @@ def save_contact_sheets(run: Run) -> None:
 def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True, pdf: bool = False) -> None:
     """Draws the figures of runs into their ANALYSIS folders.
 
-    Those that are pooled over images are written as PNG and as PDF. Each image's, and the contact sheets, take most of the time and are drawn by several processes.
+    Those that are pooled over images are written as PNG and as PDF. Each image's, and the contact sheets,
+    take most of the time and are drawn by several processes.
 
     Args:
         each_image: whether to draw each image's.
@@ -929,7 +966,9 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
 
 
 def is_drawn(record: Path) -> bool:
-    """Whether the figure of an image that is written last is there, and younger than the image's record and this file."""
+    """Whether the figure of an image that is written last is there, and younger than the image's record and
+    this file.
+    """
     last = record.parent / ANALYSIS / record.name.replace("record.npz", "contact_sheet.png")
     return last.exists() and last.stat().st_mtime >= max(
         record.stat().st_mtime, Path(__file__).stat().st_mtime
@@ -937,7 +976,9 @@ def is_drawn(record: Path) -> bool:
 
 
 def draw_comparison(runs: Mapping[str, Run], folder: Path, prefix: str = "") -> None:
-    """Draws the pooled figures of several runs, side by side with common axes and on the same axes, into the ANALYSIS folder of `folder`."""
+    """Draws the pooled figures of several runs, side by side with common axes and on the same axes, into the
+    ANALYSIS folder of `folder`.
+    """
     (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
     for name, figure in draw_runs(runs, named_schedules(len(next(iter(runs.values())).timesteps))):
         save_figure(figure, folder / ANALYSIS / f"{prefix}{name}")
@@ -957,7 +998,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--anew",
         action="store_true",
-        help="draw each image's figures again, also where they are younger than the image's record and utils.py",
+        help="draw each image's figures again, also where they are younger than the image's record and "
+        "utils.py",
     )
     parser.add_argument(
         "--pdf",

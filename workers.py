@@ -1,8 +1,8 @@
 """Processes that share out the images of a run on a CPU, and that end with the process that started them.
 
-One process with one thread for each core attacks far more images an hour than one process with all the threads: most operations of a small
-model are too short to be worth sharing between threads. Each image is computed by one process, so what is written does not depend on how
-many there are.
+One process with one thread for each core attacks far more images an hour than one process with all the
+threads: most operations of a small model are too short to be worth sharing between threads. Each image is
+computed by one process, so what is written does not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
 
 
 def processes_for(images: int, bytes_each: int) -> int:
-    """How many processes to start on this machine: one a core, no more than there are images, nor than fit into memory.
+    """How many processes to start on this machine: one a core, no more than there are images, nor than fit
+    into memory.
 
     One where OMP_NUM_THREADS is set: then the user shares out the cores.
     """
@@ -41,7 +42,8 @@ def available_cores() -> int:
 def run_in_processes(
     work: Callable[..., None], arguments: Sequence[tuple], progress: Callable[[], None]
 ) -> list[int]:
-    """Runs `work(*arguments[k])` in the k-th process, with an equal share of the cores or OMP_NUM_THREADS; `progress` is called twice a second.
+    """Runs `work(*arguments[k])` in the k-th process, with an equal share of the cores or OMP_NUM_THREADS;
+    `progress` is called twice a second.
 
     Returns:
         the exit codes of processes that were killed, which left their work undone.

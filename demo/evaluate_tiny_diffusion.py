@@ -1,12 +1,14 @@
 """Measures a diffusion model as the attack uses it, on photographs that it was not trained on.
 
-    python demo/evaluate_tiny_diffusion.py                     # the small model, on the 22 held-out photographs
-    python demo/evaluate_tiny_diffusion.py --images_root demo/images --label_path demo/labels.txt --boxes demo/boxes.csv
-    python demo/evaluate_tiny_diffusion.py --iterations 0      # without the attack: a minute and a half instead of ten
+    python demo/evaluate_tiny_diffusion.py                  # the small model, on the held-out photographs
+    python demo/evaluate_tiny_diffusion.py --images_root demo/images --label_path demo/labels.txt \\
+        --boxes demo/boxes.csv                              # on those of the demo
+    python demo/evaluate_tiny_diffusion.py --iterations 0   # without the attack, in a fraction of the time
 
-Prints the PSNR of the autoencoder alone and of the reconstruction without attack (inversion, null-text optimisation, decoding), which
-classifiers still recognise that reconstruction, the error of the predicted noise, how much of the attention falls into boxes that were drawn
-round the objects by eye, and what the attack in mode `uniform` does: success, transfer, PSNR, the sizes of its losses, seconds, memory.
+Prints the PSNR of the autoencoder alone and of the reconstruction without attack (inversion, null-text
+optimisation, decoding), which classifiers still recognise that reconstruction, the error of the predicted
+noise, how much of the attention falls into boxes that were drawn round the objects by eye, and what the
+attack in mode `uniform` does: success, transfer, PSNR, the sizes of its losses, seconds, memory.
 """
 
 import argparse
@@ -41,7 +43,9 @@ SIZE = 224
 
 
 def read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """For each file, `(SIZE, SIZE)`, 1 inside the boxes round its objects and 0 outside, from rows `file,left,top,right,bottom` in pixels."""
+    """For each file, `(SIZE, SIZE)`, 1 inside the boxes round its objects and 0 outside, from rows
+    `file,left,top,right,bottom` in pixels.
+    """
     masks: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((SIZE, SIZE), np.float32))
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
@@ -57,7 +61,9 @@ def share_of_cells(mask: np.ndarray, grid: int) -> torch.Tensor:
 
 @torch.no_grad()
 def attention_figures(attack: DiffAttack, inversion: Inversion, mask: np.ndarray) -> dict[str, float]:
-    """Of the run without attack, averaged over timesteps, heads and layers of one grid, as the attack's losses and masks use it."""
+    """Of the run without attack, averaged over timesteps, heads and layers of one grid, as the attack's
+    losses and masks use it.
+    """
     with attack.controller.attached(attack.unet):
         reference = attack.reference_run(inversion)
     tokens = inversion.class_tokens[0].cpu()
@@ -86,7 +92,9 @@ def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def noise_error(attack: DiffAttack, latents: torch.Tensor, class_name: str, t: int) -> float:
-    """Mean squared error of the predicted noise, as a share of the noise's power, for one image's latents `(1, C, h, w)`."""
+    """Mean squared error of the predicted noise, as a share of the noise's power, for one image's latents
+    `(1, C, h, w)`.
+    """
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(t)).to(latents)
     alpha, sigma = attack.signal_and_noise(t)
     noisy = alpha * latents + sigma * noise
@@ -164,11 +172,13 @@ def main() -> None:
     for name, values in figures.items():
         print(f"{name}: {summary(values, '.3g')}; mean {np.mean(values):.3g}")
     print(
-        f"inside over outside above 1.3: {np.mean(np.array(figures['inside over outside']) > 1.3):.0%} of the photographs"
+        f"inside over outside above 1.3: {np.mean(np.array(figures['inside over outside']) > 1.3):.0%} of "
+        f"the photographs"
     )
     covered = np.array(figures["hard mask covers"])
     print(
-        f"hard mask covers between 10 % and 70 %: {np.mean((covered > 0.1) & (covered < 0.7)):.0%} of the photographs"
+        f"hard mask covers between 10 % and 70 %: {np.mean((covered > 0.1) & (covered < 0.7)):.0%} of the "
+        f"photographs"
     )
     kept = before_all = 0
     for name in REGISTRY:
@@ -189,7 +199,8 @@ def main() -> None:
             f"{name}: recognises the reconstruction of {still} of the {correct['clean'].sum()} it got right"
         )
         if "attack" in correct:
-            line += f", and is fooled by the attack on efficientnet_lite0 with {(correct['clean'] & ~correct['attack']).sum()}"
+            fooled = (correct["clean"] & ~correct["attack"]).sum()
+            line += f", and is fooled by the attack on efficientnet_lite0 with {fooled}"
         print(line)
     print(f"all classifiers on reconstructions: {kept}/{before_all} = {kept / max(before_all, 1):.1%}")
     if seconds:

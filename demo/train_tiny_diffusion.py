@@ -3,12 +3,13 @@
     python demo/train_tiny_diffusion.py                       # everything; rerun the same line to resume
     python demo/train_tiny_diffusion.py --stages data,teacher,autoencoder --autoencoder_minutes 30
     python demo/train_tiny_diffusion.py --stages unet,export --unet_minutes 90
-    python demo/train_tiny_diffusion.py --stages neighbours   # which training crops look most like the photographs that are measured on
+    python demo/train_tiny_diffusion.py --stages neighbours   # training crops most like what is measured on
 
-It needs Debian's `apt-get` and `dpkg` for the photographs (demo/README.md lists the packages and their licences),
-writes everything under --work_dir, checkpoints each minute, and uses CUDA where there is a GPU. Each stage is a file beside this one.
-The learning rate falls to zero over the minutes given, so a stage that is resumed goes on with the same clock.
-`demo/evaluate_tiny_diffusion.py` measures the result on photographs that are not trained on.
+It needs Debian's `apt-get` and `dpkg` for the photographs (demo/README.md lists the packages and their
+licences), writes everything under --work_dir, checkpoints each minute, and uses CUDA where there is a GPU.
+Each stage is a file beside this one. The learning rate falls to zero over the minutes given, so a stage that
+is resumed goes on with the same clock. `demo/evaluate_tiny_diffusion.py` measures the result on photographs
+that are not trained on.
 """
 
 from training_common import DEMO  # isort: skip  # first: it lets the others find the project's modules
@@ -49,7 +50,8 @@ def export(work: Path, target: Path) -> None:
     )
     pipeline.to(torch.float16).save_pretrained(target, safe_serialization=True)
     print(
-        f"wrote {target.name}: {sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 2**20:.1f} MiB, "
+        f"wrote {target.name}: "
+        f"{sum(f.stat().st_size for f in target.rglob('*') if f.is_file()) / 2**20:.1f} MiB, "
         f"{state['step']} UNet steps in {state['seconds'] / 60:.0f} min"
     )
 

@@ -1,13 +1,15 @@
-"""Stage `autoencoder` of demo/train_tiny_diffusion.py: a lapped orthogonal transform as encoder, and a decoder trained from its inverse.
+"""Stage `autoencoder` of demo/train_tiny_diffusion.py: a lapped orthogonal transform as encoder, and a
+decoder trained from its inverse.
 
-The network is the deep compression autoencoder of Chen et al. (arXiv 2410.10733), which moves pixels into channels and back instead of
-averaging and repeating them. So encoder and decoder can be *set* to a linear transform and its inverse, exactly, and training only has to
-add what a linear decoder cannot do.
+The network is the deep compression autoencoder of Chen et al. (arXiv 2410.10733), which moves pixels into
+channels and back instead of averaging and repeating them. So encoder and decoder can be *set* to a linear
+transform and its inverse, exactly, and training only has to add what a linear decoder cannot do.
 
-The transform gives each place of the latents a window of 16 x 16 pixels, half of which it shares with its neighbours. Its rows are
-orthogonal, so that noise of a given size in the latents is noise of one size in the picture, whatever its direction, and most of the
-variance is in few channels, which is what lets a UNet tell a picture from noise; an encoder that is trained freely gives fine detail as
-much variance as everything else. Principal components of patches of 8 x 8 do the same with edges that show as blocks.
+The transform gives each place of the latents a window of 16 x 16 pixels, half of which it shares with its
+neighbours. Its rows are orthogonal, so that noise of a given size in the latents is noise of one size in the
+picture, whatever its direction, and most of the variance is in few channels, which is what lets a UNet tell a
+picture from noise; an encoder that is trained freely gives fine detail as much variance as everything else.
+Principal components of patches of 8 x 8 do the same with edges that show as blocks.
 """
 
 from collections.abc import Callable
@@ -41,8 +43,9 @@ def lapped_transform(
 ) -> torch.Tensor:
     """Kernel `(LATENT_CHANNELS, 3, WINDOW, WINDOW)` whose transpose undoes it as well as possible.
 
-    It starts at the principal components of the patches and minimises the error of `K^T K x`, which is smallest for orthogonal rows that
-    span the strongest directions (Baldi and Hornik, 1989), here with overlapping windows (Malvar and Staelin, 1989).
+    It starts at the principal components of the patches and minimises the error of `K^T K x`, which is
+    smallest for orthogonal rows that span the strongest directions (Baldi and Hornik, 1989), here with
+    overlapping windows (Malvar and Staelin, 1989).
     """
     patches = (
         F.pixel_unshuffle(as_input(torch.from_numpy(np.array(crops[:600]))), FACTOR).movedim(1, 0).flatten(1)
@@ -68,9 +71,11 @@ def lapped_transform(
 
 
 class Encoder:
-    """What the autoencoder's encoder computes: images `(B, 3, H, W)` in [-1, 1] to latents `(B, LATENT_CHANNELS, H / 8, W / 8)` of deviation one.
+    """What the autoencoder's encoder computes: images `(B, 3, H, W)` in [-1, 1] to latents `(B,
+    LATENT_CHANNELS, H / 8, W / 8)` of deviation one.
 
-    It is kept in encoder.pt: were it computed anew from other crops, decoder and UNet would have to be trained anew.
+    It is kept in encoder.pt: were it computed anew from other crops, decoder and UNet would have to be
+    trained anew.
     """
 
     def __init__(self, work: Path, crops: np.ndarray, device: torch.device):
@@ -122,7 +127,9 @@ def build_autoencoder() -> AutoencoderDC:
 
 @torch.no_grad()
 def set_to_transform(vae: AutoencoderDC, encode: Encoder) -> None:
-    """Makes the encoder compute the transform and the decoder its transpose, both exactly but for the last normalisation."""
+    """Makes the encoder compute the transform and the decoder its transpose, both exactly but for the last
+    normalisation.
+    """
     set_encoder(vae.encoder, encode)
     set_decoder(vae.decoder, encode)
 
@@ -146,17 +153,19 @@ def set_encoder(encoder: torch.nn.Module, encode: Encoder) -> None:
 
 
 def set_decoder(decoder: torch.nn.Module, encode: Encoder) -> None:
-    """28 to 56: the transpose of the kernel, as pixels of patches of 4 x 4; 56 to 112: those to patches of 2 x 2, with both signs; then pixels.
+    """28 to 56: the transpose of the kernel, as pixels of patches of 4 x 4; 56 to 112: those to patches of 2
+    x 2, with both signs; then pixels.
 
-    The two signs undo the ReLU: `relu(v) - relu(-v) = v`. The channels that both leave are large constants, so that the normalisation
-    before it divides by almost a constant.
+    The two signs undo the ReLU: `relu(v) - relu(-v) = v`. The channels that both leave are large constants,
+    so that the normalisation before it divides by almost a constant.
     """
     finer, last = decoder.up_blocks[2][0], decoder.up_blocks[1][0]
     decoder.conv_in.weight[:LATENT_CHANNELS] = 0
     decoder.conv_in.weight[range(LATENT_CHANNELS), range(LATENT_CHANNELS), 1, 1] = 1
     decoder.conv_in.bias.zero_()
 
-    # A pixel at (y, x) of patch (i, j) gets from the latents at (i + a - 1, j + b - 1) what their kernel has at that pixel, seen from there.
+    # A pixel at (y, x) of patch (i, j) gets from the latents at (i + a - 1, j + b - 1) what their kernel has
+    # at that pixel, seen from there.
     kernel = encode.centred_kernel * encode.scale
     synthesis = (
         kernel.unflatten(3, (3, FACTOR)).unflatten(2, (3, FACTOR)).flip(2, 4)
@@ -195,7 +204,9 @@ def set_decoder(decoder: torch.nn.Module, encode: Encoder) -> None:
 
 
 def set_upsampling(block: torch.nn.Module, weights: torch.Tensor) -> None:
-    """Sets an upsampling block to `weights`, `(channels out, 4 phases, channels in, 3, 3)`, against its own shortcut, which repeats its input."""
+    """Sets an upsampling block to `weights`, `(channels out, 4 phases, channels in, 3, 3)`, against its own
+    shortcut, which repeats its input.
+    """
     weight = block.conv.weight
     weight.zero_()
     block.conv.bias.zero_()
@@ -230,9 +241,11 @@ def holdout_psnr(autoencoder: Callable, holdout: np.ndarray, device: torch.devic
 def train_autoencoder(
     work: Path, minutes: float, device: torch.device, batch: int = 8, side: int = 112, peak: float = 3e-5
 ) -> None:
-    """Trains the decoder for so many minutes in all, resuming from autoencoder.pt; the encoder is the transform.
+    """Trains the decoder for so many minutes in all, resuming from autoencoder.pt; the encoder is the
+    transform.
 
-    The loss is the log of each crop's squared error, which is its PSNR: dark and smooth pictures count as much as busy ones.
+    The loss is the log of each crop's squared error, which is its PSNR: dark and smooth pictures count as
+    much as busy ones.
     """
     torch.manual_seed(0)
     crops, holdout = np.load(work / "crops.npy", mmap_mode="r"), np.load(work / "holdout.npy")

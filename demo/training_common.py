@@ -1,4 +1,6 @@
-"""What the stages of demo/train_tiny_diffusion.py share: the clock of a resumable training, and files that are whole or not there."""
+"""What the stages of demo/train_tiny_diffusion.py share: the clock of a resumable training, and files that
+are whole or not there.
+"""
 
 import math
 import sys
@@ -17,7 +19,9 @@ SIZE = 224
 
 
 class Clock:
-    """Minutes of training done so far, over several runs; gives the learning rate and says when to stop and to save."""
+    """Minutes of training done so far, over several runs; gives the learning rate and says when to stop and
+    to save.
+    """
 
     def __init__(self, minutes: float, done_seconds: float = 0.0):
         self.total, self.done, self.last = minutes * 60, done_seconds, None
@@ -51,7 +55,9 @@ def save_atomically(state: dict, path: Path) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Written whole or not at all, so that what an interrupted run left is never taken for a finished file."""
+    """Written whole or not at all, so that what an interrupted run left is never taken for a finished
+    file.
+    """
     np.save(path.with_suffix(".partial.npy"), array)
     path.with_suffix(".partial.npy").replace(path)
 

@@ -40,7 +40,8 @@ EXCLUDED = (
     "data/left",
     "data/right",
 )
-# GCompris packs its photographs into Qt resource files; the activities with animals are left out for the demo and the held-out set.
+# GCompris packs its photographs into Qt resource files; the activities with animals are left out for the demo
+# and the held-out set.
 GCOMPRIS_ACTIVITIES = ("categorization", "details", "explore_monuments", "explore_world_music", "lang")
 
 
@@ -72,7 +73,9 @@ def download(work: Path) -> list[Path]:
 
 
 def unpack_webp(resource: Path) -> None:
-    """Writes every WebP picture inside a Qt resource file beside it; Qt stores them as they are, and RIFF headers tell the length."""
+    """Writes every WebP picture inside a Qt resource file beside it; Qt stores them as they are, and RIFF
+    headers tell the length.
+    """
     blob = resource.read_bytes()
     for match in re.finditer(rb"RIFF(....)WEBP", blob, re.DOTALL):
         end = match.start() + 8 + int.from_bytes(match[1], "little")
@@ -80,7 +83,9 @@ def unpack_webp(resource: Path) -> None:
 
 
 def looks_drawn(crop: np.ndarray) -> bool:
-    """Whether a uint8 crop (H, W, 3) is a diagram, a gradient or empty: too many equal neighbours, or too little difference between them."""
+    """Whether a uint8 crop (H, W, 3) is a diagram, a gradient or empty: too many equal neighbours, or too
+    little difference between them.
+    """
     steps = np.abs(np.diff(crop.astype(np.int16), axis=1))
     return (steps == 0).all(-1).mean() > 0.35 or steps.mean() < 2.5
 
@@ -136,7 +141,9 @@ def stamps_of(image: Image.Image, random: np.random.Generator) -> list[np.ndarra
 
 
 def prepare_data(work: Path) -> None:
-    """Writes crops.npy, uint8 (M, SIZE, SIZE, 3), in random order; the last 4 % of the files are kept apart in holdout.npy."""
+    """Writes crops.npy, uint8 (M, SIZE, SIZE, 3), in random order; the last 4 % of the files are kept apart
+    in holdout.npy.
+    """
     if (work / "crops.npy").exists():
         return
     pictures = download(work)
@@ -160,7 +167,8 @@ def prepare_data(work: Path) -> None:
 
 @torch.no_grad()
 def draw_neighbours(work: Path, device: torch.device, count: int = 3) -> None:
-    """Writes neighbours.png: beside each demo and held-out photograph the training crops most like it, to see that none shows the same scene.
+    """Writes neighbours.png: beside each demo and held-out photograph the training crops most like it, to see
+    that none shows the same scene.
 
     Likeness is the cosine of the classifier's pooled features, centred on the crops' mean.
     """

@@ -1,8 +1,10 @@
-"""Stage `teacher` of demo/train_tiny_diffusion.py: what a classifier sees in each crop, from which attention is taught.
+"""Stage `teacher` of demo/train_tiny_diffusion.py: what a classifier sees in each crop, from which attention
+is taught.
 
-An hour of learning to denoise pictures that are hardly noisy teaches a UNet nothing about where to look: its attention stays uniform. So it
-is shown: which places of a picture look alike to a classifier (its features, for self-attention) and which of them speak for a class (its
-class activation map, Zhou et al., 2016, for cross-attention).
+An hour of learning to denoise pictures that are hardly noisy teaches a UNet nothing about where to look: its
+attention stays uniform. So it
+is shown: which places of a picture look alike to a classifier (its features, for self-attention) and which of
+them speak for a class (its class activation map, Zhou et al., 2016, for cross-attention).
 """
 
 from pathlib import Path
@@ -23,8 +25,9 @@ SURE = 0.15  # below this probability of its first class a crop has no caption
 
 @torch.no_grad()
 def observe(work: Path, device: torch.device) -> None:
-    """Writes features_28.npy, features_14.npy, features_7.npy `(M, H, W, channels)`, classes.npy and probabilities.npy `(M, CLASSES)`, and
-    class_maps.npy `(M, CLASSES, 7, 7)`, which is at most 1 and 0 where a place speaks against the class."""
+    """Writes features_28.npy, features_14.npy, features_7.npy `(M, H, W, channels)`, classes.npy and
+    probabilities.npy `(M, CLASSES)`, and class_maps.npy `(M, CLASSES, 7, 7)`, which is at most 1 and 0 where
+    a place speaks against the class."""
     if (work / "class_maps.npy").exists():
         return
     teacher = load_classifier(TEACHER).to(device).eval()
@@ -57,9 +60,11 @@ def observe(work: Path, device: torch.device) -> None:
 
 
 def similarity(features: dict[int, torch.Tensor], grid: int) -> torch.Tensor:
-    """How alike the places of a picture look, `(B, grid^2, grid^2)` in [-1, 1]: the cosine of the features, centred over the picture.
+    """How alike the places of a picture look, `(B, grid^2, grid^2)` in [-1, 1]: the cosine of the features,
+    centred over the picture.
 
-    On the grids of 28 and 14 it is the mean of what features of that grid and the coarser ones say, which know more of objects than of texture.
+    On the grids of 28 and 14 it is the mean of what features of that grid and the coarser ones say, which
+    know more of objects than of texture.
     """
     cosines = []
     for side, values in features.items():
@@ -81,7 +86,8 @@ def similarity(features: dict[int, torch.Tensor], grid: int) -> torch.Tensor:
 def self_attention_target(features: dict[int, torch.Tensor], grid: int, temperature: float) -> torch.Tensor:
     """Maps `(B, grid^2, grid^2)` whose rows sum to 1: softmax of the similarity over `temperature`.
 
-    A place is as like itself as the place most like it, no more: otherwise a sharp softmax is nearly the identity, which groups nothing.
+    A place is as like itself as the place most like it, no more: otherwise a sharp softmax is nearly the
+    identity, which groups nothing.
     """
     logits = similarity(features, grid) / temperature
     own = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -92,10 +98,11 @@ def self_attention_target(features: dict[int, torch.Tensor], grid: int, temperat
 def cross_attention_target(
     class_maps: torch.Tensor, grid: int, floor: float = 0.002, height: float = 0.03
 ) -> torch.Tensor:
-    """Attention `(B, grid^2)` to each token of the class: a little everywhere, and up to 0.03 more where the class is seen.
+    """Attention `(B, grid^2)` to each token of the class: a little everywhere, and up to 0.03 more where the
+    class is seen.
 
-    Stable Diffusion 2 was reported to give 0.003 to 0.046 (most of a row goes to the first token). With much more the variance of these maps
-    would be as large a loss as the attack's.
+    Stable Diffusion 2 was reported to give 0.003 to 0.046 (most of a row goes to the first token). With much
+    more the variance of these maps would be as large a loss as the attack's.
     """
     maps = (
         F.interpolate(class_maps[:, None].float(), (grid, grid), mode="bilinear")

@@ -1,8 +1,10 @@
-"""Stage `unet` of demo/train_tiny_diffusion.py: a UNet and a text encoder that learn the noise in the latents, and where to look.
+"""Stage `unet` of demo/train_tiny_diffusion.py: a UNet and a text encoder that learn the noise in the
+latents, and where to look.
 
-Three losses: the error of the predicted noise, and two that show the attention what the teacher sees (training_teacher.py): the
-cross-entropy between every head's self-attention and the similarity of the teacher's features, and the binary cross-entropy between the
-attention to the tokens of the class, averaged over heads, and the class activation map.
+Three losses: the error of the predicted noise, and two that show the attention what the teacher sees
+(training_teacher.py): the cross-entropy between every head's self-attention and the similarity of the
+teacher's features, and the binary cross-entropy between the attention to the tokens of the class, averaged
+over heads, and the class activation map.
 """
 
 import copy
@@ -103,7 +105,8 @@ def build_unet() -> UNet2DConditionModel:
             torch.nn.init.zeros_(module.conv2.weight)
             torch.nn.init.zeros_(module.conv2.bias)
         if isinstance(module, Attention) and not module.is_cross_attention:
-            # Queries and keys that start alike look at what is like themselves, which is most of what they will learn.
+            # Queries and keys that start alike look at what is like themselves, which is most of what they
+            # will learn.
             torch.nn.init.orthogonal_(module.to_q.weight)
             module.to_q.weight.data *= math.sqrt(0.5)
             module.to_k.weight.data.copy_(module.to_q.weight)
@@ -143,7 +146,9 @@ def noise_schedule() -> DDIMScheduler:
 
 
 class TaughtAttention:
-    """Attention that keeps its logits: `logits` maps `(name, is_cross, side)` to `(B, heads, queries, keys)`."""
+    """Attention that keeps its logits: `logits` maps `(name, is_cross, side)` to `(B, heads, queries,
+    keys)`.
+    """
 
     def __init__(self, name: str, logits: dict):
         self.name, self.logits = name, logits
@@ -169,7 +174,9 @@ class TaughtAttention:
 
 
 def self_attention_loss(logits: dict, features: dict[int, torch.Tensor]) -> torch.Tensor:
-    """Mean over layers, heads and places of the cross-entropy between the target and the map, less the target's own entropy."""
+    """Mean over layers, heads and places of the cross-entropy between the target and the map, less the
+    target's own entropy.
+    """
     losses, targets = [], {}
     for (_, is_cross, side), values in logits.items():
         if is_cross:
@@ -183,7 +190,9 @@ def self_attention_loss(logits: dict, features: dict[int, torch.Tensor]) -> torc
 
 
 def cross_attention_loss(logits: dict, class_maps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean over layers, places and the tokens of the class, `(B, tokens)`, of the binary cross-entropy, less that of a perfect map."""
+    """Mean over layers, places and the tokens of the class, `(B, tokens)`, of the binary cross-entropy, less
+    that of a perfect map.
+    """
     losses = []
     for (_, is_cross, side), values in logits.items():
         if not is_cross:
@@ -207,7 +216,9 @@ def train_unet(
     peak: float = 8e-4,
     ema_decay: float = 0.999,
 ) -> None:
-    """80 % of the samples are at t < 300, because the attack lives at t <= 250. Resumes from unet.pt; unet.log has the held-out figures."""
+    """80 % of the samples are at t < 300, because the attack lives at t <= 250. Resumes from unet.pt;
+    unet.log has the held-out figures.
+    """
     torch.manual_seed(0)
     tokenizer, scheduler = build_tokenizer(work), noise_schedule()
     crops, encode = np.load(work / "crops.npy", mmap_mode="r"), None
@@ -266,7 +277,9 @@ def train_unet(
         )
 
     def draw_batch() -> tuple[torch.Tensor, dict[int, torch.Tensor], np.ndarray, torch.Tensor]:
-        """Images, the teacher's features, captions (-1 for none) and class maps of random crops, half of them mirrored."""
+        """Images, the teacher's features, captions (-1 for none) and class maps of random crops, half of them
+        mirrored.
+        """
         chosen = random.integers(0, len(crops), batch)
         mirrored = random.random(batch) < 0.5
         pick = [

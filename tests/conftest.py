@@ -1,4 +1,6 @@
-"""Small random checkpoints of every kind the attack must run on, saved to disk and loaded as a user's checkpoint is; and runs of main.py on one of them."""
+"""Small random checkpoints of every kind the attack must run on, saved to disk and loaded as a user's
+checkpoint is; and runs of main.py on one of them.
+"""
 
 import json
 import os
@@ -49,7 +51,9 @@ def save_checkpoint(
     scaling_factor: float = 0.5,
     steps_offset: int = 1,
 ) -> Path:
-    """Writes a random Stable Diffusion pipeline with attention on three of its four levels, as Stable Diffusion has; fp32 safetensors."""
+    """Writes a random Stable Diffusion pipeline with attention on three of its four levels, as Stable
+    Diffusion has; fp32 safetensors.
+    """
     torch.manual_seed(0)
     letters = [chr(c) for c in range(33, 127)]
     vocab = {
@@ -122,7 +126,9 @@ def save_checkpoint(
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """Returns a function from the arguments of `save_checkpoint` to a loaded pipeline in float64; each kind is written once."""
+    """Returns a function from the arguments of `save_checkpoint` to a loaded pipeline in float64; each kind
+    is written once.
+    """
     pipelines = {}
 
     def load(**kind) -> StableDiffusionPipeline:
@@ -204,7 +210,9 @@ def data(shared) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(data, shared) -> Callable[[str], Path]:
-    """The folder of an uninterrupted run in a mode, to compare with; the first worker that asks for it runs it."""
+    """The folder of an uninterrupted run in a mode, to compare with; the first worker that asks for it runs
+    it.
+    """
 
     def folder(mode: str) -> Path:
         out = shared / f"whole_{mode}"

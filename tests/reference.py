@@ -1,7 +1,9 @@
-"""The attack written a second time, slowly and plainly, straight from the method: the reference for numbers and for speed.
+"""The attack written a second time, slowly and plainly, straight from the method: the reference for numbers
+and for speed.
 
-Nothing is cached, skipped or shared: both branches of the guidance and both runs (unperturbed and perturbed, in one batch, as in the original
-tool) are computed in every iteration, inversion goes as far as it can, images come one at a time, and attention is written out with its own processor.
+Nothing is cached, skipped or shared: both branches of the guidance and both runs (unperturbed and perturbed,
+in one batch, as in the original tool) are computed in every iteration, inversion goes as far as it can,
+images come one at a time, and attention is written out with its own processor.
 """
 
 import numpy as np
@@ -137,7 +139,8 @@ def weights_of(schedule, n):
 def run_both(pipeline, scheduler, timesteps, unperturbed, perturbed, nulls, text, guidance, store):
     """Both latents through all timesteps and the decoder.
 
-    Returns the images (2, 3, H, W), the unperturbed one first, and by timestep the maps of the conditional half, (2, heads, queries, keys) each.
+    Returns the images (2, 3, H, W), the unperturbed one first, and by timestep the maps of the conditional
+    half, (2, heads, queries, keys) each.
     """
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     latents, maps = torch.cat([unperturbed, perturbed]), []
@@ -172,7 +175,8 @@ def optimise(
     visited=None,
     learning=None,
 ):
-    """The latent attack from `start`; returns the latent and the loss of every iteration by term, in total, and by timestep.
+    """The latent attack from `start`; returns the latent and the loss of every iteration by term, in total,
+    and by timestep.
 
     With an optimiser as `learning`, `weights` is the network that it trains on the same loss.
     """
@@ -192,7 +196,9 @@ def optimise(
         ]
         current = weights if learning is None else weights()
         structure = (
-            sum(by_timestep) if weights is None else sum(n * w * l for w, l in zip(current, by_timestep))
+            sum(by_timestep)
+            if weights is None
+            else sum(n * w * li for w, li in zip(current, by_timestep))
         )
         cross = torch.stack(
             [
@@ -235,10 +241,11 @@ def attack(
     visited=None,
     **options,
 ):
-    """Attacks one image (1, 3, H, W); returns the adversarial image and the losses of every iteration, as `optimise` does.
+    """Attacks one image (1, 3, H, W); returns the adversarial image and the losses of every iteration, as
+    `optimise` does.
 
-    `weights` are N numbers that sum to 1, or None for the original DiffAttack. A list given as `visited` receives the null embeddings and then the
-    latent of each iteration.
+    `weights` are N numbers that sum to 1, or None for the original DiffAttack. A list given as `visited`
+    receives the null embeddings and then the latent of each iteration.
     """
     timesteps = scheduler.timesteps[start_step:].tolist()
     text, null = embed(pipeline, caption), embed(pipeline, "")

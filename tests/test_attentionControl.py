@@ -130,7 +130,9 @@ def test_learning_rate_reaches_the_network_only_where_it_should(detached):
 
 
 def test_principal_components_are_those_of_the_unperturbed_map():
-    """Against numpy's singular value decomposition; the attacked map is seen along the same axes, from the same mean."""
+    """Against numpy's singular value decomposition; the attacked map is seen along the same axes, from the
+    same mean.
+    """
     before, after = torch.rand(2, 4, 5, 20, dtype=torch.float64), torch.rand(2, 4, 5, 20, dtype=torch.float64)
     components = principal_components(before, after)
     assert components.shape == (2, 3, 4, 5, 2)

@@ -95,7 +95,8 @@ def test_exported_program(tmp_path):
 
 def test_code(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "import torch\n\n\ndef build():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 10))\n"
+        "import torch\n\n\ndef build():\n    torch.manual_seed(0)\n    return "
+        "torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 10))\n"
     )
     check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
 
@@ -181,7 +182,9 @@ def test_an_image_processor_that_does_something_else_is_refused():
 
 @pytest.mark.parametrize("interpolation, pillow", [("bilinear", 2), ("bicubic", 3)])
 def test_resizing_is_pillows_and_the_crop_is_the_middle(interpolation, pillow):
-    """Of timm's evaluation transform, from its configuration; against Pillow in floating point, since timm itself may not be here."""
+    """Of timm's evaluation transform, from its configuration; against Pillow in floating point, since timm
+    itself may not be here.
+    """
     from PIL import Image
 
     classifier = from_timm(

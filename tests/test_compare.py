@@ -77,7 +77,10 @@ def test_holm_against_a_worked_example():
 def test_the_smallest_difference_is_where_mcnemar_begins_to_find_it(images, tests):
     flips = round(smallest_success_difference(images, tests) * images)
     none = np.zeros(images, bool)
-    flipped = lambda count: np.arange(images) < count
+
+    def flipped(count):
+        return np.arange(images) < count
+
     assert tests * mcnemar(none, flipped(flips)) <= 0.05 < tests * mcnemar(none, flipped(flips - 1))
 
 
@@ -114,7 +117,8 @@ def test_the_sentence_says_what_was_found_and_what_could_not_have_been():
     none.corrected = 1.0
     figure = Figure("SSIM", [none.estimate] * 2, [None, none])
     assert sentence(1, ["uniform", "fixed"], [figure], 20) == (
-        "fixed: no difference to uniform that these 20 images could show; the smallest difference in success that they could show is 30 points."
+        "fixed: no difference to uniform that these 20 images could show; the smallest difference in "
+        "success that they could show is 30 points."
     )
     found = Figure("SSIM", [none.estimate] * 2, [None, Difference(Estimate(0.5, 0.4, 0.6), 0.001, 0.004)])
     assert "differs from uniform in SSIM (+0.5, p = 0.004)" in sentence(1, ["uniform", "fixed"], [found], 20)

@@ -1,4 +1,6 @@
-"""The small diffusion model and the photographs that ship with the project, and the stages of its training."""
+"""The small diffusion model and the photographs that ship with the project, and the stages of its
+training.
+"""
 
 import csv
 import sys
@@ -84,7 +86,9 @@ def test_boxes_are_drawn_round_the_object_of_every_photograph():
 
 
 def test_its_attention_stands_out_inside_the_boxes(pipeline):
-    """Three of the held-out photographs, without null-text optimisation, which hardly changes where the conditional half looks."""
+    """Three of the held-out photographs, without null-text optimisation, which hardly changes where the
+    conditional half looks.
+    """
     attack, masks = (
         DiffAttack(pipeline, torch.nn.Identity()),
         measure.read_boxes(ROOT / "demo/heldout_boxes.csv"),

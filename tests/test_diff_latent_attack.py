@@ -230,7 +230,9 @@ def test_checkpointing_starts_by_itself_where_memory_is_short(
         needed = 5 * attack.reference_run(inversion).graph_bytes
     for share, expected in ((1.1, 0), (0.9, 5)):
         monkeypatch.setattr(
-            diff_latent_attack, "free_memory", lambda device: share * needed / diff_latent_attack.GRAPH_SHARE
+            diff_latent_attack,
+            "free_memory",
+            lambda device, share=share: share * needed / diff_latent_attack.GRAPH_SHARE,
         )
         calls.clear()
         attack.attack(inversion)
@@ -308,7 +310,9 @@ def test_inversion_and_null_text_agree_with_the_reference(checkpoint, classifier
 
 @pytest.fixture(scope="module")
 def demo():
-    """The demo model in float32, the default surrogate, and one demo photograph with its label, at 128 pixels, where the reference takes a third of the time."""
+    """The demo model in float32, the default surrogate, and one demo photograph with its label, at 128
+    pixels, where the reference takes a third of the time.
+    """
     path = natsorted((ROOT / "demo/images").iterdir(), key=lambda path: path.name)[0]
     label = int((ROOT / "demo/labels.txt").read_text().split()[0]) - 1
     return (
@@ -320,10 +324,11 @@ def demo():
 
 
 def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
-    """Losses at the latents of the reference's first three iterations, and the final images of two independent runs.
+    """Losses at the latents of the reference's first three iterations, and the final images of two
+    independent runs.
 
-    Two runs drift apart from the first step on, because AdamW's first steps are signs of the gradient, and where it is
-    next to zero rounding decides the sign.
+    Two runs drift apart from the first step on, because AdamW's first steps are signs of the gradient, and
+    where it is next to zero rounding decides the sign.
     """
     pipeline, classifier, picture, label = demo
     image, caption, visited = to_tensor(picture), IMAGENET_CLASSES[label], []
@@ -346,7 +351,9 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
 
 # ---------------------------------------------------------------- between modes
 
-INVERSIONS = {}  # of the images that the tests below share, by their labels: an inversion does not depend on what is attacked afterwards
+# of the images that the tests below share, by their labels: an inversion does not depend on what is attacked
+# afterwards
+INVERSIONS = {}
 
 
 def run(checkpoint, classifier, images, labels, **options):
@@ -468,15 +475,18 @@ def test_everything_set_on_the_models_is_put_back(checkpoint, classifier, images
     modules = (pipeline.unet, pipeline.vae, pipeline.text_encoder, victim)
     pipeline.unet.train()
     next(pipeline.vae.parameters()).requires_grad_(False)
-    state = lambda: (
-        [
-            (m.training, [p.requires_grad for p in m.parameters()], [p.grad for p in m.parameters()])
-            for m in modules
-        ],
-        pipeline.unet.attn_processors,
-        copy.deepcopy(dict(pipeline.scheduler.config)),
-        type(pipeline.scheduler),
-    )
+
+    def state():
+        return (
+            [
+                (m.training, [p.requires_grad for p in m.parameters()], [p.grad for p in m.parameters()])
+                for m in modules
+            ],
+            pipeline.unet.attn_processors,
+            copy.deepcopy(dict(pipeline.scheduler.config)),
+            type(pipeline.scheduler),
+        )
+
     before = state()
     attack = build(pipeline, victim, iterations=2)
     if fails:
@@ -502,7 +512,8 @@ def test_start_step_out_of_range(checkpoint, classifier, start):
         build(checkpoint(), classifier, start_step=start)
 
 
-# ---------------------------------------------------------------- several classifiers, several labels, targets, v-prediction
+# ---------------------------------------------------------------- several classifiers, several labels,
+# targets, v-prediction
 
 
 def cross_entropies(classifier, image: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -587,7 +598,9 @@ def test_what_counts_as_fooled(predicted, target, expected):
 
 
 def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
-    """The demo model, its UNet's answer restated as v = (epsilon - sqrt(1 - abar) x) / sqrt(abar) (Salimans and Ho, arXiv 2202.00512)."""
+    """The demo model, its UNet's answer restated as v = (epsilon - sqrt(1 - abar) x) / sqrt(abar) (Salimans
+    and Ho, arXiv 2202.00512).
+    """
     pipeline, classifier, picture, label = demo
 
     class Restated(type(pipeline.unet)):

@@ -33,9 +33,9 @@ CPU = torch.device("cpu")
 
 
 def result(labels, before, after, reconstructed=None, targets=None) -> ClassifierResult:
-    as_predictions = lambda answers: (
-        None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
-    )
+    def as_predictions(answers):
+        return None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
+
     return ClassifierResult(
         "by hand",
         np.array(labels),
@@ -60,7 +60,9 @@ def test_wilson_against_its_closed_form(count, total):
 
 
 def test_wilson_against_a_published_example():
-    """Newcombe (1998), Statistics in Medicine 17, table I: 81 of 263 gives 0.2553 to 0.3662, 15 of 148 gives 0.0624 to 0.1605."""
+    """Newcombe (1998), Statistics in Medicine 17, table I: 81 of 263 gives 0.2553 to 0.3662, 15 of 148 gives
+    0.0624 to 0.1605.
+    """
     assert (share(81, 263).low, share(81, 263).high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert (share(15, 148).low, share(15, 148).high) == pytest.approx((0.0624, 0.1605), abs=5e-5)
 
@@ -78,7 +80,9 @@ def test_bootstrap_of_a_mean_is_as_wide_as_its_standard_error_says():
 
 
 def test_rates_on_a_table_made_by_hand():
-    """Six images of class 3: wrong before; fooled; already fooled by the reconstruction; not fooled; wrong before, right after; fooled."""
+    """Six images of class 3: wrong before; fooled; already fooled by the reconstruction; not fooled; wrong
+    before, right after; fooled.
+    """
     r = result([3] * 6, before=[7, 3, 3, 3, 8, 3], reconstructed=[7, 3, 5, 3, 3, 3], after=[7, 5, 5, 3, 3, 9])
     assert (r.accuracy_before.count, r.accuracy_reconstructed.count, r.accuracy_after.count) == (4, 4, 2)
     assert (r.success.count, r.success.total) == (3, 4)
@@ -175,7 +179,10 @@ def test_kernel_distance_sees_a_shift_and_nothing_where_there_is_nothing():
     a, b = (torch.randn(60, 8, generator=random, dtype=torch.float64) for _ in range(2))
     same, shifted = kernel_distance(a, b), kernel_distance(a, b + 1)
     assert same.low < 0 < same.high and shifted.low > 0
-    kernel = lambda x, y: (x @ y.T / 8 + 1) ** 3  # the unbiased estimate, written out
+
+    def kernel(x, y):
+        return (x @ y.T / 8 + 1) ** 3  # the unbiased estimate, written out
+
     total = (
         sum(kernel(x, x).sum() - kernel(x, x).trace() for x in (a, b)) / (60 * 59) - 2 * kernel(a, b).mean()
     )

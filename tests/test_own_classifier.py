@@ -1,4 +1,6 @@
-"""A user's own classifier of ten classes, with captions and one folder a class, attacked by one command, as README shows it."""
+"""A user's own classifier of ten classes, with captions and one folder a class, attacked by one command, as
+README shows it.
+"""
 
 import json
 
@@ -73,7 +75,9 @@ class SmallNetwork(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A classifier trained for some seconds and saved as TorchScript; captions, in another order than the folders; and crops it has not seen, one folder a class."""
+    """A classifier trained for some seconds and saved as TorchScript; captions, in another order than the
+    folders; and crops it has not seen, one folder a class.
+    """
     folder, random = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
     torch.manual_seed(0)
     pictures = [getattr(skimage.data, source)() for source in SOURCES]

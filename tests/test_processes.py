@@ -16,7 +16,8 @@ from PIL import Image
 
 from evaluate import psnr
 
-# On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be told not to start one process only.
+# On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be
+# told not to start one process only.
 TWO_PROCESSES = [
     sys.executable,
     "-m",
@@ -118,7 +119,8 @@ def test_a_batch_gives_what_single_images_give(data, whole, tmp_path):
         assert np.load(tmp_path / f"{name}_record.npz")["layer_losses"].shape == (3, 2, 10, 1)
 
 
-# The allocator's own error, from a request that no machine can meet, for every attack of more than `batch` images or without checkpointing.
+# The allocator's own error, from a request that no machine can meet, for every attack of more than `batch`
+# images or without checkpointing.
 SHORT_OF_MEMORY = """
 import sys
 sys.argv[0] = "main.py"
@@ -154,7 +156,8 @@ def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_li
     none = attempt(tmp_path / "none", batch=0, plain=True)
     assert none.returncode == 1 and "Traceback" not in none.stderr and done(tmp_path / "none") == []
     assert re.search(
-        r"main\.py: error: out of memory with one image and the graph of one timestep at a time at --res 96 [^\n]*this model needs more memory than there is; the images done so far are complete\n",
+        r"main\.py: error: out of memory with one image and the graph of one timestep at a time at --res 96 "
+        r"[^\n]*this model needs more memory than there is; the images done so far are complete\n",
         none.stderr,
     )
 

@@ -1,4 +1,6 @@
-"""The page of a real run in a real browser: Debian's chromium with chromium-driver; skipped where they are not installed."""
+"""The page of a real run in a real browser: Debian's chromium with chromium-driver; skipped where they are
+not installed.
+"""
 
 import base64
 import json
@@ -85,7 +87,8 @@ def test_nothing_is_asked_of_a_network_and_the_console_is_silent(page):
     page.execute_script("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     assert (
         page.execute_async_script(
-            "const done = arguments[0]; Promise.all([...document.images].map(image => image.decode())).then(() => done(true), error => done(String(error)))"
+            "const done = arguments[0]; Promise.all([...document.images].map(image => "
+            "image.decode())).then(() => done(true), error => done(String(error)))"
         )
         is True
     )
@@ -101,9 +104,12 @@ def test_the_slider_moves_by_keyboard_and_shows_more_of_the_clean_picture(page):
         card.find_element(By.CSS_SELECTOR, "input[type=range]"),
         card.find_element(By.CSS_SELECTOR, ".compare"),
     )
-    clip = lambda: page.execute_script(
-        "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath", compare
-    )
+
+    def clip():
+        return page.execute_script(
+            "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath", compare
+        )
+
     assert "50%" in clip()
     slider.send_keys(Keys.ARROW_RIGHT * 10)
     assert "60%" in clip()
@@ -117,7 +123,9 @@ def test_the_slider_moves_by_keyboard_and_shows_more_of_the_clean_picture(page):
 
 
 def test_differences_are_toggled_for_one_and_for_all(page):
-    shown = lambda: [image.is_displayed() for image in page.find_elements(By.CSS_SELECTOR, ".difference")]
+    def shown():
+        return [image.is_displayed() for image in page.find_elements(By.CSS_SELECTOR, ".difference")]
+
     assert shown() == [False] * 4
     button = page.find_elements(By.CSS_SELECTOR, ".toggle")[1]
     button.send_keys(Keys.ENTER)

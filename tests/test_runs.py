@@ -17,7 +17,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data, whole, tmp_pa
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", mode, "--weight_lr", "0.05")]
     for images in (1, 2):  # killed twice, in the second and in the third or fourth image
         process = start(command)
-        wait_for(lambda: len(done(tmp_path)) >= images, process)
+        wait_for(lambda images=images: len(done(tmp_path)) >= images, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert len(done(tmp_path)) < 4
@@ -56,14 +56,17 @@ def test_ctrl_c_leaves_nothing_half_done(data, whole, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_counts_nothing_as_done(data, whole, tmp_path):
-    """RLIMIT_FSIZE is a byte too small for the largest file of the run: the images before that one stay done, it and the rest do not count."""
+    """RLIMIT_FSIZE is a byte too small for the largest file of the run: the images before that one stay done,
+    it and the rest do not count.
+    """
     largest = max(whole("fixed").glob("0*"), key=lambda path: path.stat().st_size)
     limit = largest.stat().st_size - 1
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
     result = run(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert re.search(
-        r"main\.py: error: .*File too large; the images done so far are complete, make room and run the same command again to go on\n",
+        r"main\.py: error: .*File too large; the images done so far are complete, make room and run the "
+        r"same command again to go on\n",
         result.stderr,
     )
     assert done(tmp_path) == [f"{k:04d}" for k in range(int(largest.name[:4]))] and not list(

@@ -255,7 +255,7 @@ def test_losses_of_an_image_mark_where_it_was_fooled(iterations):
     figure = plot_losses({"a": (losses, confidence, fooled)}, (10, 100, 100, 10000))
     drawn(figure)
     raw, weighted, last = figure.axes
-    for k, factor in enumerate((10, 100, 100, 10000)):
+    for k in range(4):
         assert np.array_equal(raw.lines[k].get_ydata(), losses[0, k])
     for line, k, factor in zip(weighted.lines, (0, 2, 3), (10, 100, 10000)):
         np.testing.assert_allclose(line.get_ydata(), factor * losses[0, k])
