@@ -196,9 +196,7 @@ def optimise(
         ]
         current = weights if learning is None else weights()
         structure = (
-            sum(by_timestep)
-            if weights is None
-            else sum(n * w * li for w, li in zip(current, by_timestep))
+            sum(by_timestep) if weights is None else sum(n * w * li for w, li in zip(current, by_timestep))
         )
         cross = torch.stack(
             [
