@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack, NonFiniteLossError
-from evaluate import Estimate, Evaluation, evaluate, jackknife, joint, mean_over_images, plain, share, table
+from evaluate import Evaluation, evaluate, joint, plain, table
 from images import read_image, to_tensor
 from models import check_device, check_dtype, load_networks, make_attack, set_up
 from options import InputError, captions_of, check_numbers, make_parser, read_items, settle
@@ -56,6 +56,19 @@ from runs import (
     write_failure,
     write_texts,
 )
+from stats import (
+    ALPHA,
+    KERNEL_PERMUTATIONS,
+    Difference,
+    Estimate,
+    holm,
+    jackknife,
+    mcnemar,
+    mean_difference,
+    mean_over_images,
+    share,
+    smallest_success_difference,
+)
 from timestep_weights import COLLAPSED_BELOW, SCHEDULES, WEIGHT_MODES, effective_timesteps
 from utils import (
     ANALYSIS,
@@ -69,55 +82,9 @@ from utils import (
 )
 from workers import run_in_processes
 
-ALPHA = 0.05
-PERMUTATIONS, KERNEL_PERMUTATIONS = 9999, 999
 STUDY_SHARES = (
     "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
 )
-
-
-# ---------------------------------------------------------------- statistics of paired differences
-
-
-@dataclass
-class Difference:
-    """One figure of one mode minus that of the first mode, on the same images; `p` is corrected by `holm`
-    later.
-    """
-
-    estimate: Estimate
-    p: float
-    corrected: float = math.nan
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided p value of McNemar's test for paired yes and no, `(B,)` each: only the pairs that
-    differ say anything.
-    """
-    from scipy.stats import binomtest
-
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
-
-
-def paired_permutation(differences: np.ndarray) -> float:
-    """Two-sided p value of the mean of paired differences `(B,)` under random signs; exact for up to 13
-    images.
-    """
-    from scipy.stats import permutation_test
-
-    if len(differences) < 2 or not differences.any():
-        return 1.0
-    return float(
-        permutation_test(
-            (differences,),
-            lambda x, axis: x.mean(axis),
-            permutation_type="samples",
-            n_resamples=PERMUTATIONS,
-            vectorized=True,
-            rng=0,
-        ).pvalue
-    )
 
 
 def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
@@ -144,29 +111,6 @@ def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Te
         rng=0,
     )
     return Difference(estimate, float(tested.pvalue))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Holm, 1979)."""
-    order = np.argsort(p_values)
-    corrected, highest = np.empty(len(p_values)), 0.0
-    for rank, k in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[k]))
-        corrected[k] = highest
-    return corrected.tolist()
-
-
-def mean_difference(differences: np.ndarray, p: float | None = None) -> Difference:
-    """Of paired differences `(B,)`."""
-    return Difference(mean_over_images(differences), paired_permutation(differences) if p is None else p)
-
-
-def smallest_success_difference(images: int, tests: int) -> float | None:
-    """The smallest difference of success rates that McNemar's test can find, all changes in one direction, at
-    Holm's first step.
-    """
-    needed = math.ceil(math.log2(2 * tests / ALPHA))
-    return needed / images if needed <= images else None
 
 
 # ---------------------------------------------------------------- figures

@@ -14,7 +14,7 @@ rate. Shares have 95 % Wilson intervals, means over images 95 % bootstrap interv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -22,80 +22,7 @@ import torch
 
 from classifiers import REGISTRY, load_classifier
 from images import to_tensor
-
-CONFIDENCE = 0.95
-RESAMPLES = 9999
-SEED = 0  # of the bootstrap
-
-
-# ---------------------------------------------------------------- figures with intervals
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval; a share may have counts, too. NaN where nothing was counted."""
-
-    value: float
-    low: float
-    high: float
-    count: int | None = None
-    total: int | None = None
-    is_share: bool = False
-
-    def __str__(self) -> str:
-        if self.is_share:
-            counts = "" if self.count is None else f"{self.count}/{self.total}"
-            percent = "" if math.isnan(self.value) else f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
-            return " = ".join(filter(None, (counts, percent)))
-        digits = (
-            0
-            if not self.value or not math.isfinite(self.value)
-            else max(0, 2 - math.floor(math.log10(abs(self.value))))
-        )  # three that count
-        return f"{self.value:.{digits}f}" + (
-            "" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-        )
-
-
-def share(count: int, total: int) -> Estimate:
-    """A share with its Wilson interval (Wilson, 1927)."""
-    from scipy.stats import binomtest
-
-    if total == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0, 0, True)
-    interval = binomtest(int(count), int(total)).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(count / total, float(interval.low), float(interval.high), int(count), int(total), True)
-
-
-def mean_over_images(values: np.ndarray) -> Estimate:
-    """The mean of `(B,)` with its percentile bootstrap interval over images."""
-    return resampled(len(values), lambda chosen: values[chosen].mean(-1))
-
-
-def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-    """A figure with its percentile bootstrap interval over images.
-
-    Args:
-        images: how many there are.
-        statistic: from indices of images `(..., images)` to the figure `(...)`.
-    """
-    from scipy.stats import bootstrap
-
-    everything = np.arange(images)
-    value = float(statistic(everything)) if images else math.nan
-    if images < 2 or not math.isfinite(value):
-        return Estimate(value, math.nan, math.nan)
-    interval = bootstrap(
-        (everything,),
-        lambda chosen, axis: statistic(chosen),
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        vectorized=True,
-        rng=SEED,
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high))
-
+from stats import Estimate, jackknife, mean_over_images, resampled, share
 
 # ---------------------------------------------------------------- success
 
@@ -438,19 +365,6 @@ def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
     from torchmetrics.image.kid import poly_mmd
 
     return jackknife(len(clean), lambda kept: float(poly_mmd(clean[kept], other[kept])))
-
-
-def jackknife(images: int, statistic: Callable[[np.ndarray], float]) -> Estimate:
-    """A figure of a set of images, from their indices, with 1.96 times its standard error when each image is
-    left out once (Tukey, 1958).
-    """
-    everything = np.arange(images)
-    value = statistic(everything)
-    if images < 3:
-        return Estimate(value, math.nan, math.nan)
-    left_out = np.array([statistic(np.delete(everything, k)) for k in everything])
-    error = 1.96 * math.sqrt((images - 1) / images * np.square(left_out - left_out.mean()).sum())
-    return Estimate(value, value - error, value + error)
 
 
 def judge_quality(pictures: Pictures, surrogates: Sequence[str], device: torch.device) -> dict[str, Quality]:

@@ -32,6 +32,7 @@ from natsort import natsorted
 from PIL import Image
 from tqdm import tqdm
 
+from benchmark import peak_memory
 from classifiers import (
     ALIASES,
     REGISTRY,
@@ -58,15 +59,7 @@ from evaluate import (
     table,
 )
 from images import read_image, to_pixels, to_tensor
-from models import (
-    check_device,
-    check_dtype,
-    load_networks,
-    make_attack,
-    peak_memory,
-    process_device,
-    set_up,
-)
+from models import check_device, check_dtype, load_networks, make_attack, process_device, set_up
 from options import InputError, captions_of, check_numbers, check_shards, make_parser, read_items, settle
 from report import write_page
 from runs import (

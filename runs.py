@@ -22,17 +22,11 @@ from tqdm import tqdm
 
 from classifiers import ClassifierError, file_name
 from dataset import DatasetError, Item, labels_and_targets
-from diff_latent_attack import (
-    LOSS_TERMS,
-    AttackRecord,
-    DiffAttack,
-    Inversion,
-    NonFiniteLossError,
-    free_memory,
-)
+from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, NonFiniteLossError, free_memory
 from diff_latent_attack import fooled as logits_fooled
 from evaluate import Pictures, Prediction, fooled, predict, psnr, right
 from images import read_image, replacing, to_pixels, to_tensor, write_image, write_result
+from inversion import Inversion
 from models import load_networks, make_attack, set_up
 from options import InputError
 from utils import ANALYSIS, Run, read_run

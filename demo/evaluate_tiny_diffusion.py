@@ -30,9 +30,10 @@ from tqdm import tqdm  # noqa: E402
 import environment  # isort: skip  # noqa: E402, F401
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from dataset import read_dataset  # noqa: E402
-from diff_latent_attack import DiffAttack, Inversion  # noqa: E402
+from diff_latent_attack import DiffAttack  # noqa: E402
 from evaluate import predict, psnr  # noqa: E402
 from images import read_image, to_pixels, to_tensor  # noqa: E402
+from inversion import Inversion  # noqa: E402
 from models import (  # noqa: E402
     check_device,
     keep_freed_memory,  # noqa: E402

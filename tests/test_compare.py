@@ -13,21 +13,17 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 from test_evaluate import result
 
-from compare import (
+from compare import Figure, kernel_difference, latex, sentence, shares_of, transfer_scores
+from evaluate import Evaluation, kernel_distance, transfer_mean
+from stats import (
     Difference,
-    Figure,
+    Estimate,
     holm,
-    kernel_difference,
-    latex,
     mcnemar,
     mean_difference,
     paired_permutation,
-    sentence,
-    shares_of,
     smallest_success_difference,
-    transfer_scores,
 )
-from evaluate import Estimate, Evaluation, kernel_distance, transfer_mean
 
 COMPARE = [sys.executable, "compare.py"]
 

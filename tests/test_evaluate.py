@@ -11,7 +11,6 @@ import evaluate
 from evaluate import (
     ClassifierFeatures,
     ClassifierResult,
-    Estimate,
     Pictures,
     Prediction,
     doubts_about_gradients,
@@ -22,12 +21,11 @@ from evaluate import (
     frechet_distance,
     joint_success,
     kernel_distance,
-    mean_over_images,
     psnr,
-    share,
     transfer_mean,
     visibility,
 )
+from stats import Estimate, mean_over_images, share
 
 CPU = torch.device("cpu")
 
