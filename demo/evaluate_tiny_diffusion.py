@@ -1,46 +1,45 @@
 """Measures a diffusion model as the attack uses it, on photographs that it was not trained on.
 
-    python demo/evaluate_tiny_diffusion.py                  # the small model, on the held-out photographs
+    python demo/evaluate_tiny_diffusion.py                     # the small model, on the held-out photographs
+    python demo/evaluate_tiny_diffusion.py --run output_heldout   # with what a run of main.py on them did
     python demo/evaluate_tiny_diffusion.py --images_root demo/images --label_path demo/labels.txt \\
-        --boxes demo/boxes.csv                              # on those of the demo
-    python demo/evaluate_tiny_diffusion.py --iterations 0   # without the attack, in a fraction of the time
+        --boxes demo/boxes.csv                                 # on those of the demo
 
 Prints the PSNR of the autoencoder alone and of the reconstruction without attack (inversion, null-text
 optimisation, decoding), which classifiers still recognise that reconstruction, the error of the predicted
-noise, how much of the attention falls into boxes that were drawn round the objects by eye, and what the
-attack in mode `uniform` does: success, transfer, PSNR, the sizes of its losses, seconds, memory.
+noise, and how much of the attention falls into boxes that were drawn round the objects by eye; of a run also
+its success, PSNR, and the sizes of its losses.
 """
 
 import argparse
 import csv
-import resource
 import sys
-import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import environment  # isort: skip  # noqa: E402, F401
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import environment  # isort: skip  # noqa: E402, F401
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from dataset import read_dataset  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
 from evaluate import predict, psnr  # noqa: E402
 from images import read_image, to_pixels, to_tensor  # noqa: E402
 from inversion import Inversion  # noqa: E402
-from models import (  # noqa: E402
-    check_device,
-    keep_freed_memory,  # noqa: E402
-    load_pipeline,
-)
+from models import check_device, keep_freed_memory, load_pipeline  # noqa: E402
+from utils import ImageRecord, read_run  # noqa: E402
 
 SIZE = 224
+TIMES = (51, 201, 401)
+ALONE, RECONSTRUCTED = "autoencoder alone", "inversion, null-text optimisation, decoding"
 
 
 def read_boxes(path: Path) -> dict[str, np.ndarray]:
@@ -72,6 +71,7 @@ def attention_figures(attack: DiffAttack, inversion: Inversion, mask: np.ndarray
     inside = share_of_cells(mask, len(cross))
     own = reference.self_attention[0].cpu().flatten(0, 1)  # (196, 196)
     cells = share_of_cells(mask, reference.self_attention.shape[1]).flatten()
+    mask_of_attack = attack.pseudo_mask(reference.class_attention, inversion)
     return {
         "class attention, least": cross.min().item(),
         "class attention, most": cross.max().item(),
@@ -79,11 +79,7 @@ def attention_figures(attack: DiffAttack, inversion: Inversion, mask: np.ndarray
         "self-attention inside over chance": (weighted_mean(own @ cells, cells) / cells.mean()).item(),
         "largest possible": (1 / cells.mean()).item(),
         "entropy of self-attention": (torch.special.entr(own).sum(-1).mean() / np.log(own.shape[1])).item(),
-        "hard mask covers": attack.pseudo_mask(reference.class_attention, inversion)
-        .gt(0.5)
-        .float()
-        .mean()
-        .item(),
+        "hard mask covers": (mask_of_attack > 0.5).float().mean().item(),
     }
 
 
@@ -105,10 +101,6 @@ def noise_error(attack: DiffAttack, latents: torch.Tensor, class_name: str, t: i
     return (F.mse_loss(prediction, noise) / noise.square().mean()).item()
 
 
-def summary(values: list[float], form: str = ".2f") -> str:
-    return f"median {np.median(values):{form}}, {min(values):{form}} to {max(values):{form}}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,96 +109,106 @@ def main() -> None:
     parser.add_argument("--label_path", type=Path, default=ROOT / "demo/heldout_labels.txt")
     parser.add_argument("--boxes", type=Path, default=ROOT / "demo/heldout_boxes.csv")
     parser.add_argument("--pretrained_diffusion_path", default=str(ROOT / "demo/tiny_diffusion"))
-    parser.add_argument("--iterations", type=int, default=30, help="of the attack; 0 leaves it out")
+    parser.add_argument("--run", type=Path, help="folder of a run of main.py on the same photographs")
     parser.add_argument("--limit", type=int, help="only the first photographs")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     keep_freed_memory()
-    device = check_device(arguments.device)
-    items, masks = (
-        read_dataset(arguments.images_root, arguments.label_path, IMAGENET_CLASSES)[: arguments.limit],
-        read_boxes(arguments.boxes),
-    )
-    labels = [item.labels[0] for item in items]
-    attack = DiffAttack(
-        load_pipeline(arguments.pretrained_diffusion_path, device),
-        load_classifier("efficientnet_lite0").to(device),
-        iterations=arguments.iterations,
-    )
+    items = read_dataset(arguments.images_root, arguments.label_path, IMAGENET_CLASSES)[: arguments.limit]
+    clean, labels = np.stack([read_image(item.path, SIZE) for item in items]), [i.labels[0] for i in items]
+    masks, device = read_boxes(arguments.boxes), check_device(arguments.device)
+    model = DiffAttack(load_pipeline(arguments.pretrained_diffusion_path, device), torch.nn.Identity())
 
-    clean = np.stack([read_image(item.path, SIZE) for item in items])
-    pictures, figures, seconds = defaultdict(list), defaultdict(list), []
+    pictures, figures = defaultdict(list), defaultdict(list)
     for item, picture, label in zip(tqdm(items), clean, labels):
-        image = to_tensor(picture).to(device)
-        latents = attack.encode(image)
-        with torch.no_grad():
-            pictures["autoencoder alone"].append(to_pixels(attack.decode(latents)[0]))
-        for t in (51, 201, 401):
-            figures[f"noise error at t = {t}"].append(
-                noise_error(attack, latents, IMAGENET_CLASSES[label], t)
-            )
-        started = time.perf_counter()
-        inversion = attack.invert(image, torch.tensor([label]))
-        if arguments.iterations:
-            pictures["attack"].append(to_pixels(attack.attack(inversion)[0]))
-            seconds.append(time.perf_counter() - started)
-            record = attack.record
-            figures["100 x sum L_i at the last iteration"].append(
-                100 * record.timestep_losses[-1].sum().item()
-            )
-            figures["10000 x variance at the last iteration"].append(
-                1e4 * record.cross_attention_loss[-1].item()
-            )
-            figures["cross-entropy at the last iteration"].append(record.attack_loss[-1].item())
-        pictures["inversion, null-text optimisation, decoding"].append(
-            to_pixels(attack.reconstruct(inversion)[0])
-        )
-        attack.hard_mask = True  # of `pseudo_mask`; the attack above was without a mask
-        for name, value in attention_figures(attack, inversion, masks[item.path.name]).items():
+        made, found = measure(model, picture, label, masks[item.path.name])
+        for name, value in made.items():
+            pictures[name].append(value)
+        for name, value in found.items():
             figures[name].append(value)
-        attack.hard_mask = False
-
+    if arguments.run:
+        records = read_run(arguments.run, [item.index for item in items]).records
+        pictures["attack"] = [
+            read_image(arguments.run / f"{r.index:04d}_adv_image.png", SIZE) for r in records
+        ]
+        for record in records:
+            for name, value in attack_figures(record).items():
+                figures[name].append(value)
     print(f"{len(items)} photographs of {arguments.images_root.name}, {torch.get_num_threads()} threads")
+    print("\n".join([*describe(clean, pictures, figures), *recognised(clean, pictures, labels, device)]))
+
+
+def measure(
+    model: DiffAttack, picture: np.ndarray, label: int, mask: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What the model makes of one photograph without any attack: pictures, and figures."""
+    image = to_tensor(picture).to(model.unet.device)
+    latents = model.encode(image)
+    figures = {
+        f"noise error at t = {t}": noise_error(model, latents, IMAGENET_CLASSES[label], t) for t in TIMES
+    }
+    inversion = model.invert(image, torch.tensor([label]))
+    figures |= attention_figures(model, inversion, mask)
+    with torch.no_grad():
+        decoded = model.decode(latents)[0]
+    return {ALONE: to_pixels(decoded), RECONSTRUCTED: to_pixels(model.reconstruct(inversion)[0])}, figures
+
+
+def attack_figures(record: ImageRecord) -> dict[str, float]:
+    """Of one image's attack, before the factors of the losses but for those in the names."""
+    iterations = {"2": 1, "10": 9, "the last": -1}
+    sums = record.layer_losses.sum((1, 2))
+    figures = {f"100 x sum L_i at iteration {name}": 100 * sums[k] for name, k in iterations.items()}
+    return figures | {
+        "10000 x variance of the cross-attention at the last iteration": 1e4 * record.losses[-1, -1],
+        "cross-entropy at the last iteration": record.losses[0, -1],
+        "seconds an image": record.row["seconds"],
+    }
+
+
+def describe(clean: np.ndarray, pictures: dict[str, list], figures: dict[str, list[float]]) -> list[str]:
+    lines = []
     for name, made in pictures.items():
         values = [psnr(a, b) for a, b in zip(clean, made)]
-        print(f"PSNR of {name}: mean {np.mean(values):.2f} dB, {min(values):.1f} to {max(values):.1f}")
+        lines.append(f"PSNR of {name}: mean {np.mean(values):.2f} dB, {min(values):.1f} to {max(values):.1f}")
     for name, values in figures.items():
-        print(f"{name}: {summary(values, '.3g')}; mean {np.mean(values):.3g}")
-    print(
-        f"inside over outside above 1.3: {np.mean(np.array(figures['inside over outside']) > 1.3):.0%} of "
-        f"the photographs"
-    )
+        lines.append(
+            f"{name}: median {np.median(values):.3g}, {min(values):.3g} to {max(values):.3g}; "
+            f"mean {np.mean(values):.3g}"
+        )
+    above = np.mean(np.array(figures["inside over outside"]) > 1.3)
     covered = np.array(figures["hard mask covers"])
-    print(
-        f"hard mask covers between 10 % and 70 %: {np.mean((covered > 0.1) & (covered < 0.7)):.0%} of the "
-        f"photographs"
-    )
-    kept = before_all = 0
+    between = np.mean((covered > 0.1) & (covered < 0.7))
+    return [
+        *lines,
+        f"inside over outside above 1.3: {above:.0%} of the photographs",
+        f"hard mask covers between 10 % and 70 %: {between:.0%} of the photographs",
+    ]
+
+
+def recognised(
+    clean: np.ndarray, pictures: dict[str, list], labels: list[int], device: torch.device
+) -> list[str]:
+    """Which classifiers still recognise what was made, of the photographs that they got right."""
+    lines, kept, before_all = [], 0, 0
     for name in REGISTRY:
         classifier = load_classifier(name).to(device)
-        correct = {
-            kind: np.array(
-                [
-                    p.label == label
-                    for p, label in zip(predict(classifier, np.stack(made), np.array(labels), device), labels)
-                ]
-            )
-            for kind, made in {"clean": list(clean), **pictures}.items()
-            if kind != "autoencoder alone"
-        }
-        still = (correct["clean"] & correct["inversion, null-text optimisation, decoding"]).sum()
-        kept, before_all = kept + still, before_all + correct["clean"].sum()
-        line = (
-            f"{name}: recognises the reconstruction of {still} of the {correct['clean'].sum()} it got right"
-        )
-        if "attack" in correct:
-            fooled = (correct["clean"] & ~correct["attack"]).sum()
-            line += f", and is fooled by the attack on efficientnet_lite0 with {fooled}"
-        print(line)
-    print(f"all classifiers on reconstructions: {kept}/{before_all} = {kept / max(before_all, 1):.1%}")
-    if seconds:
-        print(f"one whole attack: {np.mean(seconds):.1f} s (mean; {min(seconds):.1f} to {max(seconds):.1f})")
-    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+
+        def correct(images: Sequence[np.ndarray], classifier: torch.nn.Module = classifier) -> np.ndarray:
+            predictions = predict(classifier, np.stack(images), np.array(labels), device)
+            return np.array([p.label == label for p, label in zip(predictions, labels)])
+
+        before = correct(clean)
+        still = (before & correct(pictures[RECONSTRUCTED])).sum()
+        kept, before_all = kept + still, before_all + before.sum()
+        line = f"{name}: recognises the reconstruction of {still} of the {before.sum()} it got right"
+        if "attack" in pictures:
+            line += f", and is fooled with {(before & ~correct(pictures['attack'])).sum()}"
+        lines.append(line)
+    return [
+        *lines,
+        f"all classifiers on reconstructions: {kept}/{before_all} = {kept / max(before_all, 1):.1%}",
+    ]
 
 
 if __name__ == "__main__":
