@@ -41,7 +41,7 @@ from dataset import read_dataset  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
 from evaluate import table  # noqa: E402
 from images import read_image, to_tensor  # noqa: E402
-from models import check_device, load_pipeline, set_up  # noqa: E402
+from models import load_pipeline, resolve_device, set_up  # noqa: E402
 from options import HelpFormatter  # noqa: E402
 
 
@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     device, dtype = (
-        check_device(arguments.device),
+        resolve_device(arguments.device),
         torch.bfloat16 if arguments.dtype == "bf16" else torch.float32,
     )
 

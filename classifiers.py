@@ -37,7 +37,7 @@ MODES = {
 
 
 class ClassifierError(ValueError):
-    """A classifier cannot be had; the message says which, why, and what to do, in one line."""
+    """A classifier is unavailable; the message says which, why, and what to do, in one line."""
 
 
 class Preprocessed(torch.nn.Module):
@@ -358,7 +358,7 @@ def load_classifier(name: str, classes: int | None = None, side: int = 224) -> t
             where 1000 are expected.
         side: of the images it will be given.
     Raises:
-        ClassifierError: the name has none of the forms, its classifier cannot be had, or has another number
+        ClassifierError: the name has none of the forms, its classifier is unavailable, or has another number
         of outputs.
     """
     resolved = check_name(name)

@@ -33,8 +33,8 @@ from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack, NonFiniteLossError
 from evaluate import Evaluation, evaluate, joint, plain, table
 from images import read_image, to_tensor
-from models import check_device, check_dtype, load_networks, make_attack, set_up
-from options import InputError, captions_of, check_numbers, make_parser, read_items, settle
+from models import load_networks, make_attack, resolve_device, resolve_dtype, set_up
+from options import InputError, captions_of, check_numbers, fill_in_defaults, make_parser, read_items
 from runs import (
     attack_images,
     check_folder,
@@ -313,8 +313,8 @@ def run(arguments: argparse.Namespace) -> int:
             "--shard, --overwrite, --is_test, --batch_size and accelerate launch are for main.py; a "
             "comparison shares out its images by --processes alone"
         )
-    device = check_device(arguments.device)
-    dtype = check_dtype(arguments.dtype, device)
+    device = resolve_device(arguments.device)
+    dtype = resolve_dtype(arguments.dtype, device)
     check_save_dir(arguments.save_dir)
     names = [name_of(*mode) for mode in arguments.modes]
     of_mode = [arguments_of_mode(arguments, mode, name) for mode, name in zip(arguments.modes, names)]
@@ -499,7 +499,9 @@ def report(
         *sentences,
         *advice(names, weights),
         f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone",
-        *dict.fromkeys(f"warning: {doubt}" for evaluation in evaluations for doubt in evaluation.doubts),
+        *dict.fromkeys(
+            f"warning: {warning}" for evaluation in evaluations for warning in evaluation.warnings
+        ),
         *(f"left out: {failure}" for failure in failures),
     ]
     results = {
@@ -765,7 +767,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="MODES",
         help="weight modes, separated by commas; fixed:NAME names a schedule",
     )
-    return run_program("compare.py", lambda: run(settle(parser.parse_args(argv))))
+    return run_program("compare.py", lambda: run(fill_in_defaults(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Judges an attack by the files that were written: who is fooled, how much of the picture changed, and how
 sure that is.
 
-    from evaluate import Pictures, judge_classifier, judge_quality
+    from evaluate import Pictures, evaluate_classifier, evaluate_quality
     pictures = Pictures(clean, adversarial, labels, reconstructed)       # uint8 (B, H, W, 3), read from PNGs
-    judge_classifier("efficientnet_lite1", classifier, pictures, device).success
-    judge_quality(pictures, surrogates=["efficientnet_lite0"], device=device)["PSNR dB"].adversarial
+    evaluate_classifier("efficientnet_lite1", classifier, pictures, device).success
+    evaluate_quality(pictures, surrogates=["efficientnet_lite0"], device=device)["PSNR dB"].adversarial
 
 Two figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it;
 `success` counts those that this classifier had right before, which is what papers call the attack success
@@ -156,7 +156,7 @@ def predict(
     return predictions
 
 
-def judge_classifier(
+def evaluate_classifier(
     name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device
 ) -> ClassifierResult:
     """Classifies all pictures of a run."""
@@ -255,7 +255,7 @@ def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndar
     torchvision, which downloads its weights.
 
     Raises:
-        ImportError, OSError: torchvision or the weights cannot be had.
+        ImportError, OSError: torchvision or the weights are unavailable.
     """
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
@@ -294,7 +294,7 @@ class ClassifierFeatures(torch.nn.Module):
 
 
 def feature_network(surrogates: Sequence[str]) -> tuple[str, torch.nn.Module, int]:
-    """Inception v3 where its weights can be had, else an embedded classifier, and no surrogate if there is
+    """Inception v3 where its weights are available, else an embedded classifier, and no surrogate if there is
     another: name, network on images in [0, 1], dimension.
     """
     from torchmetrics.image.fid import NoTrainInceptionV3
@@ -367,7 +367,9 @@ def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
     return jackknife(len(clean), lambda kept: float(poly_mmd(clean[kept], other[kept])))
 
 
-def judge_quality(pictures: Pictures, surrogates: Sequence[str], device: torch.device) -> dict[str, Quality]:
+def evaluate_quality(
+    pictures: Pictures, surrogates: Sequence[str], device: torch.device
+) -> dict[str, Quality]:
     """All figures of visibility and realism; each of the attack beside that of the reconstruction alone."""
     sides = [pictures.adversarial] + ([] if pictures.reconstructed is None else [pictures.reconstructed])
     by_image = [visibility(pictures.clean, side) for side in sides]
@@ -420,27 +422,27 @@ def realism(
 
 
 @torch.no_grad()
-def doubts_about_outputs(
+def warnings_about_outputs(
     name: str, classifier: torch.nn.Module, images: np.ndarray, device: torch.device
 ) -> list[str]:
     """Outputs that are probabilities, and answers that change."""
     x = to_tensor(images[:4]).to(device)
     first, second = classifier(x), classifier(x)
-    doubts = []
+    warnings = []
     if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
-        doubts.append(
+        warnings.append(
             f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they "
             f"saturate: take the softmax off its end"
         )
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
-        doubts.append(
+        warnings.append(
             f"{name} answers differently when asked twice, so that success may be luck: put it into eval "
             f"mode and switch off its randomness"
         )
-    return doubts
+    return warnings
 
 
-def doubts_about_gradients(
+def warnings_about_gradients(
     name: str, classifier: torch.nn.Module, clean: np.ndarray, labels: np.ndarray, device: torch.device
 ) -> list[str]:
     """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
@@ -462,7 +464,7 @@ def doubts_about_gradients(
     )
 
 
-def doubts_about_labels(
+def warnings_about_labels(
     name: str, predictions: Sequence[Prediction], labels: np.ndarray, classes: int
 ) -> list[str]:
     """A clean accuracy that guessing explains."""
@@ -486,7 +488,7 @@ def doubts_about_labels(
     ]
 
 
-def doubts_about_rounding(
+def warnings_about_rounding(
     names: Sequence[str], fooled_as_tensor: Sequence[bool], fooled_as_file: Sequence[bool]
 ) -> list[str]:
     """Images that fooled the surrogate as float tensors and no longer do as 8-bit files."""
@@ -503,7 +505,7 @@ def doubts_about_rounding(
     )
 
 
-def doubts_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:
+def warnings_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:
     """A surrogate that is asked to be a transfer classifier, too."""
     return [
         f"{name} is a surrogate and so left out of the transfer classifiers: take it out of --transfer_models"
@@ -523,7 +525,7 @@ class Evaluation:
 
     classifiers: list[ClassifierResult]
     quality: dict[str, Quality]
-    doubts: list[str]
+    warnings: list[str]
     surrogates: int = 1
 
     @property
@@ -585,7 +587,7 @@ class Evaluation:
             "transfer_success": plain(self.transfer_success),
             "quality": quality,
             "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone),
-            "warnings": self.doubts,
+            "warnings": self.warnings,
         }
 
     def tables(self) -> list[list[list[str]]]:
@@ -658,7 +660,7 @@ class Evaluation:
             "",
             "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife "
             "for the kernel distance",
-            *(f"warning: {doubt}" for doubt in self.doubts),
+            *(f"warning: {warning}" for warning in self.warnings),
         ]
 
 
@@ -672,25 +674,27 @@ def evaluate(
     loaded, used and freed before the next.
 
     Raises:
-        ClassifierError: a transfer classifier cannot be had, or has other classes than the surrogates.
+        ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
     """
-    results, doubts = [], doubts_about_transfer(list(surrogates), transfer)
+    results, warnings = [], warnings_about_transfer(list(surrogates), transfer)
     for name, classifier in surrogates.items():
-        results.append(judge_classifier(name, classifier, pictures, device))
+        results.append(evaluate_classifier(name, classifier, pictures, device))
         with torch.no_grad():
             classes = classifier(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
-        doubts += [
-            *doubts_about_outputs(name, classifier, pictures.clean, device),
-            *doubts_about_gradients(name, classifier, pictures.clean, pictures.labels, device),
-            *doubts_about_labels(name, results[-1].before, pictures.labels, classes),
+        warnings += [
+            *warnings_about_outputs(name, classifier, pictures.clean, device),
+            *warnings_about_gradients(name, classifier, pictures.clean, pictures.labels, device),
+            *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
         ]
     for name in transfer:
         if name not in surrogates:
             other = load_classifier(name, classes, pictures.clean.shape[1]).to(device)
-            results.append(judge_classifier(name, other, pictures, device))
-            doubts += doubts_about_outputs(name, other, pictures.clean, device)
+            results.append(evaluate_classifier(name, other, pictures, device))
+            warnings += warnings_about_outputs(name, other, pictures.clean, device)
             del other
-    return Evaluation(results, judge_quality(pictures, list(surrogates), device), doubts, len(surrogates))
+    return Evaluation(
+        results, evaluate_quality(pictures, list(surrogates), device), warnings, len(surrogates)
+    )
 
 
 def plain(figure: Estimate | None) -> dict | None:

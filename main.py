@@ -32,7 +32,6 @@ from natsort import natsorted
 from PIL import Image
 from tqdm import tqdm
 
-from benchmark import peak_memory
 from classifiers import (
     ALIASES,
     REGISTRY,
@@ -52,15 +51,31 @@ from diff_latent_attack import (
 from evaluate import (
     Evaluation,
     Pictures,
-    doubts_about_rounding,
     evaluate,
     predict,
     psnr,
     table,
+    warnings_about_rounding,
 )
 from images import read_image, to_pixels, to_tensor
-from models import check_device, check_dtype, load_networks, make_attack, process_device, set_up
-from options import InputError, captions_of, check_numbers, check_shards, make_parser, read_items, settle
+from models import (
+    load_networks,
+    make_attack,
+    peak_memory,
+    process_device,
+    resolve_device,
+    resolve_dtype,
+    set_up,
+)
+from options import (
+    InputError,
+    captions_of,
+    check_numbers,
+    check_shards,
+    fill_in_defaults,
+    make_parser,
+    read_items,
+)
 from report import write_page
 from runs import (
     Runner,
@@ -173,8 +188,8 @@ def run(arguments: argparse.Namespace) -> int:
     items = read_items(arguments, captions)
     processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     part, parts = check_shards(arguments, processes, process)
-    device = check_device(arguments.device if processes == 1 else process_device(arguments.device))
-    dtype = check_dtype(arguments.dtype, device)
+    device = resolve_device(arguments.device if processes == 1 else process_device(arguments.device))
+    dtype = resolve_dtype(arguments.dtype, device)
     check_save_dir(arguments.save_dir)
     configuration = configuration_of(arguments, dtype, items)
     if not arguments.overwrite:
@@ -226,8 +241,8 @@ def check(arguments: argparse.Namespace) -> int:
     check_numbers(arguments)
     captions = captions_of(arguments)
     items = read_items(arguments, captions)
-    device = check_device(arguments.device)
-    dtype = check_dtype(arguments.dtype, device)
+    device = resolve_device(arguments.device)
+    dtype = resolve_dtype(arguments.dtype, device)
     check_save_dir(arguments.save_dir)
     torch.manual_seed(arguments.seed)
     set_up(device)
@@ -308,8 +323,8 @@ def report(
         evaluation = evaluate(
             pictures, dict(zip(arguments.model_name, attack.classifiers)), arguments.transfer_models, device
         )
-        evaluation.doubts.extend(
-            doubts_about_rounding(
+        evaluation.warnings.extend(
+            warnings_about_rounding(
                 [row["file"] for row in rows],
                 [row["fooled_as_tensor"] for row in rows],
                 [row["fooled"] for row in rows],
@@ -409,7 +424,7 @@ def test(arguments: argparse.Namespace) -> int:
     pairs = list_pairs(arguments.images_root)
     captions = captions_of(arguments)
     items = label_pairs(arguments, [clean for clean, _ in pairs], captions)
-    device = check_device(arguments.device)
+    device = resolve_device(arguments.device)
     check_save_dir(arguments.save_dir)
     size = side_of(pairs[0][0])
     for path in (path for pair in pairs for path in pair):
@@ -496,7 +511,7 @@ def side_of(path: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
-        arguments = settle(make_parser(__doc__.split("\n\n")[0]).parse_args(argv))
+        arguments = fill_in_defaults(make_parser(__doc__.split("\n\n")[0]).parse_args(argv))
         if arguments.list_models:
             print(list_models())
             return 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answere
     from diffusers import StableDiffusionPipeline
 
 
-def check_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -42,7 +42,7 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def check_dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of the diffusion model."""
     half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if name == "bf16" or (name == "auto" and half) else torch.float32

@@ -55,7 +55,7 @@ def target_label(text: str) -> int | str:
     return text if text == TARGET_COLUMN else int(text)
 
 
-def settle(arguments: argparse.Namespace) -> argparse.Namespace:
+def fill_in_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
     """Fills in what depends on --dataset_name and on whether these are the demo's images."""
     preset = PRESETS[arguments.dataset_name]
     if arguments.label_base is None:

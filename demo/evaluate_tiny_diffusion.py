@@ -34,7 +34,7 @@ from diff_latent_attack import DiffAttack  # noqa: E402
 from evaluate import predict, psnr  # noqa: E402
 from images import read_image, to_pixels, to_tensor  # noqa: E402
 from inversion import Inversion  # noqa: E402
-from models import check_device, keep_freed_memory, load_pipeline  # noqa: E402
+from models import keep_freed_memory, load_pipeline, resolve_device  # noqa: E402
 from utils import ImageRecord, read_run  # noqa: E402
 
 SIZE = 224
@@ -116,7 +116,7 @@ def main() -> None:
     keep_freed_memory()
     items = read_dataset(arguments.images_root, arguments.label_path, IMAGENET_CLASSES)[: arguments.limit]
     clean, labels = np.stack([read_image(item.path, SIZE) for item in items]), [i.labels[0] for i in items]
-    masks, device = read_boxes(arguments.boxes), check_device(arguments.device)
+    masks, device = read_boxes(arguments.boxes), resolve_device(arguments.device)
     model = DiffAttack(load_pipeline(arguments.pretrained_diffusion_path, device), torch.nn.Identity())
 
     pictures, figures = defaultdict(list), defaultdict(list)

@@ -13,17 +13,17 @@ from evaluate import (
     ClassifierResult,
     Pictures,
     Prediction,
-    doubts_about_gradients,
-    doubts_about_labels,
-    doubts_about_outputs,
-    doubts_about_rounding,
-    doubts_about_transfer,
     frechet_distance,
     joint_success,
     kernel_distance,
     psnr,
     transfer_mean,
     visibility,
+    warnings_about_gradients,
+    warnings_about_labels,
+    warnings_about_outputs,
+    warnings_about_rounding,
+    warnings_about_transfer,
 )
 from stats import Estimate, mean_over_images, share
 
@@ -216,36 +216,36 @@ SHIFTED = [Prediction(label, 0.9, 0.0) for label in (11, 21, 31)]
 
 
 @pytest.mark.parametrize(
-    "doubts, text",
+    "warnings, text",
     [
         (
-            lambda: doubts_about_outputs(
+            lambda: warnings_about_outputs(
                 "m", torch.nn.Sequential(TinyClassifier(), torch.nn.Softmax(-1)), PIXELS, CPU
             ),
             "m returns probabilities",
         ),
-        (lambda: doubts_about_outputs("m", Noisy(), PIXELS, CPU), "m answers differently"),
+        (lambda: warnings_about_outputs("m", Noisy(), PIXELS, CPU), "m answers differently"),
         (
-            lambda: doubts_about_gradients("m", Steps(), PIXELS, np.zeros(3, int), CPU),
+            lambda: warnings_about_gradients("m", Steps(), PIXELS, np.zeros(3, int), CPU),
             "exactly zero at image 1, 2, 3",
         ),
         (
-            lambda: doubts_about_labels("m", SHIFTED, np.array([10, 20, 30]), 1000),
+            lambda: warnings_about_labels("m", SHIFTED, np.array([10, 20, 30]), 1000),
             "0/3 of the clean images right.*labels one higher would give 3/3",
         ),
         (
-            lambda: doubts_about_labels("m", SHIFTED, np.array([100, 200, 300]), 1000),
+            lambda: warnings_about_labels("m", SHIFTED, np.array([100, 200, 300]), 1000),
             "0/3 of the clean images right.*look at a few",
         ),
         (
-            lambda: doubts_about_rounding(["a.png", "b.png"], [True, True], [False, True]),
+            lambda: warnings_about_rounding(["a.png", "b.png"], [True, True], [False, True]),
             "lost in rounding to 8 bits, and does not count: a.png;",
         ),
-        (lambda: doubts_about_transfer(["m"], ["n", "m"]), "m is a surrogate and so left out"),
+        (lambda: warnings_about_transfer(["m"], ["n", "m"]), "m is a surrogate and so left out"),
     ],
 )
-def test_each_warning_fires_on_a_case_made_for_it(doubts, text):
-    (line,) = doubts()
+def test_each_warning_fires_on_a_case_made_for_it(warnings, text):
+    (line,) = warnings()
     assert re.search(text, line) and "\n" not in line
 
 
@@ -253,26 +253,26 @@ def test_warnings_are_silent_where_nothing_is_wrong():
     classifier = TinyClassifier().eval()
     right = [Prediction(label, 0.9, 0.9) for label in (10, 20, 30)]
     assert (
-        doubts_about_outputs("m", classifier, PIXELS, CPU)
-        == doubts_about_gradients("m", classifier, PIXELS, np.zeros(3, int), CPU)
+        warnings_about_outputs("m", classifier, PIXELS, CPU)
+        == warnings_about_gradients("m", classifier, PIXELS, np.zeros(3, int), CPU)
         == []
     )
-    assert doubts_about_labels("m", right, np.array([10, 20, 30]), 1000) == []
+    assert warnings_about_labels("m", right, np.array([10, 20, 30]), 1000) == []
     assert (
-        doubts_about_rounding(["a.png", "b.png"], [False, True], [False, True])
-        == doubts_about_transfer(["m"], ["n"])
+        warnings_about_rounding(["a.png", "b.png"], [False, True], [False, True])
+        == warnings_about_transfer(["m"], ["n"])
         == []
     )
 
 
 def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
     monkeypatch.setattr(evaluate, "load_classifier", lambda name, classes, side: TinyClassifier().eval())
-    monkeypatch.setattr(evaluate, "judge_quality", lambda pictures, surrogate, device: {})
+    monkeypatch.setattr(evaluate, "evaluate_quality", lambda pictures, surrogate, device: {})
     found = evaluate.evaluate(
         Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU
     )
     assert [c.name for c in found.classifiers] == ["s", "t"] and any(
-        "s is a surrogate" in doubt for doubt in found.doubts
+        "s is a surrogate" in warning for warning in found.warnings
     )
     assert found.transfer_success == transfer_mean(found.classifiers[1:]) or np.isnan(
         found.transfer_success.value
