@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -103,10 +102,6 @@ from runs import (
 )
 from timestep_weights import COLLAPSED_BELOW, effective_timesteps
 from utils import ANALYSIS, draw_folders, timestep_rows
-
-if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
-    pass
-
 
 CHECKED_ITERATIONS = 3
 

@@ -77,7 +77,10 @@ def both_branches(pipeline, latents, t, null, text, guidance):
 
 def encode(pipeline, image):
     with torch.no_grad():
-        posterior = pipeline.vae.encode(image * 2 - 1).latent_dist
+        encoded = pipeline.vae.encode(image * 2 - 1)
+    if not hasattr(encoded, "latent_dist"):  # an autoencoder without a posterior
+        return pipeline.vae.config.scaling_factor * encoded.latent
+    posterior = encoded.latent_dist
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(8888)).to(
         posterior.mean
     )
