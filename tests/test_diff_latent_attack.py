@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 from conftest import CLASS_NAMES, ROOT
-from diffusers import PNDMScheduler
+from diffusers import AutoencoderTiny, PNDMScheduler
 from natsort import natsorted
 
 import diff_latent_attack
@@ -622,3 +622,16 @@ def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
         inversion = attack.invert(to_tensor(picture), torch.tensor([label]))
         figures.append(psnr(picture, to_pixels(attack.reconstruct(inversion)[0])))
     assert attack.scheduler.config.prediction_type == "v_prediction" and abs(figures[0] - figures[1]) < 0.5
+
+
+def test_an_autoencoder_without_a_posterior_gives_its_latents(checkpoint, images):
+    attack = DiffAttack(checkpoint(), torch.nn.Identity())
+    attack.vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        scaling_factor=0.5,
+    ).double()
+    with torch.no_grad():
+        assert torch.equal(attack.encode(images), 0.5 * attack.vae.encode(2 * images - 1).latents)
