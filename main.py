@@ -102,6 +102,7 @@ from runs import (
 )
 from timestep_weights import COLLAPSED_BELOW, effective_timesteps
 from utils import ANALYSIS, draw_folders, timestep_rows
+from workers import threads_of_each
 
 CHECKED_ITERATIONS = 3
 
@@ -242,7 +243,10 @@ def check(arguments: argparse.Namespace) -> int:
     torch.manual_seed(arguments.seed)
     set_up(device)
     attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
-    item = items[0]
+    item, images = items[0], len(items[: arguments.limit])
+    processes = count_processes(arguments, attack, images, launched=1)
+    if processes > 1:  # as each of them will do it
+        torch.set_num_threads(threads_of_each(processes))
     try:
         clean = read_image(item.path, arguments.res)
     except OSError as error:
@@ -288,9 +292,10 @@ def check(arguments: argparse.Namespace) -> int:
                     ],
                     [
                         "time to expect",
-                        f"{inverted + attacked:.0f} s an image, one at a time ({inverted:.0f} s inversion "
-                        f"and null-text optimisation, {attacked:.0f} s attack); "
-                        f"{len(items[: arguments.limit]) * (inverted + attacked) / 60:.0f} min in all",
+                        f"{(inverted + attacked) / processes:.0f} s an image in {processes} "
+                        f"process{'es' * (processes > 1)} (in each, {inverted:.0f} s inversion and "
+                        f"null-text optimisation, {attacked:.0f} s attack); "
+                        f"{images * (inverted + attacked) / processes / 60:.0f} min in all",
                     ],
                 ]
             )

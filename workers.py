@@ -39,6 +39,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_of_each(processes: int) -> int:
+    """The threads that each of so many processes gets: OMP_NUM_THREADS, or its share of the cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", max(1, available_cores() // processes)))
+
+
 def run_in_processes(
     work: Callable[..., None], arguments: Sequence[tuple], progress: Callable[[], None]
 ) -> list[int]:
@@ -51,7 +56,7 @@ def run_in_processes(
         the first exception of a process; the others are then ended. KeyboardInterrupt likewise.
     """
     context = multiprocessing.get_context("spawn")
-    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, available_cores() // len(arguments))))
+    threads = threads_of_each(len(arguments))
     running, started, killed = {}, [], []
     with (
         interrupts_ignored()
