@@ -121,7 +121,7 @@ class Counter:
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[int]]:
+def watched_memory(device: torch.device) -> Iterator[list[int]]:
     """The peak inside the block in bytes: of what CUDA allocated, or of the resident set, sampled 50 times a
     second.
     """
@@ -191,7 +191,7 @@ def measure(
     warm_up()
     counters = {"unet": Counter(pipeline.unet), "vae": Counter(pipeline.vae.decoder)}
     totals, stages = [], []
-    with peak_memory(device) as peak:
+    with watched_memory(device) as peak:
         for _ in range(runs):
             finish(device)
             started = time.perf_counter()

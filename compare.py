@@ -35,6 +35,7 @@ from evaluate import Evaluation, evaluate, joint, plain, table
 from images import read_image, to_tensor
 from models import load_networks, make_attack, resolve_device, resolve_dtype, set_up
 from options import InputError, captions_of, check_numbers, fill_in_defaults, make_parser, read_items
+from records import Run, layer_shares, record_path, timestep_shares
 from runs import (
     attack_images,
     check_folder,
@@ -50,7 +51,6 @@ from runs import (
     read_finished,
     read_pictures,
     read_rows,
-    record_path,
     restore_weights,
     run_program,
     write_failure,
@@ -70,16 +70,7 @@ from stats import (
     smallest_success_difference,
 )
 from timestep_weights import COLLAPSED_BELOW, SCHEDULES, WEIGHT_MODES, effective_timesteps
-from utils import (
-    ANALYSIS,
-    Run,
-    draw_comparison,
-    draw_folders,
-    layer_shares,
-    plot_success_against_visibility,
-    save_figure,
-    timestep_shares,
-)
+from utils import ANALYSIS, draw_comparison, draw_folders, plot_success_against_visibility, save_figure
 from workers import run_in_processes
 
 STUDY_SHARES = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,3 +116,19 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray
         for row in rows
     ]
     return np.concatenate([np.concatenate(row, axis=1) for row in padded])
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The files of a run, read back: uint8 `(B, H, W, 3)`, and the true labels `(B,)`, or `(B, L)` where
+    images have up to L, -1 for those they lack.
+
+    `reconstructed` is what inversion, null-text optimisation and decoding give without any attack; None where
+    it was not written.
+    """
+
+    clean: np.ndarray
+    adversarial: np.ndarray
+    labels: np.ndarray
+    reconstructed: np.ndarray | None = None
+    targets: np.ndarray | None = None  # (B,), of a targeted attack; -1 where there is none

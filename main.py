@@ -47,16 +47,8 @@ from dataset import (
 from diff_latent_attack import (
     DiffAttack,
 )
-from evaluate import (
-    Evaluation,
-    Pictures,
-    evaluate,
-    predict,
-    psnr,
-    table,
-    warnings_about_rounding,
-)
-from images import read_image, to_pixels, to_tensor
+from evaluate import Evaluation, evaluate, predict, table, warnings_about_rounding
+from images import Pictures, read_image, to_pixels, to_tensor
 from models import (
     load_networks,
     make_attack,
@@ -75,6 +67,7 @@ from options import (
     make_parser,
     read_items,
 )
+from quality import psnr
 from report import write_page
 from runs import (
     Runner,

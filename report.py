@@ -20,16 +20,8 @@ import numpy as np
 from PIL import Image
 
 from images import replacing
-from utils import (
-    AMPLIFIED,
-    ANALYSIS,
-    ImageRecord,
-    Run,
-    read_pair,
-    timestep_colours,
-    timestep_rows,
-    timestep_shares,
-)
+from records import ImageRecord, Run, timestep_shares
+from utils import AMPLIFIED, ANALYSIS, read_pair, timestep_colours, timestep_rows
 
 FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
     "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at "

@@ -22,14 +22,16 @@ from tqdm import tqdm
 
 from classifiers import ClassifierError, file_name
 from dataset import DatasetError, Item, labels_and_targets
-from diff_latent_attack import LOSS_TERMS, AttackRecord, DiffAttack, NonFiniteLossError, free_memory
+from diff_latent_attack import LOSS_TERMS, DiffAttack, NonFiniteLossError, free_memory
 from diff_latent_attack import fooled as logits_fooled
-from evaluate import Pictures, Prediction, fooled, predict, psnr, right
-from images import read_image, replacing, to_pixels, to_tensor, write_image, write_result
+from evaluate import Prediction, fooled, predict, right
+from images import Pictures, read_image, replacing, to_pixels, to_tensor, write_image, write_result
 from inversion import Inversion
 from models import load_networks, make_attack, set_up
 from options import InputError
-from utils import ANALYSIS, Run, read_run
+from quality import psnr
+from records import Run, read_run, record_path, write_record
+from utils import ANALYSIS
 from workers import processes_for, run_in_processes
 
 
@@ -162,11 +164,6 @@ def shortened(value: object) -> str:
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
 
 
-def record_path(folder: Path, index: int) -> Path:
-    """An image's record is written last: where it is, the image is finished."""
-    return folder / f"{index:04d}_record.npz"
-
-
 def failure_path(folder: Path, index: int) -> Path:
     return folder / f"{index:04d}_failed.txt"
 
@@ -215,17 +212,6 @@ def read_pictures(folder: Path, items: Sequence[Item], size: int) -> Pictures:
 def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:
     """The images that are not finished."""
     return [item for item in items if not record_path(folder, item.index).exists()]
-
-
-def write_record(record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path) -> None:
-    """Saves a record with one array a field, the row of the results and the weights' state after the image;
-    `numpy.load` reads it.
-    """
-    fields = {field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)}
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file, **fields, controller_state=controller_state.numpy(), row=np.array(json.dumps(row))
-        )
 
 
 def describe(prediction: Prediction, captions: Sequence[str], base: int) -> dict:

@@ -14,7 +14,8 @@ from scipy.stats import kstest
 from test_evaluate import result
 
 from compare import Figure, kernel_difference, latex, sentence, shares_of, transfer_scores
-from evaluate import Evaluation, kernel_distance, transfer_mean
+from evaluate import Evaluation, transfer_mean
+from quality import kernel_distance
 from stats import (
     Difference,
     Estimate,

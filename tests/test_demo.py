@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from attentionControl import AttentionControlEdit
 from diff_latent_attack import DiffAttack
-from evaluate import psnr
 from images import read_image, to_pixels, to_tensor
 from models import load_pipeline
+from quality import psnr
 
 sys.path.insert(0, str(ROOT / "demo"))
 

@@ -13,10 +13,10 @@ from natsort import natsorted
 import diff_latent_attack
 from classifiers import IMAGENET_CLASSES, load_classifier
 from diff_latent_attack import DiffAttack, NonFiniteLossError, fooled
-from evaluate import psnr
 from images import read_image, to_pixels, to_tensor
 from inversion import frozen
 from models import load_pipeline
+from quality import psnr
 from timestep_weights import SCHEDULES
 
 KINDS = {

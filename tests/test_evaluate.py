@@ -9,22 +9,18 @@ from conftest import TinyClassifier
 
 import evaluate
 from evaluate import (
-    ClassifierFeatures,
     ClassifierResult,
-    Pictures,
     Prediction,
-    frechet_distance,
     joint_success,
-    kernel_distance,
-    psnr,
     transfer_mean,
-    visibility,
     warnings_about_gradients,
     warnings_about_labels,
     warnings_about_outputs,
     warnings_about_rounding,
     warnings_about_transfer,
 )
+from images import Pictures
+from quality import ClassifierFeatures, frechet_distance, kernel_distance, psnr, visibility
 from stats import Estimate, mean_over_images, share
 
 CPU = torch.device("cpu")

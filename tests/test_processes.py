@@ -14,7 +14,7 @@ import pytest
 from conftest import MAIN, done, flags, pictures, run, start, wait_for
 from PIL import Image
 
-from evaluate import psnr
+from quality import psnr
 
 # On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be
 # told not to start one process only.

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from images import image_grid, read_image, write_result
+from records import layer_names, timestep_shares
 from utils import (
-    layer_names,
     plot_attention,
     plot_average_loss_per_timestep,
     plot_contact_sheet,
@@ -17,7 +17,6 @@ from utils import (
     plot_weight_curves,
     short,
     timestep_rows,
-    timestep_shares,
 )
 
 
