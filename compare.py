@@ -378,10 +378,8 @@ def share_out(
 
 
 def show_progress(bar: tqdm, items: Sequence[Item], of_mode: Sequence[argparse.Namespace]) -> None:
-    bar.n = sum(
-        all(record_path(settings.save_dir, item.index).exists() for settings in of_mode) for item in items
-    )
-    bar.refresh()
+    done = sum(all(record_path(of.save_dir, item.index).exists() for of in of_mode) for item in items)
+    bar.update(done - bar.n)
 
 
 def attack_part(

@@ -448,21 +448,17 @@ def share_out(
     is left to the caller.
     """
 
+    def failed(item: Item) -> bool:
+        return failure_path(arguments.save_dir, item.index).exists()
+
     def progress() -> None:
-        bar.n = len(items) - len(
-            [
-                item
-                for item in missing_of(items, arguments.save_dir)
-                if not failure_path(arguments.save_dir, item.index).exists()
-            ]
-        )
-        bar.refresh()
+        left = [item for item in missing_of(items, arguments.save_dir) if not failed(item)]
+        bar.update(len(items) - len(left) - bar.n)
 
     parts = [items[k :: arguments.processes] for k in range(arguments.processes)]
     for item in missing_of(items, arguments.save_dir):
-        failure_path(arguments.save_dir, item.index).unlink(
-            missing_ok=True
-        )  # of an earlier run, which would count as done
+        # of an earlier run, which would count as done
+        failure_path(arguments.save_dir, item.index).unlink(missing_ok=True)
     killed = run_in_processes(
         attack_part, [(arguments, part, device, dtype, captions) for part in parts], progress
     )
