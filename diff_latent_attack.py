@@ -13,12 +13,10 @@ never influence each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -35,6 +33,8 @@ from attentionControl import (
 )
 from classifiers import IMAGENET_CLASSES
 from inversion import Inversion, LatentDiffusion, frozen
+from memory import bytes_saved, free_memory
+from records import AttackRecord
 from timestep_weights import SCHEDULES, TimestepWeightNetwork, schedule_weights
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
@@ -55,48 +55,6 @@ class NonFiniteLossError(ArithmeticError):
     def __init__(self, iteration: int, term: str, index: int):
         super().__init__(f"the {term} loss is not finite in iteration {iteration}")
         self.iteration, self.term, self.index = iteration, term, index
-
-
-@dataclass
-class AttackRecord:
-    """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on
-    the CPU.
-    """
-
-    timesteps: torch.Tensor  # (N,)
-    layers: list[str]  # self-attention layers, in the order in which the UNet runs them
-    grids: list[int]  # the side of each layer's map
-    class_tokens: list[list[str]]  # of each image's prompt
-    attack_loss: torch.Tensor  # (iterations, B), cross-entropy in nats of the true class, or of the target
-    self_attention_loss: torch.Tensor  # (iterations, B), sum_i c_i L_i
-    cross_attention_loss: torch.Tensor  # (iterations, B)
-    total_loss: torch.Tensor  # (iterations, B), what was minimised
-    weights: torch.Tensor  # (iterations, N), in force in that iteration, summing to 1
-    layer_losses: torch.Tensor  # (iterations, N, layers, B)
-    confidence: torch.Tensor  # (iterations, B), probability of the true class
-    fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled
-    # without the attack and with it, averaged over timesteps, heads and layers:
-    class_attention: (
-        torch.Tensor
-    )  # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
-    components: (
-        torch.Tensor
-    )  # (2, 3, h, w, B), self-attention along its first principal components without the attack
-
-    @property
-    def timestep_losses(self) -> torch.Tensor:
-        """`L_i`, `(iterations, N, B)`: the sum over all self-attention layers."""
-        return self.layer_losses.sum(2)
-
-    def of_image(self, k: int) -> AttackRecord:
-        """The record of the k-th image of the batch, as a batch of one."""
-        cut = {
-            field.name: getattr(self, field.name)[..., k : k + 1]
-            for field in fields(self)
-            if field.name not in ("timesteps", "layers", "grids", "class_tokens", "weights")
-        }
-        cut["class_attention"] = cut["class_attention"][:, : len(self.class_tokens[k])]
-        return replace(self, **cut, class_tokens=[self.class_tokens[k]])
 
 
 @dataclass
@@ -494,37 +452,6 @@ def make_controller(
             network = TimestepWeightNetwork(num_timesteps)
         return AttentionControlEditLearnable(network, weight_lr, detached=mode == "learnable_detached")
     raise ValueError(f"unknown weight mode {mode!r}")
-
-
-@contextmanager
-def bytes_saved(network: torch.nn.Module) -> Iterator[list[int]]:
-    """The sizes of what autograd keeps of the computation inside this block, the network's parameters apart;
-    each piece of memory counted once.
-    """
-    sizes, seen = [], {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            sizes.append(storage.nbytes())
-        return tensor.detach()  # itself it would hold its own graph, which would then never be freed
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield sizes
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on the device, its cache included."""
-    if device.type == "cuda":
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    return psutil.virtual_memory().available
 
 
 def raise_if_not_finite(losses: torch.Tensor, iteration: int) -> None:

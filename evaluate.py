@@ -20,21 +20,19 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
+from checks import (
+    warnings_about_gradients,
+    warnings_about_labels,
+    warnings_about_outputs,
+    warnings_about_transfer,
+)
 from classifiers import load_classifier
 from images import Pictures, to_tensor
+from predictions import Prediction, fooled, predict, right
 from quality import Quality, evaluate_quality
 from stats import Estimate, resampled, share
 
 # ---------------------------------------------------------------- success
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of one image."""
-
-    label: int
-    confidence: float  # probability of that label
-    true_confidence: float  # probability of the true label, or of all of them
 
 
 @dataclass(frozen=True)
@@ -110,37 +108,6 @@ class ClassifierResult:
         }
 
 
-def right(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
-    """Whether each prediction is the label, or one of them: `(B,)`."""
-    return (np.array([p.label for p in predictions], int)[:, None] == labels.reshape(len(labels), -1)).any(1)
-
-
-def fooled(predictions: Sequence[Prediction], labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
-    """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
-    wrong = ~right(predictions, labels)
-    return (
-        wrong
-        if targets is None
-        else np.where(targets >= 0, np.array([p.label for p in predictions], int) == targets, wrong)
-    )
-
-
-@torch.no_grad()
-def predict(
-    classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray, device: torch.device, batch: int = 16
-) -> list[Prediction]:
-    """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`."""
-    predictions = []
-    for start in range(0, len(images), batch):
-        probabilities = classifier(to_tensor(images[start : start + batch]).to(device)).softmax(-1)
-        confidences, predicted = probabilities.max(-1)
-        for row, c, p, label in zip(
-            probabilities, confidences, predicted, labels.reshape(len(labels), -1)[start : start + batch]
-        ):
-            predictions.append(Prediction(int(p), float(c), float(row[label[label >= 0]].sum())))
-    return predictions
-
-
 def evaluate_classifier(
     name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device
 ) -> ClassifierResult:
@@ -183,102 +150,6 @@ def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") 
     if not counted.any():
         return Estimate(math.nan, math.nan, math.nan, is_share=True)
     return replace(resampled(counted.shape[1], statistic), is_share=True)
-
-
-# ---------------------------------------------------------------- when a result is not to be trusted
-
-
-@torch.no_grad()
-def warnings_about_outputs(
-    name: str, classifier: torch.nn.Module, images: np.ndarray, device: torch.device
-) -> list[str]:
-    """Outputs that are probabilities, and answers that change."""
-    x = to_tensor(images[:4]).to(device)
-    first, second = classifier(x), classifier(x)
-    warnings = []
-    if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
-        warnings.append(
-            f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they "
-            f"saturate: take the softmax off its end"
-        )
-    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
-        warnings.append(
-            f"{name} answers differently when asked twice, so that success may be luck: put it into eval "
-            f"mode and switch off its randomness"
-        )
-    return warnings
-
-
-def warnings_about_gradients(
-    name: str, classifier: torch.nn.Module, clean: np.ndarray, labels: np.ndarray, device: torch.device
-) -> list[str]:
-    """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
-    dead = []
-    for k in range(len(clean)):
-        x = to_tensor(clean[k]).to(device).requires_grad_()
-        own = torch.tensor(labels.reshape(len(labels), -1)[k], device=device)
-        (gradient,) = torch.autograd.grad(-classifier(x).log_softmax(-1)[0, own[own >= 0]].mean(), x)
-        if not gradient.any():
-            dead.append(str(k + 1))
-    return (
-        [
-            f"{name} has a gradient of exactly zero at image {', '.join(dead)}; that it is not fooled says "
-            f"nothing about its robustness: "
-            "look for steps without a gradient, or try --logit_temperature 10 where it is too sure of itself"
-        ]
-        if dead
-        else []
-    )
-
-
-def warnings_about_labels(
-    name: str, predictions: Sequence[Prediction], labels: np.ndarray, classes: int
-) -> list[str]:
-    """A clean accuracy that guessing explains."""
-    from scipy.stats import binomtest
-
-    count = int(right(predictions, labels).sum())
-    if binomtest(count, len(labels), 1 / classes, alternative="greater").pvalue <= 0.05:
-        return []
-    shifted = {
-        shift: int(right(predictions, np.where(labels >= 0, labels + shift, -1)).sum()) for shift in (-1, 1)
-    }
-    shift, found = max(shifted.items(), key=lambda item: item[1])
-    advice = (
-        f"labels {'one higher' if shift > 0 else 'one lower'} would give {found}/{len(labels)}, so shift them"
-        if found > count
-        else "look at a few images beside their labels"
-    )
-    return [
-        f"{name} has only {count}/{len(labels)} of the clean images right, which guessing explains; labels "
-        f"count from --label_base: {advice}"
-    ]
-
-
-def warnings_about_rounding(
-    names: Sequence[str], fooled_as_tensor: Sequence[bool], fooled_as_file: Sequence[bool]
-) -> list[str]:
-    """Images that fooled the surrogate as float tensors and no longer do as 8-bit files."""
-    lost = [
-        name for name, tensor, file in zip(names, fooled_as_tensor, fooled_as_file) if tensor and not file
-    ]
-    return (
-        [
-            f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost)}; more "
-            f"--iterations give it a margin"
-        ]
-        if lost
-        else []
-    )
-
-
-def warnings_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:
-    """A surrogate that is asked to be a transfer classifier, too."""
-    return [
-        f"{name} is a surrogate and so left out of the transfer classifiers: take it out of --transfer_models"
-        for name in surrogates
-        if name in transfer
-    ]
 
 
 # ---------------------------------------------------------------- all of it

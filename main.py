@@ -17,7 +17,6 @@ import environment  # isort: skip  # noqa: F401
 
 import argparse
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -44,10 +43,7 @@ from dataset import (
     labels_and_targets,
     read_lines,
 )
-from diff_latent_attack import (
-    DiffAttack,
-)
-from evaluate import Evaluation, evaluate, predict, table, warnings_about_rounding
+from evaluate import evaluate, table
 from images import Pictures, read_image, to_pixels, to_tensor
 from models import (
     load_networks,
@@ -67,34 +63,24 @@ from options import (
     make_parser,
     read_items,
 )
+from predictions import predict
 from quality import psnr
-from report import write_page
+from results import of_image, report, write_report
+from runner import Runner, count_processes, describe, restore_weights, share_out
 from runs import (
-    Runner,
     check_folder,
     check_save_dir,
     claim_folder,
     clear_folder,
     configuration_of,
-    count_processes,
     counted,
-    describe,
     failure_path,
     make_folder,
     missing_of,
     name_of,
     provenance,
-    read_failures,
-    read_finished,
-    read_pictures,
-    read_rows,
-    restore_weights,
     run_program,
-    share_out,
-    write_report,
 )
-from timestep_weights import COLLAPSED_BELOW, effective_timesteps
-from utils import ANALYSIS, draw_folders, timestep_rows
 from workers import threads_of_each
 
 CHECKED_ITERATIONS = 3
@@ -109,63 +95,7 @@ def list_models() -> str:
     return "\n".join(table(rows))
 
 
-# ---------------------------------------------------------------- input, checked before any model is loaded
-
-
-# ---------------------------------------------------------------- the folder of a run
-
-
 # ---------------------------------------------------------------- run
-
-
-def summarise(
-    rows: list[dict], evaluation: Evaluation | None, failures: list[str], weights: list[float]
-) -> str:
-    """The aligned tables that end a run."""
-    lines = table(
-        [["image", "true class", "before", "", "after", "", "success", "PSNR dB", "s"]]
-        + [
-            [
-                row["file"],
-                row["class"] + (f" -> {row['target_class']}" if "target" in row else ""),
-                row["before"]["class"],
-                f"{row['before']['confidence']:.2f}",
-                row["after"]["class"],
-                f"{row['after']['confidence']:.2f}",
-                {True: "yes", False: "no", None: "wrong before"}[row["success"]],
-                f"{row['psnr']:.1f}",
-                f"{row['seconds']:.0f}",
-            ]
-            for row in rows
-        ]
-    )
-    if evaluation is not None:
-        lines += [
-            "",
-            *evaluation.lines(),
-            "",
-            f"mean PSNR {np.mean([row['psnr'] for row in rows]):.1f} dB, mean time "
-            f"{np.mean([row['seconds'] for row in rows]):.1f} s an image, "
-            f"timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}",
-        ]
-    lines += [f"not attacked: {failure}" for failure in failures]
-    return "\n".join(lines)
-
-
-def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
-    """What a reader of the weights must know, in one line."""
-    if mode == "learnable_detached":
-        return (
-            "mode learnable_detached: the weight is detached in the loss, so no gradient reaches the weight "
-            "network and unchanged weights are expected"
-        )
-    if mode == "learnable" and effective_timesteps(weights) < COLLAPSED_BELOW:
-        return (
-            f"mode learnable: the weights have collapsed onto timestep {int(weights.argmax())}, because the "
-            f"loss is linear in them and is smallest "
-            "with all weight on the smallest L_i; use --weight_mode fixed"
-        )
-    return None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -295,90 +225,6 @@ def check(arguments: argparse.Namespace) -> int:
         )
     )
     return 0
-
-
-def report(
-    arguments: argparse.Namespace, selected: Sequence[Item], attack: DiffAttack, device: torch.device
-) -> int:
-    """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
-    run that is complete; returns the exit code.
-    """
-    indices = [item.index for item in selected]
-    rows = read_rows(arguments.save_dir, indices)
-    failures = read_failures(arguments.save_dir, indices)
-    evaluation = finished = None
-    if rows:
-        finished = read_finished(arguments.save_dir, [row["index"] for row in rows])
-        done = {row["index"] for row in rows}
-        pictures = read_pictures(
-            arguments.save_dir, [item for item in selected if item.index in done], arguments.res
-        )
-        evaluation = evaluate(
-            pictures, dict(zip(arguments.model_name, attack.classifiers)), arguments.transfer_models, device
-        )
-        evaluation.warnings.extend(
-            warnings_about_rounding(
-                [row["file"] for row in rows],
-                [row["fooled_as_tensor"] for row in rows],
-                [row["fooled"] for row in rows],
-            )
-        )
-    weights = attack.controller.weights()
-    left = len(selected) - len(rows) - len(failures)
-    lines = [summarise(rows, evaluation, failures, weights.tolist())]
-    if finished:
-        lines += [
-            "",
-            "self-attention loss by timestep, over all layers, before weights",
-            *table(timestep_rows(finished.layer_losses, finished.timesteps)),
-        ]
-    if left:
-        lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
-    text = "\n".join([*lines, *filter(None, [advice_on_weights(arguments.weight_mode, weights)])])
-    results = {
-        "images": [
-            row | of_image(evaluation, k, attack.class_names, arguments.label_base)
-            for k, row in enumerate(rows)
-        ],
-        **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
-        "not_attacked": failures,
-        "weights_at_the_end": weights.tolist(),
-        "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
-        "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
-        **provenance(arguments, device),
-    }
-    write_report(arguments.save_dir, "results.json", "log.txt", results, text)
-    if finished and not left and arguments.figures != "none":
-        draw_folders([finished], each_image=arguments.figures == "all", anew=False)
-        write_page(finished)
-        print(
-            f"\nfigures in {arguments.save_dir / ANALYSIS}, and a page to look through in "
-            f"{arguments.save_dir / 'report.html'}"
-        )
-    return 1 if failures else 0
-
-
-def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int) -> dict:
-    """What an evaluation says of the k-th image alone."""
-    said = {
-        result.name: {"before": result.before, "reconstructed": result.reconstructed, "after": result.after}
-        for result in evaluation.classifiers
-    }
-    return {
-        "predictions": {
-            name: {
-                when: describe(predictions[k], captions, base)
-                for when, predictions in of.items()
-                if predictions
-            }
-            for name, of in said.items()
-        },
-        "quality": {
-            name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None
-            for name, figure in evaluation.quality.items()
-            if figure.by_image is not None
-        },
-    }
 
 
 def list_pairs(folder: Path) -> list[tuple[Path, Path]]:

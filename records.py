@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,47 @@ from images import replacing
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
 
-    from diff_latent_attack import AttackRecord
+
+@dataclass
+class AttackRecord:
+    """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on
+    the CPU.
+    """
+
+    timesteps: torch.Tensor  # (N,)
+    layers: list[str]  # self-attention layers, in the order in which the UNet runs them
+    grids: list[int]  # the side of each layer's map
+    class_tokens: list[list[str]]  # of each image's prompt
+    attack_loss: torch.Tensor  # (iterations, B), cross-entropy in nats of the true class, or of the target
+    self_attention_loss: torch.Tensor  # (iterations, B), sum_i c_i L_i
+    cross_attention_loss: torch.Tensor  # (iterations, B)
+    total_loss: torch.Tensor  # (iterations, B), what was minimised
+    weights: torch.Tensor  # (iterations, N), in force in that iteration, summing to 1
+    layer_losses: torch.Tensor  # (iterations, N, layers, B)
+    confidence: torch.Tensor  # (iterations, B), probability of the true class
+    fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled
+    # without the attack and with it, averaged over timesteps, heads and layers:
+    class_attention: (
+        torch.Tensor
+    )  # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
+    components: (
+        torch.Tensor
+    )  # (2, 3, h, w, B), self-attention along its first principal components without the attack
+
+    @property
+    def timestep_losses(self) -> torch.Tensor:
+        """`L_i`, `(iterations, N, B)`: the sum over all self-attention layers."""
+        return self.layer_losses.sum(2)
+
+    def of_image(self, k: int) -> AttackRecord:
+        """The record of the k-th image of the batch, as a batch of one."""
+        cut = {
+            field.name: getattr(self, field.name)[..., k : k + 1]
+            for field in fields(self)
+            if field.name not in ("timesteps", "layers", "grids", "class_tokens", "weights")
+        }
+        cut["class_attention"] = cut["class_attention"][:, : len(self.class_tokens[k])]
+        return replace(self, **cut, class_tokens=[self.class_tokens[k]])
 
 
 def record_path(folder: Path, index: int) -> Path:

@@ -5,34 +5,23 @@ shared out, in batches and processes.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from tqdm import tqdm
 
-from classifiers import ClassifierError, file_name
+from classifiers import ClassifierError
 from dataset import DatasetError, Item, labels_and_targets
-from diff_latent_attack import LOSS_TERMS, DiffAttack, NonFiniteLossError, free_memory
-from diff_latent_attack import fooled as logits_fooled
-from evaluate import Prediction, fooled, predict, right
-from images import Pictures, read_image, replacing, to_pixels, to_tensor, write_image, write_result
-from inversion import Inversion
-from models import load_networks, make_attack, set_up
+from images import Pictures, read_image, replacing
 from options import InputError
-from quality import psnr
-from records import Run, read_run, record_path, write_record
+from records import Run, read_run, record_path
 from utils import ANALYSIS
-from workers import processes_for, run_in_processes
 
 
 class RunError(Exception):
@@ -55,10 +44,6 @@ NOT_OF_THE_RESULT = (
     "check",
 )
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
-LARGEST_BATCH, MEMORY_SHARE = (
-    16,
-    0.8,
-)  # of the batch that is found from what the first image took of the free memory
 PACKAGES = (
     "torch",
     "diffusers",
@@ -214,279 +199,6 @@ def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:
     return [item for item in items if not record_path(folder, item.index).exists()]
 
 
-def describe(prediction: Prediction, captions: Sequence[str], base: int) -> dict:
-    return {
-        **dataclasses.asdict(prediction),
-        "label": prediction.label + base,
-        "class": captions[prediction.label],
-    }
-
-
-def attack_images(
-    attack: DiffAttack,
-    batch: list[Item],
-    clean: list[np.ndarray],
-    arguments: argparse.Namespace,
-    inversion: Inversion | None = None,
-    seconds: float = 0.0,
-) -> None:
-    """Attacks the images of a batch, read as `clean`, at once and writes their files.
-
-    Their inversion can be given with the seconds it took.
-
-    Raises:
-        NonFiniteLossError: a loss of the image at `index` of the batch became NaN or infinite.
-        OSError: a file cannot be written.
-    """
-    started = time.perf_counter() - seconds
-    labels, targets = labels_and_targets(batch)
-    with tqdm(
-        total=arguments.iterations,
-        desc=batch[0].path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""),
-        leave=False,
-        disable=arguments.processes > 1,
-    ) as bar:  # of several processes the one that started them shows how many images are done
-
-        def progress(iteration: int, losses: torch.Tensor) -> None:
-            bar.update()
-            bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses.mean(1).tolist())})
-
-        if inversion is None:
-            inversion = attack.invert(
-                torch.cat([to_tensor(picture) for picture in clean]),
-                torch.tensor(labels),
-                torch.tensor(targets),
-            )
-        adversarial = attack.attack(inversion, progress)
-    device, captions, base = attack.unet.device, attack.class_names, arguments.label_base
-    for k, item in enumerate(batch):
-        index, own = item.index, labels[[k]]
-        adversarial_path = arguments.save_dir / f"{index:04d}_adv_image.png"
-        write_image(to_pixels(adversarial[k]), adversarial_path)
-        write_image(
-            to_pixels(attack.reconstruction[k]), arguments.save_dir / f"{index:04d}_reconstruction.png"
-        )
-        written = read_image(adversarial_path, arguments.res)
-        said = [
-            predict(classifier, np.stack([clean[k], written]), own.repeat(2, 0), device)
-            for classifier in attack.classifiers
-        ]
-        right_before = all(right([before], own).all() for before, _ in said)
-        success = all(fooled([after], own, targets[[k]]).all() for _, after in said)
-        with torch.no_grad():
-            as_tensor = torch.stack(
-                [classifier(adversarial[k : k + 1].float()) for classifier in attack.classifiers]
-            )  # of interest only where the file says otherwise
-        fooled_as_tensor = bool(
-            logits_fooled(
-                as_tensor, torch.tensor(own, device=device), torch.tensor(targets[[k]], device=device)
-            ).all()
-        )
-        write_result(
-            arguments.save_dir,
-            index,
-            clean[k],
-            written,
-            "+".join(map(file_name, arguments.model_name)),
-            success,
-        )
-        before, after = said[0]
-        row = {
-            "index": index,
-            "file": name_of(item, arguments),
-            "label": counted(item.labels, base),
-            "class": ", ".join(captions[label] for label in item.labels),
-            **(
-                {}
-                if item.target is None
-                else {"target": item.target + base, "target_class": captions[item.target]}
-            ),
-            "before": describe(before, captions, base),
-            "after": describe(after, captions, base),
-            "success": success if right_before else None,
-            "fooled": success,
-            "fooled_as_tensor": fooled_as_tensor,
-            "psnr": psnr(clean[k], written),
-            "seconds": (time.perf_counter() - started) / len(batch) / arguments.processes,
-        }
-        write_record(
-            attack.record.of_image(k), attack.controller.state(), row, record_path(arguments.save_dir, index)
-        )
-
-
-def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
-    """Sets the learnable weights to what they were after that image."""
-    with np.load(record_path(folder, index)) as record:
-        attack.controller.load_state(torch.from_numpy(record["controller_state"]))
-
-
-class Runner:
-    """Attacks images in batches as large as memory allows, and remembers what fitted."""
-
-    def __init__(self, attack: DiffAttack, arguments: argparse.Namespace):
-        self.attack, self.arguments, self.device = attack, arguments, attack.unet.device
-        self.find_batch = (
-            arguments.batch_size is None
-            and self.device.type == "cuda"
-            and not arguments.weight_mode.startswith("learnable")
-        )
-        self.batch_size = arguments.batch_size or 1
-
-    def run(self, work: list[Item], bar: tqdm) -> None:
-        """Attacks the images; of one that fails, a file says why.
-
-        Raises:
-            RunError: memory does not suffice for one image.
-            OSError: a file cannot be written.
-        """
-        while work:
-            batch, clean = self.next_batch(work, bar)
-            state = self.attack.controller.state()
-            try:
-                if batch:
-                    attack_images(self.attack, batch, clean, self.arguments)
-                    bar.update(len(batch))
-                    self.grow()
-                continue
-            except NonFiniteLossError as error:
-                self.fail(batch.pop(error.index), error, bar)
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                self.shrink(str(error))
-            work[:0] = batch  # to be attacked again, as if it had not been begun
-            self.attack.controller.load_state(state)
-
-    def next_batch(self, work: list[Item], bar: tqdm) -> tuple[list[Item], list[np.ndarray]]:
-        """Takes the next images that can be read off the work, and reads them."""
-        batch, clean = [], []
-        while work and len(batch) < self.batch_size:
-            item = work.pop(0)
-            failure_path(self.arguments.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
-            try:
-                clean.append(read_image(item.path, self.arguments.res))
-                batch.append(item)
-            except OSError as error:
-                self.fail(item, error, bar)
-        return batch, clean
-
-    def fail(self, item: Item, error: Exception, bar: tqdm) -> None:
-        write_failure(self.arguments.save_dir, item.index, item.path, error)
-        bar.update()
-
-    def shrink(self, reason: str) -> None:
-        """After an out-of-memory error: half the batch, then one timestep's graph at a time, then no more."""
-        clear_device_cache(garbage_collection=True)
-        self.find_batch = False
-        if self.batch_size > 1:
-            self.batch_size //= 2
-            tqdm.write(f"out of memory: going on with --batch_size {self.batch_size}", file=sys.stderr)
-        elif not self.attack.checkpointing:
-            self.attack.checkpointing = True
-            tqdm.write(
-                "out of memory: going on with the graph of one timestep at a time, which takes more time",
-                file=sys.stderr,
-            )
-        else:
-            smaller = int(self.arguments.res * 0.7) // 32 * 32
-            advice = (
-                f"--res {smaller} needs half of it"
-                if smaller >= 96
-                else "this model needs more memory than there is"
-            )
-            raise RunError(
-                f"out of memory with one image and the graph of one timestep at a time at --res "
-                f"{self.arguments.res} ({' '.join(reason.split())[:160]}); "
-                f"{advice}; the images done so far are complete"
-            )
-
-    def grow(self) -> None:
-        """After the first image: as many at once as its peak fits into the memory that is free."""
-        if self.find_batch:
-            self.find_batch = False
-            used, peak = (
-                torch.cuda.memory_allocated(self.device),
-                torch.cuda.max_memory_allocated(self.device),
-            )
-            self.batch_size = int(
-                np.clip(MEMORY_SHARE * free_memory(self.device) // max(1, peak - used), 1, LARGEST_BATCH)
-            )
-
-
-def count_processes(arguments: argparse.Namespace, attack: DiffAttack, images: int, launched: int) -> int:
-    """How many processes of this machine share out the images. It does not depend on how many are done, so
-    that a run that goes on computes as before.
-    """
-    if arguments.processes is not None:
-        return min(arguments.processes, images)
-    if (
-        launched > 1
-        or attack.unet.device.type != "cpu"
-        or arguments.weight_mode == "learnable"
-        or (arguments.batch_size or 1) > 1
-    ):
-        return 1
-    weights = sum(
-        parameter.nbytes
-        for network in (attack.unet, attack.vae, *attack.classifiers)
-        for parameter in network.parameters()
-    )
-    # Measured on the small model: 1.1 GB. A larger one keeps some three times its weights in activations for
-    # the backward pass.
-    return processes_for(images, int((1.2e9 + 4 * weights) * (arguments.res / 224) ** 2))
-
-
-def share_out(
-    arguments: argparse.Namespace,
-    items: list[Item],
-    device: torch.device,
-    dtype: torch.dtype,
-    captions: Sequence[str],
-    bar: tqdm,
-) -> None:
-    """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed,
-    is left to the caller.
-    """
-
-    def failed(item: Item) -> bool:
-        return failure_path(arguments.save_dir, item.index).exists()
-
-    def progress() -> None:
-        left = [item for item in missing_of(items, arguments.save_dir) if not failed(item)]
-        bar.update(len(items) - len(left) - bar.n)
-
-    parts = [items[k :: arguments.processes] for k in range(arguments.processes)]
-    for item in missing_of(items, arguments.save_dir):
-        # of an earlier run, which would count as done
-        failure_path(arguments.save_dir, item.index).unlink(missing_ok=True)
-    killed = run_in_processes(
-        attack_part, [(arguments, part, device, dtype, captions) for part in parts], progress
-    )
-    if killed:
-        tqdm.write(
-            f"{len(killed)} of {arguments.processes} processes were killed "
-            f"({', '.join(f'signal {-code}' for code in killed)}), perhaps for want of memory; "
-            "going on with their images in this one",
-            file=sys.stderr,
-        )
-
-
-def attack_part(
-    arguments: argparse.Namespace,
-    items: list[Item],
-    device: torch.device,
-    dtype: torch.dtype,
-    captions: Sequence[str],
-) -> None:
-    """What one of several processes does: attacks those of its images that are not finished."""
-    missing = missing_of(items, arguments.save_dir)
-    if missing:
-        torch.manual_seed(arguments.seed)
-        set_up(device)
-        attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
-        Runner(attack, arguments).run(missing, tqdm(disable=True))
-
-
 def provenance(arguments: argparse.Namespace, device: torch.device) -> dict:
     """What a results file says of where its figures come from."""
     return {
@@ -502,18 +214,6 @@ def write_texts(folder: Path, contents: dict[str, str]) -> None:
     for name, content in contents.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(content.rstrip() + "\n")
-
-
-def write_report(folder: Path, json_name: str, text_name: str, results: dict, text: str) -> None:
-    """Writes and prints what a run has to say at its end."""
-    write_texts(
-        folder,
-        {
-            json_name: json.dumps(results, indent=2),
-            text_name: "python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text,
-        },
-    )
-    print("\n" + text)
 
 
 def run_program(name: str, work: Callable[[], int]) -> int:

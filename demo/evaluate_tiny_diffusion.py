@@ -31,10 +31,10 @@ from tqdm import tqdm  # noqa: E402
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from dataset import read_dataset  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
-from evaluate import predict  # noqa: E402
 from images import read_image, to_pixels, to_tensor  # noqa: E402
 from inversion import Inversion  # noqa: E402
 from models import keep_freed_memory, load_pipeline, resolve_device  # noqa: E402
+from predictions import predict  # noqa: E402
 from quality import psnr  # noqa: E402
 from records import ImageRecord, read_run  # noqa: E402
 

@@ -13,8 +13,8 @@ from classifiers import (
     from_timm,
     load_classifier,
 )
-from evaluate import predict
 from images import read_image
+from predictions import predict
 
 
 def test_imagenet_names():

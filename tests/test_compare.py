@@ -13,7 +13,7 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 from test_evaluate import result
 
-from compare import Figure, kernel_difference, latex, sentence, shares_of, transfer_scores
+from comparison import Figure, kernel_difference, latex, sentence, shares_of, transfer_scores
 from evaluate import Evaluation, transfer_mean
 from quality import kernel_distance
 from stats import (

@@ -8,18 +8,16 @@ import torch
 from conftest import TinyClassifier
 
 import evaluate
-from evaluate import (
-    ClassifierResult,
-    Prediction,
-    joint_success,
-    transfer_mean,
+from checks import (
     warnings_about_gradients,
     warnings_about_labels,
     warnings_about_outputs,
     warnings_about_rounding,
     warnings_about_transfer,
 )
+from evaluate import ClassifierResult, joint_success, transfer_mean
 from images import Pictures
+from predictions import Prediction
 from quality import ClassifierFeatures, frechet_distance, kernel_distance, psnr, visibility
 from stats import Estimate, mean_over_images, share
 

@@ -1,0 +1,385 @@
+"""What a comparison of weight modes says: paired differences, sentences, and tables in three formats."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+import numpy as np
+import torch
+
+from evaluate import Evaluation, joint, plain
+from records import layer_shares, timestep_shares
+from stats import (
+    ALPHA,
+    KERNEL_PERMUTATIONS,
+    Difference,
+    Estimate,
+    holm,
+    jackknife,
+    mcnemar,
+    mean_difference,
+    mean_over_images,
+    share,
+    smallest_success_difference,
+)
+from timestep_weights import COLLAPSED_BELOW
+
+STUDY_SHARES = (
+    "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
+)
+
+
+def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
+    """Of the kernel distances of two modes to the clean images, all features `(B, d)`; its permutations swap
+    an image's two results.
+    """
+    from scipy.stats import permutation_test
+    from torchmetrics.image.kid import poly_mmd
+
+    both, count = torch.cat([first, second]), len(clean)
+
+    def difference(a: np.ndarray, b: np.ndarray, against: torch.Tensor = clean) -> float:
+        return float(poly_mmd(against, both[b]) - poly_mmd(against, both[a]))
+
+    estimate = jackknife(count, lambda kept: difference(kept, kept + count, clean[kept]))
+    if count < 2 or torch.equal(first, second):
+        return Difference(estimate, 1.0)
+    tested = permutation_test(
+        (np.arange(count), np.arange(count) + count),
+        difference,
+        permutation_type="samples",
+        n_resamples=KERNEL_PERMUTATIONS,
+        vectorized=False,
+        rng=0,
+    )
+    return Difference(estimate, float(tested.pvalue))
+
+
+@dataclass
+class Figure:
+    """One line of the table: a figure of every mode, and its difference to the first mode where pairs of
+    images give one.
+    """
+
+    name: str
+    values: list[Estimate]
+    differences: list[Difference | None]
+    note: str | None = None
+    reconstructed: Estimate | None = (
+        None  # the same of what the diffusion model makes of the images without any attack
+    )
+
+
+def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray]) -> list[Figure]:
+    """The lines of the table: success, visibility, realism, time; evaluations and seconds `(B,)` by mode, on
+    the same images.
+    """
+    lines = []
+    for k, result in enumerate(evaluations[0].classifiers):
+        counted = result.right_before
+        lines.append(
+            Figure(
+                f"{'white-box' if k < evaluations[0].surrogates else 'transfer'}, {result.name}",
+                [e.classifiers[k].success for e in evaluations],
+                success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
+                reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum()),
+            )
+        )
+    if evaluations[0].surrogates > 1:
+        together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
+        lines.append(
+            Figure(
+                "white-box, all at once",
+                [e.joint_success for e in evaluations],
+                success_differences(together[0][0], [fooled for _, fooled in together]),
+            )
+        )
+    if evaluations[0].transfers:
+        scores = [transfer_scores(e) for e in evaluations]
+        lines.append(
+            Figure(
+                "transfer, mean",
+                [e.transfer_success for e in evaluations],
+                [None] + [mean_difference(s - scores[0]) for s in scores[1:]],
+            )
+        )
+    for name, quality in evaluations[0].quality.items():
+        by_image, features = (
+            [e.quality[name].by_image for e in evaluations],
+            [e.quality[name].features for e in evaluations],
+        )
+        if quality.features is not None:
+            differences = [kernel_difference(*features[0], adversarial) for _, adversarial in features[1:]]
+        elif quality.by_image is not None and all(np.isfinite(values).all() for values in by_image):
+            differences = [mean_difference(values - by_image[0]) for values in by_image[1:]]
+        else:
+            differences = [None] * (len(evaluations) - 1)
+        lines.append(
+            Figure(
+                name,
+                [e.quality[name].adversarial for e in evaluations],
+                [None, *differences],
+                quality.note,
+                quality.reconstructed,
+            )
+        )
+    lines.append(
+        Figure(
+            "seconds an image",
+            [mean_over_images(s) for s in seconds],
+            [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]],
+            "with the shared inversion",
+        )
+    )
+    tested = [difference for line in lines for difference in line.differences if difference is not None]
+    for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
+        difference.corrected = corrected
+    return lines
+
+
+def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
+    """Of every mode's success to the first one's, on the images that count; `(B,)` each."""
+    first, *others = (of[counted] for of in fooled)
+    return [None] + [
+        mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None
+        for other in others
+    ]
+
+
+def transfer_scores(evaluation: Evaluation) -> np.ndarray:
+    """What each image adds to the mean of the transfer classifiers' success rates, times the number of
+    images: its mean is that mean.
+    """
+    scores = np.zeros(len(evaluation.classifiers[0].labels))
+    for result in evaluation.transfers:
+        scores += result.fooled / max(1, result.right_before.sum())
+    return scores * len(scores) / len(evaluation.transfers)
+
+
+def sentence(mode: int, names: Sequence[str], figures: Sequence[Figure], images: int) -> str:
+    """What may be said of a mode's differences to the first one."""
+    tests = sum(difference is not None for figure in figures for difference in figure.differences)
+    found = [
+        f"{figure.name} ({figure.differences[mode].estimate.value:+.3g}, p = "
+        f"{figure.differences[mode].corrected:.2g})"
+        for figure in figures
+        if figure.differences[mode] is not None and figure.differences[mode].corrected <= ALPHA
+    ]
+    smallest = smallest_success_difference(images, tests)
+    power = (
+        f"the smallest difference in success that they could show is {100 * smallest:.0f} points"
+        if smallest is not None
+        else f"so few images cannot show any difference in success after correction for the {tests} tests "
+        f"of this table"
+    )
+    if found:
+        return f"{names[mode]}: differs from {names[0]} in {', '.join(found)}; {power}."
+    return f"{names[mode]}: no difference to {names[0]} that these {images} images could show; {power}."
+
+
+@dataclass
+class WeightsOfMode:
+    start: list[float]
+    end: list[float]
+    effective: float
+
+    @property
+    def collapsed(self) -> bool:
+        return self.effective < COLLAPSED_BELOW
+
+
+def shares_of(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
+    """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N,
+    layers)` to `(B, N)` or `(B, layers)`, rows of sum 1.
+    """
+    return {
+        "timesteps, all layers": timestep_shares(layer_losses),
+        "timesteps, first layer": timestep_shares(layer_losses[..., :1]),
+        "layers": layer_shares(layer_losses),
+    }
+
+
+def figure_rows(names: Sequence[str], figures: Sequence[Figure]) -> list[list[str]]:
+    rows = [["", "reconstruction alone", *names, ""]]
+    for figure in figures:
+        rows.append(
+            [
+                figure.name,
+                "" if figure.reconstructed is None else str(figure.reconstructed),
+                *map(str, figure.values),
+                figure.note or "",
+            ]
+        )
+        if any(difference is not None for difference in figure.differences):
+            rows.append(
+                [
+                    f"  - {names[0]}",
+                    "",
+                    *("" if d is None else difference_text(d) for d in figure.differences),
+                    "",
+                ]
+            )
+    return rows
+
+
+def difference_text(difference: Difference) -> str:
+    estimate = difference.estimate
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3g}, {estimate.high:+.3g}]"
+    return f"{estimate.value:+.3g}{interval}, p {difference.corrected:.2g}"
+
+
+def weight_rows(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[list[str]]:
+    def numbers(values):
+        return " ".join(f"{value:.3f}" for value in values)
+
+    return [["mode", "start", "end", "effective timesteps", ""]] + [
+        [name, numbers(w.start), numbers(w.end), f"{w.effective:.2f}", "collapsed" if w.collapsed else ""]
+        for name, w in zip(names, weights)
+    ]
+
+
+def share_rows(shares: dict[str, np.ndarray]) -> list[list[str]]:
+    by_timestep = {name: value for name, value in shares.items() if name.startswith("timesteps")}
+    count = next(iter(by_timestep.values())).shape[1]
+    return [["", *(f"i = {i}" for i in range(count))]] + [
+        [name, *(f"{100 * m:.0f} +- {100 * s:.0f}" for m, s in zip(value.mean(0), value.std(0)))]
+        for name, value in by_timestep.items()
+    ]
+
+
+def layer_rows(layers: Sequence[str], shares: dict[str, np.ndarray]) -> list[list[str]]:
+    return [["layer", "share"]] + [
+        [layer, f"{100 * m:.2g} +- {100 * s:.2g}"]
+        for layer, m, s in zip(layers, shares["layers"].mean(0), shares["layers"].std(0))
+    ]
+
+
+def advice(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[str]:
+    lines = []
+    for name, w in zip(names, weights):
+        if name == "learnable" and w.collapsed:
+            lines.append(
+                f"learnable: the weights have collapsed onto timestep {int(np.argmax(w.end))}. The loss is "
+                f"linear in the weights, so its minimum over them puts "
+                "all weight on the smallest L_i; use fixed."
+            )
+        elif name == "learnable":
+            lines.append(
+                "learnable: the weights move towards the timestep with the smallest L_i, because the loss "
+                "is linear in them; a higher --weight_lr or more images show the collapse."
+            )
+        elif name == "learnable_detached":
+            lines.append(
+                "learnable_detached: the weight is detached in the loss, so unchanged weights are expected; "
+                "it equals fixed:increasing."
+            )
+    return lines
+
+
+def as_dict(figure: Figure, names: Sequence[str]) -> dict:
+    differences = {
+        name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected}
+        for name, d in zip(names, figure.differences)
+    }
+    return {
+        "name": figure.name,
+        "values": {name: plain(value) for name, value in zip(names, figure.values)},
+        "differences": differences,
+        "reconstructed": plain(figure.reconstructed),
+        "note": figure.note,
+    }
+
+
+def markdown(sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
+    lines = ["# Comparison of timestep weights", ""]
+    for title, rows in sections:
+        lines += [
+            f"## {title}",
+            "",
+            "| " + " | ".join(rows[0]) + " |",
+            "|" + "---|" * len(rows[0]),
+            *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows[1:]),
+            "",
+        ]
+    return "\n".join(lines + [f"- {remark}" for remark in remarks])
+
+
+def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A booktabs table that goes into a paper as it is."""
+
+    def escape(text):
+        return "".join(
+            {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text.strip()
+        )
+
+    def line(row):
+        return " & ".join(map(escape, row[:-1])) + r" \\"
+
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(caption)}.}}",
+            rf"\begin{{tabular}}{{l{'l' * (len(rows[0]) - 2)}}}",
+            r"\toprule",
+            line(rows[0]),
+            r"\midrule",
+            *map(line, rows[1:]),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def csv_text(
+    names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation], base: int
+) -> str:
+    """A row per image, mode and classifier."""
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            "image",
+            "mode",
+            "classifier",
+            "true_label",
+            "label_before",
+            "label_reconstructed",
+            "label_after",
+            "confidence_before",
+            "confidence_after",
+            "true_confidence_after",
+            "seconds",
+            *(name for name, quality in evaluations[0].quality.items() if quality.by_image is not None),
+        ]
+    )
+    for name, of, evaluation in zip(names, rows, evaluations):
+        figures = [
+            quality.by_image for quality in evaluation.quality.values() if quality.by_image is not None
+        ]
+        for result in evaluation.classifiers:
+            for k, row in enumerate(of):
+                before, after, reconstructed = result.before[k], result.after[k], result.reconstructed[k]
+                writer.writerow(
+                    [
+                        row["file"],
+                        name,
+                        result.name,
+                        row["label"],
+                        before.label + base,
+                        reconstructed.label + base,
+                        after.label + base,
+                        before.confidence,
+                        after.confidence,
+                        after.true_confidence,
+                        row["seconds"],
+                        *(values[k] for values in figures),
+                    ]
+                )
+    return out.getvalue()

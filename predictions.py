@@ -1,0 +1,51 @@
+"""What a classifier says of pictures, and whether it is right or fooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from images import to_tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image."""
+
+    label: int
+    confidence: float  # probability of that label
+    true_confidence: float  # probability of the true label, or of all of them
+
+
+@torch.no_grad()
+def predict(
+    classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray, device: torch.device, batch: int = 16
+) -> list[Prediction]:
+    """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`."""
+    predictions = []
+    for start in range(0, len(images), batch):
+        probabilities = classifier(to_tensor(images[start : start + batch]).to(device)).softmax(-1)
+        confidences, predicted = probabilities.max(-1)
+        for row, c, p, label in zip(
+            probabilities, confidences, predicted, labels.reshape(len(labels), -1)[start : start + batch]
+        ):
+            predictions.append(Prediction(int(p), float(c), float(row[label[label >= 0]].sum())))
+    return predictions
+
+
+def right(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
+    """Whether each prediction is the label, or one of them: `(B,)`."""
+    return (np.array([p.label for p in predictions], int)[:, None] == labels.reshape(len(labels), -1)).any(1)
+
+
+def fooled(predictions: Sequence[Prediction], labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
+    """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
+    wrong = ~right(predictions, labels)
+    return (
+        wrong
+        if targets is None
+        else np.where(targets >= 0, np.array([p.label for p in predictions], int) == targets, wrong)
+    )
