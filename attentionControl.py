@@ -14,7 +14,7 @@ is recorded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from timestep_weights import TimestepWeightNetwork
+from timestep_weights import TimestepWeightNetwork, schedule_weights
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import UNet2DConditionModel
@@ -284,3 +284,19 @@ def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torc
     count = mask.sum((1, 2, 3))
     mean = (attention * mask).sum((1, 2, 3)) / count
     return ((attention - mean[:, None, None, None]).square() * mask).sum((1, 2, 3)) / (count - 1)
+
+
+def make_controller(
+    mode: str, schedule: Sequence[float], weight_lr: float, num_timesteps: int, seed: int
+) -> AttentionControlEdit:
+    """The attention controller of a weight mode."""
+    if mode == "uniform":
+        return AttentionControlEdit(num_timesteps)
+    if mode == "fixed":
+        return AttentionControlEditFixedWeights(schedule_weights(schedule, num_timesteps))
+    if mode in ("learnable", "learnable_detached"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = TimestepWeightNetwork(num_timesteps)
+        return AttentionControlEditLearnable(network, weight_lr, detached=mode == "learnable_detached")
+    raise ValueError(f"unknown weight mode {mode!r}")

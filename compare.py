@@ -44,10 +44,11 @@ from comparison import (
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack, NonFiniteLossError
 from evaluate import Evaluation, evaluate, table
+from figures import plot_success_against_visibility
 from images import read_image, to_tensor
 from models import load_networks, make_attack, resolve_device, resolve_dtype, set_up
 from options import InputError, captions_of, check_numbers, fill_in_defaults, make_parser, read_items
-from records import Run, record_path
+from records import ANALYSIS, Run, record_path
 from runner import attack_images, count_processes, restore_weights
 from runs import (
     check_folder,
@@ -67,7 +68,7 @@ from runs import (
     write_texts,
 )
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
-from utils import ANALYSIS, draw_comparison, draw_folders, plot_success_against_visibility, save_figure
+from utils import draw_comparison, draw_folders, save_figure
 from workers import run_in_processes
 
 # ---------------------------------------------------------------- run

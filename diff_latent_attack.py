@@ -22,11 +22,9 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attentionControl import (
-    AttentionControlEdit,
-    AttentionControlEditFixedWeights,
-    AttentionControlEditLearnable,
     Maps,
     average_attention,
+    make_controller,
     masked_variance,
     principal_components,
     self_attention_losses,
@@ -35,7 +33,7 @@ from classifiers import IMAGENET_CLASSES
 from inversion import Inversion, LatentDiffusion, frozen
 from memory import bytes_saved, free_memory
 from records import AttackRecord
-from timestep_weights import SCHEDULES, TimestepWeightNetwork, schedule_weights
+from timestep_weights import SCHEDULES
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline
@@ -436,22 +434,6 @@ def fooled(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) ->
     """
     predicted = logits.argmax(-1)
     return torch.where(targets >= 0, predicted == targets, (predicted[..., None] != labels).all(-1))
-
-
-def make_controller(
-    mode: str, schedule: Sequence[float], weight_lr: float, num_timesteps: int, seed: int
-) -> AttentionControlEdit:
-    """The attention controller of a weight mode."""
-    if mode == "uniform":
-        return AttentionControlEdit(num_timesteps)
-    if mode == "fixed":
-        return AttentionControlEditFixedWeights(schedule_weights(schedule, num_timesteps))
-    if mode in ("learnable", "learnable_detached"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = TimestepWeightNetwork(num_timesteps)
-        return AttentionControlEditLearnable(network, weight_lr, detached=mode == "learnable_detached")
-    raise ValueError(f"unknown weight mode {mode!r}")
 
 
 def raise_if_not_finite(losses: torch.Tensor, iteration: int) -> None:

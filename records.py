@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from images import replacing
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
+
+
+ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run's
 
 
 @dataclass
@@ -211,3 +216,39 @@ def normalised(values: np.ndarray) -> np.ndarray:
     """
     total = values.sum(-1, keepdims=True)
     return np.divide(values, total, out=np.full_like(values, np.nan, dtype=np.float64), where=total > 0)
+
+
+def mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Over the first axis, NaN left out; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, 0), np.nanstd(values, 0)
+
+
+def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[list[str]]:
+    """The table of what each timestep costs: `L_i`, mean and standard deviation over images of its mean over
+    iterations, its share, and how many times the share is that of uniform losses; from losses `(images,
+    iterations, N, L)`."""
+    mean, deviation = mean_and_deviation(
+        mean_and_deviation(layer_losses.sum(-1, dtype=np.float64).swapaxes(0, 1))[0]
+    )
+    share, share_deviation = mean_and_deviation(timestep_shares(layer_losses))
+    return [["timestep", "mean L_i", "deviation", "share %", "deviation", "times uniform"]] + [
+        [
+            f"{i}: t = {t}",
+            f"{mean[i]:.3g}",
+            f"{deviation[i]:.2g}",
+            f"{100 * share[i]:.1f}",
+            f"{100 * share_deviation[i]:.1f}",
+            f"{share[i] * len(timesteps):.2f}",
+        ]
+        for i, t in enumerate(timesteps)
+    ]
+
+
+def read_pair(folder: Path, index: int) -> list[np.ndarray]:
+    """The clean and the adversarial picture that a run wrote, uint8 `(H, W, 3)`."""
+    return [
+        np.asarray(Image.open(folder / f"{index:04d}_{kind}.png").convert("RGB"))
+        for kind in ("originImage", "adv_image")
+    ]

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from figures import timestep_colours
+from image_figures import AMPLIFIED
 from images import replacing
-from records import ImageRecord, Run, timestep_shares
-from utils import AMPLIFIED, ANALYSIS, read_pair, timestep_colours, timestep_rows
+from records import ANALYSIS, ImageRecord, Run, read_pair, timestep_rows, timestep_shares
 
 FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
     "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at "

@@ -16,11 +16,12 @@ from checks import warnings_about_rounding
 from dataset import Item
 from diff_latent_attack import DiffAttack
 from evaluate import Evaluation, evaluate, table
+from records import ANALYSIS, timestep_rows
 from report import write_page
 from runner import describe
 from runs import provenance, read_failures, read_finished, read_pictures, read_rows, write_texts
 from timestep_weights import COLLAPSED_BELOW, effective_timesteps
-from utils import ANALYSIS, draw_folders, timestep_rows
+from utils import draw_folders
 
 
 def summarise(

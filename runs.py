@@ -20,8 +20,7 @@ from classifiers import ClassifierError
 from dataset import DatasetError, Item, labels_and_targets
 from images import Pictures, read_image, replacing
 from options import InputError
-from records import Run, read_run, record_path
-from utils import ANALYSIS
+from records import ANALYSIS, Run, read_run, record_path
 
 
 class RunError(Exception):

@@ -2,22 +2,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from images import image_grid, read_image, write_result
-from records import layer_names, timestep_shares
-from utils import (
-    plot_attention,
+from figures import (
     plot_average_loss_per_timestep,
-    plot_contact_sheet,
     plot_layer_shares,
     plot_loss_heatmap,
     plot_loss_per_timestep,
-    plot_losses,
     plot_overlay,
     plot_success_against_visibility,
     plot_weight_curves,
-    short,
-    timestep_rows,
 )
+from image_figures import plot_attention, plot_contact_sheet, plot_losses, short
+from images import image_grid, read_image, write_result
+from records import layer_names, timestep_rows, timestep_shares
 
 
 def test_transparency_is_laid_over_white(tmp_path):
