@@ -89,11 +89,18 @@ def read_items(arguments: argparse.Namespace, captions: Sequence[str]) -> list[I
     )
 
 
+SWITCH = dict(type=boolean, nargs="?", const=True, default=False, metavar="BOOL")
+
+
 def make_parser(description: str) -> ArgumentParser:
     """The flags that main.py and compare.py share."""
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
-    switch = dict(type=boolean, nargs="?", const=True, default=False, metavar="BOOL")
+    for add_flags in (add_data_flags, add_model_flags, add_weight_flags, add_attack_flags, add_machine_flags):
+        add_flags(parser)
+    return parser
 
+
+def add_data_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--images_root",
@@ -148,7 +155,7 @@ def make_parser(description: str) -> ArgumentParser:
     )
     group.add_argument(
         "--is_test",
-        **switch,
+        **SWITCH,
         help="attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the "
         "original DiffAttack",
     )
@@ -169,6 +176,8 @@ def make_parser(description: str) -> ArgumentParser:
         "--limit", type=int, default=None, metavar="K", help="attack only the first K images (default: all)"
     )
 
+
+def add_model_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("models")
     group.add_argument(
         "--pretrained_diffusion_path",
@@ -197,6 +206,8 @@ def make_parser(description: str) -> ArgumentParser:
         f"(default: {','.join(DEFAULT_TRANSFER_MODELS)}; none for classes other than ImageNet's)",
     )
 
+
+def add_weight_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("timestep weights")
     group.add_argument(
         "--weight_mode",
@@ -220,6 +231,8 @@ def make_parser(description: str) -> ArgumentParser:
         help="learning rate of the weight network in mode learnable",
     )
 
+
+def add_attack_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("attack")
     group.add_argument(
         "--diffusion_steps", type=int, default=20, metavar="T", help="DDIM steps between noise and image"
@@ -270,10 +283,12 @@ def make_parser(description: str) -> ArgumentParser:
         "vanish (default: 1; 10 for cub_200_2011 and standford_car)",
     )
     group.add_argument(
-        "--is_apply_mask", **switch, help="change the image only where the true class is looked at"
+        "--is_apply_mask", **SWITCH, help="change the image only where the true class is looked at"
     )
-    group.add_argument("--is_hard_mask", **switch, help="the same with a mask of zeros and ones")
+    group.add_argument("--is_hard_mask", **SWITCH, help="the same with a mask of zeros and ones")
 
+
+def add_machine_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--device",
@@ -317,7 +332,6 @@ def make_parser(description: str) -> ArgumentParser:
         default=42,
         help="the same command with the same seed on the same machine writes identical images",
     )
-    return parser
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:

@@ -78,60 +78,66 @@ def attack_images(
                 torch.tensor(targets),
             )
         adversarial = attack.attack(inversion, progress)
-    device, captions, base = attack.unet.device, attack.class_names, arguments.label_base
     for k, item in enumerate(batch):
-        index, own = item.index, labels[[k]]
-        adversarial_path = arguments.save_dir / f"{index:04d}_adv_image.png"
-        write_image(to_pixels(adversarial[k]), adversarial_path)
-        write_image(
-            to_pixels(attack.reconstruction[k]), arguments.save_dir / f"{index:04d}_reconstruction.png"
+        elapsed = (time.perf_counter() - started) / len(batch) / arguments.processes
+        write_image_files(
+            attack, k, item, clean[k], adversarial[k : k + 1], labels[[k]], targets[[k]], elapsed, arguments
         )
-        written = read_image(adversarial_path, arguments.res)
-        said = [
-            predict(classifier, np.stack([clean[k], written]), own.repeat(2, 0), device)
-            for classifier in attack.classifiers
-        ]
-        right_before = all(right([before], own).all() for before, _ in said)
-        success = all(fooled([after], own, targets[[k]]).all() for _, after in said)
-        with torch.no_grad():
-            as_tensor = torch.stack(
-                [classifier(adversarial[k : k + 1].float()) for classifier in attack.classifiers]
-            )  # of interest only where the file says otherwise
-        fooled_as_tensor = bool(
-            logits_fooled(
-                as_tensor, torch.tensor(own, device=device), torch.tensor(targets[[k]], device=device)
-            ).all()
-        )
-        write_result(
-            arguments.save_dir,
-            index,
-            clean[k],
-            written,
-            "+".join(map(file_name, arguments.model_name)),
-            success,
-        )
-        before, after = said[0]
-        row = {
-            "index": index,
-            "file": name_of(item, arguments),
-            "label": counted(item.labels, base),
-            "class": ", ".join(captions[label] for label in item.labels),
-            **(
-                {}
-                if item.target is None
-                else {"target": item.target + base, "target_class": captions[item.target]}
-            ),
-            "before": describe(before, captions, base),
-            "after": describe(after, captions, base),
-            "success": success if right_before else None,
-            "fooled": success,
-            "fooled_as_tensor": fooled_as_tensor,
-            "psnr": psnr(clean[k], written),
-            "seconds": (time.perf_counter() - started) / len(batch) / arguments.processes,
-        }
-        write_record(
-            attack.record.of_image(k), attack.controller.state(), row, record_path(arguments.save_dir, index)
-        )
+
+
+def write_image_files(
+    attack: DiffAttack,
+    k: int,
+    item: Item,
+    clean: np.ndarray,
+    adversarial: torch.Tensor,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    seconds: float,
+    arguments: argparse.Namespace,
+) -> None:
+    """Writes the files of the k-th image of the batch that `attack` attacked last, its record last of all.
+
+    Args:
+        clean: uint8 `(H, W, 3)`.
+        adversarial: `(1, 3, H, W)` in [0, 1].
+        labels, targets: `(1, L)` and `(1,)`.
+    """
+    device, captions, base = attack.unet.device, attack.class_names, arguments.label_base
+    folder, index = arguments.save_dir, item.index
+    write_image(to_pixels(adversarial[0]), folder / f"{index:04d}_adv_image.png")
+    write_image(to_pixels(attack.reconstruction[k]), folder / f"{index:04d}_reconstruction.png")
+    written = read_image(folder / f"{index:04d}_adv_image.png", arguments.res)
+    predictions = [
+        predict(classifier, np.stack([clean, written]), labels.repeat(2, 0), device)
+        for classifier in attack.classifiers
+    ]
+    right_before = all(right([before], labels).all() for before, _ in predictions)
+    success = all(fooled([after], labels, targets).all() for _, after in predictions)
+    with torch.no_grad():  # of interest only where the file says otherwise
+        as_tensor = torch.stack([classifier(adversarial.float()) for classifier in attack.classifiers])
+    fooled_as_tensor = logits_fooled(
+        as_tensor, torch.tensor(labels, device=device), torch.tensor(targets, device=device)
+    )
+    models = "+".join(map(file_name, arguments.model_name))
+    write_result(folder, index, clean, written, models, success)
+    before, after = predictions[0]
+    row = {
+        "index": index,
+        "file": name_of(item, arguments),
+        "label": counted(item.labels, base),
+        "class": ", ".join(captions[label] for label in item.labels),
+        "before": describe(before, captions, base),
+        "after": describe(after, captions, base),
+        "success": success if right_before else None,
+        "fooled": success,
+        "fooled_as_tensor": bool(fooled_as_tensor.all()),
+        "psnr": psnr(clean, written),
+        "seconds": seconds,
+    }
+    if item.target is not None:
+        row |= {"target": item.target + base, "target_class": captions[item.target]}
+    write_record(attack.record.of_image(k), attack.controller.state(), row, record_path(folder, index))
 
 
 def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
