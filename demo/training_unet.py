@@ -10,6 +10,7 @@ over heads, and the class activation map.
 import copy
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -208,154 +209,163 @@ def cross_attention_loss(logits: dict, class_maps: torch.Tensor, tokens: torch.T
 # ---------------------------------------------------------------- training
 
 
-def train_unet(
-    work: Path,
-    minutes: float,
-    device: torch.device,
-    batch: int = 8,
-    peak: float = 8e-4,
-    ema_decay: float = 0.999,
-) -> None:
-    """80 % of the samples are at t < 300, because the attack lives at t <= 250. Resumes from unet.pt;
-    unet.log has the held-out figures.
-    """
-    torch.manual_seed(0)
-    tokenizer, scheduler = build_tokenizer(work), noise_schedule()
-    crops, encode = np.load(work / "crops.npy", mmap_mode="r"), None
-    features = {grid: np.load(work / f"features_{grid}.npy", mmap_mode="r") for grid in FEATURES}
-    classes, probabilities, class_maps = (
-        np.load(work / f"{name}.npy") for name in ("classes", "probabilities", "class_maps")
-    )
-    encode = Encoder(work, crops, device)
-    held_out = encode(as_input(torch.from_numpy(np.load(work / "holdout.npy")).to(device)))
-    prompts = tokenizer(
-        [*IMAGENET_CLASSES, ""],
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).to(device)
-    position, last = (
-        torch.arange(tokenizer.model_max_length, device=device),
-        prompts.attention_mask.sum(1, keepdim=True) - 1,
-    )
-    class_tokens = (position > 0) & (position < last)
+@dataclass
+class Batch:
+    """Random crops, half of them mirrored, with what the teacher sees in them."""
 
-    networks = (
-        torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
-        .to(device)
-        .train()
-    )
-    average = copy.deepcopy(networks).requires_grad_(False).eval()
-    logits: dict = {}
-    networks["unet"].set_attn_processor(
-        {name: TaughtAttention(name, logits) for name in networks["unet"].attn_processors}
-    )
-    optimizer = torch.optim.AdamW(
-        networks.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
-    )
-    path, step, clock = work / "unet.pt", 0, Clock(minutes)
-    if path.exists():
-        state = torch.load(path, map_location=device, weights_only=True)
-        networks.load_state_dict(state["networks"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, clock = state["step"], Clock(minutes, state["seconds"])
-    random = np.random.default_rng(step + 1)
-    torch.manual_seed(step + 1)
-    alphas_cumprod = scheduler.alphas_cumprod.to(device)
+    images: torch.Tensor  # (B, 3, SIZE, SIZE) in [-1, 1]
+    features: dict[int, torch.Tensor]  # by grid, (B, grid, grid, channels)
+    captions: torch.Tensor  # (B,), a class, or -1 for none
+    class_maps: torch.Tensor  # (B, 7, 7) of that class
 
-    def save() -> None:
-        save_atomically(
-            {
-                "networks": networks.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "seconds": clock.done,
-            },
-            path,
+
+class Crops:
+    """The training crops and what the stage `teacher` wrote of them."""
+
+    def __init__(self, work: Path):
+        self.pixels = np.load(work / "crops.npy", mmap_mode="r")
+        self.features = {grid: np.load(work / f"features_{grid}.npy", mmap_mode="r") for grid in FEATURES}
+        self.classes, self.probabilities, self.class_maps = (
+            np.load(work / f"{name}.npy") for name in ("classes", "probabilities", "class_maps")
         )
 
-    def draw_batch() -> tuple[torch.Tensor, dict[int, torch.Tensor], np.ndarray, torch.Tensor]:
-        """Images, the teacher's features, captions (-1 for none) and class maps of random crops, half of them
-        mirrored.
-        """
-        chosen = random.integers(0, len(crops), batch)
+    def draw(self, batch: int, random: np.random.Generator, device: torch.device) -> Batch:
+        chosen = random.integers(0, len(self.pixels), batch)
         mirrored = random.random(batch) < 0.5
-        pick = [
-            random.choice(probabilities.shape[1], p=p / p.sum())
-            for p in probabilities[chosen].astype(np.float64)
-        ]
-        captions = np.where(probabilities[chosen, 0] < SURE, -1, classes[chosen, pick])
+        probabilities = self.probabilities[chosen].astype(np.float64)
+        pick = [random.choice(len(p), p=p / p.sum()) for p in probabilities]
 
         def turned(rows: np.ndarray) -> torch.Tensor:
             """The chosen rows `(B, H, W, ...)`, those of mirrored crops mirrored."""
-            return torch.from_numpy(
-                np.stack([row[:, ::-1] if m else row for row, m in zip(rows, mirrored)])
-            ).to(device)
+            mirrored_rows = [row[:, ::-1] if m else row for row, m in zip(rows, mirrored)]
+            return torch.from_numpy(np.stack(mirrored_rows)).to(device)
 
-        return (
-            as_input(turned(crops[chosen])),
-            {grid: turned(f[chosen]) for grid, f in features.items()},
-            captions,
-            turned(class_maps[chosen, pick]),
+        return Batch(
+            as_input(turned(self.pixels[chosen])),
+            {grid: turned(features[chosen]) for grid, features in self.features.items()},
+            torch.from_numpy(np.where(probabilities[:, 0] < SURE, -1, self.classes[chosen, pick])),
+            turned(self.class_maps[chosen, pick]),
         )
 
-    running = np.zeros(3)
-    while clock.tick():
-        images, seen, captions, maps = draw_batch()
-        captioned = torch.from_numpy(captions >= 0) & (torch.rand(batch) > 0.15)
-        prompt = torch.where(captioned, torch.from_numpy(captions), len(IMAGENET_CLASSES)).to(device)
-        z = encode(images)
-        t = torch.where(
-            torch.rand(batch) < 0.8, torch.randint(0, 300, (batch,)), torch.randint(0, 1000, (batch,))
+
+class Training:
+    """The networks, their running average and the optimiser, as unet.pt keeps them from one run to the next."""
+
+    def __init__(self, work: Path, minutes: float, device: torch.device, peak: float):
+        torch.manual_seed(0)
+        self.path, self.device, self.peak, self.step, self.clock = (
+            work / "unet.pt",
+            device,
+            peak,
+            0,
+            Clock(minutes),
+        )
+        tokenizer = build_tokenizer(work)
+        self.prompts = tokenizer(
+            [*IMAGENET_CLASSES, ""],  # the last for a crop without a caption
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
         ).to(device)
-        noise = torch.randn_like(z)
-        for group in optimizer.param_groups:
-            group["lr"] = clock.learning_rate(peak, step)
-        text = networks["text_encoder"](prompts.input_ids[prompt])[0]
-        losses = [
-            F.mse_loss(networks["unet"](add_noise(z, noise, t, alphas_cumprod), t, text).sample, noise),
-            self_attention_loss(logits, seen),
-        ]
-        losses.append(
-            cross_attention_loss(
-                {key: values[captioned] for key, values in logits.items()},
-                maps[captioned],
-                class_tokens[prompt][captioned],
-            )
-            if captioned.any()
-            else torch.zeros((), device=device)
+        networks = {"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}
+        self.networks = torch.nn.ModuleDict(networks).to(device).train()
+        self.average = copy.deepcopy(self.networks).requires_grad_(False).eval()
+        self.logits: dict = {}  # of the attention of the latest batch
+        self.networks["unet"].set_attn_processor(
+            {name: TaughtAttention(name, self.logits) for name in self.networks["unet"].attn_processors}
         )
-        optimizer.zero_grad(set_to_none=True)
-        (losses[0] + SELF_WEIGHT * losses[1] + CROSS_WEIGHT * losses[2]).backward()
-        torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        running += np.array([loss.item() for loss in losses])
-        if step % 5 == 0:
-            decay = min(ema_decay, step / (step + 50)) ** 5
-            torch._foreach_lerp_(
-                list(average.parameters()), [p.detach() for p in networks.parameters()], 1 - decay
-            )
-        if clock.time_to_save():
-            save()
-        if step % 200 == 0:
-            errors = {
-                t: noise_error(average, held_out, prompts.input_ids[-1:], t, alphas_cumprod)
-                for t in (51, 201, 401)
-            }
-            with open(work / "unet.log", "a") as log:
-                print(
-                    f"step {step} {clock.done / 60:.1f} min held-out noise error "
-                    + ", ".join(f"{error:.3f} at t = {t}" for t, error in errors.items())
-                    + "; training losses noise {:.3f}, self-attention {:.3f}, cross-attention {:.4f}".format(
-                        *running / 200
-                    ),
-                    file=log,
-                )
-            running[:] = 0
-    save()
+        self.optimizer = torch.optim.AdamW(
+            self.networks.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+        )
+        self.alphas_cumprod = noise_schedule().alphas_cumprod.to(device)
+        if self.path.exists():
+            state = torch.load(self.path, map_location=device, weights_only=True)
+            for name in ("networks", "average", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+            self.step, self.clock = state["step"], Clock(minutes, state["seconds"])
+
+    def save(self) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("networks", "average", "optimizer")}
+        save_atomically(state | {"step": self.step, "seconds": self.clock.done}, self.path)
+
+    def losses(self, batch: Batch, z: torch.Tensor) -> torch.Tensor:
+        """`(3,)`: the error of the noise in latents `z`, and of self- and cross-attention."""
+        count, device = len(z), self.device
+        captioned = (batch.captions >= 0) & (torch.rand(count) > 0.15)
+        prompt = torch.where(captioned, batch.captions, len(IMAGENET_CLASSES)).to(device)
+        late, any_time = torch.randint(0, 300, (count,)), torch.randint(0, 1000, (count,))
+        t = torch.where(torch.rand(count) < 0.8, late, any_time).to(device)
+        noise = torch.randn_like(z)
+        text = self.networks["text_encoder"](self.prompts.input_ids[prompt])[0]
+        noisy = add_noise(z, noise, t, self.alphas_cumprod)
+        losses = [
+            F.mse_loss(self.networks["unet"](noisy, t, text).sample, noise),
+            self_attention_loss(self.logits, batch.features),
+            torch.zeros((), device=device),
+        ]
+        if captioned.any():
+            position = torch.arange(self.prompts.input_ids.shape[1], device=device)
+            last = self.prompts.attention_mask[prompt][captioned].sum(1, keepdim=True) - 1
+            logits = {key: values[captioned] for key, values in self.logits.items()}
+            tokens = (position > 0) & (position < last)
+            losses[2] = cross_attention_loss(logits, batch.class_maps[captioned], tokens)
+        return torch.stack(losses)
+
+    def update(self, loss: torch.Tensor, ema_decay: float = 0.999) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.clock.learning_rate(self.peak, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        if self.step % 5 == 0:
+            decay = min(ema_decay, self.step / (self.step + 50)) ** 5
+            parameters = [p.detach() for p in self.networks.parameters()]
+            torch._foreach_lerp_(list(self.average.parameters()), parameters, 1 - decay)
+
+
+def train_unet(
+    work: Path, minutes: float, device: torch.device, batch: int = 8, peak: float = 8e-4, every: int = 200
+) -> None:
+    """Trains for so many minutes in all, resuming from unet.pt; unet.log has the held-out figures.
+
+    80 % of the samples are at t < 300, because the attack lives at t <= 250.
+    """
+    training, crops = Training(work, minutes, device, peak), Crops(work)
+    encode = Encoder(work, crops.pixels, device)
+    held_out = encode(as_input(torch.from_numpy(np.load(work / "holdout.npy")).to(device)))
+    random = np.random.default_rng(training.step + 1)
+    torch.manual_seed(training.step + 1)
+    weights = torch.tensor([1.0, SELF_WEIGHT, CROSS_WEIGHT], device=device)
+    running = torch.zeros(3)
+    while training.clock.tick():
+        drawn = crops.draw(batch, random, device)
+        losses = training.losses(drawn, encode(drawn.images))
+        training.update((weights * losses).sum())
+        running += losses.detach().cpu() / every
+        if training.clock.time_to_save():
+            training.save()
+        if training.step % every == 0:
+            log_figures(work / "unet.log", training, held_out, running)
+            running.zero_()
+    training.save()
+
+
+def log_figures(path: Path, training: Training, held_out: torch.Tensor, losses: torch.Tensor) -> None:
+    prompt = training.prompts.input_ids[-1:]
+    errors = [
+        f"{noise_error(training.average, held_out, prompt, t, training.alphas_cumprod):.3f} at t = {t}"
+        for t in (51, 201, 401)
+    ]
+    names = ("noise", "self-attention", "cross-attention")
+    trained = [f"{name} {loss:.4f}" for name, loss in zip(names, losses.tolist())]
+    with open(path, "a") as log:
+        print(
+            f"step {training.step} {training.clock.done / 60:.1f} min held-out noise error "
+            f"{', '.join(errors)}; training losses {', '.join(trained)}",
+            file=log,
+        )
 
 
 def add_noise(
