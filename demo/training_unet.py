@@ -249,17 +249,12 @@ class Crops:
 
 
 class Training:
-    """The networks, their running average and the optimiser, as unet.pt keeps them from one run to the next."""
+    """The networks, their running average and the optimiser, as unet.pt keeps them between runs."""
 
     def __init__(self, work: Path, minutes: float, device: torch.device, peak: float):
         torch.manual_seed(0)
-        self.path, self.device, self.peak, self.step, self.clock = (
-            work / "unet.pt",
-            device,
-            peak,
-            0,
-            Clock(minutes),
-        )
+        self.path, self.device, self.peak = work / "unet.pt", device, peak
+        self.step, self.clock = 0, Clock(minutes)
         tokenizer = build_tokenizer(work)
         self.prompts = tokenizer(
             [*IMAGENET_CLASSES, ""],  # the last for a crop without a caption
