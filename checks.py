@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from images import to_tensor
-from predictions import Prediction, right
+from predictions import Prediction, correct
 
 
 @torch.no_grad()
@@ -60,11 +60,11 @@ def warnings_about_labels(
     """A clean accuracy that guessing explains."""
     from scipy.stats import binomtest
 
-    count = int(right(predictions, labels).sum())
+    count = int(correct(predictions, labels).sum())
     if binomtest(count, len(labels), 1 / classes, alternative="greater").pvalue <= 0.05:
         return []
     shifted = {
-        shift: int(right(predictions, np.where(labels >= 0, labels + shift, -1)).sum()) for shift in (-1, 1)
+        shift: int(correct(predictions, np.where(labels >= 0, labels + shift, -1)).sum()) for shift in (-1, 1)
     }
     shift, found = max(shifted.items(), key=lambda item: item[1])
     advice = (

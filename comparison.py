@@ -80,7 +80,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
     """
     lines = []
     for k, result in enumerate(evaluations[0].classifiers):
-        counted = result.right_before
+        counted = result.correct_before
         lines.append(
             Figure(
                 f"{'white-box' if k < evaluations[0].surrogates else 'transfer'}, {result.name}",
@@ -156,7 +156,7 @@ def transfer_scores(evaluation: Evaluation) -> np.ndarray:
     """
     scores = np.zeros(len(evaluation.classifiers[0].labels))
     for result in evaluation.transfers:
-        scores += result.fooled / max(1, result.right_before.sum())
+        scores += result.fooled / max(1, result.correct_before.sum())
     return scores * len(scores) / len(evaluation.transfers)
 
 

@@ -28,7 +28,7 @@ from checks import (
 )
 from classifiers import load_classifier
 from images import Pictures, to_tensor
-from predictions import Prediction, fooled, predict, right
+from predictions import Prediction, correct, fooled, predict
 from quality import Quality, evaluate_quality
 from stats import Estimate, resampled, share
 
@@ -47,44 +47,44 @@ class ClassifierResult:
     targets: np.ndarray | None = None  # (B,)
 
     @property
-    def right_before(self) -> np.ndarray:
-        return right(self.before, self.labels)
+    def correct_before(self) -> np.ndarray:
+        return correct(self.before, self.labels)
 
     @property
     def fooled(self) -> np.ndarray:
         """Right before, and after the attack wrong, or as the target says: `(B,)`."""
-        return self.right_before & fooled(self.after, self.labels, self.targets)
+        return self.correct_before & fooled(self.after, self.labels, self.targets)
 
     @property
     def fooled_by_reconstruction(self) -> np.ndarray:
         """The same of the reconstruction, without any attack."""
-        return self.right_before & fooled(self.reconstructed, self.labels, self.targets)
+        return self.correct_before & fooled(self.reconstructed, self.labels, self.targets)
 
     @property
-    def right_reconstructed(self) -> np.ndarray:
+    def correct_reconstructed(self) -> np.ndarray:
         """Right before and on the reconstruction, so that the attack alone can have fooled it: `(B,)`."""
-        return self.right_before & right(self.reconstructed, self.labels)
+        return self.correct_before & correct(self.reconstructed, self.labels)
 
     @property
     def accuracy_before(self) -> Estimate:
-        return share(self.right_before.sum(), len(self.labels))
+        return share(self.correct_before.sum(), len(self.labels))
 
     @property
     def accuracy_reconstructed(self) -> Estimate | None:
         return (
             None
             if self.reconstructed is None
-            else share(right(self.reconstructed, self.labels).sum(), len(self.labels))
+            else share(correct(self.reconstructed, self.labels).sum(), len(self.labels))
         )
 
     @property
     def accuracy_after(self) -> Estimate:
-        return share(right(self.after, self.labels).sum(), len(self.labels))
+        return share(correct(self.after, self.labels).sum(), len(self.labels))
 
     @property
     def success(self) -> Estimate:
         """Attack success rate: misclassified among those classified correctly before."""
-        return share(self.fooled.sum(), self.right_before.sum())
+        return share(self.fooled.sum(), self.correct_before.sum())
 
     @property
     def success_of_attack_alone(self) -> Estimate | None:
@@ -92,7 +92,7 @@ class ClassifierResult:
         return (
             None
             if self.reconstructed is None
-            else share((self.fooled & self.right_reconstructed).sum(), self.right_reconstructed.sum())
+            else share((self.fooled & self.correct_reconstructed).sum(), self.correct_reconstructed.sum())
         )
 
     def figures(self) -> dict[str, Estimate | None]:
@@ -123,7 +123,7 @@ def joint(results: Sequence[ClassifierResult]) -> tuple[np.ndarray, np.ndarray]:
     """Which images all classifiers had right before, and which of these fool all of them at once; `(B,)`
     each.
     """
-    return np.all([r.right_before for r in results], axis=0), np.all([r.fooled for r in results], axis=0)
+    return np.all([r.correct_before for r in results], axis=0), np.all([r.fooled for r in results], axis=0)
 
 
 def joint_success(results: Sequence[ClassifierResult]) -> Estimate:
@@ -137,7 +137,7 @@ def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") 
     for all classifiers at once.
     """
     counted = np.stack(
-        [r.right_before if figure == "success" else r.right_reconstructed for r in results]
+        [r.correct_before if figure == "success" else r.correct_reconstructed for r in results]
     )  # (classifiers, B)
     fooled = np.stack([r.fooled for r in results]) & counted
 

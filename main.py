@@ -174,7 +174,7 @@ def check(arguments: argparse.Namespace) -> int:
         clean = read_image(item.path, arguments.res)
     except OSError as error:
         raise InputError(f"--images_root: {error}") from None
-    said = [
+    predictions = [
         predict(classifier, clean[None], np.array([item.labels]), device)[0]
         for classifier in attack.classifiers
     ]
@@ -201,7 +201,7 @@ def check(arguments: argparse.Namespace) -> int:
                     ],
                     *(
                         [f"{name} says", f"{captions[prediction.label]} {prediction.confidence:.2f}"]
-                        for name, prediction in zip(arguments.model_name, said)
+                        for name, prediction in zip(arguments.model_name, predictions)
                     ),
                     ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
                     [

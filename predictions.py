@@ -36,14 +36,14 @@ def predict(
     return predictions
 
 
-def right(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
+def correct(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
     """Whether each prediction is the label, or one of them: `(B,)`."""
     return (np.array([p.label for p in predictions], int)[:, None] == labels.reshape(len(labels), -1)).any(1)
 
 
 def fooled(predictions: Sequence[Prediction], labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
     """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
-    wrong = ~right(predictions, labels)
+    wrong = ~correct(predictions, labels)
     return (
         wrong
         if targets is None

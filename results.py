@@ -137,7 +137,7 @@ def report(
 
 def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int) -> dict:
     """What an evaluation says of the k-th image alone."""
-    said = {
+    predictions_of = {
         result.name: {"before": result.before, "reconstructed": result.reconstructed, "after": result.after}
         for result in evaluation.classifiers
     }
@@ -148,7 +148,7 @@ def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int)
                 for when, predictions in of.items()
                 if predictions
             }
-            for name, of in said.items()
+            for name, of in predictions_of.items()
         },
         "quality": {
             name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None

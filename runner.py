@@ -22,7 +22,7 @@ from images import read_image, to_pixels, to_tensor, write_image, write_result
 from inversion import Inversion
 from memory import free_memory
 from models import load_networks, make_attack, set_up
-from predictions import Prediction, fooled, predict, right
+from predictions import Prediction, correct, fooled, predict
 from quality import psnr
 from records import record_path, write_record
 from runs import RunError, counted, failure_path, missing_of, name_of, write_failure
@@ -112,7 +112,7 @@ def write_image_files(
         predict(classifier, np.stack([clean, written]), labels.repeat(2, 0), device)
         for classifier in attack.classifiers
     ]
-    right_before = all(right([before], labels).all() for before, _ in predictions)
+    correct_before = all(correct([before], labels).all() for before, _ in predictions)
     success = all(fooled([after], labels, targets).all() for _, after in predictions)
     with torch.no_grad():  # of interest only where the file says otherwise
         as_tensor = torch.stack([classifier(adversarial.float()) for classifier in attack.classifiers])
@@ -129,7 +129,7 @@ def write_image_files(
         "class": ", ".join(captions[label] for label in item.labels),
         "before": describe(before, captions, base),
         "after": describe(after, captions, base),
-        "success": success if right_before else None,
+        "success": success if correct_before else None,
         "fooled": success,
         "fooled_as_tensor": bool(fooled_as_tensor.all()),
         "psnr": psnr(clean, written),

@@ -85,7 +85,7 @@ def test_several_labels_and_targets():
     """Images of classes 3 and 4, of 5 alone twice, the last two with the targets 7 and 8."""
     several = [[3, 4], [5, -1], [5, -1]]
     r = result(several, before=[4, 5, 5], after=[3, 6, 7])
-    assert r.right_before.all() and r.fooled.tolist() == [False, True, True]
+    assert r.correct_before.all() and r.fooled.tolist() == [False, True, True]
     r = result(several, before=[4, 5, 5], after=[9, 6, 8], reconstructed=[4, 7, 5], targets=[-1, 7, 8])
     assert r.fooled.tolist() == [True, False, True] and r.fooled_by_reconstruction.tolist() == [
         False,
