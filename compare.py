@@ -47,7 +47,7 @@ from evaluate import Evaluation, evaluate, table
 from figures import plot_success_against_visibility
 from images import read_image, to_tensor
 from models import load_networks, make_attack, resolve_device, resolve_dtype, set_up
-from options import InputError, captions_of, check_numbers, fill_in_defaults, make_parser, read_items
+from options import InputError, check_numbers, class_names_of, fill_in_defaults, make_parser, read_items
 from records import ANALYSIS, Run, record_path
 from runner import attack_images, count_processes, restore_weights
 from runs import (
@@ -103,8 +103,8 @@ def name_of(mode: str, schedule: str) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Checks, attacks in every mode, compares and writes; returns the exit code."""
     check_numbers(arguments)
-    captions = captions_of(arguments)
-    items = read_items(arguments, captions)
+    class_names = class_names_of(arguments)
+    items = read_items(arguments, class_names)
     if (arguments.weight_mode, arguments.weight_schedule) != ("uniform", "learned"):
         raise InputError(
             "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
@@ -131,8 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_folder(settings.save_dir, configuration)
     torch.manual_seed(arguments.seed)
     set_up(device)
-    pipeline, classifiers = load_networks(arguments, device, dtype, captions)
-    attacks = [make_attack(settings, pipeline, classifiers, captions) for settings in of_mode]
+    pipeline, classifiers = load_networks(arguments, device, dtype, class_names)
+    attacks = [make_attack(settings, pipeline, classifiers, class_names) for settings in of_mode]
     starts = [attack.controller.weights().tolist() for attack in attacks]
     for settings, configuration in zip(of_mode, configurations):
         make_folder(settings.save_dir)
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
         if done:
             restore_weights(attack, settings.save_dir, max(done))
     with tqdm(total=len(work), desc="images", unit="image") as bar:
-        share_out(work, attacks, of_mode, device, dtype, captions, bar)
+        share_out(work, attacks, of_mode, device, dtype, class_names, bar)
         for item in work:
             attack_in_all_modes(item, attacks, of_mode)
             show_progress(bar, work, of_mode)
@@ -166,7 +166,7 @@ def share_out(
     of_mode: Sequence[argparse.Namespace],
     device: torch.device,
     dtype: torch.dtype,
-    captions: Sequence[str],
+    class_names: Sequence[str],
     bar: tqdm,
 ) -> None:
     """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one
@@ -184,7 +184,7 @@ def share_out(
         processes = shared[0].processes
         killed = run_in_processes(
             attack_part,
-            [(shared, items[k::processes], device, dtype, captions) for k in range(processes)],
+            [(shared, items[k::processes], device, dtype, class_names) for k in range(processes)],
             lambda: show_progress(bar, items, shared),
         )
         if killed:
@@ -204,13 +204,13 @@ def attack_part(
     items: Sequence[Item],
     device: torch.device,
     dtype: torch.dtype,
-    captions: Sequence[str],
+    class_names: Sequence[str],
 ) -> None:
     """What one of several processes does: attacks its images in the modes given."""
     torch.manual_seed(of_mode[0].seed)
     set_up(device)
-    networks = load_networks(of_mode[0], device, dtype, captions)
-    attacks = [make_attack(settings, *networks, captions) for settings in of_mode]
+    networks = load_networks(of_mode[0], device, dtype, class_names)
+    attacks = [make_attack(settings, *networks, class_names) for settings in of_mode]
     for item in items:
         attack_in_all_modes(item, attacks, of_mode)
 

@@ -1,7 +1,7 @@
 """The images of a run, their labels and the names of their classes, from the files that data sets come with.
 
-    captions = read_captions(Path("CUB_200_2011/classes.txt"))
-    images = read_dataset(Path("photos"), Path("labels.txt"), captions)      # a list of Item
+    class_names = read_class_names(Path("CUB_200_2011/classes.txt"))
+    images = read_dataset(Path("photos"), Path("labels.txt"), class_names)      # a list of Item
 
 Labels: a text file with a line for each image in natural order, a number or several ("3 17"); a CSV with
 columns ImageId,TrueLabel (and TargetClass), as NIPS 2017's, or filename,label, matched by name; or no file
@@ -57,14 +57,14 @@ class Preset:
 
     label_base: int = 1
     logit_temperature: float = 1.0
-    captions: str | None = None  # what --captions must be given, or None for ImageNet's
+    class_names: str | None = None  # what --captions must be given, or None for ImageNet's
 
 
 PRESETS = {
     "imagenet_compatible": Preset(),
-    "cub_200_2011": Preset(logit_temperature=10.0, captions="CUB-200-2011's classes.txt"),
+    "cub_200_2011": Preset(logit_temperature=10.0, class_names="CUB-200-2011's classes.txt"),
     "standford_car": Preset(
-        logit_temperature=10.0, captions="Stanford Cars' cars_meta.mat"
+        logit_temperature=10.0, class_names="Stanford Cars' cars_meta.mat"
     ),  # spelt as the original tool does
 }
 
@@ -99,7 +99,7 @@ def class_folders(folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- captions
 
 
-def read_captions(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> tuple[str, ...]:
     """The names of the classes in the order of their labels, from a file in any of the forms above."""
     if not path.is_file():
         raise DatasetError(
@@ -107,11 +107,11 @@ def read_captions(path: Path) -> tuple[str, ...]:
         )
     try:
         if path.suffix == ".mat":
-            captions = captions_of_cars(path)
+            class_names = class_names_of_cars(path)
         elif path.suffix == ".json":
-            captions = captions_of_json(path)
+            class_names = class_names_of_json(path)
         else:
-            captions = captions_of_lines(path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+            class_names = class_names_of_lines(path.read_text(encoding="utf-8-sig").rstrip().splitlines())
     except (
         UnicodeDecodeError,
         json.JSONDecodeError,
@@ -126,15 +126,15 @@ def read_captions(path: Path) -> tuple[str, ...]:
             f"file with the name of a class a line, "
             "CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label"
         ) from None
-    for number, caption in enumerate(captions, 1):
+    for number, caption in enumerate(class_names, 1):
         if not caption.strip():
             raise DatasetError(
                 f"--captions: class {number} of {str(path)!r} has no name; expected one a line"
             )
-    return tuple(captions)
+    return tuple(class_names)
 
 
-def captions_of_lines(lines: Sequence[str]) -> list[str]:
+def class_names_of_lines(lines: Sequence[str]) -> list[str]:
     """Plain lines, or CUB's: a number, and the same number with a name, as "12
     012.Yellow_headed_Blackbird".
     """
@@ -147,7 +147,7 @@ def captions_of_lines(lines: Sequence[str]) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def captions_of_cars(path: Path) -> list[str]:
+def class_names_of_cars(path: Path) -> list[str]:
     """`class_names` of Stanford Cars' cars_meta.mat."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
@@ -158,7 +158,7 @@ def captions_of_cars(path: Path) -> list[str]:
         raise ValueError(error) from None
 
 
-def captions_of_json(path: Path) -> list[str]:
+def class_names_of_json(path: Path) -> list[str]:
     """An `id2label`, by itself or in a config.json, or a list of names."""
     content = json.loads(path.read_text(encoding="utf-8-sig"))
     content = content.get("id2label", content) if isinstance(content, dict) else content
@@ -176,7 +176,7 @@ def captions_of_json(path: Path) -> list[str]:
 def read_dataset(
     folder: Path,
     label_path: Path | None,
-    captions: Sequence[str],
+    class_names: Sequence[str],
     label_base: int = 1,
     target: int | str | None = None,
 ) -> list[Item]:
@@ -185,7 +185,7 @@ def read_dataset(
     Args:
         folder: of images, or of one folder a class.
         label_path: a text file or a CSV; None takes the folder that an image lies in as its class.
-        captions: the names of the classes.
+        class_names: the names of the classes.
         label_base: what the files count from, 0 or 1.
         target: of a targeted attack, the label that it is after in all images, counted from `label_base`; or
             TARGET_COLUMN, the CSV's column of that name.
@@ -194,10 +194,10 @@ def read_dataset(
     """
     images = list_images(folder)
     if label_path is None:
-        labels, targets = labels_of_folders(folder, images, captions), [None] * len(images)
+        labels, targets = labels_of_folders(folder, images, class_names), [None] * len(images)
     else:
         lines = read_lines(label_path)
-        read = Labels(label_path, len(captions), label_base, target == TARGET_COLUMN)
+        read = Labels(label_path, len(class_names), label_base, target == TARGET_COLUMN)
         labels, targets = (
             read.of_table(lines, images)
             if label_path.suffix.lower() == ".csv"
@@ -206,7 +206,7 @@ def read_dataset(
     if target is None:
         targets = [None] * len(images)
     elif target != TARGET_COLUMN:
-        targets = [check_target(target, len(captions), label_base)] * len(images)
+        targets = [check_target(target, len(class_names), label_base)] * len(images)
     elif None in targets:
         raise DatasetError(
             f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN} in "
@@ -319,7 +319,9 @@ class Labels:
         return [own for own, _ in pairs], [goal for _, goal in pairs]
 
 
-def labels_of_folders(folder: Path, images: Sequence[Path], captions: Sequence[str]) -> list[tuple[int, ...]]:
+def labels_of_folders(
+    folder: Path, images: Sequence[Path], class_names: Sequence[str]
+) -> list[tuple[int, ...]]:
     """The class of the folder that each image lies in: the caption of the same name, or else the folder's
     place among all of them, as torchvision counts.
     """
@@ -333,16 +335,16 @@ def labels_of_folders(folder: Path, images: Sequence[Path], captions: Sequence[s
     def spoken(name):
         return re.sub(r"[\W_]+", " ", name).strip().lower()
 
-    by_caption = {spoken(caption): k for k, caption in enumerate(captions)}
+    by_caption = {spoken(caption): k for k, caption in enumerate(class_names)}
     if all(spoken(name) in by_caption for name in folders):
         numbers = {name: by_caption[spoken(name)] for name in folders}
-    elif len(folders) == len(captions):
+    elif len(folders) == len(class_names):
         numbers = {name: k for k, name in enumerate(folders)}
     else:
         strange = next(name for name in folders if spoken(name) not in by_caption)
         raise DatasetError(
-            f"--images_root: {str(folder)!r} has {len(folders)} folders but there are {len(captions)} "
+            f"--images_root: {str(folder)!r} has {len(folders)} folders but there are {len(class_names)} "
             f"classes, and no class is called {strange!r}; "
-            "name the folders after the captions, have one for each class, or give --label_path"
+            "name the folders after the class names, have one for each class, or give --label_path"
         )
     return [(numbers[path.parent.name],) for path in images]

@@ -56,9 +56,9 @@ from models import (
 )
 from options import (
     InputError,
-    captions_of,
     check_numbers,
     check_shards,
+    class_names_of,
     fill_in_defaults,
     make_parser,
     read_items,
@@ -103,8 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     attacked.
     """
     check_numbers(arguments)
-    captions = captions_of(arguments)
-    items = read_items(arguments, captions)
+    class_names = class_names_of(arguments)
+    items = read_items(arguments, class_names)
     processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     part, parts = check_shards(arguments, processes, process)
     device = resolve_device(arguments.device if processes == 1 else process_device(arguments.device))
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_folder(arguments.save_dir, configuration)
     torch.manual_seed(arguments.seed)
     set_up(device)
-    attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
+    attack = make_attack(arguments, *load_networks(arguments, device, dtype, class_names), class_names)
 
     make_folder(arguments.save_dir)
     if arguments.overwrite:
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     ) as bar:
         arguments.processes = count_processes(arguments, attack, len(mine), processes)
         if arguments.processes > 1 and missing:
-            share_out(arguments, mine, device, dtype, captions, bar)
+            share_out(arguments, mine, device, dtype, class_names, bar)
             missing = [
                 item
                 for item in missing_of(mine, arguments.save_dir)
@@ -158,14 +158,14 @@ def check(arguments: argparse.Namespace) -> int:
     attacks three iterations of it and writes nothing.
     """
     check_numbers(arguments)
-    captions = captions_of(arguments)
-    items = read_items(arguments, captions)
+    class_names = class_names_of(arguments)
+    items = read_items(arguments, class_names)
     device = resolve_device(arguments.device)
     dtype = resolve_dtype(arguments.dtype, device)
     check_save_dir(arguments.save_dir)
     torch.manual_seed(arguments.seed)
     set_up(device)
-    attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
+    attack = make_attack(arguments, *load_networks(arguments, device, dtype, class_names), class_names)
     item, images = items[0], len(items[: arguments.limit])
     processes = count_processes(arguments, attack, images, launched=1)
     if processes > 1:  # as each of them will do it
@@ -194,13 +194,13 @@ def check(arguments: argparse.Namespace) -> int:
             table(
                 [
                     ["checked", ""],
-                    ["images", f"{len(items)}, of {len(captions)} classes"],
+                    ["images", f"{len(items)}, of {len(class_names)} classes"],
                     [
                         "first image",
-                        f"{name_of(item, arguments)}: {', '.join(captions[label] for label in item.labels)}",
+                        f"{name_of(item, arguments)}: {attack.prompts(torch.tensor([item.labels]))[0]}",
                     ],
                     *(
-                        [f"{name} says", f"{captions[prediction.label]} {prediction.confidence:.2f}"]
+                        [f"{name} says", f"{class_names[prediction.label]} {prediction.confidence:.2f}"]
                         for name, prediction in zip(arguments.model_name, predictions)
                     ),
                     ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
@@ -261,8 +261,8 @@ def test(arguments: argparse.Namespace) -> int:
     returns the exit code.
     """
     pairs = list_pairs(arguments.images_root)
-    captions = captions_of(arguments)
-    items = label_pairs(arguments, [clean for clean, _ in pairs], captions)
+    class_names = class_names_of(arguments)
+    items = label_pairs(arguments, [clean for clean, _ in pairs], class_names)
     device = resolve_device(arguments.device)
     check_save_dir(arguments.save_dir)
     size = side_of(pairs[0][0])
@@ -288,7 +288,7 @@ def test(arguments: argparse.Namespace) -> int:
         targets,
     )
     surrogates = {
-        name: load_classifier(name, len(captions), size).to(device) for name in arguments.model_name
+        name: load_classifier(name, len(class_names), size).to(device) for name in arguments.model_name
     }
     evaluation = evaluate(pictures, surrogates, arguments.transfer_models, device)
     surrogate, base = evaluation.classifiers[0], arguments.label_base
@@ -296,10 +296,10 @@ def test(arguments: argparse.Namespace) -> int:
         {
             "file": item.path.name,
             "label": counted(item.labels, base),
-            "class": ", ".join(captions[label] for label in item.labels),
-            "before": describe(surrogate.before[k], captions, base),
-            "after": describe(surrogate.after[k], captions, base),
-            **of_image(evaluation, k, captions, base),
+            "class": ", ".join(class_names[label] for label in item.labels),
+            "before": describe(surrogate.before[k], class_names, base),
+            "after": describe(surrogate.after[k], class_names, base),
+            **of_image(evaluation, k, class_names, base),
         }
         for k, item in enumerate(items)
     ]
@@ -315,7 +315,9 @@ def test(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def label_pairs(arguments: argparse.Namespace, clean: Sequence[Path], captions: Sequence[str]) -> list[Item]:
+def label_pairs(
+    arguments: argparse.Namespace, clean: Sequence[Path], class_names: Sequence[str]
+) -> list[Item]:
     """The clean files of an output folder with their labels, from a text file in the order of the images."""
     if arguments.label_path is None:
         raise InputError(
@@ -326,13 +328,13 @@ def label_pairs(arguments: argparse.Namespace, clean: Sequence[Path], captions: 
             f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other "
             f"names than the CSV; give a label"
         )
-    labels, _ = Labels(arguments.label_path, len(captions), arguments.label_base).of_lines(
+    labels, _ = Labels(arguments.label_path, len(class_names), arguments.label_base).of_lines(
         read_lines(arguments.label_path), clean
     )
     target = (
         None
         if arguments.target_label is None
-        else check_target(arguments.target_label, len(captions), arguments.label_base)
+        else check_target(arguments.target_label, len(class_names), arguments.label_base)
     )
     return [Item(k, path, own, target) for k, (path, own) in enumerate(zip(clean, labels))]
 

@@ -148,7 +148,7 @@ def variant_of(path: str) -> str | None:
 
 
 def load_networks(
-    arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype, captions: Sequence[str]
+    arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype, class_names: Sequence[str]
 ) -> tuple[StableDiffusionPipeline, list[torch.nn.Module]]:
     """The diffusion model and the surrogates; transfer classifiers are loaded once, too, so that what is
     wrong with them is said before the attack.
@@ -157,9 +157,9 @@ def load_networks(
         multiprocessing.parent_process() is None
     )  # of several, it has found and said all this before
     for name in arguments.transfer_models if main_process else ():
-        load_classifier(name, len(captions), arguments.res)
+        load_classifier(name, len(class_names), arguments.res)
     classifiers = [
-        load_classifier(name, len(captions), arguments.res).to(device) for name in arguments.model_name
+        load_classifier(name, len(class_names), arguments.res).to(device) for name in arguments.model_name
     ]
     for name, classifier in zip(arguments.model_name, classifiers):
         if isinstance(classifier, WithoutBackground) and main_process:
@@ -175,12 +175,12 @@ def make_attack(
     arguments: argparse.Namespace,
     pipeline: StableDiffusionPipeline,
     classifiers: list[torch.nn.Module],
-    captions: Sequence[str],
+    class_names: Sequence[str],
 ) -> DiffAttack:
     return DiffAttack(
         pipeline,
         classifiers,
-        captions,
+        class_names,
         weight_mode=arguments.weight_mode,
         weight_schedule=parse_schedule(arguments.weight_schedule),
         weight_lr=arguments.weight_lr,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, check_name
-from dataset import PRESETS, TARGET_COLUMN, Item, read_captions, read_dataset
+from dataset import PRESETS, TARGET_COLUMN, Item, read_class_names, read_dataset
 from timestep_weights import SCHEDULES, WEIGHT_MODES, parse_schedule, schedule_weights
 
 
@@ -64,28 +64,28 @@ def fill_in_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
         arguments.logit_temperature = preset.logit_temperature
     if arguments.transfer_models is None:
         arguments.transfer_models = (
-            [] if arguments.captions or preset.captions else list(DEFAULT_TRANSFER_MODELS)
+            [] if arguments.captions or preset.class_names else list(DEFAULT_TRANSFER_MODELS)
         )
     if arguments.label_path is None and arguments.images_root == Path("demo/images"):
         arguments.label_path = Path("demo/labels.txt")
     return arguments
 
 
-def captions_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+def class_names_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The names of the classes."""
-    needed = PRESETS[arguments.dataset_name].captions
+    needed = PRESETS[arguments.dataset_name].class_names
     if arguments.captions is None and needed:
         raise InputError(
             f"--dataset_name {arguments.dataset_name} needs --captions with the path of {needed}, which "
             f"comes with the data set"
         )
-    return IMAGENET_CLASSES if arguments.captions is None else read_captions(arguments.captions)
+    return IMAGENET_CLASSES if arguments.captions is None else read_class_names(arguments.captions)
 
 
-def read_items(arguments: argparse.Namespace, captions: Sequence[str]) -> list[Item]:
+def read_items(arguments: argparse.Namespace, class_names: Sequence[str]) -> list[Item]:
     """The images of --images_root with their labels and, in a targeted attack, their targets."""
     return read_dataset(
-        arguments.images_root, arguments.label_path, captions, arguments.label_base, arguments.target_label
+        arguments.images_root, arguments.label_path, class_names, arguments.label_base, arguments.target_label
     )
 
 

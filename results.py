@@ -135,7 +135,7 @@ def report(
     return 1 if failures else 0
 
 
-def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int) -> dict:
+def of_image(evaluation: Evaluation, k: int, class_names: Sequence[str], base: int) -> dict:
     """What an evaluation says of the k-th image alone."""
     predictions_of = {
         result.name: {"before": result.before, "reconstructed": result.reconstructed, "after": result.after}
@@ -144,7 +144,7 @@ def of_image(evaluation: Evaluation, k: int, captions: Sequence[str], base: int)
     return {
         "predictions": {
             name: {
-                when: describe(predictions[k], captions, base)
+                when: describe(predictions[k], class_names, base)
                 for when, predictions in of.items()
                 if predictions
             }

@@ -34,11 +34,11 @@ LARGEST_BATCH, MEMORY_SHARE = (
 )  # of the batch that is found from what the first image took of the free memory
 
 
-def describe(prediction: Prediction, captions: Sequence[str], base: int) -> dict:
+def describe(prediction: Prediction, class_names: Sequence[str], base: int) -> dict:
     return {
         **dataclasses.asdict(prediction),
         "label": prediction.label + base,
-        "class": captions[prediction.label],
+        "class": class_names[prediction.label],
     }
 
 
@@ -103,7 +103,7 @@ def write_image_files(
         adversarial: `(1, 3, H, W)` in [0, 1].
         labels, targets: `(1, L)` and `(1,)`.
     """
-    device, captions, base = attack.unet.device, attack.class_names, arguments.label_base
+    device, class_names, base = attack.unet.device, attack.class_names, arguments.label_base
     folder, index = arguments.save_dir, item.index
     write_image(to_pixels(adversarial[0]), folder / f"{index:04d}_adv_image.png")
     write_image(to_pixels(attack.reconstruction[k]), folder / f"{index:04d}_reconstruction.png")
@@ -126,9 +126,9 @@ def write_image_files(
         "index": index,
         "file": name_of(item, arguments),
         "label": counted(item.labels, base),
-        "class": ", ".join(captions[label] for label in item.labels),
-        "before": describe(before, captions, base),
-        "after": describe(after, captions, base),
+        "class": ", ".join(class_names[label] for label in item.labels),
+        "before": describe(before, class_names, base),
+        "after": describe(after, class_names, base),
         "success": success if correct_before else None,
         "fooled": success,
         "fooled_as_tensor": bool(fooled_as_tensor.all()),
@@ -136,7 +136,7 @@ def write_image_files(
         "seconds": seconds,
     }
     if item.target is not None:
-        row |= {"target": item.target + base, "target_class": captions[item.target]}
+        row |= {"target": item.target + base, "target_class": class_names[item.target]}
     write_record(attack.record.of_image(k), attack.controller.state(), row, record_path(folder, index))
 
 
@@ -267,7 +267,7 @@ def share_out(
     items: list[Item],
     device: torch.device,
     dtype: torch.dtype,
-    captions: Sequence[str],
+    class_names: Sequence[str],
     bar: tqdm,
 ) -> None:
     """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed,
@@ -286,7 +286,7 @@ def share_out(
         # of an earlier run, which would count as done
         failure_path(arguments.save_dir, item.index).unlink(missing_ok=True)
     killed = run_in_processes(
-        attack_part, [(arguments, part, device, dtype, captions) for part in parts], progress
+        attack_part, [(arguments, part, device, dtype, class_names) for part in parts], progress
     )
     if killed:
         tqdm.write(
@@ -302,12 +302,12 @@ def attack_part(
     items: list[Item],
     device: torch.device,
     dtype: torch.dtype,
-    captions: Sequence[str],
+    class_names: Sequence[str],
 ) -> None:
     """What one of several processes does: attacks those of its images that are not finished."""
     missing = missing_of(items, arguments.save_dir)
     if missing:
         torch.manual_seed(arguments.seed)
         set_up(device)
-        attack = make_attack(arguments, *load_networks(arguments, device, dtype, captions), captions)
+        attack = make_attack(arguments, *load_networks(arguments, device, dtype, class_names), class_names)
         Runner(attack, arguments).run(missing, tqdm(disable=True))

@@ -6,7 +6,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from classifiers import IMAGENET_CLASSES
-from dataset import DatasetError, list_images, read_captions, read_dataset
+from dataset import DatasetError, list_images, read_class_names, read_dataset
 
 CAPTIONS = ("black footed albatross", "laysan albatross", "sooty albatross")
 
@@ -28,14 +28,14 @@ def written(folder, name, text, encoding="utf-8"):
 
 
 def test_captions_a_line(tmp_path):
-    assert read_captions(written(tmp_path, "c.txt", "red cat\nblue dog\n")) == ("red cat", "blue dog")
+    assert read_class_names(written(tmp_path, "c.txt", "red cat\nblue dog\n")) == ("red cat", "blue dog")
 
 
 def test_captions_of_cub(tmp_path):
     text = "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n12 012.Yellow_headed_Blackbird\n"
     with pytest.raises(DatasetError, match="not numbered from 1 on"):
-        read_captions(written(tmp_path, "classes.txt", text))
-    assert read_captions(written(tmp_path, "classes.txt", text.replace("12 012", "3 003"))) == (
+        read_class_names(written(tmp_path, "classes.txt", text))
+    assert read_class_names(written(tmp_path, "classes.txt", text.replace("12 012", "3 003"))) == (
         "Black footed Albatross",
         "Laysan Albatross",
         "Yellow headed Blackbird",
@@ -46,7 +46,7 @@ def test_captions_of_stanford_cars(tmp_path):
     names = np.empty((1, 3), object)
     names[0] = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Acura TL Sedan 2012"]
     savemat(tmp_path / "cars_meta.mat", {"class_names": names})
-    assert read_captions(tmp_path / "cars_meta.mat") == tuple(names[0])
+    assert read_class_names(tmp_path / "cars_meta.mat") == tuple(names[0])
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_captions_of_stanford_cars(tmp_path):
     ],
 )
 def test_captions_of_hugging_face(tmp_path, content):
-    assert read_captions(written(tmp_path, "config.json", json.dumps(content))) == ("a", "b", "c")
+    assert read_class_names(written(tmp_path, "config.json", json.dumps(content))) == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_captions_of_hugging_face(tmp_path, content):
 )
 def test_captions_that_cannot_be_used_are_named(tmp_path, name, content, message):
     with pytest.raises(DatasetError, match=f"--captions.*{message}"):
-        read_captions(written(tmp_path, name, content))
+        read_class_names(written(tmp_path, name, content))
     with pytest.raises(DatasetError, match="--captions: there is no file"):
-        read_captions(tmp_path / "none.txt")
+        read_class_names(tmp_path / "none.txt")
 
 
 # ---------------------------------------------------------------- labels
@@ -128,7 +128,7 @@ def test_a_table_by_file_name(photos, tmp_path):
 @pytest.mark.parametrize(
     "names, numbers",
     [
-        (("sooty_albatross", "Laysan Albatross"), (2, 1)),  # by their captions
+        (("sooty_albatross", "Laysan Albatross"), (2, 1)),  # by their names
         (("n3", "n1", "n2"), (2, 0, 1)),
     ],
 )  # one for each class, in torchvision's order

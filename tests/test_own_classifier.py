@@ -136,13 +136,15 @@ def command(folder, *extra):
 
 
 def test_one_command_attacks_it(own):
-    folder, captions = own
+    folder, class_names = own
     result = run(list(map(str, command(folder))))
     assert result.returncode == 0, result.stderr
     results = json.loads((folder / "out/results.json").read_text())
     rows = results["images"]
     assert (
-        [row["class"] for row in rows] == [captions[row["label"] - 1] for row in rows] == sorted(CLASSES)[:3]
+        [row["class"] for row in rows]
+        == [class_names[row["label"] - 1] for row in rows]
+        == sorted(CLASSES)[:3]
     )
     assert len(list((folder / "out").glob("000?_diff_classifier.ts_image_*.png"))) == 3
     surrogate = results["classifiers"][0]
@@ -182,11 +184,11 @@ def test_it_is_checked_before(own, data):
 
 def test_another_target(own, data):
     """Two images to one class that is neither's; several labels for one of them."""
-    folder, captions = own
+    folder, class_names = own
     (folder / "two").mkdir()
     for name in ("brick", "moon"):
         (folder / "two" / f"{name}.png").write_bytes((folder / "crops" / name / "crop.png").read_bytes())
-    number = {name: k for k, name in enumerate(captions)}
+    number = {name: k for k, name in enumerate(class_names)}
     (folder / "two.csv").write_text(
         f"filename,label\nmoon.png,{number['moon']}\nbrick.png,{number['brick']} {number['coins']}\n"
     )
