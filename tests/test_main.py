@@ -107,7 +107,6 @@ def test_the_same_command_writes_the_same_bytes(runs):
 
 
 def test_results_are_of_the_files_on_disk(runs):
-
     results = json.loads((runs["fixed"] / "results.json").read_text())
     for row in results["images"]:
         clean, adversarial = (
