@@ -26,6 +26,7 @@ from efficientnet_lite_pytorch import EfficientNet
 
 IMAGENET_CLASSES = tuple((Path(__file__).resolve().parent / "imagenet_classes.txt").read_text().splitlines())
 DEFAULT_TRANSFER_MODELS = ("efficientnet_lite1", "efficientnet_lite2")
+# Pillow's numbers, timm's names
 MODES = {
     0: "nearest-exact",
     2: "bilinear",
@@ -33,7 +34,7 @@ MODES = {
     "nearest": "nearest-exact",
     "bilinear": "bilinear",
     "bicubic": "bicubic",
-}  # Pillow's numbers, timm's names
+}
 
 
 class ClassifierError(ValueError):
@@ -239,12 +240,13 @@ def from_processor(network: torch.nn.Module, processor: object, name: str) -> Pr
         ClassifierError: the processor does something else to a picture than to resize, crop and normalise it.
     """
     config = processor.to_dict()
+    # Lanczos, which torch lacks, is nearest to bicubic
     size, crop, resize, mode = (
         config.get("size") or {},
         None,
         None,
         MODES.get(config.get("resample"), "bicubic"),
-    )  # Lanczos, which torch lacks, is nearest to bicubic
+    )
     if config.get("do_center_crop"):
         crop = (config["crop_size"]["height"], config["crop_size"]["width"])
     if config.get("do_resize"):
@@ -269,9 +271,10 @@ def from_processor(network: torch.nn.Module, processor: object, name: str) -> Pr
         mode,
     )
     side = resize if resize is not None else (224, 224)
+    # of a size that nothing resizes
     pixels = np.random.default_rng(0).integers(
         0, 256, (*((side, side) if isinstance(side, int) else side), 3), np.uint8
-    )  # of a size that nothing resizes
+    )
     expected = torch.as_tensor(np.asarray(processor(pixels, return_tensors="np")["pixel_values"]))
     found = classifier.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
     if expected.shape != found.shape or not torch.allclose(expected, found, atol=1e-3):

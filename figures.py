@@ -30,6 +30,7 @@ STYLE = {  # legible at the width of one column of a two-column paper, and as re
     "legend.frameon": False,
     "pdf.fonttype": 42,
 }
+# Okabe and Ito's, for the colour-blind
 PALETTE = (
     "#0072B2",
     "#D55E00",
@@ -39,7 +40,7 @@ PALETTE = (
     "#56B4E9",
     "#000000",
     "#F0E442",
-)  # Okabe and Ito's, for the colour-blind
+)
 REFERENCE_LINES = (":", "--", "-.", (0, (1, 3)))
 COLUMN, DPI = 3.4, 160  # inches, dots an inch
 

@@ -138,18 +138,16 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
             are means over channels, and their colours have one scale on the whole sheet, symmetric around
             zero.
     """
-    figure, panels = new_figure(
-        "", len(rows), 4, layout=None
-    )  # a grid of squares has its places without being searched for
+    # a grid of squares has its places without being searched for
+    figure, panels = new_figure("", len(rows), 4, layout=None)
     height = 2.1 * len(rows) + 0.7
     figure.set_size_inches(7, height)
     figure.subplots_adjust(
         left=0.01, right=0.99, top=1 - 0.36 / height, bottom=0.62 / height, wspace=0.04, hspace=0.24
     )
     signed = [(adversarial.astype(np.float64) - clean).mean(-1) for clean, adversarial, _, _ in rows]
-    top = max(
-        1.0, np.ceil(np.quantile(np.abs(signed), 0.995))
-    )  # the few strongest pixels would leave nothing to be seen of the others
+    # the few strongest pixels would leave nothing to be seen of the others
+    top = max(1.0, np.ceil(np.quantile(np.abs(signed), 0.995)))
     for row, difference, (clean, adversarial, before, after) in zip(panels, signed, rows):
         row[0].imshow(clean)
         row[1].imshow(adversarial)

@@ -113,9 +113,8 @@ def load_pipeline(
             pipeline = StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype, **unused)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # of the hub's client, about how diffusers calls it
+                # of the hub's client, about how diffusers calls it
+                warnings.simplefilter("ignore", UserWarning)
                 kind = StableDiffusionPipeline.load_config(path)["_class_name"]
             if kind != "StableDiffusionPipeline":
                 raise InputError(
@@ -142,7 +141,7 @@ def load_pipeline(
 
 
 def variant_of(path: str) -> str | None:
-    """ "fp16" for a folder that holds the UNet's weights in that variant alone."""
+    """The variant "fp16" for a folder that holds the UNet's weights in that variant alone."""
     weights = [file.name for file in (Path(path) / "unet").glob("*.safetensors")]
     return "fp16" if weights and all(".fp16" in name for name in weights) else None
 
@@ -153,9 +152,8 @@ def load_networks(
     """The diffusion model and the surrogates; transfer classifiers are loaded once, too, so that what is
     wrong with them is said before the attack.
     """
-    main_process = (
-        multiprocessing.parent_process() is None
-    )  # of several, it has found and said all this before
+    # of several, it has found and said all this before
+    main_process = multiprocessing.parent_process() is None
     for name in arguments.transfer_models if main_process else ():
         load_classifier(name, len(class_names), arguments.res)
     classifiers = [
@@ -202,9 +200,8 @@ def process_device(name: str) -> str:
     """The device of one of several processes: its own GPU, unless the flag names a device without a number of
     its own.
     """
-    state = PartialState(
-        cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(weeks=8)
-    )  # the first to finish waits for the last
+    # the first to finish waits for the last
+    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(weeks=8))
     return str(state.device) if name in ("auto", "cuda") else name
 
 

@@ -41,12 +41,10 @@ class AttackRecord:
     confidence: torch.Tensor  # (iterations, B), probability of the true class
     fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled
     # without the attack and with it, averaged over timesteps, heads and layers:
-    class_attention: (
-        torch.Tensor
-    )  # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
-    components: (
-        torch.Tensor
-    )  # (2, 3, h, w, B), self-attention along its first principal components without the attack
+    # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
+    class_attention: torch.Tensor
+    # (2, 3, h, w, B), self-attention along its first principal components without the attack
+    components: torch.Tensor
 
     @property
     def timestep_losses(self) -> torch.Tensor:

@@ -36,10 +36,12 @@ FIGURES = {  # pooled, in the order of the page: what is shown, for those who do
     "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
     "loss_heatmap": "Self-attention loss by timestep and iteration",
 }
+# bytes of all images' pictures, before base64, and of one image's
 PICTURES_BUDGET, LARGEST_SHARE = (
     6_000_000,
     120_000,
-)  # bytes of all images' pictures, before base64, and of one image's
+)
+# scale and WebP quality, tried in this order
 QUALITIES = [
     (1, 95),
     (1, 90),
@@ -50,7 +52,7 @@ QUALITIES = [
     (0.5, 50),
     (0.35, 40),
     (0.25, 30),
-]  # scale and WebP quality, tried in this order
+]
 
 
 def write_page(run: Run) -> None:

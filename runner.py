@@ -28,10 +28,11 @@ from records import record_path, write_record
 from runs import RunError, counted, failure_path, missing_of, name_of, write_failure
 from workers import processes_for, run_in_processes
 
+# of the batch that is found from what the first image took of the free memory
 LARGEST_BATCH, MEMORY_SHARE = (
     16,
     0.8,
-)  # of the batch that is found from what the first image took of the free memory
+)
 
 
 def describe(prediction: Prediction, class_names: Sequence[str], base: int) -> dict:

@@ -31,11 +31,12 @@ class Estimate:
             counts = "" if self.count is None else f"{self.count}/{self.total}"
             percent = "" if math.isnan(self.value) else f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
             return " = ".join(filter(None, (counts, percent)))
+        # three that count
         digits = (
             0
             if not self.value or not math.isfinite(self.value)
             else max(0, 2 - math.floor(math.log10(abs(self.value))))
-        )  # three that count
+        )
         return f"{self.value:.{digits}f}" + (
             "" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
         )

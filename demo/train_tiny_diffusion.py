@@ -33,9 +33,8 @@ def export(work: Path, target: Path) -> None:
     state = torch.load(work / "unet.pt", map_location="cpu", weights_only=True)
     vae = build_autoencoder()
     vae.load_state_dict(torch.load(work / "autoencoder.pt", map_location="cpu", weights_only=True)["network"])
-    vae.register_to_config(
-        block_out_channels=vae.config.decoder_block_out_channels
-    )  # StableDiffusionPipeline counts them for the factor
+    # StableDiffusionPipeline counts them for the factor
+    vae.register_to_config(block_out_channels=vae.config.decoder_block_out_channels)
     networks = torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
     networks.load_state_dict(state["average"])
     pipeline = StableDiffusionPipeline(

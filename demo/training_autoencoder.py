@@ -23,12 +23,13 @@ from training_common import SIZE, Clock, as_input, save_atomically
 
 FACTOR, WINDOW = 8, 16
 LATENT_CHANNELS = 48
+# the first only counts: the network's last layer makes 2 x 2 pixels of each place of the second
 DECODER_WIDTHS = (
     16,
     32,
     64,
     128,
-)  # the first only counts: the network's last layer makes 2 x 2 pixels of each place of the second
+)
 DECODER_NOISE = (
     0.1  # up to this deviation: what a UNet hands to the decoder is never quite a latent of the encoder
 )

@@ -62,9 +62,8 @@ def build_tokenizer(work: Path) -> CLIPTokenizer:
         (folder / "vocab.json").write_text(json.dumps(vocab))
         merges = [m if isinstance(m, str) else " ".join(m) for m in learned["merges"]]
         (folder / "merges.partial").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-        (folder / "merges.partial").replace(
-            folder / "merges.txt"
-        )  # last, so that its presence says that both are whole
+        # last, so that its presence says that both are whole
+        (folder / "merges.partial").replace(folder / "merges.txt")
     vocab = json.loads((folder / "vocab.json").read_text())
     merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
     return CLIPTokenizer(
