@@ -182,14 +182,8 @@ def set_decoder(decoder: torch.nn.Module, encode: Encoder) -> None:
 
     # of 48 channels (colour, 4, 4), the 2 x 2 at phase (Y, X): channels (colour, 2, 2)
     width = DECODER_WIDTHS[2]
-    pick = torch.zeros(3, 2, 2, 2, 2, 3, 4, 4)
-    for c in range(3):
-        for big_y in range(2):
-            for big_x in range(2):
-                for y in range(2):
-                    for x in range(2):
-                        pick[c, y, x, big_y, big_x, c, 2 * big_y + y, 2 * big_x + x] = 1
-    pick = F.pad(pick.flatten(5).flatten(3, 4).flatten(0, 2), (0, width - 48))  # (12, 4, width)
+    pick = torch.eye(48).unflatten(0, (3, 2, 2, 2, 2)).permute(0, 2, 4, 1, 3, 5)  # (colour, y, x, Y, X, 48)
+    pick = F.pad(pick.flatten(3, 4).flatten(0, 2), (0, width - 48))  # (12, 4, width)
     centre = F.pad(torch.cat([pick, -pick])[..., None, None], (1, 1, 1, 1))
     set_upsampling(last, centre)
     last.conv.bias[4 * 24 :] = LARGE
