@@ -13,48 +13,29 @@ from __future__ import annotations
 import environment  # isort: skip  # noqa: F401
 
 import argparse
-import copy
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from comparison import (
-    STUDY_SHARES,
-    WeightsOfMode,
-    advice,
-    as_dict,
-    csv_text,
-    figure_rows,
-    figures_of,
-    latex,
-    layer_rows,
-    markdown,
-    sentence,
-    share_rows,
-    shares_of,
-    weight_rows,
-)
+from comparison import ModeWeights, compare_runs, csv_text, latex, markdown
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack, NonFiniteLossError
 from evaluate import Evaluation, evaluate, table
 from figures import plot_success_against_visibility
 from images import read_image, to_tensor
-from models import load_networks, make_attack, resolve_device, resolve_dtype, set_up
-from options import InputError, check_numbers, class_names_of, fill_in_defaults, make_parser, read_items
+from options import InputError, Options, flag, parse_options
 from records import ANALYSIS, Run, record_path
 from runner import attack_images, count_processes, restore_weights
 from runs import (
     check_folder,
-    check_save_dir,
     claim_folder,
-    configuration_of,
     failure_path,
     make_folder,
     missing_of,
@@ -62,11 +43,11 @@ from runs import (
     read_failures,
     read_finished,
     read_pictures,
-    read_rows,
     run_program,
     write_failure,
     write_texts,
 )
+from task import Task, load_attacks, read_task
 from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
 from utils import draw_comparison, draw_folders, save_figure
 from workers import run_in_processes
@@ -100,91 +81,108 @@ def name_of(mode: str, schedule: str) -> str:
     return f"{mode}:{schedule}" if mode == "fixed" and schedule != "learned" else mode
 
 
-def run(arguments: argparse.Namespace) -> int:
+@dataclass
+class CompareOptions(Options):
+    """The flags of main.py, and one more."""
+
+    title = "comparison"
+
+    modes: list[tuple[str, str]] | str = flag(
+        ",".join(WEIGHT_MODES),
+        "weight modes, separated by commas; fixed:NAME names a schedule",
+        "MODES",
+        parse=parse_modes,
+    )
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One of the modes that are compared."""
+
+    name: str
+    options: Options  # what `main.py` would be called with
+    attack: DiffAttack
+    weights_at_start: list[float]
+
+
+def run(options: CompareOptions) -> int:
     """Checks, attacks in every mode, compares and writes; returns the exit code."""
-    check_numbers(arguments)
-    class_names = class_names_of(arguments)
-    items = read_items(arguments, class_names)
-    if (arguments.weight_mode, arguments.weight_schedule) != ("uniform", "learned"):
+    if (options.weight_mode, options.weight_schedule) != ("uniform", "learned"):
         raise InputError(
             "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
             "uniform,fixed:increasing"
         )
     if (
-        arguments.shard != "0/1"
+        options.shard != "0/1"
         or "WORLD_SIZE" in os.environ
-        or arguments.overwrite
-        or arguments.is_test
-        or (arguments.batch_size or 1) != 1
+        or options.overwrite
+        or options.is_test
+        or (options.batch_size or 1) != 1
     ):
         raise InputError(
             "--shard, --overwrite, --is_test, --batch_size and accelerate launch are for main.py; a "
             "comparison shares out its images by --processes alone"
         )
-    device = resolve_device(arguments.device)
-    dtype = resolve_dtype(arguments.dtype, device)
-    check_save_dir(arguments.save_dir)
-    names = [name_of(*mode) for mode in arguments.modes]
-    of_mode = [arguments_of_mode(arguments, mode, name) for mode, name in zip(arguments.modes, names)]
-    configurations = [configuration_of(settings, dtype, items) for settings in of_mode]
-    for settings, configuration in zip(of_mode, configurations):
-        check_folder(settings.save_dir, configuration)
-    torch.manual_seed(arguments.seed)
-    set_up(device)
-    pipeline, classifiers = load_networks(arguments, device, dtype, class_names)
-    attacks = [make_attack(settings, pipeline, classifiers, class_names) for settings in of_mode]
-    starts = [attack.controller.weights().tolist() for attack in attacks]
-    for settings, configuration in zip(of_mode, configurations):
-        make_folder(settings.save_dir)
-        claim_folder(settings.save_dir, configuration)
+    task = read_task(options)
+    names = [name_of(*mode) for mode in options.modes]
+    each = [options_of_mode(options, mode, name) for mode, name in zip(options.modes, names)]
+    for one in each:
+        check_folder(one.save_dir, task.configuration(one))
+    attacks = load_attacks(task, each)
+    modes = [
+        Mode(name, one, attack, attack.controller.weights().tolist())
+        for name, one, attack in zip(names, each, attacks)
+    ]
+    for mode in modes:
+        make_folder(mode.options.save_dir)
+        claim_folder(mode.options.save_dir, task.configuration(mode.options))
 
-    work = items[: arguments.limit]
-    for settings, attack in zip(of_mode, attacks):
-        done = [item.index for item in work if record_path(settings.save_dir, item.index).exists()]
+    items = task.items[: options.limit]
+    for mode in modes:
+        done = [item.index for item in items if record_path(mode.options.save_dir, item.index).exists()]
         if done:
-            restore_weights(attack, settings.save_dir, max(done))
-    with tqdm(total=len(work), desc="images", unit="image") as bar:
-        share_out(work, attacks, of_mode, device, dtype, class_names, bar)
-        for item in work:
-            attack_in_all_modes(item, attacks, of_mode)
-            show_progress(bar, work, of_mode)
-    return report(arguments, names, of_mode, attacks, starts, work, device)
+            restore_weights(mode.attack, mode.options.save_dir, max(done))
+    with tqdm(total=len(items), desc="images", unit="image") as bar:
+        share_out(task, items, modes, bar)
+        for item in items:
+            attack_in_all_modes(item, attacks, each)
+            show_progress(bar, items, each)
+    return report(options, modes, items, task.device)
 
 
-def arguments_of_mode(arguments: argparse.Namespace, mode: tuple[str, str], name: str) -> argparse.Namespace:
+def options_of_mode(options: CompareOptions, mode: tuple[str, str], name: str) -> Options:
     """What `main.py` would be called with for one mode."""
-    settings = copy.copy(arguments)
-    settings.weight_mode, settings.weight_schedule = mode
-    settings.save_dir = arguments.save_dir / name.replace(":", "_")
-    del settings.modes
-    return settings
+    shared = {declared.name: getattr(options, declared.name) for declared in fields(Options)}
+    weight_mode, schedule = mode
+    return Options(
+        **shared
+        | {
+            "weight_mode": weight_mode,
+            "weight_schedule": schedule,
+            "save_dir": options.save_dir / name.replace(":", "_"),
+        }
+    )
 
 
-def share_out(
-    items: list[Item],
-    attacks: Sequence[DiffAttack],
-    of_mode: Sequence[argparse.Namespace],
-    device: torch.device,
-    dtype: torch.dtype,
-    class_names: Sequence[str],
-    bar: tqdm,
-) -> None:
+def share_out(task: Task, items: list[Item], modes: Sequence[Mode], bar: tqdm) -> None:
     """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one
     image after the other, is left to the caller.
     """
-    for settings, attack in zip(of_mode, attacks):
-        settings.processes = (
-            1 if settings.weight_mode == "learnable" else count_processes(settings, attack, len(items), 1)
+    for mode in modes:
+        mode.options.processes = (
+            1
+            if mode.options.weight_mode == "learnable"
+            else count_processes(mode.options, mode.attack, len(items), 1)
         )
-    shared = [settings for settings in of_mode if settings.processes > 1]
-    for settings in shared:
-        for item in missing_of(items, settings.save_dir):
-            failure_path(settings.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
-    if any(missing_of(items, settings.save_dir) for settings in shared):
+    shared = [mode.options for mode in modes if mode.options.processes > 1]
+    for options in shared:
+        for item in missing_of(items, options.save_dir):
+            failure_path(options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
+    if any(missing_of(items, options.save_dir) for options in shared):
         processes = shared[0].processes
         killed = run_in_processes(
             attack_part,
-            [(shared, items[k::processes], device, dtype, class_names) for k in range(processes)],
+            [(task, shared, items[k::processes]) for k in range(processes)],
             lambda: show_progress(bar, items, shared),
         )
         if killed:
@@ -194,158 +192,114 @@ def share_out(
             )
 
 
-def show_progress(bar: tqdm, items: Sequence[Item], of_mode: Sequence[argparse.Namespace]) -> None:
-    done = sum(all(record_path(of.save_dir, item.index).exists() for of in of_mode) for item in items)
+def show_progress(bar: tqdm, items: Sequence[Item], each: Sequence[Options]) -> None:
+    done = sum(all(record_path(one.save_dir, item.index).exists() for one in each) for item in items)
     bar.update(done - bar.n)
 
 
-def attack_part(
-    of_mode: Sequence[argparse.Namespace],
-    items: Sequence[Item],
-    device: torch.device,
-    dtype: torch.dtype,
-    class_names: Sequence[str],
-) -> None:
-    """What one of several processes does: attacks its images in the modes given."""
-    torch.manual_seed(of_mode[0].seed)
-    set_up(device)
-    networks = load_networks(of_mode[0], device, dtype, class_names)
-    attacks = [make_attack(settings, *networks, class_names) for settings in of_mode]
+def attack_part(task: Task, each: Sequence[Options], items: Sequence[Item]) -> None:
+    """What one of several processes does: attacks its images with each of these options."""
+    attacks = load_attacks(task, each)
     for item in items:
-        attack_in_all_modes(item, attacks, of_mode)
+        attack_in_all_modes(item, attacks, each)
 
 
-def attack_in_all_modes(item: Item, attacks: Sequence, of_mode: Sequence[argparse.Namespace]) -> None:
-    """Attacks one image in each mode that has no record of it, from one inversion."""
-    index, path = item.index, item.path
+def attack_in_all_modes(item: Item, attacks: Sequence[DiffAttack], each: Sequence[Options]) -> None:
+    """Attacks one image with each of the options that has no record of it, from one inversion."""
     missing = [
-        k
-        for k, settings in enumerate(of_mode)
-        if not record_path(settings.save_dir, index).exists()
-        and not (settings.processes > 1 and failure_path(settings.save_dir, index).exists())
-    ]  # one of the processes has tried
+        (attack, options)
+        for attack, options in zip(attacks, each)
+        if not record_path(options.save_dir, item.index).exists()
+        # one of several processes has tried
+        and not (options.processes > 1 and failure_path(options.save_dir, item.index).exists())
+    ]
     if not missing:
         return
     try:
-        clean = read_image(path, of_mode[0].res)
+        clean = read_image(item.path, each[0].res)
     except OSError as error:
-        for k in missing:
-            write_failure(of_mode[k].save_dir, index, path, error)
+        for _, options in missing:
+            write_failure(options.save_dir, item.index, item.path, error)
         return
     started = time.perf_counter()
     inversion = attacks[0].invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
     seconds = time.perf_counter() - started
-    for k in missing:
-        failure_path(of_mode[k].save_dir, index).unlink(missing_ok=True)
-        state = attacks[k].controller.state()
+    for attack, options in missing:
+        failure_path(options.save_dir, item.index).unlink(missing_ok=True)
+        state = attack.controller.state()
         try:
-            attack_images(attacks[k], [item], [clean], of_mode[k], inversion, seconds)
+            attack_images(attack, [item], [clean], options, inversion, seconds)
         except NonFiniteLossError as error:
-            attacks[k].controller.load_state(state)
-            write_failure(of_mode[k].save_dir, index, path, error)
+            attack.controller.load_state(state)
+            write_failure(options.save_dir, item.index, item.path, error)
+
+
+# ---------------------------------------------------------------- what the folders say
 
 
 def report(
-    arguments: argparse.Namespace,
-    names: Sequence[str],
-    of_mode: Sequence[argparse.Namespace],
-    attacks: Sequence,
-    starts: Sequence[list[float]],
-    items: Sequence[Item],
-    device: torch.device,
+    options: CompareOptions, modes: Sequence[Mode], items: Sequence[Item], device: torch.device
 ) -> int:
     """Compares what is in the folders, writes comparison.md, .tex, .json and .csv, and prints the table;
     returns the exit code.
     """
     failures = [
-        f"{name}: {failure}"
-        for name, settings in zip(names, of_mode)
-        for failure in read_failures(settings.save_dir, [item.index for item in items])
+        f"{mode.name}: {failure}"
+        for mode in modes
+        for failure in read_failures(mode.options.save_dir, [item.index for item in items])
     ]
     compared = [
         item
         for item in items
-        if all(record_path(settings.save_dir, item.index).exists() for settings in of_mode)
+        if all(record_path(mode.options.save_dir, item.index).exists() for mode in modes)
     ]
-    common = [item.index for item in compared]
-    if not common:
+    if not compared:
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
-    rows = [read_rows(settings.save_dir, common) for settings in of_mode]
-    surrogates = dict(zip(arguments.model_name, attacks[0].classifiers))
+    runs = [read_finished(mode.options.save_dir, [item.index for item in compared]) for mode in modes]
+    surrogates = dict(zip(options.model_name, modes[0].attack.classifiers))
     evaluations = [
         evaluate(
-            read_pictures(settings.save_dir, compared, settings.res),
+            read_pictures(mode.options.save_dir, compared, options.res),
             surrogates,
-            arguments.transfer_models,
+            options.transfer_models,
             device,
         )
-        for settings in of_mode
+        for mode in modes
     ]
-    figures = figures_of(evaluations, [np.array([row["seconds"] for row in of]) for of in rows])
-    sentences = [sentence(k, names, figures, len(common)) for k in range(1, len(names))]
-    weights = [
-        WeightsOfMode(
-            start, attack.controller.weights().tolist(), effective_timesteps(attack.controller.weights())
-        )
-        for start, attack in zip(starts, attacks)
-    ]
-    runs = [read_finished(settings.save_dir, common) for settings in of_mode]
-    layers, shares = runs[0].records[0].layers, shares_of(runs[0].layer_losses)
-
-    sections = [
-        ("Figures", figure_rows(names, figures)),
-        ("Weights", weight_rows(names, weights)),
-        ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
-        ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
-    ]
-    remarks = [
-        f"{len(common)} images; in brackets 95 % intervals; below each figure its difference to {names[0]} "
-        f"on the same images, and p, corrected by Holm over the table",
-        *sentences,
-        *advice(names, weights),
-        f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone",
-        *dict.fromkeys(
-            f"warning: {warning}" for evaluation in evaluations for warning in evaluation.warnings
-        ),
-        *(f"left out: {failure}" for failure in failures),
-    ]
-    results = {
-        "modes": names,
-        "images": [row["file"] for row in rows[0]],
-        "figures": [as_dict(figure, names) for figure in figures],
-        "sentences": sentences,
-        "weights": {name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)},
-        "layers": layers,
-        "shares": {
-            name: {
-                "mean": value.mean(0).tolist(),
-                "standard_deviation": value.std(0).tolist(),
-                "by_image": value.tolist(),
-            }
-            for name, value in shares.items()
+    comparison = compare_runs(
+        [mode.name for mode in modes],
+        runs,
+        evaluations,
+        [weights_of(mode) for mode in modes],
+        failures,
+    )
+    write_texts(
+        options.save_dir,
+        {
+            "comparison.md": markdown(comparison.sections, comparison.remarks),
+            "comparison.tex": latex(comparison.sections[0][1], comparison.remarks[0]),
+            "comparison.json": json.dumps(comparison.results | provenance(options, device), indent=2),
+            "comparison.csv": csv_text(
+                comparison.names, [run.rows for run in runs], evaluations, options.label_base
+            ),
         },
-        "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)},
-        "not_attacked": failures,
-        **provenance(arguments, device),
-    }
-    contents = {
-        "comparison.md": markdown(sections, remarks),
-        "comparison.tex": latex(sections[0][1], remarks[0]),
-        "comparison.json": json.dumps(results, indent=2),
-        "comparison.csv": csv_text(names, rows, evaluations, arguments.label_base),
-    }
-    write_texts(arguments.save_dir, contents)
+    )
     print(
         "\n"
-        + "\n\n".join("\n".join([title, *table(of)]) for title, of in sections)
+        + "\n\n".join("\n".join([title, *table(rows)]) for title, rows in comparison.sections)
         + "\n\n"
-        + "\n".join(remarks)
+        + "\n".join(comparison.remarks)
     )
-    if arguments.figures != "none":
-        draw(names, runs, evaluations, arguments.save_dir, each_image=arguments.figures == "all")
-        print(f"\nfigures in {arguments.save_dir / ANALYSIS}, and in that folder of each mode")
+    if options.figures != "none":
+        draw(comparison.names, runs, evaluations, options.save_dir, each_image=options.figures == "all")
+        print(f"\nfigures in {options.save_dir / ANALYSIS}, and in that folder of each mode")
     return 1 if failures else 0
+
+
+def weights_of(mode: Mode) -> ModeWeights:
+    weights = mode.attack.controller.weights()
+    return ModeWeights(mode.weights_at_start, weights.tolist(), effective_timesteps(weights))
 
 
 def draw(
@@ -379,16 +333,12 @@ def draw(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser(__doc__.split("\n\n")[0])
-    parser.set_defaults(save_dir=Path("comparison"))
-    parser.add_argument(
-        "--modes",
-        type=parse_modes,
-        default=",".join(WEIGHT_MODES),
-        metavar="MODES",
-        help="weight modes, separated by commas; fixed:NAME names a schedule",
+    return run_program(
+        "compare.py",
+        lambda: run(
+            parse_options(CompareOptions, __doc__.split("\n\n")[0], argv, save_dir=Path("comparison"))
+        ),
     )
-    return run_program("compare.py", lambda: run(fill_in_defaults(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

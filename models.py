@@ -1,16 +1,11 @@
-"""The diffusion model and the classifiers of a run: which device and precision they take, and how they are
-loaded.
-"""
+"""The diffusion model of a run: the device and precision that it takes, and how a checkpoint is loaded."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import multiprocessing
 import re
 import sys
 import warnings
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import PartialState
 
-from classifiers import WithoutBackground, load_classifier
-from diff_latent_attack import DiffAttack
 from options import InputError
-from timestep_weights import parse_schedule
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline
@@ -144,56 +136,6 @@ def variant_of(path: str) -> str | None:
     """The variant "fp16" for a folder that holds the UNet's weights in that variant alone."""
     weights = [file.name for file in (Path(path) / "unet").glob("*.safetensors")]
     return "fp16" if weights and all(".fp16" in name for name in weights) else None
-
-
-def load_networks(
-    arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype, class_names: Sequence[str]
-) -> tuple[StableDiffusionPipeline, list[torch.nn.Module]]:
-    """The diffusion model and the surrogates; transfer classifiers are loaded once, too, so that what is
-    wrong with them is said before the attack.
-    """
-    # of several, it has found and said all this before
-    main_process = multiprocessing.parent_process() is None
-    for name in arguments.transfer_models if main_process else ():
-        load_classifier(name, len(class_names), arguments.res)
-    classifiers = [
-        load_classifier(name, len(class_names), arguments.res).to(device) for name in arguments.model_name
-    ]
-    for name, classifier in zip(arguments.model_name, classifiers):
-        if isinstance(classifier, WithoutBackground) and main_process:
-            print(
-                f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out',
-                file=sys.stderr,
-            )
-    pipeline = load_pipeline(arguments.pretrained_diffusion_path, device, dtype)
-    return pipeline, classifiers
-
-
-def make_attack(
-    arguments: argparse.Namespace,
-    pipeline: StableDiffusionPipeline,
-    classifiers: list[torch.nn.Module],
-    class_names: Sequence[str],
-) -> DiffAttack:
-    return DiffAttack(
-        pipeline,
-        classifiers,
-        class_names,
-        weight_mode=arguments.weight_mode,
-        weight_schedule=parse_schedule(arguments.weight_schedule),
-        weight_lr=arguments.weight_lr,
-        diffusion_steps=arguments.diffusion_steps,
-        start_step=arguments.start_step,
-        iterations=arguments.iterations,
-        guidance=arguments.guidance,
-        attack_loss_weight=arguments.attack_loss_weight,
-        cross_attn_loss_weight=arguments.cross_attn_loss_weight,
-        self_attn_loss_weight=arguments.self_attn_loss_weight,
-        logit_temperature=arguments.logit_temperature,
-        apply_mask=arguments.is_apply_mask,
-        hard_mask=arguments.is_hard_mask,
-        seed=arguments.seed,
-    )
 
 
 def process_device(name: str) -> str:

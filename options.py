@@ -1,32 +1,77 @@
-"""Every flag, once: its name, type, default and help; and what is checked of them before any model is
-loaded.
+"""Every flag, declared once: its name, type, default, help and range.
+
+The parser, the check, `DiffAttack`, a run's run.json and the table in docs/usage.md are all made from the
+dataclasses below; `python options.py` prints that table. To add a flag, add a field: in AttackOptions if
+`DiffAttack` needs it, else in the group where its readers look for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, check_name
 from dataset import PRESETS, TARGET_COLUMN, Item, read_class_names, read_dataset
 from timestep_weights import SCHEDULES, WEIGHT_MODES, parse_schedule, schedule_weights
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do, in one line."""
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise InputError(f"{message} (python {self.prog} --help lists the flags)")
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a flag takes, and how a message names them."""
+
+    holds: Callable[[float], bool]
+    name: str
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default is None else super()._get_help_string(action)
+COUNT = Range(lambda number: number >= 1, "at least 1")
+NOT_NEGATIVE = Range(lambda number: math.isfinite(number) and number >= 0, "a finite number, not below 0")
+POSITIVE = Range(lambda number: math.isfinite(number) and number > 0, "a finite number above 0")
+SIDE = Range(lambda number: number % 32 == 0 and number >= 96, "a multiple of 32, at least 96, such as 224")
+
+
+def flag(
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    *,
+    parse: Callable[[str], Any] | None = None,
+    choices: Sequence | None = None,
+    range: Range | None = None,
+    identifies_run: bool = True,
+) -> Any:
+    """A dataclass field that is a flag; one whose default is False needs no value.
+
+    Args:
+        default, help, metavar, choices: as argparse takes them.
+        parse: makes the value of text; by default the type of `default`.
+        range: what numbers it takes.
+        identifies_run: whether a run can go on with the same value alone, because what an image's files hold
+            depends on it.
+    """
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "metavar": metavar,
+            "parse": parse or type(default),
+            "choices": choices,
+            "range": range,
+            "identifies_run": identifies_run,
+        },
+    )
+
+
+# ---------------------------------------------------------------- values of flags
 
 
 def boolean(text: str) -> bool:
@@ -37,8 +82,8 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
 
 
-def classifier_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
+def classifier_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
         try:
             check_name(name)
@@ -55,337 +100,384 @@ def target_label(text: str) -> int | str:
     return text if text == TARGET_COLUMN else int(text)
 
 
-def fill_in_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Fills in what depends on --dataset_name and on whether these are the demo's images."""
-    preset = PRESETS[arguments.dataset_name]
-    if arguments.label_base is None:
-        arguments.label_base = preset.label_base
-    if arguments.logit_temperature is None:
-        arguments.logit_temperature = preset.logit_temperature
-    if arguments.transfer_models is None:
-        arguments.transfer_models = (
-            [] if arguments.captions or preset.class_names else list(DEFAULT_TRANSFER_MODELS)
+# ---------------------------------------------------------------- the flags
+
+
+@dataclass
+class DataOptions:
+    title = "data"
+
+    images_root: Path = flag(
+        Path("demo/images"), "images to attack, taken in natural order (img2 before img10)", "FOLDER"
+    )
+    label_path: Path | None = flag(
+        None,
+        "true classes: one number a line in the order of the images (several for an image that shows "
+        "several), or a CSV with columns ImageId,TrueLabel or filename,label; without it the demo's for the "
+        "demo, else the folder that an image lies in",
+        "FILE",
+        parse=Path,
+    )
+    label_base: int | None = flag(None, "what labels count from (default: 1)", parse=int, choices=(0, 1))
+    captions: Path | None = flag(
+        None,
+        "names of the classes: one a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with "
+        "id2label (default: ImageNet's 1000)",
+        "FILE",
+        parse=Path,
+    )
+    dataset_name: str = flag(
+        "imagenet_compatible", "presets of captions, label base and logit temperature", choices=tuple(PRESETS)
+    )
+    target_label: int | str | None = flag(
+        None,
+        f"targeted attack: make the classifier see this class; or {TARGET_COLUMN}, for the column of that "
+        "name in a CSV",
+        "N",
+        parse=target_label,
+    )
+    save_dir: Path = flag(
+        Path("output"),
+        "where results go; a run that was interrupted goes on here",
+        "FOLDER",
+        identifies_run=False,
+    )
+    overwrite: bool = flag(
+        False, "delete the results of an earlier run in --save_dir first", identifies_run=False
+    )
+    is_test: bool = flag(
+        False,
+        "attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the "
+        "original DiffAttack",
+        identifies_run=False,
+    )
+    figures: str = flag(
+        "all",
+        "draw at the end: each image's figures and those pooled over the images, with the page report.html; "
+        "only the pooled ones and the page; nothing",
+        choices=("all", "pooled", "none"),
+        identifies_run=False,
+    )
+    check: bool = flag(
+        False,
+        "load all that the command names, try it on the first image, say what to expect, and stop: for "
+        "before a long run",
+        identifies_run=False,
+    )
+    res: int = flag(
+        224, "side of the square the images are resized to, a multiple of 32", "PIXELS", range=SIDE
+    )
+    limit: int | None = flag(
+        None,
+        "attack only the first K images (default: all)",
+        "K",
+        parse=int,
+        range=COUNT,
+        identifies_run=False,
+    )
+
+
+@dataclass
+class ModelOptions:
+    title = "models"
+
+    pretrained_diffusion_path: str = flag(
+        "demo/tiny_diffusion",
+        "Stable Diffusion 1.x or 2.x: a folder in diffusers format, or a hub id",
+        "PATH",
+    )
+    model_name: tuple[str, ...] = flag(
+        ("efficientnet_lite0",),
+        "the classifier that is attacked (the surrogate), or several, separated by commas: "
+        f"{', '.join(REGISTRY)}, a short name of --list_models, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, "
+        "FILE.ts or FILE.py:FUNCTION",
+        "NAMES",
+        parse=classifier_names,
+    )
+    list_models: bool = flag(False, "list the short names of classifiers, and stop", identifies_run=False)
+    transfer_models: tuple[str, ...] | None = flag(
+        None,
+        'classifiers that judge whether the attack transfers, separated by commas; "" for none '
+        f"(default: {','.join(DEFAULT_TRANSFER_MODELS)}; none for classes other than ImageNet's)",
+        "NAMES",
+        parse=classifier_names,
+        identifies_run=False,
+    )
+
+
+@dataclass
+class WeightOptions:
+    title = "timestep weights"
+
+    weight_mode: str = flag(
+        "uniform",
+        "uniform: the original DiffAttack; fixed: recommended; learnable: collapses; learnable_detached: "
+        "never moves",
+        choices=WEIGHT_MODES,
+    )
+    weight_schedule: str | Sequence[float] = flag(
+        "learned",
+        f"weights of mode fixed, early to late: {', '.join(SCHEDULES)}, or numbers such as "
+        "0.1,0.1,0.2,0.2,0.4; stretched to the number of attacked timesteps",
+        "SCHEDULE",
+    )
+    weight_lr: float = flag(
+        1e-4, "learning rate of the weight network in mode learnable", "RATE", range=NOT_NEGATIVE
+    )
+
+
+@dataclass
+class AttackOptions(WeightOptions):
+    """What the attack itself depends on: the settings of `DiffAttack`."""
+
+    title = "attack"
+
+    diffusion_steps: int = flag(20, "DDIM steps between noise and image", "T")
+    start_step: int = flag(15, "the last T - S steps are attacked", "S")
+    iterations: int = flag(30, "optimisation steps on the latent", "K", range=COUNT)
+    guidance: float = flag(2.5, "classifier-free guidance", "SCALE", range=NOT_NEGATIVE)
+    attack_loss_weight: float = flag(
+        10.0, "factor of the classifier's cross-entropy", "FACTOR", range=NOT_NEGATIVE
+    )
+    cross_attn_loss_weight: float = flag(
+        10000.0, "factor of the variance of the cross-attention", "FACTOR", range=NOT_NEGATIVE
+    )
+    self_attn_loss_weight: float = flag(
+        100.0, "factor of the change of the self-attention", "FACTOR", range=NOT_NEGATIVE
+    )
+    logit_temperature: float | None = flag(
+        None,
+        "the attack's loss divides logits by it; above 1 where a classifier is so sure that gradients vanish "
+        "(default: 1; 10 for cub_200_2011 and standford_car)",
+        "T",
+        parse=float,
+        range=POSITIVE,
+    )
+    is_apply_mask: bool = flag(False, "change the image only where the true class is looked at")
+    is_hard_mask: bool = flag(False, "the same with a mask of zeros and ones")
+    seed: int = flag(42, "the same command with the same seed on the same machine writes identical images")
+
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """The numbers of `weight_schedule`.
+
+        Raises:
+            ValueError: it is the name of no schedule.
+        """
+        return (
+            parse_schedule(self.weight_schedule)
+            if isinstance(self.weight_schedule, str)
+            else tuple(self.weight_schedule)
         )
-    if arguments.label_path is None and arguments.images_root == Path("demo/images"):
-        arguments.label_path = Path("demo/labels.txt")
-    return arguments
+
+    def verify(self) -> None:
+        """Raises InputError for a value out of its range, steps that leave no timestep, or a schedule that
+        does not fit them.
+        """
+        for declared in fields(self):
+            value, allowed = getattr(self, declared.name), declared.metadata["range"]
+            if value is not None and allowed and not allowed.holds(value):
+                raise InputError(f"--{declared.name} is {value}; expected {allowed.name}")
+        if self.weight_mode not in WEIGHT_MODES:
+            raise InputError(
+                f"--weight_mode is {self.weight_mode!r}; expected one of {', '.join(WEIGHT_MODES)}"
+            )
+        if not 1 <= self.start_step < self.diffusion_steps <= 1000:
+            raise InputError(
+                f"--start_step is {self.start_step} and --diffusion_steps {self.diffusion_steps}; expected "
+                f"1 <= start_step < diffusion_steps <= 1000"
+            )
+        try:
+            schedule_weights(self.schedule, self.diffusion_steps - self.start_step)
+        except ValueError as error:
+            raise InputError(f"--weight_schedule: {error}") from None
 
 
-def class_names_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+@dataclass
+class MachineOptions:
+    title = "machine"
+
+    device: str = flag(
+        "auto", "auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu", "DEVICE", identifies_run=False
+    )
+    dtype: str = flag(
+        "auto",
+        "precision of the diffusion model; auto: bf16 on a GPU that has it, else fp32. Losses and optimisers "
+        "are fp32",
+        choices=("auto", "fp32", "bf16"),
+    )
+    batch_size: int | None = flag(
+        None,
+        "images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable modes)",
+        "B",
+        parse=int,
+        range=COUNT,
+        identifies_run=False,
+    )
+    processes: int | None = flag(
+        None,
+        "processes that share out the images (default: on a CPU one for each core that memory allows, unless "
+        "OMP_NUM_THREADS is set; else 1, and 1 in mode learnable)",
+        "P",
+        parse=int,
+        range=COUNT,
+        identifies_run=False,
+    )
+    shard: str = flag(
+        "0/1",
+        "attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the same "
+        "command without it then prints the table of all",
+        "K/N",
+        identifies_run=False,
+    )
+
+
+@dataclass
+class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
+    """All flags of main.py. What a preset decides is None until `fill_in_defaults`."""
+
+    def fill_in_defaults(self) -> None:
+        """Fills in what depends on --dataset_name and on whether these are the demo's images."""
+        preset = PRESETS[self.dataset_name]
+        if self.label_base is None:
+            self.label_base = preset.label_base
+        if self.logit_temperature is None:
+            self.logit_temperature = preset.logit_temperature
+        if self.transfer_models is None:
+            self.transfer_models = () if self.captions or preset.class_names else DEFAULT_TRANSFER_MODELS
+        if self.label_path is None and self.images_root == Path("demo/images"):
+            self.label_path = Path("demo/labels.txt")
+
+    def verify(self) -> None:
+        super().verify()
+        if not self.model_name:
+            raise InputError(
+                "--model_name names no classifier; expected at least one, such as efficientnet_lite0"
+            )
+
+
+# ---------------------------------------------------------------- the parser and the table
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise InputError(f"{message} (python {self.prog} --help lists the flags)")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def groups(kind: type[Options]) -> list[tuple[str, list[Field]]]:
+    """The titles of the groups of flags, and the flags of each, in the order of their declaration."""
+    declared = {declared.name: declared for declared in fields(kind)}
+    return [
+        (group.title, [declared[name] for name in inspect.get_annotations(group)])
+        for group in reversed(kind.__mro__)
+        if "title" in vars(group)
+    ]
+
+
+def as_text(value: Any) -> str:
+    """A default as one would type it."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def parse_options(
+    kind: type[AnyOptions], description: str, argv: Sequence[str] | None = None, **defaults: Any
+) -> AnyOptions:
+    """The options of a command line, each value of them verified.
+
+    Args:
+        kind: Options, or a dataclass that adds flags to it.
+        description: what `--help` begins with.
+        argv: without the program's name; None for the process's own.
+        defaults: other than those declared.
+    Raises:
+        InputError: a flag is unknown, or a value is none that it takes.
+    """
+    parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    for title, flags in groups(kind):
+        group = parser.add_argument_group(title)
+        for declared in flags:
+            settings = {key: declared.metadata[key] for key in ("help", "metavar", "choices")}
+            default = defaults.get(declared.name, declared.default)
+            if declared.default is False:
+                settings |= {
+                    "type": boolean,
+                    "nargs": "?",
+                    "const": True,
+                    "metavar": "BOOL",
+                    "default": False,
+                }
+            else:
+                settings |= {
+                    "type": declared.metadata["parse"],
+                    "default": as_text(default) if isinstance(default, tuple) else default,
+                }
+            group.add_argument(f"--{declared.name}", **settings)
+    options = kind(**vars(parser.parse_args(argv)))
+    options.fill_in_defaults()
+    options.verify()
+    return options
+
+
+def flag_table() -> str:
+    """The flags as a table in Markdown."""
+    lines = ["| flag | default | |", "|---|---|---|"]
+    for title, flags in groups(Options):
+        lines.append(f"| **{title}** | | |")
+        for declared in flags:
+            default = "" if declared.default in (None, False) else f"`{as_text(declared.default)}`"
+            text = declared.metadata["help"].replace("|", r"\|")
+            lines.append(f"| `--{declared.name}` | {default} | {text} |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- what some of them name
+
+
+def class_names_of(options: Options) -> tuple[str, ...]:
     """The names of the classes."""
-    needed = PRESETS[arguments.dataset_name].class_names
-    if arguments.captions is None and needed:
+    needed = PRESETS[options.dataset_name].class_names
+    if options.captions is None and needed:
         raise InputError(
-            f"--dataset_name {arguments.dataset_name} needs --captions with the path of {needed}, which "
-            f"comes with the data set"
+            f"--dataset_name {options.dataset_name} needs --captions with the path of {needed}, which comes "
+            f"with the data set"
         )
-    return IMAGENET_CLASSES if arguments.captions is None else read_class_names(arguments.captions)
+    return IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
 
 
-def read_items(arguments: argparse.Namespace, class_names: Sequence[str]) -> list[Item]:
+def read_items(options: Options, class_names: Sequence[str]) -> list[Item]:
     """The images of --images_root with their labels and, in a targeted attack, their targets."""
     return read_dataset(
-        arguments.images_root, arguments.label_path, class_names, arguments.label_base, arguments.target_label
+        options.images_root, options.label_path, class_names, options.label_base, options.target_label
     )
 
 
-SWITCH = dict(type=boolean, nargs="?", const=True, default=False, metavar="BOOL")
-
-
-def make_parser(description: str) -> ArgumentParser:
-    """The flags that main.py and compare.py share."""
-    parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
-    for add_flags in (add_data_flags, add_model_flags, add_weight_flags, add_attack_flags, add_machine_flags):
-        add_flags(parser)
-    return parser
-
-
-def add_data_flags(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--images_root",
-        type=Path,
-        default="demo/images",
-        metavar="FOLDER",
-        help="images to attack, taken in natural order (img2 before img10)",
-    )
-    group.add_argument(
-        "--label_path",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="true classes: one number a line in the order of the images (several for an image that shows "
-        "several), or a CSV with columns ImageId,TrueLabel "
-        "or filename,label; without it the demo's for the demo, else the folder that an image lies in",
-    )
-    group.add_argument(
-        "--label_base", type=int, choices=(0, 1), default=None, help="what labels count from (default: 1)"
-    )
-    group.add_argument(
-        "--captions",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="names of the classes: one a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON "
-        "with id2label (default: ImageNet's 1000)",
-    )
-    group.add_argument(
-        "--dataset_name",
-        choices=list(PRESETS),
-        default="imagenet_compatible",
-        help="presets of captions, label base and logit temperature",
-    )
-    group.add_argument(
-        "--target_label",
-        type=target_label,
-        default=None,
-        metavar="N",
-        help="targeted attack: make the classifier see this class; or TargetClass, for the column of that "
-        "name in a CSV",
-    )
-    group.add_argument(
-        "--save_dir",
-        type=Path,
-        default="output",
-        metavar="FOLDER",
-        help="where results go; a run that was interrupted goes on here",
-    )
-    group.add_argument(
-        "--overwrite", action="store_true", help="delete the results of an earlier run in --save_dir first"
-    )
-    group.add_argument(
-        "--is_test",
-        **SWITCH,
-        help="attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the "
-        "original DiffAttack",
-    )
-    group.add_argument(
-        "--figures",
-        choices=("all", "pooled", "none"),
-        default="all",
-        help="draw at the end: each image's figures and those pooled over the images, with the page "
-        "report.html; only the pooled ones and the page; nothing",
-    )
-    group.add_argument(
-        "--check",
-        action="store_true",
-        help="load all that the command names, try it on the first image, say what to expect, and stop: for "
-        "before a long run",
-    )
-    group.add_argument(
-        "--limit", type=int, default=None, metavar="K", help="attack only the first K images (default: all)"
-    )
-
-
-def add_model_flags(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("models")
-    group.add_argument(
-        "--pretrained_diffusion_path",
-        default="demo/tiny_diffusion",
-        metavar="PATH",
-        help="Stable Diffusion 1.x or 2.x: a folder in diffusers format, or a hub id",
-    )
-    group.add_argument(
-        "--model_name",
-        type=classifier_names,
-        default="efficientnet_lite0",
-        metavar="NAMES",
-        help=f"the classifier that is attacked (the surrogate), or several, separated by commas: "
-        f"{', '.join(REGISTRY)}, a short name "
-        "of --list_models, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, FILE.ts or FILE.py:FUNCTION",
-    )
-    group.add_argument(
-        "--list_models", action="store_true", help="list the short names of classifiers, and stop"
-    )
-    group.add_argument(
-        "--transfer_models",
-        type=classifier_names,
-        default=None,
-        metavar="NAMES",
-        help='classifiers that judge whether the attack transfers, separated by commas; "" for none '
-        f"(default: {','.join(DEFAULT_TRANSFER_MODELS)}; none for classes other than ImageNet's)",
-    )
-
-
-def add_weight_flags(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("timestep weights")
-    group.add_argument(
-        "--weight_mode",
-        choices=WEIGHT_MODES,
-        default="uniform",
-        help="uniform: the original DiffAttack; fixed: recommended; learnable: collapses; "
-        "learnable_detached: never moves",
-    )
-    group.add_argument(
-        "--weight_schedule",
-        default="learned",
-        metavar="SCHEDULE",
-        help=f"weights of mode fixed, early to late: {', '.join(SCHEDULES)}, or numbers such as "
-        f"0.1,0.1,0.2,0.2,0.4",
-    )
-    group.add_argument(
-        "--weight_lr",
-        type=float,
-        default=1e-4,
-        metavar="RATE",
-        help="learning rate of the weight network in mode learnable",
-    )
-
-
-def add_attack_flags(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("attack")
-    group.add_argument(
-        "--diffusion_steps", type=int, default=20, metavar="T", help="DDIM steps between noise and image"
-    )
-    group.add_argument(
-        "--start_step", type=int, default=15, metavar="S", help="the last T - S steps are attacked"
-    )
-    group.add_argument(
-        "--iterations", type=int, default=30, metavar="K", help="optimisation steps on the latent"
-    )
-    group.add_argument(
-        "--res",
-        type=int,
-        default=224,
-        metavar="PIXELS",
-        help="side of the square the images are resized to, a multiple of 32",
-    )
-    group.add_argument(
-        "--guidance", type=float, default=2.5, metavar="SCALE", help="classifier-free guidance"
-    )
-    group.add_argument(
-        "--attack_loss_weight",
-        type=float,
-        default=10,
-        metavar="FACTOR",
-        help="factor of the classifier's cross-entropy",
-    )
-    group.add_argument(
-        "--cross_attn_loss_weight",
-        type=float,
-        default=10000,
-        metavar="FACTOR",
-        help="factor of the variance of the cross-attention",
-    )
-    group.add_argument(
-        "--self_attn_loss_weight",
-        type=float,
-        default=100,
-        metavar="FACTOR",
-        help="factor of the change of the self-attention",
-    )
-    group.add_argument(
-        "--logit_temperature",
-        type=float,
-        default=None,
-        metavar="T",
-        help="the attack's loss divides logits by it; above 1 where a classifier is so sure that gradients "
-        "vanish (default: 1; 10 for cub_200_2011 and standford_car)",
-    )
-    group.add_argument(
-        "--is_apply_mask", **SWITCH, help="change the image only where the true class is looked at"
-    )
-    group.add_argument("--is_hard_mask", **SWITCH, help="the same with a mask of zeros and ones")
-
-
-def add_machine_flags(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--device",
-        default="auto",
-        metavar="DEVICE",
-        help="auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu",
-    )
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="precision of the diffusion model; auto: bf16 on a GPU that has it, else fp32. Losses and "
-        "optimisers are fp32",
-    )
-    group.add_argument(
-        "--batch_size",
-        type=int,
-        default=None,
-        metavar="B",
-        help="images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable "
-        "modes)",
-    )
-    group.add_argument(
-        "--processes",
-        type=int,
-        default=None,
-        metavar="P",
-        help="processes that share out the images (default: on a CPU one for each core that memory allows, "
-        "unless OMP_NUM_THREADS is set; else 1, and 1 in mode learnable)",
-    )
-    group.add_argument(
-        "--shard",
-        default="0/1",
-        metavar="K/N",
-        help="attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the "
-        "same command without it then prints the table of all",
-    )
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=42,
-        help="the same command with the same seed on the same machine writes identical images",
-    )
-
-
-def check_numbers(arguments: argparse.Namespace) -> None:
-    """Ranges of the numbers, and whether the schedule fits them."""
-    if not arguments.diffusion_steps <= 1000 or not 1 <= arguments.start_step < arguments.diffusion_steps:
-        raise InputError(
-            f"--start_step is {arguments.start_step} and --diffusion_steps {arguments.diffusion_steps}; "
-            f"expected 1 <= start_step < diffusion_steps <= 1000"
-        )
-    if arguments.res % 32 or arguments.res < 96:
-        raise InputError(f"--res is {arguments.res}; expected a multiple of 32, at least 96, such as 224")
-    for flag in ("iterations", "limit", "batch_size", "processes"):
-        if getattr(arguments, flag) is not None and getattr(arguments, flag) < 1:
-            raise InputError(f"--{flag} is {getattr(arguments, flag)}; expected at least 1")
-    if not arguments.model_name:
-        raise InputError(
-            "--model_name names no classifier; expected at least one, such as efficientnet_lite0"
-        )
-    if not (math.isfinite(arguments.logit_temperature) and arguments.logit_temperature > 0):
-        raise InputError(
-            f"--logit_temperature is {arguments.logit_temperature}; expected a finite number above 0"
-        )
-    for flag in (
-        "weight_lr",
-        "guidance",
-        "attack_loss_weight",
-        "cross_attn_loss_weight",
-        "self_attn_loss_weight",
-    ):
-        if not (math.isfinite(getattr(arguments, flag)) and getattr(arguments, flag) >= 0):
-            raise InputError(f"--{flag} is {getattr(arguments, flag)}; expected a finite number, not below 0")
-    try:
-        schedule_weights(
-            parse_schedule(arguments.weight_schedule), arguments.diffusion_steps - arguments.start_step
-        )
-    except ValueError as error:
-        raise InputError(f"--weight_schedule: {error}") from None
-
-
-def check_shards(arguments: argparse.Namespace, processes: int, process: int) -> tuple[int, int]:
+def check_shards(options: Options, processes: int, process: int) -> tuple[int, int]:
     """Which part of the images is this process's, over all machines and processes: part k of n takes the
     images k, k + n, ...
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", arguments.shard)
+    match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
     if not match or not int(match[1]) < int(match[2]):
-        raise InputError(f"--shard is {arguments.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
+        raise InputError(f"--shard is {options.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
     shard, shards = int(match[1]), int(match[2])
-    if arguments.overwrite and shards > 1:
+    if options.overwrite and shards > 1:
         raise InputError(
             "--overwrite with --shard would delete what the other shards have done; empty --save_dir first"
         )
-    if arguments.weight_mode == "learnable" and shards * processes * (arguments.processes or 1) > 1:
+    if options.weight_mode == "learnable" and shards * processes * (options.processes or 1) > 1:
         raise InputError(
             "--weight_mode learnable trains one weight network on all images, one after the other; run it "
             "without --shard and in one process"
         )
     return shard * processes + process, shards * processes
+
+
+if __name__ == "__main__":
+    print(flag_table())

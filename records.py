@@ -101,6 +101,11 @@ class ImageRecord:
     def index(self) -> int:
         return self.row["index"]
 
+    @property
+    def outcome(self) -> str:
+        """Of the attack, in a few words."""
+        return {True: "fooled", False: "not fooled", None: "wrong before"}[self.row["success"]]
+
 
 @dataclass
 class Run:
@@ -114,6 +119,16 @@ class Run:
     def timesteps(self) -> list[int]:
         """N, early to late."""
         return self.records[0].timesteps.tolist()
+
+    @property
+    def rows(self) -> list[dict]:
+        """Of results.json, but for what is judged of all images at once."""
+        return [record.row for record in self.records]
+
+    @property
+    def layers(self) -> list[str]:
+        """L, by place and grid."""
+        return self.records[0].layers
 
     @property
     def layer_losses(self) -> np.ndarray:

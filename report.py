@@ -95,10 +95,9 @@ def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dic
     clean, adversarial = read_pair(run.folder, record.index)
     difference = (AMPLIFIED * np.abs(adversarial.astype(np.int16) - clean)).clip(0, 255).astype(np.uint8)
     before, after = row["before"], row["after"]
-    outcome = {True: "fooled", False: "not fooled", None: "wrong before"}[row["success"]]
     return {
         "row": row,
-        "outcome": outcome,
+        "outcome": record.outcome,
         "drop": before["true_confidence"] - after["true_confidence"],
         "side": clean.shape[0],
         **dict(zip(("clean", "adversarial", "difference"), encode([clean, adversarial, difference], budget))),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -16,10 +15,11 @@ from checks import warnings_about_rounding
 from dataset import Item
 from diff_latent_attack import DiffAttack
 from evaluate import Evaluation, evaluate, table
-from records import ANALYSIS, timestep_rows
+from options import Options
+from records import ANALYSIS, record_path, timestep_rows
 from report import write_page
 from runner import describe
-from runs import provenance, read_failures, read_finished, read_pictures, read_rows, write_texts
+from runs import provenance, read_failures, read_finished, read_pictures, write_texts
 from timestep_weights import COLLAPSED_BELOW, effective_timesteps
 from utils import draw_folders
 
@@ -74,24 +74,20 @@ def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
     return None
 
 
-def report(
-    arguments: argparse.Namespace, selected: Sequence[Item], attack: DiffAttack, device: torch.device
-) -> int:
+def report(options: Options, selected: Sequence[Item], attack: DiffAttack, device: torch.device) -> int:
     """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
     run that is complete; returns the exit code.
     """
     indices = [item.index for item in selected]
-    rows = read_rows(arguments.save_dir, indices)
-    failures = read_failures(arguments.save_dir, indices)
-    evaluation = finished = None
-    if rows:
-        finished = read_finished(arguments.save_dir, [row["index"] for row in rows])
-        done = {row["index"] for row in rows}
-        pictures = read_pictures(
-            arguments.save_dir, [item for item in selected if item.index in done], arguments.res
-        )
+    failures = read_failures(options.save_dir, indices)
+    done = [item for item in selected if record_path(options.save_dir, item.index).exists()]
+    evaluation, finished, rows = None, None, []
+    if done:
+        finished = read_finished(options.save_dir, [item.index for item in done])
+        rows = finished.rows
+        pictures = read_pictures(options.save_dir, done, options.res)
         evaluation = evaluate(
-            pictures, dict(zip(arguments.model_name, attack.classifiers)), arguments.transfer_models, device
+            pictures, dict(zip(options.model_name, attack.classifiers)), options.transfer_models, device
         )
         evaluation.warnings.extend(
             warnings_about_rounding(
@@ -111,10 +107,10 @@ def report(
         ]
     if left:
         lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
-    text = "\n".join([*lines, *filter(None, [advice_on_weights(arguments.weight_mode, weights)])])
+    text = "\n".join([*lines, *filter(None, [advice_on_weights(options.weight_mode, weights)])])
     results = {
         "images": [
-            row | of_image(evaluation, k, attack.class_names, arguments.label_base)
+            row | of_image(evaluation, k, attack.class_names, options.label_base)
             for k, row in enumerate(rows)
         ],
         **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
@@ -122,15 +118,15 @@ def report(
         "weights_at_the_end": weights.tolist(),
         "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
         "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
-        **provenance(arguments, device),
+        **provenance(options, device),
     }
-    write_report(arguments.save_dir, "results.json", "log.txt", results, text)
-    if finished and not left and arguments.figures != "none":
-        draw_folders([finished], each_image=arguments.figures == "all", anew=False)
+    write_report(options.save_dir, "results.json", "log.txt", results, text)
+    if finished and not left and options.figures != "none":
+        draw_folders([finished], each_image=options.figures == "all", anew=False)
         write_page(finished)
         print(
-            f"\nfigures in {arguments.save_dir / ANALYSIS}, and a page to look through in "
-            f"{arguments.save_dir / 'report.html'}"
+            f"\nfigures in {options.save_dir / ANALYSIS}, and a page to look through in "
+            f"{options.save_dir / 'report.html'}"
         )
     return 1 if failures else 0
 

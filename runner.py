@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -16,16 +15,17 @@ from tqdm import tqdm
 
 from classifiers import file_name
 from dataset import Item, labels_and_targets
-from diff_latent_attack import LOSS_TERMS, DiffAttack, NonFiniteLossError
+from diff_latent_attack import LOSS_TERMS, AttackResult, DiffAttack, NonFiniteLossError
 from diff_latent_attack import fooled as logits_fooled
 from images import read_image, to_pixels, to_tensor, write_image, write_result
 from inversion import Inversion
 from memory import free_memory
-from models import load_networks, make_attack, set_up
+from options import Options
 from predictions import Prediction, correct, fooled, predict
 from quality import psnr
 from records import record_path, write_record
 from runs import RunError, counted, failure_path, missing_of, name_of, write_failure
+from task import Task, load_attacks
 from workers import processes_for, run_in_processes
 
 # of the batch that is found from what the first image took of the free memory
@@ -47,7 +47,7 @@ def attack_images(
     attack: DiffAttack,
     batch: list[Item],
     clean: list[np.ndarray],
-    arguments: argparse.Namespace,
+    options: Options,
     inversion: Inversion | None = None,
     seconds: float = 0.0,
 ) -> None:
@@ -62,10 +62,10 @@ def attack_images(
     started = time.perf_counter() - seconds
     labels, targets = labels_and_targets(batch)
     with tqdm(
-        total=arguments.iterations,
+        total=options.iterations,
         desc=batch[0].path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""),
         leave=False,
-        disable=arguments.processes > 1,
+        disable=options.processes > 1,
     ) as bar:  # of several processes the one that started them shows how many images are done
 
         def progress(iteration: int, losses: torch.Tensor) -> None:
@@ -78,37 +78,34 @@ def attack_images(
                 torch.tensor(labels),
                 torch.tensor(targets),
             )
-        adversarial = attack.attack(inversion, progress)
+        result = attack.attack(inversion, progress)
     for k, item in enumerate(batch):
-        elapsed = (time.perf_counter() - started) / len(batch) / arguments.processes
-        write_image_files(
-            attack, k, item, clean[k], adversarial[k : k + 1], labels[[k]], targets[[k]], elapsed, arguments
-        )
+        elapsed = (time.perf_counter() - started) / len(batch) / options.processes
+        write_image_files(attack, result, k, item, clean[k], labels[[k]], targets[[k]], elapsed, options)
 
 
 def write_image_files(
     attack: DiffAttack,
+    result: AttackResult,
     k: int,
     item: Item,
     clean: np.ndarray,
-    adversarial: torch.Tensor,
     labels: np.ndarray,
     targets: np.ndarray,
     seconds: float,
-    arguments: argparse.Namespace,
+    options: Options,
 ) -> None:
-    """Writes the files of the k-th image of the batch that `attack` attacked last, its record last of all.
+    """Writes the files of the k-th image of a batch, its record last of all.
 
     Args:
         clean: uint8 `(H, W, 3)`.
-        adversarial: `(1, 3, H, W)` in [0, 1].
         labels, targets: `(1, L)` and `(1,)`.
     """
-    device, class_names, base = attack.unet.device, attack.class_names, arguments.label_base
-    folder, index = arguments.save_dir, item.index
+    device, class_names, base = attack.unet.device, attack.class_names, options.label_base
+    folder, index, adversarial = options.save_dir, item.index, result.adversarial[k : k + 1]
     write_image(to_pixels(adversarial[0]), folder / f"{index:04d}_adv_image.png")
-    write_image(to_pixels(attack.reconstruction[k]), folder / f"{index:04d}_reconstruction.png")
-    written = read_image(folder / f"{index:04d}_adv_image.png", arguments.res)
+    write_image(to_pixels(result.reconstruction[k]), folder / f"{index:04d}_reconstruction.png")
+    written = read_image(folder / f"{index:04d}_adv_image.png", options.res)
     predictions = [
         predict(classifier, np.stack([clean, written]), labels.repeat(2, 0), device)
         for classifier in attack.classifiers
@@ -120,12 +117,12 @@ def write_image_files(
     fooled_as_tensor = logits_fooled(
         as_tensor, torch.tensor(labels, device=device), torch.tensor(targets, device=device)
     )
-    models = "+".join(map(file_name, arguments.model_name))
+    models = "+".join(map(file_name, options.model_name))
     write_result(folder, index, clean, written, models, success)
     before, after = predictions[0]
     row = {
         "index": index,
-        "file": name_of(item, arguments),
+        "file": name_of(item, options),
         "label": counted(item.labels, base),
         "class": ", ".join(class_names[label] for label in item.labels),
         "before": describe(before, class_names, base),
@@ -138,7 +135,7 @@ def write_image_files(
     }
     if item.target is not None:
         row |= {"target": item.target + base, "target_class": class_names[item.target]}
-    write_record(attack.record.of_image(k), attack.controller.state(), row, record_path(folder, index))
+    write_record(result.record.of_image(k), attack.controller.state(), row, record_path(folder, index))
 
 
 def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
@@ -150,14 +147,14 @@ def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
 class Runner:
     """Attacks images in batches as large as memory allows, and remembers what fitted."""
 
-    def __init__(self, attack: DiffAttack, arguments: argparse.Namespace):
-        self.attack, self.arguments, self.device = attack, arguments, attack.unet.device
+    def __init__(self, attack: DiffAttack, options: Options):
+        self.attack, self.options, self.device = attack, options, attack.unet.device
         self.find_batch = (
-            arguments.batch_size is None
+            options.batch_size is None
             and self.device.type == "cuda"
-            and not arguments.weight_mode.startswith("learnable")
+            and not options.weight_mode.startswith("learnable")
         )
-        self.batch_size = arguments.batch_size or 1
+        self.batch_size = options.batch_size or 1
 
     def run(self, work: list[Item], bar: tqdm) -> None:
         """Attacks the images; of one that fails, a file says why.
@@ -171,7 +168,7 @@ class Runner:
             state = self.attack.controller.state()
             try:
                 if batch:
-                    attack_images(self.attack, batch, clean, self.arguments)
+                    attack_images(self.attack, batch, clean, self.options)
                     bar.update(len(batch))
                     self.grow()
                 continue
@@ -189,16 +186,16 @@ class Runner:
         batch, clean = [], []
         while work and len(batch) < self.batch_size:
             item = work.pop(0)
-            failure_path(self.arguments.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
+            failure_path(self.options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
             try:
-                clean.append(read_image(item.path, self.arguments.res))
+                clean.append(read_image(item.path, self.options.res))
                 batch.append(item)
             except OSError as error:
                 self.fail(item, error, bar)
         return batch, clean
 
     def fail(self, item: Item, error: Exception, bar: tqdm) -> None:
-        write_failure(self.arguments.save_dir, item.index, item.path, error)
+        write_failure(self.options.save_dir, item.index, item.path, error)
         bar.update()
 
     def shrink(self, reason: str) -> None:
@@ -215,7 +212,7 @@ class Runner:
                 file=sys.stderr,
             )
         else:
-            smaller = int(self.arguments.res * 0.7) // 32 * 32
+            smaller = int(self.options.res * 0.7) // 32 * 32
             advice = (
                 f"--res {smaller} needs half of it"
                 if smaller >= 96
@@ -223,7 +220,7 @@ class Runner:
             )
             raise RunError(
                 f"out of memory with one image and the graph of one timestep at a time at --res "
-                f"{self.arguments.res} ({' '.join(reason.split())[:160]}); "
+                f"{self.options.res} ({' '.join(reason.split())[:160]}); "
                 f"{advice}; the images done so far are complete"
             )
 
@@ -240,17 +237,17 @@ class Runner:
             )
 
 
-def count_processes(arguments: argparse.Namespace, attack: DiffAttack, images: int, launched: int) -> int:
+def count_processes(options: Options, attack: DiffAttack, images: int, launched: int) -> int:
     """How many processes of this machine share out the images. It does not depend on how many are done, so
     that a run that goes on computes as before.
     """
-    if arguments.processes is not None:
-        return min(arguments.processes, images)
+    if options.processes is not None:
+        return min(options.processes, images)
     if (
         launched > 1
         or attack.unet.device.type != "cpu"
-        or arguments.weight_mode == "learnable"
-        or (arguments.batch_size or 1) > 1
+        or options.weight_mode == "learnable"
+        or (options.batch_size or 1) > 1
     ):
         return 1
     weights = sum(
@@ -260,55 +257,38 @@ def count_processes(arguments: argparse.Namespace, attack: DiffAttack, images: i
     )
     # Measured on the small model: 1.1 GB. A larger one keeps some three times its weights in activations for
     # the backward pass.
-    return processes_for(images, int((1.2e9 + 4 * weights) * (arguments.res / 224) ** 2))
+    return processes_for(images, int((1.2e9 + 4 * weights) * (options.res / 224) ** 2))
 
 
-def share_out(
-    arguments: argparse.Namespace,
-    items: list[Item],
-    device: torch.device,
-    dtype: torch.dtype,
-    class_names: Sequence[str],
-    bar: tqdm,
-) -> None:
+def share_out(task: Task, items: list[Item], bar: tqdm) -> None:
     """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed,
     is left to the caller.
     """
+    folder, processes = task.options.save_dir, task.options.processes
 
     def failed(item: Item) -> bool:
-        return failure_path(arguments.save_dir, item.index).exists()
+        return failure_path(folder, item.index).exists()
 
     def progress() -> None:
-        left = [item for item in missing_of(items, arguments.save_dir) if not failed(item)]
+        left = [item for item in missing_of(items, folder) if not failed(item)]
         bar.update(len(items) - len(left) - bar.n)
 
-    parts = [items[k :: arguments.processes] for k in range(arguments.processes)]
-    for item in missing_of(items, arguments.save_dir):
+    for item in missing_of(items, folder):
         # of an earlier run, which would count as done
-        failure_path(arguments.save_dir, item.index).unlink(missing_ok=True)
-    killed = run_in_processes(
-        attack_part, [(arguments, part, device, dtype, class_names) for part in parts], progress
-    )
+        failure_path(folder, item.index).unlink(missing_ok=True)
+    killed = run_in_processes(attack_part, [(task, items[k::processes]) for k in range(processes)], progress)
     if killed:
         tqdm.write(
-            f"{len(killed)} of {arguments.processes} processes were killed "
+            f"{len(killed)} of {processes} processes were killed "
             f"({', '.join(f'signal {-code}' for code in killed)}), perhaps for want of memory; "
             "going on with their images in this one",
             file=sys.stderr,
         )
 
 
-def attack_part(
-    arguments: argparse.Namespace,
-    items: list[Item],
-    device: torch.device,
-    dtype: torch.dtype,
-    class_names: Sequence[str],
-) -> None:
+def attack_part(task: Task, items: list[Item]) -> None:
     """What one of several processes does: attacks those of its images that are not finished."""
-    missing = missing_of(items, arguments.save_dir)
+    missing = missing_of(items, task.options.save_dir)
     if missing:
-        torch.manual_seed(arguments.seed)
-        set_up(device)
-        attack = make_attack(arguments, *load_networks(arguments, device, dtype, class_names), class_names)
-        Runner(attack, arguments).run(missing, tqdm(disable=True))
+        (attack,) = load_attacks(task, [task.options])
+        Runner(attack, task.options).run(missing, tqdm(disable=True))

@@ -4,12 +4,12 @@ shared out, in batches and processes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 from classifiers import ClassifierError
 from dataset import DatasetError, Item, labels_and_targets
 from images import Pictures, read_image, replacing
-from options import InputError
+from options import InputError, Options
 from records import ANALYSIS, Run, read_run, record_path
 
 
@@ -27,21 +27,6 @@ class RunError(Exception):
     """A run cannot go on; the message says why, in one line, and what is done stays done."""
 
 
-# Flags that do not change what an image's files hold, so that a run may go on with others.
-NOT_OF_THE_RESULT = (
-    "save_dir",
-    "limit",
-    "device",
-    "batch_size",
-    "processes",
-    "shard",
-    "overwrite",
-    "transfer_models",
-    "is_test",
-    "figures",
-    "list_models",
-    "check",
-)
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 PACKAGES = (
     "torch",
@@ -56,24 +41,29 @@ PACKAGES = (
 )
 
 
-def configuration_of(arguments: argparse.Namespace, dtype: torch.dtype, items: Sequence[Item]) -> dict:
+def configuration_of(options: Options, dtype: torch.dtype, items: Sequence[Item]) -> dict:
     """All that the files of a run depend on."""
     flags = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in vars(arguments).items()
-        if key not in NOT_OF_THE_RESULT
+        declared.name: plain(getattr(options, declared.name))
+        for declared in fields(Options)
+        if declared.metadata["identifies_run"]
     }
     return flags | {
         "dtype": str(dtype).removeprefix("torch."),
-        "images": [name_of(item, arguments) for item in items],
-        "labels": [counted(item.labels, arguments.label_base) for item in items],
-        "targets": [None if item.target is None else item.target + arguments.label_base for item in items],
+        "images": [name_of(item, options) for item in items],
+        "labels": [counted(item.labels, options.label_base) for item in items],
+        "targets": [None if item.target is None else item.target + options.label_base for item in items],
     }
 
 
-def name_of(item: Item, arguments: argparse.Namespace) -> str:
+def plain(value: object) -> object:
+    """A flag's value as JSON gives it back."""
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def name_of(item: Item, options: Options) -> str:
     """An image's name, with that of its class's folder if it has one."""
-    return str(item.path.relative_to(arguments.images_root))
+    return str(item.path.relative_to(options.images_root))
 
 
 def counted(labels: Sequence[int], base: int) -> int | list[int]:
@@ -165,16 +155,6 @@ def read_failures(folder: Path, indices: Sequence[int]) -> list[str]:
     ]
 
 
-def read_rows(folder: Path, indices: Sequence[int]) -> list[dict]:
-    """The rows of the results of all finished images, from their records."""
-    rows = []
-    for index in indices:
-        if record_path(folder, index).exists():
-            with np.load(record_path(folder, index)) as record:
-                rows.append(json.loads(str(record["row"])))
-    return rows
-
-
 def read_finished(folder: Path, indices: Sequence[int]) -> Run:
     """The records of finished images, with what the figures need."""
     try:
@@ -198,12 +178,10 @@ def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:
     return [item for item in items if not record_path(folder, item.index).exists()]
 
 
-def provenance(arguments: argparse.Namespace, device: torch.device) -> dict:
+def provenance(options: Options, device: torch.device) -> dict:
     """What a results file says of where its figures come from."""
     return {
-        "configuration": {
-            key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()
-        },
+        "configuration": {name: plain(value) for name, value in vars(options).items()},
         "device": str(device),
         "versions": {package: version(package) for package in PACKAGES},
     }

@@ -134,8 +134,7 @@ def captions(record: ImageRecord) -> tuple[str, str]:
     before, after = record.row["before"], record.row["after"]
     return (
         f"{short(record.row['file'])}\n{short(before['class'])} {before['confidence']:.2f}",
-        f"{'fooled' if record.row['success'] else 'not fooled'}:\n{short(after['class'])} "
-        f"{after['confidence']:.2f}",
+        f"{record.outcome}:\n{short(after['class'])} {after['confidence']:.2f}",
     )
 
 

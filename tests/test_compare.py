@@ -13,7 +13,7 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 from test_evaluate import result
 
-from comparison import Figure, kernel_difference, latex, sentence, shares_of, transfer_scores
+from comparison import Metric, kernel_difference, latex, loss_shares, sentence, transfer_scores
 from evaluate import Evaluation, transfer_mean
 from quality import kernel_distance
 from stats import (
@@ -102,7 +102,7 @@ def test_transfer_scores_average_to_the_transfer_mean():
 def test_shares_add_up():
     losses = np.zeros((3, 2, 2))  # in iteration 1 all are zero
     losses[1:] = [[1, 3], [2, 4]]  # timestep by layer
-    shares = shares_of(losses[None])
+    shares = loss_shares(losses[None])
     assert shares["timesteps, all layers"].tolist() == [[0.4, 0.6]]
     assert shares["timesteps, first layer"][0] == pytest.approx([1 / 3, 2 / 3]) and shares[
         "layers"
@@ -112,12 +112,12 @@ def test_shares_add_up():
 def test_the_sentence_says_what_was_found_and_what_could_not_have_been():
     none = mean_difference(np.array([0.1, -0.1] * 10))
     none.corrected = 1.0
-    figure = Figure("SSIM", [none.estimate] * 2, [None, none])
+    figure = Metric("SSIM", [none.estimate] * 2, [None, none])
     assert sentence(1, ["uniform", "fixed"], [figure], 20) == (
         "fixed: no difference to uniform that these 20 images could show; the smallest difference in "
         "success that they could show is 30 points."
     )
-    found = Figure("SSIM", [none.estimate] * 2, [None, Difference(Estimate(0.5, 0.4, 0.6), 0.001, 0.004)])
+    found = Metric("SSIM", [none.estimate] * 2, [None, Difference(Estimate(0.5, 0.4, 0.6), 0.001, 0.004)])
     assert "differs from uniform in SSIM (+0.5, p = 0.004)" in sentence(1, ["uniform", "fixed"], [found], 20)
 
 

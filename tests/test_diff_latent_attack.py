@@ -42,7 +42,7 @@ def build(pipeline, classifier, **options) -> DiffAttack:
 
 
 def compare(attack: DiffAttack, classifier, image, label, caption, weights, iterations, **options):
-    adversarial = attack(image, torch.tensor([label]))
+    result = attack(image, torch.tensor([label]))
     expected, history = reference.attack(
         attack.pipeline,
         attack.scheduler,
@@ -54,12 +54,13 @@ def compare(attack: DiffAttack, classifier, image, label, caption, weights, iter
         iterations=iterations,
         **options,
     )
-    record = attack.record
+    record = result.record
     ours = torch.stack(
         [record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss],
         dim=1,
     )[..., 0]
-    return adversarial, expected, torch.cat([ours, record.timestep_losses[..., 0]], dim=1).numpy(), history
+    losses = torch.cat([ours, record.timestep_losses[..., 0]], dim=1).numpy()
+    return result.adversarial, expected, losses, history
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,10 +107,10 @@ def test_batches_and_savings_of_memory_agree_with_the_reference(
     attack = build(
         checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=2, checkpointing=checkpointing
     )
-    adversarial = attack.attack(inverted(attack, kind, batch))
+    result = attack.attack(inverted(attack, kind, batch))
     for k in range(batch):
         slow, history = expected(attack, kind, schedule, k)
-        record = attack.record.of_image(k)
+        record = result.record.of_image(k)
         ours = torch.stack(
             [record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss],
             dim=1,
@@ -117,7 +118,7 @@ def test_batches_and_savings_of_memory_agree_with_the_reference(
         np.testing.assert_allclose(
             torch.cat([ours, record.timestep_losses[..., 0]], dim=1), history, rtol=1e-6, atol=1e-18
         )
-        assert (adversarial[k] - slow[0]).abs().max() <= 1 / 255
+        assert (result.adversarial[k] - slow[0]).abs().max() <= 1 / 255
 
 
 @pytest.fixture(scope="module")
@@ -208,11 +209,8 @@ def test_a_weight_network_goes_on_from_its_state(checkpoint, classifier, images,
     _, whole = run(checkpoint, classifier, images[:1], labels[:1], **options)
     fresh = build(checkpoint(), classifier, iterations=6, **options)
     fresh.controller.load_state(whole.controller.state())
-    for attack in (whole, fresh):
-        attack(images[1:2], labels[1:2])
-    assert torch.equal(whole.record.weights, fresh.record.weights) and not torch.equal(
-        fresh.record.weights[0], fresh.record.weights[-1]
-    )
+    going_on, anew = (attack(images[1:2], labels[1:2]).record.weights for attack in (whole, fresh))
+    assert torch.equal(going_on, anew) and not torch.equal(anew[0], anew[-1])
 
 
 def test_checkpointing_starts_by_itself_where_memory_is_short(
@@ -338,16 +336,16 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
         pipeline, attack.scheduler, classifier, image, label, caption, visited=visited, iterations=6
     )
     inversion = attack.invert(image, torch.tensor([label]))
-    adversarial = attack.attack(inversion)
-    assert psnr(to_pixels(adversarial[0]), to_pixels(expected[0])) >= 40
-    np.testing.assert_allclose(attack.record.total_loss[0], history[0, 3], rtol=1e-4)
+    result = attack.attack(inversion)
+    assert psnr(to_pixels(result.adversarial[0]), to_pixels(expected[0])) >= 40
+    np.testing.assert_allclose(result.record.total_loss[0], history[0, 3], rtol=1e-4)
 
     inversion.null_embeddings = visited[0]
     with frozen(pipeline.unet, pipeline.vae), attack.controller.attached(pipeline.unet):
         unperturbed = attack.reference_run(inversion)
         for latents, slow in zip(visited[1:4], history):
-            losses, _, _ = attack.losses(latents, inversion, unperturbed)
-            np.testing.assert_allclose(losses[:, 0].detach(), slow[:3], rtol=1e-4, atol=1e-9)
+            losses = attack.losses(latents, inversion, unperturbed)
+            np.testing.assert_allclose(losses.terms[:, 0].detach(), slow[:3], rtol=1e-4, atol=1e-9)
 
 
 # ---------------------------------------------------------------- between modes
@@ -375,7 +373,7 @@ def test_fixed_uniform_weights_equal_no_weights(checkpoint, classifier, images, 
         weight_schedule=SCHEDULES["uniform"],
     )
     uniform, _ = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="uniform")
-    assert torch.allclose(fixed, uniform, rtol=0, atol=1e-9)
+    assert torch.allclose(fixed.adversarial, uniform.adversarial, rtol=0, atol=1e-9)
 
 
 def test_detached_weights_never_move_and_equal_fixed_increasing(checkpoint, classifier, images, labels):
@@ -387,19 +385,19 @@ def test_detached_weights_never_move_and_equal_fixed_increasing(checkpoint, clas
         weight_mode="fixed",
         weight_schedule=SCHEDULES["increasing"],
     )
-    detached, attack = run(
+    detached, _ = run(
         checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable_detached", weight_lr=1.0
     )
-    assert torch.allclose(fixed, detached, rtol=0, atol=1e-9)
-    assert torch.equal(attack.record.weights, attack.record.weights[:1].expand(6, -1))
-    assert attack.record.weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
+    assert torch.allclose(fixed.adversarial, detached.adversarial, rtol=0, atol=1e-9)
+    assert torch.equal(detached.record.weights, detached.record.weights[:1].expand(6, -1))
+    assert detached.record.weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
 
 
 def test_learned_weights_collapse_onto_the_smallest_loss(checkpoint, classifier, images, labels):
-    _, attack = run(
+    result, _ = run(
         checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.05, iterations=30
     )
-    weights, losses = attack.record.weights, attack.record.timestep_losses[1:, :, 0]
+    weights, losses = result.record.weights, result.record.timestep_losses[1:, :, 0]
     smallest = losses.mean(0).argmin()
     assert weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
     assert weights[-1].argmax() == smallest and weights[-1, smallest] > 0.9
@@ -408,13 +406,13 @@ def test_learned_weights_collapse_onto_the_smallest_loss(checkpoint, classifier,
 def test_one_weight_network_serves_all_images(checkpoint, classifier, images, labels):
     _, attack = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.01)
     end = attack.controller.weights()
-    attack(images[1:2], labels[1:2])
-    assert torch.equal(attack.record.weights[0], end) and not torch.equal(attack.record.weights[-1], end)
+    weights = attack(images[1:2], labels[1:2]).record.weights
+    assert torch.equal(weights[0], end) and not torch.equal(weights[-1], end)
 
 
 def test_the_record_adds_up_to_what_was_minimised(checkpoint, classifier, images, labels):
-    _, attack = run(checkpoint, classifier, images[:2], labels[:2], weight_mode="fixed")
-    record = attack.record
+    result, _ = run(checkpoint, classifier, images[:2], labels[:2], weight_mode="fixed")
+    record = result.record
     by_timestep = record.layer_losses.sum(2)  # (iterations, N, B)
     structure = (5 * record.weights[..., None] * by_timestep).sum(1)
     assert record.layer_losses.shape == (6, 5, len(record.layers), 2) and len(record.layers) == 10
@@ -428,19 +426,18 @@ def test_the_record_adds_up_to_what_was_minimised(checkpoint, classifier, images
 
 @pytest.mark.parametrize("mode", ["uniform", "fixed"])
 def test_images_of_a_batch_do_not_influence_each_other(checkpoint, classifier, images, labels, mode):
-    together, attack = run(checkpoint, classifier, images, labels, weight_mode=mode)
-    record = attack.record
+    together, _ = run(checkpoint, classifier, images, labels, weight_mode=mode)
     for k in range(3):
-        alone, single = run(checkpoint, classifier, images[k : k + 1], labels[k : k + 1], weight_mode=mode)
-        assert torch.allclose(together[k], alone[0], rtol=0, atol=1e-9)
+        alone, _ = run(checkpoint, classifier, images[k : k + 1], labels[k : k + 1], weight_mode=mode)
+        assert torch.allclose(together.adversarial[k], alone.adversarial[0], rtol=0, atol=1e-9)
         assert torch.allclose(
-            record.layer_losses[..., k], single.record.layer_losses[..., 0], rtol=1e-6, atol=1e-18
+            together.record.layer_losses[..., k], alone.record.layer_losses[..., 0], rtol=1e-6, atol=1e-18
         )
 
 
 def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels):
-    soft, attack = run(checkpoint, classifier, images[:1], labels[:1], apply_mask=True)
-    hard, hard_attack = run(checkpoint, classifier, images[:1], labels[:1], hard_mask=True)
+    soft, attack = run(checkpoint, classifier, images[:1], labels[:1], is_apply_mask=True)
+    hard, hard_attack = run(checkpoint, classifier, images[:1], labels[:1], is_hard_mask=True)
     inversion = attack.invert(images[:1], labels[:1])
     with attack.controller.attached(attack.unet):
         attention = attack.reference_run(inversion).class_attention
@@ -451,8 +448,8 @@ def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels
     assert mask.max() == pytest.approx(1, abs=0.05) and set(cut.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(cut, (mask > 0.5).double())
     outside = cut == 0
-    assert torch.equal(hard[0][:, outside], images[0][:, outside])
-    assert ((soft - images[:1]).abs()[0] <= mask + 1e-12).all()
+    assert torch.equal(hard.adversarial[0][:, outside], images[0][:, outside])
+    assert ((soft.adversarial - images[:1]).abs()[0] <= mask + 1e-12).all()
 
 
 # ---------------------------------------------------------------- what is left behind
@@ -533,27 +530,26 @@ def another():
 def test_of_several_classifiers_the_mean_of_their_losses_is_attacked(
     checkpoint, classifier, another, images, labels
 ):
-    adversarial, attack = run(checkpoint, [classifier, another], images[:1], labels[:1], iterations=4)
-    start = attack.reconstruction
+    both, _ = run(checkpoint, [classifier, another], images[:1], labels[:1], iterations=4)
+    start = both.reconstruction
     expected = torch.stack(
         [cross_entropies(network, start)[labels[0]] for network in (classifier, another)]
     ).mean()
-    assert attack.record.attack_loss[0, 0].item() == pytest.approx(expected.item(), rel=1e-9)
-    assert attack.record.fooled[0, 0] == all(
+    assert both.record.attack_loss[0, 0].item() == pytest.approx(expected.item(), rel=1e-9)
+    assert both.record.fooled[0, 0] == all(
         network(start).argmax() != labels[0] for network in (classifier, another)
     )
     alone, _ = run(checkpoint, classifier, images[:1], labels[:1], iterations=4)
     twice, _ = run(checkpoint, [classifier, classifier], images[:1], labels[:1], iterations=4)
-    assert torch.allclose(alone, twice, rtol=0, atol=1e-9) and not torch.allclose(
-        alone, adversarial, rtol=0, atol=1e-6
-    )
+    assert torch.allclose(alone.adversarial, twice.adversarial, rtol=0, atol=1e-9)
+    assert not torch.allclose(alone.adversarial, both.adversarial, rtol=0, atol=1e-6)
 
 
 def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, classifier, images):
     labels = torch.tensor([[1, 4], [0, -1]])
     attack = build(checkpoint(), classifier, iterations=4)
-    attack(images[:2], labels)
-    start, record = attack.reconstruction, attack.record
+    result = attack(images[:2], labels)
+    start, record = result.reconstruction, result.record
     losses = cross_entropies(classifier, start[:1])
     assert record.attack_loss[0, 0].item() == pytest.approx(losses[[1, 4]].mean().item(), rel=1e-9)
     assert record.attack_loss[0, 1].item() == pytest.approx(
@@ -562,20 +558,20 @@ def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, clas
     assert record.confidence[0, 0].item() == pytest.approx((-losses[[1, 4]]).exp().sum().item(), rel=1e-9)
     assert attack.prompts(labels) == [f"{CLASS_NAMES[1]}, {CLASS_NAMES[4]}", CLASS_NAMES[0]]
     single = build(checkpoint(), classifier, iterations=4)
-    single(images[1:2], labels[1:, :1])
-    assert torch.allclose(record.total_loss[:, 1], single.record.total_loss[:, 0], rtol=1e-6)
+    alone = single(images[1:2], labels[1:, :1])
+    assert torch.allclose(record.total_loss[:, 1], alone.record.total_loss[:, 0], rtol=1e-6)
 
 
 def test_a_targeted_attack_comes_nearer_to_its_target(checkpoint, classifier, images, labels):
     attack = build(checkpoint(), classifier, iterations=12)
     target = torch.tensor([4])
     inversion = attack.invert(images[:1], labels[:1], target)
-    adversarial = attack.attack(inversion)
-    record = attack.record
+    result = attack.attack(inversion)
+    record = result.record
     assert record.attack_loss[0, 0].item() == pytest.approx(
-        cross_entropies(classifier, attack.reconstruction)[4].item(), rel=1e-9
+        cross_entropies(classifier, result.reconstruction)[4].item(), rel=1e-9
     )
-    assert cross_entropies(classifier, adversarial)[4] < record.attack_loss[0, 0] - 0.01
+    assert cross_entropies(classifier, result.adversarial)[4] < record.attack_loss[0, 0] - 0.01
     assert torch.allclose(
         10 * record.attack_loss + 100 * record.self_attention_loss + 10000 * record.cross_attention_loss,
         record.total_loss,
@@ -583,9 +579,9 @@ def test_a_targeted_attack_comes_nearer_to_its_target(checkpoint, classifier, im
 
 
 def test_logit_temperature(checkpoint, classifier, images, labels):
-    _, attack = run(checkpoint, classifier, images[:1], labels[:1], iterations=1, logit_temperature=10.0)
-    assert attack.record.attack_loss[0, 0].item() == pytest.approx(
-        cross_entropies(classifier, attack.reconstruction, 10)[labels[0]].item(), rel=1e-9
+    result, _ = run(checkpoint, classifier, images[:1], labels[:1], iterations=1, logit_temperature=10.0)
+    assert result.record.attack_loss[0, 0].item() == pytest.approx(
+        cross_entropies(classifier, result.reconstruction, 10)[labels[0]].item(), rel=1e-9
     )
 
 

@@ -124,13 +124,13 @@ def test_a_batch_gives_what_single_images_give(data, whole, tmp_path):
 SHORT_OF_MEMORY = """
 import sys
 sys.argv[0] = "main.py"
-import main, models, torch
-class DiffAttack(models.DiffAttack):
+import main, task, torch
+class DiffAttack(task.DiffAttack):
     def attack(self, inversion, progress=None):
         if len(inversion.images) > {batch} or not (self.checkpointing or {plain}):
             torch.empty(2**60, dtype=torch.uint8)
         return super().attack(inversion, progress)
-models.DiffAttack = DiffAttack
+task.DiffAttack = DiffAttack
 sys.exit(main.main())
 """
 

@@ -1,0 +1,72 @@
+"""What a command line names, read the same way for every command: images, classes, device, and the attack."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from classifiers import WithoutBackground, load_classifier
+from dataset import Item
+from diff_latent_attack import DiffAttack
+from models import load_pipeline, resolve_device, resolve_dtype, set_up
+from options import Options, class_names_of, read_items
+from runs import check_save_dir, configuration_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a command works on, before a network is loaded."""
+
+    options: Options
+    class_names: tuple[str, ...]
+    items: list[Item]
+    device: torch.device
+    dtype: torch.dtype  # of the diffusion model
+
+    def configuration(self, options: Options | None = None) -> dict:
+        """What the files of a run depend on, here or with other options."""
+        return configuration_of(options or self.options, self.dtype, self.items)
+
+
+def read_task(options: Options, device: str | None = None) -> Task:
+    """Reads what the options name, without loading a network.
+
+    Args:
+        device: another than `--device`, as one of several processes has it.
+    Raises:
+        InputError, DatasetError: something named cannot be used.
+    """
+    class_names = class_names_of(options)
+    items = read_items(options, class_names)
+    resolved = resolve_device(device or options.device)
+    dtype = resolve_dtype(options.dtype, resolved)
+    check_save_dir(options.save_dir)
+    return Task(options, class_names, items, resolved, dtype)
+
+
+def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
+    """Loads the networks of a task once, and makes of them an attack with each of these options.
+
+    Transfer classifiers are loaded, too, so that what is wrong with them is said before the attack.
+    """
+    options = task.options
+    torch.manual_seed(options.seed)
+    set_up(task.device)
+    classes = len(task.class_names)
+    # of several processes, the first has found and said all this before
+    main_process = multiprocessing.parent_process() is None
+    for name in options.transfer_models if main_process else ():
+        load_classifier(name, classes, options.res)
+    classifiers = [load_classifier(name, classes, options.res).to(task.device) for name in options.model_name]
+    for name, classifier in zip(options.model_name, classifiers):
+        if isinstance(classifier, WithoutBackground) and main_process:
+            print(
+                f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out',
+                file=sys.stderr,
+            )
+    pipeline = load_pipeline(options.pretrained_diffusion_path, task.device, task.dtype)
+    return [DiffAttack(pipeline, classifiers, task.class_names, one) for one in each]
