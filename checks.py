@@ -39,8 +39,8 @@ def warnings_about_gradients(
     dead = []
     for k in range(len(clean)):
         x = to_tensor(clean[k]).to(device).requires_grad_()
-        own = torch.tensor(labels.reshape(len(labels), -1)[k], device=device)
-        (gradient,) = torch.autograd.grad(-classifier(x).log_softmax(-1)[0, own[own >= 0]].mean(), x)
+        classes = torch.tensor(labels.reshape(len(labels), -1)[k], device=device)
+        (gradient,) = torch.autograd.grad(-classifier(x).log_softmax(-1)[0, classes[classes >= 0]].mean(), x)
         if not gradient.any():
             dead.append(str(k + 1))
     return (

@@ -202,7 +202,7 @@ def metrics_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
 
 def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
     """Of every mode's success to the first one's, on the images that count; `(B,)` each."""
-    first, *others = (of_mode[counted] for of_mode in fooled)
+    first, *others = (mode_fooled[counted] for mode_fooled in fooled)
     return [None] + [
         mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None
         for other in others
@@ -418,12 +418,12 @@ def csv_text(
             *(name for name, quality in evaluations[0].quality.items() if quality.by_image is not None),
         ]
     )
-    for name, of, evaluation in zip(names, rows, evaluations):
+    for name, mode_rows, evaluation in zip(names, rows, evaluations):
         figures = [
             quality.by_image for quality in evaluation.quality.values() if quality.by_image is not None
         ]
         for result in evaluation.classifiers:
-            for k, row in enumerate(of):
+            for k, row in enumerate(mode_rows):
                 before, after, reconstructed = result.before[k], result.after[k], result.reconstructed[k]
                 writer.writerow(
                     [

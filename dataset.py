@@ -212,14 +212,15 @@ def read_dataset(
             f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN} in "
             f"--label_path; give a CSV with that column, or a label for all images"
         )
-    for path, own, goal in zip(images, labels, targets):
-        if goal in own:
+    for path, classes, goal in zip(images, labels, targets):
+        if goal in classes:
             raise DatasetError(
                 f"the target of {path.name}, {goal + label_base}, is its own label; a targeted attack needs "
                 f"another"
             )
     return [
-        Item(index, path, own, goal) for index, (path, own, goal) in enumerate(zip(images, labels, targets))
+        Item(index, path, classes, goal)
+        for index, (path, classes, goal) in enumerate(zip(images, labels, targets))
     ]
 
 
@@ -316,7 +317,7 @@ class Labels:
                 + "; expected one an image"
             )
         pairs = [found.get(path.name) or found[path.stem] for path in images]
-        return [own for own, _ in pairs], [goal for _, goal in pairs]
+        return [classes for classes, _ in pairs], [goal for _, goal in pairs]
 
 
 def labels_of_folders(

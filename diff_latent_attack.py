@@ -408,13 +408,13 @@ class DiffAttack(LatentDiffusion):
             tokenizer(prompt, add_special_tokens=False).input_ids[:count]
             for prompt, count in zip(self.prompts(inversion.labels), counts)
         ]
-        own = slice(1, 1 + max(counts))  # between BOS and EOS
+        prompt = slice(1, 1 + max(counts))  # between BOS and EOS
         return AttackRecord(
             timesteps=self.timesteps.clone(),
             layers=list(reference.grids),
             grids=list(reference.grids.values()),
             class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
-            class_attention=torch.stack([reference.class_attention, class_attention])[..., own]
+            class_attention=torch.stack([reference.class_attention, class_attention])[..., prompt]
             .permute(0, 4, 2, 3, 1)
             .float()
             .cpu(),

@@ -250,8 +250,8 @@ def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Se
         sharey=True,
     )
     for column, (name, losses) in zip(panels.T, runs.items()):
-        for panel, of in zip(column, (losses, losses[..., :1])):
-            shares = timestep_shares(of[0][:, None] if single else of)
+        for panel, counted in zip(column, (losses, losses[..., :1])):
+            shares = timestep_shares(counted[0][:, None] if single else counted)
             mean, deviation = mean_and_deviation(shares)
             panel.bar(
                 range(len(timesteps)),

@@ -111,7 +111,7 @@ class LatentDiffusion:
 
     def prompts(self, labels: torch.Tensor) -> list[str]:
         """The caption of each image's class, or of all its classes."""
-        return [", ".join(self.class_names[label] for label in own if label >= 0) for own in labels.tolist()]
+        return [", ".join(self.class_names[label] for label in row if label >= 0) for row in labels.tolist()]
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,8 +128,8 @@ class LatentDiffusion:
         )
         position = torch.arange(tokenizer.model_max_length)
         last = tokens.attention_mask.sum(1, keepdim=True) - 1
-        own = (position > 0) & (position < last)
-        return text_encoder(tokens.input_ids.to(text_encoder.device))[0].to(self.dtype), own.to(
+        is_prompt = (position > 0) & (position < last)
+        return text_encoder(tokens.input_ids.to(text_encoder.device))[0].to(self.dtype), is_prompt.to(
             text_encoder.device
         )
 

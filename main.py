@@ -150,7 +150,7 @@ def check(options: Options) -> int:
     inversion = attack.invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
     inverted = time.perf_counter() - started
     plain = replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
-    reconstructions = [psnr(clean, to_pixels(attack.reconstruct(of)[0])) for of in (inversion, plain)]
+    reconstructions = [psnr(clean, to_pixels(attack.reconstruct(start)[0])) for start in (inversion, plain)]
     started = time.perf_counter()
     attack.attack(inversion)
     attacked = (time.perf_counter() - started) * options.iterations / attack.options.iterations
@@ -300,7 +300,7 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
         if options.target_label is None
         else check_target(options.target_label, len(class_names), options.label_base)
     )
-    return [Item(k, path, own, target) for k, (path, own) in enumerate(zip(clean, labels))]
+    return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
 
 
 def side_of(path: Path) -> int:

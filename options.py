@@ -381,6 +381,8 @@ def groups(kind: type[Options]) -> list[tuple[str, list[Field]]]:
 
 def as_text(value: Any) -> str:
     """A default as one would type it."""
+    if isinstance(value, float):
+        return f"{value:g}"
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
@@ -417,7 +419,7 @@ def parse_options(
             else:
                 settings |= {
                     "type": declared.metadata["parse"],
-                    "default": as_text(default) if isinstance(default, tuple) else default,
+                    "default": as_text(default) if isinstance(default, (tuple, float)) else default,
                 }
             group.add_argument(f"--{declared.name}", **settings)
     options = kind(**vars(parser.parse_args(argv)))

@@ -14,7 +14,7 @@ import torch
 from checks import warnings_about_rounding
 from dataset import Item
 from diff_latent_attack import DiffAttack
-from evaluate import Evaluation, evaluate, table
+from evaluate import ClassifierResult, Evaluation, evaluate, table
 from options import Options
 from records import ANALYSIS, record_path, timestep_rows
 from report import write_page
@@ -133,19 +133,21 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
 
 def of_image(evaluation: Evaluation, k: int, class_names: Sequence[str], base: int) -> dict:
     """What an evaluation says of the k-th image alone."""
-    predictions_of = {
-        result.name: {"before": result.before, "reconstructed": result.reconstructed, "after": result.after}
-        for result in evaluation.classifiers
-    }
+
+    def described(result: ClassifierResult) -> dict:
+        by_picture = {
+            "before": result.before,
+            "reconstructed": result.reconstructed,
+            "after": result.after,
+        }
+        return {
+            picture: describe(predictions[k], class_names, base)
+            for picture, predictions in by_picture.items()
+            if predictions
+        }
+
     return {
-        "predictions": {
-            name: {
-                when: describe(predictions[k], class_names, base)
-                for when, predictions in of.items()
-                if predictions
-            }
-            for name, of in predictions_of.items()
-        },
+        "predictions": {result.name: described(result) for result in evaluation.classifiers},
         "quality": {
             name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None
             for name, figure in evaluation.quality.items()

@@ -61,9 +61,9 @@ def run_in_processes(
     with (
         interrupts_ignored()
     ):  # by the processes: Ctrl-C reaches the whole group, and this process answers for all
-        for own in arguments:
+        for part in arguments:
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(sender, threads, work, own), daemon=True)
+            process = context.Process(target=_run, args=(sender, threads, work, part), daemon=True)
             process.start()
             sender.close()
             running[receiver] = process

@@ -70,16 +70,18 @@ def attention_figures(attack: DiffAttack, inversion: Inversion, mask: np.ndarray
     tokens = inversion.class_tokens[0].cpu()
     cross = reference.class_attention[0].cpu()[..., tokens].mean(-1)  # (7, 7)
     inside = share_of_cells(mask, len(cross))
-    own = reference.self_attention[0].cpu().flatten(0, 1)  # (196, 196)
+    attention = reference.self_attention[0].cpu().flatten(0, 1)  # (196, 196)
     cells = share_of_cells(mask, reference.self_attention.shape[1]).flatten()
     mask_of_attack = attack.pseudo_mask(reference.class_attention, inversion)
     return {
         "class attention, least": cross.min().item(),
         "class attention, most": cross.max().item(),
         "inside over outside": (weighted_mean(cross, inside) / weighted_mean(cross, 1 - inside)).item(),
-        "self-attention inside over chance": (weighted_mean(own @ cells, cells) / cells.mean()).item(),
+        "self-attention inside over chance": (weighted_mean(attention @ cells, cells) / cells.mean()).item(),
         "largest possible": (1 / cells.mean()).item(),
-        "entropy of self-attention": (torch.special.entr(own).sum(-1).mean() / np.log(own.shape[1])).item(),
+        "entropy of self-attention": (
+            torch.special.entr(attention).sum(-1).mean() / np.log(attention.shape[1])
+        ).item(),
         "hard mask covers": (mask_of_attack > 0.5).float().mean().item(),
     }
 

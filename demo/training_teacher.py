@@ -90,9 +90,9 @@ def self_attention_target(features: dict[int, torch.Tensor], grid: int, temperat
     identity, which groups nothing.
     """
     logits = similarity(features, grid) / temperature
-    own = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    others = logits.masked_fill(own, -torch.inf)
-    return torch.where(own, others.amax(-1, keepdim=True), logits).softmax(-1)
+    diagonal = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    others = logits.masked_fill(diagonal, -torch.inf)
+    return torch.where(diagonal, others.amax(-1, keepdim=True), logits).softmax(-1)
 
 
 def cross_attention_target(

@@ -199,8 +199,8 @@ def cross_attention_loss(logits: dict, class_maps: torch.Tensor, tokens: torch.T
             continue
         attention = values.softmax(-1).mean(1)  # (B, queries, tokens)
         target = cross_attention_target(class_maps, side)[:, :, None].expand_as(attention)
-        own = tokens[:, None, :].expand_as(attention)
-        attention, target = attention[own].clamp(1e-6, 1 - 1e-6), target[own]
+        of_class = tokens[:, None, :].expand_as(attention)
+        attention, target = attention[of_class].clamp(1e-6, 1 - 1e-6), target[of_class]
         losses.append(F.binary_cross_entropy(attention, target) - F.binary_cross_entropy(target, target))
     return torch.stack(losses).mean()
 

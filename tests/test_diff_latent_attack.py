@@ -613,8 +613,8 @@ def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
         pipeline.scheduler.config, prediction_type="v_prediction"
     )
     figures = []
-    for of in (pipeline, other):
-        attack = DiffAttack(of, classifier)
+    for source in (pipeline, other):
+        attack = DiffAttack(source, classifier)
         inversion = attack.invert(to_tensor(picture), torch.tensor([label]))
         figures.append(psnr(picture, to_pixels(attack.reconstruct(inversion)[0])))
     assert attack.scheduler.config.prediction_type == "v_prediction" and abs(figures[0] - figures[1]) < 0.5

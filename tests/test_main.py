@@ -1,5 +1,6 @@
 """main.py as a process: the demo commands, the same files twice, and every kind of bad input."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from PIL import Image
 import main
 from images import read_image
 from models import load_pipeline
+from options import Options, flag_table, parse_options
 from quality import psnr
 
 QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17"]
@@ -130,6 +132,19 @@ def test_help_groups_the_flags_and_says_each_default():
         "(default: efficientnet_lite0)",
     ):
         assert part in text
+
+
+def test_the_docs_list_every_flag():
+    assert flag_table() in (ROOT / "docs" / "usage.md").read_text(), "paste what `python options.py` prints"
+    listed = re.findall(r"^\| `--(\w+)`", flag_table(), re.M)
+    assert sorted(listed) == sorted(declared.name for declared in dataclasses.fields(Options))
+
+
+def test_the_options_of_a_command_line_equal_those_of_the_library():
+    parsed = parse_options(Options, "", ["--iterations", "5", "--is_hard_mask", "--weight_schedule", "1,2"])
+    made = Options(iterations=5, is_hard_mask=True, weight_schedule="1,2")
+    made.fill_in_defaults()
+    assert parsed == made and parsed.schedule == (1.0, 2.0)
 
 
 # ---------------------------------------------------------------- bad input
