@@ -41,6 +41,25 @@ class AttentionLayer:
 Maps = dict[AttentionLayer, torch.Tensor]  # each (B, heads, queries, keys), rows sum to 1
 
 
+def split_heads(
+    attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """Queries, keys and values, each `(B, heads, tokens, head width)`."""
+    context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    return [
+        projection(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        for projection, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+    ]
+
+
+def join_heads(attn: Attention, attended: torch.Tensor) -> torch.Tensor:
+    """Attended values `(B, heads, tokens, head width)` to the layer's output `(B, tokens, width)`."""
+    attended = attended.transpose(1, 2).flatten(2)
+    for module in attn.to_out:
+        attended = module(attended)
+    return attended
+
+
 class RecordingAttnProcessor:
     """The attention of Vaswani et al. (2017), which also hands the probabilities of the conditional half to a
     controller.
@@ -57,14 +76,8 @@ class RecordingAttnProcessor:
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states `(2B, queries, width)` to the same shape."""
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            projection(states)
-            .unflatten(-1, (attn.heads, -1))
-            .transpose(1, 2)  # (2B, heads, tokens, head width)
-            for projection, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
-        unconditional, conditional = zip(*(states.chunk(2) for states in (query, key, value)))
+        projected = split_heads(attn, hidden_states, encoder_hidden_states)
+        unconditional, conditional = zip(*(states.chunk(2) for states in projected))
         attended = F.scaled_dot_product_attention(*unconditional, scale=attn.scale)
 
         query, key, value = conditional
@@ -72,10 +85,7 @@ class RecordingAttnProcessor:
         probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         self.controller.collect(self.layer, probabilities)
 
-        attended = torch.cat([attended, probabilities.to(value) @ value]).transpose(1, 2).flatten(2)
-        for module in attn.to_out:
-            attended = module(attended)
-        return attended
+        return join_heads(attn, torch.cat([attended, probabilities.to(value) @ value]))
 
 
 class AttentionControlEdit:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from comparison import ModeWeights, compare_runs, csv_text, latex, markdown
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack, NonFiniteLossError
-from evaluate import Evaluation, evaluate, table
+from evaluate import Evaluation, evaluate, table, written_results
 from figures import plot_success_against_visibility
 from images import read_image, to_tensor
 from options import InputError, Options, flag, parse_options
@@ -258,15 +258,11 @@ def report(
         return 1
     runs = [read_finished(mode.options.save_dir, [item.index for item in compared]) for mode in modes]
     surrogates = dict(zip(options.model_name, modes[0].attack.classifiers))
-    evaluations = [
-        evaluate(
-            read_pictures(mode.options.save_dir, compared, options.res),
-            surrogates,
-            options.transfer_models,
-            device,
-        )
-        for mode in modes
-    ]
+    evaluations = []
+    for mode, run in zip(modes, runs):
+        pictures = read_pictures(mode.options.save_dir, compared, options.res)
+        known = written_results(run.rows, pictures, options.label_base)
+        evaluations.append(evaluate(pictures, surrogates, options.transfer_models, device, known))
     comparison = compare_runs(
         [mode.name for mode in modes],
         runs,

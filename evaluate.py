@@ -95,6 +95,15 @@ class ClassifierResult:
             else share((self.fooled & self.correct_reconstructed).sum(), self.correct_reconstructed.sum())
         )
 
+    def described(self, k: int, class_names: Sequence[str], base: int) -> dict[str, dict]:
+        """The predictions of the k-th image, for results.json."""
+        predictions = {"before": self.before, "reconstructed": self.reconstructed, "after": self.after}
+        return {
+            picture: of_images[k].described(class_names, base)
+            for picture, of_images in predictions.items()
+            if of_images is not None
+        }
+
     def figures(self) -> dict[str, Estimate | None]:
         return {
             name: getattr(self, name)
@@ -117,6 +126,26 @@ def evaluate_classifier(
         for images in (pictures.clean, pictures.adversarial, pictures.reconstructed)
     )
     return ClassifierResult(name, pictures.labels, before, after, reconstructed, pictures.targets)
+
+
+def written_results(rows: Sequence[dict], pictures: Pictures, base: int) -> dict[str, ClassifierResult]:
+    """What the surrogates said of the pictures when each was written, by name, from the rows of the records,
+    whose labels count from `base`; empty if they are of a version that did not save it.
+    """
+    if not all("predictions" in row for row in rows):
+        return {}
+    return {
+        name: ClassifierResult(
+            name,
+            pictures.labels,
+            *(
+                [Prediction.of_description(row["predictions"][name][picture], base) for row in rows]
+                for picture in ("before", "after", "reconstructed")
+            ),
+            pictures.targets,
+        )
+        for name in rows[0]["predictions"]
+    }
 
 
 def joint(results: Sequence[ClassifierResult]) -> tuple[np.ndarray, np.ndarray]:
@@ -307,16 +336,21 @@ def evaluate(
     surrogates: Mapping[str, torch.nn.Module],
     transfer: Sequence[str],
     device: torch.device,
+    known: Mapping[str, ClassifierResult] | None = None,
 ) -> Evaluation:
     """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers, each
     loaded, used and freed before the next.
+
+    Args:
+        known: what surrogates have said of these pictures before, by name.
 
     Raises:
         ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
     """
     results, warnings = [], warnings_about_transfer(list(surrogates), transfer)
     for name, classifier in surrogates.items():
-        results.append(evaluate_classifier(name, classifier, pictures, device))
+        result = (known or {}).get(name) or evaluate_classifier(name, classifier, pictures, device)
+        results.append(result)
         with torch.no_grad():
             classes = classifier(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
         warnings += [

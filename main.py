@@ -49,7 +49,7 @@ from options import InputError, Options, check_shards, class_names_of, parse_opt
 from predictions import predict
 from quality import psnr
 from results import of_image, report, write_report
-from runner import Runner, count_processes, describe, restore_weights, share_out
+from runner import Runner, count_processes, restore_weights, share_out
 from runs import (
     check_folder,
     check_save_dir,
@@ -263,8 +263,8 @@ def test(options: Options) -> int:
             "file": item.path.name,
             "label": counted(item.labels, base),
             "class": ", ".join(class_names[label] for label in item.labels),
-            "before": describe(surrogate.before[k], class_names, base),
-            "after": describe(surrogate.after[k], class_names, base),
+            "before": surrogate.before[k].described(class_names, base),
+            "after": surrogate.after[k].described(class_names, base),
             **of_image(evaluation, k, class_names, base),
         }
         for k, item in enumerate(items)

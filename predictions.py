@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -18,6 +18,15 @@ class Prediction:
     label: int
     confidence: float  # probability of that label
     true_confidence: float  # probability of the true label, or of all of them
+
+    def described(self, class_names: Sequence[str], base: int) -> dict:
+        """For results.json: the label counted from `base`, and its class."""
+        return {**asdict(self), "label": self.label + base, "class": class_names[self.label]}
+
+    @classmethod
+    def of_description(cls, description: dict, base: int) -> Prediction:
+        """The prediction that `described` described."""
+        return cls(description["label"] - base, description["confidence"], description["true_confidence"])
 
 
 @torch.no_grad()

@@ -14,11 +14,10 @@ import torch
 from checks import warnings_about_rounding
 from dataset import Item
 from diff_latent_attack import DiffAttack
-from evaluate import ClassifierResult, Evaluation, evaluate, table
+from evaluate import Evaluation, evaluate, table, written_results
 from options import Options
 from records import ANALYSIS, record_path, timestep_rows
 from report import write_page
-from runner import describe
 from runs import provenance, read_failures, read_finished, read_pictures, write_texts
 from timestep_weights import COLLAPSED_BELOW, effective_timesteps
 from utils import draw_folders
@@ -87,7 +86,11 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
         rows = finished.rows
         pictures = read_pictures(options.save_dir, done, options.res)
         evaluation = evaluate(
-            pictures, dict(zip(options.model_name, attack.classifiers)), options.transfer_models, device
+            pictures,
+            dict(zip(options.model_name, attack.classifiers)),
+            options.transfer_models,
+            device,
+            written_results(rows, pictures, options.label_base),
         )
         evaluation.warnings.extend(
             warnings_about_rounding(
@@ -134,20 +137,10 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
 def of_image(evaluation: Evaluation, k: int, class_names: Sequence[str], base: int) -> dict:
     """What an evaluation says of the k-th image alone."""
 
-    def described(result: ClassifierResult) -> dict:
-        by_picture = {
-            "before": result.before,
-            "reconstructed": result.reconstructed,
-            "after": result.after,
-        }
-        return {
-            picture: describe(predictions[k], class_names, base)
-            for picture, predictions in by_picture.items()
-            if predictions
-        }
-
     return {
-        "predictions": {result.name: described(result) for result in evaluation.classifiers},
+        "predictions": {
+            result.name: result.described(k, class_names, base) for result in evaluation.classifiers
+        },
         "quality": {
             name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None
             for name, figure in evaluation.quality.items()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +15,12 @@ from classifiers import file_name
 from dataset import Item, labels_and_targets
 from diff_latent_attack import LOSS_TERMS, AttackResult, DiffAttack, NonFiniteLossError
 from diff_latent_attack import fooled as logits_fooled
-from images import read_image, to_pixels, to_tensor, write_image, write_result
+from evaluate import evaluate_classifier
+from images import Pictures, read_image, to_pixels, to_tensor, write_image, write_result
 from inversion import Inversion
 from memory import free_memory
 from options import Options
-from predictions import Prediction, correct, fooled, predict
+from predictions import fooled
 from quality import psnr
 from records import record_path, write_record
 from runs import RunError, counted, failure_path, missing_of, name_of, write_failure
@@ -33,14 +32,6 @@ LARGEST_BATCH, MEMORY_SHARE = (
     16,
     0.8,
 )
-
-
-def describe(prediction: Prediction, class_names: Sequence[str], base: int) -> dict:
-    return {
-        **dataclasses.asdict(prediction),
-        "label": prediction.label + base,
-        "class": class_names[prediction.label],
-    }
 
 
 def attack_images(
@@ -103,35 +94,37 @@ def write_image_files(
     """
     device, class_names, base = attack.unet.device, attack.class_names, options.label_base
     folder, index, adversarial = options.save_dir, item.index, result.adversarial[k : k + 1]
-    write_image(to_pixels(adversarial[0]), folder / f"{index:04d}_adv_image.png")
-    write_image(to_pixels(result.reconstruction[k]), folder / f"{index:04d}_reconstruction.png")
-    written = read_image(folder / f"{index:04d}_adv_image.png", options.res)
-    predictions = [
-        predict(classifier, np.stack([clean, written]), labels.repeat(2, 0), device)
-        for classifier in attack.classifiers
+    files = {kind: folder / f"{index:04d}_{kind}.png" for kind in ("adv_image", "reconstruction")}
+    write_image(to_pixels(adversarial[0]), files["adv_image"])
+    write_image(to_pixels(result.reconstruction[k]), files["reconstruction"])
+    written, reconstructed = (read_image(path, options.res) for path in files.values())
+    pictures = Pictures(clean[None], written[None], labels, reconstructed[None], targets)
+    answers = [
+        evaluate_classifier(name, classifier, pictures, device)
+        for name, classifier in zip(options.model_name, attack.classifiers)
     ]
-    correct_before = all(correct([before], labels).all() for before, _ in predictions)
-    success = all(fooled([after], labels, targets).all() for _, after in predictions)
+    correct_before = all(answer.correct_before.all() for answer in answers)
+    success = all(fooled(answer.after, labels, targets).all() for answer in answers)
     with torch.no_grad():  # of interest only where the file says otherwise
         as_tensor = torch.stack([classifier(adversarial.float()) for classifier in attack.classifiers])
     fooled_as_tensor = logits_fooled(
         as_tensor, torch.tensor(labels, device=device), torch.tensor(targets, device=device)
     )
-    models = "+".join(map(file_name, options.model_name))
-    write_result(folder, index, clean, written, models, success)
-    before, after = predictions[0]
+    write_result(folder, index, clean, written, "+".join(map(file_name, options.model_name)), success)
+    predictions = {answer.name: answer.described(0, class_names, base) for answer in answers}
     row = {
         "index": index,
         "file": name_of(item, options),
         "label": counted(item.labels, base),
         "class": ", ".join(class_names[label] for label in item.labels),
-        "before": describe(before, class_names, base),
-        "after": describe(after, class_names, base),
+        "before": predictions[options.model_name[0]]["before"],
+        "after": predictions[options.model_name[0]]["after"],
         "success": success if correct_before else None,
         "fooled": success,
         "fooled_as_tensor": bool(fooled_as_tensor.all()),
         "psnr": psnr(clean, written),
         "seconds": seconds,
+        "predictions": predictions,
     }
     if item.target is not None:
         row |= {"target": item.target + base, "target_class": class_names[item.target]}

@@ -24,6 +24,7 @@ from training_common import SIZE, Clock, as_input, save_atomically
 from training_teacher import FEATURES, SURE, cross_attention_target, self_attention_target
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from attentionControl import join_heads, split_heads
 from classifiers import IMAGENET_CLASSES
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -160,17 +161,10 @@ class TaughtAttention:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            projection(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for projection, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        query, key, value = split_heads(attn, hidden_states, encoder_hidden_states)
         logits = query * attn.scale @ key.transpose(-1, -2)
         self.logits[self.name, encoder_hidden_states is not None, math.isqrt(logits.shape[2])] = logits
-        attended = (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        for module in attn.to_out:
-            attended = module(attended)
-        return attended
+        return join_heads(attn, logits.softmax(-1) @ value)
 
 
 def self_attention_loss(logits: dict, features: dict[int, torch.Tensor]) -> torch.Tensor:
