@@ -257,12 +257,15 @@ def report(
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
     runs = [read_finished(mode.options.save_dir, [item.index for item in compared]) for mode in modes]
-    surrogates = dict(zip(options.model_name, modes[0].attack.classifiers))
+    attack = modes[0].attack
+    surrogates, class_names = dict(zip(options.model_name, attack.classifiers)), attack.class_names
     evaluations = []
     for mode, run in zip(modes, runs):
         pictures = read_pictures(mode.options.save_dir, compared, options.res)
         known = written_results(run.rows, pictures, options.label_base)
-        evaluations.append(evaluate(pictures, surrogates, options.transfer_models, device, known))
+        evaluations.append(
+            evaluate(pictures, surrogates, options.transfer_models, device, known, class_names)
+        )
     comparison = compare_runs(
         [mode.name for mode in modes],
         runs,

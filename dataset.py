@@ -1,35 +1,29 @@
-"""The images of a run, their labels and the names of their classes, from the files that data sets come with.
+"""The images of a run and their labels, from the files that data sets come with.
 
-    class_names = read_class_names(Path("CUB_200_2011/classes.txt"))
     images = read_dataset(Path("photos"), Path("labels.txt"), class_names)      # a list of Item
 
-Labels: a text file with a line for each image in natural order, a number or several ("3 17"); a CSV with
-columns ImageId,TrueLabel (and TargetClass), as NIPS 2017's, or filename,label, matched by name; or no file
-where the images lie in one folder a class. Captions: a line for each class; CUB-200-2011's classes.txt;
-Stanford Cars' cars_meta.mat; a JSON with an id2label of transformers.
+Labels: a text file with a line for each image in natural order, a number or several ("3 17"), or an image's
+name or number and its label; a table (commas, semicolons or tabs) with columns ImageId,TrueLabel (and
+TargetClass), as NIPS 2017's, or filename,label, matched by name; or no file where the images lie in one
+folder a class.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from natsort import natsorted
 
-from images import IMAGE_SUFFIXES
+from class_names import DatasetError, spoken
+from images import IMAGE_SUFFIXES, PICTURE_SUFFIXES
+from notes import note
 
 TARGET_COLUMN = "TargetClass"
-
-
-class DatasetError(ValueError):
-    """A file or folder of a data set cannot be used; the message says which flag, where, and what to do, in
-    one line.
-    """
 
 
 @dataclass(frozen=True)
@@ -69,105 +63,56 @@ PRESETS = {
 }
 
 
+NOT_OF_THE_USER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+
 def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images of a folder in natural order, or of the folders in it, one a class."""
+    """The images of a folder in natural order, or of the folders in it, one a class; says what it skips.
+
+    Raises:
+        DatasetError: there is no folder, no image in it, or a class of which no picture can be read.
+    """
     if not folder.is_dir():
         raise DatasetError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
     images = natsorted(filter(is_image, folder.iterdir()), key=lambda path: path.name)
-    for inner in class_folders(folder) if not images else []:
-        images += natsorted(filter(is_image, inner.iterdir()), key=lambda path: path.name)
+    folders = class_folders(folder)
+    skipped = [path for path in folder.iterdir() if path.is_file() and not is_image(path)]
+    if images:
+        skipped += folders
+    for inner in folders if not images else []:
+        found = natsorted(filter(is_image, inner.iterdir()), key=lambda path: path.name)
+        others = [path for path in inner.iterdir() if not is_image(path)]
+        pictures = [path.name for path in others if path.suffix.lower() in PICTURE_SUFFIXES]
+        if pictures and not found:
+            raise DatasetError(
+                f"--images_root: no picture of class {inner.name!r} can be read, such as {pictures[0]!r}; "
+                f"expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+            )
+        images += found
+        skipped += others if found else [inner]
     if not images:
         raise DatasetError(
             f"--images_root: no image in {str(folder)!r}; expected files ending in "
             f"{', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
         )
+    skipped = [path for path in skipped if path.name not in NOT_OF_THE_USER]
+    if skipped:
+        names = sorted(path.name + ("/" if path.is_dir() else "") for path in skipped)
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        note(f"--images_root: {len(names)} entries of {str(folder)!r} are no images and skipped: {shown}")
     return images
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """In the order of torchvision's ImageFolder, by which it numbers the classes."""
-    return sorted(
+    """In natural order."""
+    return natsorted(
         (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
         key=lambda path: path.name,
     )
-
-
-# ---------------------------------------------------------------- captions
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """The names of the classes in the order of their labels, from a file in any of the forms above."""
-    if not path.is_file():
-        raise DatasetError(
-            f"--captions: there is no file {str(path)!r}; give a text file with the name of a class a line"
-        )
-    try:
-        if path.suffix == ".mat":
-            class_names = class_names_of_cars(path)
-        elif path.suffix == ".json":
-            class_names = class_names_of_json(path)
-        else:
-            class_names = class_names_of_lines(path.read_text(encoding="utf-8-sig").rstrip().splitlines())
-    except (
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:
-        raise DatasetError(
-            f"--captions: {str(path)!r} cannot be read ({' '.join(str(error).split())[:120]}); give a text "
-            f"file with the name of a class a line, "
-            "CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label"
-        ) from None
-    for number, caption in enumerate(class_names, 1):
-        if not caption.strip():
-            raise DatasetError(
-                f"--captions: class {number} of {str(path)!r} has no name; expected one a line"
-            )
-    return tuple(class_names)
-
-
-def class_names_of_lines(lines: Sequence[str]) -> list[str]:
-    """Plain lines, or CUB's: a number, and the same number with a name, as "12
-    012.Yellow_headed_Blackbird".
-    """
-    numbered = [re.fullmatch(r"\s*(\d+)\s+0*(\d+)\.(\S+)\s*", line) for line in lines]
-    if lines and all(match and match[1] == match[2] for match in numbered):
-        names = {int(match[1]): match[3].replace("_", " ") for match in numbered}
-        if sorted(names) != list(range(1, len(names) + 1)):
-            raise ValueError("its classes are not numbered from 1 on, each once")
-        return [names[number] for number in sorted(names)]
-    return [line.strip() for line in lines]
-
-
-def class_names_of_cars(path: Path) -> list[str]:
-    """`class_names` of Stanford Cars' cars_meta.mat."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        return [str(name) for name in loadmat(path, squeeze_me=True)["class_names"]]
-    except MatReadError as error:
-        raise ValueError(error) from None
-
-
-def class_names_of_json(path: Path) -> list[str]:
-    """An `id2label`, by itself or in a config.json, or a list of names."""
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
-    content = content.get("id2label", content) if isinstance(content, dict) else content
-    if isinstance(content, list):
-        return [str(name) for name in content]
-    names = {int(key): str(name) for key, name in content.items()}
-    if sorted(names) != list(range(len(names))):
-        raise ValueError("its classes are not numbered from 0 on, each once")
-    return [names[number] for number in sorted(names)]
 
 
 # ---------------------------------------------------------------- labels
@@ -194,15 +139,12 @@ def read_dataset(
     """
     images = list_images(folder)
     if label_path is None:
-        labels, targets = labels_of_folders(folder, images, class_names), [None] * len(images)
+        labels = labels_of_folders(folder, images, class_names, label_base)
+        targets = [None] * len(images)
     else:
         lines = read_lines(label_path)
         read = Labels(label_path, len(class_names), label_base, target == TARGET_COLUMN)
-        labels, targets = (
-            read.of_table(lines, images)
-            if label_path.suffix.lower() == ".csv"
-            else read.of_lines(lines, images)
-        )
+        labels, targets = read.of_file(lines, images)
     if target is None:
         targets = [None] * len(images)
     elif target != TARGET_COLUMN:
@@ -237,6 +179,10 @@ def read_lines(label_path: Path) -> list[str]:
         raise DatasetError(
             f"--label_path: {str(label_path)!r} is no text file; give one class number a line"
         ) from None
+
+
+# of the columns of a table
+TITLES = {"imageid", "filename", "truelabel", "label", TARGET_COLUMN.lower()}
 
 
 def check_target(target: int, classes: int, base: int) -> int:
@@ -276,6 +222,36 @@ class Labels:
         """One label or several, each once."""
         return tuple(dict.fromkeys(self.number(part, line) for part in text.split() or [""]))
 
+    def of_file(
+        self, lines: Sequence[str], images: Sequence[Path]
+    ) -> tuple[list[tuple[int, ...]], list[int | None]]:
+        """The labels, and targets or None, of a table or of lines."""
+        title = re.split(r"[,;\t]", lines[0].lower()) if lines else []
+        is_table = self.path.suffix.lower() in (".csv", ".tsv") or any(
+            name.strip("\"' ") in TITLES for name in title
+        )
+        if is_table:
+            return self.of_table(lines, images)
+        return self.of_lines(self.without_numbers(lines, images), images)
+
+    def without_numbers(self, lines: Sequence[str], images: Sequence[Path]) -> Sequence[str]:
+        """The lines without the image's name or number before the label, in the order of the images.
+
+        CUB's image_class_labels.txt numbers its images, and such a number is no second label.
+        """
+        pairs = [line.split() for line in lines]
+        if not lines or any(len(pair) != 2 for pair in pairs):
+            return lines
+        names = {name: label for name, label in pairs}
+        files = [next((n for n in (path.name, path.stem) if n in names), None) for path in images]
+        if not any(re.fullmatch(r"[+-]?\d+", name) for name in names) and None not in files:
+            return [names[name] for name in files]
+        counted = [pair[0] for pair in pairs] == [str(k) for k in range(1, len(pairs) + 1)]
+        if counted and (len(pairs) > 2 or self.path.name == "image_class_labels.txt"):
+            note(f"--label_path: the first column of {str(self.path)!r} is the image's number")
+            return [label for _, label in pairs]
+        return lines
+
     def of_lines(
         self, lines: Sequence[str], images: Sequence[Path]
     ) -> tuple[list[tuple[int, ...]], list[None]]:
@@ -291,8 +267,9 @@ class Labels:
     def of_table(
         self, lines: Sequence[str], images: Sequence[Path]
     ) -> tuple[list[tuple[int, ...]], list[int | None]]:
-        """A CSV whose rows name their image, with or without its suffix."""
-        rows = csv.DictReader(lines)
+        """A table whose rows name their image, with or without its suffix."""
+        separator = max(",;\t", key=(lines or [""])[0].count)
+        rows = csv.DictReader(lines, delimiter=separator)
         columns = {name.strip().lower(): name for name in rows.fieldnames or []}
         image = columns.get("imageid") or columns.get("filename")
         label = columns.get("truelabel") or columns.get("label")
@@ -321,10 +298,10 @@ class Labels:
 
 
 def labels_of_folders(
-    folder: Path, images: Sequence[Path], class_names: Sequence[str]
+    folder: Path, images: Sequence[Path], class_names: Sequence[str], base: int
 ) -> list[tuple[int, ...]]:
-    """The class of the folder that each image lies in: the caption of the same name, or else the folder's
-    place among all of them, as torchvision counts.
+    """The class of the folder that each image lies in: the one of its name; or, where all are numbers, the
+    label of that number; or else the folder's place among all of them in natural order, which is said.
     """
     if images[0].parent == folder:
         raise DatasetError(
@@ -332,20 +309,50 @@ def labels_of_folders(
             f"of images a class"
         )
     folders = [path.name for path in class_folders(folder)]
-
-    def spoken(name):
-        return re.sub(r"[\W_]+", " ", name).strip().lower()
-
-    by_caption = {spoken(caption): k for k, caption in enumerate(class_names)}
-    if all(spoken(name) in by_caption for name in folders):
-        numbers = {name: by_caption[spoken(name)] for name in folders}
+    by_name = {spoken(name): k for k, name in enumerate(class_names)}
+    if all(spoken(name) in by_name for name in folders):
+        numbers = {name: by_name[spoken(name)] for name in folders}
+    elif all(re.fullmatch(r"\d+", name) for name in folders):
+        numbers = labels_of_numbers(folder, folders, len(class_names), base)
     elif len(folders) == len(class_names):
         numbers = {name: k for k, name in enumerate(folders)}
+        say_mapping("in natural order", numbers, class_names)
     else:
-        strange = next(name for name in folders if spoken(name) not in by_caption)
+        strange = next(name for name in folders if spoken(name) not in by_name)
         raise DatasetError(
             f"--images_root: {str(folder)!r} has {len(folders)} folders but there are {len(class_names)} "
             f"classes, and no class is called {strange!r}; "
             "name the folders after the class names, have one for each class, or give --label_path"
         )
     return [(numbers[path.parent.name],) for path in images]
+
+
+def labels_of_numbers(folder: Path, folders: Sequence[str], classes: int, base: int) -> dict[str, int]:
+    """Of folders that are called by numbers, the labels: they count from 0 where one is called 0, and else
+    from `base`.
+    """
+    start = 0 if any(int(name) == 0 for name in folders) else base
+    numbers = {name: int(name) - start for name in folders}
+    beyond = [name for name, label in numbers.items() if label >= classes]
+    if beyond or len(set(numbers.values())) < len(numbers):
+        raise DatasetError(
+            f"--images_root: the folders of {str(folder)!r} are numbers, and "
+            + (
+                f"{beyond[0]!r} is none of the {classes} classes, which count from {start}"
+                if beyond
+                else "two are the same one"
+            )
+            + "; name them after the classes, or give --label_base or --label_path"
+        )
+    note(f"--images_root: the folders of {str(folder)!r} are labels that count from {start}")
+    return numbers
+
+
+def say_mapping(how: str, numbers: Mapping[str, int], class_names: Sequence[str]) -> None:
+    shown = [f"{name} is {class_names[label]!r}" for name, label in numbers.items()]
+    rest = f", and {len(shown) - 8} more" if len(shown) > 8 else ""
+    note(
+        f"--images_root: the folders are called otherwise than the classes; {how} "
+        + ", ".join(shown[:8])
+        + rest
+    )

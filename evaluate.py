@@ -337,12 +337,14 @@ def evaluate(
     transfer: Sequence[str],
     device: torch.device,
     known: Mapping[str, ClassifierResult] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Evaluation:
     """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers, each
     loaded, used and freed before the next.
 
     Args:
         known: what surrogates have said of these pictures before, by name.
+        class_names: to compare with those of a transfer classifier that has names for its outputs.
 
     Raises:
         ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
@@ -360,9 +362,12 @@ def evaluate(
         ]
     for name in transfer:
         if name not in surrogates:
-            other = load_classifier(name, classes, pictures.clean.shape[1]).to(device)
+            other = load_classifier(name, class_names or classes, pictures.clean.shape[1]).to(device)
             results.append(evaluate_classifier(name, other, pictures, device))
-            warnings += warnings_about_outputs(name, other, pictures.clean, device)
+            warnings += [
+                *warnings_about_outputs(name, other, pictures.clean, device),
+                *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
+            ]
             del other
     return Evaluation(
         results, evaluate_quality(pictures, list(surrogates), device), warnings, len(surrogates)

@@ -14,26 +14,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps, features
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = tuple(
+    suffix
+    for suffix, codec in {
+        ".png": "zlib",
+        ".jpg": "jpg",
+        ".jpeg": "jpg",
+        ".jpe": "jpg",
+        ".jfif": "jpg",
+        ".webp": "webp",
+        ".avif": "avif",
+        ".jp2": "jpg_2000",
+        ".j2k": "jpg_2000",
+        ".jpf": "jpg_2000",
+        ".bmp": "zlib",
+        ".tif": "zlib",
+        ".tiff": "zlib",
+        ".gif": "zlib",
+        ".ppm": "zlib",
+        ".pgm": "zlib",
+        ".tga": "zlib",
+    }.items()
+    if features.check(codec)  # a build of Pillow need not have all
+)
+# what people keep pictures in, whether they can be read here or not
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jpeg2000", ".jxl", ".svg", ".raw", ".dng")
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
     """A picture as a person sees it, Lanczos-resized: uint8 `(size, size, 3)`.
 
-    EXIF rotation is applied, transparency is laid over white, and 16-bit greyscale is scaled to 8 bits.
+    EXIF rotation is applied, transparency is laid over white, and 16-bit greyscale and floating point are
+    scaled to 8 bits.
 
     Raises:
-        OSError: the file is missing, truncated or no image.
+        OSError: the file is missing, truncated, no image, or its numbers have no range that is known.
     """
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             image.load()
+            # Pillow takes all of these for inverted, as Adobe's are
+            inverted = file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info
     except (
         OSError,
         SyntaxError,
@@ -41,12 +68,48 @@ def read_image(path: Path, size: int) -> np.ndarray:
         Image.DecompressionBombError,
     ) as error:  # what Pillow raises on broken files
         raise OSError(f"{path.name} is not a readable image ({error})") from error
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if inverted:
+        image = ImageChops.invert(image)
+    try:
+        image = to_rgb(image)
+    except ValueError as error:
+        raise OSError(f"{path.name} cannot be shown: {error}") from error
+    return np.asarray(image.resize((size, size), Image.LANCZOS))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any of Pillow's modes in RGB.
+
+    Raises:
+        ValueError: its numbers have no range that is known.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip both at 255
+        image = Image.fromarray(in_8_bits(np.asarray(image, np.float64), image.mode))
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    if image.mode in ("La", "RGBa"):  # colours that are multiplied by their opacity already
+        image = image.convert(image.mode.upper())
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB").resize((size, size), Image.LANCZOS))
+    return image.convert("RGB")
+
+
+def in_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values `(H, W)` of 16 bits, or of floating point in [0, 1] or [0, 255], as uint8."""
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError("its values are negative or not finite; save it with values from 0 to 255")
+    largest = values.max()
+    if mode == "F" and largest <= 1:
+        values = 255 * values
+    elif mode != "F" and 0 < largest <= 4095:
+        raise ValueError("of its 16 bits it uses 12 or fewer, so that it is almost black; scale it to 65535")
+    elif mode != "F" and largest <= 65535:
+        values = values / 257
+    elif largest > 255:
+        raise ValueError(f"its values go up to {largest:.3g}; save it with 8 bits")
+    return values.round().clip(0, 255).astype(np.uint8)
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

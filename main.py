@@ -253,10 +253,8 @@ def test(options: Options) -> int:
         read(reconstructions) if all(path.is_file() for path in reconstructions) else None,
         targets,
     )
-    surrogates = {
-        name: load_classifier(name, len(class_names), size).to(device) for name in options.model_name
-    }
-    evaluation = evaluate(pictures, surrogates, options.transfer_models, device)
+    surrogates = {name: load_classifier(name, class_names, size).to(device) for name in options.model_name}
+    evaluation = evaluate(pictures, surrogates, options.transfer_models, device, class_names=class_names)
     surrogate, base = evaluation.classifiers[0], options.label_base
     rows = [
         {

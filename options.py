@@ -16,8 +16,9 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from class_names import read_class_names
 from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, check_name
-from dataset import PRESETS, TARGET_COLUMN, Item, read_class_names, read_dataset
+from dataset import PRESETS, TARGET_COLUMN, Item, read_dataset
 from timestep_weights import SCHEDULES, WEIGHT_MODES, parse_schedule, schedule_weights
 
 

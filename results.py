@@ -91,6 +91,7 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
             options.transfer_models,
             device,
             written_results(rows, pictures, options.label_base),
+            attack.class_names,
         )
         evaluation.warnings.extend(
             warnings_about_rounding(

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from class_names import DatasetError
 from classifiers import ClassifierError
-from dataset import DatasetError, Item, labels_and_targets
+from dataset import Item, labels_and_targets
 from images import Pictures, read_image, replacing
 from options import InputError, Options
 from records import ANALYSIS, Run, read_run, record_path

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from classifiers import WithoutBackground, load_classifier
+from classifiers import load_classifier
 from dataset import Item
 from diff_latent_attack import DiffAttack
 from models import load_pipeline, resolve_device, resolve_dtype, set_up
@@ -56,17 +55,13 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
     options = task.options
     torch.manual_seed(options.seed)
     set_up(task.device)
-    classes = len(task.class_names)
-    # of several processes, the first has found and said all this before
-    main_process = multiprocessing.parent_process() is None
-    for name in options.transfer_models if main_process else ():
-        load_classifier(name, classes, options.res)
-    classifiers = [load_classifier(name, classes, options.res).to(task.device) for name in options.model_name]
-    for name, classifier in zip(options.model_name, classifiers):
-        if isinstance(classifier, WithoutBackground) and main_process:
-            print(
-                f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out',
-                file=sys.stderr,
-            )
+    # of several processes, the first has found and said before what is wrong with them
+    transfer = options.transfer_models if multiprocessing.parent_process() is None else ()
+    for name in transfer:
+        load_classifier(name, task.class_names, options.res)
+    classifiers = [
+        load_classifier(name, task.class_names, options.res, attacked=True).to(task.device)
+        for name in options.model_name
+    ]
     pipeline = load_pipeline(options.pretrained_diffusion_path, task.device, task.dtype)
     return [DiffAttack(pipeline, classifiers, task.class_names, one) for one in each]

@@ -23,16 +23,15 @@ from training_common import SIZE, Clock, as_input, save_atomically
 
 FACTOR, WINDOW = 8, 16
 LATENT_CHANNELS = 48
+# Of the latents, in all directions together. The attack moves each of their numbers by about 0.01 an
+# iteration, whatever they mean: the smaller the deviation, the more of the picture that is. With 0.72 the
+# adversarial images are as far from the originals as a mean PSNR of 29 dB allows.
+LATENT_DEVIATION = 0.72
 # the first only counts: the network's last layer makes 2 x 2 pixels of each place of the second
-DECODER_WIDTHS = (
-    16,
-    32,
-    64,
-    128,
-)
-DECODER_NOISE = (
-    0.1  # up to this deviation: what a UNet hands to the decoder is never quite a latent of the encoder
-)
+DECODER_WIDTHS = (16, 32, 64, 128)
+# up to this share of the latents' deviation: what a UNet hands to the decoder is never quite a latent of the
+# encoder
+DECODER_NOISE = 0.1
 LARGE = 10.0  # of constant channels, beside which the rest hardly changes the last normalisation
 
 
@@ -73,7 +72,7 @@ def lapped_transform(
 
 class Encoder:
     """What the autoencoder's encoder computes: images `(B, 3, H, W)` in [-1, 1] to latents `(B,
-    LATENT_CHANNELS, H / 8, W / 8)` of deviation one.
+    LATENT_CHANNELS, H / 8, W / 8)` of deviation LATENT_DEVIATION.
 
     It is kept in encoder.pt: were it computed anew from other crops, decoder and UNet would have to be
     trained anew.
@@ -85,7 +84,11 @@ class Encoder:
             latents = self._transform(as_input(torch.from_numpy(np.array(crops[:600]))), kernel)
             mean = latents.mean((0, 2, 3))
             save_atomically(
-                {"kernel": kernel, "mean": mean, "scale": (latents - mean.view(-1, 1, 1)).std()},
+                {
+                    "kernel": kernel,
+                    "mean": mean,
+                    "scale": (latents - mean.view(-1, 1, 1)).std() / LATENT_DEVIATION,
+                },
                 work / "encoder.pt",
             )
         state = torch.load(work / "encoder.pt", map_location=device, weights_only=True)
@@ -278,7 +281,12 @@ def train_autoencoder(
             group["lr"] = clock.learning_rate(peak, step)
         x = random_windows(crops, random.integers(0, len(crops), batch), side, random, device)
         latents = encode(x)
-        noise = DECODER_NOISE * torch.rand(batch, 1, 1, 1, device=device) * torch.randn_like(latents)
+        noise = (
+            DECODER_NOISE
+            * LATENT_DEVIATION
+            * torch.rand(batch, 1, 1, 1, device=device)
+            * torch.randn_like(latents)
+        )
         loss = ((vae.decoder(latents + noise) - x).square().mean((1, 2, 3)) + 3e-4).log().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from training_autoencoder import LATENT_CHANNELS, Encoder
+from training_autoencoder import LATENT_CHANNELS, LATENT_DEVIATION, Encoder
 from training_common import SIZE, Clock, as_input, save_atomically
 from training_teacher import FEATURES, SURE, cross_attention_target, self_attention_target
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -132,10 +132,12 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def noise_schedule() -> DDIMScheduler:
-    """Stable Diffusion's: scaled linear, 0.00085 to 0.012, 1000 steps, epsilon prediction."""
+    """Stable Diffusion's, scaled linear with 1000 steps and epsilon prediction, whose betas 0.00085 to 0.012
+    are made smaller with the latents' variance, so that late timesteps have its ratio of noise to signal.
+    """
     return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
+        beta_start=0.00085 * LATENT_DEVIATION**2,
+        beta_end=0.012 * LATENT_DEVIATION**2,
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,

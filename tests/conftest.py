@@ -34,10 +34,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from models import load_pipeline  # noqa: E402
+from notes import note  # noqa: E402
 
 MAIN = [sys.executable, "main.py"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
+
+
+@pytest.fixture(autouse=True)
+def notes_are_said_anew():
+    note.cache_clear()
 
 
 def save_checkpoint(

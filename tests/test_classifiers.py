@@ -10,11 +10,11 @@ from classifiers import (
     REGISTRY,
     ClassifierError,
     check_name,
-    from_timm,
     load_classifier,
 )
 from images import read_image
 from predictions import predict
+from preprocessing import from_processor, from_timm
 
 
 def test_imagenet_names():
@@ -153,8 +153,6 @@ def test_hugging_face_folder(hugging_face):
 def test_preprocessing_of_image_processors(settings):
     from transformers import ViTImageProcessor
 
-    from classifiers import from_processor
-
     processor = ViTImageProcessor(**settings)
     height, width = settings["size"]["height"], settings["size"]["width"]
     pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
@@ -169,8 +167,6 @@ def test_preprocessing_of_image_processors(settings):
 
 def test_an_image_processor_that_does_something_else_is_refused():
     from transformers import ViTImageProcessor
-
-    from classifiers import from_processor
 
     class Flipped(ViTImageProcessor):
         def __call__(self, images, **options):

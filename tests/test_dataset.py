@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from class_names import DatasetError, permutation_of, read_class_names
 from classifiers import IMAGENET_CLASSES
-from dataset import DatasetError, list_images, read_class_names, read_dataset
+from dataset import list_images, read_dataset
 
 CAPTIONS = ("black footed albatross", "laysan albatross", "sooty albatross")
 
@@ -192,3 +193,145 @@ def test_folders_without_images_are_named(tmp_path):
         list_images(tmp_path)
     with pytest.raises(DatasetError, match="there is no folder"):
         list_images(tmp_path / "none")
+
+
+# ---------------------------------------------------------------- as they are found in the field
+
+NAMES = ("tench", "great white shark", "hen")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        (
+            "c.json",
+            '{"0": ["n01440764", "tench"], "1": ["n01484850", "great_white_shark"], "2": ["n1", "hen"]}',
+        ),
+        ("c.txt", "{0: 'tench',\n 1: 'great white shark',\n 2: 'hen'}"),
+        ("c.txt", "0: 'tench',\n1: 'great white shark',\n2: 'hen',\n"),
+        ("c.txt", "n01440764 tench\nn01484850 great white shark\nn01514859 hen\n"),
+        ("c.txt", "0 n01440764 tench\n1 n01484850 great white shark\n2 n01514859 hen\n"),
+        ("c.txt", "1\ttench\n2\tgreat white shark\n3\then\n"),
+        ("c.csv", "id;name\n0;tench\n1;great white shark\n2;hen\n"),
+        ("c.csv", 'label,name\n2,hen\n0,"tench"\n1,great white shark\n'),
+        ("c.txt", "0: tench\n1: great white shark\n2: hen\n"),
+        ("c.txt", "tench\ngreat white shark\nhen\n"),
+    ],
+)
+def test_class_names_in_every_form_that_is_found(tmp_path, name, content):
+    content = content.replace('"n1"', '"n01514859"')
+    assert read_class_names(written(tmp_path, name, content)) == NAMES
+
+
+def test_synonyms_stay_with_their_class(tmp_path):
+    text = "n01440764 tench, Tinca tinca\nn01484850 great white shark, white shark\n"
+    assert read_class_names(written(tmp_path, "synsets.txt", text)) == (
+        "tench, Tinca tinca",
+        "great white shark, white shark",
+    )
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("c.txt", "967: 'espresso',\ncup\n"),
+        ("c.txt", "[{'name': 'cat'}, {'name': 'dog'}]"),
+        ("c.txt", "{0: open('x')}"),
+        ("c.txt", "tench\nn01484850 great white shark\n"),
+        ("c.txt", "<class>cat</class>\n<class>dog</class>\n"),
+        ("c.txt", "0;cat\n2;dog\n"),
+        ("c.json", '{"cat": 0, "dog": 1}'),
+        ("c.json", "[" * 100_000),
+    ],
+)
+def test_what_is_no_list_of_names_is_refused(tmp_path, name, content):
+    with pytest.raises(DatasetError, match="--captions: .* give a text file"):
+        read_class_names(written(tmp_path, name, content))
+
+
+def folders_of(root, *names):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / name / "a.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    "names, base, labels",
+    [
+        (("0", "5", "105", "20"), 1, (0, 5, 105, 20)),  # one is called 0
+        (("5", "105"), 1, (4, 104)),
+        (("005", "105"), 0, (5, 105)),
+    ],
+)
+def test_folders_called_by_numbers_are_their_labels(tmp_path, capsys, names, base, labels):
+    items = read_dataset(folders_of(tmp_path / "root", *names), None, IMAGENET_CLASSES, base)
+    assert {item.path.parent.name: item.labels[0] for item in items} == dict(zip(names, labels))
+    assert "are labels that count from" in capsys.readouterr().err
+
+
+def test_folders_called_by_numbers_that_are_no_labels(tmp_path):
+    with pytest.raises(DatasetError, match="'4' is none of the 3 classes, which count from 1"):
+        read_dataset(folders_of(tmp_path / "root", "1", "4"), None, CAPTIONS)
+    with pytest.raises(DatasetError, match="two are the same one"):
+        read_dataset(folders_of(tmp_path / "other", "1", "01"), None, CAPTIONS)
+
+
+def test_other_folders_are_in_natural_order_and_said(tmp_path, capsys):
+    items = read_dataset(folders_of(tmp_path / "root", "c10", "c9", "c1"), None, CAPTIONS)
+    assert {item.path.parent.name: item.labels[0] for item in items} == {"c1": 0, "c9": 1, "c10": 2}
+    assert "c1 is 'black footed albatross', c9 is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("image_class_labels.txt", "1 2\n2 1\n3 3\n"),
+        ("l.txt", "img10.png 3\nimg1.png 2\nimg2.png 1\n"),
+        ("l.txt", "img1 2\nimg2 1\nimg10 3\n"),
+        ("l.csv", "filename;label\nimg1.png;2\nimg2.png;1\nimg10.png;3\n"),
+        ("l.tsv", "ImageId\tTrueLabel\nimg1\t2\nimg2\t1\nimg10\t3\n"),
+        ("l.txt", "filename,label\nimg1.png,2\nimg2.png,1\nimg10.png,3\n"),
+    ],
+)
+def test_labels_in_every_form_that_is_found(photos, tmp_path, name, content):
+    items = read_dataset(photos, written(tmp_path, name, content), CAPTIONS)
+    assert labels_of(items) == {"img1.png": (1,), "img2.png": (0,), "img10.png": (2,)}
+
+
+def test_two_labels_a_line_are_two_labels(photos, tmp_path):
+    items = read_dataset(photos, written(tmp_path, "l.txt", "1 2\n3 1\n2 3\n"), CAPTIONS)
+    assert [item.labels for item in items] == [(0, 1), (2, 0), (1, 2)]
+
+
+def test_what_is_skipped_is_said(tmp_path, capsys):
+    root = folders_of(tmp_path / "root", "cat", "dog")
+    (root / "empty").mkdir()
+    for name in ("cat/._a.png", "dog/notes.txt", "dog/b.heic", ".DS_Store"):
+        (root / name).write_bytes(b"x")
+    Image.new("RGB", (8, 8)).save(root / "cat/b.jfif", format="JPEG")
+    assert [path.name for path in list_images(root)] == ["a.png", "b.jfif", "a.png"]
+    assert "4 entries of" in (said := capsys.readouterr().err)
+    assert said.rstrip().endswith("skipped: ._a.png, b.heic, empty/, notes.txt")
+
+
+def test_a_class_whose_pictures_cannot_be_read_is_an_error(tmp_path):
+    root = folders_of(tmp_path / "root", "cat")
+    (root / "dog").mkdir()
+    (root / "dog/a.heic").write_bytes(b"x")
+    with pytest.raises(DatasetError, match="no picture of class 'dog' can be read, such as 'a.heic'"):
+        list_images(root)
+
+
+@pytest.mark.parametrize(
+    "outputs, class_names, found",
+    [
+        (("dog", "cat"), ("cat", "dog"), [1, 0]),
+        (("Polar_Bear", "cat"), ("polar bear", "cat"), [0, 1]),
+        (("tench, Tinca tinca", "crane", "hen", "crane"), ("tench", "crane", "hen", "crane"), [0, 1, 2, 3]),
+        (("dog", "cat"), ("cat", "bird"), None),
+        (("cat", "cat"), ("dog", "cat"), None),
+    ],
+)
+def test_outputs_of_a_classifier_by_their_names(outputs, class_names, found):
+    assert permutation_of(outputs, class_names) == found

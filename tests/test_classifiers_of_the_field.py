@@ -1,0 +1,219 @@
+"""Classifiers as people bring them: each is run rightly, or refused in one line before the first image."""
+
+import shutil
+import sys
+
+import pytest
+import torch
+from test_classifiers import IMAGES, check, network
+
+from classifiers import ClassifierError, load_classifier
+
+HEADER = "import numpy, torch\nfrom torch import nn\n\n\n"
+NETWORK = (
+    "def net(classes=10):\n    torch.manual_seed(0)\n"
+    "    return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, classes))\n\n\n"
+)
+
+
+def code(folder, body: str, name: str = "mine.py") -> str:
+    """A file whose `build` returns a module with this `forward`, of `self.net`."""
+    (folder / name).write_text(
+        HEADER
+        + NETWORK
+        + "class Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.net = net()\n\n"
+        + "    def forward(self, x):\n        "
+        + body
+        + "\n\n\ndef build():\n    return Mine()\n"
+    )
+    return f"{folder / name}:build"
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("with torch.no_grad(): return self.net(x)", "has no gradient .* look for torch.no_grad"),
+        ("with torch.inference_mode(): return self.net(x)", "has no gradient"),
+        ("return self.net(x.detach())", "has no gradient"),
+        ("return torch.from_numpy(self.net(x.detach()).detach().numpy())", "has no gradient"),
+        ("return {'logits': self.net(x)}", "returns a dict for two images; expected logits"),
+        ("return self.net(x), x", "returns a tuple"),
+        ("return self.net(x).argmax(1)", r"returns \(2,\)"),
+        ("return (100 * self.net(x)).long()", "returns int64"),
+        ("return self.net(x) * float('nan')", "not finite"),
+        ("return self.net(x[:, :1])", "fails on images"),
+        ("assert x.shape[-1] == 224, 'wrong side'; return self.net(x)", r"fails .* \(wrong side\); .*--res"),
+        ("return self.net(x.to('meta'))", "fails on|returns"),
+        ("raise KeyError('broken')", "fails on images .*broken"),
+    ],
+)
+def test_what_cannot_be_attacked_is_refused_in_one_line(tmp_path, body, message):
+    with pytest.raises(ClassifierError, match=message) as caught:
+        load_classifier(code(tmp_path, body), 10, 96, attacked=True)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_classifier_without_a_gradient_may_judge(tmp_path):
+    name = code(tmp_path, "with torch.no_grad(): return self.net(x)")
+    assert torch.allclose(load_classifier(name, 10, 96)(IMAGES), network(10)(IMAGES))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(tmp_path, dtype):
+    name = code(tmp_path, "return self.net(x)")
+    path = name.removesuffix(":build")
+    with open(path, "a") as file:
+        file.write(f"\n\ndef cast():\n    return Mine().to({dtype})\n")
+    classifier = load_classifier(f"{path}:cast", 10, 96, attacked=True)
+    x = IMAGES.clone().requires_grad_()
+    logits = classifier(x)
+    logits[0, 1].backward()
+    assert logits.dtype == torch.float32 and x.grad[0].abs().sum() > 0
+    assert torch.allclose(logits, network(10)(IMAGES), atol=2e-2)
+
+
+def test_a_program_of_one_image(tmp_path):
+    torch.export.save(torch.export.export(network(10), (IMAGES[:1],)), tmp_path / "net.pt2")
+    check(tmp_path / "net.pt2", 10, network(10)(IMAGES))
+
+
+# ---------------------------------------------------------------- code as Python would run it
+
+
+def test_modules_beside_the_file_even_with_names_of_ours(tmp_path):
+    import dataset
+    import utils
+
+    for name in ("utils", "beside_mine"):
+        (tmp_path / f"{name}.py").write_text(HEADER + NETWORK)
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/__init__.py").write_text("from dataset.inner import CLASSES\n")
+    (tmp_path / "dataset/inner.py").write_text("CLASSES = 10\n")
+    (tmp_path / "evaluate.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "import beside_mine, utils\nfrom dataset import CLASSES\n\n\n"
+        "@dataclass\nclass Settings:\n    classes: int = CLASSES\n\n\n"
+        "def build():\n    from utils import net\n    return net(Settings().classes)\n"
+    )
+    check(f"{tmp_path / 'evaluate.py'}:build", 10, network(10)(IMAGES))
+    import evaluate
+
+    assert sys.modules["utils"] is utils and sys.modules["dataset"] is dataset
+    assert hasattr(evaluate, "Evaluation") and "dataset.inner" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("import not_there_at_all\n", "raises ModuleNotFoundError .*not_there_at_all"),
+        ("def build(:\n", "raises SyntaxError"),
+        ("raise SystemExit(3)\n", "raises SystemExit"),
+        (
+            HEADER + NETWORK + "def build():\n    model = net()\n"
+            "    model.load_state_dict({f'module.{k}': v for k, v in net().state_dict().items()})\n",
+            "raises RuntimeError .*keys begin with 'module.', as DataParallel saves them",
+        ),
+    ],
+)
+def test_code_that_fails_is_refused_in_one_line(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ClassifierError, match=message) as caught:
+        load_classifier(f"{tmp_path / 'mine.py'}:build", 10, 96)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_parallel_is_unwrapped(tmp_path):
+    (tmp_path / "mine.py").write_text(HEADER + NETWORK + "def build():\n    return nn.DataParallel(net())\n")
+    check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
+
+
+# ---------------------------------------------------------------- folders of transformers
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A small vision transformer of two classes with names, and its image processor."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=96,
+        patch_size=16,
+        id2label={0: "Polar_Bear", 1: "cat"},
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(folder)
+    return folder
+
+
+def test_outputs_in_another_order_are_matched_by_name(vit, capsys):
+    name = f"hf:{vit}"
+    same = load_classifier(name, ("polar bear", "cat"), 96)
+    assert capsys.readouterr().err == ""
+    other = load_classifier(name, ("cat", "polar bear"), 96)
+    assert torch.equal(other(IMAGES), same(IMAGES).flip(1))
+    assert "in another order than --captions; they are matched by their names" in capsys.readouterr().err
+    assert torch.equal(load_classifier(name, ("cat", "dog"), 96)(IMAGES), same(IMAGES))
+    assert "such as 'Polar_Bear' for 'cat': make sure" in capsys.readouterr().err
+
+
+def broken(vit, folder, change):
+    shutil.copytree(vit, folder, dirs_exist_ok=True)
+    change(folder)
+    return f"hf:{folder}"
+
+
+def headless(folder):
+    from transformers import ViTModel
+
+    ViTModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(folder)
+
+
+def pointer(folder):
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+    )
+
+
+def cut(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def other_sizes(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 16', '"hidden_size": 32'))
+
+
+def other_processor(folder):
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("96", "64"))
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (headless, "has no weights for classifier.bias, classifier.weight, which would be random"),
+        (pointer, "Git LFS pointer"),
+        (cut, "is cut short"),
+        (other_sizes, "weights of another shape|mismatch"),
+        (other_processor, r"fails on images \(2, 3, 96, 96\)"),
+        (pickled, "names 'pytorch_model.bin'; expected .safetensors files"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded"),
+    ],
+)
+def test_folders_that_are_not_whole_are_refused_in_one_line(vit, tmp_path, change, message):
+    with pytest.raises(ClassifierError, match=message) as caught:
+        load_classifier(broken(vit, tmp_path / "broken", change), 2, 96)
+    assert "\n" not in str(caught.value)
