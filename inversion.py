@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from checkpoints import CheckpointError
 from classifiers import IMAGENET_CLASSES
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline
+
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass
@@ -48,7 +52,7 @@ class LatentDiffusion:
         start_step: S.
         guidance: classifier-free guidance scale.
     Raises:
-        ValueError: steps out of range.
+        ValueError: steps out of range, or a scheduler that does not fit them (CheckpointError).
     """
 
     null_text_lr = 1e-1
@@ -80,7 +84,14 @@ class LatentDiffusion:
         self.scheduler.set_timesteps(diffusion_steps)
         self.timesteps = self.scheduler.timesteps[start_step:]  # attacked, early (noisiest) to late
         self.num_timesteps = len(self.timesteps)
-        self.stride = self.scheduler.config.num_train_timesteps // diffusion_steps
+        attacked = self.timesteps.tolist()
+        # the timestep after each, whatever the scheduler's spacing; -1 is the image
+        self.following = dict(zip(attacked, [*attacked[1:], -1]))
+        if not all(0 <= t < len(self.scheduler.alphas_cumprod) for t in attacked):
+            raise CheckpointError(
+                f"the scheduler's timesteps go from {attacked[-1]} to {attacked[0]}, beyond the "
+                f"{len(self.scheduler.alphas_cumprod)} that it was trained with: look at its steps_offset"
+            )
 
     def invert(
         self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None = None
@@ -165,7 +176,7 @@ class LatentDiffusion:
         trajectory = [latents]
         for t in self.timesteps.flip(0).tolist():
             noise = self.predicted_noise(latents, self.predict(latents, t, null_embeddings), t)
-            latents = self.ddim_step(latents, noise, t - self.stride, t)
+            latents = self.ddim_step(latents, noise, self.following[t], t)
             trajectory.append(latents)
         return trajectory
 
@@ -230,16 +241,18 @@ class LatentDiffusion:
 
     def denoising_step(self, latents: torch.Tensor, prediction: torch.Tensor, t: int) -> torch.Tensor:
         """The DDIM step from timestep t to the next one, given the UNet's prediction."""
-        return self.ddim_step(latents, self.predicted_noise(latents, prediction, t), t, t - self.stride)
+        return self.ddim_step(latents, self.predicted_noise(latents, prediction, t), t, self.following[t])
 
     def predicted_noise(self, latents: torch.Tensor, prediction: torch.Tensor, t: int) -> torch.Tensor:
-        """The noise that the UNet's prediction at timestep t stands for, of an epsilon- or a v-prediction
-        model.
+        """The noise that the UNet's prediction at timestep t stands for, by what the UNet predicts: that
+        noise, the clean latents, or the velocity between both (Salimans and Ho, arXiv 2202.00512).
         """
-        if self.scheduler.config.prediction_type != "v_prediction":
-            return prediction
         alpha, sigma = self.signal_and_noise(t)
-        return alpha * prediction + sigma * latents
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return alpha * prediction + sigma * latents
+        if self.scheduler.config.prediction_type == "sample":
+            return (latents - alpha * prediction) / sigma
+        return prediction
 
     def ddim_step(self, latents: torch.Tensor, noise: torch.Tensor, t_from: int, t_to: int) -> torch.Tensor:
         """The deterministic DDIM step from one timestep to another, forwards or backwards (Song et al., arXiv

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoints import CheckpointError
 from class_names import DatasetError
 from classifiers import ClassifierError
 from dataset import Item, labels_and_targets
@@ -200,7 +201,7 @@ def run_program(name: str, work: Callable[[], int]) -> int:
     """
     try:
         return work()
-    except (InputError, DatasetError, ClassifierError) as error:
+    except (InputError, DatasetError, ClassifierError, CheckpointError) as error:
         if int(os.environ.get("RANK", 0)) == 0:  # every process finds the same
             print(f"{name}: error: {error}", file=sys.stderr)
         return 2

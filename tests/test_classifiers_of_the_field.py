@@ -21,8 +21,8 @@ def code(folder, body: str, name: str = "mine.py") -> str:
     (folder / name).write_text(
         HEADER
         + NETWORK
-        + "class Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.net = net()\n\n"
-        + "    def forward(self, x):\n        "
+        + "class Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        + "        self.net = net()\n\n    def forward(self, x):\n        "
         + body
         + "\n\n\ndef build():\n    return Mine()\n"
     )
