@@ -36,6 +36,7 @@ from runner import attack_images, count_processes, restore_weights
 from runs import (
     check_folder,
     claim_folder,
+    drop_unusable,
     failure_path,
     make_folder,
     missing_of,
@@ -133,19 +134,19 @@ def run(options: CompareOptions) -> int:
         Mode(name, one, attack, attack.controller.weights().tolist())
         for name, one, attack in zip(names, each, attacks)
     ]
-    for mode in modes:
-        make_folder(mode.options.save_dir)
-        claim_folder(mode.options.save_dir, task.configuration(mode.options))
-
-    items = task.items[: options.limit]
+    items, identities = task.items[: options.limit], []
+    for one in each:
+        make_folder(one.save_dir)
+        identities.append(claim_folder(one.save_dir, task.configuration(one)))
+        drop_unusable(one.save_dir, items, identities[-1])
     for mode in modes:
         done = [item.index for item in items if record_path(mode.options.save_dir, item.index).exists()]
         if done:
             restore_weights(mode.attack, mode.options.save_dir, max(done))
     with tqdm(total=len(items), desc="images", unit="image") as bar:
-        share_out(task, items, modes, bar)
+        share_out(task, items, modes, identities, bar)
         for item in items:
-            attack_in_all_modes(item, attacks, each)
+            attack_in_all_modes(item, attacks, each, identities)
             show_progress(bar, items, each)
     return report(options, modes, items, task.device)
 
@@ -164,7 +165,9 @@ def options_of_mode(options: CompareOptions, mode: tuple[str, str], name: str) -
     )
 
 
-def share_out(task: Task, items: list[Item], modes: Sequence[Mode], bar: tqdm) -> None:
+def share_out(
+    task: Task, items: list[Item], modes: Sequence[Mode], identities: Sequence[str], bar: tqdm
+) -> None:
     """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one
     image after the other, is left to the caller.
     """
@@ -174,7 +177,11 @@ def share_out(task: Task, items: list[Item], modes: Sequence[Mode], bar: tqdm) -
             if mode.options.weight_mode == "learnable"
             else count_processes(mode.options, mode.attack, len(items), 1)
         )
-    shared = [mode.options for mode in modes if mode.options.processes > 1]
+    shared, their_identities = [], []
+    for mode, identity in zip(modes, identities):
+        if mode.options.processes > 1:
+            shared.append(mode.options)
+            their_identities.append(identity)
     for options in shared:
         for item in missing_of(items, options.save_dir):
             failure_path(options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
@@ -182,7 +189,7 @@ def share_out(task: Task, items: list[Item], modes: Sequence[Mode], bar: tqdm) -
         processes = shared[0].processes
         killed = run_in_processes(
             attack_part,
-            [(task, shared, items[k::processes]) for k in range(processes)],
+            [(task, shared, items[k::processes], their_identities) for k in range(processes)],
             lambda: show_progress(bar, items, shared),
         )
         if killed:
@@ -197,18 +204,24 @@ def show_progress(bar: tqdm, items: Sequence[Item], each: Sequence[Options]) -> 
     bar.update(done - bar.n)
 
 
-def attack_part(task: Task, each: Sequence[Options], items: Sequence[Item]) -> None:
+def attack_part(
+    task: Task, each: Sequence[Options], items: Sequence[Item], identities: Sequence[str]
+) -> None:
     """What one of several processes does: attacks its images with each of these options."""
     attacks = load_attacks(task, each)
     for item in items:
-        attack_in_all_modes(item, attacks, each)
+        attack_in_all_modes(item, attacks, each, identities)
 
 
-def attack_in_all_modes(item: Item, attacks: Sequence[DiffAttack], each: Sequence[Options]) -> None:
-    """Attacks one image with each of the options that has no record of it, from one inversion."""
+def attack_in_all_modes(
+    item: Item, attacks: Sequence[DiffAttack], each: Sequence[Options], identities: Sequence[str]
+) -> None:
+    """Attacks one image with each of the options that has no record of it, from one inversion; identities
+    are those of the runs.
+    """
     missing = [
-        (attack, options)
-        for attack, options in zip(attacks, each)
+        (attack, options, identity)
+        for attack, options, identity in zip(attacks, each, identities)
         if not record_path(options.save_dir, item.index).exists()
         # one of several processes has tried
         and not (options.processes > 1 and failure_path(options.save_dir, item.index).exists())
@@ -218,17 +231,17 @@ def attack_in_all_modes(item: Item, attacks: Sequence[DiffAttack], each: Sequenc
     try:
         clean = read_image(item.path, each[0].res)
     except OSError as error:
-        for _, options in missing:
+        for _, options, _ in missing:
             write_failure(options.save_dir, item.index, item.path, error)
         return
     started = time.perf_counter()
     inversion = attacks[0].invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
     seconds = time.perf_counter() - started
-    for attack, options in missing:
+    for attack, options, identity in missing:
         failure_path(options.save_dir, item.index).unlink(missing_ok=True)
         state = attack.controller.state()
         try:
-            attack_images(attack, [item], [clean], options, inversion, seconds)
+            attack_images(attack, [item], [clean], options, identity, inversion, seconds)
         except NonFiniteLossError as error:
             attack.controller.load_state(state)
             write_failure(options.save_dir, item.index, item.path, error)

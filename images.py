@@ -7,6 +7,8 @@ images = to_tensor(read_image(Path("demo/images/bison.jpg"), 224))   # (1, 3, 22
 from __future__ import annotations
 
 import os
+import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,12 +128,29 @@ def to_pixels(image: torch.Tensor) -> np.ndarray:
     return (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
+def temporary_name(path: Path) -> Path:
+    """Of this process alone, on this machine and on those that share its file system."""
+    host = re.sub(r"\W", "", platform.node())[:20]
+    return path.with_name(f"{path.name}.{host}-{os.getpid()}.partial")
+
+
+def delete_abandoned(folder: Path) -> None:
+    """Deletes the temporary files that processes of this machine left in a folder when they were killed."""
+    import psutil
+
+    for path in folder.glob("*.partial"):
+        match = re.fullmatch(r".+\.(\w*)-(\d+)\.partial", path.name)
+        if match and temporary_name(folder / "x").name.startswith(f"x.{match[1]}-"):
+            if not psutil.pid_exists(int(match[2])):
+                path.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to `path` at the end, so that no half-written file ever has the
-    final name, whatever happens.
+    """A temporary name to write to, this process's own, renamed to `path` at the end, so that no half-written
+    file ever has the final name, whatever happens.
     """
-    temporary = path.with_name(path.name + ".partial")
+    temporary = temporary_name(path)
     try:
         yield temporary
         os.replace(temporary, path)

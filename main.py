@@ -56,6 +56,7 @@ from runs import (
     claim_folder,
     clear_folder,
     counted,
+    drop_unusable,
     failure_path,
     make_folder,
     missing_of,
@@ -96,10 +97,11 @@ def run(options: Options) -> int:
             clear_folder(options.save_dir)
         if processes > 1:
             PartialState().wait_for_everyone()
-    claim_folder(options.save_dir, task.configuration())
+    identity = claim_folder(options.save_dir, task.configuration())
 
     selected = task.items[: options.limit]
     mine = [item for item in selected if item.index % parts == part]
+    drop_unusable(options.save_dir, mine, identity)
     missing = missing_of(mine, options.save_dir)
     if len(missing) < len(mine):
         print(
@@ -112,13 +114,13 @@ def run(options: Options) -> int:
     ) as bar:
         options.processes = count_processes(options, attack, len(mine), processes)
         if options.processes > 1 and missing:
-            share_out(task, mine, bar)
+            share_out(task, mine, identity, bar)
             missing = [
                 item
                 for item in missing_of(mine, options.save_dir)
                 if not failure_path(options.save_dir, item.index).exists()
             ]
-        Runner(attack, options).run(missing, bar)
+        Runner(attack, options, identity).run(missing, bar)
     if processes > 1:
         PartialState().wait_for_everyone()
         if process > 0:

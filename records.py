@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,19 +64,36 @@ class AttackRecord:
         return replace(self, **cut, class_tokens=[self.class_tokens[k]])
 
 
+def run_identity(configuration: dict) -> str:
+    """A digest of a run's run.json, which each of its records carries."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def record_path(folder: Path, index: int) -> Path:
     """An image's record is written last: where it is, the image is finished."""
     return folder / f"{index:04d}_record.npz"
 
 
-def write_record(record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path) -> None:
-    """Saves a record with one array a field, the row of the results and the weights' state after the image;
-    `numpy.load` reads it.
+def index_of(path: Path) -> int | None:
+    """The index of the image whose record has this path, None if it is no record."""
+    match = re.fullmatch(r"(\d{4,})_record\.npz", path.name)
+    return int(match[1]) if match else None
+
+
+def write_record(
+    record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path, identity: str = ""
+) -> None:
+    """Saves a record with one array a field, the row of the results, the weights' state after the image, and
+    the identity of the run; `numpy.load` reads it.
     """
     fields = {field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
-            file, **fields, controller_state=controller_state.numpy(), row=np.array(json.dumps(row))
+            file,
+            **fields,
+            controller_state=controller_state.numpy(),
+            row=np.array(json.dumps(row)),
+            run=np.array(identity),
         )
 
 
@@ -148,53 +167,105 @@ class Run:
         )
 
 
-def read_record(path: Path) -> ImageRecord:
-    """Reads what main.py's `write_record` wrote.
+def read_record(path: Path, identity: str | None = None) -> ImageRecord:
+    """Reads what `write_record` wrote.
+
+    Args:
+        identity: of the run that the record must be of; None takes any.
+    Raises:
+        ValueError: the record is damaged, of a version that did not save all of it, of another image or of
+            another run.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            record = record_of(path, saved)
+            run = str(saved["run"])
+    except KeyError as error:
+        raise ValueError(
+            f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"
+        ) from None
+    # what numpy, zipfile, zlib and json raise on files that are none of theirs
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged ({one_line(error)}); delete it, and main.py makes that image again"
+        ) from None
+    if record.index != index_of(path):
+        raise ValueError(
+            f"{path} is the record of image {record.index}; delete it, and main.py makes that image again"
+        )
+    if identity is not None and run != identity:
+        raise ValueError(
+            f"{path} is of another run than run.json; delete it, and main.py makes that image again"
+        )
+    return record
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:
+    """The record of one image, from the arrays of its file."""
+    alone = {
+        name: saved[name][..., 0]
+        for name in ("layer_losses", "confidence", "fooled", "class_attention", "components")
+    }
+    terms = [
+        saved["attack_loss"],
+        alone["layer_losses"].sum((1, 2))[:, None],
+        saved["self_attention_loss"],
+        saved["cross_attention_loss"],
+    ]
+    return ImageRecord(
+        path=path,
+        row=json.loads(str(saved["row"])),
+        timesteps=saved["timesteps"],
+        layers=layer_names(saved["layers"].tolist(), saved["grids"].tolist()),
+        weights=saved["weights"],
+        losses=np.stack([term[:, 0] for term in terms]),
+        class_tokens=saved["class_tokens"][0].tolist(),
+        **alone,
+    )
+
+
+def read_configuration(folder: Path) -> dict:
+    """The run.json of a run.
 
     Raises:
-        ValueError: the record is of a version that did not save all of it.
+        ValueError: it is missing or damaged.
     """
-    with np.load(path) as saved:
-        try:
-            alone = {
-                name: saved[name][..., 0]
-                for name in ("layer_losses", "confidence", "fooled", "class_attention", "components")
-            }
-            terms = [
-                saved["attack_loss"],
-                alone["layer_losses"].sum((1, 2))[:, None],
-                saved["self_attention_loss"],
-                saved["cross_attention_loss"],
-            ]
-            return ImageRecord(
-                path=path,
-                row=json.loads(str(saved["row"])),
-                timesteps=saved["timesteps"],
-                layers=layer_names(saved["layers"].tolist(), saved["grids"].tolist()),
-                weights=saved["weights"],
-                losses=np.stack([term[:, 0] for term in terms]),
-                class_tokens=saved["class_tokens"][0].tolist(),
-                **alone,
-            )
-        except KeyError as error:
-            raise ValueError(
-                f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"
-            ) from None
+    path = folder / "run.json"
+    try:
+        configuration = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(configuration, dict):
+            raise ValueError(f"it holds a {type(configuration).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({one_line(error)}), so that nothing says what the folder holds; put it "
+            f"back, or start over with --overwrite"
+        ) from None
+    return configuration
 
 
 def read_run(folder: Path, indices: Sequence[int] | None = None) -> Run:
     """Reads all that main.py saved of a run, or of the images with these indices.
 
     Raises:
-        ValueError: there is no run in the folder, or one of an earlier version.
+        ValueError: there is no run in the folder, or a record of it cannot be used.
     """
-    paths = sorted(folder.glob("*_record.npz"), key=lambda path: int(path.name.split("_")[0]))
-    if not paths or not (folder / "run.json").is_file():
+    records = {index_of(path): path for path in folder.glob("*_record.npz") if index_of(path) is not None}
+    if not records or not (folder / "run.json").is_file():
         raise ValueError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
+    configuration = read_configuration(folder)
+    identity = run_identity(configuration)
     return Run(
         folder,
-        json.loads((folder / "run.json").read_text()),
-        [read_record(path) for path in paths if indices is None or int(path.name.split("_")[0]) in indices],
+        configuration,
+        [
+            read_record(records[index], identity)
+            for index in sorted(records)
+            if indices is None or index in indices
+        ],
     )
 
 

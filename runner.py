@@ -16,6 +16,7 @@ from dataset import Item, labels_and_targets
 from diff_latent_attack import LOSS_TERMS, AttackResult, DiffAttack, NonFiniteLossError
 from diff_latent_attack import fooled as logits_fooled
 from evaluate import evaluate_classifier
+from identity import file_digest
 from images import Pictures, read_image, to_pixels, to_tensor, write_image, write_result
 from inversion import Inversion
 from memory import free_memory
@@ -23,7 +24,7 @@ from options import Options
 from predictions import fooled
 from quality import psnr
 from records import record_path, write_record
-from runs import RunError, counted, failure_path, missing_of, name_of, write_failure
+from runs import RunError, check_still_ours, counted, failure_path, missing_of, name_of, write_failure
 from task import Task, load_attacks
 from workers import processes_for, run_in_processes
 
@@ -39,14 +40,16 @@ def attack_images(
     batch: list[Item],
     clean: list[np.ndarray],
     options: Options,
+    identity: str,
     inversion: Inversion | None = None,
     seconds: float = 0.0,
 ) -> None:
     """Attacks the images of a batch, read as `clean`, at once and writes their files.
 
-    Their inversion can be given with the seconds it took.
+    Their inversion can be given with the seconds it took; `identity` is the run's.
 
     Raises:
+        RunError: the folder has become another run's.
         NonFiniteLossError: a loss of the image at `index` of the batch became NaN or infinite.
         OSError: a file cannot be written.
     """
@@ -72,7 +75,7 @@ def attack_images(
         result = attack.attack(inversion, progress)
     for k, item in enumerate(batch):
         elapsed = (time.perf_counter() - started) / len(batch) / options.processes
-        write_image_files(attack, result, k, item, clean[k], labels[[k]], targets[[k]], elapsed, options)
+        write_image_files(attack, result, k, item, clean[k], elapsed, options, identity)
 
 
 def write_image_files(
@@ -81,19 +84,19 @@ def write_image_files(
     k: int,
     item: Item,
     clean: np.ndarray,
-    labels: np.ndarray,
-    targets: np.ndarray,
     seconds: float,
     options: Options,
+    identity: str,
 ) -> None:
     """Writes the files of the k-th image of a batch, its record last of all.
 
     Args:
         clean: uint8 `(H, W, 3)`.
-        labels, targets: `(1, L)` and `(1,)`.
     """
     device, class_names, base = attack.unet.device, attack.class_names, options.label_base
     folder, index, adversarial = options.save_dir, item.index, result.adversarial[k : k + 1]
+    labels, targets = labels_and_targets([item])
+    check_still_ours(folder, identity)
     files = {kind: folder / f"{index:04d}_{kind}.png" for kind in ("adv_image", "reconstruction")}
     write_image(to_pixels(adversarial[0]), files["adv_image"])
     write_image(to_pixels(result.reconstruction[k]), files["reconstruction"])
@@ -125,10 +128,14 @@ def write_image_files(
         "psnr": psnr(clean, written),
         "seconds": seconds,
         "predictions": predictions,
+        "digest": file_digest(item.path),
     }
     if item.target is not None:
         row |= {"target": item.target + base, "target_class": class_names[item.target]}
-    write_record(result.record.of_image(k), attack.controller.state(), row, record_path(folder, index))
+    check_still_ours(folder, identity)
+    write_record(
+        result.record.of_image(k), attack.controller.state(), row, record_path(folder, index), identity
+    )
 
 
 def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
@@ -140,8 +147,9 @@ def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
 class Runner:
     """Attacks images in batches as large as memory allows, and remembers what fitted."""
 
-    def __init__(self, attack: DiffAttack, options: Options):
-        self.attack, self.options, self.device = attack, options, attack.unet.device
+    def __init__(self, attack: DiffAttack, options: Options, identity: str):
+        self.attack, self.options, self.identity = attack, options, identity
+        self.device = attack.unet.device
         self.find_batch = (
             options.batch_size is None
             and self.device.type == "cuda"
@@ -161,7 +169,7 @@ class Runner:
             state = self.attack.controller.state()
             try:
                 if batch:
-                    attack_images(self.attack, batch, clean, self.options)
+                    attack_images(self.attack, batch, clean, self.options, self.identity)
                     bar.update(len(batch))
                     self.grow()
                 continue
@@ -253,7 +261,7 @@ def count_processes(options: Options, attack: DiffAttack, images: int, launched:
     return processes_for(images, int((1.2e9 + 4 * weights) * (options.res / 224) ** 2))
 
 
-def share_out(task: Task, items: list[Item], bar: tqdm) -> None:
+def share_out(task: Task, items: list[Item], identity: str, bar: tqdm) -> None:
     """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed,
     is left to the caller.
     """
@@ -269,7 +277,9 @@ def share_out(task: Task, items: list[Item], bar: tqdm) -> None:
     for item in missing_of(items, folder):
         # of an earlier run, which would count as done
         failure_path(folder, item.index).unlink(missing_ok=True)
-    killed = run_in_processes(attack_part, [(task, items[k::processes]) for k in range(processes)], progress)
+    killed = run_in_processes(
+        attack_part, [(task, items[k::processes], identity) for k in range(processes)], progress
+    )
     if killed:
         tqdm.write(
             f"{len(killed)} of {processes} processes were killed "
@@ -279,9 +289,9 @@ def share_out(task: Task, items: list[Item], bar: tqdm) -> None:
         )
 
 
-def attack_part(task: Task, items: list[Item]) -> None:
+def attack_part(task: Task, items: list[Item], identity: str) -> None:
     """What one of several processes does: attacks those of its images that are not finished."""
     missing = missing_of(items, task.options.save_dir)
     if missing:
         (attack,) = load_attacks(task, [task.options])
-        Runner(attack, task.options).run(missing, tqdm(disable=True))
+        Runner(attack, task.options, identity).run(missing, tqdm(disable=True))

@@ -4,6 +4,7 @@ shared out, in batches and processes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,20 +16,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from checkpoints import CheckpointError
 from class_names import DatasetError
 from classifiers import ClassifierError
 from dataset import Item, labels_and_targets
-from images import Pictures, read_image, replacing
+from identity import content_digests, file_digest
+from images import Pictures, delete_abandoned, read_image, replacing, temporary_name
+from notes import note
 from options import InputError, Options
-from records import ANALYSIS, Run, read_run, record_path
+from records import (
+    ANALYSIS,
+    Run,
+    index_of,
+    read_configuration,
+    read_record,
+    read_run,
+    record_path,
+    run_identity,
+)
 
 
 class RunError(Exception):
     """A run cannot go on; the message says why, in one line, and what is done stays done."""
 
 
+# what is read of an image's pictures
+WRITTEN = ("originImage", "adv_image", "reconstruction")
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 PACKAGES = (
     "torch",
@@ -43,8 +58,11 @@ PACKAGES = (
 )
 
 
-def configuration_of(options: Options, dtype: torch.dtype, items: Sequence[Item]) -> dict:
-    """All that the files of a run depend on."""
+def configuration_of(
+    options: Options, dtype: torch.dtype, items: Sequence[Item], class_names: Sequence[str]
+) -> dict:
+    """All that the files of a run depend on; what is compared of an image's content is in its record."""
+    names = hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:16]
     flags = {
         declared.name: plain(getattr(options, declared.name))
         for declared in fields(Options)
@@ -55,6 +73,8 @@ def configuration_of(options: Options, dtype: torch.dtype, items: Sequence[Item]
         "images": [name_of(item, options) for item in items],
         "labels": [counted(item.labels, options.label_base) for item in items],
         "targets": [None if item.target is None else item.target + options.label_base for item in items],
+        "contents": content_digests(options.pretrained_diffusion_path, options.model_name)
+        | {"the class names": names},
     }
 
 
@@ -84,25 +104,89 @@ def check_save_dir(folder: Path) -> None:
 
 def check_folder(folder: Path, configuration: dict) -> None:
     """Raises InputError if the folder holds a run of another configuration."""
-    path = folder / "run.json"
-    if not path.exists():
-        if next(folder.glob("*_record.npz"), None):
+    if not (folder / "run.json").exists():
+        if any(index_of(path) is not None for path in folder.glob("*_record.npz")):
             raise InputError(
                 f"--save_dir: {str(folder)!r} holds results but no run.json that says of what; give another "
                 f"folder, or --overwrite to start over"
             )
         return
-    found = json.loads(path.read_text())
+    try:
+        found = read_configuration(folder)
+    except ValueError as error:
+        raise InputError(f"--save_dir: {error}") from None
     differing = [
         f"{key} was {shortened(found.get(key))} and is {shortened(configuration.get(key))}"
-        for key in sorted({*found, *configuration})
+        for key in sorted({*found, *configuration} - {"contents"})
         if found.get(key) != configuration.get(key)
+    ]
+    contents = found.get("contents", {})
+    differing += [
+        f"the content of {name} has changed"
+        for name, digest in configuration.get("contents", {}).items()
+        if contents.get(name, digest) != digest
     ]
     if differing:
         raise InputError(
             f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; "
             f"give another folder, or --overwrite to start over"
         )
+
+
+def identity_of(folder: Path) -> str:
+    """The identity of the run whose folder this is.
+
+    Raises:
+        RunError: its run.json cannot be read.
+    """
+    try:
+        return run_identity(read_configuration(folder))
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def check_still_ours(folder: Path, identity: str) -> None:
+    """Raises RunError if the folder has become another run's."""
+    if identity_of(folder) != identity:
+        raise RunError(
+            f"--save_dir: {str(folder)!r} has been taken over by a run of another configuration, started "
+            f"with --overwrite; this one stops, and what is there is the other's"
+        )
+
+
+def drop_unusable(folder: Path, items: Sequence[Item], identity: str) -> None:
+    """Deletes the records of images that have to be made again, and says why: damaged, of another run,
+    without their pictures, or of a picture that has changed since.
+    """
+    delete_abandoned(folder)
+    for item in items:
+        path = record_path(folder, item.index)
+        if path.exists():
+            reason = reason_to_make_again(path, item, identity)
+            if reason:
+                note(f"{item.path.name} is made again: {reason}")
+                path.unlink()
+
+
+def reason_to_make_again(path: Path, item: Item, identity: str) -> str | None:
+    """Why a record cannot be used, None if it can."""
+    try:
+        row = read_record(path, identity).row
+    except ValueError as error:
+        return str(error).split("; delete it")[0]
+    for kind in WRITTEN:
+        picture = path.with_name(f"{item.index:04d}_{kind}.png")
+        try:
+            with Image.open(picture) as file:
+                file.verify()
+        # of a file that is no PNG, or a damaged one, Pillow raises these
+        except (OSError, SyntaxError, ValueError) as error:
+            return f"{picture} is missing or damaged ({type(error).__name__})"
+    try:
+        changed = row.get("digest", "") not in ("", file_digest(item.path))
+    except OSError:
+        return None  # it is gone, and was attacked while it was there
+    return f"{item.path} has changed since it was attacked" if changed else None
 
 
 def make_folder(folder: Path) -> None:
@@ -114,25 +198,34 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def claim_folder(folder: Path, configuration: dict) -> None:
-    """Writes run.json; of several processes that start at once one wins, and the others compare."""
-    mine = folder / f"run.{os.getpid()}.partial"
+def claim_folder(folder: Path, configuration: dict) -> str:
+    """Writes run.json and returns the run's identity; of several processes that start at once one wins, and
+    the others compare.
+    """
+    mine = temporary_name(folder / "run.json")
     mine.write_text(json.dumps(configuration, indent=2) + "\n")
     try:
         os.link(mine, folder / "run.json")
     except FileExistsError:
         check_folder(folder, configuration)
+    except OSError:  # a file system without hard links: the last wins, and the others compare
+        if not (folder / "run.json").exists():
+            os.replace(mine, folder / "run.json")
+        check_folder(folder, configuration)
     finally:
-        mine.unlink()
+        mine.unlink(missing_ok=True)
+    return identity_of(folder)
 
 
 def clear_folder(folder: Path) -> None:
     """Deletes what a run writes, and nothing else."""
     for path in folder.iterdir():
-        if path.name in RUN_FILES or re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.partial)?", path.name):
+        if path.name in RUN_FILES or re.fullmatch(
+            r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name
+        ):
             path.unlink()
     for path in (folder / ANALYSIS).glob("*"):
-        if re.fullmatch(r"\w+\.(png|pdf)(\.partial)?", path.name):
+        if re.fullmatch(r"\w+\.(png|pdf)(\.[\w-]*\.?partial)?", path.name):
             path.unlink()
 
 
@@ -169,7 +262,7 @@ def read_pictures(folder: Path, items: Sequence[Item], size: int) -> Pictures:
     """The written files of finished images."""
     clean, adversarial, reconstructed = (
         np.stack([read_image(folder / f"{item.index:04d}_{kind}.png", size) for item in items])
-        for kind in ("originImage", "adv_image", "reconstruction")
+        for kind in WRITTEN
     )
     labels, targets = labels_and_targets(items)
     return Pictures(clean, adversarial, labels, reconstructed, targets)

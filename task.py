@@ -28,7 +28,7 @@ class Task:
 
     def configuration(self, options: Options | None = None) -> dict:
         """What the files of a run depend on, here or with other options."""
-        return configuration_of(options or self.options, self.dtype, self.items)
+        return configuration_of(options or self.options, self.dtype, self.items, self.class_names)
 
 
 def read_task(options: Options, device: str | None = None) -> Task:
