@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 # Buffers that versions of transformers and torch write or not; nothing reads them.
 HARMLESS = ("position_ids", "num_batches_tracked")
@@ -79,3 +83,21 @@ def check_loaded(info: Mapping) -> None:
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise CheckpointError("the checkpoint " + meaning.format(shown))
+
+
+@functools.cache
+def stay_offline_if_out_of_reach(seconds: float = 4.0) -> None:
+    """Keeps the hub's client to its cache where the hub does not answer in time: it would try for half a
+    minute, and say so in a dozen lines, for each file.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=seconds)
+    except HTTPError:
+        return  # it answered
+    except (OSError, ValueError):
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"

@@ -7,6 +7,7 @@ it; what is checked of all of them alike is in classifiers.py.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import check_files, check_loaded
+from checkpoints import check_files, check_loaded, stay_offline_if_out_of_reach
 from preprocessing import ClassifierError, Preprocessed, from_processor, from_timm
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +29,7 @@ def timm_classifier(name: str) -> Preprocessed:
     except (ImportError, RuntimeError, OSError) as error:
         raise ClassifierError(
             f"classifier 'timm:{name}' needs timm and torchvision, and they cannot be imported "
-            f"({one_line(error)}); "
+            f"({os.environ.get('TORCHVISION_ERROR') or one_line(error)}); "
             "pip install timm torchvision, or give a classifier of another form"
         ) from None
     elsewhere = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
@@ -60,7 +61,9 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not Path(name).is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        stay_offline_if_out_of_reach()
+    elif not Path(name).is_dir():
         raise ClassifierError(
             f"classifier 'hf:{name}': there is no folder {name!r}; give hf:FOLDER with a folder in "
             f"transformers format, or hf:ORG/NAME"

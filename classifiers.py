@@ -260,5 +260,5 @@ def in_order(
 
 
 def file_name(name: str) -> str:
-    """A classifier's name as it may stand in the name of a file: without folders."""
-    return re.sub(r"[^\w.+-]+", "_", name.rsplit("/", 1)[-1])
+    """A classifier's name as it may stand in the name of a file: without folders, and not too long."""
+    return re.sub(r"[^\w.+-]+", "_", name.rsplit("/", 1)[-1])[:100]

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from commands import run_program
 from comparison import ModeWeights, compare_runs, csv_text, latex, markdown
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack, NonFiniteLossError
@@ -44,7 +45,6 @@ from runs import (
     read_failures,
     read_finished,
     read_pictures,
-    run_program,
     write_failure,
     write_texts,
 )

@@ -10,3 +10,21 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Its advice on image processors has nothing to do with these programs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def hide_broken_torchvision() -> None:
+    """Lets libraries believe that torchvision is not installed where it cannot be imported, as one for
+    another build of torch: transformers would end in a traceback, also for those who need none of it.
+    """
+    import importlib.util
+    import sys
+
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.modules["torchvision"] = None
+        os.environ["TORCHVISION_ERROR"] = " ".join(str(error).split())[:120]

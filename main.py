@@ -34,6 +34,7 @@ from classifiers import (
     REGISTRY,
     load_classifier,
 )
+from commands import run_program
 from dataset import (
     TARGET_COLUMN,
     Item,
@@ -42,12 +43,14 @@ from dataset import (
     labels_and_targets,
     read_lines,
 )
+from diff_latent_attack import NonFiniteLossError
 from evaluate import evaluate, table
 from images import Pictures, read_image, to_pixels, to_tensor
 from models import peak_memory, process_device, resolve_device
 from options import InputError, Options, check_shards, class_names_of, parse_options
 from predictions import predict
 from quality import psnr
+from records import read_configuration
 from results import of_image, report, write_report
 from runner import Runner, count_processes, restore_weights, share_out
 from runs import (
@@ -62,7 +65,6 @@ from runs import (
     missing_of,
     name_of,
     provenance,
-    run_program,
 )
 from task import load_attacks, read_task
 from workers import threads_of_each
@@ -154,7 +156,12 @@ def check(options: Options) -> int:
     plain = replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
     reconstructions = [psnr(clean, to_pixels(attack.reconstruct(start)[0])) for start in (inversion, plain)]
     started = time.perf_counter()
-    attack.attack(inversion)
+    try:
+        attack.attack(inversion)
+    except NonFiniteLossError as error:
+        raise InputError(
+            f"{name_of(item, options)}: {error}; look at the checkpoint and at --dtype"
+        ) from None
     attacked = (time.perf_counter() - started) * options.iterations / attack.options.iterations
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     print(
@@ -282,7 +289,12 @@ def test(options: Options) -> int:
 
 
 def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:
-    """The clean files of an output folder with their labels, from a text file in the order of the images."""
+    """The clean files of an output folder with their labels: from a text file in the order of the images, or
+    else from the folder's own run.json.
+    """
+    known = options.images_root / "run.json"
+    if options.label_path is None and known.is_file():
+        return items_of_run(options, clean)
     if options.label_path is None:
         raise InputError(
             "--label_path is missing; give the text file of labels that the images were attacked with"
@@ -301,6 +313,31 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
         else check_target(options.target_label, len(class_names), options.label_base)
     )
     return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
+
+
+def items_of_run(options: Options, clean: Sequence[Path]) -> list[Item]:
+    """The clean files of a run of this tool, with the labels and targets that it had."""
+    try:
+        configuration = read_configuration(options.images_root)
+        base, items = configuration["label_base"], []
+        for k, path in enumerate(clean):
+            index = int(path.name.split("_")[0])
+            labels, target = configuration["labels"][index], configuration["targets"][index]
+            labels = labels if isinstance(labels, list) else [labels]
+            items.append(
+                Item(
+                    k,
+                    path,
+                    tuple(label - base for label in labels),
+                    None if target is None else target - base,
+                )
+            )
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"--images_root: run.json does not tell the labels ({type(error).__name__}: {error}); give the "
+            f"file of labels that the images were attacked with as --label_path"
+        ) from None
+    return items
 
 
 def side_of(path: Path) -> int:

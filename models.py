@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import PartialState
 
-from checkpoints import CheckpointError, check_files, check_loaded, check_safetensors
+from checkpoints import (
+    CheckpointError,
+    check_files,
+    check_loaded,
+    check_safetensors,
+    stay_offline_if_out_of_reach,
+)
 from inversion import PREDICTION_TYPES
 from options import InputError
 
@@ -95,6 +101,8 @@ def load_pipeline(
             f"diffusers format, or a hub id such as Manojb/stable-diffusion-2-base"
         )
     quiet(with_downloads=not folder and not file)
+    if not folder and not file:
+        stay_offline_if_out_of_reach()
     try:
         pipeline = from_single_file(path, dtype) if file else from_parts(path, dtype)
         check_pipeline(pipeline)

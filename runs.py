@@ -8,8 +8,7 @@ import hashlib
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from checkpoints import CheckpointError
-from class_names import DatasetError
-from classifiers import ClassifierError
 from dataset import Item, labels_and_targets
 from identity import content_digests, file_digest
 from images import Pictures, delete_abandoned, read_image, replacing, temporary_name
@@ -94,7 +90,12 @@ def counted(labels: Sequence[int], base: int) -> int | list[int]:
 
 
 def check_save_dir(folder: Path) -> None:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:  # of a name that is too long, say
+        raise InputError(
+            f"--save_dir: {error.strerror}: {str(folder)[:60]!r}...; give another folder"
+        ) from None
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(
             f"--save_dir: {str(folder)!r} cannot be written, because {str(existing)!r} is "
@@ -220,9 +221,8 @@ def claim_folder(folder: Path, configuration: dict) -> str:
 def clear_folder(folder: Path) -> None:
     """Deletes what a run writes, and nothing else."""
     for path in folder.iterdir():
-        if path.name in RUN_FILES or re.fullmatch(
-            r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name
-        ):
+        of_image = re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name)
+        if of_image or path.name in RUN_FILES:
             path.unlink()
     for path in (folder / ANALYSIS).glob("*"):
         if re.fullmatch(r"\w+\.(png|pdf)(\.[\w-]*\.?partial)?", path.name):
@@ -239,12 +239,12 @@ def failure_path(folder: Path, index: int) -> Path:
 
 def write_failure(folder: Path, index: int, path: Path, error: Exception) -> None:
     with replacing(failure_path(folder, index)) as temporary:
-        temporary.write_text(f"{path.name}: {error}\n")
+        temporary.write_text(f"{path.name}: {error}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_failures(folder: Path, indices: Sequence[int]) -> list[str]:
     return [
-        failure_path(folder, index).read_text().strip()
+        failure_path(folder, index).read_text(encoding="utf-8").strip()
         for index in indices
         if failure_path(folder, index).exists()
     ]
@@ -285,36 +285,5 @@ def provenance(options: Options, device: torch.device) -> dict:
 def write_texts(folder: Path, contents: dict[str, str]) -> None:
     for name, content in contents.items():
         with replacing(folder / name) as temporary:
-            temporary.write_text(content.rstrip() + "\n")
-
-
-def run_program(name: str, work: Callable[[], int]) -> int:
-    """What main.py and compare.py answer with: the exit code, and one line for input or a machine that does
-    not allow the work.
-    """
-    try:
-        return work()
-    except (InputError, DatasetError, ClassifierError, CheckpointError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:  # every process finds the same
-            print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"\n{name}: error: {error}", file=sys.stderr)
-        return 1
-    # images that cannot be read and folders that cannot be written are dealt with above, so this is a disk
-    # that is full or gone
-    except OSError as error:
-        print(
-            f"\n{name}: error: {error.filename or 'writing a result'}: {error.strerror or error}; the "
-            f"images done so far are complete, "
-            "make room and run the same command again to go on",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"\n{name}: interrupted; the images done so far are complete, and the same command goes on with "
-            f"the rest",
-            file=sys.stderr,
-        )
-        return 130
+            # file names need not be Unicode
+            temporary.write_text(content.rstrip() + "\n", encoding="utf-8", errors="backslashreplace")

@@ -29,7 +29,8 @@ class Estimate:
     def __str__(self) -> str:
         if self.is_share:
             counts = "" if self.count is None else f"{self.count}/{self.total}"
-            percent = "" if math.isnan(self.value) else f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
+            interval = "" if math.isnan(self.low) else f" [{self.low:.0%}, {self.high:.0%}]"
+            percent = "" if math.isnan(self.value) else f"{self.value:.0%}{interval}"
             return " = ".join(filter(None, (counts, percent)))
         # three that count
         digits = (

@@ -11,9 +11,12 @@ import torch
 from classifiers import load_classifier
 from dataset import Item
 from diff_latent_attack import DiffAttack
+from environment import hide_broken_torchvision
 from models import load_pipeline, resolve_device, resolve_dtype, set_up
 from options import Options, class_names_of, read_items
 from runs import check_save_dir, configuration_of
+
+hide_broken_torchvision()
 
 
 @dataclass(frozen=True)

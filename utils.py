@@ -18,6 +18,7 @@ from __future__ import annotations
 import environment  # isort: skip  # noqa: F401
 
 import argparse
+import io
 import multiprocessing
 import os
 import warnings
@@ -41,6 +42,7 @@ from figures import (
 )
 from image_figures import plot_attention, plot_contact_sheet, plot_losses, short
 from images import replacing, write_image
+from processes import end_with_parent
 from records import ANALYSIS, ImageRecord, Run, read_pair, read_run
 
 if TYPE_CHECKING:  # matplotlib and torch take long to import, and each is needed by half of this file alone
@@ -167,8 +169,10 @@ def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None 
         )
         if pdf:
             figure.set_layout_engine("none")  # it has been laid out
+            content = io.BytesIO()  # matplotlib leaves a file that cannot be written in a traceback
+            figure.savefig(content, format="pdf", metadata={"CreationDate": None})
             with replacing(path.with_name(path.name + ".pdf")) as temporary:
-                figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+                temporary.write_bytes(content.getvalue())
         return [panel.get_position(original=True) for panel in figure.axes]
 
 
@@ -210,9 +214,12 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
         for record in run.records
         if each_image and (anew or not is_drawn(record.path))
     ]
-    with ProcessPoolExecutor(
-        min(os.cpu_count() or 1, 16, len(work) + len(runs)), multiprocessing.get_context("spawn")
-    ) as pool:
+    pool = ProcessPoolExecutor(
+        min(os.cpu_count() or 1, 16, len(work) + len(runs)),
+        multiprocessing.get_context("spawn"),
+        initializer=end_with_parent,
+    )
+    try:
         for run in runs:
             (run.folder / ANALYSIS).mkdir(exist_ok=True)
         schedules = {run.folder: named_schedules(len(run.timesteps)) for run in runs}
@@ -223,6 +230,8 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
                 save_figure(figure, run.folder / ANALYSIS / name)
         for drawn in (*images, *sheets):
             drawn.result()
+    finally:  # after Ctrl-C, no more than what is being drawn is waited for
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def is_drawn(record: Path) -> bool:

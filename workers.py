@@ -10,13 +10,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 import psutil
 import torch
+
+from processes import end_with_parent
 
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
 
@@ -89,7 +90,7 @@ def run_in_processes(
 
 
 def _run(sender: Connection, threads: int, work: Callable[..., None], arguments: tuple) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
     try:
         work(*arguments)
@@ -97,11 +98,6 @@ def _run(sender: Connection, threads: int, work: Callable[..., None], arguments:
         sender.send(error)
     else:
         sender.send(None)
-
-
-def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 @contextmanager

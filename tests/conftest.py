@@ -16,6 +16,8 @@ if (
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
+import environment  # isort: skip  # noqa: F401
+
 import numpy as np
 import pytest
 import torch
@@ -30,15 +32,23 @@ from filelock import FileLock
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from models import load_pipeline
+from notes import note
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from models import load_pipeline  # noqa: E402
-from notes import note  # noqa: E402
-
 MAIN = [sys.executable, "main.py"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
+
+
+# of tests that start the program as a process, or run the small model for long
+SLOW_FIXTURES = {"data", "runs", "own", "original", "demo", "pipeline"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,313 @@
+"""A run's folder that can be trusted: records of another run, damaged files, inputs that change, signals.
+Real processes, signals and files; and a few hundred random mutations.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
+
+import runs
+from class_names import DatasetError, read_class_names
+from dataset import read_dataset
+from models import load_pipeline
+from options import InputError
+from records import read_record, read_run
+from runs import RunError, check_folder, check_still_ours, claim_folder
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of a finished run of four images, with their dates."""
+    return shutil.copytree(whole("fixed"), tmp_path / "finished", copy_function=shutil.copy2)
+
+
+# ---------------------------------------------------------------- whose results
+
+
+def test_a_run_stops_when_another_takes_its_folder_over(data, tmp_path):
+    first = start([*MAIN, *flags(data, tmp_path, "--iterations", "20")])
+    wait_for(lambda: len(done(tmp_path)) >= 1, first)
+    second = run([*MAIN, *flags(data, tmp_path, "--overwrite", "--guidance", "3", "--limit", "1")])
+    _, errors = first.communicate(timeout=120)
+    assert second.returncode == 0, second.stderr
+    assert first.returncode == 1 and "Traceback" not in errors
+    assert "has been taken over by a run of another configuration" in errors
+    assert read_run(tmp_path).configuration["guidance"] == 3.0
+    assert [record.index for record in read_run(tmp_path).records] == [0]
+
+
+def test_a_record_of_another_run_is_refused(finished):
+    configuration = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps(configuration | {"guidance": 3.0}))
+    with pytest.raises(ValueError, match="0000_record.npz is of another run than run.json; delete it"):
+        read_run(finished)
+    with pytest.raises(RunError, match="taken over"):
+        check_still_ours(finished, "of the first run")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def without(field):
+    def change(path):
+        with np.load(path) as saved:
+            arrays = {name: saved[name] for name in saved if name != field}
+        np.savez_compressed(path, **arrays)
+
+    return change
+
+
+def with_object(path):
+    with np.load(path) as saved:
+        arrays = dict(saved)
+    np.savez_compressed(path, **arrays | {"row": np.array({"index": 1}, dtype=object)})
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": cut,
+    "one bit": flip,
+    "without a field": without("confidence"),
+    "with a pickled object": with_object,
+    "of another image": lambda path: shutil.copy(path.with_name("0002_record.npz"), path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_named_with_what_to_do(finished, damage):
+    DAMAGES[damage](finished / "0001_record.npz")
+    with pytest.raises(ValueError, match=r"0001_record\.npz .*(delete it|--overwrite)") as caught:
+        read_run(finished)
+    assert "\n" not in str(caught.value)
+    drawn = subprocess.run(
+        [sys.executable, "utils.py", finished], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert drawn.returncode == 2 and "0001_record.npz" in drawn.stderr and "Traceback" not in drawn.stderr
+
+
+def test_only_what_is_damaged_or_has_changed_is_made_again(data, whole, tmp_path):
+    inputs, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(data / "images", inputs)
+    command = [*MAIN, *flags(data, out, "--weight_mode", "fixed", "--images_root", inputs)]
+    assert run(command).returncode == 0
+    cut(out / "0001_record.npz")
+    (out / "0002_adv_image.png").write_bytes(b"no picture")
+    shutil.copy(inputs / "img0.png", inputs / "img3.png")
+    (out / "0000_backup_record.npz").write_bytes(b"mine")
+    (out / "0000_adv_image.png.other-1.partial").write_bytes(b"of another machine")
+    kept = (out / "0000_record.npz").stat().st_mtime_ns
+    result = run(command)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    assert "going on with an earlier run: 1 of 4 images are done" in result.stderr
+    for name, reason in {"img1": "damaged", "img2": "missing or damaged", "img3": "has changed"}.items():
+        assert f"note: {name}.png is made again: " in result.stderr and reason in result.stderr
+    assert (out / "0000_record.npz").stat().st_mtime_ns == kept
+    expected = pictures(whole("fixed"))
+    found = pictures(out)
+    assert {name: found[name] for name in found if name[:4] in ("0000", "0001", "0002")} == {
+        name: expected[name] for name in expected if name[:4] in ("0000", "0001", "0002")
+    }
+
+
+def test_a_checkpoint_that_has_changed_is_named(data, tmp_path):
+    model = shutil.copytree(data / "model", tmp_path / "model")
+    command = [*MAIN, *flags(data, tmp_path / "out", "--limit", "1"), "--pretrained_diffusion_path", model]
+    assert run(command).returncode == 0
+    save_checkpoint(model, scaling_factor=0.25)
+    result = run(command)
+    assert result.returncode == 2 and f"the content of {model} has changed" in result.stderr
+
+
+RUN_FILES = {
+    "empty": b"",
+    "UTF-16": '{"guidance": 2.5}'.encode("utf-16"),
+    "a list": b"[1]",
+    "a number": b"1",
+    "null": b"null",
+    "nested": b"[" * 10_000 + b"]" * 10_000,
+}
+
+
+@pytest.mark.parametrize("content", RUN_FILES)
+def test_a_damaged_run_file_is_named(finished, content):
+    (finished / "run.json").write_bytes(RUN_FILES[content])
+    for attempt in (lambda: check_folder(finished, {}), lambda: read_run(finished)):
+        with pytest.raises(ValueError, match="run.json cannot be read .*--overwrite"):
+            attempt()
+
+
+def test_a_folder_is_claimed_without_hard_links(tmp_path, monkeypatch):
+    def no_links(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    identity = claim_folder(tmp_path, {"guidance": 2.5})
+    assert claim_folder(tmp_path, {"guidance": 2.5}) == identity
+    with pytest.raises(InputError, match="guidance was 2.5 and is 3.0"):
+        claim_folder(tmp_path, {"guidance": 3.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_end_a_run_as_ctrl_c_does(data, tmp_path, name):
+    number = getattr(signal, name)
+    process = start(
+        [*MAIN, *flags(data, tmp_path, "--iterations", "20")],
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    wait_for(lambda: len(done(tmp_path)) >= 1, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in errors
+    assert "interrupted; the images done so far are complete, and the same command goes on" in errors
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_processes_that_draw_end_with_the_one_that_started_them(data, tmp_path, name):
+    process = start(
+        [*MAIN, *flags(data, tmp_path), "--figures", "all"],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    drawing = tmp_path / "timestep_analysis"
+    wait_for(drawing.is_dir, process)
+    wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 2, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    if name == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.kill()
+    _, errors = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    if name == "SIGINT":
+        assert process.returncode == 130 and errors.count("Traceback") == 0, errors
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_a_file_name_need_not_be_unicode(data, tmp_path):
+    inputs = tmp_path / "images"
+    inputs.mkdir()
+    shutil.copy(data / "images" / "img0.png", os.fsencode(inputs) + b"/im\xffg.png")
+    (tmp_path / "labels.txt").write_text("1\n")
+    result = run(
+        [
+            *MAIN,
+            *flags(data, tmp_path / "out", "--images_root", inputs, "--label_path", tmp_path / "labels.txt"),
+            "--figures",
+            "all",
+        ]
+    )
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    assert r"im\udcffg.png" in result.stdout
+    assert json.loads((tmp_path / "out/results.json").read_text())["images"][0]["file"] == "im\udcffg.png"
+
+
+def test_a_name_that_is_too_long_is_said(data):
+    result = run([*MAIN, *flags(data, "x" * 300)])
+    assert result.returncode == 2 and "File name too long" in result.stderr
+    assert "make room" not in result.stderr and result.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- anything at all
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    content = bytearray(content)
+    for _ in range(chance.choice((1, 1, 2, 8))):
+        place = chance.randrange(len(content) + 1)
+        kind = chance.randrange(5)
+        if kind == 0:
+            content[place:] = b""
+        elif kind == 1:
+            content[place:place] = chance.choice((b"\x00", b"\xff\xfe", b"[", b"{", b'"', b"-1", b"1e999"))
+        elif kind == 2 and content:
+            content[place % len(content)] ^= 1 << chance.randrange(8)
+        elif kind == 3:
+            del content[place : place + chance.randrange(1, 40)]
+        else:
+            content[place:place] = content[place : place + 50]
+    return bytes(content)
+
+
+def test_no_mutation_of_a_small_file_ends_in_a_traceback(finished, tmp_path):
+    chance = random.Random(0)
+    photos = ROOT / "demo" / "images"
+    labels = (ROOT / "demo" / "labels.txt").read_bytes()
+    captions = json.dumps({"id2label": {str(k): name for k, name in enumerate(CLASS_NAMES)}}).encode()
+    table = "filename,label\n" + "".join(f"{path.name},1\n" for path in sorted(photos.iterdir()))
+    targets = {
+        "record": (
+            finished / "0001_record.npz",
+            None,
+            lambda path: read_record(path, None),
+            (ValueError,),
+        ),
+        "run.json": (finished / "run.json", None, lambda path: check_folder(finished, {}), (InputError,)),
+        "labels": (
+            tmp_path / "labels.txt",
+            labels,
+            lambda path: read_dataset(photos, path, ("a",) * 1000),
+            (DatasetError,),
+        ),
+        "table": (
+            tmp_path / "labels.csv",
+            table.encode(),
+            lambda path: read_dataset(photos, path, ("a",) * 1000),
+            (DatasetError,),
+        ),
+        "captions": (tmp_path / "captions.json", captions, read_class_names, (DatasetError,)),
+        "names": (tmp_path / "captions.txt", b"0: 'cat',\n1: 'dog',\n", read_class_names, (DatasetError,)),
+    }
+    refused = dict.fromkeys(targets, 0)
+    for name, (path, content, read, expected) in targets.items():
+        content = path.read_bytes() if content is None else content
+        for _ in range(60):
+            path.write_bytes(mutated(content, chance))
+            try:
+                read(path)
+            except expected as error:
+                refused[name] += 1
+                assert "\n" not in str(error)
+        path.write_bytes(content)
+    assert all(refused.values()), refused
+
+
+def test_no_mutation_of_a_checkpoints_texts_ends_in_a_traceback(tmp_path):
+    chance, model = random.Random(1), save_checkpoint(tmp_path / "model")
+    refused, started = 0, time.monotonic()
+    for name in ("model_index.json", "scheduler/scheduler_config.json") * 20:
+        content = (model / name).read_bytes()
+        (model / name).write_bytes(mutated(content, chance))
+        try:
+            load_pipeline(str(model), runs.torch.device("cpu"))
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        (model / name).write_bytes(content)
+        if time.monotonic() - started > 30:
+            break
+    assert refused
