@@ -7,7 +7,6 @@ it; what is checked of all of them alike is in classifiers.py.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ def timm_classifier(name: str) -> Preprocessed:
     except (ImportError, RuntimeError, OSError) as error:
         raise ClassifierError(
             f"classifier 'timm:{name}' needs timm and torchvision, and they cannot be imported "
-            f"({os.environ.get('TORCHVISION_ERROR') or one_line(error)}); "
+            f"({one_line(error)}); "
             "pip install timm torchvision, or give a classifier of another form"
         ) from None
     elsewhere = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
@@ -76,7 +75,11 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
         )
         check_loaded(info)
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-        classifier = from_processor(Logits(network), processor, name)
+        classifier = (
+            from_timm(Logits(network), processor.data_config)
+            if type(processor).__name__ == "TimmWrapperImageProcessor"
+            else from_processor(Logits(network), processor, name)
+        )
     except ClassifierError:
         raise
     # whatever a configuration makes the loaders stumble over, which is not foreseeable

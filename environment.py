@@ -12,19 +12,35 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def hide_broken_torchvision() -> None:
-    """Lets libraries believe that torchvision is not installed where it cannot be imported, as one for
-    another build of torch: transformers would end in a traceback, also for those who need none of it.
+DECLARED: list = []  # what torch.library declares lasts as long as these objects
+
+
+def mend_torchvision() -> None:
+    """Makes a torchvision importable that was built for another torch, as one with CUDA beside a CPU-only
+    torch: its import ends at compiled operators that are missing, and with it that of transformers,
+    torchmetrics and timm, which use its transforms alone. The operators are declared, without any code; what
+    cannot be mended so is hidden.
     """
     import importlib.util
+    import re
     import sys
 
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules["torchvision"] = None
-        os.environ["TORCHVISION_ERROR"] = " ".join(str(error).split())[:120]
+    import torch
+
+    for _ in range(20):  # each attempt names the next operator that is missing
+        try:
+            import torchvision  # noqa: F401
+
+            return
+        except (ImportError, RuntimeError, OSError, AttributeError) as error:
+            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if not missing:
+                break
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(f"{missing[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            DECLARED.append(library)
+    sys.modules["torchvision"] = None

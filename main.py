@@ -47,7 +47,7 @@ from diff_latent_attack import NonFiniteLossError
 from evaluate import evaluate, table
 from images import Pictures, read_image, to_pixels, to_tensor
 from models import peak_memory, process_device, resolve_device
-from options import InputError, Options, check_shards, class_names_of, parse_options
+from options import InputError, Options, parse_options
 from predictions import predict
 from quality import psnr
 from records import read_configuration
@@ -66,7 +66,7 @@ from runs import (
     name_of,
     provenance,
 )
-from task import load_attacks, read_task
+from task import check_shards, class_names_of, load_attacks, read_task
 from workers import threads_of_each
 
 CHECKED_ITERATIONS = 3

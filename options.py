@@ -16,9 +16,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from class_names import read_class_names
-from classifiers import DEFAULT_TRANSFER_MODELS, IMAGENET_CLASSES, REGISTRY, ClassifierError, check_name
-from dataset import PRESETS, TARGET_COLUMN, Item, read_dataset
+from classifiers import DEFAULT_TRANSFER_MODELS, REGISTRY, ClassifierError, check_name
+from dataset import PRESETS, TARGET_COLUMN
 from timestep_weights import SCHEDULES, WEIGHT_MODES, parse_schedule, schedule_weights
 
 
@@ -439,47 +438,6 @@ def flag_table() -> str:
             text = declared.metadata["help"].replace("|", r"\|")
             lines.append(f"| `--{declared.name}` | {default} | {text} |")
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------- what some of them name
-
-
-def class_names_of(options: Options) -> tuple[str, ...]:
-    """The names of the classes."""
-    needed = PRESETS[options.dataset_name].class_names
-    if options.captions is None and needed:
-        raise InputError(
-            f"--dataset_name {options.dataset_name} needs --captions with the path of {needed}, which comes "
-            f"with the data set"
-        )
-    return IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
-
-
-def read_items(options: Options, class_names: Sequence[str]) -> list[Item]:
-    """The images of --images_root with their labels and, in a targeted attack, their targets."""
-    return read_dataset(
-        options.images_root, options.label_path, class_names, options.label_base, options.target_label
-    )
-
-
-def check_shards(options: Options, processes: int, process: int) -> tuple[int, int]:
-    """Which part of the images is this process's, over all machines and processes: part k of n takes the
-    images k, k + n, ...
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
-    if not match or not int(match[1]) < int(match[2]):
-        raise InputError(f"--shard is {options.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
-    shard, shards = int(match[1]), int(match[2])
-    if options.overwrite and shards > 1:
-        raise InputError(
-            "--overwrite with --shard would delete what the other shards have done; empty --save_dir first"
-        )
-    if options.weight_mode == "learnable" and shards * processes * (options.processes or 1) > 1:
-        raise InputError(
-            "--weight_mode learnable trains one weight network on all images, one after the other; run it "
-            "without --shard and in one process"
-        )
-    return shard * processes + process, shards * processes
 
 
 if __name__ == "__main__":

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from classifiers import load_classifier
-from dataset import Item
+from checks import warnings_about_outputs
+from class_names import read_class_names
+from classifiers import IMAGENET_CLASSES, load_classifier
+from dataset import PRESETS, Item, read_dataset
 from diff_latent_attack import DiffAttack
-from environment import hide_broken_torchvision
+from environment import mend_torchvision
 from models import load_pipeline, resolve_device, resolve_dtype, set_up
-from options import Options, class_names_of, read_items
+from notes import note
+from options import InputError, Options
 from runs import check_save_dir, configuration_of
 
-hide_broken_torchvision()
+mend_torchvision()
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,24 @@ class Task:
     def configuration(self, options: Options | None = None) -> dict:
         """What the files of a run depend on, here or with other options."""
         return configuration_of(options or self.options, self.dtype, self.items, self.class_names)
+
+
+def class_names_of(options: Options) -> tuple[str, ...]:
+    """The names of the classes."""
+    needed = PRESETS[options.dataset_name].class_names
+    if options.captions is None and needed:
+        raise InputError(
+            f"--dataset_name {options.dataset_name} needs --captions with the path of {needed}, which comes "
+            f"with the data set"
+        )
+    return IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
+
+
+def read_items(options: Options, class_names: Sequence[str]) -> list[Item]:
+    """The images of --images_root with their labels and, in a targeted attack, their targets."""
+    return read_dataset(
+        options.images_root, options.label_path, class_names, options.label_base, options.target_label
+    )
 
 
 def read_task(options: Options, device: str | None = None) -> Task:
@@ -66,5 +89,29 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
         load_classifier(name, task.class_names, options.res, attacked=True).to(task.device)
         for name in options.model_name
     ]
+    noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
+    for name, classifier in zip(options.model_name, classifiers):
+        for warning in warnings_about_outputs(name, classifier, noise, task.device):
+            note(warning)
     pipeline = load_pipeline(options.pretrained_diffusion_path, task.device, task.dtype)
     return [DiffAttack(pipeline, classifiers, task.class_names, one) for one in each]
+
+
+def check_shards(options: Options, processes: int, process: int) -> tuple[int, int]:
+    """Which part of the images is this process's, over all machines and processes: part k of n takes the
+    images k, k + n, ...
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+    if not match or not int(match[1]) < int(match[2]):
+        raise InputError(f"--shard is {options.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
+    shard, shards = int(match[1]), int(match[2])
+    if options.overwrite and shards > 1:
+        raise InputError(
+            "--overwrite with --shard would delete what the other shards have done; empty --save_dir first"
+        )
+    if options.weight_mode == "learnable" and shards * processes * (options.processes or 1) > 1:
+        raise InputError(
+            "--weight_mode learnable trains one weight network on all images, one after the other; run it "
+            "without --shard and in one process"
+        )
+    return shard * processes + process, shards * processes

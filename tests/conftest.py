@@ -56,6 +56,26 @@ def notes_are_said_anew():
     note.cache_clear()
 
 
+def small_unet(latent_channels: int, heads: int | tuple, linear_projection: bool) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=(
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+        ),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=heads,
+        cross_attention_dim=16,
+        use_linear_projection=linear_projection,
+    )
+
+
 def save_checkpoint(
     folder: Path,
     prediction_type: str = "epsilon",
@@ -100,23 +120,7 @@ def save_checkpoint(
         norm_num_groups=4,
         scaling_factor=scaling_factor,
     )
-    unet = UNet2DConditionModel(
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=(8, 16, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=(
-            "DownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-        ),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=heads,
-        cross_attention_dim=16,
-        use_linear_projection=linear_projection,
-    )
+    unet = small_unet(latent_channels, heads, linear_projection)
     config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else dict(clip_sample=False)
     config |= dict(
         beta_start=0.00085,

@@ -214,3 +214,21 @@ def test_steps_with_the_true_noise_lead_to_the_image_and_back(intact, spacing):
 def test_timesteps_beyond_the_training_are_refused(intact):
     with pytest.raises(CheckpointError, match="beyond the 1000 that it was trained with"):
         latent_diffusion(intact, steps_offset=5000)
+
+
+def test_a_tiny_autoencoder_serves_as_the_vae(intact, tmp_path):
+    from diffusers import AutoencoderTiny
+
+    pipeline = load_pipeline(str(intact), CPU)
+    pipeline.vae = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+        latent_channels=4,
+    )
+    pipeline.save_pretrained(tmp_path / "model")
+    model = LatentDiffusion(load_pipeline(str(tmp_path / "model"), CPU), CLASS_NAMES, start_step=18)
+    images = torch.rand(1, 3, 64, 64)
+    reconstruction = model.reconstruct(model.invert(images, torch.tensor([1])))
+    assert reconstruction.shape == images.shape and reconstruction.isfinite().all()

@@ -1,5 +1,6 @@
 """Figures against values worked out another way, and each warning on a case made for it."""
 
+import math
 import re
 
 import numpy as np
@@ -257,6 +258,15 @@ def test_warnings_are_silent_where_nothing_is_wrong():
         == warnings_about_transfer(["m"], ["n"])
         == []
     )
+
+
+def test_a_few_images_are_not_made_more_of_than_they_are():
+    right = [Prediction(1, 0.9, 0.9)]
+    assert warnings_about_labels("m", right, np.array([1]), 2) == []  # all are right
+    (line,) = warnings_about_labels("m", right * 2, np.array([0, 0]), 2)
+    assert "shift" not in line and "look at a few images" in line
+    assert str(Estimate(0.0, math.nan, math.nan, is_share=True)) == "0%"
+    assert str(share(0, 0)) == "0/0"
 
 
 def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):

@@ -355,6 +355,16 @@ def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
 # ---------------------------------------------------------------- an existing folder
 
 
+def test_a_run_knows_its_own_labels(runs, tmp_path):
+    judged = tmp_path / "judged"
+    result = start("--is_test", "--images_root", runs["fixed"], "--save_dir", judged, "--transfer_models", "")
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((judged / "evaluation.json").read_text())["images"]
+    (expected,) = json.loads((runs["fixed"] / "results.json").read_text())["images"]
+    assert (row["label"], row["class"]) == (expected["label"], expected["class"])
+    assert row["after"]["label"] == expected["after"]["label"]
+
+
 @pytest.fixture
 def original(tmp_path):
     """A folder as the original tool leaves it: the second image was changed until nothing is left of it."""

@@ -1,0 +1,128 @@
+"""timm and torchvision as they are installed beside a CPU-only torch: torchvision's operators are of another
+build, so that it cannot be imported as it is.
+
+They are looked for in `.timm`, since they must not stand in the way of the other tests:
+`pip install --no-deps --target .timm timm torchvision`.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import MAIN, ROOT, flags, run
+
+TIMM = ROOT / ".timm"
+pytestmark = pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TIMM), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+FUNCTION = """
+import sys
+from environment import mend_torchvision
+mend_torchvision()
+sys.path.insert(0, "tests")
+import test_timm
+getattr(test_timm, sys.argv[1])(*sys.argv[2:])
+"""
+
+
+def in_a_process(function, *arguments) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", FUNCTION, function.__name__, *map(str, arguments)],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "PYTHONPATH": f"{TIMM}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# ---------------------------------------------------------------- what runs in a process of its own
+
+
+def compare_preprocessing() -> None:
+    """Each alias against timm's own transform on the demo's photographs; differences in normalised units, of
+    which 8-bit rounding alone is 0.009.
+    """
+    import timm
+    import torch
+    from PIL import Image
+
+    from classifiers import ALIASES
+    from images import to_tensor
+    from preprocessing import from_timm
+
+    import numpy as np  # isort: skip
+
+    names = [source.removeprefix("timm:") for source, _ in ALIASES.values()]
+    assert set(names) <= set(timm.list_models(pretrained=True))
+    largest = {}
+    for name in names:
+        config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        transform = timm.data.create_transform(**config, is_training=False)
+        for path in sorted((ROOT / "demo/images").iterdir())[:4]:
+            for side in (224, 299):
+                image = Image.open(path).convert("RGB").resize((side, side), Image.LANCZOS)
+                found = from_timm(torch.nn.Identity(), config).preprocess(to_tensor(np.asarray(image)))[0]
+                difference = (found - transform(image)).abs().max().item()
+                largest[name] = max(largest.get(name, 0), difference)
+    for name, difference in largest.items():
+        print(name, f"{difference:.4f}")
+        assert difference <= 0.02, (name, difference)
+
+
+def load_folders(folder: str) -> None:
+    """A folder that transformers saved of a timm model, and one that timm saved."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    from classifiers import load_classifier
+
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", pretrained=False, num_classes=10).eval()
+    save_for_hf(network, f"{folder}/timm")
+    config = TimmWrapperConfig(
+        architecture="resnet18", num_labels=10, pretrained_cfg=network.pretrained_cfg, do_pooling=True
+    )
+    wrapped = TimmWrapperForImageClassification(config)
+    wrapped.timm_model.load_state_dict(network.state_dict())
+    wrapped.save_pretrained(f"{folder}/transformers")
+    images = torch.rand(2, 3, 224, 224)
+    ours = [
+        load_classifier(name, 10, 224, attacked=True)(images).detach()
+        for name in (f"timm:local-dir:{folder}/timm", f"hf:{folder}/transformers")
+    ]
+    assert torch.allclose(ours[0], ours[1], atol=1e-5) and ours[0].std() > 0
+
+
+# ---------------------------------------------------------------- the tests
+
+
+def test_every_alias_exists_and_its_preprocessing_is_timms_own():
+    assert len(in_a_process(compare_preprocessing).splitlines()) == 13
+
+
+def test_folders_of_timm_models(tmp_path):
+    in_a_process(load_folders, tmp_path)
+
+
+def test_beside_it_everything_runs(data, tmp_path):
+    result = subprocess.run(
+        [*MAIN, *flags(data, tmp_path, "--limit", "1")],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+
+
+def test_without_timm_its_classifiers_are_refused_in_one_line(data, tmp_path):
+    result = run([*MAIN, *flags(data, tmp_path, "--model_name", "resnet")])
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "needs timm and torchvision, and they cannot be imported" in result.stderr
