@@ -27,10 +27,11 @@ from tqdm import tqdm
 from commands import run_program
 from comparison import ModeWeights, compare_runs, csv_text, latex, markdown
 from dataset import Item, labels_and_targets
-from diff_latent_attack import DiffAttack, NonFiniteLossError
+from diff_latent_attack import DiffAttack
 from evaluate import Evaluation, evaluate, table, written_results
 from figures import plot_success_against_visibility
 from images import read_image, to_tensor
+from losses import NonFiniteLossError
 from options import InputError, Options, flag, parse_options
 from records import ANALYSIS, Run, record_path
 from runner import attack_images, count_processes, restore_weights

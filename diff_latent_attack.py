@@ -32,6 +32,7 @@ from attentionControl import (
 )
 from classifiers import IMAGENET_CLASSES
 from inversion import Inversion, LatentDiffusion, frozen
+from losses import Losses, fooled, marked, raise_if_not_finite
 from memory import bytes_saved, free_memory
 from options import AttackOptions
 from records import AttackRecord
@@ -39,21 +40,10 @@ from records import AttackRecord
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline
 
-LOSS_TERMS = ("attack", "self-attention", "cross-attention")
 # Of the memory that is free: the reference maps are kept where they take at most this share of it, else
 # computed anew at each timestep; and the graphs of all timesteps are alive at once where all that the attack
 # keeps is estimated at no more than the second, else one at a time.
 REFERENCE_SHARE, GRAPH_SHARE = 0.25, 0.6
-
-
-class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of LOSS_TERMS or "total",
-    `index` is the image's place in its batch.
-    """
-
-    def __init__(self, iteration: int, term: str, index: int):
-        super().__init__(f"the {term} loss is not finite in iteration {iteration}")
-        self.iteration, self.term, self.index = iteration, term, index
 
 
 @dataclass
@@ -69,22 +59,6 @@ class Reference:
         str, int
     ]  # the side of the map of each self-attention layer, in the order in which the UNet runs them
     graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass
-
-
-@dataclass
-class Losses:
-    """The three terms of the loss before their factors, and what they are made of."""
-
-    attack: torch.Tensor  # (B,), cross-entropy in nats
-    self_attention: torch.Tensor  # (B,), sum_i c_i L_i
-    cross_attention: torch.Tensor  # (B,), variance
-    layer_losses: torch.Tensor  # (N, B, layers): L_i by layer
-    logits: torch.Tensor  # (classifiers, B, classes)
-
-    @property
-    def terms(self) -> torch.Tensor:
-        """`(3, B)`, in the order of LOSS_TERMS."""
-        return torch.stack([self.attack, self.self_attention, self.cross_attention])
 
 
 @dataclass
@@ -176,12 +150,12 @@ class DiffAttack(LatentDiffusion):
             mask = self.pseudo_mask(reference.class_attention, inversion)
             with torch.no_grad():
                 reconstruction = self.to_image(self.decode(reference.end), inversion.images, mask)
-            latents, history = self.optimise_latents(inversion, reference, mask, progress)
+            latents, history, norms = self.optimise_latents(inversion, reference, mask, progress)
             decoded, class_attention, self_attention = self.perturbed_run(latents, inversion)
             return AttackResult(
                 self.to_image(decoded, inversion.images, mask),
                 reconstruction,
-                self.make_record(history, inversion, reference, class_attention, self_attention),
+                self.make_record(history, norms, inversion, reference, class_attention, self_attention),
             )
 
     # ------------------------------------------------------------ the steps, in the order of the method
@@ -239,9 +213,9 @@ class DiffAttack(LatentDiffusion):
         reference: Reference,
         mask: torch.Tensor | None,
         progress: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-        """The latent attack by AdamW, from z_N: latents `(B, C, h, w)`, and what each iteration leaves for
-        the record, by the names of AttackRecord.
+    ) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]], torch.Tensor]:
+        """The latent attack by AdamW, from z_N: latents `(B, C, h, w)`, what each iteration leaves for the
+        record, by the names of AttackRecord, and `gradient_norms` in `measured_iterations`, `(M, 3, B)`.
         """
         options, checkpointing = self.options, self.checkpointing
         if checkpointing is None:
@@ -252,7 +226,7 @@ class DiffAttack(LatentDiffusion):
         optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
         # away from the true class, or towards the target where there is one
         direction = torch.where(inversion.targets >= 0, 1.0, -1.0)
-        history = []
+        history, norms = [], []
         for iteration in range(1, options.iterations + 1):
             weights = self.controller.weights()
             losses = self.losses(latents, inversion, reference, mask, checkpointing)
@@ -264,7 +238,10 @@ class DiffAttack(LatentDiffusion):
             read = torch.cat([losses.terms, total[None]]).detach().cpu()  # the one synchronisation
             raise_if_not_finite(read, iteration)  # before a gradient can spoil the weights
             optimizer.zero_grad()
-            total.sum().backward()
+            if iteration in self.measured_iterations:
+                norms.append(self.gradient_norms(losses, total, latents))
+            else:
+                total.sum().backward()
             optimizer.step()
             self.controller.update()
             history.append(
@@ -279,7 +256,31 @@ class DiffAttack(LatentDiffusion):
             )
             if progress is not None:
                 progress(iteration, read[:-1])
-        return latents.detach(), history
+        return latents.detach(), history, torch.stack(norms).cpu()
+
+    @property
+    def measured_iterations(self) -> list[int]:
+        """In which the gradient of each term is measured by itself: early, since in the first one nothing has
+        changed yet, later, and at the end.
+        """
+        last = self.options.iterations
+        return sorted({min(2, last), min(10, last), last})
+
+    def gradient_norms(self, losses: Losses, total: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Norms of the gradients of the three terms, with their factors, on the latents `(B, C, h, w)`:
+        `(3, B)`; `latents.grad` is then that of their sum, `total` `(B,)`. It costs two backward passes more.
+        """
+        options = self.options
+        parts = [
+            torch.autograd.grad(factor * term.sum(), latents, retain_graph=True)[0]
+            for factor, term in (
+                (options.self_attn_loss_weight, losses.self_attention),
+                (options.cross_attn_loss_weight, losses.cross_attention),
+            )
+        ]
+        total.sum().backward()
+        attack = latents.grad - sum(parts)
+        return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in (attack, *parts)])
 
     @staticmethod
     def verdict(losses: Losses, inversion: Inversion) -> dict[str, torch.Tensor]:
@@ -393,6 +394,7 @@ class DiffAttack(LatentDiffusion):
     def make_record(
         self,
         history: list[dict[str, torch.Tensor]],
+        gradient_norms: torch.Tensor,
         inversion: Inversion,
         reference: Reference,
         class_attention: torch.Tensor,
@@ -413,6 +415,8 @@ class DiffAttack(LatentDiffusion):
             timesteps=self.timesteps.clone(),
             layers=list(reference.grids),
             grids=list(reference.grids.values()),
+            gradient_iterations=self.measured_iterations,
+            gradient_norms=gradient_norms,
             class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
             class_attention=torch.stack([reference.class_attention, class_attention])[..., prompt]
             .permute(0, 4, 2, 3, 1)
@@ -421,24 +425,3 @@ class DiffAttack(LatentDiffusion):
             components=principal_components(reference.self_attention.cpu(), self_attention.cpu()).float(),
             **arrays,
         )
-
-
-def marked(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels `(B, L)`, -1 for none, as `(B, classes)`, true at each."""
-    return (labels[:, :, None] == torch.arange(classes, device=labels.device)).any(1)
-
-
-def fooled(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Whether logits `(..., B, classes)` are highest at the target `(B,)`, or, where it is -1, at none of the
-    labels `(B, L)`; `(..., B)`.
-    """
-    predicted = logits.argmax(-1)
-    return torch.where(targets >= 0, predicted == targets, (predicted[..., None] != labels).all(-1))
-
-
-def raise_if_not_finite(losses: torch.Tensor, iteration: int) -> None:
-    """Raises NonFiniteLossError for losses `(4, B)`: those of LOSS_TERMS, then their weighted sum."""
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        term, index = bad[0].tolist()
-        raise NonFiniteLossError(iteration, (*LOSS_TERMS, "total")[term], index)

@@ -43,9 +43,9 @@ from dataset import (
     labels_and_targets,
     read_lines,
 )
-from diff_latent_attack import NonFiniteLossError
 from evaluate import evaluate, table
 from images import Pictures, read_image, to_pixels, to_tensor
+from losses import NonFiniteLossError
 from models import peak_memory, process_device, resolve_device
 from options import InputError, Options, parse_options
 from predictions import predict
@@ -141,10 +141,7 @@ def check(options: Options) -> int:
     processes = count_processes(options, attack, images, launched=1)
     if processes > 1:  # as each of them will do it
         torch.set_num_threads(threads_of_each(processes))
-    try:
-        clean = read_image(item.path, options.res)
-    except OSError as error:
-        raise InputError(f"--images_root: {error}") from None
+    clean = first_picture(item, options)
     predictions = [
         predict(classifier, clean[None], np.array([item.labels]), device)[0]
         for classifier in attack.classifiers
@@ -157,7 +154,7 @@ def check(options: Options) -> int:
     reconstructions = [psnr(clean, to_pixels(attack.reconstruct(start)[0])) for start in (inversion, plain)]
     started = time.perf_counter()
     try:
-        attack.attack(inversion)
+        record = attack.attack(inversion).record
     except NonFiniteLossError as error:
         raise InputError(
             f"{name_of(item, options)}: {error}; look at the checkpoint and at --dtype"
@@ -185,6 +182,12 @@ def check(options: Options) -> int:
                         f"dB without",
                     ],
                     [
+                        f"gradients, iteration {record.gradient_iterations[-1]}",
+                        "self-attention {:.2g} %, cross-attention {:.2g} % of the attack's".format(
+                            *(100 * record.gradient_norms[-1, 1:, 0] / record.gradient_norms[-1, 0, 0])
+                        ),
+                    ],
+                    [
                         "peak memory",
                         f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process"),
                     ],
@@ -200,6 +203,13 @@ def check(options: Options) -> int:
         )
     )
     return 0
+
+
+def first_picture(item: Item, options: Options) -> np.ndarray:
+    try:
+        return read_image(item.path, options.res)
+    except OSError as error:
+        raise InputError(f"--images_root: {error}") from None
 
 
 def list_pairs(folder: Path) -> list[tuple[Path, Path]]:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without i
 ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run's
 
 
+# fields of a record that a batch shares, or that are cut otherwise
+KEPT_WHOLE = ("timesteps", "layers", "grids", "class_tokens", "gradient_iterations", "weights")
+
+
 @dataclass
 class AttackRecord:
     """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on
@@ -34,6 +38,7 @@ class AttackRecord:
     layers: list[str]  # self-attention layers, in the order in which the UNet runs them
     grids: list[int]  # the side of each layer's map
     class_tokens: list[list[str]]  # of each image's prompt
+    gradient_iterations: list[int]  # M of them, counted from 1
     attack_loss: torch.Tensor  # (iterations, B), cross-entropy in nats of the true class, or of the target
     self_attention_loss: torch.Tensor  # (iterations, B), sum_i c_i L_i
     cross_attention_loss: torch.Tensor  # (iterations, B)
@@ -42,6 +47,9 @@ class AttackRecord:
     layer_losses: torch.Tensor  # (iterations, N, layers, B)
     confidence: torch.Tensor  # (iterations, B), probability of the true class
     fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled
+    # (M, 3, B), norms of the gradients on the latent of the attack, self-attention and cross-attention terms,
+    # each with its factor
+    gradient_norms: torch.Tensor
     # without the attack and with it, averaged over timesteps, heads and layers:
     # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
     class_attention: torch.Tensor
@@ -58,7 +66,7 @@ class AttackRecord:
         cut = {
             field.name: getattr(self, field.name)[..., k : k + 1]
             for field in fields(self)
-            if field.name not in ("timesteps", "layers", "grids", "class_tokens", "weights")
+            if field.name not in KEPT_WHOLE
         }
         cut["class_attention"] = cut["class_attention"][:, : len(self.class_tokens[k])]
         return replace(self, **cut, class_tokens=[self.class_tokens[k]])
@@ -112,6 +120,8 @@ class ImageRecord:
     losses: np.ndarray  # (4, K): LOSSES, before their factors
     confidence: np.ndarray  # (K,), of the true class
     fooled: np.ndarray  # (K,), bool
+    gradient_norms: np.ndarray  # (M, 3): attack, self-attention, cross-attention
+    gradient_iterations: list[int]  # M of them, counted from 1
     class_tokens: list[str]
     class_attention: np.ndarray  # (2, tokens, grid, grid), without the attack and with it
     components: np.ndarray  # (2, 3, h, w), the same
@@ -153,6 +163,15 @@ class Run:
     def layer_losses(self) -> np.ndarray:
         """`(images, K, N, L)`."""
         return np.stack([record.layer_losses for record in self.records])
+
+    @property
+    def gradient_shares(self) -> np.ndarray:
+        """`(M, 2)`: norms of the self- and cross-attention terms' gradients on the latent over the attack's,
+        median over images.
+        """
+        norms = np.stack([record.gradient_norms for record in self.records])  # (images, M, 3)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.median(norms[..., 1:] / norms[..., :1], 0)
 
     @property
     def factors(self) -> np.ndarray:
@@ -204,12 +223,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
+# arrays whose last axis is the batch, which in a file is one image
+ALONE = ("layer_losses", "confidence", "fooled", "class_attention", "components", "gradient_norms")
+
+
 def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:
     """The record of one image, from the arrays of its file."""
-    alone = {
-        name: saved[name][..., 0]
-        for name in ("layer_losses", "confidence", "fooled", "class_attention", "components")
-    }
+    alone = {name: saved[name][..., 0] for name in ALONE}
     terms = [
         saved["attack_loss"],
         alone["layer_losses"].sum((1, 2))[:, None],
@@ -224,6 +244,7 @@ def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:
         weights=saved["weights"],
         losses=np.stack([term[:, 0] for term in terms]),
         class_tokens=saved["class_tokens"][0].tolist(),
+        gradient_iterations=saved["gradient_iterations"].tolist(),
         **alone,
     )
 

@@ -16,11 +16,13 @@ from dataset import Item
 from diff_latent_attack import DiffAttack
 from evaluate import Evaluation, evaluate, table, written_results
 from options import Options
-from records import ANALYSIS, record_path, timestep_rows
+from records import ANALYSIS, Run, record_path, timestep_rows
 from report import write_page
 from runs import provenance, read_failures, read_finished, read_pictures, write_texts
 from timestep_weights import COLLAPSED_BELOW, effective_timesteps
 from utils import draw_folders
+
+FELT_ABOVE = 0.01  # of the attack's gradient
 
 
 def summarise(
@@ -73,6 +75,25 @@ def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
     return None
 
 
+def gradient_rows(run: Run) -> list[list[str]]:
+    """How strong the two attention terms are beside the attack's."""
+    return [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]] + [
+        [f"iteration {iteration}", *(f"{100 * share:.2g}" for share in shares)]
+        for iteration, shares in zip(run.records[0].gradient_iterations, run.gradient_shares)
+    ]
+
+
+def advice_on_strength(run: Run) -> list[str]:
+    """Whether the weights can have been felt at all, in one line if not."""
+    share, factor = run.gradient_shares[-1, 0], run.configuration["self_attn_loss_weight"]
+    if not 0 < share < FELT_ABOVE:
+        return []
+    return [
+        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration, so "
+        f"its weights cannot be felt; --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it 10 %"
+    ]
+
+
 def report(options: Options, selected: Sequence[Item], attack: DiffAttack, device: torch.device) -> int:
     """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
     run that is complete; returns the exit code.
@@ -109,6 +130,7 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
             "self-attention loss by timestep, over all layers, before weights",
             *table(timestep_rows(finished.layer_losses, finished.timesteps)),
         ]
+        lines += ["", *table(gradient_rows(finished)), *advice_on_strength(finished)]
     if left:
         lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
     text = "\n".join([*lines, *filter(None, [advice_on_weights(options.weight_mode, weights)])])
@@ -120,6 +142,12 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
         **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
         "not_attacked": failures,
         "weights_at_the_end": weights.tolist(),
+        "gradient_shares": {
+            str(iteration): dict(zip(("self-attention", "cross-attention"), shares.tolist()))
+            for iteration, shares in zip(finished.records[0].gradient_iterations, finished.gradient_shares)
+        }
+        if finished
+        else None,
         "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
         "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
         **provenance(options, device),

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from classifiers import file_name
 from dataset import Item, labels_and_targets
-from diff_latent_attack import LOSS_TERMS, AttackResult, DiffAttack, NonFiniteLossError
-from diff_latent_attack import fooled as logits_fooled
+from diff_latent_attack import AttackResult, DiffAttack
 from evaluate import evaluate_classifier
 from identity import file_digest
 from images import Pictures, read_image, to_pixels, to_tensor, write_image, write_result
 from inversion import Inversion
+from losses import LOSS_TERMS, NonFiniteLossError
+from losses import fooled as logits_fooled
 from memory import free_memory
 from options import Options
 from predictions import fooled

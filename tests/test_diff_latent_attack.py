@@ -12,9 +12,10 @@ from natsort import natsorted
 
 import diff_latent_attack
 from classifiers import IMAGENET_CLASSES, load_classifier
-from diff_latent_attack import DiffAttack, NonFiniteLossError, fooled
+from diff_latent_attack import DiffAttack
 from images import read_image, to_pixels, to_tensor
 from inversion import frozen
+from losses import NonFiniteLossError, fooled
 from models import load_pipeline
 from quality import psnr
 from timestep_weights import SCHEDULES
@@ -422,6 +423,26 @@ def test_the_record_adds_up_to_what_was_minimised(checkpoint, classifier, images
     )
     assert (record.timestep_losses[0] == 0).all() and (record.timestep_losses[1:] > 0).all()
     assert record.timesteps.tolist() == [201, 151, 101, 51, 1]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_norms_are_those_of_each_term_by_itself(
+    checkpoint, classifier, images, labels, checkpointing
+):
+    options = dict(weight_mode="fixed", checkpointing=checkpointing)
+    result, attack = run(checkpoint, classifier, images[:2], labels[:2], iterations=2, **options)
+    assert result.record.gradient_iterations == [2] and result.record.gradient_norms.shape == (1, 3, 2)
+    one_step = build(checkpoint(), classifier, iterations=1, **options)
+    inversion = INVERSIONS[tuple(labels[:2].tolist())]
+    with frozen(attack.unet, attack.vae, classifier), one_step.controller.attached(attack.unet):
+        reference = one_step.reference_run(inversion)
+        latents, _, _ = one_step.optimise_latents(inversion, reference, None)
+        latents.requires_grad_()
+        for k, factor in enumerate((10, 100, 10000)):
+            term = one_step.losses(latents, inversion, reference).terms[k]
+            (gradient,) = torch.autograd.grad(factor * term.sum(), latents)
+            expected = gradient.flatten(1).norm(dim=1)
+            assert torch.allclose(result.record.gradient_norms[0, k], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["uniform", "fixed"])
