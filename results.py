@@ -89,8 +89,8 @@ def advice_on_strength(run: Run) -> list[str]:
     if not 0 < share < FELT_ABOVE:
         return []
     return [
-        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration, so "
-        f"its weights cannot be felt; --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it 10 %"
+        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration: "
+        f"its weights cannot be felt, and --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it 10 %"
     ]
 
 
