@@ -88,9 +88,10 @@ def advice_on_strength(run: Run) -> list[str]:
     share, factor = run.gradient_shares[-1, 0], run.configuration["self_attn_loss_weight"]
     if not 0 < share < FELT_ABOVE:
         return []
+    needed = factor * 0.1 / share
     return [
         f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration: "
-        f"its weights cannot be felt, and --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it 10 %"
+        f"its weights cannot be felt, and --self_attn_loss_weight {needed:.1g} would make it 10 %"
     ]
 
 
