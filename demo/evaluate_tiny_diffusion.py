@@ -120,7 +120,9 @@ def main() -> None:
     items = read_dataset(arguments.images_root, arguments.label_path, IMAGENET_CLASSES)[: arguments.limit]
     clean, labels = np.stack([read_image(item.path, SIZE) for item in items]), [i.labels[0] for i in items]
     masks, device = read_boxes(arguments.boxes), resolve_device(arguments.device)
-    model = DiffAttack(load_pipeline(arguments.pretrained_diffusion_path, device), torch.nn.Identity())
+    model = DiffAttack(
+        load_pipeline(arguments.pretrained_diffusion_path, device), torch.nn.Identity(), is_apply_mask=True
+    )
 
     pictures, figures = defaultdict(list), defaultdict(list)
     for item, picture, label in zip(tqdm(items), clean, labels):
