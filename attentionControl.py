@@ -229,21 +229,24 @@ def _layer(processor_name: str) -> AttentionLayer:
     return AttentionLayer(name, place=name.split("_")[0], is_cross=name.endswith("attn2"))
 
 
-def self_attention_losses(maps: Maps, reference: Maps) -> torch.Tensor:
+def self_attention_losses(maps: Maps, reference: Maps, relative: bool = False) -> torch.Tensor:
     """MSE between the self-attention maps of a perturbed and an unperturbed step, by layer; `L_i` is the sum
     over layers.
 
+    Rows of a map over n places sum to one, so that its mean squared change falls like 1 / n^2 and the loss is
+    made in the coarse layers.
+
+    Args:
+        relative: divides each layer's by the mean square of its unperturbed map.
     Returns:
         `(B, layers)`, layers in the order in which the UNet runs them.
     """
-    return torch.stack(
-        [
-            (attention - reference[layer]).square().mean((1, 2, 3))
-            for layer, attention in maps.items()
-            if not layer.is_cross
-        ],
-        dim=1,
-    )
+    losses = []
+    for layer, attention in maps.items():
+        if not layer.is_cross:
+            loss = (attention - reference[layer]).square().mean((1, 2, 3))
+            losses.append(loss / reference[layer].square().mean((1, 2, 3)) if relative else loss)
+    return torch.stack(losses, dim=1)
 
 
 def average_attention(maps: Maps, grid: int, is_cross: bool) -> torch.Tensor:

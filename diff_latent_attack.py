@@ -345,7 +345,7 @@ class DiffAttack(LatentDiffusion):
             latents = self.guided_step(latents, i, inversion)
         return (
             latents,
-            self_attention_losses(maps, reference_maps),
+            self_attention_losses(maps, reference_maps, self.options.layer_norm == "relative"),
             average_attention(maps, self.class_grid(inversion), is_cross=True),
         )
 

@@ -20,6 +20,8 @@ from classifiers import DEFAULT_TRANSFER_MODELS, REGISTRY, ClassifierError, chec
 from dataset import PRESETS, TARGET_COLUMN
 from timestep_weights import SCHEDULES, WEIGHT_MODES, parse_schedule, schedule_weights
 
+LAYER_NORMS = ("mse", "relative")
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do, in one line."""
@@ -245,6 +247,13 @@ class AttackOptions(WeightOptions):
     self_attn_loss_weight: float = flag(
         100.0, "factor of the change of the self-attention", "FACTOR", range=NOT_NEGATIVE
     )
+    layer_norm: str = flag(
+        "mse",
+        "mse: each layer's mean squared change, as in the original, which counts coarse layers most; "
+        "relative: that over the mean square of its unperturbed map, so that each layer's change counts in "
+        "proportion to itself",
+        choices=LAYER_NORMS,
+    )
     logit_temperature: float | None = flag(
         None,
         "the attack's loss divides logits by it; above 1 where a classifier is so sure that gradients vanish "
@@ -278,10 +287,11 @@ class AttackOptions(WeightOptions):
             value, allowed = getattr(self, declared.name), declared.metadata["range"]
             if value is not None and allowed and not allowed.holds(value):
                 raise InputError(f"--{declared.name} is {value}; expected {allowed.name}")
-        if self.weight_mode not in WEIGHT_MODES:
-            raise InputError(
-                f"--weight_mode is {self.weight_mode!r}; expected one of {', '.join(WEIGHT_MODES)}"
-            )
+            choices = declared.metadata["choices"]
+            if value is not None and choices and value not in choices:
+                raise InputError(
+                    f"--{declared.name} is {value!r}; expected one of {', '.join(map(str, choices))}"
+                )
         if not 1 <= self.start_step < self.diffusion_steps <= 1000:
             raise InputError(
                 f"--start_step is {self.start_step} and --diffusion_steps {self.diffusion_steps}; expected "

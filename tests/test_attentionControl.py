@@ -77,6 +77,17 @@ def test_self_attention_losses_are_mean_squared_errors_by_layer():
             )
 
 
+def test_relative_losses_do_not_depend_on_the_size_of_a_map():
+    reference = fake_maps(3)
+    changed = {layer: 1.1 * attention for layer, attention in reference.items()}
+    relative = self_attention_losses(changed, reference, relative=True)
+    assert torch.allclose(relative, torch.full_like(relative, 0.01))
+    absolute = self_attention_losses(changed, reference)
+    selfs = [attention for layer, attention in reference.items() if not layer.is_cross]
+    scale = torch.stack([attention.square().mean((1, 2, 3)) for attention in selfs], 1)
+    assert torch.allclose(relative * scale, absolute)
+
+
 def test_average_attention_takes_down_and_up_layers_of_one_grid():
     maps = fake_maps(7)
     larger = {AttentionLayer("up.b.attn2", "up", True): torch.rand(2, 3, 196, 6).double()}
