@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from checkpoints import CheckpointError
 from class_names import DatasetError
-from options import InputError
+from flags import InputError
 from preprocessing import ClassifierError
 from runs import RunError
 

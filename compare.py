@@ -30,9 +30,10 @@ from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack
 from evaluate import Evaluation, evaluate, table, written_results
 from figures import plot_success_against_visibility
+from flags import InputError, flag, parse_options
 from images import read_image, to_tensor
 from losses import NonFiniteLossError
-from options import InputError, Options, flag, parse_options
+from options import Options
 from records import ANALYSIS, Run, record_path
 from runner import attack_images, count_processes, restore_weights
 from runs import (

@@ -44,10 +44,11 @@ from dataset import (
     read_lines,
 )
 from evaluate import evaluate, table
+from flags import InputError, parse_options
 from images import Pictures, read_image, to_pixels, to_tensor
 from losses import NonFiniteLossError
 from models import peak_memory, process_device, resolve_device
-from options import InputError, Options, parse_options
+from options import Options
 from predictions import predict
 from quality import psnr
 from records import read_configuration

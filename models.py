@@ -21,8 +21,8 @@ from checkpoints import (
     check_safetensors,
     stay_offline_if_out_of_reach,
 )
+from flags import InputError
 from inversion import PREDICTION_TYPES
-from options import InputError
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline

@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 
 from dataset import Item, labels_and_targets
+from flags import InputError
 from identity import content_digests, file_digest
 from images import Pictures, delete_abandoned, read_image, replacing, temporary_name
 from notes import note
-from options import InputError, Options
+from options import Options
 from records import (
     ANALYSIS,
     Run,

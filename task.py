@@ -16,9 +16,10 @@ from classifiers import IMAGENET_CLASSES, load_classifier
 from dataset import PRESETS, Item, read_dataset
 from diff_latent_attack import DiffAttack
 from environment import mend_torchvision
+from flags import InputError
 from models import load_pipeline, resolve_device, resolve_dtype, set_up
 from notes import note
-from options import InputError, Options
+from options import Options
 from runs import check_save_dir, configuration_of
 
 mend_torchvision()

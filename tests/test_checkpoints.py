@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from checkpoints import CheckpointError
+from flags import InputError
 from inversion import LatentDiffusion
 from models import load_pipeline
-from options import InputError
 
 CPU = torch.device("cpu")
 

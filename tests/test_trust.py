@@ -19,8 +19,8 @@ from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_c
 import runs
 from class_names import DatasetError, read_class_names
 from dataset import read_dataset
+from flags import InputError
 from models import load_pipeline
-from options import InputError
 from records import read_record, read_run
 from runs import RunError, check_folder, check_still_ours, claim_folder
 
