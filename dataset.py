@@ -279,13 +279,17 @@ class Labels:
                 f"ImageId,TrueLabel or filename,label"
             )
         target = columns.get(TARGET_COLUMN.lower()) if self.targeted else None
-        found = {
-            row[image].strip(): (
-                self.several(row[label] or "", line),
-                self.number(row[target], line) if target and (row[target] or "").strip() else None,
-            )
-            for line, row in enumerate(rows, 2)
-        }
+        found: dict[str, tuple[tuple[int, ...], int | None]] = {}
+        for line, row in enumerate(rows, 2):
+            # a path in a table is of another machine
+            name = re.split(r"[/\\]", (row[image] or "").strip())[-1]
+            goal = self.number(row[target], line) if target and (row[target] or "").strip() else None
+            entry = self.several(row[label] or "", line), goal
+            if found.setdefault(name, entry) != entry:
+                raise DatasetError(
+                    f"--label_path: line {line} of {str(self.path)!r} gives {name!r} another label than a "
+                    f"line above it"
+                )
         missing = [path.name for path in images if path.name not in found and path.stem not in found]
         if missing:
             raise DatasetError(

@@ -292,11 +292,21 @@ def test_other_folders_are_in_natural_order_and_said(tmp_path, capsys):
         ("l.csv", "filename;label\nimg1.png;2\nimg2.png;1\nimg10.png;3\n"),
         ("l.tsv", "ImageId\tTrueLabel\nimg1\t2\nimg2\t1\nimg10\t3\n"),
         ("l.txt", "filename,label\nimg1.png,2\nimg2.png,1\nimg10.png,3\n"),
+        ("l.csv", "filename,label\nval/img1.png,2\n/data/img2.png,1\nC:\\img10.png,3\n"),
+        ("l.csv", ' filename , label\n"img1.png", 2\nimg2.png,1\nimg10.png,3\nimg1.png,2\n'),
     ],
 )
 def test_labels_in_every_form_that_is_found(photos, tmp_path, name, content):
     items = read_dataset(photos, written(tmp_path, name, content), CAPTIONS)
     assert labels_of(items) == {"img1.png": (1,), "img2.png": (0,), "img10.png": (2,)}
+
+
+def test_an_image_that_a_table_names_twice(photos, tmp_path):
+    table = written(
+        tmp_path, "l.csv", "filename,label\na/img1.png,2\nb/img1.png,3\nimg2.png,1\nimg10.png,3\n"
+    )
+    with pytest.raises(DatasetError, match="line 3 .* gives 'img1.png' another label than a line above"):
+        read_dataset(photos, table, CAPTIONS)
 
 
 def test_two_labels_a_line_are_two_labels(photos, tmp_path):
