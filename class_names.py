@@ -59,6 +59,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             f"--captions: {str(path)!r} cannot be read ({reason}); give a text file with the name of a class "
             "a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label"
         ) from None
+    if not names:
+        raise DatasetError(f"--captions: {str(path)!r} is empty; expected the name of a class a line")
     for number, name in enumerate(names, 1):
         if not name.strip():
             raise DatasetError(
@@ -89,14 +91,22 @@ def names_of_lines(lines: Sequence[str]) -> list[str]:
     if lines and all(match and match[1] == match[2] for match in cub):
         return in_order({int(match[1]): match[3].replace("_", " ") for match in cub}, first=(1,))
     for pattern in (
-        rf"\s*(\d+)\s*[\t;,:]\s*{WORDNET_ID}\s*[\t;,:]\s*(.+)",
-        r"\s*(\d+)\s*[\t;,:]\s*(.+)",
-        rf"\s*(\d+)\s+{WORDNET_ID}\s+(.+)",
+        rf"\s*(?P<number>\d+)\s*[\t;,:]\s*{WORDNET_ID}\s*[\t;,:]\s*(?P<name>.+)",
+        r"\s*(?P<number>\d+)\s*[\t;,:]\s*(?P<name>.+)",
+        rf"\s*(?P<number>\d+)\s+{WORDNET_ID}\s+(?P<name>.+)",
+        r"\s*(?P<name>.+?)\s*[\t;,]\s*(?P<number>\d+)\s*",
     ):
         matches = [re.fullmatch(pattern, line) for line in lines]
         rows = matches[1:] if lines and not matches[0] and re.match(r"\D", lines[0]) else matches
         if rows and all(rows):
-            return in_order({int(match[1]): unquoted(match[2]) for match in rows}, first=(0, 1))
+            return in_order({int(match["number"]): unquoted(match["name"]) for match in rows}, first=(0, 1))
+    spaced = [re.fullmatch(r"\s*(\d+)\s+(.+)", line) for line in lines]
+    numbers = [int(match[1]) for match in spaced if match]
+    if len(numbers) == len(lines) > 1 and numbers in (
+        list(range(len(lines))),
+        list(range(1, len(lines) + 1)),  # else the number may be part of a name
+    ):
+        return [match[2].strip() for match in spaced]
     synsets = [re.fullmatch(rf"\s*{WORDNET_ID}[\s,;:]+(.+)", line) for line in lines]
     if lines and all(synsets):
         return [unquoted(match[1]) for match in synsets]

@@ -215,12 +215,19 @@ NAMES = ("tench", "great white shark", "hen")
         ("c.csv", "id;name\n0;tench\n1;great white shark\n2;hen\n"),
         ("c.csv", 'label,name\n2,hen\n0,"tench"\n1,great white shark\n'),
         ("c.txt", "0: tench\n1: great white shark\n2: hen\n"),
+        ("c.txt", "0 tench\n1 great white shark\n2 hen\n"),
+        ("c.csv", "name,id\ntench,0\ngreat white shark,1\nhen,2\n"),
         ("c.txt", "tench\ngreat white shark\nhen\n"),
     ],
 )
 def test_class_names_in_every_form_that_is_found(tmp_path, name, content):
     content = content.replace('"n1"', '"n01514859"')
     assert read_class_names(written(tmp_path, name, content)) == NAMES
+
+
+def test_numbers_that_are_part_of_a_name_stay(tmp_path):
+    text = "3 wheeler\n7 up\n"
+    assert read_class_names(written(tmp_path, "c.txt", text)) == ("3 wheeler", "7 up")
 
 
 def test_synonyms_stay_with_their_class(tmp_path):
@@ -241,11 +248,12 @@ def test_synonyms_stay_with_their_class(tmp_path):
         ("c.txt", "<class>cat</class>\n<class>dog</class>\n"),
         ("c.txt", "0;cat\n2;dog\n"),
         ("c.json", '{"cat": 0, "dog": 1}'),
+        ("c.txt", ""),
         ("c.json", "[" * 100_000),
     ],
 )
 def test_what_is_no_list_of_names_is_refused(tmp_path, name, content):
-    with pytest.raises(DatasetError, match="--captions: .* give a text file"):
+    with pytest.raises(DatasetError, match="--captions: .*(give a text file|is empty)"):
         read_class_names(written(tmp_path, name, content))
 
 
