@@ -33,6 +33,7 @@ class Preprocessed(torch.nn.Module):
         mean, std: per-channel normalisation `(x - mean) / std` of images in [0, 1], one number or three.
         crop: `(height, width)` that is then cut out of the middle, or None.
         mode: of `torch.nn.functional.interpolate`.
+        like_pillow: whether what overshoots [0, 1] along rows is cut off before columns are resized.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Preprocessed(torch.nn.Module):
         std: float | tuple[float, ...],
         crop: tuple[int, int] | None = None,
         mode: str = "bicubic",
+        like_pillow: bool = False,
     ):
         super().__init__()
+        self.like_pillow = like_pillow
         self.network, self.resize, self.crop, self.mode = network, resize, crop, mode
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -62,9 +65,10 @@ class Preprocessed(torch.nn.Module):
                 (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
             )
         if size is not None and (height, width) != tuple(size):
-            images = F.interpolate(
-                images, size, mode=self.mode, antialias=self.mode != "nearest-exact"
-            ).clamp(0, 1)  # as 8-bit pictures are
+            # as 8-bit pictures are, in Pillow also between its two passes, of which the first is along rows
+            for passed in ((height, size[1]), size) if self.like_pillow else (size,):
+                antialias = self.mode != "nearest-exact"
+                images = F.interpolate(images, tuple(passed), mode=self.mode, antialias=antialias).clamp(0, 1)
         if self.crop is not None:
             top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[-2:], self.crop))
             images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
@@ -91,6 +95,7 @@ def from_timm(network: torch.nn.Module, config: dict) -> Preprocessed:
         tuple(config["std"]),
         (height, width),
         MODES[config["interpolation"]],
+        like_pillow=True,
     )
 
 
@@ -130,6 +135,7 @@ def from_processor(network: torch.nn.Module, processor: object, name: str) -> Pr
         tuple(np.atleast_1d(std / scale).tolist()),
         crop,
         mode,
+        like_pillow=True,
     )
     side = resize if resize is not None else (224, 224)
     # of a size that nothing resizes

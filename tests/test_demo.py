@@ -90,7 +90,7 @@ def test_its_attention_stands_out_inside_the_boxes(pipeline):
     conditional half looks.
     """
     attack, masks = (
-        DiffAttack(pipeline, torch.nn.Identity()),
+        DiffAttack(pipeline, torch.nn.Identity(), is_apply_mask=True),
         measure.read_boxes(ROOT / "demo/heldout_boxes.csv"),
     )
     attack.optimise_null_text = lambda trajectory, class_embeddings, null_embeddings: (

@@ -2,17 +2,15 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ENVIRONMENT, MAIN, ROOT, run
 from natsort import natsorted
 from PIL import Image
 
@@ -27,14 +25,8 @@ QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "1
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "main.py", "--figures", "none", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-    )
+    command = [*MAIN, "--figures", "none", *map(str, arguments)]
+    return run(command, env={**ENVIRONMENT, **environment}) if environment else run(command)
 
 
 @pytest.fixture(scope="module")

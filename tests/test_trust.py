@@ -219,7 +219,8 @@ def test_a_file_name_need_not_be_unicode(data, tmp_path):
             *flags(data, tmp_path / "out", "--images_root", inputs, "--label_path", tmp_path / "labels.txt"),
             "--figures",
             "all",
-        ]
+        ],
+        timeout=300,  # as a process, whose output is a pipe
     )
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     assert r"im\udcffg.png" in result.stdout

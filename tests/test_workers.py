@@ -80,7 +80,12 @@ def test_several_processes_write_the_same_files_as_one(data, whole, tmp_path):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_workers_end_with_the_run_and_what_is_done_stays(data, whole, tmp_path, number, code):
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")]
-    process = start(command, start_new_session=True)
+    process = start(
+        command,
+        start_new_session=True,
+        # what pytest runs in may ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(lambda: done(tmp_path), process)
     workers, finished = workers_of(process.pid), done(tmp_path)
     assert len(workers) == 2
