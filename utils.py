@@ -42,7 +42,7 @@ from figures import (
 )
 from image_figures import plot_attention, plot_contact_sheet, plot_losses, short
 from images import replacing, write_image
-from processes import end_with_parent
+from processes import end_with_parent, interrupts_held
 from records import ANALYSIS, ImageRecord, Run, read_pair, read_run
 
 if TYPE_CHECKING:  # matplotlib and torch take long to import, and each is needed by half of this file alone
@@ -223,8 +223,9 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
         for run in runs:
             (run.folder / ANALYSIS).mkdir(exist_ok=True)
         schedules = {run.folder: named_schedules(len(run.timesteps)) for run in runs}
-        images = [pool.submit(save_image_figures, image, schedules[image.folder], pdf) for image in work]
-        sheets = [pool.submit(save_contact_sheets, run) for run in runs]
+        with interrupts_held():  # submitting starts the processes
+            images = [pool.submit(save_image_figures, image, schedules[image.folder], pdf) for image in work]
+            sheets = [pool.submit(save_contact_sheets, run) for run in runs]
         for run in runs:
             for name, figure in draw_runs({short(run.folder.absolute().name): run}, schedules[run.folder]):
                 save_figure(figure, run.folder / ANALYSIS / name)

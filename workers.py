@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 
 import psutil
 import torch
 
-from processes import end_with_parent
+from processes import end_with_parent, interrupts_held
 
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
 
@@ -60,7 +58,7 @@ def run_in_processes(
     threads = threads_of_each(len(arguments))
     running, started, killed = {}, [], []
     with (
-        interrupts_ignored()
+        interrupts_held()
     ):  # by the processes: Ctrl-C reaches the whole group, and this process answers for all
         for part in arguments:
             receiver, sender = context.Pipe(duplex=False)
@@ -98,12 +96,3 @@ def _run(sender: Connection, threads: int, work: Callable[..., None], arguments:
         sender.send(error)
     else:
         sender.send(None)
-
-
-@contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process started meanwhile goes on ignoring it
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -307,10 +307,10 @@ def run_here(command: list[str]) -> subprocess.CompletedProcess:
     program = importlib.import_module(command[1].removesuffix(".py"))
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     note.cache_clear()
-    sys.argv = command[1:]
+    sys.argv = [*map(str, command[1:])]
     try:
         with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = program.main([*map(str, command[2:])])
+            code = program.main(sys.argv[1:])
     except SystemExit as end:  # of --help
         code = end.code or 0
     finally:
