@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from conftest import MAIN, flags, run
 from test_classifiers import IMAGES, check, network
 
 from classifiers import ClassifierError, load_classifier
@@ -217,3 +218,21 @@ def test_folders_that_are_not_whole_are_refused_in_one_line(vit, tmp_path, chang
     with pytest.raises(ClassifierError, match=message) as caught:
         load_classifier(broken(vit, tmp_path / "broken", change), 2, 96)
     assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- said before the first image
+
+
+def test_probabilities_and_answers_that_change_are_said_at_once(data, tmp_path):
+    for name, body in {
+        "Soft": "return self.net(x).softmax(-1)",
+        "Random": "return torch.nn.functional.dropout(self.net(x), 0.5, True)",
+    }.items():
+        path = code(tmp_path, body, f"{name}.py").removesuffix(":build")
+        with open(path, "a") as file:
+            file.write("\n\ndef thousand():\n    mine = Mine()\n    mine.net = net(1000)\n    return mine\n")
+    names = f"{tmp_path}/Soft.py:thousand,{tmp_path}/Random.py:thousand"
+    result = run([*MAIN, *flags(data, tmp_path / "out", "--check", "--model_name", names)])
+    assert result.returncode == 0, result.stderr
+    assert "Soft.py:thousand returns probabilities" in result.stderr
+    assert "Random.py:thousand answers differently when asked twice" in result.stderr

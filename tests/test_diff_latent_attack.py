@@ -64,6 +64,7 @@ def compare(attack: DiffAttack, classifier, image, label, caption, weights, iter
     return result.adversarial, expected, losses, history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode, schedule", [("uniform", None), ("fixed", "learned")])
 def test_all_losses_and_the_image_agree_with_the_reference_in_float64(
@@ -81,6 +82,7 @@ def test_all_losses_and_the_image_agree_with_the_reference_in_float64(
     assert (adversarial - images[:1]).abs().max() > 0.05  # something happened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd2", "sd2-v"])
 @pytest.mark.parametrize(
     "mode, schedule", [("uniform", None), ("fixed", "learned"), ("learnable_detached", "increasing")]
@@ -184,6 +186,7 @@ def expected(classifier, images, labels):
     return look_up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, checkpointing", [("sd2", True), ("sd2-v", False)])
 def test_learnable_weights_agree_with_the_reference(checkpoint, classifier, images, kind, checkpointing):
     attack = build(
@@ -205,6 +208,7 @@ def test_learnable_weights_agree_with_the_reference(checkpoint, classifier, imag
     )
 
 
+@pytest.mark.slow
 def test_a_weight_network_goes_on_from_its_state(checkpoint, classifier, images, labels):
     options = dict(weight_mode="learnable", weight_lr=0.05)
     _, whole = run(checkpoint, classifier, images[:1], labels[:1], **options)
@@ -259,6 +263,7 @@ def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps, start, guidance", [(20, 17, 0.0), (10, 3, 7.5)])
 def test_other_settings_agree_with_the_reference(checkpoint, classifier, images, steps, start, guidance):
     attack = build(
@@ -394,6 +399,7 @@ def test_detached_weights_never_move_and_equal_fixed_increasing(checkpoint, clas
     assert detached.record.weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
 
 
+@pytest.mark.slow
 def test_learned_weights_collapse_onto_the_smallest_loss(checkpoint, classifier, images, labels):
     result, _ = run(
         checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.05, iterations=30
@@ -425,6 +431,7 @@ def test_the_record_adds_up_to_what_was_minimised(checkpoint, classifier, images
     assert record.timesteps.tolist() == [201, 151, 101, 51, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_norms_are_those_of_each_term_by_itself(
     checkpoint, classifier, images, labels, checkpointing
@@ -445,6 +452,7 @@ def test_gradient_norms_are_those_of_each_term_by_itself(
             assert torch.allclose(result.record.gradient_norms[0, k], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["uniform", "fixed"])
 def test_images_of_a_batch_do_not_influence_each_other(checkpoint, classifier, images, labels, mode):
     together, _ = run(checkpoint, classifier, images, labels, weight_mode=mode)
@@ -566,6 +574,7 @@ def test_of_several_classifiers_the_mean_of_their_losses_is_attacked(
     assert not torch.allclose(alone.adversarial, both.adversarial, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, classifier, images):
     labels = torch.tensor([[1, 4], [0, -1]])
     attack = build(checkpoint(), classifier, iterations=4)
@@ -583,6 +592,7 @@ def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, clas
     assert torch.allclose(record.total_loss[:, 1], alone.record.total_loss[:, 0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_targeted_attack_comes_nearer_to_its_target(checkpoint, classifier, images, labels):
     attack = build(checkpoint(), classifier, iterations=12)
     target = torch.tensor([4])
@@ -615,6 +625,7 @@ def test_what_counts_as_fooled(predicted, target, expected):
     assert fooled(logits, torch.tensor([[1, 4]]), torch.tensor([target])).tolist() == [[expected]]
 
 
+@pytest.mark.slow
 def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
     """The demo model, its UNet's answer restated as v = (epsilon - sqrt(1 - abar) x) / sqrt(abar) (Salimans
     and Ho, arXiv 2202.00512).

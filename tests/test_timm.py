@@ -13,7 +13,10 @@ import pytest
 from conftest import MAIN, ROOT, flags, run
 
 TIMM = ROOT / ".timm"
-pytestmark = pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm"),
+]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TIMM), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 FUNCTION = """

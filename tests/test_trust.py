@@ -14,12 +14,13 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
 
-import runs
 from class_names import DatasetError, read_class_names
 from dataset import read_dataset
 from flags import InputError
+from images import delete_abandoned, replacing, temporary_name
 from models import load_pipeline
 from records import read_record, read_run
 from runs import RunError, check_folder, check_still_ours, claim_folder
@@ -297,6 +298,7 @@ def test_no_mutation_of_a_small_file_ends_in_a_traceback(finished, tmp_path):
     assert all(refused.values()), refused
 
 
+@pytest.mark.slow
 def test_no_mutation_of_a_checkpoints_texts_ends_in_a_traceback(tmp_path):
     chance, model = random.Random(1), save_checkpoint(tmp_path / "model")
     refused, started = 0, time.monotonic()
@@ -304,7 +306,7 @@ def test_no_mutation_of_a_checkpoints_texts_ends_in_a_traceback(tmp_path):
         content = (model / name).read_bytes()
         (model / name).write_bytes(mutated(content, chance))
         try:
-            load_pipeline(str(model), runs.torch.device("cpu"))
+            load_pipeline(str(model), torch.device("cpu"))
         except InputError as error:
             refused += 1
             assert "\n" not in str(error)
@@ -312,3 +314,65 @@ def test_no_mutation_of_a_checkpoints_texts_ends_in_a_traceback(tmp_path):
         if time.monotonic() - started > 30:
             break
     assert refused
+
+
+# ---------------------------------------------------------------- tidiness
+
+
+def test_what_killed_processes_left_half_written_is_deleted(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine = temporary_name(tmp_path / "0000_adv_image.png")
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{ended.pid}."))
+    elsewhere = mine.with_name("0000_adv_image.png.another_host-1.partial")
+    for path in (mine, dead, elsewhere):
+        path.write_bytes(b"half")
+    delete_abandoned(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted((mine, elsewhere))
+
+
+def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    with replacing(tmp_path / "a") as first:
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with replacing(tmp_path / "a") as second:
+            first.write_text("first")
+            second.write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "first"
+
+
+def test_a_full_disk_while_a_pdf_is_written_is_an_oserror_and_leaves_nothing(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    from utils import save_figure
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    figure = Figure()
+    figure.subplots()
+    with pytest.raises(OSError, match="No space left"):
+        save_figure(figure, tmp_path / "curve")
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+def test_check_says_in_one_line_that_a_loss_is_not_finite(data, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.linear, self.calls = torch.nn.Linear(3, 1000), 0\n\n"
+        "    def forward(self, x):\n        self.calls += 1\n"
+        "        return self.linear(x.mean((2, 3))) * (float('nan') if self.calls > 5 else 1)\n"
+    )
+    result = run(
+        [*MAIN, *flags(data, tmp_path / "out", "--check", "--model_name", f"{tmp_path}/mine.py:Net")]
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "loss is not finite in iteration" in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_weights_may_be_links_to_another_folder(tmp_path):
+    model = save_checkpoint(tmp_path / "model")
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    weights.symlink_to(tmp_path / "elsewhere.safetensors")
+    assert load_pipeline(str(model), torch.device("cpu")).unet is not None
