@@ -208,19 +208,6 @@ def test_resizing_is_pillows_and_the_crop_is_the_middle(interpolation, pillow):
     np.testing.assert_allclose(classifier(images), expected, atol=1e-5)
 
 
-def test_timm_with_its_own_transform():
-    timm = pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
-    from PIL import Image
-
-    net = timm.create_model("resnet18", pretrained=False)
-    config = timm.data.resolve_model_data_config(net)
-    side = int(config["input_size"][-1] / config["crop_pct"])
-    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    expected = timm.data.create_transform(**config, is_training=False)(Image.fromarray(pixels))
-    found = from_timm(net, config).preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
-    assert torch.allclose(found[0], expected, atol=1e-5)
-
-
 def test_a_background_class_is_left_out(tmp_path):
     torch.jit.script(network(1001)).save(tmp_path / "net.ts")
     check(tmp_path / "net.ts", 1000, network(1001)(IMAGES)[:, 1:])
