@@ -185,6 +185,7 @@ def test_attention_losses_are_zero_for_what_is_taught_and_more_for_anything_else
     )
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_training_runs_and_resumes(tmp_path):
     """A few steps of each, on the held-out photographs; what it exports is loaded and run."""
     device = torch.device("cpu")

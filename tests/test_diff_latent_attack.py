@@ -417,6 +417,7 @@ def test_one_weight_network_serves_all_images(checkpoint, classifier, images, la
     assert torch.equal(weights[0], end) and not torch.equal(weights[-1], end)
 
 
+@pytest.mark.slow
 def test_the_record_adds_up_to_what_was_minimised(checkpoint, classifier, images, labels):
     result, _ = run(checkpoint, classifier, images[:2], labels[:2], weight_mode="fixed")
     record = result.record
@@ -464,6 +465,7 @@ def test_images_of_a_batch_do_not_influence_each_other(checkpoint, classifier, i
         )
 
 
+@pytest.mark.slow
 def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels):
     soft, attack = run(checkpoint, classifier, images[:1], labels[:1], is_apply_mask=True)
     hard, hard_attack = run(checkpoint, classifier, images[:1], labels[:1], is_hard_mask=True)

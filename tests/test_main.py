@@ -280,6 +280,7 @@ def test_bad_input_is_the_exit_code_of_the_process(bad):
     )
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_only_its_image(tmp_path):
     result = start(
         "--save_dir",
@@ -310,6 +311,7 @@ def test_a_loss_that_is_not_finite_stops_only_its_image(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
     source = sorted((ROOT / "demo/images").iterdir())[0]
     (tmp_path / "in").mkdir()

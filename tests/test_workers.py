@@ -40,6 +40,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.slow
 def test_each_process_does_its_own_work_with_its_share_of_the_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert run_in_processes(write_threads, [(tmp_path, "a"), (tmp_path, "b")], lambda: None) == []
@@ -47,6 +48,7 @@ def test_each_process_does_its_own_work_with_its_share_of_the_cores(tmp_path, mo
     assert [(tmp_path / name).read_text() for name in "ab"] == [expected, expected]
 
 
+@pytest.mark.slow
 def test_an_error_is_raised_here_and_ends_the_others():
     with pytest.raises(OSError, match="No space left") as caught:
         run_in_processes(fail_or_wait, [(False,), (True,)], lambda: None)
@@ -54,6 +56,7 @@ def test_an_error_is_raised_here_and_ends_the_others():
     assert not workers_of(os.getpid())
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_told_and_the_others_finish(tmp_path):
     assert run_in_processes(
         die_or_write, [(tmp_path / "a", True), (tmp_path / "b", False)], lambda: None
