@@ -15,6 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from notes import one_line
+
 WORDNET_ID = r"n\d{8}"
 
 
@@ -54,10 +56,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         RecursionError,
         MemoryError,
     ) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DatasetError(
-            f"--captions: {str(path)!r} cannot be read ({reason}); give a text file with the name of a class "
-            "a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with id2label"
+            f"--captions: {str(path)!r} cannot be read ({one_line(error, 120)}); give a text file "
+            "with the name of a class a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON "
+            "with id2label"
         ) from None
     if not names:
         raise DatasetError(f"--captions: {str(path)!r} is empty; expected the name of a class a line")

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from checkpoints import check_files, check_loaded, stay_offline_if_out_of_reach
+from notes import one_line
 from preprocessing import ClassifierError, Preprocessed, from_processor, from_timm
 
 HERE = Path(__file__).resolve().parent
@@ -207,7 +208,3 @@ def is_of(module: object, folder: Path) -> bool:
     """Whether a module is a file of the folder itself."""
     file = getattr(module, "__file__", None)
     return file is not None and Path(file).parent == folder
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

@@ -24,11 +24,10 @@ from class_names import permutation_of, spoken
 from classifier_sources import (
     code_classifier,
     hugging_face_classifier,
-    one_line,
     program_classifier,
     timm_classifier,
 )
-from notes import note
+from notes import note, one_line
 from preprocessing import ClassifierError, Preprocessed
 
 IMAGENET_CLASSES = tuple((Path(__file__).resolve().parent / "imagenet_classes.txt").read_text().splitlines())

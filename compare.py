@@ -104,6 +104,7 @@ class Mode:
 
     name: str
     options: Options  # what `main.py` would be called with
+    identity: str  # of the run that this is
     attack: DiffAttack
     weights_at_start: list[float]
 
@@ -129,26 +130,23 @@ def run(options: CompareOptions) -> int:
     task = read_task(options)
     names = [name_of(*mode) for mode in options.modes]
     each = [options_of_mode(options, mode, name) for mode, name in zip(options.modes, names)]
-    for one in each:
-        check_folder(one.save_dir, task.configuration(one))
-    attacks = load_attacks(task, each)
-    modes = [
-        Mode(name, one, attack, attack.controller.weights().tolist())
-        for name, one, attack in zip(names, each, attacks)
-    ]
-    items, identities = task.items[: options.limit], []
-    for one in each:
+    configurations = [task.configuration(one) for one in each]
+    for one, configuration in zip(each, configurations):
+        check_folder(one.save_dir, configuration)
+    attacks, items = load_attacks(task, each), task.items[: options.limit]
+    modes = []
+    for name, one, attack, configuration in zip(names, each, attacks, configurations):
         make_folder(one.save_dir)
-        identities.append(claim_folder(one.save_dir, task.configuration(one)))
-        drop_unusable(one.save_dir, items, identities[-1])
-    for mode in modes:
-        done = [item.index for item in items if record_path(mode.options.save_dir, item.index).exists()]
+        identity = claim_folder(one.save_dir, configuration)
+        drop_unusable(one.save_dir, items, identity)
+        modes.append(Mode(name, one, identity, attack, attack.controller.weights().tolist()))
+        done = [item.index for item in items if record_path(one.save_dir, item.index).exists()]
         if done:
-            restore_weights(mode.attack, mode.options.save_dir, max(done))
+            restore_weights(attack, one.save_dir, max(done))
     with tqdm(total=len(items), desc="images", unit="image") as bar:
-        share_out(task, items, modes, identities, bar)
+        share_out(task, items, modes, bar)
         for item in items:
-            attack_in_all_modes(item, attacks, each, identities)
+            attack_in_all_modes(item, attacks, [(mode.options, mode.identity) for mode in modes])
             show_progress(bar, items, each)
     return report(options, modes, items, task.device)
 
@@ -167,9 +165,7 @@ def options_of_mode(options: CompareOptions, mode: tuple[str, str], name: str) -
     )
 
 
-def share_out(
-    task: Task, items: list[Item], modes: Sequence[Mode], identities: Sequence[str], bar: tqdm
-) -> None:
+def share_out(task: Task, items: list[Item], modes: Sequence[Mode], bar: tqdm) -> None:
     """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one
     image after the other, is left to the caller.
     """
@@ -179,11 +175,8 @@ def share_out(
             if mode.options.weight_mode == "learnable"
             else count_processes(mode.options, mode.attack, len(items), 1)
         )
-    shared, their_identities = [], []
-    for mode, identity in zip(modes, identities):
-        if mode.options.processes > 1:
-            shared.append(mode.options)
-            their_identities.append(identity)
+    claimed = [(mode.options, mode.identity) for mode in modes if mode.options.processes > 1]
+    shared = [options for options, _ in claimed]
     for options in shared:
         for item in missing_of(items, options.save_dir):
             failure_path(options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
@@ -191,7 +184,7 @@ def share_out(
         processes = shared[0].processes
         killed = run_in_processes(
             attack_part,
-            [(task, shared, items[k::processes], their_identities) for k in range(processes)],
+            [(task, claimed, items[k::processes]) for k in range(processes)],
             lambda: show_progress(bar, items, shared),
         )
         if killed:
@@ -206,24 +199,22 @@ def show_progress(bar: tqdm, items: Sequence[Item], each: Sequence[Options]) -> 
     bar.update(done - bar.n)
 
 
-def attack_part(
-    task: Task, each: Sequence[Options], items: Sequence[Item], identities: Sequence[str]
-) -> None:
+def attack_part(task: Task, claimed: Sequence[tuple[Options, str]], items: Sequence[Item]) -> None:
     """What one of several processes does: attacks its images with each of these options."""
-    attacks = load_attacks(task, each)
+    attacks = load_attacks(task, [options for options, _ in claimed])
     for item in items:
-        attack_in_all_modes(item, attacks, each, identities)
+        attack_in_all_modes(item, attacks, claimed)
 
 
 def attack_in_all_modes(
-    item: Item, attacks: Sequence[DiffAttack], each: Sequence[Options], identities: Sequence[str]
+    item: Item, attacks: Sequence[DiffAttack], claimed: Sequence[tuple[Options, str]]
 ) -> None:
-    """Attacks one image with each of the options that has no record of it, from one inversion; identities
-    are those of the runs.
+    """Attacks one image with each of the options that has no record of it, from one inversion; each comes
+    with the identity of its run.
     """
     missing = [
         (attack, options, identity)
-        for attack, options, identity in zip(attacks, each, identities)
+        for attack, (options, identity) in zip(attacks, claimed)
         if not record_path(options.save_dir, item.index).exists()
         # one of several processes has tried
         and not (options.processes > 1 and failure_path(options.save_dir, item.index).exists())
@@ -231,7 +222,7 @@ def attack_in_all_modes(
     if not missing:
         return
     try:
-        clean = read_image(item.path, each[0].res)
+        clean = read_image(item.path, missing[0][1].res)
     except OSError as error:
         for _, options, _ in missing:
             write_failure(options.save_dir, item.index, item.path, error)

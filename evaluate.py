@@ -130,10 +130,8 @@ def evaluate_classifier(
 
 def written_results(rows: Sequence[dict], pictures: Pictures, base: int) -> dict[str, ClassifierResult]:
     """What the surrogates said of the pictures when each was written, by name, from the rows of the records,
-    whose labels count from `base`; empty if they are of a version that did not save it.
+    whose labels count from `base`.
     """
-    if not all("predictions" in row for row in rows):
-        return {}
     return {
         name: ClassifierResult(
             name,

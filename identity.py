@@ -38,9 +38,13 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
 
 
-def content_digests(checkpoint: str, classifiers: tuple[str, ...]) -> dict[str, str]:
-    """Digests of the diffusion model and of the surrogates, as far as they are files here, by name."""
-    digests = {}
+def content_digests(
+    checkpoint: str, classifiers: tuple[str, ...], class_names: tuple[str, ...]
+) -> dict[str, str]:
+    """Digests by name of the class names, and of the diffusion model and the surrogates as far as they are
+    files here.
+    """
+    digests = {"the class names": hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:16]}
     for name in (checkpoint, *classifiers):
         resolved = name if name == checkpoint else check_name(name).removeprefix("hf:")
         path = Path(resolved.rsplit(":", 1)[0] if ".py:" in resolved else resolved)

@@ -90,8 +90,9 @@ def run(options: Options) -> int:
     processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     part, parts = check_shards(options, processes, process)
     task = read_task(options, options.device if processes == 1 else process_device(options.device))
+    configuration = task.configuration(options)
     if not options.overwrite:
-        check_folder(options.save_dir, task.configuration())
+        check_folder(options.save_dir, configuration)
     (attack,) = load_attacks(task, [options])
 
     make_folder(options.save_dir)
@@ -100,7 +101,7 @@ def run(options: Options) -> int:
             clear_folder(options.save_dir)
         if processes > 1:
             PartialState().wait_for_everyone()
-    identity = claim_folder(options.save_dir, task.configuration())
+    identity = claim_folder(options.save_dir, configuration)
 
     selected = task.items[: options.limit]
     mine = [item for item in selected if item.index % parts == part]

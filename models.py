@@ -23,6 +23,7 @@ from checkpoints import (
 )
 from flags import InputError
 from inversion import PREDICTION_TYPES
+from notes import one_line
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline
@@ -110,13 +111,12 @@ def load_pipeline(
         raise
     # whatever a damaged file or a configuration of other numbers makes the loaders stumble over
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         where = (
             "cannot be loaded" if folder or file else "is no folder here, and the model hub did not give it"
         )
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} {where} ({reason}); give the path of a folder that "
-            f"holds the checkpoint in diffusers format with safetensors weights"
+            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give the path "
+            f"of a folder that holds the checkpoint in diffusers format with safetensors weights"
         ) from None
     if device.type == "cpu":
         pipeline.unet.to(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from images import replacing
+from notes import one_line
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
@@ -198,7 +199,7 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
     try:
         with np.load(path, allow_pickle=False) as saved:
             record = record_of(path, saved)
-            run = str(saved["run"])
+            index, run = record.index, str(saved["run"])
     except KeyError as error:
         raise ValueError(
             f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"
@@ -206,21 +207,17 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
     # what numpy, zipfile, zlib and json raise on files that are none of theirs
     except Exception as error:
         raise ValueError(
-            f"{path} is damaged ({one_line(error)}); delete it, and main.py makes that image again"
+            f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
         ) from None
-    if record.index != index_of(path):
+    if index != index_of(path):
         raise ValueError(
-            f"{path} is the record of image {record.index}; delete it, and main.py makes that image again"
+            f"{path} is the record of image {index}; delete it, and main.py makes that image again"
         )
     if identity is not None and run != identity:
         raise ValueError(
             f"{path} is of another run than run.json; delete it, and main.py makes that image again"
         )
     return record
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 # arrays whose last axis is the batch, which in a file is one image
@@ -262,8 +259,8 @@ def read_configuration(folder: Path) -> dict:
             raise ValueError(f"it holds a {type(configuration).__name__}")
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} cannot be read ({one_line(error)}), so that nothing says what the folder holds; put it "
-            f"back, or start over with --overwrite"
+            f"{path} cannot be read ({one_line(error, 120)}), so that nothing says what the folder "
+            f"holds; put it back, or start over with --overwrite"
         ) from None
     return configuration
 

@@ -4,7 +4,6 @@ shared out, in batches and processes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from PIL import Image
 
 from dataset import Item, labels_and_targets
 from flags import InputError
-from identity import content_digests, file_digest
+from identity import file_digest
 from images import Pictures, delete_abandoned, read_image, replacing, temporary_name
 from notes import note
 from options import Options
@@ -56,10 +55,11 @@ PACKAGES = (
 
 
 def configuration_of(
-    options: Options, dtype: torch.dtype, items: Sequence[Item], class_names: Sequence[str]
+    options: Options, dtype: torch.dtype, items: Sequence[Item], contents: dict[str, str]
 ) -> dict:
-    """All that the files of a run depend on; what is compared of an image's content is in its record."""
-    names = hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:16]
+    """All that the files of a run depend on, with `content_digests`; the digest of an image's content is in
+    its record.
+    """
     flags = {
         declared.name: plain(getattr(options, declared.name))
         for declared in fields(Options)
@@ -70,8 +70,7 @@ def configuration_of(
         "images": [name_of(item, options) for item in items],
         "labels": [counted(item.labels, options.label_base) for item in items],
         "targets": [None if item.target is None else item.target + options.label_base for item in items],
-        "contents": content_digests(options.pretrained_diffusion_path, options.model_name)
-        | {"the class names": names},
+        "contents": contents,
     }
 
 
@@ -185,7 +184,7 @@ def reason_to_make_again(path: Path, item: Item, identity: str) -> str | None:
         except (OSError, SyntaxError, ValueError) as error:
             return f"{picture} is missing or damaged ({type(error).__name__})"
     try:
-        changed = row.get("digest", "") not in ("", file_digest(item.path))
+        changed = row["digest"] != file_digest(item.path)
     except OSError:
         return None  # it is gone, and was attacked while it was there
     return f"{item.path} has changed since it was attacked" if changed else None

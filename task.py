@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from dataset import PRESETS, Item, read_dataset
 from diff_latent_attack import DiffAttack
 from environment import mend_torchvision
 from flags import InputError
+from identity import content_digests
 from models import load_pipeline, resolve_device, resolve_dtype, set_up
 from notes import note
 from options import Options
@@ -35,9 +37,16 @@ class Task:
     device: torch.device
     dtype: torch.dtype  # of the diffusion model
 
-    def configuration(self, options: Options | None = None) -> dict:
-        """What the files of a run depend on, here or with other options."""
-        return configuration_of(options or self.options, self.dtype, self.items, self.class_names)
+    def configuration(self, options: Options) -> dict:
+        """What the files of a run with these options depend on."""
+        return configuration_of(options, self.dtype, self.items, self.contents)
+
+    @functools.cached_property
+    def contents(self) -> dict[str, str]:
+        """Digests of what is compared by content, read once for all that ask."""
+        return content_digests(
+            self.options.pretrained_diffusion_path, self.options.model_name, self.class_names
+        )
 
 
 def class_names_of(options: Options) -> tuple[str, ...]:
@@ -83,15 +92,15 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
     torch.manual_seed(options.seed)
     set_up(task.device)
     # of several processes, the first has found and said before what is wrong with them
-    transfer = options.transfer_models if multiprocessing.parent_process() is None else ()
-    for name in transfer:
+    is_first = multiprocessing.parent_process() is None
+    for name in options.transfer_models if is_first else ():
         load_classifier(name, task.class_names, options.res)
     classifiers = [
         load_classifier(name, task.class_names, options.res, attacked=True).to(task.device)
         for name in options.model_name
     ]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
-    for name, classifier in zip(options.model_name, classifiers):
+    for name, classifier in zip(options.model_name, classifiers) if is_first else ():
         for warning in warnings_about_outputs(name, classifier, noise, task.device):
             note(warning)
     pipeline = load_pipeline(options.pretrained_diffusion_path, task.device, task.dtype)

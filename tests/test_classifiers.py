@@ -101,12 +101,10 @@ def test_code(tmp_path):
     check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
 
 
-@pytest.fixture(scope="module")
-def hugging_face(tmp_path_factory):
-    """A small vision transformer in transformers format, and its image processor."""
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+def save_vit(folder, **labels):
+    """Writes a small random vision transformer in transformers format, with `num_labels` or `id2label`."""
+    from transformers import ViTConfig, ViTForImageClassification
 
-    folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=16,
@@ -115,9 +113,18 @@ def hugging_face(tmp_path_factory):
         intermediate_size=32,
         image_size=96,
         patch_size=16,
-        num_labels=10,
+        **labels,
     )
     ViTForImageClassification(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+    """A small vision transformer in transformers format, and its image processor."""
+    from transformers import ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("vit")
+    save_vit(folder, num_labels=10)
     processor = ViTImageProcessor(
         size={"height": 96, "width": 96}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25], resample=3
     )

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import MAIN, flags, run
-from test_classifiers import IMAGES, check, network
+from test_classifiers import IMAGES, check, network, save_vit
 
 from classifiers import ClassifierError, load_classifier
 
@@ -134,20 +134,10 @@ def test_data_parallel_is_unwrapped(tmp_path):
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
     """A small vision transformer of two classes with names, and its image processor."""
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+    from transformers import ViTImageProcessor
 
     folder = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=96,
-        patch_size=16,
-        id2label={0: "Polar_Bear", 1: "cat"},
-    )
-    ViTForImageClassification(config).save_pretrained(folder)
+    save_vit(folder, id2label={0: "Polar_Bear", 1: "cat"})
     ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(folder)
     return folder
 
