@@ -35,6 +35,7 @@ from filelock import FileLock
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from classifiers import load_classifier
 from models import load_pipeline
 from notes import note
 
@@ -201,6 +202,47 @@ def images() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def labels() -> torch.Tensor:
     return torch.tensor([1, 0, 3])
+
+
+# ---------------------------------------------------------------- classifiers as people bring them
+
+
+def network(classes: int, side: int = 32) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, classes)
+    )
+
+
+IMAGES = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+
+def check(name: str, classes: int, expected: torch.Tensor) -> None:
+    """The same logits, and a gradient at the images."""
+    classifier = load_classifier(str(name), classes, 96)
+    x = IMAGES.clone().requires_grad_()
+    logits = classifier(x)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    logits[0, 1].backward()
+    assert x.grad[0].abs().sum() > 0 and not x.grad[1:].any()
+    assert not any(parameter.requires_grad for parameter in classifier.parameters())
+
+
+def save_vit(folder, **labels):
+    """Writes a small random vision transformer in transformers format, with `num_labels` or `id2label`."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=96,
+        patch_size=16,
+        **labels,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
 
 
 # ---------------------------------------------------------------- runs of main.py as a process

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import IMAGES, ROOT, check, network, save_vit
 from natsort import natsorted
 
 from classifiers import (
@@ -59,27 +59,6 @@ def test_every_demo_image_is_classified_correctly(name):
 # ---------------------------------------------------------------- the other forms, each of a real object
 
 
-def network(classes: int, side: int = 32) -> torch.nn.Module:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, classes)
-    )
-
-
-IMAGES = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-
-
-def check(name: str, classes: int, expected: torch.Tensor) -> None:
-    """The same logits, and a gradient at the images."""
-    classifier = load_classifier(str(name), classes, 96)
-    x = IMAGES.clone().requires_grad_()
-    logits = classifier(x)
-    assert torch.allclose(logits, expected, atol=1e-5)
-    logits[0, 1].backward()
-    assert x.grad[0].abs().sum() > 0 and not x.grad[1:].any()
-    assert not any(parameter.requires_grad for parameter in classifier.parameters())
-
-
 def test_torchscript(tmp_path):
     torch.jit.script(network(10)).save(tmp_path / "net.ts")
     check(tmp_path / "net.ts", 10, network(10)(IMAGES))
@@ -99,23 +78,6 @@ def test_code(tmp_path):
         "torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 10))\n"
     )
     check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
-
-
-def save_vit(folder, **labels):
-    """Writes a small random vision transformer in transformers format, with `num_labels` or `id2label`."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=96,
-        patch_size=16,
-        **labels,
-    )
-    ViTForImageClassification(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

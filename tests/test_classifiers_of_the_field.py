@@ -5,8 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import MAIN, flags, run
-from test_classifiers import IMAGES, check, network, save_vit
+from conftest import IMAGES, MAIN, check, flags, network, run, save_vit
 
 from classifiers import ClassifierError, load_classifier
 
