@@ -36,8 +36,10 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from classifiers import load_classifier
+from evaluate import ClassifierResult
 from models import load_pipeline
 from notes import note
+from predictions import Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = [sys.executable, "main.py"]
@@ -202,6 +204,22 @@ def images() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def labels() -> torch.Tensor:
     return torch.tensor([1, 0, 3])
+
+
+def classifier_result(labels, before, after, reconstructed=None, targets=None) -> ClassifierResult:
+    """What a classifier said, given by the labels that it answered with."""
+
+    def as_predictions(answers):
+        return None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
+
+    return ClassifierResult(
+        "by hand",
+        np.array(labels),
+        as_predictions(before),
+        as_predictions(after),
+        as_predictions(reconstructed),
+        targets and np.array(targets),
+    )
 
 
 # ---------------------------------------------------------------- classifiers as people bring them

@@ -8,10 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import done, flags, pictures, run, start, wait_for
+from conftest import classifier_result, done, flags, pictures, run, start, wait_for
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
-from test_evaluate import result
 
 from comparison import Metric, kernel_difference, latex, loss_shares, sentence, transfer_scores
 from evaluate import Evaluation, transfer_mean
@@ -86,10 +85,10 @@ def test_six_images_are_too_few_after_correction():
 
 
 def test_transfer_scores_average_to_the_transfer_mean():
-    surrogate = result([0] * 6, [0] * 6, [1] * 6)
+    surrogate = classifier_result([0] * 6, [0] * 6, [1] * 6)
     others = [
-        result([0] * 6, [0, 0, 0, 0, 2, 2], [1, 0, 1, 0, 0, 1]),
-        result([0] * 6, [0] * 6, [1, 1, 0, 0, 0, 0]),
+        classifier_result([0] * 6, [0, 0, 0, 0, 2, 2], [1, 0, 1, 0, 0, 1]),
+        classifier_result([0] * 6, [0] * 6, [1, 1, 0, 0, 0, 0]),
     ]
     evaluation = Evaluation([surrogate, *others], {}, [])
     assert (

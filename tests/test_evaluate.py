@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import TinyClassifier
+from conftest import TinyClassifier, classifier_result
 
 import evaluate
 from checks import (
@@ -16,27 +16,13 @@ from checks import (
     warnings_about_rounding,
     warnings_about_transfer,
 )
-from evaluate import ClassifierResult, joint_success, transfer_mean
+from evaluate import joint_success, transfer_mean
 from images import Pictures
 from predictions import Prediction
 from quality import ClassifierFeatures, frechet_distance, kernel_distance, psnr, visibility
 from stats import Estimate, mean_over_images, share
 
 CPU = torch.device("cpu")
-
-
-def result(labels, before, after, reconstructed=None, targets=None) -> ClassifierResult:
-    def as_predictions(answers):
-        return None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
-
-    return ClassifierResult(
-        "by hand",
-        np.array(labels),
-        as_predictions(before),
-        as_predictions(after),
-        as_predictions(reconstructed),
-        targets and np.array(targets),
-    )
 
 
 # ---------------------------------------------------------------- intervals
@@ -76,7 +62,9 @@ def test_rates_on_a_table_made_by_hand():
     """Six images of class 3: wrong before; fooled; already fooled by the reconstruction; not fooled; wrong
     before, right after; fooled.
     """
-    r = result([3] * 6, before=[7, 3, 3, 3, 8, 3], reconstructed=[7, 3, 5, 3, 3, 3], after=[7, 5, 5, 3, 3, 9])
+    r = classifier_result(
+        [3] * 6, before=[7, 3, 3, 3, 8, 3], reconstructed=[7, 3, 5, 3, 3, 3], after=[7, 5, 5, 3, 3, 9]
+    )
     assert (r.accuracy_before.count, r.accuracy_reconstructed.count, r.accuracy_after.count) == (4, 4, 2)
     assert (r.success.count, r.success.total) == (3, 4)
     assert (r.success_of_attack_alone.count, r.success_of_attack_alone.total) == (2, 3)
@@ -85,9 +73,11 @@ def test_rates_on_a_table_made_by_hand():
 def test_several_labels_and_targets():
     """Images of classes 3 and 4, of 5 alone twice, the last two with the targets 7 and 8."""
     several = [[3, 4], [5, -1], [5, -1]]
-    r = result(several, before=[4, 5, 5], after=[3, 6, 7])
+    r = classifier_result(several, before=[4, 5, 5], after=[3, 6, 7])
     assert r.correct_before.all() and r.fooled.tolist() == [False, True, True]
-    r = result(several, before=[4, 5, 5], after=[9, 6, 8], reconstructed=[4, 7, 5], targets=[-1, 7, 8])
+    r = classifier_result(
+        several, before=[4, 5, 5], after=[9, 6, 8], reconstructed=[4, 7, 5], targets=[-1, 7, 8]
+    )
     assert r.fooled.tolist() == [True, False, True] and r.fooled_by_reconstruction.tolist() == [
         False,
         True,
@@ -97,8 +87,8 @@ def test_several_labels_and_targets():
 
 def test_all_surrogates_at_once():
     first, second = (
-        result([0] * 5, [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]),
-        result([0] * 5, [0, 0, 0, 2, 0], [1, 0, 1, 1, 1]),
+        classifier_result([0] * 5, [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]),
+        classifier_result([0] * 5, [0, 0, 0, 2, 0], [1, 0, 1, 1, 1]),
     )
     joint = joint_success([first, second])  # right before by both: the first three; fooled by both: the first
     assert (joint.count, joint.total) == (1, 3)
@@ -111,8 +101,8 @@ def test_all_surrogates_at_once():
 
 
 def test_transfer_mean_is_of_rates_and_resamples_images_for_all_classifiers_at_once():
-    first = result([0] * 40, [0] * 40, [1] * 10 + [0] * 30)
-    second = result([0] * 40, [0] * 20 + [1] * 20, [1] * 10 + [0] * 30)
+    first = classifier_result([0] * 40, [0] * 40, [1] * 10 + [0] * 30)
+    second = classifier_result([0] * 40, [0] * 20 + [1] * 20, [1] * 10 + [0] * 30)
     mean = transfer_mean([first, second])
     assert mean.value == pytest.approx((10 / 40 + 10 / 20) / 2)
     same = transfer_mean([first, first])
