@@ -14,7 +14,7 @@ is recorded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from timestep_weights import TimestepWeightNetwork, schedule_weights
+from timestep_weights import (
+    ADAPTIVE_RULES,
+    Pace,
+    TimestepWeightNetwork,
+    relative_losses,
+    schedule_weights,
+)
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import UNet2DConditionModel
@@ -96,15 +102,23 @@ class AttentionControlEdit:
         self._maps: Maps | None = None
 
     def weights(self) -> torch.Tensor:
-        """The weights in force, `(N,)`, which sum to 1."""
+        """The weights in force, which sum to 1 over N: `(N,)`, or `(N, B)` where each image has its own."""
         return torch.full((self.num_timesteps,), 1 / self.num_timesteps, dtype=torch.float64)
 
     def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
         """`sum_i c_i L_i` of losses `(N, B)`, with `c_i = 1`; returns `(B,)`."""
         return losses.sum(0)
 
-    def update(self) -> None:
-        """Called after each backward pass; only the learnable weights have something to do then."""
+    def begin(self, images: int) -> None:
+        """Called before the first iteration of the attack on a batch of so many images."""
+
+    def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
+        """Called after each iteration; only weights that move have something to do then.
+
+        Args:
+            losses: `(N, B)`, the `L_i` of the iteration, without a gradient.
+            factors: `(B,)`, of the weighted sum in the attack's loss.
+        """
 
     def state(self) -> torch.Tensor:
         """All that moves during a run, `(M,)`: a run that goes on from it ends as if it had not been
@@ -160,6 +174,37 @@ class AttentionControlEditFixedWeights(AttentionControlEdit):
         return _weighted_sum(self._weights, losses)
 
 
+class AttentionControlEditAdaptive(AttentionControlEdit):
+    """Weights that start uniform at each image and follow its own losses by one of ADAPTIVE_RULES; images of
+    a batch do not influence each other.
+
+    Args:
+        rule: moves logits `(N, B)` by relative losses `(N, B)`.
+    """
+
+    def __init__(
+        self,
+        num_timesteps: int,
+        rule: Callable[[torch.Tensor, torch.Tensor, Pace], torch.Tensor],
+        pace: Pace,
+    ):
+        super().__init__(num_timesteps)
+        self.rule, self.pace = rule, pace
+        self.begin(1)
+
+    def begin(self, images: int) -> None:
+        self._logits = torch.zeros(self.num_timesteps, images, dtype=torch.float64)
+
+    def weights(self) -> torch.Tensor:
+        return self._logits.softmax(0)
+
+    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
+        return (self.num_timesteps * self.weights().to(losses) * losses).sum(0)
+
+    def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
+        self._logits = self.rule(self._logits, relative_losses(losses.double().cpu()), self.pace)
+
+
 class AttentionControlEditLearnable(AttentionControlEdit):
     """Weights from a network that lives as long as the controller, over all images of a run.
 
@@ -182,10 +227,15 @@ class AttentionControlEditLearnable(AttentionControlEdit):
             return self.network()
 
     def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
-        weights = self.network()
-        return _weighted_sum(weights.detach() if self.detached else weights, losses)
+        return _weighted_sum(self.weights(), losses)
 
-    def update(self) -> None:
+    def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
+        """One step of gradient descent on the attack's loss, of which nothing but the weighted sum depends on
+        the network.
+        """
+        if self.detached:
+            return
+        (factors * _weighted_sum(self.network(), losses)).sum().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -300,9 +350,16 @@ def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torc
 
 
 def make_controller(
-    mode: str, schedule: Sequence[float], weight_lr: float, num_timesteps: int, seed: int
+    mode: str,
+    schedule: Sequence[float],
+    weight_lr: float,
+    num_timesteps: int,
+    seed: int,
+    pace: Pace | None = None,
 ) -> AttentionControlEdit:
     """The attention controller of a weight mode."""
+    if mode in ADAPTIVE_RULES:
+        return AttentionControlEditAdaptive(num_timesteps, ADAPTIVE_RULES[mode], pace or Pace())
     if mode == "uniform":
         return AttentionControlEdit(num_timesteps)
     if mode == "fixed":

@@ -2,10 +2,12 @@
 
     python compare.py                                       # all four modes on the demo photographs
     python compare.py --modes uniform,fixed,fixed:increasing --images_root PHOTOS --label_path LABELS.txt
+    python compare.py --modes uniform,fixed,minimax --sweep structure_share=0,0.1,0.3,1
 
 Inversion and null-text optimisation do not depend on the weights; they are done once an image and shared by
-all modes. Each mode's folder inside --save_dir is as `main.py` writes it. A comparison that was interrupted
-goes on with what is missing. The first mode is the one that the others are compared with.
+all modes. Each mode's folder inside --save_dir is as `main.py` writes it; in a sweep it lies inside that of
+its value. A comparison that was interrupted goes on with what is missing. The first mode is the one that the
+others are compared with.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -29,12 +31,13 @@ from comparison import ModeWeights, compare_runs, csv_text, latex, markdown
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack
 from evaluate import Evaluation, evaluate, table, written_results
-from figures import plot_success_against_visibility
+from figures import plot_success_against_visibility, plot_sweep
 from flags import InputError, flag, parse_options
 from images import read_image, to_tensor
 from losses import NonFiniteLossError
 from options import Options
 from records import ANALYSIS, Run, record_path
+from results import weights_at_the_end
 from runner import attack_images, count_processes, restore_weights
 from runs import (
     check_folder,
@@ -50,10 +53,13 @@ from runs import (
     write_failure,
     write_texts,
 )
-from task import Task, load_attacks, read_task
-from timestep_weights import SCHEDULES, WEIGHT_MODES, effective_timesteps
+from sweep import Point, Sweep, parse_sweep, report_sweep, sweep_csv
+from task import Task, check_shards, load_attacks, read_task
+from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES, effective_timesteps
 from utils import draw_comparison, draw_folders, save_figure
 from workers import run_in_processes
+
+INVERSION_FLAGS = ("diffusion_steps", "start_step", "guidance", "inversion")  # what an inversion depends on
 
 # ---------------------------------------------------------------- run
 
@@ -86,27 +92,35 @@ def name_of(mode: str, schedule: str) -> str:
 
 @dataclass
 class CompareOptions(Options):
-    """The flags of main.py, and one more."""
+    """The flags of main.py, and two more."""
 
     title = "comparison"
 
     modes: list[tuple[str, str]] | str = flag(
-        ",".join(WEIGHT_MODES),
-        "weight modes, separated by commas; fixed:NAME names a schedule",
+        ",".join(STUDY_MODES),
+        f"weight modes, separated by commas: {', '.join(WEIGHT_MODES)}; fixed:NAME names a schedule",
         "MODES",
         parse=parse_modes,
+    )
+    sweep: Sweep | None = flag(
+        None,
+        "every mode at several values of a flag of the attack that takes a number, such as "
+        "structure_share=0,0.1,0.3, compared at equal visibility",
+        "FLAG=A,B,...",
+        parse=parse_sweep,
     )
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One of the modes that are compared."""
+    """One of the modes that are compared, in a sweep at one of its values."""
 
     name: str
+    value: float | None
     options: Options  # what `main.py` would be called with
     identity: str  # of the run that this is
     attack: DiffAttack
-    weights_at_start: list[float]
+    weights_at_start: torch.Tensor  # (N,)
 
 
 def run(options: CompareOptions) -> int:
@@ -116,30 +130,32 @@ def run(options: CompareOptions) -> int:
             "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
             "uniform,fixed:increasing"
         )
-    if (
-        options.shard != "0/1"
-        or "WORLD_SIZE" in os.environ
-        or options.overwrite
-        or options.is_test
-        or (options.batch_size or 1) != 1
-    ):
+    if "WORLD_SIZE" in os.environ or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
         raise InputError(
-            "--shard, --overwrite, --is_test, --batch_size and accelerate launch are for main.py; a "
-            "comparison shares out its images by --processes alone"
+            "--overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares "
+            "out its images by --processes and --shard"
         )
+    if (
+        options.sweep
+        and options.sweep.flag == "self_attn_loss_weight"
+        and options.structure_share is not None
+    ):
+        raise InputError("--structure_share replaces --self_attn_loss_weight, so that a sweep of it is idle")
     task = read_task(options)
-    names = [name_of(*mode) for mode in options.modes]
-    each = [options_of_mode(options, mode, name) for mode, name in zip(options.modes, names)]
-    configurations = [task.configuration(one) for one in each]
-    for one, configuration in zip(each, configurations):
+    each = options_of_modes(options)
+    # each mode has as many processes as it may have
+    part, parts = check_shards(replace(options, processes=1), [one.weight_mode for _, _, one in each])
+    configurations = [task.configuration(one) for _, _, one in each]
+    for (_, _, one), configuration in zip(each, configurations):
         check_folder(one.save_dir, configuration)
-    attacks, items = load_attacks(task, each), task.items[: options.limit]
+    attacks, selected = load_attacks(task, [one for _, _, one in each]), task.items[: options.limit]
+    items = [item for item in selected if item.index % parts == part]
     modes = []
-    for name, one, attack, configuration in zip(names, each, attacks, configurations):
+    for (name, value, one), attack, configuration in zip(each, attacks, configurations):
         make_folder(one.save_dir)
         identity = claim_folder(one.save_dir, configuration)
         drop_unusable(one.save_dir, items, identity)
-        modes.append(Mode(name, one, identity, attack, attack.controller.weights().tolist()))
+        modes.append(Mode(name, value, one, identity, attack, weights_at_the_end(attack, None)))
         done = [item.index for item in items if record_path(one.save_dir, item.index).exists()]
         if done:
             restore_weights(attack, one.save_dir, max(done))
@@ -147,22 +163,28 @@ def run(options: CompareOptions) -> int:
         share_out(task, items, modes, bar)
         for item in items:
             attack_in_all_modes(item, attacks, [(mode.options, mode.identity) for mode in modes])
-            show_progress(bar, items, each)
-    return report(options, modes, items, task.device)
+            show_progress(bar, items, [mode.options for mode in modes])
+    return report(options, modes, selected, task.device)
 
 
-def options_of_mode(options: CompareOptions, mode: tuple[str, str], name: str) -> Options:
-    """What `main.py` would be called with for one mode."""
-    shared = {declared.name: getattr(options, declared.name) for declared in fields(Options)}
-    weight_mode, schedule = mode
-    return Options(
-        **shared
-        | {
-            "weight_mode": weight_mode,
-            "weight_schedule": schedule,
-            "save_dir": options.save_dir / name.replace(":", "_"),
-        }
-    )
+def options_of_modes(options: CompareOptions) -> list[tuple[str, float | None, Options]]:
+    """Names, values of the sweep, and what `main.py` would be called with; of the modes that are the same
+    attack, the first alone.
+    """
+    shared = Options(**{declared.name: getattr(options, declared.name) for declared in fields(Options)})
+    each, sweep = [], options.sweep
+    for value in sweep.values if sweep else (None,):
+        for weight_mode, schedule in options.modes:
+            name = name_of(weight_mode, schedule)
+            folder = options.save_dir / (sweep.folder(value) if sweep else "") / name.replace(":", "_")
+            one = replace(shared, weight_mode=weight_mode, weight_schedule=schedule, save_dir=folder)
+            if sweep:
+                one = replace(one, **{sweep.flag: value})
+                one.verify()
+            each.append((name, value, one))
+            if sweep and sweep.modes_are_one(value):
+                break
+    return each
 
 
 def share_out(task: Task, items: list[Item], modes: Sequence[Mode], bar: tqdm) -> None:
@@ -227,10 +249,14 @@ def attack_in_all_modes(
         for _, options, _ in missing:
             write_failure(options.save_dir, item.index, item.path, error)
         return
-    started = time.perf_counter()
-    inversion = attacks[0].invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
-    seconds = time.perf_counter() - started
+    inversions = {}
     for attack, options, identity in missing:
+        depends_on = tuple(getattr(options, name) for name in INVERSION_FLAGS)
+        if depends_on not in inversions:
+            started = time.perf_counter()
+            inversion = attack.invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
+            inversions[depends_on] = inversion, time.perf_counter() - started
+        inversion, seconds = inversions[depends_on]
         failure_path(options.save_dir, item.index).unlink(missing_ok=True)
         state = attack.controller.state()
         try:
@@ -246,43 +272,81 @@ def attack_in_all_modes(
 def report(
     options: CompareOptions, modes: Sequence[Mode], items: Sequence[Item], device: torch.device
 ) -> int:
-    """Compares what is in the folders, writes comparison.md, .tex, .json and .csv, and prints the table;
-    returns the exit code.
-    """
+    """Compares what is in the folders, writes it, and prints the table; returns the exit code."""
+    indices = [item.index for item in items]
     failures = [
-        f"{mode.name}: {failure}"
+        f"{mode.name}{'' if mode.value is None else f' at {mode.value:g}'}: {failure}"
         for mode in modes
-        for failure in read_failures(mode.options.save_dir, [item.index for item in items])
+        for failure in read_failures(mode.options.save_dir, indices)
     ]
     compared = [
         item
         for item in items
         if all(record_path(mode.options.save_dir, item.index).exists() for mode in modes)
     ]
+    left = [
+        item
+        for item in items
+        for mode in modes
+        if not record_path(mode.options.save_dir, item.index).exists()
+        and not failure_path(mode.options.save_dir, item.index).exists()
+    ]
+    if left:
+        print(
+            f"still to be attacked: {len(set(left))} images, by the same command without --shard or by "
+            f"its other shards"
+        )
+        return 1 if failures else 0
     if not compared:
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
     runs = [read_finished(mode.options.save_dir, [item.index for item in compared]) for mode in modes]
-    attack = modes[0].attack
-    surrogates, class_names = dict(zip(options.model_name, attack.classifiers)), attack.class_names
-    evaluations = []
-    for mode, run in zip(modes, runs):
-        pictures = read_pictures(mode.options.save_dir, compared, options.res)
-        known = written_results(run.rows, pictures, options.label_base)
-        evaluations.append(
-            evaluate(pictures, surrogates, options.transfer_models, device, known, class_names)
-        )
+    evaluations = [evaluate_mode(mode, run, compared, device) for mode, run in zip(modes, runs)]
+    if options.sweep:
+        write_sweep(options, modes, runs, evaluations, failures, device)
+    else:
+        text = write_comparison(options, modes, runs, evaluations, failures, device, options.save_dir)
+        print("\n" + text)
+    if options.figures != "none":
+        print(f"\nfigures in {options.save_dir / ANALYSIS}, and in that folder of each mode")
+    return 1 if failures else 0
+
+
+def evaluate_mode(mode: Mode, run: Run, items: Sequence[Item], device: torch.device) -> Evaluation:
+    options, attack = mode.options, mode.attack
+    pictures = read_pictures(options.save_dir, items, options.res)
+    return evaluate(
+        pictures,
+        dict(zip(options.model_name, attack.classifiers)),
+        options.transfer_models,
+        device,
+        written_results(run.rows, pictures, options.label_base),
+        attack.class_names,
+    )
+
+
+def write_comparison(
+    options: CompareOptions,
+    modes: Sequence[Mode],
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    failures: list[str],
+    device: torch.device,
+    folder: Path,
+) -> str:
+    """Compares modes and writes comparison.md, .tex, .json and .csv and the figures into a folder; returns
+    the tables as text.
+    """
+    names = [mode.name for mode in modes]
     comparison = compare_runs(
-        [mode.name for mode in modes],
-        runs,
-        evaluations,
-        [weights_of(mode) for mode in modes],
-        failures,
+        names, runs, evaluations, [weights_of(mode, run) for mode, run in zip(modes, runs)], failures
     )
     write_texts(
-        options.save_dir,
+        folder,
         {
-            "comparison.md": markdown(comparison.sections, comparison.remarks),
+            "comparison.md": markdown(
+                "Comparison of timestep weights", comparison.sections, comparison.remarks
+            ),
             "comparison.tex": latex(comparison.sections[0][1], comparison.remarks[0]),
             "comparison.json": json.dumps(comparison.results | provenance(options, device), indent=2),
             "comparison.csv": csv_text(
@@ -290,21 +354,60 @@ def report(
             ),
         },
     )
-    print(
-        "\n"
-        + "\n\n".join("\n".join([title, *table(rows)]) for title, rows in comparison.sections)
-        + "\n\n"
-        + "\n".join(comparison.remarks)
-    )
     if options.figures != "none":
-        draw(comparison.names, runs, evaluations, options.save_dir, each_image=options.figures == "all")
-        print(f"\nfigures in {options.save_dir / ANALYSIS}, and in that folder of each mode")
-    return 1 if failures else 0
+        draw(comparison.names, runs, evaluations, folder, each_image=options.figures == "all")
+    return as_text(comparison.sections, comparison.remarks)
 
 
-def weights_of(mode: Mode) -> ModeWeights:
-    weights = mode.attack.controller.weights()
-    return ModeWeights(mode.weights_at_start, weights.tolist(), effective_timesteps(weights))
+def write_sweep(
+    options: CompareOptions,
+    modes: Sequence[Mode],
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    failures: list[str],
+    device: torch.device,
+) -> None:
+    """Compares the modes of each value as without a sweep, then their curves over all values, and writes
+    sweep.md, .tex, .json and .csv and the figure.
+    """
+    sweep, points, alone = options.sweep, {}, {}
+    for mode, run, evaluation in zip(modes, runs, evaluations):
+        point = Point(mode.name, mode.value, run, evaluation)
+        if sweep.modes_are_one(mode.value):
+            alone[mode.value] = point
+        else:
+            points.setdefault(mode.name, {})[mode.value] = point
+    for value in sweep.values:
+        at_value = [k for k, mode in enumerate(modes) if mode.value == value]
+        if len(at_value) > 1:
+            chosen = ([parts[k] for k in at_value] for parts in (modes, runs, evaluations))
+            write_comparison(options, *chosen, failures, device, options.save_dir / sweep.folder(value))
+    curves = {
+        name: [(alone | by_value)[value] for value in sweep.values] for name, by_value in points.items()
+    }
+    found = report_sweep(sweep, curves, failures)
+    write_texts(
+        options.save_dir,
+        {
+            "sweep.md": markdown(f"Sweep of {sweep.flag}", found.sections, found.remarks),
+            "sweep.tex": latex(found.sections[0][1], found.remarks[0]),
+            "sweep.json": json.dumps(found.results | provenance(options, device), indent=2),
+            "sweep.csv": sweep_csv(curves),
+        },
+    )
+    print("\n" + as_text(found.sections, found.remarks))
+    if options.figures != "none":
+        (options.save_dir / ANALYSIS).mkdir(exist_ok=True)
+        save_figure(plot_sweep(found.rates, sweep), options.save_dir / ANALYSIS / "sweep")
+
+
+def as_text(sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
+    return "\n\n".join(["\n".join([title, *table(rows)]) for title, rows in sections] + ["\n".join(remarks)])
+
+
+def weights_of(mode: Mode, run: Run) -> ModeWeights:
+    weights = weights_at_the_end(mode.attack, run)
+    return ModeWeights(mode.weights_at_start.tolist(), weights.tolist(), effective_timesteps(weights))
 
 
 def draw(

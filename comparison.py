@@ -353,8 +353,8 @@ def as_dict(metric: Metric, names: Sequence[str]) -> dict:
     }
 
 
-def markdown(sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
-    lines = ["# Comparison of timestep weights", ""]
+def markdown(heading: str, sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
+    lines = [f"# {heading}", ""]
     for title, rows in sections:
         lines += [
             f"## {title}",

@@ -36,6 +36,7 @@ from losses import Losses, fooled, marked, raise_if_not_finite
 from memory import bytes_saved, free_memory
 from options import AttackOptions
 from records import AttackRecord
+from timestep_weights import Pace
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline
@@ -59,6 +60,7 @@ class Reference:
         str, int
     ]  # the side of the map of each self-attention layer, in the order in which the UNet runs them
     graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass
+    squares: torch.Tensor  # (N, layers, B), mean square of each self-attention map
 
 
 @dataclass
@@ -110,11 +112,17 @@ class DiffAttack(LatentDiffusion):
             diffusion_steps=options.diffusion_steps,
             start_step=options.start_step,
             guidance=options.guidance,
+            inversion=options.inversion,
         )
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
         self.checkpointing = checkpointing
         self.controller = make_controller(
-            options.weight_mode, options.schedule, options.weight_lr, self.num_timesteps, options.seed
+            options.weight_mode,
+            options.schedule,
+            options.weight_lr,
+            self.num_timesteps,
+            options.seed,
+            Pace(options.weight_step, options.weight_pull),
         )
 
     def __call__(
@@ -164,7 +172,7 @@ class DiffAttack(LatentDiffusion):
         """The unperturbed run from z_N: its latents, its self-attention maps where they fit, and what a
         timestep of the perturbed run will keep.
         """
-        latents, before, maps, averages = inversion.latents, [], [], []
+        latents, before, maps, averages, squares = inversion.latents, [], [], [], []
         for i in range(self.num_timesteps):
             before.append(latents)
             # the first timestep builds the graph that each perturbed timestep will build, only to see how
@@ -185,6 +193,7 @@ class DiffAttack(LatentDiffusion):
             averages.append(self.average_maps(step_maps, inversion))
             maps.append({layer: attention for layer, attention in step_maps.items() if not layer.is_cross})
             grids = {layer.name: math.isqrt(attention.shape[2]) for layer, attention in maps[-1].items()}
+            squares.append(torch.stack([m.square().mean((1, 2, 3)) for m in maps[-1].values()]))
             if not fits:
                 maps[-1] = {}
         class_attention, self_attention = (torch.stack(steps).mean(0) for steps in zip(*averages))
@@ -196,6 +205,7 @@ class DiffAttack(LatentDiffusion):
             self_attention,
             grids,
             graph_bytes + map_bytes,
+            torch.stack(squares),
         )
 
     @torch.no_grad()
@@ -224,32 +234,30 @@ class DiffAttack(LatentDiffusion):
             )
         latents = inversion.latents.clone().requires_grad_()
         optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
-        # away from the true class, or towards the target where there is one
-        direction = torch.where(inversion.targets >= 0, 1.0, -1.0)
+        factors = self.factors_at_start(inversion)
+        self.controller.begin(len(latents))
         history, norms = [], []
         for iteration in range(1, options.iterations + 1):
             weights = self.controller.weights()
             losses = self.losses(latents, inversion, reference, mask, checkpointing)
-            total = (
-                direction * options.attack_loss_weight * losses.attack
-                + options.self_attn_loss_weight * losses.self_attention
-                + options.cross_attn_loss_weight * losses.cross_attention
-            )  # (B,)
+            total = (factors * losses.terms).sum(0)  # (B,)
             read = torch.cat([losses.terms, total[None]]).detach().cpu()  # the one synchronisation
             raise_if_not_finite(read, iteration)  # before a gradient can spoil the weights
             optimizer.zero_grad()
             if iteration in self.measured_iterations:
-                norms.append(self.gradient_norms(losses, total, latents))
+                factors, measured = self.measure_gradients(losses, factors, latents)
+                norms.append(measured)
             else:
                 total.sum().backward()
             optimizer.step()
-            self.controller.update()
+            self.controller.update(losses.timestep_losses.detach(), factors[1])
             history.append(
                 {
                     "attack_loss": read[0],
                     "self_attention_loss": read[1],
                     "cross_attention_loss": read[2],
-                    "total_loss": read[3],
+                    "total_loss": (factors * losses.terms).sum(0).detach(),
+                    "self_attention_factor": factors[1],
                     "weights": weights,
                     **self.verdict(losses, inversion),
                 }
@@ -258,29 +266,58 @@ class DiffAttack(LatentDiffusion):
                 progress(iteration, read[:-1])
         return latents.detach(), history, torch.stack(norms).cpu()
 
+    def factors_at_start(self, inversion: Inversion) -> torch.Tensor:
+        """Of the three terms of each image's loss, `(3, B)`: away from the true class, or towards the target
+        where there is one; a factor that depends on gradients is zero until they have been measured.
+        """
+        options = self.options
+        away_or_towards = torch.where(inversion.targets >= 0, 1.0, -1.0)
+        structure = options.self_attn_loss_weight if options.structure_share is None else 0.0
+        return torch.stack(
+            [
+                options.attack_loss_weight * away_or_towards,
+                torch.full_like(away_or_towards, structure),
+                torch.full_like(away_or_towards, options.cross_attn_loss_weight),
+            ]
+        )
+
     @property
     def measured_iterations(self) -> list[int]:
         """In which the gradient of each term is measured by itself: early, since in the first one nothing has
-        changed yet, later, and at the end.
+        changed yet, later, and at the end; where a factor depends on it, whenever the attack has gone some
+        60 % further (Fibonacci's numbers), as the structure term grows with the way.
         """
         last = self.options.iterations
-        return sorted({min(2, last), min(10, last), last})
+        if self.options.structure_share is None:
+            return sorted({min(2, last), min(10, last), last})
+        numbers = [2, 3]
+        while sum(numbers[-2:]) < last:
+            numbers.append(sum(numbers[-2:]))
+        return sorted({min(number, last) for number in (*numbers, last)})
 
-    def gradient_norms(self, losses: Losses, total: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Norms of the gradients of the three terms, with their factors, on the latents `(B, C, h, w)`:
-        `(3, B)`; `latents.grad` is then that of their sum, `total` `(B,)`. It costs two backward passes more.
+    def measure_gradients(
+        self, losses: Losses, factors: torch.Tensor, latents: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors `(3, B)` of the terms, renewed where `structure_share` is wanted, and the norms `(3,
+        B)` of the gradients of the terms with these factors on the latents `(B, C, h, w)`; `latents.grad` is
+        then that of their sum. It costs two backward passes more than that alone.
         """
-        options = self.options
-        parts = [
-            torch.autograd.grad(factor * term.sum(), latents, retain_graph=True)[0]
-            for factor, term in (
-                (options.self_attn_loss_weight, losses.self_attention),
-                (options.cross_attn_loss_weight, losses.cross_attention),
-            )
-        ]
-        total.sum().backward()
-        attack = latents.grad - sum(parts)
-        return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in (attack, *parts)])
+        structure, cross = (
+            torch.autograd.grad(term.sum(), latents, retain_graph=True)[0]
+            for term in (losses.self_attention, losses.cross_attention)
+        )
+        (factors * losses.terms).sum().backward()
+        structure_part, cross_part = (
+            factor.view(-1, 1, 1, 1) * gradient for factor, gradient in zip(factors[1:], (structure, cross))
+        )
+        attack = latents.grad - structure_part - cross_part
+        norms = torch.stack([part.flatten(1).norm(dim=1) for part in (attack, structure, cross)])
+        if self.options.structure_share is not None:
+            wanted = self.options.structure_share * norms[0] / norms[1]
+            renewed = torch.where(norms[1] > 0, wanted, factors[1])
+            latents.grad += (renewed - factors[1]).view(-1, 1, 1, 1) * structure
+            factors = torch.stack([factors[0], renewed, factors[2]])
+        return factors, norms * torch.cat([torch.ones_like(norms[:1]), factors[1:]])
 
     @staticmethod
     def verdict(losses: Losses, inversion: Inversion) -> dict[str, torch.Tensor]:
@@ -289,6 +326,7 @@ class DiffAttack(LatentDiffusion):
         true_classes = marked(inversion.labels, logits.shape[-1])
         return {
             "layer_losses": losses.layer_losses.detach().movedim(1, -1),
+            "distance": losses.distance,
             "confidence": (logits.softmax(-1).mean(0) * true_classes).sum(-1),
             "fooled": fooled(logits, inversion.labels, inversion.targets).all(0),
         }
@@ -321,6 +359,7 @@ class DiffAttack(LatentDiffusion):
             cross_attention=masked_variance(attention, inversion.class_tokens),
             layer_losses=layer_losses,
             logits=logits,
+            distance=(image.detach() - inversion.images).flatten(1).norm(dim=1),
         )
 
     def cross_entropy(self, logits: torch.Tensor, inversion: Inversion) -> torch.Tensor:
@@ -417,6 +456,7 @@ class DiffAttack(LatentDiffusion):
             grids=list(reference.grids.values()),
             gradient_iterations=self.measured_iterations,
             gradient_norms=gradient_norms,
+            reference_squares=reference.squares.cpu(),
             class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
             class_attention=torch.stack([reference.class_attention, class_attention])[..., prompt]
             .permute(0, 4, 2, 3, 1)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from stats import Estimate
+    from sweep import Sweep
+
 STYLE = {  # legible at the width of one column of a two-column paper, and as real fonts in its PDF
     "font.size": 8,
     "axes.titlesize": 8,
@@ -410,5 +413,37 @@ def plot_success_against_visibility(
         )
         panel.xaxis.get_major_locator().set_params(nbins=4)
     panels[0, 0].set_ylabel("attack success, %")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled
+def plot_sweep(rates: Mapping[str, Sequence[Mapping[str, Estimate]]], sweep: Sweep) -> Figure:
+    """Success rates over how visible the attack is, a curve for each mode with a point for each value of the
+    flag; bands are 95 % intervals of the rates.
+
+    Args:
+        rates: by mode, at each value, SSIM, L2 and success rates by name.
+        sweep: the flag and its values.
+    """
+    first = next(iter(rates.values()))[0]
+    shown = [name for name, figure in first.items() if figure.is_share]
+    figure, panels = new_figure(f"Attack success against visibility, by {sweep.flag}", len(shown), 2)
+    for row, rate in zip(panels, shown):
+        for panel, measure in zip(row, ("L2", "SSIM")):
+            for colour, (mode, at_values) in zip(itertools.cycle(PALETTE), rates.items()):
+                order = np.argsort([figures[measure].value for figures in at_values])
+                x = [at_values[k][measure].value for k in order]
+                y, low, high = (
+                    [100 * getattr(at_values[k][rate], part) for k in order]
+                    for part in ("value", "low", "high")
+                )
+                panel.plot(x, y, color=colour, marker="o", markersize=3, label=mode)
+                panel.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
+            panel.set(
+                xlabel=f"{measure} ({'higher' if measure == 'SSIM' else 'lower'}: less visible)",
+                ylim=(-2, 102),
+            )
+        row[0].set_ylabel(f"{rate}, %")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,34 +23,45 @@ LOSSES = (
 )
 
 
-@styled
-def plot_losses(
-    runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], factors: Sequence[float]
-) -> Figure:
-    """The losses before and after their factors, and the surrogate's confidence, over iterations; medians
-    over images, with quartiles.
+@dataclass(frozen=True)
+class LossCurves:
+    """What `plot_losses` draws of a run; K iterations, M of them measured."""
 
-    Args:
-        runs: by name, losses `(images, 4, iterations)` in the order of LOSSES, confidence in the true class
-            and whether the image is fooled, `(images, iterations)` each. Of a single image the first
-            iteration in which it is fooled is marked, of several the share that has been.
-        factors: of the four in what is minimised.
+    losses: np.ndarray  # (images, 4, K), in the order of LOSSES
+    factors: np.ndarray  # (images, 4, K), of each in what is minimised
+    confidence: np.ndarray  # (images, K), in the true class
+    fooled: np.ndarray  # (images, K), bool
+    gradient_shares: np.ndarray  # (images, M, 2): self- and cross-attention's gradient over the attack's
+    gradient_iterations: Sequence[int]  # M of them
+
+
+@styled
+def plot_losses(runs: Mapping[str, LossCurves]) -> Figure:
+    """The losses before and after their factors, how strong the attention terms are beside the attack's, and
+    the surrogate's confidence, over iterations; medians over images, with quartiles.
+
+    Of a single image the first iteration in which it is fooled is marked, of several the share that has been.
     """
-    figure, panels = new_figure("Losses and confidence", 3, len(runs), height=1.7, sharex="col", sharey="row")
-    for column, (name, (losses, confidence, fooled)) in zip(panels.T, runs.items()):
+    figure, panels = new_figure("Losses and confidence", 4, len(runs), height=1.5, sharex="col", sharey="row")
+    for column, (name, curves) in zip(panels.T, runs.items()):
+        losses, confidence, fooled = curves.losses, curves.confidence, curves.fooled
         x = np.arange(1, losses.shape[-1] + 1)
         marker = "." if len(x) == 1 else None
         for k, label in enumerate(LOSSES):
             values = np.where(losses[:, k] > 0, losses[:, k], np.nan).astype(np.float64)
             plot_curve(column[0], x, values, color=PALETTE[k], label=label, marker=marker)
             if k != 1:
-                plot_curve(column[1], x, factors[k] * values, color=PALETTE[k], label=label, marker=marker)
+                weighted = curves.factors[:, k] * values
+                plot_curve(column[1], x, weighted, color=PALETTE[k], label=label, marker=marker)
+        for k, shares in zip((2, 3), np.moveaxis(curves.gradient_shares, -1, 0)):
+            shown = 100 * np.where(shares > 0, shares, np.nan).astype(np.float64)
+            plot_curve(column[2], curves.gradient_iterations, shown, color=PALETTE[k], marker="o", ms=3)
         plot_curve(
-            column[2], x, confidence, color=PALETTE[6], label="confidence in the true class", marker=marker
+            column[3], x, confidence, color=PALETTE[6], label="confidence in the true class", marker=marker
         )
         ever = np.maximum.accumulate(fooled, axis=-1)
         if len(fooled) > 1:
-            column[2].step(
+            column[3].step(
                 x,
                 ever.mean(0),
                 where="post",
@@ -61,18 +73,20 @@ def plot_losses(
             flip = int(x[ever[0].argmax()])
             for panel in column:
                 panel.axvline(flip, color=PALETTE[1], linestyle="--", linewidth=0.9)
-            column[2].annotate(
+            column[3].annotate(
                 f"fooled at iteration {flip}", (flip, 0.5), (4, 0), textcoords="offset points", fontsize=7
             )
-        for panel in column[:2]:
+        for panel in column[:3]:
             log_scale(panel)
         column[0].set_title(name)
-        column[2].set_ylim(-0.02, 1.02)
-        iteration_axis(column[2])
-    for panel, label in zip(panels[:, 0], ("loss", "loss times factor", "probability")):
+        column[3].set_ylim(-0.02, 1.02)
+        iteration_axis(column[3])
+    for panel, label in zip(
+        panels[:, 0], ("loss", "loss times factor", "gradient, %\nof the attack's", "probability")
+    ):
         panel.set_ylabel(label)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    more = panels[2, 0].get_legend_handles_labels()
+    more = panels[3, 0].get_legend_handles_labels()
     figure.legend(
         handles + more[0], labels + more[1], loc="outside lower center", ncols=1 if len(runs) == 1 else 3
     )

@@ -121,11 +121,12 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).view(-1, *pixels.shape[-3:]).permute(0, 3, 1, 2).float() / 255
 
 
-def to_pixels(image: torch.Tensor) -> np.ndarray:
-    """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`."""
+def to_pixels(image: torch.Tensor, truncated: bool = False) -> np.ndarray:
+    """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`, rounded, or cut off as the original DiffAttack does."""
     import torch
 
-    return (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    levels = image.float().cpu().clamp(0, 1) * 255
+    return (levels if truncated else levels.round()).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def temporary_name(path: Path) -> Path:

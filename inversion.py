@@ -51,6 +51,7 @@ class LatentDiffusion:
         diffusion_steps: T, DDIM steps from noise to image.
         start_step: S.
         guidance: classifier-free guidance scale.
+        inversion: exact or diffattack, see `ddim_inversion`.
     Raises:
         ValueError: steps out of range, or a scheduler that does not fit them (CheckpointError).
     """
@@ -66,6 +67,7 @@ class LatentDiffusion:
         diffusion_steps: int = 20,
         start_step: int = 15,
         guidance: float = 2.5,
+        inversion: str = "exact",
     ):
         from diffusers import DDIMScheduler
 
@@ -74,7 +76,8 @@ class LatentDiffusion:
                 f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not "
                 f"{start_step}"
             )
-        self.pipeline, self.class_names, self.guidance = pipeline, class_names, guidance
+        self.pipeline, self.class_names = pipeline, class_names
+        self.guidance, self.inversion = guidance, inversion
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.unet_dtype = pipeline.unet.dtype  # asked once: diffusers walks through all parameters for it
         self.dtype = torch.promote_types(self.unet_dtype, torch.float32)  # of everything but the networks
@@ -168,15 +171,18 @@ class LatentDiffusion:
         """The latents z_0 .. z_N after 0 .. N inversion steps, without guidance, so with the unconditional
         branch alone.
 
-        Each step undoes one of the attack's, from t - 1000/T to t with the noise predicted at t, so that z_N
-        has the noise of the first attacked timestep (as in Mokady et al., arXiv 2211.09794). The original
-        DiffAttack steps from t to t + 1000/T and then reads its z_N as if it were a step earlier, which
-        leaves every picture with less contrast.
+        exact: each step undoes one of the attack's, from t - 1000/T to t with the noise predicted at t, so
+        that z_N has the noise of the first attacked timestep (as in Mokady et al., arXiv 2211.09794).
+        diffattack: as the original does it, from t to t + 1000/T with z_0 taken for the latent at the last
+        timestep, so that z_N has the noise of a timestep earlier than the one at which the attack starts from
+        it, which leaves every picture with less contrast.
         """
         trajectory = [latents]
+        stride = self.scheduler.config.num_train_timesteps // self.scheduler.num_inference_steps
         for t in self.timesteps.flip(0).tolist():
             noise = self.predicted_noise(latents, self.predict(latents, t, null_embeddings), t)
-            latents = self.ddim_step(latents, noise, self.following[t], t)
+            start, end = (self.following[t], t) if self.inversion == "exact" else (t, t + stride)
+            latents = self.ddim_step(latents, noise, start, end)
             trajectory.append(latents)
         return trajectory
 

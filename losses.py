@@ -28,11 +28,17 @@ class Losses:
     cross_attention: torch.Tensor  # (B,), variance
     layer_losses: torch.Tensor  # (N, B, layers): L_i by layer
     logits: torch.Tensor  # (classifiers, B, classes)
+    distance: torch.Tensor  # (B,), of the image to the clean one, L2 with values in [0, 1]
 
     @property
     def terms(self) -> torch.Tensor:
         """`(3, B)`, in the order of LOSS_TERMS."""
         return torch.stack([self.attack, self.self_attention, self.cross_attention])
+
+    @property
+    def timestep_losses(self) -> torch.Tensor:
+        """`L_i`, `(N, B)`: the sum over all self-attention layers."""
+        return self.layer_losses.sum(-1)
 
 
 def marked(labels: torch.Tensor, classes: int) -> torch.Tensor:

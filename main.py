@@ -88,7 +88,7 @@ def list_models() -> str:
 def run(options: Options) -> int:
     """Attacks, evaluates and writes; returns the exit code: 0, or 1 if an image could not be attacked."""
     processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    part, parts = check_shards(options, processes, process)
+    part, parts = check_shards(options, [options.weight_mode], processes, process)
     task = read_task(options, options.device if processes == 1 else process_device(options.device))
     configuration = task.configuration(options)
     if not options.overwrite:

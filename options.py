@@ -16,9 +16,10 @@ from pathlib import Path
 from classifiers import DEFAULT_TRANSFER_MODELS, REGISTRY, ClassifierError, check_name
 from dataset import PRESETS, TARGET_COLUMN
 from flags import COUNT, NOT_NEGATIVE, POSITIVE, SIDE, InputError, flag, flag_table
-from timestep_weights import SCHEDULES, WEIGHT_MODES, parse_schedule, schedule_weights
+from timestep_weights import SCHEDULES, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
 LAYER_NORMS = ("mse", "relative")
+INVERSIONS = ("exact", "diffattack")
 
 
 # ---------------------------------------------------------------- values of flags
@@ -153,8 +154,9 @@ class WeightOptions:
 
     weight_mode: str = flag(
         "uniform",
-        "uniform: the original DiffAttack; fixed: recommended; learnable: collapses; learnable_detached: "
-        "never moves",
+        "uniform: the original DiffAttack; fixed: recommended; minimax: go to the timesteps whose structure "
+        "suffers most; uncertainty: make every timestep contribute as much; learnable: collapses; "
+        "learnable_detached: never moves",
         choices=WEIGHT_MODES,
     )
     weight_schedule: str | Sequence[float] = flag(
@@ -166,6 +168,18 @@ class WeightOptions:
     weight_lr: float = flag(
         1e-4, "learning rate of the weight network in mode learnable", "RATE", range=NOT_NEGATIVE
     )
+    weight_step: float = flag(
+        Pace.step,
+        "how far the weights of modes minimax and uncertainty move in an iteration",
+        "STEP",
+        range=NOT_NEGATIVE,
+    )
+    weight_pull: float = flag(
+        Pace.pull,
+        "pull towards uniform weights in mode minimax; without it all weight goes to one timestep",
+        "PULL",
+        range=NOT_NEGATIVE,
+    )
 
 
 @dataclass
@@ -176,6 +190,12 @@ class AttackOptions(WeightOptions):
 
     diffusion_steps: int = flag(20, "DDIM steps between noise and image", "T")
     start_step: int = flag(15, "the last T - S steps are attacked", "S")
+    inversion: str = flag(
+        "exact",
+        "exact: undoes the attack's own steps; diffattack: a step further than where the attack starts, and "
+        "bytes cut off instead of rounded, as the original does, to compare with its published figures",
+        choices=INVERSIONS,
+    )
     iterations: int = flag(30, "optimisation steps on the latent", "K", range=COUNT)
     guidance: float = flag(2.5, "classifier-free guidance", "SCALE", range=NOT_NEGATIVE)
     attack_loss_weight: float = flag(
@@ -186,6 +206,14 @@ class AttackOptions(WeightOptions):
     )
     self_attn_loss_weight: float = flag(
         100.0, "factor of the change of the self-attention", "FACTOR", range=NOT_NEGATIVE
+    )
+    structure_share: float | None = flag(
+        None,
+        "instead of --self_attn_loss_weight: a factor for each image, renewed as the attack goes on, with "
+        "which the gradient of that term is S times as long as the attack's",
+        "S",
+        parse=float,
+        range=NOT_NEGATIVE,
     )
     layer_norm: str = flag(
         "mse",

@@ -44,10 +44,17 @@ class AttackRecord:
     self_attention_loss: torch.Tensor  # (iterations, B), sum_i c_i L_i
     cross_attention_loss: torch.Tensor  # (iterations, B)
     total_loss: torch.Tensor  # (iterations, B), what was minimised
-    weights: torch.Tensor  # (iterations, N), in force in that iteration, summing to 1
+    # (iterations, N), in force in that iteration, summing to 1; (iterations, N, B) where each image of the
+    # batch has its own, and of one image always (iterations, N)
+    weights: torch.Tensor
+    self_attention_factor: torch.Tensor  # (iterations, B), of that loss in the total
     layer_losses: torch.Tensor  # (iterations, N, layers, B)
+    # (N, layers, B), mean square of each layer's unperturbed map: with `--layer_norm relative` the losses are
+    # what they are with mse, divided by these
+    reference_squares: torch.Tensor
     confidence: torch.Tensor  # (iterations, B), probability of the true class
     fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled
+    distance: torch.Tensor  # (iterations, B), to the clean image, L2 with values in [0, 1]
     # (M, 3, B), norms of the gradients on the latent of the attack, self-attention and cross-attention terms,
     # each with its factor
     gradient_norms: torch.Tensor
@@ -70,6 +77,7 @@ class AttackRecord:
             if field.name not in KEPT_WHOLE
         }
         cut["class_attention"] = cut["class_attention"][:, : len(self.class_tokens[k])]
+        cut["weights"] = self.weights if self.weights.ndim == 2 else self.weights[..., k]
         return replace(self, **cut, class_tokens=[self.class_tokens[k]])
 
 
@@ -118,9 +126,12 @@ class ImageRecord:
     layers: list[str]  # (L,), by place and grid
     weights: np.ndarray  # (K, N)
     layer_losses: np.ndarray  # (K, N, L)
+    reference_squares: np.ndarray  # (N, L), mean square of each layer's unperturbed map
     losses: np.ndarray  # (4, K): LOSSES, before their factors
     confidence: np.ndarray  # (K,), of the true class
     fooled: np.ndarray  # (K,), bool
+    distance: np.ndarray  # (K,), to the clean image, L2 with values in [0, 1]
+    self_attention_factor: np.ndarray  # (K,)
     gradient_norms: np.ndarray  # (M, 3): attack, self-attention, cross-attention
     gradient_iterations: list[int]  # M of them, counted from 1
     class_tokens: list[str]
@@ -166,25 +177,30 @@ class Run:
         return np.stack([record.layer_losses for record in self.records])
 
     @property
-    def gradient_shares(self) -> np.ndarray:
-        """`(M, 2)`: norms of the self- and cross-attention terms' gradients on the latent over the attack's,
-        median over images.
+    def gradient_shares_by_image(self) -> np.ndarray:
+        """`(images, M, 2)`: norms of the self- and cross-attention terms' gradients on the latent over the
+        attack's.
         """
         norms = np.stack([record.gradient_norms for record in self.records])  # (images, M, 3)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.median(norms[..., 1:] / norms[..., :1], 0)
+            return norms[..., 1:] / norms[..., :1]
+
+    @property
+    def gradient_shares(self) -> np.ndarray:
+        """`(M, 2)`, the same, median over images."""
+        return np.median(self.gradient_shares_by_image, 0)
 
     @property
     def factors(self) -> np.ndarray:
-        """`(4,)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part of it, but
-        has the same factor as the weighted.
+        """`(images, 4, K)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part
+        of it, but has the same factor as the weighted.
         """
-        return np.array(
-            [
-                self.configuration[f"{name}_loss_weight"]
-                for name in ("attack", "self_attn", "self_attn", "cross_attn")
-            ]
+        structure = np.stack([record.self_attention_factor for record in self.records])
+        attack, cross = (
+            np.full_like(structure, self.configuration[f"{name}_loss_weight"])
+            for name in ("attack", "cross_attn")
         )
+        return np.stack([attack, structure, structure, cross], 1)
 
 
 def read_record(path: Path, identity: str | None = None) -> ImageRecord:
@@ -221,7 +237,17 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
 
 
 # arrays whose last axis is the batch, which in a file is one image
-ALONE = ("layer_losses", "confidence", "fooled", "class_attention", "components", "gradient_norms")
+ALONE = (
+    "layer_losses",
+    "confidence",
+    "fooled",
+    "distance",
+    "self_attention_factor",
+    "reference_squares",
+    "class_attention",
+    "components",
+    "gradient_norms",
+)
 
 
 def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:

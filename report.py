@@ -31,8 +31,8 @@ FIGURES = {  # pooled, in the order of the page: what is shown, for those who do
     "percentages",
     "weight_curves": "Weight of each timestep over the iterations of the run, with the named schedules as "
     "reference lines",
-    "losses": "The three losses before and after their factors, and the confidence in the true class, over "
-    "iterations",
+    "losses": "The three losses before and after their factors, the gradients of the attention terms in "
+    "percent of the attack's, and the confidence in the true class, over iterations",
     "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
     "loss_heatmap": "Self-attention loss by timestep and iteration",
 }
@@ -141,9 +141,6 @@ def charts(record: ImageRecord) -> list[dict]:
         for colour in timestep_colours(len(record.timesteps))
     ]
     total = record.layer_losses.sum((1, 2), dtype=np.float64)
-    logarithm = np.log10(np.where(total > 0, total, np.nan), out=np.full(len(total), np.nan), where=total > 0)
-    finite = logarithm[np.isfinite(logarithm)]
-    low, high = (math.floor(finite.min()), math.ceil(finite.max() + 1e-9)) if len(finite) else (-1, 0)
     shares = timestep_shares(record.layer_losses)
     highest = max(0.01, np.nanmax(np.nan_to_num(shares)))
     flip = int(record.fooled.argmax()) + 1 if record.fooled.any() else None
@@ -157,15 +154,8 @@ def charts(record: ImageRecord) -> list[dict]:
             "lines": [("currentColor", polylines(record.confidence, 0, 1))],
             "mark": None if flip is None else horizontal(flip - 1, len(total)),
         },
-        {
-            "title": "self-attention loss (log)",
-            "low": f"1e{low}",
-            "high": f"1e{high}",
-            "bars": [],
-            "x": (1, len(total)),
-            "lines": [("currentColor", polylines(logarithm, low, high))],
-            "mark": None,
-        },
+        log_chart("self-attention loss (log)", total),
+        log_chart("self-attention's gradient, % of the attack's (log)", gradient_curve(record)),
         {
             "title": "share of the loss by timestep",
             "low": "0",
@@ -188,6 +178,32 @@ def charts(record: ImageRecord) -> list[dict]:
             "lines": [(colour, polylines(record.weights[:, i], 0, 1)) for i, colour in enumerate(colours)],
         },
     ]
+
+
+def log_chart(title: str, values: np.ndarray) -> dict:
+    """A curve of values `(K,)` on a logarithmic axis, with gaps where they are not above zero."""
+    logarithm = np.log10(values, out=np.full(len(values), np.nan), where=values > 0)
+    finite = logarithm[np.isfinite(logarithm)]
+    low, high = (math.floor(finite.min()), math.ceil(finite.max() + 1e-9)) if len(finite) else (-1, 0)
+    return {
+        "title": title,
+        "low": f"1e{low}",
+        "high": f"1e{high}",
+        "bars": [],
+        "x": (1, len(values)),
+        "lines": [("currentColor", polylines(logarithm, low, high))],
+        "mark": None,
+    }
+
+
+def gradient_curve(record: ImageRecord) -> np.ndarray:
+    """`(K,)`, how long the self-attention term's gradient is in percent of the attack's, straight between the
+    iterations in which it was measured; NaN before the first of them.
+    """
+    attack, structure = record.gradient_norms.T[:2].astype(np.float64)
+    shares = 100 * np.divide(structure, attack, out=np.full(len(attack), np.nan), where=attack > 0)
+    iterations = np.arange(1, len(record.fooled) + 1)
+    return np.interp(iterations, record.gradient_iterations, shares, left=np.nan)
 
 
 def horizontal(k: int, count: int) -> float:

@@ -75,6 +75,14 @@ def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
     return None
 
 
+def weights_at_the_end(attack: DiffAttack, run: Run | None) -> torch.Tensor:
+    """The weights `(N,)` after the last image; where each image has its own, their mean over the images."""
+    weights = attack.controller.weights()
+    if weights.ndim == 1 or run is None:
+        return weights.view(attack.num_timesteps, -1).mean(1)
+    return torch.from_numpy(np.mean([record.weights[-1] for record in run.records], 0))
+
+
 def gradient_rows(run: Run) -> list[list[str]]:
     """How strong the two attention terms are beside the attack's."""
     return [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]] + [
@@ -86,7 +94,7 @@ def gradient_rows(run: Run) -> list[list[str]]:
 def advice_on_strength(run: Run) -> list[str]:
     """Whether the weights can have been felt at all, in one line if not."""
     share, factor = run.gradient_shares[-1, 0], run.configuration["self_attn_loss_weight"]
-    if not 0 < share < FELT_ABOVE:
+    if run.configuration["structure_share"] is not None or not 0 < share < FELT_ABOVE:
         return []
     needed = factor * 0.1 / share
     return [
@@ -122,7 +130,7 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
                 [row["fooled"] for row in rows],
             )
         )
-    weights = attack.controller.weights()
+    weights = weights_at_the_end(attack, finished)
     left = len(selected) - len(rows) - len(failures)
     lines = [summarise(rows, evaluation, failures, weights.tolist())]
     if finished:

@@ -99,8 +99,9 @@ def write_image_files(
     labels, targets = labels_and_targets([item])
     check_still_ours(folder, identity)
     files = {kind: folder / f"{index:04d}_{kind}.png" for kind in ("adv_image", "reconstruction")}
-    write_image(to_pixels(adversarial[0]), files["adv_image"])
-    write_image(to_pixels(result.reconstruction[k]), files["reconstruction"])
+    truncated = options.inversion == "diffattack"
+    write_image(to_pixels(adversarial[0], truncated), files["adv_image"])
+    write_image(to_pixels(result.reconstruction[k], truncated), files["reconstruction"])
     written, reconstructed = (read_image(path, options.res) for path in files.values())
     pictures = Pictures(clean[None], written[None], labels, reconstructed[None], targets)
     answers = [

@@ -76,7 +76,9 @@ def configuration_of(
 
 def plain(value: object) -> object:
     """A flag's value as JSON gives it back."""
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return list(value)
+    return value if value is None or isinstance(value, (bool, int, float, str, list)) else str(value)
 
 
 def name_of(item: Item, options: Options) -> str:

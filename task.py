@@ -107,9 +107,14 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
     return [DiffAttack(pipeline, classifiers, task.class_names, one) for one in each]
 
 
-def check_shards(options: Options, processes: int, process: int) -> tuple[int, int]:
+def check_shards(
+    options: Options, weight_modes: Sequence[str], processes: int = 1, process: int = 0
+) -> tuple[int, int]:
     """Which part of the images is this process's, over all machines and processes: part k of n takes the
     images k, k + n, ...
+
+    Raises:
+        InputError: --shard is none, or does not go with --overwrite or one of the weight modes.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
     if not match or not int(match[1]) < int(match[2]):
@@ -119,7 +124,7 @@ def check_shards(options: Options, processes: int, process: int) -> tuple[int, i
         raise InputError(
             "--overwrite with --shard would delete what the other shards have done; empty --save_dir first"
         )
-    if options.weight_mode == "learnable" and shards * processes * (options.processes or 1) > 1:
+    if "learnable" in weight_modes and shards * processes * (options.processes or 1) > 1:
         raise InputError(
             "--weight_mode learnable trains one weight network on all images, one after the other; run it "
             "without --shard and in one process"

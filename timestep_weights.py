@@ -6,24 +6,84 @@ own.
 
 Add an entry to SCHEDULES and its name works as `--weight_schedule`. A schedule lists the attacked timesteps
 from early (noisiest) to late (next to the image); it may have any length and sum, since it is stretched and
-normalised.
+normalised. Add a function to ADAPTIVE_RULES and its name works as `--weight_mode`, with weights that move
+during the attack on each image.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
-WEIGHT_MODES = ("uniform", "fixed", "learnable", "learnable_detached")
+STUDY_MODES = ("uniform", "fixed", "learnable", "learnable_detached")
 
 SCHEDULES: dict[str, tuple[float, ...]] = {
     "learned": (0.064, 0.103, 0.158, 0.269, 0.406),  # `increasing` after some 10 images of naive learning
     "increasing": (0.05, 0.08, 0.13, 0.24, 0.50),  # the start of the learnable modes
     "uniform": (0.2, 0.2, 0.2, 0.2, 0.2),  # the same loss as no weights at all
+    "decreasing": (0.50, 0.24, 0.13, 0.08, 0.05),  # `increasing` the other way round, a control
 }
+
+
+# ---------------------------------------------------------------- weights that each image learns for itself
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the weights of the modes in ADAPTIVE_RULES move."""
+
+    step: float = 0.1  # of each iteration
+    pull: float = 1.0  # towards uniform weights, of minimax
+
+
+def minimax_step(logits: torch.Tensor, losses: torch.Tensor, pace: Pace) -> torch.Tensor:
+    """The weights ascend on the loss that the latent descends, so that they go to the timesteps whose
+    structure suffers most.
+
+    Exponentiated gradient ascent on `sum_i w_i l_i - pull * KL(w || uniform)` with the pull taken implicitly,
+    so that no pull is too strong: group distributionally robust optimisation (Sagawa et al.,
+    "Distributionally Robust Neural Networks", ICLR 2020) with timesteps for groups. Of constant losses the
+    weights end at softmax(l / pull): all on the largest without a pull, uniform under a strong one.
+
+    Args:
+        logits: `(N, B)`, whose softmax over N is the weights.
+        losses: `(N, B)`, `l_i = L_i / mean L`.
+    """
+    return (logits + pace.step * losses) / (1 + pace.step * pace.pull)
+
+
+def uncertainty_step(logits: torch.Tensor, losses: torch.Tensor, pace: Pace) -> torch.Tensor:
+    """Every timestep comes to contribute as much as any other.
+
+    Gradient descent on `sum_i exp(-s_i) l_i + s_i` (Kendall, Gal and Cipolla, "Multi-Task Learning Using
+    Uncertainty to Weigh Losses", CVPR 2018) with logits `-s_i`, which ends at `w_i ~ 1 / l_i`. The gradient
+    is clipped at 1, since a loss that was zero and no longer is would throw the weights away.
+
+    Args, shapes: as of `minimax_step`.
+    """
+    return logits + pace.step * (1 - logits.exp() * losses).clamp(-1, 1)
+
+
+ADAPTIVE_RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, Pace], torch.Tensor]] = {
+    "minimax": minimax_step,
+    "uncertainty": uncertainty_step,
+}
+WEIGHT_MODES = (*STUDY_MODES, *ADAPTIVE_RULES)
+
+
+def relative_losses(losses: torch.Tensor) -> torch.Tensor:
+    """Losses `(N, B)` over their mean over N, which makes a step as long on every model; 1 where all are
+    zero, as in the first iteration.
+    """
+    mean = losses.mean(0, keepdim=True)
+    return torch.where(mean > 0, losses / mean.clamp(min=torch.finfo(losses.dtype).tiny), 1.0)
+
+
+# ---------------------------------------------------------------- schedules
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:
@@ -70,6 +130,9 @@ def schedule_weights(schedule: Sequence[float], num_timesteps: int) -> torch.Ten
     if weights.sum() == 0:
         raise ValueError(f"the weights of a schedule must not all be zero: {list(schedule)}")
     return torch.from_numpy(weights / weights.sum())
+
+
+# ---------------------------------------------------------------- weights that one network learns over a run
 
 
 class TimestepWeightNetwork(torch.nn.Module):

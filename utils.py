@@ -40,7 +40,7 @@ from figures import (
     plot_success_against_visibility,  # noqa: F401  (all figures can be imported from here)
     plot_weight_curves,
 )
-from image_figures import plot_attention, plot_contact_sheet, plot_losses, short
+from image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
 from images import replacing, write_image
 from processes import end_with_parent, interrupts_held
 from records import ANALYSIS, ImageRecord, Run, read_pair, read_run
@@ -75,13 +75,7 @@ def draw_runs(runs: Mapping[str, Run], schedules: Mapping[str, np.ndarray]) -> I
     layer_losses = {name: run.layer_losses for name, run in runs.items()}
     timestep_losses = {name: losses.sum(-1) for name, losses in layer_losses.items()}
     weights = {name: np.concatenate([record.weights for record in run.records]) for name, run in runs.items()}
-    curves = {
-        name: tuple(
-            np.stack([getattr(record, field) for record in run.records])
-            for field in ("losses", "confidence", "fooled")
-        )
-        for name, run in runs.items()
-    }
+    curves = {name: loss_curves(run) for name, run in runs.items()}
     images = {len(run.records) for run in runs.values()}
     yield (
         "weight_curves",
@@ -90,19 +84,49 @@ def draw_runs(runs: Mapping[str, Run], schedules: Mapping[str, np.ndarray]) -> I
     yield "loss_per_timestep", plot_loss_per_timestep(timestep_losses, timesteps)
     yield "loss_heatmap", plot_loss_heatmap(timestep_losses, timesteps)
     yield "average_loss_per_timestep", plot_average_loss_per_timestep(layer_losses, timesteps)
-    yield "layer_shares", plot_layer_shares(layer_losses, timesteps, layers)
-    yield "losses", plot_losses(curves, first.factors)
+    yield "layer_shares", plot_layer_shares(before_and_after_norm(runs), timesteps, layers)
+    yield "losses", plot_losses(curves)
     if len(runs) > 1:
         yield (
             "overlay",
             plot_overlay(
                 {
-                    name: (layer_losses[name], losses[:, 0], confidence)
-                    for name, (losses, confidence, _) in curves.items()
+                    name: (layer_losses[name], curve.losses[:, 0], curve.confidence)
+                    for name, curve in curves.items()
                 },
                 timesteps,
             ),
         )
+
+
+def loss_curves(run: Run) -> LossCurves:
+    losses, confidence, fooled = (
+        np.stack([getattr(record, field) for record in run.records])
+        for field in ("losses", "confidence", "fooled")
+    )
+    return LossCurves(
+        losses,
+        run.factors,
+        confidence,
+        fooled,
+        run.gradient_shares_by_image,
+        run.records[0].gradient_iterations,
+    )
+
+
+def before_and_after_norm(runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
+    """Losses by layer `(images, K, N, L)` by name; of a run whose layers are normalised, also what they would
+    have been without.
+    """
+    shown = {}
+    for name, run in runs.items():
+        if run.configuration["layer_norm"] == "mse":
+            shown[name] = run.layer_losses
+        else:
+            squares = np.stack([record.reference_squares for record in run.records])  # (images, N, L)
+            shown[f"{name}, mse"] = run.layer_losses * squares[:, None]
+            shown[f"{name}, relative"] = run.layer_losses
+    return shown
 
 
 def draw_image(run: Run, schedules: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Figure]]:

@@ -11,7 +11,7 @@ from figures import (
     plot_success_against_visibility,
     plot_weight_curves,
 )
-from image_figures import plot_attention, plot_contact_sheet, plot_losses, short
+from image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
 from images import image_grid, read_image, write_result
 from records import layer_names, timestep_rows, timestep_shares
 
@@ -233,28 +233,33 @@ def test_layer_shares_add_up_to_all(count, iterations, layers):
         assert len(panel.texts) == layers * (count + 1)
 
 
-def curves(images: int, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def curves(images: int, iterations: int) -> LossCurves:
     random = np.random.default_rng(1)
     fooled = np.zeros((images, iterations), bool)
     fooled[0, iterations // 2 :] = True
-    return (
-        random.uniform(1e-6, 1, (images, 4, iterations)),
-        random.uniform(0, 1, (images, iterations)),
-        fooled,
+    return LossCurves(
+        losses=random.uniform(1e-6, 1, (images, 4, iterations)),
+        factors=random.uniform(1, 100, (images, 4, iterations)),
+        confidence=random.uniform(0, 1, (images, iterations)),
+        fooled=fooled,
+        gradient_shares=random.uniform(1e-3, 1, (images, 2, 2)),
+        gradient_iterations=[1, iterations],
     )
 
 
 @pytest.mark.parametrize("iterations", [1, 30])
 def test_losses_of_an_image_mark_where_it_was_fooled(iterations):
-    losses, confidence, fooled = curves(1, iterations)
-    figure = plot_losses({"a": (losses, confidence, fooled)}, (10, 100, 100, 10000))
+    image = curves(1, iterations)
+    figure = plot_losses({"a": image})
     drawn(figure)
-    raw, weighted, last = figure.axes
+    raw, weighted, gradients, last = figure.axes
     for k in range(4):
-        assert np.array_equal(raw.lines[k].get_ydata(), losses[0, k])
-    for line, k, factor in zip(weighted.lines, (0, 2, 3), (10, 100, 10000)):
-        np.testing.assert_allclose(line.get_ydata(), factor * losses[0, k])
-    assert np.array_equal(last.lines[0].get_ydata(), confidence[0])
+        assert np.array_equal(raw.lines[k].get_ydata(), image.losses[0, k])
+    for line, k in zip(weighted.lines, (0, 2, 3)):
+        np.testing.assert_allclose(line.get_ydata(), image.factors[0, k] * image.losses[0, k])
+    for k in range(2):
+        np.testing.assert_allclose(gradients.lines[k].get_ydata(), 100 * image.gradient_shares[0, :, k])
+    assert np.array_equal(last.lines[0].get_ydata(), image.confidence[0])
     flip = iterations // 2 + 1
     assert (
         all(panel.lines[-1].get_xdata()[0] == flip for panel in figure.axes)
@@ -263,24 +268,22 @@ def test_losses_of_an_image_mark_where_it_was_fooled(iterations):
 
 
 def test_losses_of_many_images_show_the_share_that_was_fooled():
-    losses, confidence, fooled = curves(4, 10)
-    fooled[1, 2] = True  # fooled once, and then right again
-    figure = plot_losses(
-        {"a": (losses, confidence, fooled), "b": (losses, confidence, fooled)}, (10, 100, 100, 10000)
-    )
+    images = curves(4, 10)
+    images.fooled[1, 2] = True  # fooled once, and then right again
+    figure = plot_losses({"a": images, "b": images})
     drawn(figure)
-    assert len(figure.axes) == 6
-    assert figure.axes[4].lines[-1].get_ydata().tolist() == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5]
-    assert np.array_equal(figure.axes[4].lines[0].get_ydata(), np.median(confidence, axis=0))
+    assert len(figure.axes) == 8
+    assert figure.axes[6].lines[-1].get_ydata().tolist() == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert np.array_equal(figure.axes[6].lines[0].get_ydata(), np.median(images.confidence, axis=0))
 
 
 def test_values_that_are_missing_are_gaps():
     losses = made_up(2, 5, 6, 3)
     losses[0, 3], losses[:, 4, 2] = np.nan, np.nan
     by_timestep = losses.sum(-1)
-    terms, confidence, fooled = curves(1, 6)
-    terms[0, :, 3], confidence[0, 3] = np.nan, np.nan
-    line = plot_losses({"a": (terms, confidence, fooled)}, (1, 1, 1, 1)).axes[0].lines[0]
+    image = curves(1, 6)
+    image.losses[0, :, 3], image.confidence[0, 3] = np.nan, np.nan
+    line = plot_losses({"a": image}).axes[0].lines[0]
     assert np.isnan(line.get_ydata()).tolist() == [False, False, False, True, False, False]
     assert plot_loss_heatmap({"a": by_timestep}, steps(5)).axes[0].images[0].get_array().mask[2, 4]
     for figure in (
@@ -288,7 +291,7 @@ def test_values_that_are_missing_are_gaps():
         plot_average_loss_per_timestep({"a": losses[:1]}, steps(5)),
         plot_average_loss_per_timestep({"a": losses}, steps(5)),
         plot_layer_shares({"a": losses}, steps(5), ["a", "b", "c"]),
-        plot_overlay({"a": (losses, terms[:, 0], confidence)}, steps(5)),
+        plot_overlay({"a": (losses, image.losses[:, 0], image.confidence)}, steps(5)),
     ):
         drawn(figure)
     assert np.isfinite(timestep_shares(losses)).all()
@@ -297,16 +300,15 @@ def test_values_that_are_missing_are_gaps():
 
 def test_two_hundred_images():
     losses = made_up(200, 5, 30, 16)
-    terms, confidence, fooled = curves(200, 30)
+    images = curves(200, 30)
+    overlaid = (losses, images.losses[:, 0], images.confidence)
     weights = np.random.default_rng(0).dirichlet(np.ones(5), 200 * 30)
     for figure in (
         plot_weight_curves({"a": weights}, steps(5), images=200),
         plot_loss_per_timestep({"a": losses.sum(-1)}, steps(5)),
         plot_average_loss_per_timestep({"a": losses}, steps(5)),
-        plot_losses({"a": (terms, confidence, fooled)}, (1, 1, 1, 1)),
-        plot_overlay(
-            {"a": (losses, terms[:, 0], confidence), "b": (losses, terms[:, 0], confidence)}, steps(5)
-        ),
+        plot_losses({"a": images}),
+        plot_overlay({"a": overlaid, "b": overlaid}, steps(5)),
     ):
         drawn(figure)
 
