@@ -39,10 +39,10 @@ from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
 from dataset import read_dataset  # noqa: E402
 from diff_latent_attack import DiffAttack  # noqa: E402
-from evaluate import table  # noqa: E402
+from flags import HelpFormatter  # noqa: E402
 from images import read_image, to_tensor  # noqa: E402
 from models import load_pipeline, resolve_device, set_up  # noqa: E402
-from options import HelpFormatter  # noqa: E402
+from tables import table  # noqa: E402
 
 
 def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:

@@ -27,10 +27,10 @@ import torch
 from tqdm import tqdm
 
 from commands import run_program
-from comparison import ModeWeights, compare_runs, csv_text, latex, markdown
+from comparison import ModeWeights, compare_runs, csv_text
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack
-from evaluate import Evaluation, evaluate, table, written_results
+from evaluate import Evaluation, evaluate, written_results
 from figures import plot_success_against_visibility, plot_sweep
 from flags import InputError, flag, parse_options
 from images import read_image, to_tensor
@@ -54,6 +54,7 @@ from runs import (
     write_texts,
 )
 from sweep import Point, Sweep, parse_sweep, report_sweep, sweep_csv
+from tables import as_text, latex, markdown
 from task import Task, check_shards, load_attacks, read_task
 from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES, effective_timesteps
 from utils import draw_comparison, draw_folders, save_figure
@@ -347,7 +348,8 @@ def write_comparison(
             "comparison.md": markdown(
                 "Comparison of timestep weights", comparison.sections, comparison.remarks
             ),
-            "comparison.tex": latex(comparison.sections[0][1], comparison.remarks[0]),
+            # without the notes
+            "comparison.tex": latex([row[:-1] for row in comparison.sections[0][1]], comparison.remarks[0]),
             "comparison.json": json.dumps(comparison.results | provenance(options, device), indent=2),
             "comparison.csv": csv_text(
                 comparison.names, [run.rows for run in runs], evaluations, options.label_base
@@ -399,10 +401,6 @@ def write_sweep(
     if options.figures != "none":
         (options.save_dir / ANALYSIS).mkdir(exist_ok=True)
         save_figure(plot_sweep(found.rates, sweep), options.save_dir / ANALYSIS / "sweep")
-
-
-def as_text(sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
-    return "\n\n".join(["\n".join([title, *table(rows)]) for title, rows in sections] + ["\n".join(remarks)])
 
 
 def weights_of(mode: Mode, run: Run) -> ModeWeights:

@@ -93,7 +93,7 @@ def compare_runs(
     """Compares modes, the first with each other one, on the images that were attacked in all of them; runs,
     evaluations and weights are by mode, and failures say which images are left out, and why.
     """
-    metrics = metrics_of(evaluations, [np.array([row["seconds"] for row in run.rows]) for run in runs])
+    metrics = metrics_of(evaluations, runs)
     images, layers, shares = len(runs[0].records), runs[0].layers, loss_shares(runs[0].layer_losses)
     sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
     sections = [
@@ -133,9 +133,9 @@ def compare_runs(
     return Comparison(names, sections, remarks, results)
 
 
-def metrics_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray]) -> list[Metric]:
-    """The lines of the table: success, visibility, realism, time; evaluations and seconds `(B,)` by mode, on
-    the same images.
+def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[Metric]:
+    """The lines of the table: success, visibility, realism, time; evaluations and runs by mode, on the same
+    images.
     """
     lines = []
     for k, result in enumerate(evaluations[0].classifiers):
@@ -186,18 +186,28 @@ def metrics_of(evaluations: Sequence[Evaluation], seconds: Sequence[np.ndarray])
                 quality.reconstructed,
             )
         )
-    lines.append(
-        Metric(
-            "seconds an image",
-            [mean_over_images(s) for s in seconds],
-            [None] + [mean_difference(s - seconds[0]) for s in seconds[1:]],
-            "with the shared inversion",
-        )
-    )
+    iterations, distances = zip(*(run.first_fooled for run in runs))
+    seconds = [np.array([row["seconds"] for row in run.rows]) for run in runs]
+    lines += [
+        means("first fooled in iteration", iterations, "of images that are fooled at all"),
+        means("L2 when first fooled", distances, "the same, before rounding"),
+        means("seconds an image", seconds, "with the shared inversion"),
+    ]
     tested = [difference for line in lines for difference in line.differences if difference is not None]
     for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
         difference.corrected = corrected
     return lines
+
+
+def means(name: str, by_image: Sequence[np.ndarray], note: str) -> Metric:
+    """A line of means over images, `(B,)` by mode, and of paired differences; NaN where an image has none."""
+    differences = [values - by_image[0] for values in by_image[1:]]
+    return Metric(
+        name,
+        [mean_over_images(values[np.isfinite(values)]) for values in by_image],
+        [None] + [mean_difference(d[np.isfinite(d)]) for d in differences],
+        note,
+    )
 
 
 def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
@@ -351,49 +361,6 @@ def as_dict(metric: Metric, names: Sequence[str]) -> dict:
         "reconstructed": plain(metric.reconstructed),
         "note": metric.note,
     }
-
-
-def markdown(heading: str, sections: Sequence[tuple[str, list[list[str]]]], remarks: Sequence[str]) -> str:
-    lines = [f"# {heading}", ""]
-    for title, rows in sections:
-        lines += [
-            f"## {title}",
-            "",
-            "| " + " | ".join(rows[0]) + " |",
-            "|" + "---|" * len(rows[0]),
-            *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows[1:]),
-            "",
-        ]
-    return "\n".join(lines + [f"- {remark}" for remark in remarks])
-
-
-def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A booktabs table that goes into a paper as it is."""
-
-    def escape(text):
-        return "".join(
-            {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text.strip()
-        )
-
-    def line(row):
-        return " & ".join(map(escape, row[:-1])) + r" \\"
-
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{escape(caption)}.}}",
-            rf"\begin{{tabular}}{{l{'l' * (len(rows[0]) - 2)}}}",
-            r"\toprule",
-            line(rows[0]),
-            r"\midrule",
-            *map(line, rows[1:]),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-    )
 
 
 def csv_text(

@@ -31,6 +31,7 @@ from images import Pictures, to_tensor
 from predictions import Prediction, correct, fooled, predict
 from quality import Quality, evaluate_quality
 from stats import Estimate, resampled, share
+from tables import table
 
 # ---------------------------------------------------------------- success
 
@@ -382,10 +383,3 @@ def plain(figure: Estimate | None) -> dict | None:
             for key, value in asdict(figure).items()
         }
     )
-
-
-def table(rows: list[list[str]]) -> list[str]:
-    """Aligned columns, with a rule below the first row."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -43,7 +43,7 @@ from dataset import (
     labels_and_targets,
     read_lines,
 )
-from evaluate import evaluate, table
+from evaluate import evaluate
 from flags import InputError, parse_options
 from images import Pictures, read_image, to_pixels, to_tensor
 from losses import NonFiniteLossError
@@ -67,6 +67,7 @@ from runs import (
     name_of,
     provenance,
 )
+from tables import table
 from task import check_shards, class_names_of, load_attacks, read_task
 from workers import threads_of_each
 

@@ -191,6 +191,20 @@ class Run:
         return np.median(self.gradient_shares_by_image, 0)
 
     @property
+    def first_fooled(self) -> tuple[np.ndarray, np.ndarray]:
+        """The iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the
+        clean image there, before rounding; `(images,)` each, NaN for an image that never does.
+        """
+        fooled, distance = (
+            np.stack([getattr(record, name) for record in self.records]) for name in ("fooled", "distance")
+        )
+        first, ever = fooled.argmax(1), fooled.any(1)
+        return (
+            np.where(ever, first + 1.0, np.nan),
+            np.where(ever, distance[np.arange(len(first)), first], np.nan),
+        )
+
+    @property
     def factors(self) -> np.ndarray:
         """`(images, 4, K)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part
         of it, but has the same factor as the weighted.

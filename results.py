@@ -14,11 +14,12 @@ import torch
 from checks import warnings_about_rounding
 from dataset import Item
 from diff_latent_attack import DiffAttack
-from evaluate import Evaluation, evaluate, table, written_results
+from evaluate import Evaluation, evaluate, written_results
 from options import Options
 from records import ANALYSIS, Run, record_path, timestep_rows
 from report import write_page
 from runs import provenance, read_failures, read_finished, read_pictures, write_texts
+from tables import table
 from timestep_weights import COLLAPSED_BELOW, effective_timesteps
 from utils import draw_folders
 

@@ -178,18 +178,6 @@ def compare_curves(curves: dict[str, Curve]) -> list[PairDifference]:
     return pairs
 
 
-def first_fooled(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the clean
-    image there, before rounding; `(B,)` each, NaN for an image that never does.
-    """
-    iterations, distances = [], []
-    for record in run.records:
-        k = int(record.fooled.argmax())
-        iterations.append(k + 1 if record.fooled[k] else np.nan)
-        distances.append(record.distance[k] if record.fooled[k] else np.nan)
-    return np.array(iterations, float), np.array(distances, float)
-
-
 # ---------------------------------------------------------------- tables
 
 
@@ -257,7 +245,7 @@ def report_sweep(sweep: Sweep, points: dict[str, list[Point]], failures: Sequenc
 
 def rates_of(point: Point) -> dict[str, Estimate]:
     evaluation = point.evaluation
-    iterations, distances = (values[np.isfinite(values)] for values in first_fooled(point.run))
+    iterations, distances = (values[np.isfinite(values)] for values in point.run.first_fooled)
     return {
         f"white-box, {evaluation.classifiers[0].name}": evaluation.classifiers[0].success,
         **({"transfer, mean": evaluation.transfer_success} if evaluation.transfers else {}),
@@ -313,7 +301,7 @@ def sweep_csv(points: dict[str, list[Point]]) -> str:
     )
     for mode, at_values in points.items():
         for point in at_values:
-            iterations, distances = first_fooled(point.run)
+            iterations, distances = point.run.first_fooled
             for k, row in enumerate(point.run.rows):
                 results = point.evaluation.classifiers
                 writer.writerow(
