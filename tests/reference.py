@@ -98,6 +98,44 @@ def invert(pipeline, scheduler, latents, null):
     return trajectory
 
 
+def invert_as_diffattack(pipeline, scheduler, latents, null):
+    """The original's: z_0 is taken for the latent at the last timestep, and each step goes one further."""
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    trajectory = [latents]
+    for t in sorted(scheduler.timesteps.tolist())[:-1]:
+        with torch.no_grad():
+            output = pipeline.unet(trajectory[-1], torch.tensor(t), null).sample
+        trajectory.append(move(scheduler, trajectory[-1], output, t, t, t + stride))
+    return trajectory
+
+
+class Minimax:
+    """Weights that grow with their losses, by products of numbers."""
+
+    def __init__(self, n, step=0.1, pull=1.0):
+        self.weights, self.step, self.pull = [1 / n] * n, step, pull
+
+    def move(self, relative):
+        power = 1 / (1 + self.step * self.pull)
+        grown = [(w * np.exp(self.step * loss)) ** power for w, loss in zip(self.weights, relative)]
+        self.weights = [w / sum(grown) for w in grown]
+
+
+class Uncertainty:
+    """Weights exp(-s), normalised, with s moved by descent on exp(-s) L + s."""
+
+    def __init__(self, n, step=0.1):
+        self.s, self.step = [0.0] * n, step
+
+    @property
+    def weights(self):
+        return [np.exp(-s) / sum(np.exp(-np.array(self.s))) for s in self.s]
+
+    def move(self, relative):
+        gradients = [1 - np.exp(-s) * loss for s, loss in zip(self.s, relative)]
+        self.s = [s - self.step * min(1, max(-1, g)) for s, g in zip(self.s, gradients)]
+
+
 def null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance):
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     n = len(timesteps)
@@ -177,11 +215,14 @@ def optimise(
     self_weight=100.0,
     visited=None,
     learning=None,
+    adaptive=None,
+    share=None,
 ):
     """The latent attack from `start`; returns the latent and the loss of every iteration by term, in total,
     and by timestep.
 
-    With an optimiser as `learning`, `weights` is the network that it trains on the same loss.
+    With an optimiser as `learning`, `weights` is the network that it trains on the same loss; `adaptive` is
+    Minimax or Uncertainty; `share` is what the structure term's gradient is to be of the attack's.
     """
     n, store = len(timesteps), []
     processors = pipeline.unet.attn_processors
@@ -189,7 +230,9 @@ def optimise(
     latents = start.clone().requires_grad_()
     optimizer = torch.optim.AdamW([latents], lr=0.01)
     history = []
-    for _ in range(iterations):
+    if share is not None:
+        self_weight = 0.0
+    for iteration in range(1, iterations + 1):
         if visited is not None:
             visited.append(latents.detach().clone())
         images, maps = run_both(pipeline, scheduler, timesteps, start, latents, nulls, text, guidance, store)
@@ -197,6 +240,8 @@ def optimise(
         by_timestep = [
             sum(F.mse_loss(m[1], m[0].detach()) for name, m in step if "attn1" in name) for step in maps
         ]
+        if adaptive is not None:
+            weights = adaptive.weights
         current = weights if learning is None else weights()
         structure = (
             sum(by_timestep) if weights is None else sum(n * w * li for w, li in zip(current, by_timestep))
@@ -210,6 +255,10 @@ def optimise(
             ]
         ).mean(0)
         variance = cross[:, own_tokens].var()
+        if share is not None and iteration in (2, 3, 5, 8, 13, 21, iterations):
+            (of_attack,) = torch.autograd.grad(attack_weight * ce, latents, retain_graph=True)
+            (of_structure,) = torch.autograd.grad(structure, latents, retain_graph=True)
+            self_weight = share * (of_attack.norm() / of_structure.norm()).item()
         total = -attack_weight * ce + self_weight * structure + cross_weight * variance
         optimizer.zero_grad()
         total.backward()
@@ -218,6 +267,9 @@ def optimise(
             learning.step()
             learning.zero_grad()
         history.append([v.item() for v in (ce, structure, variance, total, *by_timestep)])
+        if adaptive is not None:
+            values = history[-1][4:]
+            adaptive.move([v * n / sum(values) if sum(values) else 1.0 for v in values])
     pipeline.unet.set_attn_processor(processors)
     return latents.detach(), np.array(history)
 
@@ -240,6 +292,7 @@ def attack(
     start_step=15,
     guidance=2.5,
     visited=None,
+    inversion=invert,
     **options,
 ):
     """Attacks one image (1, 3, H, W); returns the adversarial image and the losses of every iteration, as
@@ -251,7 +304,7 @@ def attack(
     timesteps = scheduler.timesteps[start_step:].tolist()
     text, null = embed(pipeline, caption), embed(pipeline, "")
     own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
-    trajectory = invert(pipeline, scheduler, encode(pipeline, image), null)
+    trajectory = inversion(pipeline, scheduler, encode(pipeline, image), null)
     nulls = null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance)
     if visited is not None:
         visited.append(nulls)

@@ -209,6 +209,59 @@ def test_learnable_weights_agree_with_the_reference(checkpoint, classifier, imag
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "mode, adaptive", [("minimax", reference.Minimax), ("uncertainty", reference.Uncertainty)]
+)
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_weights_that_each_image_learns_agree_with_the_reference(
+    checkpoint, classifier, images, mode, adaptive, share
+):
+    attack = build(
+        checkpoint(**KINDS["sd2"]), classifier, weight_mode=mode, iterations=9, structure_share=share
+    )
+    _, _, losses, history = compare(
+        attack, classifier, images[:1], 1, "polar bear", [0.2] * 5, 9, adaptive=adaptive(5), share=share
+    )
+    np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd1", "sd2-v"])
+def test_the_original_inversion_agrees_with_the_reference(checkpoint, classifier, images, kind):
+    attack = build(checkpoint(**KINDS[kind]), classifier, inversion="diffattack", iterations=4)
+    adversarial, expected, losses, history = compare(
+        attack,
+        classifier,
+        images[:1],
+        1,
+        "polar bear",
+        None,
+        4,
+        inversion=reference.invert_as_diffattack,
+    )
+    np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
+    assert (adversarial - expected).abs().max() <= 1 / 255
+    exact = build(checkpoint(**KINDS[kind]), classifier).invert(images[:1], torch.tensor([1]))
+    assert not torch.allclose(attack.invert(images[:1], torch.tensor([1])).latents, exact.latents)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.03, 2.0])
+def test_the_structure_term_gets_its_share_of_the_gradient(checkpoint, classifier, images, labels, share):
+    result, _ = run(checkpoint, classifier, images, labels, weight_mode="fixed", structure_share=share)
+    record = result.record
+    assert record.gradient_iterations == [2, 3, 5, 6]
+    norms, factors = record.gradient_norms, record.self_attention_factor
+    assert torch.allclose(norms[:, 1], share * norms[:, 0])
+    assert (factors[0] == 0).all() and torch.equal(factors[2], factors[3])  # kept until it is renewed
+    assert len(set(factors[1].tolist())) == (3 if share else 1)  # each image has its own
+    total = (
+        -10 * record.attack_loss + factors * record.self_attention_loss + 1e4 * record.cross_attention_loss
+    )
+    assert torch.allclose(total, record.total_loss)
+
+
+@pytest.mark.slow
 def test_a_weight_network_goes_on_from_its_state(checkpoint, classifier, images, labels):
     options = dict(weight_mode="learnable", weight_lr=0.05)
     _, whole = run(checkpoint, classifier, images[:1], labels[:1], **options)
@@ -454,11 +507,13 @@ def test_gradient_norms_are_those_of_each_term_by_itself(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["uniform", "fixed"])
-def test_images_of_a_batch_do_not_influence_each_other(checkpoint, classifier, images, labels, mode):
-    together, _ = run(checkpoint, classifier, images, labels, weight_mode=mode)
+@pytest.mark.parametrize("mode, share", [("uniform", None), ("fixed", None), ("minimax", 0.3)])
+def test_images_of_a_batch_do_not_influence_each_other(checkpoint, classifier, images, labels, mode, share):
+    options = dict(weight_mode=mode, structure_share=share)
+    together, _ = run(checkpoint, classifier, images, labels, **options)
     for k in range(3):
-        alone, _ = run(checkpoint, classifier, images[k : k + 1], labels[k : k + 1], weight_mode=mode)
+        alone, _ = run(checkpoint, classifier, images[k : k + 1], labels[k : k + 1], **options)
+        assert torch.allclose(together.record.of_image(k).weights, alone.record.of_image(0).weights)
         assert torch.allclose(together.adversarial[k], alone.adversarial[0], rtol=0, atol=1e-9)
         assert torch.allclose(
             together.record.layer_losses[..., k], alone.record.layer_losses[..., 0], rtol=1e-6, atol=1e-18

@@ -5,11 +5,16 @@ import pytest
 import torch
 
 from timestep_weights import (
+    ADAPTIVE_RULES,
     SCHEDULES,
+    Pace,
     TimestepWeightNetwork,
     effective_timesteps,
+    minimax_step,
     parse_schedule,
+    relative_losses,
     schedule_weights,
+    uncertainty_step,
 )
 
 
@@ -79,3 +84,73 @@ def test_effective_timesteps_is_the_exponential_of_the_entropy():
     assert effective_timesteps(torch.tensor(weights)) == pytest.approx(
         np.exp(-(weights * np.log(weights)).sum())
     )
+
+
+LOSSES = torch.tensor([[0.4, 2.0], [0.7, 1.5], [0.9, 0.5], [1.2, 0.6], [1.8, 0.4]], dtype=torch.float64)
+
+
+def weights_after(rule, losses: torch.Tensor, pace: Pace, steps: int = 4000) -> torch.Tensor:
+    logits = torch.zeros_like(losses)
+    for _ in range(steps):
+        logits = rule(logits, losses, pace)
+    return logits.softmax(0)
+
+
+@pytest.mark.parametrize("pull", [0.3, 1.0, 4.0])
+def test_minimax_ends_where_ascent_and_pull_balance(pull):
+    """`sum_i w_i l_i - pull * KL(w || uniform)` is largest at softmax(l / pull)."""
+    weights = weights_after(minimax_step, LOSSES, Pace(0.1, pull))
+    assert torch.allclose(weights, (LOSSES / pull).softmax(0))
+
+
+def test_minimax_without_a_pull_ends_on_the_largest_loss_and_under_a_strong_one_stays_uniform():
+    alone = weights_after(minimax_step, LOSSES, Pace(0.1, 0))
+    assert torch.allclose(alone, (LOSSES == LOSSES.amax(0)).double())
+    assert torch.allclose(weights_after(minimax_step, LOSSES, Pace(0.1, 1e6)), torch.tensor(0.2).double())
+
+
+def test_minimax_is_exponentiated_gradient_ascent():
+    """Written out as products of weights: each is raised to a power below one, which is the pull, multiplied
+    by the exponential of its loss, and normalised.
+    """
+    step, pull = 0.3, 0.7
+    logits, weights = torch.zeros(5, 1), [0.2] * 5
+    for k in range(6):
+        losses = [1.0 + math.sin(i + k) / 2 for i in range(5)]
+        logits = minimax_step(logits, torch.tensor(losses)[:, None], Pace(step, pull))
+        power = 1 / (1 + step * pull)
+        moved = [(w * math.exp(step * loss)) ** power for w, loss in zip(weights, losses)]
+        weights = [w / sum(moved) for w in moved]
+    assert logits.softmax(0)[:, 0].tolist() == pytest.approx(weights, rel=1e-5)
+
+
+def test_uncertainty_ends_at_the_closed_form():
+    """`exp(-s) l + s` is smallest at s = log l, so that each timestep contributes as much."""
+    weights = weights_after(uncertainty_step, LOSSES, Pace(0.1))
+    assert torch.allclose(weights, (1 / LOSSES) / (1 / LOSSES).sum(0))
+
+
+def test_uncertainty_is_descent_on_its_published_objective():
+    s = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    logits = torch.zeros(5, 1, dtype=torch.float64)
+    for _ in range(5):
+        (gradient,) = torch.autograd.grad(((-s).exp() * LOSSES[:, 0] + s).sum(), s)
+        s = (s - 0.1 * gradient).detach().requires_grad_()
+        logits = uncertainty_step(logits, LOSSES[:, :1], Pace(0.1))
+    assert torch.allclose(logits[:, 0], -s)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE_RULES)
+def test_adaptive_weights_survive_losses_of_zero(name):
+    nothing = relative_losses(torch.zeros(5, 2, dtype=torch.float64))
+    assert torch.equal(nothing, torch.ones_like(nothing))
+    some = relative_losses(torch.tensor([[0.0], [0.0], [1e-30], [2e-30], [0.0]], dtype=torch.float64))
+    assert some[:, 0].tolist() == pytest.approx([0, 0, 5 / 3, 10 / 3, 0])
+    weights = weights_after(ADAPTIVE_RULES[name], some, Pace(), steps=30)
+    assert weights.isfinite().all() and torch.allclose(weights.sum(0), torch.tensor(1.0).double())
+
+
+@pytest.mark.parametrize("name", ADAPTIVE_RULES)
+def test_equal_losses_leave_adaptive_weights_uniform(name):
+    weights = weights_after(ADAPTIVE_RULES[name], torch.ones(5, 1), Pace(), steps=50)
+    assert torch.allclose(weights, torch.tensor(0.2))

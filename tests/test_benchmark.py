@@ -1,0 +1,18 @@
+"""The benchmark, on a model so small that its times mean nothing."""
+
+import json
+import sys
+
+import pytest
+
+import benchmark
+
+
+@pytest.mark.slow
+def test_both_sides_are_measured(data, monkeypatch, capsys):
+    command = ["benchmark.py", "--checkpoint", data / "model", "--res", 96, "--runs", 1, "--json"]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    benchmark.main()
+    results = json.loads(capsys.readouterr().out)
+    assert 0 < results["ratios"]["unet_evaluations"] < 0.6
+    assert all(results[side]["stages"]["attack"] > 0 for side in ("project", "reference"))
