@@ -270,7 +270,9 @@ def pair_rows(pairs: Sequence[PairDifference]) -> list[list[str]]:
             f"{pair.modes[1]} - {pair.modes[0]}",
             pair.score,
             pair.visibility,
-            f"{pair.difference.estimate.value:+.3f} "
+            ""
+            if pair.count == 0
+            else f"{pair.difference.estimate.value:+.3f} "
             f"[{pair.difference.estimate.low:+.3f}, {pair.difference.estimate.high:+.3f}]",
             f"{pair.difference.p:.2g}",
             f"{pair.difference.corrected:.2g}",

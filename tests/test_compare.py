@@ -191,7 +191,7 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, who
         (["--modes", "fixed,fixed"], "none of them twice"),
         (["--modes", "uniform,fast"], "unknown mode 'fast'"),
         (["--modes", "uniform,uniform:increasing"], "a schedule goes with fixed alone"),
-        (["--shard", "0/2"], "for main.py"),
+        (["--overwrite"], "for main.py"),
         (["--weight_mode", "fixed"], "takes --modes"),
     ],
 )

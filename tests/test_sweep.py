@@ -1,0 +1,166 @@
+"""Curves compared at equal visibility, against values worked out by hand, and a sweep as a command."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import MAIN, classifier_result, done, flags, pictures, run
+from test_compare import COMPARE
+
+from evaluate import Evaluation
+from quality import Quality
+from records import Run, read_run
+from stats import Estimate
+from sweep import (
+    Curve,
+    compare_curves,
+    difference_at_equal_visibility,
+    parse_sweep,
+    transfer_scores,
+)
+
+
+def column(*values: float) -> np.ndarray:
+    """Of one image at several values of the flag."""
+    return np.array(values, float)[:, None]
+
+
+def test_parallel_lines_differ_by_their_distance_whatever_their_points():
+    first = column(1, 2, 4), column(0.1, 0.2, 0.4)
+    second = column(5, 1.5, 3), column(0.8, 0.45, 0.6)  # 0.3 higher at every visibility, in another order
+    (difference,) = difference_at_equal_visibility((first[0], second[0]), (first[1], second[1]))
+    assert difference == pytest.approx(0.3)
+
+
+def test_only_what_both_curves_reach_is_compared():
+    flat, step = (column(0, 10), column(0, 0)), (column(4, 5, 6), column(0, 1, 1))
+    (difference,) = difference_at_equal_visibility((flat[0], step[0]), (flat[1], step[1]))
+    assert difference == pytest.approx((0.5 * 1 + 1 * 1) / 2)  # over [4, 6] alone
+    apart = difference_at_equal_visibility((column(1, 2), column(3, 4)), (column(0, 0), column(1, 1)))
+    assert np.isnan(apart).all()
+    touching = difference_at_equal_visibility((column(1, 2), column(2, 3)), (column(0, 0.2), column(0.5, 1)))
+    assert touching == pytest.approx([0.3])
+
+
+def random_curve(gain: float, seed: int) -> Curve:
+    random = np.random.default_rng(seed)
+    visibility = np.linspace(5, 15, 4)[:, None] + random.uniform(-1, 1, (4, 22))
+    score = visibility / 20 + gain + random.normal(0, 0.02, (4, 22))
+    return Curve({"L2": visibility, "SSIM": visibility / 15 - 2}, {"success": score})
+
+
+def test_a_planted_difference_is_found_and_none_where_there_is_none():
+    pairs = compare_curves({"a": random_curve(0, 0), "b": random_curve(0, 1), "c": random_curve(0.1, 2)})
+    by_pair = {(*pair.modes, pair.visibility): pair for pair in pairs}
+    assert len(by_pair) == len(pairs) == 6
+    for visibility in ("L2", "SSIM"):
+        assert by_pair["a", "b", visibility].difference.corrected > 0.05
+        found = by_pair["a", "c", visibility]
+        assert found.difference.corrected < 0.01 and found.count == 22
+        assert found.difference.estimate.value == pytest.approx(0.1, abs=0.02)
+
+
+def test_an_image_that_no_curve_reaches_is_left_out_and_not_made_up():
+    first, second = random_curve(0, 0), random_curve(0, 1)
+    second.visibility["L2"][:, 3] += 100
+    second.scores["success"][:, 4] = np.nan  # of an image that no classifier had right
+    pairs = compare_curves({"a": first, "b": second})
+    kept = {pair.visibility: pair for pair in pairs}
+    assert kept["L2"].count == kept["SSIM"].count - 1 == 20
+
+
+def test_scores_count_the_classifiers_that_were_right_before():
+    surrogate = classifier_result([1, 2, 3], [1, 2, 3], [5, 5, 5])
+    first = classifier_result([1, 2, 3], [1, 2, 0], [5, 2, 0])
+    second = classifier_result([1, 2, 3], [1, 0, 0], [1, 5, 5])
+    quality = {"L2": Quality(Estimate(1, 1, 1), None, np.ones(3))}
+    scores = transfer_scores(Evaluation([surrogate, first, second], quality, []))
+    np.testing.assert_allclose(scores["transfer success"], [0.5, 0, math.nan])
+    np.testing.assert_allclose(scores["confidence left in the true class"], [0.1, 0.1, math.nan])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("guidanse=1,2", "no flag of the attack that takes a number"),
+        ("weight_mode=uniform,fixed", "no flag of the attack that takes a number"),
+        ("structure_share", "no values of structure_share"),
+        ("structure_share=0,much", "no values of structure_share"),
+        ("structure_share=0,-1", "structure_share is -1; expected a finite number, not below 0"),
+        ("iterations=1.5,2", "no values of iterations"),
+        ("structure_share=1", "at least two values"),
+        ("structure_share=1,1", "none of them twice"),
+    ],
+)
+def test_sweeps_that_cannot_be(data, tmp_path, text, message):
+    answer = run([*COMPARE, *flags(data, tmp_path / "out", "--sweep", text)])
+    assert answer.returncode == 2 and message in answer.stderr and answer.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_knows_where_all_modes_are_one():
+    assert str(parse_sweep("structure_share=0,0.5")) == "structure_share=0,0.5"
+    assert parse_sweep("structure_share=0,0.5").modes_are_one(0)
+    assert parse_sweep("self_attn_loss_weight=0,1e4").modes_are_one(0)
+    assert not parse_sweep("structure_share=0,0.5").modes_are_one(0.5)
+    assert not parse_sweep("cross_attn_loss_weight=0,1e4").modes_are_one(0)
+
+
+def test_the_first_iteration_that_fools(data, tmp_path, whole):
+    record = read_run(whole("fixed")).records[0]
+    fooled = [[False, True, False], [True, True, True], [False, False, False]]
+    records = [
+        replace(record, fooled=np.array(flags), distance=np.array([1.0, 2.0, 3.0])) for flags in fooled
+    ]
+    iterations, distances = Run(tmp_path, {}, records).first_fooled
+    np.testing.assert_array_equal(iterations, [2, 1, np.nan])
+    np.testing.assert_array_equal(distances, [2, 1, np.nan])
+
+
+def test_a_sweep_in_shards_goes_on_and_writes_what_single_runs_write(data, tmp_path):
+    command = [
+        *COMPARE,
+        *flags(
+            data, tmp_path / "sweep", "--modes", "uniform,minimax", "--sweep", "structure_share=0,1",
+            "--transfer_models", "efficientnet_lite1", "--figures", "pooled",
+        ),
+    ]  # fmt: skip
+    part = run([*command, "--shard", "1/2"])
+    assert part.returncode == 0 and "still to be attacked: 2 images" in part.stdout, part.stderr
+    folders = [
+        tmp_path / "sweep" / name for name in ("structure_share_0/uniform", "structure_share_1/minimax")
+    ]
+    assert all(done(folder) == ["0001", "0003"] for folder in folders)
+    whole = run(command)
+    assert whole.returncode == 0 and "At equal visibility" in whole.stdout, whole.stderr
+    assert not (tmp_path / "sweep/structure_share_0/minimax").exists()  # the same attack as uniform
+    alone = run(
+        [*MAIN, *flags(data, tmp_path / "alone", "--weight_mode", "minimax", "--structure_share", "1")]
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert pictures(folders[1]) == pictures(tmp_path / "alone")  # byte for byte
+    weights = [np.load(folder / "0003_record.npz")["weights"] for folder in (folders[1], tmp_path / "alone")]
+    assert np.array_equal(*weights) and weights[0].shape == (3, 2) and not (weights[0][-1] == 0.5).all()
+
+    results = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert results["flag"] == "structure_share" and set(results["figures"]) == {"uniform", "minimax"}
+    assert results["figures"]["uniform"][0] == results["figures"]["minimax"][0]
+    rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
+    assert len(rows) == 2 * 2 * 4 and {row["value"] for row in rows} == {"0.0", "1.0"}
+    for name in ("sweep.md", "sweep.tex", "timestep_analysis/sweep.png", "structure_share_1/comparison.md"):
+        assert (tmp_path / "sweep" / name).stat().st_size > 500
+
+
+def test_learning_weights_and_shares_do_not_go_together(data, tmp_path):
+    answer = run([*COMPARE, *flags(data, tmp_path / "out", "--shard", "0/2")])
+    assert answer.returncode == 2 and "trains one weight network on all images" in answer.stderr
+    idle = flags(
+        data, tmp_path / "out", "--modes", "uniform,fixed", "--structure_share", "1", "--sweep",
+        "self_attn_loss_weight=0,1",
+    )  # fmt: skip
+    answer = run([*COMPARE, *idle])
+    assert answer.returncode == 2 and "--structure_share replaces --self_attn_loss_weight" in answer.stderr
+    assert not (tmp_path / "out").exists()
