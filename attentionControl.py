@@ -26,6 +26,7 @@ from timestep_weights import (
     ADAPTIVE_RULES,
     Pace,
     TimestepWeightNetwork,
+    balanced_weights,
     relative_losses,
     schedule_weights,
 )
@@ -111,6 +112,14 @@ class AttentionControlEdit:
 
     def begin(self, images: int) -> None:
         """Called before the first iteration of the attack on a batch of so many images."""
+
+    # whether `balance` wants to be called
+    follows_gradients = False
+
+    def balance(self, gradient_norms: torch.Tensor) -> None:
+        """Called where gradients are measured, with the norm of each `L_i`'s gradient on the latent, `(N,
+        B)`.
+        """
 
     def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
         """Called after each iteration; only weights that move have something to do then.
@@ -203,6 +212,30 @@ class AttentionControlEditAdaptive(AttentionControlEdit):
 
     def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
         self._logits = self.rule(self._logits, relative_losses(losses.double().cpu()), self.pace)
+
+
+class AttentionControlEditBalanced(AttentionControlEdit):
+    """Weights that start uniform at each image and then make the gradients of its timesteps equally long; see
+    `balanced_weights`.
+    """
+
+    follows_gradients = True
+
+    def __init__(self, num_timesteps: int):
+        super().__init__(num_timesteps)
+        self.begin(1)
+
+    def begin(self, images: int) -> None:
+        self._weights = torch.full((self.num_timesteps, images), 1 / self.num_timesteps, dtype=torch.float64)
+
+    def weights(self) -> torch.Tensor:
+        return self._weights
+
+    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
+        return (self.num_timesteps * self._weights.to(losses) * losses).sum(0)
+
+    def balance(self, gradient_norms: torch.Tensor) -> None:
+        self._weights = balanced_weights(gradient_norms.double().cpu())
 
 
 class AttentionControlEditLearnable(AttentionControlEdit):
@@ -360,6 +393,8 @@ def make_controller(
     """The attention controller of a weight mode."""
     if mode in ADAPTIVE_RULES:
         return AttentionControlEditAdaptive(num_timesteps, ADAPTIVE_RULES[mode], pace or Pace())
+    if mode == "balanced":
+        return AttentionControlEditBalanced(num_timesteps)
     if mode == "uniform":
         return AttentionControlEdit(num_timesteps)
     if mode == "fixed":

@@ -245,6 +245,8 @@ class DiffAttack(LatentDiffusion):
             raise_if_not_finite(read, iteration)  # before a gradient can spoil the weights
             optimizer.zero_grad()
             if iteration in self.measured_iterations:
+                if self.controller.follows_gradients:
+                    self.controller.balance(self.timestep_gradient_norms(losses, latents))
                 factors, measured = self.measure_gradients(losses, factors, latents)
                 norms.append(measured)
             else:
@@ -318,6 +320,15 @@ class DiffAttack(LatentDiffusion):
             latents.grad += (renewed - factors[1]).view(-1, 1, 1, 1) * structure
             factors = torch.stack([factors[0], renewed, factors[2]])
         return factors, norms * torch.cat([torch.ones_like(norms[:1]), factors[1:]])
+
+    def timestep_gradient_norms(self, losses: Losses, latents: torch.Tensor) -> torch.Tensor:
+        """The norms `(N, B)` of the gradients of the unweighted `L_i` on the latents. That of the i-th goes
+        back through i + 1 timesteps, so that all cost some three backward passes where N is 5.
+        """
+        gradients = [
+            torch.autograd.grad(loss.sum(), latents, retain_graph=True)[0] for loss in losses.timestep_losses
+        ]
+        return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
 
     @staticmethod
     def verdict(losses: Losses, inversion: Inversion) -> dict[str, torch.Tensor]:

@@ -155,8 +155,8 @@ class WeightOptions:
     weight_mode: str = flag(
         "uniform",
         "uniform: the original DiffAttack; fixed: recommended; minimax: go to the timesteps whose structure "
-        "suffers most; uncertainty: make every timestep contribute as much; learnable: collapses; "
-        "learnable_detached: never moves",
+        "suffers most; uncertainty: make every timestep's loss contribute as much; balanced: the "
+        "same of its gradient; learnable: collapses; learnable_detached: never moves",
         choices=WEIGHT_MODES,
     )
     weight_schedule: str | Sequence[float] = flag(

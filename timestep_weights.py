@@ -72,7 +72,21 @@ ADAPTIVE_RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, Pace], torch.Ten
     "minimax": minimax_step,
     "uncertainty": uncertainty_step,
 }
-WEIGHT_MODES = (*STUDY_MODES, *ADAPTIVE_RULES)
+WEIGHT_MODES = (*STUDY_MODES, *ADAPTIVE_RULES, "balanced")
+
+
+def balanced_weights(gradient_norms: torch.Tensor) -> torch.Tensor:
+    """Weights `(N, B)` under which every timestep's loss has a gradient of the same norm.
+
+    The optimum of GradNorm (Chen et al., ICML 2018) with equal training rates, in closed form: `w_i ~ 1 /
+    |gradient of L_i|`.
+
+    Args:
+        gradient_norms: `(N, B)`; where all of an image's are zero its weights are uniform.
+    """
+    longest = gradient_norms.amax(0, keepdim=True)
+    inverse = 1 / torch.where(longest > 0, gradient_norms / longest, 1.0).clamp(min=1e-6)
+    return inverse / inverse.sum(0)
 
 
 def relative_losses(losses: torch.Tensor) -> torch.Tensor:

@@ -226,6 +226,39 @@ def test_weights_that_each_image_learns_agree_with_the_reference(
 
 
 @pytest.mark.slow
+def test_balanced_weights_follow_the_gradient_of_each_timestep(checkpoint, classifier, images, labels):
+    """Which is compared with a difference of losses along it."""
+    result, attack = run(checkpoint, classifier, images[:2], labels[:2], weight_mode="balanced", iterations=4)
+    weights = result.record.weights
+    assert weights.shape == (4, 5, 2)
+    assert torch.equal(weights[0], torch.full((5, 2), 0.2, dtype=torch.float64)) and torch.equal(
+        weights[1], weights[0]
+    )
+    assert torch.equal(weights[2], weights[3]) and not torch.allclose(weights[2], weights[1], atol=1e-3)
+
+    one_step = build(checkpoint(), classifier, iterations=1)
+    inversion = INVERSIONS[tuple(labels[:2].tolist())]
+    with frozen(attack.unet, attack.vae, classifier), one_step.controller.attached(attack.unet):
+        reference_run = one_step.reference_run(inversion)
+        latents, _, _ = one_step.optimise_latents(inversion, reference_run, None)
+
+        def timestep_losses(x):
+            return one_step.losses(x, inversion, reference_run).timestep_losses
+
+        latents.requires_grad_()
+        losses = one_step.losses(latents, inversion, reference_run)
+        norms = one_step.timestep_gradient_norms(losses, latents)
+        # the longest derivative is along the gradient, and as long as it
+        (gradient,) = torch.autograd.grad(losses.timestep_losses[3, 0], latents)
+        step = 1e-5 * gradient / gradient.norm()
+        with torch.no_grad():
+            slope = (timestep_losses(latents + step) - timestep_losses(latents - step))[3, 0] / 2e-5
+    assert slope.item() == pytest.approx(norms[3, 0].item(), rel=1e-4)
+    products = weights[2] * norms
+    assert torch.allclose(products, products[:1].expand_as(products))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sd2-v"])
 def test_the_original_inversion_agrees_with_the_reference(checkpoint, classifier, images, kind):
     attack = build(checkpoint(**KINDS[kind]), classifier, inversion="diffattack", iterations=4)

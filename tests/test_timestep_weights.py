@@ -9,6 +9,7 @@ from timestep_weights import (
     SCHEDULES,
     Pace,
     TimestepWeightNetwork,
+    balanced_weights,
     effective_timesteps,
     minimax_step,
     parse_schedule,
@@ -154,3 +155,12 @@ def test_adaptive_weights_survive_losses_of_zero(name):
 def test_equal_losses_leave_adaptive_weights_uniform(name):
     weights = weights_after(ADAPTIVE_RULES[name], torch.ones(5, 1), Pace(), steps=50)
     assert torch.allclose(weights, torch.tensor(0.2))
+
+
+def test_balanced_weights_make_gradients_equally_long():
+    norms = torch.tensor([[1e-5, 0.0], [4e-5, 0.0], [2e-5, 0.0]], dtype=torch.float64)
+    weights = balanced_weights(norms)
+    assert torch.allclose(weights.sum(0), torch.ones(2).double())
+    assert torch.allclose((weights * norms)[:, 0], torch.tensor(1e-5 * 4 / 7, dtype=torch.float64))
+    assert torch.allclose(weights[:, 1], torch.tensor(1 / 3, dtype=torch.float64))  # nothing is known
+    assert balanced_weights(torch.tensor([[0.0], [1.0]]))[0] > 0.999  # and finite
