@@ -164,17 +164,13 @@ def captions(record: ImageRecord) -> tuple[str, str]:
     )
 
 
-def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None = None) -> list:
+def save_figure(figure: Figure, path: Path, pdf: bool = True, places: list | None = None) -> None:
     """Writes `path` with .png and, if wanted, with .pdf; without the date, so that the same figure is the
     same file.
 
-    Finding the places of all panels takes half of the time, so that figures of many images with the same
-    panels are laid out like the first of them.
-
     Args:
-        like: what this returned for a figure with the same panels.
-    Returns:
-        the places of the panels.
+        places: of the panels, from `places_of` a figure with the same panels: finding them takes half of the
+            time.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -182,9 +178,9 @@ def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None 
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks shows as boxes
         figure.set_dpi(DPI)
-        if like is not None and len(like) == len(figure.axes):
+        if places is not None:
             figure.set_layout_engine("none")
-            for panel, place in zip(figure.axes, like):
+            for panel, place in zip(figure.axes, places, strict=True):
                 panel.set_position(place)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # once: savefig would do it twice
@@ -197,21 +193,37 @@ def save_figure(figure: Figure, path: Path, pdf: bool = True, like: list | None 
             figure.savefig(content, format="pdf", metadata={"CreationDate": None})
             with replacing(path.with_name(path.name + ".pdf")) as temporary:
                 temporary.write_bytes(content.getvalue())
-        return [panel.get_position(original=True) for panel in figure.axes]
 
 
-LAYOUTS: dict[
-    tuple[str, int], list
-] = {}  # of figures of images, by name and number of panels, in a process of a pool
+def places_of(figure: Figure) -> list:
+    """Where its layout puts the panels."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+    return [panel.get_position(original=True) for panel in figure.axes]
 
 
-def save_image_figures(run: Run, schedules: Mapping[str, np.ndarray], pdf: bool) -> None:
-    """Draws the one image of `run`, in a process of a pool."""
+# of the figures of each run's first image, by folder, name and number of panels, in a process of a pool
+LAYOUTS: dict[tuple[Path, str, int], list] = {}
+
+
+def save_image_figures(run: Run, first: Run, schedules: Mapping[str, np.ndarray], pdf: bool) -> None:
+    """Draws the one image of `run`, in a process of a pool.
+
+    Its figures are laid out like those of the run's first image, `first`, so that they do not depend on which
+    process draws which images, and when.
+    """
+    if not any(folder == run.folder for folder, _, _ in LAYOUTS):
+        for name, figure in draw_image(first, schedules):
+            LAYOUTS[run.folder, name, len(figure.axes)] = places_of(figure)
     for name, figure in draw_image(run, schedules):
-        kind = (name, len(figure.axes))
-        LAYOUTS[kind] = save_figure(
-            figure, run.folder / ANALYSIS / f"{run.records[0].index:04d}_{name}", pdf, LAYOUTS.get(kind)
-        )
+        path = run.folder / ANALYSIS / f"{run.records[0].index:04d}_{name}"
+        save_figure(figure, path, pdf, LAYOUTS.get((run.folder, name, len(figure.axes))))
 
 
 def save_contact_sheets(run: Run) -> None:
@@ -233,7 +245,7 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
     """
     runs = list(runs)
     work = [
-        Run(run.folder, run.configuration, [record])
+        tuple(Run(run.folder, run.configuration, [one]) for one in (record, run.records[0]))
         for run in runs
         for record in run.records
         if each_image and (anew or not is_drawn(record.path))
@@ -248,7 +260,10 @@ def draw_folders(runs: Iterable[Run], each_image: bool = True, anew: bool = True
             (run.folder / ANALYSIS).mkdir(exist_ok=True)
         schedules = {run.folder: named_schedules(len(run.timesteps)) for run in runs}
         with interrupts_held():  # submitting starts the processes
-            images = [pool.submit(save_image_figures, image, schedules[image.folder], pdf) for image in work]
+            images = [
+                pool.submit(save_image_figures, image, first, schedules[image.folder], pdf)
+                for image, first in work
+            ]
             sheets = [pool.submit(save_contact_sheets, run) for run in runs]
         for run in runs:
             for name, figure in draw_runs({short(run.folder.absolute().name): run}, schedules[run.folder]):

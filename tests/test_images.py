@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image, ImageChops
 
-from images import read_image
+from images import read_image, to_pixels
 
 GREY = np.tile(np.linspace(0, 255, 16).round(), (16, 1))  # (16, 16), from black to white
 
@@ -86,3 +87,9 @@ def test_suffixes_of_the_field(tmp_path, suffix, form):
     image = Image.fromarray(np.full((16, 16, 3), (200, 100, 50), np.uint8))
     read = read_image(saved(tmp_path / f"a{suffix}", image, format=form), 16)
     assert abs(read.astype(int) - (200, 100, 50)).max() <= 4
+
+
+def test_levels_are_rounded_or_cut_off_as_in_the_original():
+    image = torch.tensor([0.2, 99.4, 99.6, 254.9, 255.0, 300.0]).view(1, 1, 6).expand(3, 1, 6) / 255
+    assert to_pixels(image)[0, :, 0].tolist() == [0, 99, 100, 255, 255, 255]
+    assert to_pixels(image, truncated=True)[0, :, 0].tolist() == [0, 99, 99, 254, 255, 255]

@@ -1,3 +1,6 @@
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,11 +12,15 @@ from figures import (
     plot_loss_per_timestep,
     plot_overlay,
     plot_success_against_visibility,
+    plot_sweep,
     plot_weight_curves,
 )
 from image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
 from images import image_grid, read_image, write_result
-from records import layer_names, timestep_rows, timestep_shares
+from records import ANALYSIS, layer_names, read_run, timestep_rows, timestep_shares
+from stats import Estimate
+from sweep import Sweep
+from utils import before_and_after_norm, draw_folders, named_schedules, save_image_figures
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -371,6 +378,59 @@ def test_success_against_visibility_has_both_intervals():
     segments = [np.array(lines.get_segments()[0]) for lines in panel.containers[1].lines[2]]
     np.testing.assert_allclose(segments[0][:, 0], [0.7, 0.9])
     np.testing.assert_allclose(segments[1][:, 1], [30, 70])
+
+
+def test_a_sweep_is_drawn_in_the_order_of_visibility():
+    def rates(ssim, l2, success):
+        return {
+            "net": Estimate(success, success - 0.1, success + 0.1, is_share=True),
+            "SSIM": Estimate(ssim, ssim, ssim),
+            "L2": Estimate(l2, l2, l2),
+        }
+
+    sweep = Sweep("structure_share", (0, 0.1, 1))
+    figure = plot_sweep(
+        {
+            "uniform": [rates(0.8, 20, 0.9), rates(0.7, 30, 1.0), rates(0.9, 10, 0.4)],
+            "fixed": [rates(0.8, 20, 0.8)] * 3,
+        },
+        sweep,
+    )
+    drawn(figure)
+    by_l2, by_ssim = figure.axes
+    assert by_l2.lines[0].get_xydata().tolist() == [[10, 40], [20, 90], [30, 100]]
+    assert by_ssim.lines[0].get_xydata().tolist() == [[0.7, 100], [0.8, 90], [0.9, 40]]
+    band = by_l2.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(30) and band[:, 1].max() == pytest.approx(110)
+
+
+def test_layers_that_are_normalised_are_shown_before_and_after(whole):
+    run = read_run(whole("fixed"))
+    assert list(before_and_after_norm({"a": run})) == ["a"]
+    normalised = replace(run, configuration=run.configuration | {"layer_norm": "relative"})
+    shown = before_and_after_norm({"a": normalised})
+    assert list(shown) == ["a, mse", "a, relative"]
+    record, losses = run.records[1], run.layer_losses[1]
+    assert record.reference_squares.shape == losses.shape[1:] and (record.reference_squares > 0).all()
+    np.testing.assert_allclose(shown["a, mse"][1], losses * record.reference_squares)
+
+
+def test_figures_do_not_depend_on_who_draws_them_and_when(whole, tmp_path, monkeypatch):
+    """By the pool, at once; and in this process, from the last to the first."""
+    folders = [tmp_path / name for name in ("pool", "here")]
+    for folder in folders:
+        shutil.copytree(whole("fixed"), folder)
+    draw_folders([read_run(folders[0])])
+    monkeypatch.setattr("utils.LAYOUTS", {})
+    run = read_run(folders[1])
+    (folders[1] / ANALYSIS).mkdir(exist_ok=True)
+    one_by_one = [replace(run, records=[record]) for record in run.records]
+    for image in reversed(one_by_one):
+        save_image_figures(image, one_by_one[0], named_schedules(2), pdf=False)
+    of_images = sorted(path.name for path in (folders[1] / ANALYSIS).glob("*.png"))
+    assert len(of_images) == 4 * 8
+    for name in of_images:
+        assert (folders[0] / ANALYSIS / name).read_bytes() == (folders[1] / ANALYSIS / name).read_bytes()
 
 
 def test_layer_names_say_place_and_grid():
