@@ -4,6 +4,8 @@ is wrong; and noise schedules of every kind, against diffusers' own step.
 
 import json
 import shutil
+import socket
+import time
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from conftest import CLASS_NAMES, save_checkpoint
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
-from checkpoints import CheckpointError
+from checkpoints import CheckpointError, stay_offline_if_out_of_reach
 from flags import InputError
 from inversion import LatentDiffusion
 from models import load_pipeline
@@ -232,3 +234,19 @@ def test_a_tiny_autoencoder_serves_as_the_vae(intact, tmp_path):
     images = torch.rand(1, 3, 64, 64)
     reconstruction = model.reconstruct(model.invert(images, torch.tensor([1])))
     assert reconstruction.shape == images.shape and reconstruction.isfinite().all()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_not_for_long(monkeypatch):
+    """A server that takes connections and says nothing."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        stay_offline_if_out_of_reach.cache_clear()
+        started = time.perf_counter()
+        for _ in range(3):
+            stay_offline_if_out_of_reach(0.5)
+        assert time.perf_counter() - started < 1 and constants.HF_HUB_OFFLINE
+    stay_offline_if_out_of_reach.cache_clear()

@@ -42,6 +42,10 @@ def code(folder, body: str, name: str = "mine.py") -> str:
         ("return (100 * self.net(x)).long()", "returns int64"),
         ("return self.net(x) * float('nan')", "not finite"),
         ("return self.net(x[:, :1])", "fails on images"),
+        (  # of one channel
+            "return self.net(nn.functional.conv2d(x, torch.ones(1, 1, 3, 3)))",
+            r"fails on images \(2, 3, 96, 96\) .*expected input.* to have 1 channels, but got 3",
+        ),
         ("assert x.shape[-1] == 224, 'wrong side'; return self.net(x)", r"fails .* \(wrong side\); .*--res"),
         ("return self.net(x.to('meta'))", "fails on|returns"),
         ("raise KeyError('broken')", "fails on images .*broken"),
