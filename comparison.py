@@ -33,6 +33,9 @@ STUDY_SHARES = (
 )
 
 
+ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
+
+
 def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
     """Of the kernel distances of two modes to the clean images, all features `(B, d)`; its permutations swap
     an image's two results.
@@ -142,7 +145,7 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
         counted = result.correct_before
         lines.append(
             Metric(
-                f"{'white-box' if k < evaluations[0].surrogates else 'transfer'}, {result.name}",
+                f"{ROLES[evaluations[0].role(k)]}, {result.name}",
                 [e.classifiers[k].success for e in evaluations],
                 success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
                 reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum()),
@@ -360,6 +363,26 @@ def as_dict(metric: Metric, names: Sequence[str]) -> dict:
         "differences": differences,
         "reconstructed": plain(metric.reconstructed),
         "note": metric.note,
+    }
+
+
+def success_points(
+    names: Sequence[str], evaluations: Sequence[Evaluation], measure: str
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Of each mode the measure of visibility, white-box success and mean transfer, as value and ends of the
+    interval.
+    """
+
+    def ends(estimate: Estimate) -> tuple[float, float, float]:
+        return (estimate.value, estimate.low, estimate.high)
+
+    return {
+        name: {
+            measure: ends(e.quality[measure].adversarial),
+            e.classifiers[0].name: ends(e.classifiers[0].success),
+            **({"transfer, mean": ends(e.transfer_success)} if e.transfer_success else {}),
+        }
+        for name, e in zip(names, evaluations)
     }
 
 

@@ -31,6 +31,7 @@ from attentionControl import (
     self_attention_losses,
 )
 from classifiers import IMAGENET_CLASSES
+from defences import Defended
 from inversion import Inversion, LatentDiffusion, frozen
 from losses import Losses, fooled, marked, raise_if_not_finite
 from memory import bytes_saved, free_memory
@@ -236,6 +237,9 @@ class DiffAttack(LatentDiffusion):
         optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
         factors = self.factors_at_start(inversion)
         self.controller.begin(len(latents))
+        for classifier in self.classifiers:
+            if isinstance(classifier, Defended):
+                classifier.restart()
         history, norms = [], []
         for iteration in range(1, options.iterations + 1):
             weights = self.controller.weights()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,105 +29,15 @@ from checks import (
 )
 from classifiers import load_classifier
 from images import Pictures, to_tensor
-from predictions import Prediction, correct, fooled, predict
+from predictions import ClassifierResult, Prediction, certified, certified_line, evaluate_classifier
 from quality import Quality, evaluate_quality
 from stats import Estimate, resampled, share
 from tables import table
 
+if TYPE_CHECKING:
+    from inversion import LatentDiffusion
+
 # ---------------------------------------------------------------- success
-
-
-@dataclass(frozen=True)
-class ClassifierResult:
-    """What one classifier says of the clean, reconstructed and adversarial images."""
-
-    name: str
-    labels: np.ndarray  # (B,) or (B, L)
-    before: list[Prediction]
-    after: list[Prediction]
-    reconstructed: list[Prediction] | None
-    targets: np.ndarray | None = None  # (B,)
-
-    @property
-    def correct_before(self) -> np.ndarray:
-        return correct(self.before, self.labels)
-
-    @property
-    def fooled(self) -> np.ndarray:
-        """Right before, and after the attack wrong, or as the target says: `(B,)`."""
-        return self.correct_before & fooled(self.after, self.labels, self.targets)
-
-    @property
-    def fooled_by_reconstruction(self) -> np.ndarray:
-        """The same of the reconstruction, without any attack."""
-        return self.correct_before & fooled(self.reconstructed, self.labels, self.targets)
-
-    @property
-    def correct_reconstructed(self) -> np.ndarray:
-        """Right before and on the reconstruction, so that the attack alone can have fooled it: `(B,)`."""
-        return self.correct_before & correct(self.reconstructed, self.labels)
-
-    @property
-    def accuracy_before(self) -> Estimate:
-        return share(self.correct_before.sum(), len(self.labels))
-
-    @property
-    def accuracy_reconstructed(self) -> Estimate | None:
-        return (
-            None
-            if self.reconstructed is None
-            else share(correct(self.reconstructed, self.labels).sum(), len(self.labels))
-        )
-
-    @property
-    def accuracy_after(self) -> Estimate:
-        return share(correct(self.after, self.labels).sum(), len(self.labels))
-
-    @property
-    def success(self) -> Estimate:
-        """Attack success rate: misclassified among those classified correctly before."""
-        return share(self.fooled.sum(), self.correct_before.sum())
-
-    @property
-    def success_of_attack_alone(self) -> Estimate | None:
-        """The same without the images that are misclassified on the reconstruction already."""
-        return (
-            None
-            if self.reconstructed is None
-            else share((self.fooled & self.correct_reconstructed).sum(), self.correct_reconstructed.sum())
-        )
-
-    def described(self, k: int, class_names: Sequence[str], base: int) -> dict[str, dict]:
-        """The predictions of the k-th image, for results.json."""
-        predictions = {"before": self.before, "reconstructed": self.reconstructed, "after": self.after}
-        return {
-            picture: of_images[k].described(class_names, base)
-            for picture, of_images in predictions.items()
-            if of_images is not None
-        }
-
-    def figures(self) -> dict[str, Estimate | None]:
-        return {
-            name: getattr(self, name)
-            for name in (
-                "accuracy_before",
-                "accuracy_reconstructed",
-                "accuracy_after",
-                "success",
-                "success_of_attack_alone",
-            )
-        }
-
-
-def evaluate_classifier(
-    name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device
-) -> ClassifierResult:
-    """Classifies all pictures of a run."""
-    before, after, reconstructed = (
-        None if images is None else predict(classifier, images, pictures.labels, device)
-        for images in (pictures.clean, pictures.adversarial, pictures.reconstructed)
-    )
-    return ClassifierResult(name, pictures.labels, before, after, reconstructed, pictures.targets)
 
 
 def written_results(rows: Sequence[dict], pictures: Pictures, base: int) -> dict[str, ClassifierResult]:
@@ -185,8 +96,8 @@ def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that is said of a run: the results of the surrogates first, then each transfer
-    classifier's.
+    """Everything that is said of a run: the results of the surrogates first, then those of transfer
+    classifiers and of all behind defences.
     """
 
     classifiers: list[ClassifierResult]
@@ -196,7 +107,26 @@ class Evaluation:
 
     @property
     def transfers(self) -> list[ClassifierResult]:
-        return self.classifiers[self.surrogates :]
+        """Those that are no surrogate and undefended."""
+        return [result for result in self.classifiers[self.surrogates :] if not result.is_defended]
+
+    @property
+    def grouped(self) -> list[tuple[int, str]]:
+        """The classifiers' places and how a table calls them, in its order: each defended one below its
+        network.
+        """
+        names = [result.name for result in self.classifiers]
+        rows = []
+        for k, result in enumerate(self.classifiers):
+            if self.role(k) == "defended" and result.network in names:
+                continue  # below its network
+            rows.append((k, result.name))
+            rows += [
+                (j, "  " + other.name.removeprefix(result.name))
+                for j, other in enumerate(self.classifiers)
+                if self.role(j) == "defended" and other.network == result.name
+            ]
+        return rows
 
     @property
     def joint_success(self) -> Estimate | None:
@@ -224,7 +154,9 @@ class Evaluation:
 
     def role(self, k: int) -> str:
         """Of the k-th classifier."""
-        return "surrogate" if k < self.surrogates else "transfer"
+        if k < self.surrogates:
+            return "surrogate"
+        return "defended" if self.classifiers[k].is_defended else "transfer"
 
     def as_dict(self) -> dict:
         """For JSON: figures with their intervals and counts; None for what is not known."""
@@ -233,6 +165,7 @@ class Evaluation:
                 "model": result.name,
                 "role": self.role(k),
                 **{name: plain(figure) for name, figure in result.figures().items()},
+                **({"certified": certified(result)} if result.certificates else {}),
             }
             for k, result in enumerate(self.classifiers)
         ]
@@ -275,8 +208,8 @@ class Evaluation:
             ]
         rows = [["classifier", "role", *(title for title, _ in columns)]]
         rows += [
-            [result.name, self.role(k), *(str(getattr(result, name)) for _, name in columns)]
-            for k, result in enumerate(self.classifiers)
+            [shown, self.role(k), *(str(getattr(self.classifiers[k], name)) for _, name in columns)]
+            for k, shown in self.grouped
         ]
         means = {
             "success": self.transfer_success,
@@ -284,7 +217,8 @@ class Evaluation:
         }
         if self.surrogates > 1:
             rows.insert(
-                1 + self.surrogates,
+                # below the last surrogate, and what defends it
+                next((k for k, row in enumerate(rows) if row[1] == "transfer"), len(rows)),
                 [
                     "all at once",
                     "surrogate",
@@ -326,8 +260,20 @@ class Evaluation:
             "",
             "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife "
             "for the kernel distance",
+            *self.remarks,
             *(f"warning: {warning}" for warning in self.warnings),
         ]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of rows behind defences must know."""
+        lines = [certified_line(result) for result in self.classifiers if result.certificates]
+        if any(self.role(k) == "defended" for k in range(len(self.classifiers))):
+            lines.append(
+                "the images were not made through the defences above, so that these look stronger than they "
+                "are; --model_name NAME@DEFENCE attacks through one"
+            )
+        return lines
 
 
 def evaluate(
@@ -337,13 +283,15 @@ def evaluate(
     device: torch.device,
     known: Mapping[str, ClassifierResult] | None = None,
     class_names: Sequence[str] | None = None,
+    diffusion: LatentDiffusion | None = None,
 ) -> Evaluation:
-    """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers, each
-    loaded, used and freed before the next.
+    """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers and
+    others behind defences, each loaded, used and freed before the next.
 
     Args:
         known: what surrogates have said of these pictures before, by name.
         class_names: to compare with those of a transfer classifier that has names for its outputs.
+        diffusion: the model of defences that need one.
 
     Raises:
         ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
@@ -361,12 +309,15 @@ def evaluate(
         ]
     for name in transfer:
         if name not in surrogates:
-            other = load_classifier(name, class_names or classes, pictures.clean.shape[1]).to(device)
+            other = load_classifier(
+                name, class_names or classes, pictures.clean.shape[1], diffusion=diffusion
+            ).to(device)
             results.append(evaluate_classifier(name, other, pictures, device))
-            warnings += [
-                *warnings_about_outputs(name, other, pictures.clean, device),
-                *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
-            ]
+            if not results[-1].is_defended:
+                warnings += [
+                    *warnings_about_outputs(name, other, pictures.clean, device),
+                    *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
+                ]
             del other
     return Evaluation(
         results, evaluate_quality(pictures, list(surrogates), device), warnings, len(surrogates)

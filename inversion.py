@@ -229,6 +229,20 @@ class LatentDiffusion:
             latents = self.guided_step(latents, i, inversion)
         return self.decode(latents)
 
+    @torch.no_grad()
+    def purify(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
+        """Clean latents `(B, C, h, w)` noised to a timestep of training and denoised without a prompt, in
+        DDIM steps of the usual stride (Nie et al., arXiv 2205.07460).
+        """
+        embeddings, _ = self.embed([""] * len(latents))
+        stride = self.scheduler.config.num_train_timesteps // self.scheduler.num_inference_steps
+        alpha, sigma = self.signal_and_noise(timestep)
+        latents = alpha * latents + sigma * noise
+        for t in range(timestep, -1, -stride):
+            predicted = self.predicted_noise(latents, self.predict(latents, t, embeddings), t)
+            latents = self.ddim_step(latents, predicted, t, max(t - stride, -1))
+        return latents
+
     def guided_step(self, latents: torch.Tensor, i: int, inversion: Inversion) -> torch.Tensor:
         """One DDIM step at the i-th attacked timestep with classifier-free guidance, `(B, C, h, w)` to the
         same.

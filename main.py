@@ -43,11 +43,13 @@ from dataset import (
     labels_and_targets,
     read_lines,
 )
+from defences import needs_diffusion
 from evaluate import evaluate
 from flags import InputError, parse_options
 from images import Pictures, read_image, to_pixels, to_tensor
+from inversion import LatentDiffusion
 from losses import NonFiniteLossError
-from models import peak_memory, process_device, resolve_device
+from models import load_pipeline, peak_memory, process_device, resolve_device, resolve_dtype
 from options import Options
 from predictions import predict
 from quality import psnr
@@ -275,8 +277,17 @@ def test(options: Options) -> int:
         read(reconstructions) if all(path.is_file() for path in reconstructions) else None,
         targets,
     )
-    surrogates = {name: load_classifier(name, class_names, size).to(device) for name in options.model_name}
-    evaluation = evaluate(pictures, surrogates, options.transfer_models, device, class_names=class_names)
+    diffusion = None
+    if options.pretrained_diffusion_path and needs_diffusion(options.model_name + options.judges):
+        dtype = resolve_dtype(options.dtype, device)
+        diffusion = LatentDiffusion(load_pipeline(options.pretrained_diffusion_path, device, dtype))
+    surrogates = {
+        name: load_classifier(name, class_names, size, diffusion=diffusion).to(device)
+        for name in options.model_name
+    }
+    evaluation = evaluate(
+        pictures, surrogates, options.judges, device, class_names=class_names, diffusion=diffusion
+    )
     surrogate, base = evaluation.classifiers[0], options.label_base
     rows = [
         {

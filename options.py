@@ -15,6 +15,7 @@ from pathlib import Path
 
 from classifiers import DEFAULT_TRANSFER_MODELS, REGISTRY, ClassifierError, check_name
 from dataset import PRESETS, TARGET_COLUMN
+from defences import DEFENCES, check_defence
 from flags import COUNT, NOT_NEGATIVE, POSITIVE, SIDE, InputError, flag, flag_table
 from timestep_weights import SCHEDULES, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
@@ -32,6 +33,17 @@ def classifier_names(text: str) -> tuple[str, ...]:
             check_name(name)
         except ClassifierError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+    return names
+
+
+def defence_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        for part in name.split("@"):
+            try:
+                check_defence(part)
+            except InputError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
     return names
 
 
@@ -124,16 +136,18 @@ class DataOptions:
 class ModelOptions:
     title = "models"
 
-    pretrained_diffusion_path: str = flag(
-        "demo/tiny_diffusion",
-        "Stable Diffusion 1.x or 2.x: a folder in diffusers format, or a hub id",
+    pretrained_diffusion_path: str | None = flag(
+        None,
+        "Stable Diffusion 1.x or 2.x: a folder in diffusers format, or a hub id (default: "
+        "demo/tiny_diffusion; with --is_test none)",
         "PATH",
+        parse=str,
     )
     model_name: tuple[str, ...] = flag(
         ("efficientnet_lite0",),
         "the classifier that is attacked (the surrogate), or several, separated by commas: "
         f"{', '.join(REGISTRY)}, a short name of --list_models, timm:NAME, hf:ORG/NAME, hf:FOLDER, FILE.pt2, "
-        "FILE.ts or FILE.py:FUNCTION",
+        "FILE.ts or FILE.py:FUNCTION; each with defences as NAME@resize:0.9@jpeg:75",
         "NAMES",
         parse=classifier_names,
     )
@@ -146,6 +160,27 @@ class ModelOptions:
         parse=classifier_names,
         identifies_run=False,
     )
+    defences: tuple[str, ...] = flag(
+        (),
+        "judge each classifier behind each of these, too, separated by commas: "
+        f"{', '.join(DEFENCES)}, with their numbers, such as jpeg:75,bits:4,diffpure:100",
+        "DEFENCES",
+        parse=defence_names,
+        identifies_run=False,
+    )
+    draws: int = flag(
+        1, "draws in an iteration of an attack through a defence that is random", "K", range=COUNT
+    )
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The classifiers that judge beside the surrogates: the transfer classifiers, and all of them behind
+        `defences`.
+        """
+        behind = (
+            f"{name}@{text}" for name in self.model_name + self.transfer_models for text in self.defences
+        )
+        return tuple(dict.fromkeys((*self.transfer_models, *behind)))
 
 
 @dataclass
@@ -323,6 +358,8 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             self.logit_temperature = preset.logit_temperature
         if self.transfer_models is None:
             self.transfer_models = () if self.captions or preset.class_names else DEFAULT_TRANSFER_MODELS
+        if self.pretrained_diffusion_path is None and not self.is_test:
+            self.pretrained_diffusion_path = "demo/tiny_diffusion"
         if self.label_path is None and self.images_root == Path("demo/images"):
             self.label_path = Path("demo/labels.txt")
 

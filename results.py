@@ -119,10 +119,11 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
         evaluation = evaluate(
             pictures,
             dict(zip(options.model_name, attack.classifiers)),
-            options.transfer_models,
+            options.judges,
             device,
             written_results(rows, pictures, options.label_base),
             attack.class_names,
+            attack,
         )
         evaluation.warnings.extend(
             warnings_about_rounding(

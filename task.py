@@ -7,6 +7,7 @@ import multiprocessing
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,14 +16,19 @@ from checks import warnings_about_outputs
 from class_names import read_class_names
 from classifiers import IMAGENET_CLASSES, load_classifier
 from dataset import PRESETS, Item, read_dataset
+from defences import needs_diffusion, split_name
 from diff_latent_attack import DiffAttack
 from environment import mend_torchvision
 from flags import InputError
 from identity import content_digests
+from inversion import LatentDiffusion
 from models import load_pipeline, resolve_device, resolve_dtype, set_up
 from notes import note
 from options import Options
 from runs import check_save_dir, configuration_of
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 mend_torchvision()
 
@@ -40,6 +46,9 @@ class Task:
     def configuration(self, options: Options) -> dict:
         """What the files of a run with these options depend on."""
         return configuration_of(options, self.dtype, self.items, self.contents)
+
+    def load_pipeline(self) -> StableDiffusionPipeline:
+        return load_pipeline(self.options.pretrained_diffusion_path, self.device, self.dtype)
 
     @functools.cached_property
     def contents(self) -> dict[str, str]:
@@ -93,17 +102,26 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
     set_up(task.device)
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
-    for name in options.transfer_models if is_first else ():
+    for name in dict.fromkeys(split_name(name)[0] for name in options.transfer_models) if is_first else ():
         load_classifier(name, task.class_names, options.res)
+    # before the pipeline, which takes longer, except where they need it
+    pipeline = task.load_pipeline() if needs_diffusion(options.model_name) else None
     classifiers = [
-        load_classifier(name, task.class_names, options.res, attacked=True).to(task.device)
+        load_classifier(
+            name,
+            task.class_names,
+            options.res,
+            attacked=True,
+            diffusion=pipeline and LatentDiffusion(pipeline, task.class_names),
+            attack_draws=options.draws,
+        ).to(task.device)
         for name in options.model_name
     ]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
     for name, classifier in zip(options.model_name, classifiers) if is_first else ():
         for warning in warnings_about_outputs(name, classifier, noise, task.device):
             note(warning)
-    pipeline = load_pipeline(options.pretrained_diffusion_path, task.device, task.dtype)
+    pipeline = pipeline or task.load_pipeline()
     return [DiffAttack(pipeline, classifiers, task.class_names, one) for one in each]
 
 

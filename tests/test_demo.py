@@ -15,8 +15,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from attentionControl import AttentionControlEdit
+from defences import make_defence
 from diff_latent_attack import DiffAttack
 from images import read_image, to_pixels, to_tensor
+from inversion import LatentDiffusion
 from models import load_pipeline
 from quality import psnr
 
@@ -69,6 +71,18 @@ def test_the_autoencoder_keeps_the_photographs(pipeline):
         with torch.no_grad():
             figures.append(psnr(clean, to_pixels(attack.decode(attack.encode(to_tensor(clean)))[0])))
     assert len(figures) >= 20 and np.mean(figures) >= 33
+
+
+def test_purification_with_hardly_any_noise_is_the_reconstruction(pipeline):
+    picture = to_tensor(read_image(HELD_OUT[0], 224))
+    diffusion = LatentDiffusion(pipeline)
+    seen = {
+        text: to_pixels(make_defence(text, diffusion)(picture, torch.Generator().manual_seed(0))[0])
+        for text in ("denoise", "diffpure:1", "diffpure:200")
+    }
+    assert psnr(seen["denoise"], seen["diffpure:1"]) > 40
+    assert psnr(seen["denoise"], seen["diffpure:200"]) < 30
+    assert psnr(to_pixels(picture[0]), seen["denoise"]) > 25
 
 
 def test_boxes_are_drawn_round_the_object_of_every_photograph():

@@ -1,0 +1,266 @@
+"""Defences against independent figures, and runs that are judged behind them or attack through them."""
+
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import MAIN, classifier_result, flags, network, pictures, run
+from PIL import Image
+from scipy import ndimage
+from scipy.stats import binomtest, norm
+
+from classifiers import load_classifier
+from defences import DEFENCES, Defended, Resize, Smoothed, certificate, defend, make_defence, split_name
+from evaluate import Evaluation
+from flags import InputError
+
+PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def seen(text: str, images: torch.Tensor = PICTURES, seed: int = 0) -> torch.Tensor:
+    """What a classifier behind this defence sees at one draw."""
+    return make_defence(text, None)(images, torch.Generator().manual_seed(seed))
+
+
+def test_jpeg_is_pillows():
+    for quality in (10, 75):
+        for image, shown in zip(PICTURES, seen(f"jpeg:{quality}")):
+            file = io.BytesIO()
+            pixels = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+            pixels.save(file, "JPEG", quality=quality)
+            expected = np.asarray(Image.open(file))
+            assert np.array_equal((shown * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+
+
+def test_bits_leave_so_many_levels():
+    assert seen("bits:1").unique().tolist() == [0, 1]
+    shown = seen("bits:3")
+    assert len(shown.unique()) == 8 and (shown - PICTURES).abs().max() <= 0.5 / 7 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "text, reference",
+    [
+        ("blur:0.8", lambda plane: ndimage.gaussian_filter(plane, 0.8, mode="mirror", truncate=4)),
+        ("blur:2", lambda plane: ndimage.gaussian_filter(plane, 2, mode="mirror", truncate=4)),
+        ("median:3", lambda plane: ndimage.median_filter(plane, 3, mode="mirror")),
+        ("median:5", lambda plane: ndimage.median_filter(plane, 5, mode="mirror")),
+    ],
+)
+def test_filters_are_scipys(text, reference):
+    for image, shown in zip(PICTURES, seen(text)):
+        for plane, result in zip(image, shown):
+            np.testing.assert_allclose(result, reference(plane.numpy().astype(np.float64)), atol=1e-5)
+
+
+def test_random_resizing_keeps_within_its_bounds_and_reaches_them():
+    resize, random = Resize(0.75), torch.Generator().manual_seed(0)
+    draws = np.array([resize.draw(32, random) for _ in range(2000)])
+    side, left, top = draws.T
+    assert set(side) == set(range(24, 33))
+    assert (left >= 0).all() and (left + side <= 32).all() and (top >= 0).all() and (top + side <= 32).all()
+    assert set(left[side == 24]) == set(top[side == 24]) == set(range(9))
+    white = seen("resize:0.75", torch.ones(1, 3, 32, 32), seed=3)[0, 0]
+    assert white.shape == (32, 32) and torch.allclose(white, white.round(), atol=1e-5)
+    assert 24**2 <= white.sum() <= 32**2
+
+
+def test_random_defences_are_the_mean_of_probabilities_whatever_the_batch():
+    classifier = network(5)
+    defended = defend(classifier, ["resize:0.5"])
+    expected = torch.stack([classifier(seen("resize:0.5", seed=s)).softmax(-1) for s in range(10)]).mean(0)
+    assert torch.allclose(defended(PICTURES).softmax(-1), expected, atol=1e-6)
+    assert torch.allclose(defended(PICTURES[1:2]), defended(PICTURES)[1:2], atol=1e-5)
+
+
+def test_defences_in_a_row_are_taken_in_their_order():
+    classifier = network(5)
+    both = defend(classifier, ["bits:1", "blur:2"])
+    assert torch.equal(both(PICTURES), classifier(seen("blur:2", seen("bits:1"))))
+    assert not torch.allclose(both(PICTURES), defend(classifier, ["blur:2", "bits:1"])(PICTURES))
+
+
+@pytest.mark.parametrize("text", ["jpeg:75", "bits:2", "median:3"])
+def test_without_a_gradient_the_way_back_is_the_identity(text):
+    images = PICTURES.clone().requires_grad_()
+    weights = torch.rand(PICTURES.shape)
+    (seen(text, images) * weights).sum().backward()
+    assert torch.equal(images.grad, weights)
+
+
+def test_an_attack_sees_new_draws_and_the_same_after_a_restart():
+    defended = Defended(network(5), [make_defence("smoothing:0.5", None)], attack_draws=2)
+    images = PICTURES.clone().requires_grad_()
+    first, second = defended(images), defended(images)
+    assert not torch.allclose(first, second)
+    defended.restart()
+    assert torch.equal(defended(images), first)
+    gradient = torch.autograd.grad(first[:, 0].sum(), images)[0]
+    assert gradient.abs().sum() > 0
+
+
+# ---------------------------------------------------------------- smoothing
+
+
+@pytest.mark.parametrize("count", [0, 40, 60, 89, 90])
+def test_a_certificate_is_the_published_formula(count):
+    votes = np.array([7] * 10 + [7] * count + [3] * (90 - count))
+    found = certificate(votes, 0.25)
+    bound = binomtest(count, 90, alternative="greater").proportion_ci(0.999, method="exact").low
+    assert found.label == 7 and found.abstains == (bound <= 0.5)
+    assert found.radius == pytest.approx(0 if bound <= 0.5 else 0.25 * norm.ppf(bound), rel=1e-9)
+
+
+def test_smoothing_answers_with_the_class_most_often_seen():
+    class Bright(torch.nn.Module):
+        """Class 1 where the mean of the first pixel is above 0.5."""
+
+        def forward(self, images):
+            return torch.stack([torch.zeros(len(images)), images[:, 0, 0, 0] - 0.5], 1)
+
+    smoothed = defend(Bright(), ["smoothing:0.25"])
+    images = torch.full((3, 3, 8, 8), 0.5)
+    images[0], images[1] = 0.2, 0.9
+    votes = smoothed.votes(images)
+    assert isinstance(smoothed, Smoothed) and votes.shape == (100, 3)
+    shares = smoothed(images).softmax(-1)
+    assert shares.argmax(-1)[:2].tolist() == [0, 1]
+    np.testing.assert_allclose(shares[:, 1], votes.double().mean(0), atol=1e-6)
+    dark, bright, between = smoothed.certify(images)
+    assert (dark.label, bright.label) == (0, 1) and not dark.abstains and between.abstains
+    assert 0 < dark.radius < 0.3 + 0.1  # the distance to the border is 0.3
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("efficientnet_lite0", ("efficientnet_lite0", ())),
+        ("resnet@jpeg:75", ("resnet", ("jpeg:75",))),
+        ("a.ts@resize:0.9@jpeg:75", ("a.ts", ("resize:0.9", "jpeg:75"))),
+        ("/home/me@work/net.ts", ("/home/me@work/net.ts", ())),
+        ("/home/me@work/net.py:build@denoise", ("/home/me@work/net.py:build", ("denoise",))),
+    ],
+)
+def test_names_with_defences(name, expected):
+    assert split_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("jpg:75", "unknown defence 'jpg:75'; expected one of jpeg:Q, bits:B, blur:S"),
+        ("jpeg", "expected jpeg:Q, a whole number from 1 to 100"),
+        ("jpeg:0", "from 1 to 100"),
+        ("jpeg:75.5", "from 1 to 100"),
+        ("bits:9", "from 1 to 8"),
+        ("blur:nan", "above 0 and up to 10"),
+        ("median:4", "an odd number from 3 to 15"),
+        ("resize:1", "above 0 and below 1"),
+        ("smoothing:-1", "above 0 and up to 2"),
+        ("diffpure:1000", "from 1 to 999"),
+        ("denoise:3", "denoise takes no number"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--defences", "--transfer_models"])
+def test_what_is_no_defence_is_refused_in_one_line(data, tmp_path, flag, text, message):
+    value = text if flag == "--defences" else f"efficientnet_lite1@{text}"
+    answer = run([*MAIN, *flags(data, tmp_path / "out", flag, value)])
+    assert answer.returncode == 2 and message in answer.stderr and answer.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_needs_a_diffusion_model_says_so():
+    for text in ("denoise", "diffpure:100"):
+        with pytest.raises(InputError, match=f"'{text}' needs a diffusion model; give one as --pretrained"):
+            load_classifier(f"efficientnet_lite0@{text}")
+    assert all(entry.parameter is None or "," in entry.parameter for entry in DEFENCES.values())
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_defended_rows_stand_below_their_network_and_outside_the_mean():
+    def result(name, after):
+        return replace(classifier_result([1, 1], [1, 1], after), name=name)
+
+    evaluation = Evaluation(
+        [
+            result("a", [2, 2]),
+            result("b", [2, 1]),
+            result("a@jpeg:75", [2, 1]),
+            result("b@jpeg:75", [1, 1]),
+            result("c@bits:4", [1, 1]),
+        ],
+        {},
+        [],
+    )
+    assert [row[:2] for row in evaluation.tables()[0]] == [
+        ["classifier", "role"],
+        ["a", "surrogate"],
+        ["  @jpeg:75", "defended"],
+        ["b", "transfer"],
+        ["  @jpeg:75", "defended"],
+        ["c@bits:4", "defended"],
+        ["mean", "transfer"],
+    ]
+    assert evaluation.transfer_success.value == 0.5  # of b alone
+    assert "look stronger than they are" in "\n".join(evaluation.lines())
+
+
+# ---------------------------------------------------------------- as a command
+
+
+def test_a_run_judged_behind_defences_and_judged_again(data, tmp_path):
+    options = ["--transfer_models", "efficientnet_lite1", "--limit", "2"]
+    defences = ["--defences", "jpeg:75,resize:0.9@bits:4,denoise,diffpure:20"]
+    whole = run([*MAIN, *flags(data, tmp_path / "out", *options, *defences)])
+    assert whole.returncode == 0, whole.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    judged = [row["model"] for row in results["classifiers"]]
+    assert len(judged) == 2 + 2 * 4 and "efficientnet_lite1@resize:0.9@bits:4" in judged
+    again = [*MAIN, "--is_test", "--images_root", tmp_path / "out", "--save_dir", tmp_path / "judged"]
+    again += ["--transfer_models", "efficientnet_lite1"]
+    answer = run([*again, *defences])
+    assert answer.returncode == 2 and "needs a diffusion model" in answer.stderr
+    assert answer.stderr.count("\n") == 1 and not (tmp_path / "judged").exists()
+    answer = run([*again, *defences, "--pretrained_diffusion_path", data / "model"])
+    assert answer.returncode == 0, answer.stderr
+    evaluation = json.loads((tmp_path / "judged/evaluation.json").read_text())
+    assert evaluation["classifiers"] == results["classifiers"]
+
+
+def test_an_attack_through_a_defence(data, tmp_path):
+    through = "efficientnet_lite0@resize:0.9@jpeg:75"
+    command = [*MAIN, *flags(data, tmp_path / "out", "--model_name", through, "--draws", "2", "--limit", "2")]
+    whole = run(command)
+    assert whole.returncode == 0, whole.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [(row["model"], row["role"]) for row in results["classifiers"]] == [(through, "surrogate")]
+    assert "look stronger" not in whole.stdout
+    before = pictures(tmp_path / "out")
+    (tmp_path / "out/0001_record.npz").unlink()
+    assert run(command).returncode == 0
+    assert pictures(tmp_path / "out") == before  # the draws do not depend on what was attacked before
+
+
+def test_what_cannot_be_attacked_through_is_said_at_start(data, tmp_path):
+    answer = run([*MAIN, *flags(data, tmp_path / "out", "--model_name", "efficientnet_lite0@diffpure:50")])
+    assert answer.returncode == 2 and "diffpure:50 cannot be attacked through" in answer.stderr
+    assert answer.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_smoothing_tells_what_it_certifies(data, tmp_path):
+    options = ["--transfer_models", "efficientnet_lite1@smoothing:0.25", "--limit", "1"]
+    whole = run([*MAIN, *flags(data, tmp_path / "out", *options)])
+    assert whole.returncode == 0 and "efficientnet_lite1@smoothing:0.25: abstains on" in whole.stdout
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    told = results["classifiers"][1]["certified"]
+    assert set(told) == {"clean", "adversarial"} and told["clean"]["images"] == 1
+    assert results["transfer_success"] is None and math.isfinite(results["mean_psnr"])
