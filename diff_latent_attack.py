@@ -33,7 +33,15 @@ from attentionControl import (
 from classifiers import IMAGENET_CLASSES
 from defences import Defended
 from inversion import Inversion, LatentDiffusion, frozen
-from losses import Losses, fooled, marked, raise_if_not_finite
+from losses import (
+    Losses,
+    fooled,
+    marked,
+    measure_gradients,
+    measured_iterations,
+    raise_if_not_finite,
+    timestep_gradient_norms,
+)
 from memory import bytes_saved, free_memory
 from options import AttackOptions
 from records import AttackRecord
@@ -117,6 +125,7 @@ class DiffAttack(LatentDiffusion):
         )
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
         self.checkpointing = checkpointing
+        self.measured_iterations = measured_iterations(options.iterations, options.structure_share)
         self.controller = make_controller(
             options.weight_mode,
             options.schedule,
@@ -250,8 +259,8 @@ class DiffAttack(LatentDiffusion):
             optimizer.zero_grad()
             if iteration in self.measured_iterations:
                 if self.controller.follows_gradients:
-                    self.controller.balance(self.timestep_gradient_norms(losses, latents))
-                factors, measured = self.measure_gradients(losses, factors, latents)
+                    self.controller.balance(timestep_gradient_norms(losses, latents))
+                factors, measured = measure_gradients(losses, factors, latents, options.structure_share)
                 norms.append(measured)
             else:
                 total.sum().backward()
@@ -286,53 +295,6 @@ class DiffAttack(LatentDiffusion):
                 torch.full_like(away_or_towards, options.cross_attn_loss_weight),
             ]
         )
-
-    @property
-    def measured_iterations(self) -> list[int]:
-        """In which the gradient of each term is measured by itself: early, since in the first one nothing has
-        changed yet, later, and at the end; where a factor depends on it, whenever the attack has gone some
-        60 % further (Fibonacci's numbers), as the structure term grows with the way.
-        """
-        last = self.options.iterations
-        if self.options.structure_share is None:
-            return sorted({min(2, last), min(10, last), last})
-        numbers = [2, 3]
-        while sum(numbers[-2:]) < last:
-            numbers.append(sum(numbers[-2:]))
-        return sorted({min(number, last) for number in (*numbers, last)})
-
-    def measure_gradients(
-        self, losses: Losses, factors: torch.Tensor, latents: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors `(3, B)` of the terms, renewed where `structure_share` is wanted, and the norms `(3,
-        B)` of the gradients of the terms with these factors on the latents `(B, C, h, w)`; `latents.grad` is
-        then that of their sum. It costs two backward passes more than that alone.
-        """
-        structure, cross = (
-            torch.autograd.grad(term.sum(), latents, retain_graph=True)[0]
-            for term in (losses.self_attention, losses.cross_attention)
-        )
-        (factors * losses.terms).sum().backward()
-        structure_part, cross_part = (
-            factor.view(-1, 1, 1, 1) * gradient for factor, gradient in zip(factors[1:], (structure, cross))
-        )
-        attack = latents.grad - structure_part - cross_part
-        norms = torch.stack([part.flatten(1).norm(dim=1) for part in (attack, structure, cross)])
-        if self.options.structure_share is not None:
-            wanted = self.options.structure_share * norms[0] / norms[1]
-            renewed = torch.where(norms[1] > 0, wanted, factors[1])
-            latents.grad += (renewed - factors[1]).view(-1, 1, 1, 1) * structure
-            factors = torch.stack([factors[0], renewed, factors[2]])
-        return factors, norms * torch.cat([torch.ones_like(norms[:1]), factors[1:]])
-
-    def timestep_gradient_norms(self, losses: Losses, latents: torch.Tensor) -> torch.Tensor:
-        """The norms `(N, B)` of the gradients of the unweighted `L_i` on the latents. That of the i-th goes
-        back through i + 1 timesteps, so that all cost some three backward passes where N is 5.
-        """
-        gradients = [
-            torch.autograd.grad(loss.sum(), latents, retain_graph=True)[0] for loss in losses.timestep_losses
-        ]
-        return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
 
     @staticmethod
     def verdict(losses: Losses, inversion: Inversion) -> dict[str, torch.Tensor]:

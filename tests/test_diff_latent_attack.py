@@ -15,7 +15,7 @@ from classifiers import IMAGENET_CLASSES, load_classifier
 from diff_latent_attack import DiffAttack
 from images import read_image, to_pixels, to_tensor
 from inversion import frozen
-from losses import NonFiniteLossError, fooled
+from losses import NonFiniteLossError, fooled, measured_iterations, timestep_gradient_norms
 from models import load_pipeline
 from quality import psnr
 from timestep_weights import SCHEDULES
@@ -247,7 +247,7 @@ def test_balanced_weights_follow_the_gradient_of_each_timestep(checkpoint, class
 
         latents.requires_grad_()
         losses = one_step.losses(latents, inversion, reference_run)
-        norms = one_step.timestep_gradient_norms(losses, latents)
+        norms = timestep_gradient_norms(losses, latents)
         # the longest derivative is along the gradient, and as long as it
         (gradient,) = torch.autograd.grad(losses.timestep_losses[3, 0], latents)
         step = 1e-5 * gradient / gradient.norm()
@@ -276,6 +276,15 @@ def test_the_original_inversion_agrees_with_the_reference(checkpoint, classifier
     assert (adversarial - expected).abs().max() <= 1 / 255
     exact = build(checkpoint(**KINDS[kind]), classifier).invert(images[:1], torch.tensor([1]))
     assert not torch.allclose(attack.invert(images[:1], torch.tensor([1])).latents, exact.latents)
+
+
+def test_gradients_are_measured_early_and_at_the_end_and_a_share_as_it_grows():
+    assert measured_iterations(30, None) == [2, 10, 30] and measured_iterations(30, 0.1) == [
+        2, 3, 5, 8, 13, 21, 30,
+    ]  # fmt: skip
+    for share in (None, 0.1):
+        assert measured_iterations(1, share) == [1] and measured_iterations(2, share) == [2]
+    assert measured_iterations(100, 0.1)[-3:] == [55, 89, 100]
 
 
 @pytest.mark.slow
