@@ -225,7 +225,7 @@ def measure_project(
     """This project, on all images at once."""
     set_up(device)
     pipeline, classifier = load(arguments, device, dtype), load_classifier(arguments.model_name).to(device)
-    attack = DiffAttack(pipeline, classifier)
+    attack = DiffAttack(pipeline, classifier, iterations=arguments.iterations)
     quick = DiffAttack(pipeline, classifier, iterations=2)
     methods = {
         "encode": ("encode",),
@@ -270,7 +270,7 @@ def measure_reference(
         "decode": ("denoise",),
     }
 
-    def work(iterations: int = 30) -> None:
+    def work(iterations: int = arguments.iterations) -> None:
         reference.attack(pipeline, scheduler, classifier, image, labels[0], caption, iterations=iterations)
 
     return measure(work, lambda: work(2), reference, methods, pipeline, 1, arguments.runs)
@@ -322,6 +322,9 @@ def main() -> None:
         default=1,
         metavar="B",
         help="of this project; the reference takes one image at a time",
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=30, metavar="K", help="optimisation steps on the latent"
     )
     parser.add_argument("--runs", type=int, default=3, metavar="K", help="of which the median is given")
     parser.add_argument(

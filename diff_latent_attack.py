@@ -288,11 +288,12 @@ class DiffAttack(LatentDiffusion):
         options = self.options
         away_or_towards = torch.where(inversion.targets >= 0, 1.0, -1.0)
         structure = options.self_attn_loss_weight if options.structure_share is None else 0.0
+        ones = torch.ones_like(away_or_towards)
         return torch.stack(
             [
                 options.attack_loss_weight * away_or_towards,
-                torch.full_like(away_or_towards, structure),
-                torch.full_like(away_or_towards, options.cross_attn_loss_weight),
+                structure * ones,
+                options.cross_attn_loss_weight * ones,
             ]
         )
 

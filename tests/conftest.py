@@ -48,7 +48,7 @@ CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
 
 
 # of tests that start the program as a process, or run the small model for long
-SLOW_FIXTURES = {"data", "runs", "own", "original", "demo", "pipeline"}
+SLOW_FIXTURES = {"data", "quick", "runs", "own", "original", "demo", "pipeline"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -289,6 +289,25 @@ def data(shared) -> Path:
                 )
             (folder / "labels.txt").write_text("1\n22\n333\n444\n")
     return folder
+
+
+QUICK = """import torch
+
+
+def build():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 1000))
+"""
+
+
+@pytest.fixture(scope="session")
+def quick(data) -> str:
+    """The name of a classifier of 1,000 classes that takes no time, where it does not matter which it is."""
+    path = data / "quick.py"
+    with FileLock(data / "quick.lock"):
+        if not path.exists():
+            path.write_text(QUICK)
+    return f"{path}:build"
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import benchmark
 
 @pytest.mark.slow
 def test_both_sides_are_measured(data, monkeypatch, capsys):
-    command = ["benchmark.py", "--checkpoint", data / "model", "--res", 96, "--runs", 1, "--json"]
+    command = ["benchmark.py", "--checkpoint", data / "model", "--res", 96, "--runs", 1]
+    command += ["--iterations", 3, "--json"]
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     benchmark.main()
     results = json.loads(capsys.readouterr().out)

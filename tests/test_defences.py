@@ -217,8 +217,9 @@ def test_defended_rows_stand_below_their_network_and_outside_the_mean():
 # ---------------------------------------------------------------- as a command
 
 
-def test_a_run_judged_behind_defences_and_judged_again(data, tmp_path):
-    options = ["--transfer_models", "efficientnet_lite1", "--limit", "2"]
+def test_a_run_judged_behind_defences_and_judged_again(data, quick, tmp_path):
+    classifiers = ["--model_name", quick, "--transfer_models", "efficientnet_lite1"]
+    options = [*classifiers, "--limit", "2"]
     defences = ["--defences", "jpeg:75,resize:0.9@bits:4,denoise,diffpure:20"]
     whole = run([*MAIN, *flags(data, tmp_path / "out", *options, *defences)])
     assert whole.returncode == 0, whole.stderr
@@ -226,7 +227,7 @@ def test_a_run_judged_behind_defences_and_judged_again(data, tmp_path):
     judged = [row["model"] for row in results["classifiers"]]
     assert len(judged) == 2 + 2 * 4 and "efficientnet_lite1@resize:0.9@bits:4" in judged
     again = [*MAIN, "--is_test", "--images_root", tmp_path / "out", "--save_dir", tmp_path / "judged"]
-    again += ["--transfer_models", "efficientnet_lite1"]
+    again += classifiers
     answer = run([*again, *defences])
     assert answer.returncode == 2 and "needs a diffusion model" in answer.stderr
     assert answer.stderr.count("\n") == 1 and not (tmp_path / "judged").exists()
@@ -236,8 +237,8 @@ def test_a_run_judged_behind_defences_and_judged_again(data, tmp_path):
     assert evaluation["classifiers"] == results["classifiers"]
 
 
-def test_an_attack_through_a_defence(data, tmp_path):
-    through = "efficientnet_lite0@resize:0.9@jpeg:75"
+def test_an_attack_through_a_defence(data, quick, tmp_path):
+    through = f"{quick}@resize:0.9@jpeg:75"
     command = [*MAIN, *flags(data, tmp_path / "out", "--model_name", through, "--draws", "2", "--limit", "2")]
     whole = run(command)
     assert whole.returncode == 0, whole.stderr
@@ -256,10 +257,10 @@ def test_what_cannot_be_attacked_through_is_said_at_start(data, tmp_path):
     assert answer.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_smoothing_tells_what_it_certifies(data, tmp_path):
-    options = ["--transfer_models", "efficientnet_lite1@smoothing:0.25", "--limit", "1"]
+def test_smoothing_tells_what_it_certifies(data, quick, tmp_path):
+    options = ["--transfer_models", f"{quick}@smoothing:0.25", "--limit", "1"]
     whole = run([*MAIN, *flags(data, tmp_path / "out", *options)])
-    assert whole.returncode == 0 and "efficientnet_lite1@smoothing:0.25: abstains on" in whole.stdout
+    assert whole.returncode == 0 and f"{quick}@smoothing:0.25: abstains on" in whole.stdout
     results = json.loads((tmp_path / "out/results.json").read_text())
     told = results["classifiers"][1]["certified"]
     assert set(told) == {"clean", "adversarial"} and told["clean"]["images"] == 1

@@ -162,7 +162,7 @@ def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_li
     )
 
 
-def test_memory_does_not_grow_with_the_number_of_images(data, tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(data, quick, tmp_path):
     (tmp_path / "images").mkdir()
     for k in range(200):
         os.link(data / "images" / f"img{k % 4}.png", tmp_path / "images" / f"{k}.png")
@@ -183,6 +183,8 @@ def test_memory_does_not_grow_with_the_number_of_images(data, tmp_path):
                 "19",
                 "--batch_size",
                 "4",
+                "--model_name",
+                quick,
             ),
         ],
         stdout=subprocess.DEVNULL,
