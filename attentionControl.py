@@ -211,7 +211,7 @@ class AttentionControlEditAdaptive(AttentionControlEdit):
         return (self.num_timesteps * self.weights().to(losses) * losses).sum(0)
 
     def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
-        self._logits = self.rule(self._logits, relative_losses(losses.double().cpu()), self.pace)
+        self._logits = self.rule(self._logits, relative_losses(losses.cpu().double()), self.pace)
 
 
 class AttentionControlEditBalanced(AttentionControlEdit):
@@ -235,7 +235,7 @@ class AttentionControlEditBalanced(AttentionControlEdit):
         return (self.num_timesteps * self._weights.to(losses) * losses).sum(0)
 
     def balance(self, gradient_norms: torch.Tensor) -> None:
-        self._weights = balanced_weights(gradient_norms.double().cpu())
+        self._weights = balanced_weights(gradient_norms.cpu().double())
 
 
 class AttentionControlEditLearnable(AttentionControlEdit):
