@@ -292,7 +292,7 @@ def attack(
     start_step=15,
     guidance=2.5,
     visited=None,
-    inversion=invert,
+    inversion=None,
     **options,
 ):
     """Attacks one image (1, 3, H, W); returns the adversarial image and the losses of every iteration, as
@@ -304,7 +304,7 @@ def attack(
     timesteps = scheduler.timesteps[start_step:].tolist()
     text, null = embed(pipeline, caption), embed(pipeline, "")
     own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
-    trajectory = inversion(pipeline, scheduler, encode(pipeline, image), null)
+    trajectory = (inversion or invert)(pipeline, scheduler, encode(pipeline, image), null)
     nulls = null_text(pipeline, scheduler, trajectory, timesteps, text, null, guidance)
     if visited is not None:
         visited.append(nulls)
