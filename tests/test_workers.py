@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from conftest import MAIN, done, flags, pictures, run, start, wait_for
 
+from processes import interrupts_held
 from workers import available_cores, processes_for, run_in_processes
 
 
@@ -62,6 +64,27 @@ def test_a_killed_process_is_told_and_the_others_finish(tmp_path):
         die_or_write, [(tmp_path / "a", True), (tmp_path / "b", False)], lambda: None
     ) == [-signal.SIGKILL]
     assert not (tmp_path / "a").exists() and (tmp_path / "b").exists()
+
+
+def test_an_interrupt_waits_until_processes_are_started_whichever_thread_receives_it():
+    go, done = threading.Event(), []
+
+    def interrupt():  # from a thread that was there before and does not block it
+        go.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt), interrupts_held():
+            go.set()
+            thread.join()
+            time.sleep(0.1)
+            done.append("whole")
+        assert done == ["whole"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_one_process_a_core_as_far_as_images_and_memory_go(monkeypatch):
