@@ -11,7 +11,7 @@ sample's forward pass, and its backward pass) and of the VAE's decoder are count
 same on every machine.
 """
 
-import environment  # isort: skip  # noqa: F401
+import common.environment  # isort: skip  # noqa: F401
 
 import argparse
 import json
@@ -28,21 +28,20 @@ from unittest import mock
 import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from classifiers.registry import REGISTRY, load_classifier
+from common.devices import resolve_device, set_up
+from common.flags import HelpFormatter
+from data.class_names import IMAGENET_CLASSES
+from data.dataset import read_dataset
+from data.images import read_image, to_tensor
+from diff_latent_attack import DiffAttack
+from diffusion.pipeline import load_pipeline
+from evaluation.tables import table
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-import reference  # noqa: E402
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402  (after main, which sets what they print)
-from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
-
-from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
-from dataset import read_dataset  # noqa: E402
-from diff_latent_attack import DiffAttack  # noqa: E402
-from flags import HelpFormatter  # noqa: E402
-from images import read_image, to_tensor  # noqa: E402
-from models import load_pipeline, resolve_device, set_up  # noqa: E402
-from tables import table  # noqa: E402
 
 
 def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -249,6 +248,9 @@ def measure_reference(
     arguments: argparse.Namespace, images: torch.Tensor, labels: list[int], device: torch.device
 ) -> dict:
     """The reference on the first image, in float32 with PyTorch's defaults."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import reference
+
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     pipeline, classifier = (
@@ -294,7 +296,7 @@ def describe_machine(device: torch.device) -> str:
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     parser.add_argument(
         "--checkpoint",
@@ -334,12 +336,13 @@ def main() -> None:
         help="measure one of the two, where the other does not fit",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args()
-    device, dtype = (
-        resolve_device(arguments.device),
-        torch.bfloat16 if arguments.dtype == "bf16" else torch.float32,
-    )
+    return parser.parse_args()
 
+
+def compare(arguments: argparse.Namespace) -> dict:
+    """What was measured of both sides, and the ratios."""
+    device = resolve_device(arguments.device)
+    dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
     items = read_dataset(ROOT / "demo/images", ROOT / "demo/labels.txt", IMAGENET_CLASSES)[
         : arguments.batch_size
     ]
@@ -371,7 +374,7 @@ def main() -> None:
                 ("peak_memory", "peak_memory"),
             )
         }
-    print(json.dumps(results, indent=2) if arguments.json else "\n".join(describe(results)))
+    return results
 
 
 def describe(results: dict) -> list[str]:
@@ -400,6 +403,12 @@ def describe(results: dict) -> list[str]:
             ]
         )
     return lines + table(rows)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    results = compare(arguments)
+    print(json.dumps(results, indent=2) if arguments.json else "\n".join(describe(results)))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ others are compared with.
 
 from __future__ import annotations
 
-import environment  # isort: skip  # noqa: F401
+import common.environment  # isort: skip  # noqa: F401
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -26,20 +27,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from commands import run_program
-from comparison import ModeWeights, compare_runs, csv_text, success_points
-from dataset import Item, labels_and_targets
+from common.commands import run_program
+from common.errors import InputError
+from common.flags import flag, parse_options
+from common.workers import run_in_processes
+from data.dataset import Item, labels_and_targets
+from data.images import read_image, to_tensor
+from data.records import ANALYSIS, Run, record_path
 from diff_latent_attack import DiffAttack
-from evaluate import Evaluation, evaluate, written_results
-from figures import plot_success_against_visibility, plot_sweep
-from flags import InputError, flag, parse_options
-from images import read_image, to_tensor
+from evaluation.comparison import ModeWeights, compare_runs, csv_text, success_points
+from evaluation.evaluate import Evaluation, evaluate, written_results
+from evaluation.sweep import Point, Sweep, parse_sweep, report_sweep, sweep_csv
+from evaluation.tables import as_text, latex, markdown
 from losses import NonFiniteLossError
-from options import Options
-from records import ANALYSIS, Run, record_path
-from results import weights_at_the_end
-from runner import attack_images, count_processes, restore_weights
-from runs import (
+from options import AttackOptions, Options
+from plotting.draw import draw_comparison, draw_folders, save_figure
+from plotting.figures import plot_success_against_visibility, plot_sweep
+from runner.folder import (
     check_folder,
     claim_folder,
     drop_unusable,
@@ -53,12 +57,10 @@ from runs import (
     write_failure,
     write_texts,
 )
-from sweep import Point, Sweep, parse_sweep, report_sweep, sweep_csv
-from tables import as_text, latex, markdown
-from task import Task, check_shards, load_attacks, read_task
-from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES, effective_timesteps
-from utils import draw_comparison, draw_folders, save_figure
-from workers import run_in_processes
+from runner.runner import attack_images, count_processes, restore_weights
+from runner.summary import weights_at_the_end
+from runner.task import Task, check_shards, load_attacks, read_task
+from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES, effective_timesteps, named_schedules
 
 INVERSION_FLAGS = ("diffusion_steps", "start_step", "guidance", "inversion")  # what an inversion depends on
 
@@ -108,7 +110,7 @@ class CompareOptions(Options):
         "every mode at several values of a flag of the attack that takes a number, such as "
         "structure_share=0,0.1,0.3, compared at equal visibility",
         "FLAG=A,B,...",
-        parse=parse_sweep,
+        parse=functools.partial(parse_sweep, AttackOptions),
     )
 
 
@@ -424,8 +426,8 @@ def draw(
     """The figures of each mode in its own folder, and those that compare the modes in that of the
     comparison.
     """
-    draw_folders(runs, each_image, anew=False)
-    draw_comparison(dict(zip(names, runs)), folder)
+    draw_folders(runs, named_schedules, each_image, anew=False)
+    draw_comparison(dict(zip(names, runs)), named_schedules, folder)
     measure = "LPIPS" if "LPIPS" in evaluations[0].quality else "SSIM"
     points = success_points(names, evaluations, measure)
     save_figure(

@@ -30,9 +30,11 @@ from attentionControl import (
     principal_components,
     self_attention_losses,
 )
-from classifiers import IMAGENET_CLASSES
-from defences import Defended
-from inversion import Inversion, LatentDiffusion, frozen
+from classifiers.defences import Defended
+from common.devices import bytes_saved, free_memory
+from data.class_names import IMAGENET_CLASSES
+from data.records import AttackRecord
+from diffusion.inversion import Inversion, LatentDiffusion, frozen
 from losses import (
     Losses,
     fooled,
@@ -42,9 +44,7 @@ from losses import (
     raise_if_not_finite,
     timestep_gradient_norms,
 )
-from memory import bytes_saved, free_memory
 from options import AttackOptions
-from records import AttackRecord
 from timestep_weights import Pace
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it

@@ -13,7 +13,7 @@ the flags.
 
 from __future__ import annotations
 
-import environment  # isort: skip  # noqa: F401
+import common.environment  # isort: skip  # noqa: F401
 
 import os
 import sys
@@ -29,34 +29,25 @@ from natsort import natsorted
 from PIL import Image
 from tqdm import tqdm
 
-from classifiers import (
-    ALIASES,
-    REGISTRY,
-    load_classifier,
-)
-from commands import run_program
-from dataset import (
-    TARGET_COLUMN,
-    Item,
-    Labels,
-    check_target,
-    labels_and_targets,
-    read_lines,
-)
-from defences import needs_diffusion
-from evaluate import evaluate
-from flags import InputError, parse_options
-from images import Pictures, read_image, to_pixels, to_tensor
-from inversion import LatentDiffusion
+from classifiers.defences import needs_diffusion
+from classifiers.registry import ALIASES, REGISTRY, load_classifier
+from common.commands import run_program
+from common.devices import peak_memory, process_device, resolve_device, resolve_dtype
+from common.errors import InputError
+from common.flags import parse_options
+from common.workers import threads_of_each
+from data.dataset import TARGET_COLUMN, Item, Labels, check_target, labels_and_targets, read_lines
+from data.images import Pictures, read_image, to_pixels, to_tensor
+from data.records import read_configuration
+from diffusion.inversion import LatentDiffusion
+from diffusion.pipeline import load_pipeline
+from evaluation.evaluate import evaluate
+from evaluation.predictions import predict
+from evaluation.quality import psnr
+from evaluation.tables import table
 from losses import NonFiniteLossError
-from models import load_pipeline, peak_memory, process_device, resolve_device, resolve_dtype
 from options import Options
-from predictions import predict
-from quality import psnr
-from records import read_configuration
-from results import of_image, report, write_report
-from runner import Runner, count_processes, restore_weights, share_out
-from runs import (
+from runner.folder import (
     check_folder,
     check_save_dir,
     claim_folder,
@@ -69,9 +60,9 @@ from runs import (
     name_of,
     provenance,
 )
-from tables import table
-from task import check_shards, class_names_of, load_attacks, read_task
-from workers import threads_of_each
+from runner.runner import Runner, count_processes, restore_weights, share_out
+from runner.summary import of_image, report, write_report
+from runner.task import check_shards, class_names_of, load_attacks, read_task
 
 CHECKED_ITERATIONS = 3
 

@@ -1,8 +1,8 @@
 """Every flag, declared once: its name, type, default, help and range.
 
 The parser, the check, `DiffAttack`, a run's run.json and the table in docs/usage.md are all made from the
-dataclasses below (flags.py says how); `python options.py` prints that table. To add a flag, add a field: in
-AttackOptions if `DiffAttack` needs it, else in the group where its readers look for it.
+dataclasses below (common/flags.py says how); `python options.py` prints that table. To add a flag, add a field:
+in AttackOptions if `DiffAttack` needs it, else in the group where its readers look for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from classifiers import DEFAULT_TRANSFER_MODELS, REGISTRY, ClassifierError, check_name
-from dataset import PRESETS, TARGET_COLUMN
-from defences import DEFENCES, check_defence
-from flags import COUNT, NOT_NEGATIVE, POSITIVE, SIDE, InputError, flag, flag_table
+from classifiers.defences import DEFENCES, check_defence
+from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name
+from common.errors import ClassifierError, InputError
+from common.flags import COUNT, NOT_NEGATIVE, POSITIVE, SIDE, flag, flag_table
+from data.dataset import PRESETS, TARGET_COLUMN
 from timestep_weights import SCHEDULES, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
 LAYER_NORMS = ("mse", "relative")

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-COLLAPSED_BELOW = 1.5  # effective number of timesteps
 STUDY_MODES = ("uniform", "fixed", "learnable", "learnable_detached")
 
 SCHEDULES: dict[str, tuple[float, ...]] = {
@@ -144,6 +143,11 @@ def schedule_weights(schedule: Sequence[float], num_timesteps: int) -> torch.Ten
     if weights.sum() == 0:
         raise ValueError(f"the weights of a schedule must not all be zero: {list(schedule)}")
     return torch.from_numpy(weights / weights.sum())
+
+
+def named_schedules(num_timesteps: int) -> dict[str, np.ndarray]:
+    """All of SCHEDULES for N timesteps, each `(N,)` with sum 1, by name."""
+    return {name: schedule_weights(schedule, num_timesteps).numpy() for name, schedule in SCHEDULES.items()}
 
 
 # ---------------------------------------------------------------- weights that one network learns over a run

@@ -21,22 +21,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import environment  # isort: skip  # noqa: E402, F401
+import common.environment  # isort: skip  # noqa: F401
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
-from classifiers import IMAGENET_CLASSES, REGISTRY, load_classifier  # noqa: E402
-from dataset import read_dataset  # noqa: E402
-from diff_latent_attack import DiffAttack  # noqa: E402
-from images import read_image, to_pixels, to_tensor  # noqa: E402
-from inversion import Inversion  # noqa: E402
-from models import keep_freed_memory, load_pipeline, resolve_device  # noqa: E402
-from predictions import predict  # noqa: E402
-from quality import psnr  # noqa: E402
-from records import ImageRecord, read_run  # noqa: E402
+from classifiers.registry import REGISTRY, load_classifier
+from common.devices import keep_freed_memory, resolve_device
+from data.class_names import IMAGENET_CLASSES
+from data.dataset import read_dataset
+from data.images import read_image, to_pixels, to_tensor
+from data.records import ImageRecord, read_run
+from diff_latent_attack import DiffAttack
+from diffusion.inversion import Inversion
+from diffusion.pipeline import load_pipeline
+from evaluation.predictions import predict
+from evaluation.quality import psnr
 
 SIZE = 224
 TIMES = (51, 201, 401)

@@ -10,10 +10,10 @@ from pathlib import Path
 DEMO = Path(__file__).resolve().parent
 sys.path.insert(0, str(DEMO.parent))  # the stages use the project's own modules
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-import environment  # isort: skip  # noqa: E402, F401
+import common.environment  # isort: skip  # noqa: F401
 
 SIZE = 224
 

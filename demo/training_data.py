@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from training_common import DEMO, SIZE, save_array
 
-from classifiers import load_classifier
-from images import image_grid, read_image, write_image
+from classifiers.registry import load_classifier
+from data.images import image_grid, read_image, write_image
 
 PACKAGES = (
     "plasma-workspace-wallpapers",

@@ -19,7 +19,7 @@ if (
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
-import environment  # isort: skip  # noqa: F401
+import common.environment  # isort: skip  # noqa: F401
 
 import numpy as np
 import pytest
@@ -35,11 +35,11 @@ from filelock import FileLock
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from classifiers import load_classifier
-from evaluate import ClassifierResult
-from models import load_pipeline
-from notes import note
-from predictions import Prediction
+from classifiers.registry import load_classifier
+from common.errors import note
+from diffusion.pipeline import load_pipeline
+from evaluation.evaluate import ClassifierResult
+from evaluation.predictions import Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = [sys.executable, "main.py"]

@@ -4,17 +4,12 @@ import torch
 from conftest import IMAGES, ROOT, check, network, save_vit
 from natsort import natsorted
 
-from classifiers import (
-    ALIASES,
-    IMAGENET_CLASSES,
-    REGISTRY,
-    ClassifierError,
-    check_name,
-    load_classifier,
-)
-from images import read_image
-from predictions import predict
-from preprocessing import from_processor, from_timm
+from classifiers.preprocessing import from_processor, from_timm
+from classifiers.registry import ALIASES, REGISTRY, check_name, load_classifier
+from common.errors import ClassifierError
+from data.class_names import IMAGENET_CLASSES
+from data.images import read_image
+from evaluation.predictions import predict
 
 
 def test_imagenet_names():

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
-from conftest import IMAGES, MAIN, check, flags, network, run, save_vit
+from conftest import IMAGES, MAIN, ROOT, check, flags, network, run, save_vit
 
-from classifiers import ClassifierError, load_classifier
+from classifiers.registry import load_classifier
+from common.errors import ClassifierError
 
 HEADER = "import numpy, torch\nfrom torch import nn\n\n\n"
 NETWORK = (
@@ -85,25 +86,62 @@ def test_a_program_of_one_image(tmp_path):
 
 
 def test_modules_beside_the_file_even_with_names_of_ours(tmp_path):
-    import dataset
+    """Modules, packages, and folders without __init__.py, of every name that this project has; imported with
+    the file, by its function, and only when the network runs.
+    """
     import utils
+    from data import dataset
+    from evaluation import evaluate
 
-    for name in ("utils", "beside_mine"):
-        (tmp_path / f"{name}.py").write_text(HEADER + NETWORK)
-    (tmp_path / "dataset").mkdir()
-    (tmp_path / "dataset/__init__.py").write_text("from dataset.inner import CLASSES\n")
-    (tmp_path / "dataset/inner.py").write_text("CLASSES = 10\n")
-    (tmp_path / "evaluate.py").write_text(
+    for name in ("common.py", "utils.py", "beside_mine.py"):
+        (tmp_path / name).write_text(HEADER + NETWORK)
+    for name in ("data", "evaluation", "diffusion", "runner/inner"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "data/dataset.py").write_text("CLASSES = 10\n")
+    (tmp_path / "evaluation/__init__.py").write_text("from evaluation.evaluate import CLASSES\n")
+    (tmp_path / "evaluation/evaluate.py").write_text("from data.dataset import CLASSES\n")
+    (tmp_path / "diffusion/noise.py").write_text("SCALE = 1.0\n")
+    (tmp_path / "runner/inner/deep.py").write_text("from diffusion.noise import SCALE\n")
+    (tmp_path / "classifiers.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "import beside_mine, utils\nfrom dataset import CLASSES\n\n\n"
+        "import beside_mine, common, torch\nfrom evaluation import CLASSES\n\n\n"
         "@dataclass\nclass Settings:\n    classes: int = CLASSES\n\n\n"
-        "def build():\n    from utils import net\n    return net(Settings().classes)\n"
+        "class Mine(torch.nn.Module):\n    def __init__(self, net):\n        super().__init__()\n"
+        "        self.net = net\n\n    def forward(self, x):\n        from runner.inner import deep\n"
+        "        import utils\n        assert utils.net\n        return self.net(x) * deep.SCALE\n\n\n"
+        "def build():\n    from utils import net\n    return Mine(net(Settings().classes))\n"
     )
-    check(f"{tmp_path / 'evaluate.py'}:build", 10, network(10)(IMAGES))
-    import evaluate
+    path = list(sys.path)
+    check(f"{tmp_path / 'classifiers.py'}:build", 10, network(10)(IMAGES))
+    assert sys.modules["utils"] is utils and sys.modules["data.dataset"] is dataset
+    assert sys.modules["evaluation.evaluate"] is evaluate and hasattr(evaluate, "Evaluation")
+    assert not {"diffusion.noise", "runner.inner", "beside_mine"} & set(sys.modules) and sys.path == path
+    import runner
 
-    assert sys.modules["utils"] is utils and sys.modules["dataset"] is dataset
-    assert hasattr(evaluate, "Evaluation") and "dataset.inner" not in sys.modules
+    assert (ROOT / "runner/__init__.py").samefile(runner.__file__)
+
+
+def test_two_files_each_with_a_module_of_the_same_name(tmp_path):
+    """The second does not get the first one's `net.py`, nor its package without __init__.py."""
+    names = []
+    for folder, classes in (("a", 7), ("b", 10)):
+        (tmp_path / folder / "parts").mkdir(parents=True)
+        (tmp_path / folder / "net.py").write_text(HEADER + NETWORK)
+        (tmp_path / folder / "parts/size.py").write_text(f"CLASSES = {classes}\n")
+        (tmp_path / folder / "mine.py").write_text(
+            "from net import net\nfrom parts.size import CLASSES\n\n\ndef build():\n    return net(CLASSES)\n"
+        )
+        names.append(f"{tmp_path / folder / 'mine.py'}:build")
+    check(names[0], 7, network(7)(IMAGES))
+    check(names[1], 10, network(10)(IMAGES))
+
+
+def test_a_file_of_the_user_may_use_our_modules(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        HEADER + NETWORK + "def build():\n    from classifiers.preprocessing import Preprocessed\n"
+        "    return Preprocessed(net(), None, 0.0, 1.0)\n"
+    )
+    check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
 
 
 @pytest.mark.parametrize(

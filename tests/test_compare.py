@@ -12,10 +12,10 @@ from conftest import classifier_result, done, flags, pictures, run, start, wait_
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
-from comparison import Metric, kernel_difference, loss_shares, sentence, transfer_scores
-from evaluate import Evaluation, transfer_mean
-from quality import kernel_distance
-from stats import (
+from evaluation.comparison import Metric, kernel_difference, loss_shares, sentence, transfer_scores
+from evaluation.evaluate import Evaluation, transfer_mean
+from evaluation.quality import kernel_distance
+from evaluation.stats import (
     Difference,
     Estimate,
     holm,
@@ -24,7 +24,7 @@ from stats import (
     paired_permutation,
     smallest_success_difference,
 )
-from tables import latex
+from evaluation.tables import latex
 
 COMPARE = [sys.executable, "compare.py"]
 

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from class_names import DatasetError, permutation_of, read_class_names
-from classifiers import IMAGENET_CLASSES
-from dataset import list_images, read_dataset
+from common.errors import DatasetError
+from data.class_names import IMAGENET_CLASSES, permutation_of, read_class_names
+from data.dataset import list_images, read_dataset
 
 CAPTIONS = ("black footed albatross", "laysan albatross", "sooty albatross")
 
@@ -102,7 +102,8 @@ def test_the_table_of_nips_2017(photos, tmp_path):
         tmp_path,
         "dev.csv",
         "ImageId,URL,x1,y1,x2,y2,TrueLabel,TargetClass,OriginalLandingURL\n"
-        'img10,"http://a,b",0,0,1,1,3,1,u\nimg2,h,0,0,1,1,2,3,u\nother,h,0,0,1,1,2,3,u\nimg1,h,0,0,1,1,1,2,u\n',
+        'img10,"http://a,b",0,0,1,1,3,1,u\nimg2,h,0,0,1,1,2,3,u\n'
+        "other,h,0,0,1,1,2,3,u\nimg1,h,0,0,1,1,1,2,u\n",
     )
     labels = {"img1.png": (0,), "img2.png": (1,), "img10.png": (2,)}
     items, targeted = (

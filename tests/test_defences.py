@@ -13,10 +13,19 @@ from PIL import Image
 from scipy import ndimage
 from scipy.stats import binomtest, norm
 
-from classifiers import load_classifier
-from defences import DEFENCES, Defended, Resize, Smoothed, certificate, defend, make_defence, split_name
-from evaluate import Evaluation
-from flags import InputError
+from classifiers.defences import (
+    DEFENCES,
+    Defended,
+    Resize,
+    Smoothed,
+    certificate,
+    defend,
+    make_defence,
+    split_name,
+)
+from classifiers.registry import load_classifier
+from common.errors import InputError
+from evaluation.evaluate import Evaluation
 
 PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -11,13 +11,14 @@ from diffusers import AutoencoderTiny, PNDMScheduler
 from natsort import natsorted
 
 import diff_latent_attack
-from classifiers import IMAGENET_CLASSES, load_classifier
+from classifiers.registry import load_classifier
+from data.class_names import IMAGENET_CLASSES
+from data.images import read_image, to_pixels, to_tensor
 from diff_latent_attack import DiffAttack
-from images import read_image, to_pixels, to_tensor
-from inversion import frozen
+from diffusion.inversion import frozen
+from diffusion.pipeline import load_pipeline
+from evaluation.quality import psnr
 from losses import NonFiniteLossError, fooled, measured_iterations, timestep_gradient_norms
-from models import load_pipeline
-from quality import psnr
 from timestep_weights import SCHEDULES
 
 KINDS = {

@@ -8,19 +8,19 @@ import pytest
 import torch
 from conftest import TinyClassifier, classifier_result
 
-import evaluate
-from checks import (
+from data.images import Pictures
+from evaluation import evaluate
+from evaluation.checks import (
     warnings_about_gradients,
     warnings_about_labels,
     warnings_about_outputs,
     warnings_about_rounding,
     warnings_about_transfer,
 )
-from evaluate import joint_success, transfer_mean
-from images import Pictures
-from predictions import Prediction
-from quality import ClassifierFeatures, frechet_distance, kernel_distance, psnr, visibility
-from stats import Estimate, mean_over_images, share
+from evaluation.evaluate import joint_success, transfer_mean
+from evaluation.predictions import Prediction
+from evaluation.quality import ClassifierFeatures, frechet_distance, kernel_distance, psnr, visibility
+from evaluation.stats import Estimate, mean_over_images, share
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import tifffile
 import torch
 from PIL import Image, ImageChops
 
-from images import read_image, to_pixels
+from data.images import read_image, to_pixels
 
 GREY = np.tile(np.linspace(0, 255, 16).round(), (16, 1))  # (16, 16), from black to white
 

@@ -15,11 +15,11 @@ from natsort import natsorted
 from PIL import Image
 
 import main
-from flags import flag_table, parse_options
-from images import read_image
-from models import load_pipeline
+from common.flags import flag_table, parse_options
+from data.images import read_image
+from diffusion.pipeline import load_pipeline
+from evaluation.quality import psnr
 from options import Options
-from quality import psnr
 
 QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17"]
 

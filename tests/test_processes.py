@@ -14,7 +14,7 @@ import pytest
 from conftest import MAIN, done, flags, pictures, run, start, wait_for
 from PIL import Image
 
-from quality import psnr
+from evaluation.quality import psnr
 
 # On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be
 # told not to start one process only.
@@ -124,7 +124,8 @@ def test_a_batch_gives_what_single_images_give(data, whole, tmp_path):
 SHORT_OF_MEMORY = """
 import sys
 sys.argv[0] = "main.py"
-import main, task, torch
+import main, torch
+from runner import task
 class DiffAttack(task.DiffAttack):
     def attack(self, inversion, progress=None):
         if len(inversion.images) > {batch} or not (self.checkpointing or {plain}):

@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from report import PICTURES_BUDGET, encode, polylines
+from plotting.report import PICTURES_BUDGET, encode, polylines
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 

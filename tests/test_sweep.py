@@ -10,17 +10,18 @@ import pytest
 from conftest import MAIN, classifier_result, done, flags, pictures, run
 from test_compare import COMPARE
 
-from evaluate import Evaluation
-from quality import Quality
-from records import Run, read_run
-from stats import Estimate
-from sweep import (
+from data.records import Run, read_run
+from evaluation.evaluate import Evaluation
+from evaluation.quality import Quality
+from evaluation.stats import Estimate
+from evaluation.sweep import (
     Curve,
     compare_curves,
     difference_at_equal_visibility,
     parse_sweep,
     transfer_scores,
 )
+from options import AttackOptions
 
 
 def column(*values: float) -> np.ndarray:
@@ -102,11 +103,11 @@ def test_sweeps_that_cannot_be(data, tmp_path, text, message):
 
 
 def test_a_sweep_knows_where_all_modes_are_one():
-    assert str(parse_sweep("structure_share=0,0.5")) == "structure_share=0,0.5"
-    assert parse_sweep("structure_share=0,0.5").modes_are_one(0)
-    assert parse_sweep("self_attn_loss_weight=0,1e4").modes_are_one(0)
-    assert not parse_sweep("structure_share=0,0.5").modes_are_one(0.5)
-    assert not parse_sweep("cross_attn_loss_weight=0,1e4").modes_are_one(0)
+    assert str(parse_sweep(AttackOptions, "structure_share=0,0.5")) == "structure_share=0,0.5"
+    assert parse_sweep(AttackOptions, "structure_share=0,0.5").modes_are_one(0)
+    assert parse_sweep(AttackOptions, "self_attn_loss_weight=0,1e4").modes_are_one(0)
+    assert not parse_sweep(AttackOptions, "structure_share=0,0.5").modes_are_one(0.5)
+    assert not parse_sweep(AttackOptions, "cross_attn_loss_weight=0,1e4").modes_are_one(0)
 
 
 def test_the_first_iteration_that_fools(data, tmp_path, whole):

@@ -17,13 +17,13 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
 
-from class_names import DatasetError, read_class_names
-from dataset import read_dataset
-from flags import InputError
-from images import delete_abandoned, replacing, temporary_name
-from models import load_pipeline
-from records import read_record, read_run
-from runs import RunError, check_folder, check_still_ours, claim_folder
+from common.errors import DatasetError, InputError, RunError
+from data.class_names import read_class_names
+from data.dataset import read_dataset
+from data.images import delete_abandoned, replacing, temporary_name
+from data.records import read_record, read_run
+from diffusion.pipeline import load_pipeline
+from runner.folder import check_folder, check_still_ours, claim_folder
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
 def test_a_full_disk_while_a_pdf_is_written_is_an_oserror_and_leaves_nothing(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    from utils import save_figure
+    from plotting.draw import save_figure
 
     def full(self, content):
         raise OSError(28, "No space left on device")

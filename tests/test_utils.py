@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from figures import (
+from data.images import image_grid, read_image, write_result
+from data.records import ANALYSIS, layer_names, read_run, timestep_rows, timestep_shares
+from evaluation.stats import Estimate
+from evaluation.sweep import Sweep
+from plotting.draw import before_and_after_norm, draw_folders, save_image_figures
+from plotting.figures import (
     plot_average_loss_per_timestep,
     plot_layer_shares,
     plot_loss_heatmap,
@@ -15,12 +20,8 @@ from figures import (
     plot_sweep,
     plot_weight_curves,
 )
-from image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
-from images import image_grid, read_image, write_result
-from records import ANALYSIS, layer_names, read_run, timestep_rows, timestep_shares
-from stats import Estimate
-from sweep import Sweep
-from utils import before_and_after_norm, draw_folders, named_schedules, save_image_figures
+from plotting.image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
+from timestep_weights import named_schedules
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -420,8 +421,8 @@ def test_figures_do_not_depend_on_who_draws_them_and_when(whole, tmp_path, monke
     folders = [tmp_path / name for name in ("pool", "here")]
     for folder in folders:
         shutil.copytree(whole("fixed"), folder)
-    draw_folders([read_run(folders[0])])
-    monkeypatch.setattr("utils.LAYOUTS", {})
+    draw_folders([read_run(folders[0])], named_schedules)
+    monkeypatch.setattr("plotting.draw.LAYOUTS", {})
     run = read_run(folders[1])
     (folders[1] / ANALYSIS).mkdir(exist_ok=True)
     one_by_one = [replace(run, records=[record]) for record in run.records]

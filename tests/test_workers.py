@@ -11,8 +11,7 @@ import psutil
 import pytest
 from conftest import MAIN, done, flags, pictures, run, start, wait_for
 
-from processes import interrupts_held
-from workers import available_cores, processes_for, run_in_processes
+from common.workers import available_cores, interrupts_held, processes_for, run_in_processes
 
 
 def write_threads(folder: Path, name: str) -> None:

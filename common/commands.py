@@ -1,0 +1,82 @@
+"""How main.py and compare.py end: the exit code, and one line where input or the machine does not allow the
+work.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from common.errors import CheckpointError, ClassifierError, DatasetError, InputError, RunError
+
+GOES_ON = "the images done so far are complete, and the same command goes on with the rest"
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; like KeyboardInterrupt, it is no error."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def signals_raised() -> Iterator[None]:
+    """SIGTERM and SIGHUP, by which Slurm and a closed terminal end a process, become exceptions as Ctrl-C
+    does, so that what is half-written is taken back.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # one that is ignored, as nohup does with SIGHUP, stays ignored
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def run_program(name: str, work: Callable[[], int]) -> int:
+    """Does the work, and says in one line what kept it from being done; returns the exit code."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be Unicode
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with signals_raised():
+            return work()
+    except (InputError, DatasetError, ClassifierError, CheckpointError) as error:
+        if int(os.environ.get("RANK", 0)) == 0:  # every process finds the same
+            say(f"{name}: error: {error}")
+        return 2
+    except RunError as error:
+        say(f"\n{name}: error: {error}")
+        return 1
+    # images that cannot be read and folders that cannot be written are dealt with before
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        say(
+            f"\n{name}: error: {error.filename or 'writing a result'}: {error.strerror or error}; the images "
+            f"done so far are complete, {'make room' if full else 'put that right'} and run the same command "
+            f"again to go on"
+        )
+        return 1
+    except (KeyboardInterrupt, Stopped) as error:
+        say(f"\n{name}: interrupted; {GOES_ON}")
+        return 128 + getattr(error, "number", signal.SIGINT)

@@ -1,0 +1,113 @@
+"""The device of a run: which one, in which precision, how it is made fast, and how much memory there is."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import psutil
+import torch
+from accelerate import PartialState
+
+from common.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(
+            f"--device {name} is not available on this machine; use --device auto or --device cpu"
+        ) from None
+    return device
+
+
+def process_device(name: str) -> str:
+    """The device of one of several processes: its own GPU, unless the flag names a device without a number of
+    its own.
+    """
+    # the first to finish waits for the last
+    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(weeks=8))
+    return str(state.device) if name in ("auto", "cuda") else name
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the diffusion model."""
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if name == "bf16" or (name == "auto" and half) else torch.float32
+
+
+def set_up(device: torch.device) -> None:
+    """What makes the device fast: memory that is kept on a CPU, TF32 on CUDA; and, there, the same algorithms
+    in every run.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc's allocator to keep what is freed: returned to the kernel, every large tensor costs page
+    faults again.
+
+    It does nothing where the C library is another one.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
+
+
+# ---------------------------------------------------------------- memory
+
+
+@contextmanager
+def bytes_saved(network: torch.nn.Module) -> Iterator[list[int]]:
+    """The sizes of what autograd keeps of the computation inside this block, the network's parameters apart;
+    each piece of memory counted once.
+    """
+    sizes, seen = [], {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            sizes.append(storage.nbytes())
+        return tensor.detach()  # itself it would hold its own graph, which would then never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on the device, its cache included."""
+    if device.type == "cuda":
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return psutil.virtual_memory().available
+
+
+def peak_memory() -> int:
+    """Of this process, in bytes."""
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,148 @@
+"""Processes that share out the images of a run on a CPU, and that end with the process that started them.
+
+One process with one thread for each core attacks far more images an hour than one process with all the
+threads: most operations of a small model are too short to be worth sharing between threads. Each image is
+computed by one process, so what is written does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+
+import psutil
+
+MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
+
+
+def processes_for(images: int, bytes_each: int) -> int:
+    """How many processes to start on this machine: one a core, no more than there are images, nor than fit
+    into memory.
+
+    One where OMP_NUM_THREADS is set: then the user shares out the cores.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return 1
+    return max(
+        1, min(available_cores(), images, int(MEMORY_SHARE * psutil.virtual_memory().available / bytes_each))
+    )
+
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of_each(processes: int) -> int:
+    """The threads that each of so many processes gets: OMP_NUM_THREADS, or its share of the cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", max(1, available_cores() // processes)))
+
+
+def run_in_processes(
+    work: Callable[..., None], arguments: Sequence[tuple], progress: Callable[[], None]
+) -> list[int]:
+    """Runs `work(*arguments[k])` in the k-th process, with an equal share of the cores or OMP_NUM_THREADS;
+    `progress` is called twice a second.
+
+    Returns:
+        the exit codes of processes that were killed, which left their work undone.
+    Raises:
+        the first exception of a process; the others are then ended. KeyboardInterrupt likewise.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = threads_of_each(len(arguments))
+    running, started, killed = {}, [], []
+    with (
+        interrupts_held()
+    ):  # by the processes: Ctrl-C reaches the whole group, and this process answers for all
+        for part in arguments:
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(sender, threads, work, part), daemon=True)
+            process.start()
+            sender.close()
+            running[receiver] = process
+            started.append(process)
+    try:
+        while running:
+            for receiver in wait(list(running), timeout=0.5):
+                process = running.pop(receiver)
+                try:
+                    error = receiver.recv()
+                except EOFError:
+                    process.join()
+                    killed.append(process.exitcode)
+                else:
+                    if error is not None:
+                        raise error
+            progress()
+    finally:
+        for process in started:
+            process.terminate()
+            process.join()
+    return killed
+
+
+def _run(sender: Connection, threads: int, work: Callable[..., None], arguments: tuple) -> None:
+    import torch  # takes long, and the processes that draw do without it
+
+    end_with_parent()
+    torch.set_num_threads(threads)
+    try:
+        work(*arguments)
+    except Exception as error:
+        sender.send(error)
+    else:
+        sender.send(None)
+
+
+# ---------------------------------------------------------------- how a process ends
+
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def end_with_parent() -> None:
+    """To be called first in a process that multiprocessing started: Ctrl-C, which reaches the whole group, is
+    left to the parent to answer, and when the parent is gone this process ends, too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """A process that is started meanwhile never sees Ctrl-C; this one sees it, and what else ends it, only
+    afterwards, so that no process is left half started.
+
+    Blocking the signal is for those that are started. It is not enough here, since Python answers in its main
+    thread a signal that any other thread receives.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in ENDING
+        if callable(signal.getsignal(number))
+    }
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else None
+    try:
+        yield
+    finally:
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
+
+
+def _wait_for_the_end() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

@@ -1,0 +1,217 @@
+"""Reading and writing pictures: as a person sees them, whole or not at all.
+
+from data.images import read_image, to_tensor
+images = to_tensor(read_image(Path("demo/images/bison.jpg"), 224))   # (1, 3, 224, 224) in [0, 1]
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageChops, ImageCms, ImageOps, features
+
+if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
+    import torch
+
+IMAGE_SUFFIXES = tuple(
+    suffix
+    for suffix, codec in {
+        ".png": "zlib",
+        ".jpg": "jpg",
+        ".jpeg": "jpg",
+        ".jpe": "jpg",
+        ".jfif": "jpg",
+        ".webp": "webp",
+        ".avif": "avif",
+        ".jp2": "jpg_2000",
+        ".j2k": "jpg_2000",
+        ".jpf": "jpg_2000",
+        ".bmp": "zlib",
+        ".tif": "zlib",
+        ".tiff": "zlib",
+        ".gif": "zlib",
+        ".ppm": "zlib",
+        ".pgm": "zlib",
+        ".tga": "zlib",
+    }.items()
+    if features.check(codec)  # a build of Pillow need not have all
+)
+# what people keep pictures in, whether they can be read here or not
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jpeg2000", ".jxl", ".svg", ".raw", ".dng")
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """A picture as a person sees it, Lanczos-resized: uint8 `(size, size, 3)`.
+
+    EXIF rotation is applied, transparency is laid over white, and 16-bit greyscale and floating point are
+    scaled to 8 bits.
+
+    Raises:
+        OSError: the file is missing, truncated, no image, or its numbers have no range that is known.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            image.load()
+            # Pillow takes all of these for inverted, as Adobe's are
+            inverted = file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:  # what Pillow raises on broken files
+        raise OSError(f"{path.name} is not a readable image ({error})") from error
+    if inverted:
+        image = ImageChops.invert(image)
+    try:
+        image = to_rgb(image)
+    except ValueError as error:
+        raise OSError(f"{path.name} cannot be shown: {error}") from error
+    return np.asarray(image.resize((size, size), Image.LANCZOS))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any of Pillow's modes in RGB.
+
+    Raises:
+        ValueError: its numbers have no range that is known.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip both at 255
+        image = Image.fromarray(in_8_bits(np.asarray(image, np.float64), image.mode))
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    if image.mode in ("La", "RGBa"):  # colours that are multiplied by their opacity already
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def in_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values `(H, W)` of 16 bits, or of floating point in [0, 1] or [0, 255], as uint8."""
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError("its values are negative or not finite; save it with values from 0 to 255")
+    largest = values.max()
+    if mode == "F" and largest <= 1:
+        values = 255 * values
+    elif mode != "F" and 0 < largest <= 4095:
+        raise ValueError("of its 16 bits it uses 12 or fewer, so that it is almost black; scale it to 65535")
+    elif mode != "F" and largest <= 65535:
+        values = values / 257
+    elif largest > 255:
+        raise ValueError(f"its values go up to {largest:.3g}; save it with 8 bits")
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """8-bit `(H, W, 3)` or `(B, H, W, 3)` to `(B, 3, H, W)` in [0, 1]; B is 1 for a single picture."""
+    import torch
+
+    return torch.from_numpy(pixels.copy()).view(-1, *pixels.shape[-3:]).permute(0, 3, 1, 2).float() / 255
+
+
+def to_pixels(image: torch.Tensor, truncated: bool = False) -> np.ndarray:
+    """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`, rounded, or cut off as the original DiffAttack does."""
+    import torch
+
+    levels = image.float().cpu().clamp(0, 1) * 255
+    return (levels if truncated else levels.round()).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def temporary_name(path: Path) -> Path:
+    """Of this process alone, on this machine and on those that share its file system."""
+    host = re.sub(r"\W", "", platform.node())[:20]
+    return path.with_name(f"{path.name}.{host}-{os.getpid()}.partial")
+
+
+def delete_abandoned(folder: Path) -> None:
+    """Deletes the temporary files that processes of this machine left in a folder when they were killed."""
+    import psutil
+
+    for path in folder.glob("*.partial"):
+        match = re.fullmatch(r".+\.(\w*)-(\d+)\.partial", path.name)
+        if match and temporary_name(folder / "x").name.startswith(f"x.{match[1]}-"):
+            if not psutil.pid_exists(int(match[2])):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, this process's own, renamed to `path` at the end, so that no half-written
+    file ever has the final name, whatever happens.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_image(array: np.ndarray, path: Path, compress_level: int = 6) -> None:
+    """Writes uint8 `(H, W, 3)` as PNG."""
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG", compress_level=compress_level)
+
+
+def write_result(
+    folder: Path, index: int, clean: np.ndarray, adversarial: np.ndarray, model_name: str, success: bool
+) -> None:
+    """Writes the five pictures of one image, named as the original DiffAttack names them; both uint8 `(H, W,
+    3)`.
+    """
+    stem = f"{index:04d}"
+    outcome = "ATKSuccess" if success else "Fail"
+    difference = adversarial.astype(np.float64) - clean
+    span = max(np.ptp(difference), 1)
+    pictures = {
+        f"{stem}_originImage.png": clean,
+        f"{stem}_adv_image.png": adversarial,
+        f"{stem}_diff_{model_name}_image_{outcome}.png": np.concatenate([clean, adversarial], axis=1),
+        f"{stem}_diff_relative.png": ((difference - difference.min()) / span * 255).round().astype(np.uint8),
+        f"{stem}_diff_absolute.png": np.abs(difference).astype(np.uint8),
+    }
+    for name in (
+        f"{stem}_diff_{model_name}_image_ATKSuccess.png",
+        f"{stem}_diff_{model_name}_image_Fail.png",
+    ):
+        (folder / name).unlink(missing_ok=True)  # an earlier run may have ended the other way
+    for name, picture in pictures.items():
+        write_image(picture, folder / name)
+
+
+def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Pictures of equal size, uint8 `(H, W, 3)`, side by side on white."""
+    padded = [
+        [np.pad(picture, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for picture in row]
+        for row in rows
+    ]
+    return np.concatenate([np.concatenate(row, axis=1) for row in padded])
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The files of a run, read back: uint8 `(B, H, W, 3)`, and the true labels `(B,)`, or `(B, L)` where
+    images have up to L, -1 for those they lack.
+
+    `reconstructed` is what inversion, null-text optimisation and decoding give without any attack; None where
+    it was not written.
+    """
+
+    clean: np.ndarray
+    adversarial: np.ndarray
+    labels: np.ndarray
+    reconstructed: np.ndarray | None = None
+    targets: np.ndarray | None = None  # (B,), of a targeted attack; -1 where there is none

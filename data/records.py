@@ -1,0 +1,396 @@
+"""The record of an image: one schema, its writer and its readers, and what is worked out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from common.errors import one_line
+from data.images import replacing
+
+if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
+    import torch
+
+
+ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run's
+
+
+# fields of a record that a batch shares, or that are cut otherwise
+KEPT_WHOLE = ("timesteps", "layers", "grids", "class_tokens", "gradient_iterations", "weights")
+
+
+@dataclass
+class AttackRecord:
+    """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on
+    the CPU.
+    """
+
+    timesteps: torch.Tensor  # (N,)
+    layers: list[str]  # self-attention layers, in the order in which the UNet runs them
+    grids: list[int]  # the side of each layer's map
+    class_tokens: list[list[str]]  # of each image's prompt
+    gradient_iterations: list[int]  # M of them, counted from 1
+    attack_loss: torch.Tensor  # (iterations, B), cross-entropy in nats of the true class, or of the target
+    self_attention_loss: torch.Tensor  # (iterations, B), sum_i c_i L_i
+    cross_attention_loss: torch.Tensor  # (iterations, B)
+    total_loss: torch.Tensor  # (iterations, B), what was minimised
+    # (iterations, N), in force in that iteration, summing to 1; (iterations, N, B) where each image of the
+    # batch has its own, and of one image always (iterations, N)
+    weights: torch.Tensor
+    self_attention_factor: torch.Tensor  # (iterations, B), of that loss in the total
+    layer_losses: torch.Tensor  # (iterations, N, layers, B)
+    # (N, layers, B), mean square of each layer's unperturbed map: with `--layer_norm relative` the losses are
+    # what they are with mse, divided by these
+    reference_squares: torch.Tensor
+    confidence: torch.Tensor  # (iterations, B), probability of the true class
+    fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled
+    distance: torch.Tensor  # (iterations, B), to the clean image, L2 with values in [0, 1]
+    # (M, 3, B), norms of the gradients on the latent of the attack, self-attention and cross-attention terms,
+    # each with its factor
+    gradient_norms: torch.Tensor
+    # without the attack and with it, averaged over timesteps, heads and layers:
+    # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
+    class_attention: torch.Tensor
+    # (2, 3, h, w, B), self-attention along its first principal components without the attack
+    components: torch.Tensor
+
+    @property
+    def timestep_losses(self) -> torch.Tensor:
+        """`L_i`, `(iterations, N, B)`: the sum over all self-attention layers."""
+        return self.layer_losses.sum(2)
+
+    def of_image(self, k: int) -> AttackRecord:
+        """The record of the k-th image of the batch, as a batch of one."""
+        cut = {
+            field.name: getattr(self, field.name)[..., k : k + 1]
+            for field in fields(self)
+            if field.name not in KEPT_WHOLE
+        }
+        cut["class_attention"] = cut["class_attention"][:, : len(self.class_tokens[k])]
+        cut["weights"] = self.weights if self.weights.ndim == 2 else self.weights[..., k]
+        return replace(self, **cut, class_tokens=[self.class_tokens[k]])
+
+
+def run_identity(configuration: dict) -> str:
+    """A digest of a run's run.json, which each of its records carries."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def record_path(folder: Path, index: int) -> Path:
+    """An image's record is written last: where it is, the image is finished."""
+    return folder / f"{index:04d}_record.npz"
+
+
+def index_of(path: Path) -> int | None:
+    """The index of the image whose record has this path, None if it is no record."""
+    match = re.fullmatch(r"(\d{4,})_record\.npz", path.name)
+    return int(match[1]) if match else None
+
+
+def write_record(
+    record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path, identity: str = ""
+) -> None:
+    """Saves a record with one array a field, the row of the results, the weights' state after the image, and
+    the identity of the run; `numpy.load` reads it.
+    """
+    fields = {field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            **fields,
+            controller_state=controller_state.numpy(),
+            row=np.array(json.dumps(row)),
+            run=np.array(identity),
+        )
+
+
+@dataclass
+class ImageRecord:
+    """What a run saved of one image, besides its pictures; K iterations, N timesteps, L self-attention
+    layers.
+    """
+
+    path: Path
+    row: dict  # of results.json
+    timesteps: np.ndarray  # (N,), early to late
+    layers: list[str]  # (L,), by place and grid
+    weights: np.ndarray  # (K, N)
+    layer_losses: np.ndarray  # (K, N, L)
+    reference_squares: np.ndarray  # (N, L), mean square of each layer's unperturbed map
+    losses: np.ndarray  # (4, K): LOSSES, before their factors
+    confidence: np.ndarray  # (K,), of the true class
+    fooled: np.ndarray  # (K,), bool
+    distance: np.ndarray  # (K,), to the clean image, L2 with values in [0, 1]
+    self_attention_factor: np.ndarray  # (K,)
+    gradient_norms: np.ndarray  # (M, 3): attack, self-attention, cross-attention
+    gradient_iterations: list[int]  # M of them, counted from 1
+    class_tokens: list[str]
+    class_attention: np.ndarray  # (2, tokens, grid, grid), without the attack and with it
+    components: np.ndarray  # (2, 3, h, w), the same
+
+    @property
+    def index(self) -> int:
+        return self.row["index"]
+
+    @property
+    def outcome(self) -> str:
+        """Of the attack, in a few words."""
+        return {True: "fooled", False: "not fooled", None: "wrong before"}[self.row["success"]]
+
+
+@dataclass
+class Run:
+    """An output folder of main.py."""
+
+    folder: Path
+    configuration: dict
+    records: list[ImageRecord]
+
+    @property
+    def timesteps(self) -> list[int]:
+        """N, early to late."""
+        return self.records[0].timesteps.tolist()
+
+    @property
+    def rows(self) -> list[dict]:
+        """Of results.json, but for what is judged of all images at once."""
+        return [record.row for record in self.records]
+
+    @property
+    def layers(self) -> list[str]:
+        """L, by place and grid."""
+        return self.records[0].layers
+
+    @property
+    def layer_losses(self) -> np.ndarray:
+        """`(images, K, N, L)`."""
+        return np.stack([record.layer_losses for record in self.records])
+
+    @property
+    def gradient_shares_by_image(self) -> np.ndarray:
+        """`(images, M, 2)`: norms of the self- and cross-attention terms' gradients on the latent over the
+        attack's.
+        """
+        norms = np.stack([record.gradient_norms for record in self.records])  # (images, M, 3)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return norms[..., 1:] / norms[..., :1]
+
+    @property
+    def gradient_shares(self) -> np.ndarray:
+        """`(M, 2)`, the same, median over images."""
+        return np.median(self.gradient_shares_by_image, 0)
+
+    @property
+    def first_fooled(self) -> tuple[np.ndarray, np.ndarray]:
+        """The iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the
+        clean image there, before rounding; `(images,)` each, NaN for an image that never does.
+        """
+        fooled, distance = (
+            np.stack([getattr(record, name) for record in self.records]) for name in ("fooled", "distance")
+        )
+        first, ever = fooled.argmax(1), fooled.any(1)
+        return (
+            np.where(ever, first + 1.0, np.nan),
+            np.where(ever, distance[np.arange(len(first)), first], np.nan),
+        )
+
+    @property
+    def factors(self) -> np.ndarray:
+        """`(images, 4, K)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part
+        of it, but has the same factor as the weighted.
+        """
+        structure = np.stack([record.self_attention_factor for record in self.records])
+        attack, cross = (
+            np.full_like(structure, self.configuration[f"{name}_loss_weight"])
+            for name in ("attack", "cross_attn")
+        )
+        return np.stack([attack, structure, structure, cross], 1)
+
+
+def read_record(path: Path, identity: str | None = None) -> ImageRecord:
+    """Reads what `write_record` wrote.
+
+    Args:
+        identity: of the run that the record must be of; None takes any.
+    Raises:
+        ValueError: the record is damaged, of a version that did not save all of it, of another image or of
+            another run.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            record = record_of(path, saved)
+            index, run = record.index, str(saved["run"])
+    except KeyError as error:
+        raise ValueError(
+            f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"
+        ) from None
+    # what numpy, zipfile, zlib and json raise on files that are none of theirs
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
+        ) from None
+    if index != index_of(path):
+        raise ValueError(
+            f"{path} is the record of image {index}; delete it, and main.py makes that image again"
+        )
+    if identity is not None and run != identity:
+        raise ValueError(
+            f"{path} is of another run than run.json; delete it, and main.py makes that image again"
+        )
+    return record
+
+
+# arrays whose last axis is the batch, which in a file is one image
+ALONE = (
+    "layer_losses",
+    "confidence",
+    "fooled",
+    "distance",
+    "self_attention_factor",
+    "reference_squares",
+    "class_attention",
+    "components",
+    "gradient_norms",
+)
+
+
+def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:
+    """The record of one image, from the arrays of its file."""
+    alone = {name: saved[name][..., 0] for name in ALONE}
+    terms = [
+        saved["attack_loss"],
+        alone["layer_losses"].sum((1, 2))[:, None],
+        saved["self_attention_loss"],
+        saved["cross_attention_loss"],
+    ]
+    return ImageRecord(
+        path=path,
+        row=json.loads(str(saved["row"])),
+        timesteps=saved["timesteps"],
+        layers=layer_names(saved["layers"].tolist(), saved["grids"].tolist()),
+        weights=saved["weights"],
+        losses=np.stack([term[:, 0] for term in terms]),
+        class_tokens=saved["class_tokens"][0].tolist(),
+        gradient_iterations=saved["gradient_iterations"].tolist(),
+        **alone,
+    )
+
+
+def read_configuration(folder: Path) -> dict:
+    """The run.json of a run.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    path = folder / "run.json"
+    try:
+        configuration = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(configuration, dict):
+            raise ValueError(f"it holds a {type(configuration).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({one_line(error, 120)}), so that nothing says what the folder "
+            f"holds; put it back, or start over with --overwrite"
+        ) from None
+    return configuration
+
+
+def read_run(folder: Path, indices: Sequence[int] | None = None) -> Run:
+    """Reads all that main.py saved of a run, or of the images with these indices.
+
+    Raises:
+        ValueError: there is no run in the folder, or a record of it cannot be used.
+    """
+    records = {index_of(path): path for path in folder.glob("*_record.npz") if index_of(path) is not None}
+    if not records or not (folder / "run.json").is_file():
+        raise ValueError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
+    configuration = read_configuration(folder)
+    identity = run_identity(configuration)
+    return Run(
+        folder,
+        configuration,
+        [
+            read_record(records[index], identity)
+            for index in sorted(records)
+            if indices is None or index in indices
+        ],
+    )
+
+
+def layer_names(layers: Sequence[str], grids: Sequence[int]) -> list[str]:
+    """Names of attention layers by place and grid, such as "up 28 x 28"; of several with the same, numbered
+    in the order in which the UNet runs them.
+    """
+    names = [f"{layer.split('_')[0]} {grid} x {grid}" for layer, grid in zip(layers, grids)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:k].count(name) + 1})"
+        for k, name in enumerate(names)
+    ]
+
+
+def timestep_shares(layer_losses: np.ndarray) -> np.ndarray:
+    """Each timestep's share of the self-attention loss, before weights, summed over iterations and layers:
+    `(..., K, N, L)` to `(..., N)`, sum 1.
+    """
+    return normalised(np.nansum(layer_losses, (-3, -1)))
+
+
+def layer_shares(layer_losses: np.ndarray) -> np.ndarray:
+    """Each layer's share of the self-attention loss, before weights, summed over iterations and timesteps:
+    `(..., K, N, L)` to `(..., L)`, sum 1.
+    """
+    return normalised(np.nansum(layer_losses, (-3, -2)))
+
+
+def normalised(values: np.ndarray) -> np.ndarray:
+    """`(..., M)` over its sum over the last axis; NaN where that is zero, as in the first iteration, in which
+    nothing has changed yet.
+    """
+    total = values.sum(-1, keepdims=True)
+    return np.divide(values, total, out=np.full_like(values, np.nan, dtype=np.float64), where=total > 0)
+
+
+def mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Over the first axis, NaN left out; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, 0), np.nanstd(values, 0)
+
+
+def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[list[str]]:
+    """The table of what each timestep costs: `L_i`, mean and standard deviation over images of its mean over
+    iterations, its share, and how many times the share is that of uniform losses; from losses `(images,
+    iterations, N, L)`."""
+    mean, deviation = mean_and_deviation(
+        mean_and_deviation(layer_losses.sum(-1, dtype=np.float64).swapaxes(0, 1))[0]
+    )
+    share, share_deviation = mean_and_deviation(timestep_shares(layer_losses))
+    return [["timestep", "mean L_i", "deviation", "share %", "deviation", "times uniform"]] + [
+        [
+            f"{i}: t = {t}",
+            f"{mean[i]:.3g}",
+            f"{deviation[i]:.2g}",
+            f"{100 * share[i]:.1f}",
+            f"{100 * share_deviation[i]:.1f}",
+            f"{share[i] * len(timesteps):.2f}",
+        ]
+        for i, t in enumerate(timesteps)
+    ]
+
+
+def read_pair(folder: Path, index: int) -> list[np.ndarray]:
+    """The clean and the adversarial picture that a run wrote, uint8 `(H, W, 3)`."""
+    return [
+        np.asarray(Image.open(folder / f"{index:04d}_{kind}.png").convert("RGB"))
+        for kind in ("originImage", "adv_image")
+    ]

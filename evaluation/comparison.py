@@ -1,0 +1,435 @@
+"""What a comparison of weight modes says: paired differences, sentences, and tables in three formats."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+import numpy as np
+import torch
+
+from data.records import Run, layer_shares, timestep_shares
+from evaluation.checks import COLLAPSED_BELOW
+from evaluation.evaluate import Evaluation, joint, plain
+from evaluation.stats import (
+    ALPHA,
+    KERNEL_PERMUTATIONS,
+    Difference,
+    Estimate,
+    holm,
+    jackknife,
+    mcnemar,
+    mean_difference,
+    mean_over_images,
+    share,
+    smallest_success_difference,
+)
+
+STUDY_SHARES = (
+    "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
+)
+
+
+ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
+
+
+def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
+    """Of the kernel distances of two modes to the clean images, all features `(B, d)`; its permutations swap
+    an image's two results.
+    """
+    from scipy.stats import permutation_test
+    from torchmetrics.image.kid import poly_mmd
+
+    both, count = torch.cat([first, second]), len(clean)
+
+    def difference(a: np.ndarray, b: np.ndarray, against: torch.Tensor = clean) -> float:
+        return float(poly_mmd(against, both[b]) - poly_mmd(against, both[a]))
+
+    estimate = jackknife(count, lambda kept: difference(kept, kept + count, clean[kept]))
+    if count < 2 or torch.equal(first, second):
+        return Difference(estimate, 1.0)
+    tested = permutation_test(
+        (np.arange(count), np.arange(count) + count),
+        difference,
+        permutation_type="samples",
+        n_resamples=KERNEL_PERMUTATIONS,
+        vectorized=False,
+        rng=0,
+    )
+    return Difference(estimate, float(tested.pvalue))
+
+
+@dataclass
+class Metric:
+    """One line of the table: a figure of every mode, and its difference to the first mode where pairs of
+    images give one.
+    """
+
+    name: str
+    values: list[Estimate]
+    differences: list[Difference | None]
+    note: str | None = None
+    # the same of what the diffusion model makes of the images without any attack
+    reconstructed: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is said of several modes on the same images."""
+
+    names: list[str]
+    sections: list[tuple[str, list[list[str]]]]  # tables with their titles
+    remarks: list[str]
+    results: dict  # for JSON
+
+
+def compare_runs(
+    names: list[str],
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    weights: Sequence[ModeWeights],
+    failures: list[str],
+) -> Comparison:
+    """Compares modes, the first with each other one, on the images that were attacked in all of them; runs,
+    evaluations and weights are by mode, and failures say which images are left out, and why.
+    """
+    metrics = metrics_of(evaluations, runs)
+    images, layers, shares = len(runs[0].records), runs[0].layers, loss_shares(runs[0].layer_losses)
+    sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
+    sections = [
+        ("Figures", metric_rows(names, metrics)),
+        ("Weights", weight_rows(names, weights)),
+        ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
+        ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
+    ]
+    warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
+    remarks = [
+        f"{images} images; in brackets 95 % intervals; below each figure its difference to {names[0]} on the "
+        f"same images, and p, corrected by Holm over the table",
+        *sentences,
+        *advice(names, weights),
+        f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
+        "which holds 0.1 % of the loss in its model",
+        *(f"warning: {warning}" for warning in warnings),
+        *(f"left out: {failure}" for failure in failures),
+    ]
+    results = {
+        "modes": names,
+        "images": [row["file"] for row in runs[0].rows],
+        "figures": [as_dict(metric, names) for metric in metrics],
+        "sentences": sentences,
+        "weights": {name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)},
+        "layers": layers,
+        "shares": {
+            name: {
+                "mean": value.mean(0).tolist(),
+                "standard_deviation": value.std(0).tolist(),
+                "by_image": value.tolist(),
+            }
+            for name, value in shares.items()
+        },
+        "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)},
+        "not_attacked": failures,
+    }
+    return Comparison(names, sections, remarks, results)
+
+
+def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[Metric]:
+    """The lines of the table: success, visibility, realism, time; evaluations and runs by mode, on the same
+    images.
+    """
+    lines = []
+    for k, result in enumerate(evaluations[0].classifiers):
+        counted = result.correct_before
+        lines.append(
+            Metric(
+                f"{ROLES[evaluations[0].role(k)]}, {result.name}",
+                [e.classifiers[k].success for e in evaluations],
+                success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
+                reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum()),
+            )
+        )
+    if evaluations[0].surrogates > 1:
+        together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
+        lines.append(
+            Metric(
+                "white-box, all at once",
+                [e.joint_success for e in evaluations],
+                success_differences(together[0][0], [fooled for _, fooled in together]),
+            )
+        )
+    if evaluations[0].transfers:
+        scores = [transfer_scores(e) for e in evaluations]
+        lines.append(
+            Metric(
+                "transfer, mean",
+                [e.transfer_success for e in evaluations],
+                [None] + [mean_difference(s - scores[0]) for s in scores[1:]],
+            )
+        )
+    for name, quality in evaluations[0].quality.items():
+        by_image, features = (
+            [e.quality[name].by_image for e in evaluations],
+            [e.quality[name].features for e in evaluations],
+        )
+        if quality.features is not None:
+            differences = [kernel_difference(*features[0], adversarial) for _, adversarial in features[1:]]
+        elif quality.by_image is not None and all(np.isfinite(values).all() for values in by_image):
+            differences = [mean_difference(values - by_image[0]) for values in by_image[1:]]
+        else:
+            differences = [None] * (len(evaluations) - 1)
+        lines.append(
+            Metric(
+                name,
+                [e.quality[name].adversarial for e in evaluations],
+                [None, *differences],
+                quality.note,
+                quality.reconstructed,
+            )
+        )
+    iterations, distances = zip(*(run.first_fooled for run in runs))
+    seconds = [np.array([row["seconds"] for row in run.rows]) for run in runs]
+    lines += [
+        means("first fooled in iteration", iterations, "of images that are fooled at all"),
+        means("L2 when first fooled", distances, "the same, before rounding"),
+        means("seconds an image", seconds, "with the shared inversion"),
+    ]
+    tested = [difference for line in lines for difference in line.differences if difference is not None]
+    for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
+        difference.corrected = corrected
+    return lines
+
+
+def means(name: str, by_image: Sequence[np.ndarray], note: str) -> Metric:
+    """A line of means over images, `(B,)` by mode, and of paired differences; NaN where an image has none."""
+    differences = [values - by_image[0] for values in by_image[1:]]
+    return Metric(
+        name,
+        [mean_over_images(values[np.isfinite(values)]) for values in by_image],
+        [None] + [mean_difference(d[np.isfinite(d)]) for d in differences],
+        note,
+    )
+
+
+def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
+    """Of every mode's success to the first one's, on the images that count; `(B,)` each."""
+    first, *others = (mode_fooled[counted] for mode_fooled in fooled)
+    return [None] + [
+        mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None
+        for other in others
+    ]
+
+
+def transfer_scores(evaluation: Evaluation) -> np.ndarray:
+    """What each image adds to the mean of the transfer classifiers' success rates, times the number of
+    images: its mean is that mean.
+    """
+    scores = np.zeros(len(evaluation.classifiers[0].labels))
+    for result in evaluation.transfers:
+        scores += result.fooled / max(1, result.correct_before.sum())
+    return scores * len(scores) / len(evaluation.transfers)
+
+
+def sentence(mode: int, names: Sequence[str], metrics: Sequence[Metric], images: int) -> str:
+    """What may be said of a mode's differences to the first one."""
+    tests = sum(difference is not None for metric in metrics for difference in metric.differences)
+    found = [
+        f"{metric.name} ({metric.differences[mode].estimate.value:+.3g}, p = "
+        f"{metric.differences[mode].corrected:.2g})"
+        for metric in metrics
+        if metric.differences[mode] is not None and metric.differences[mode].corrected <= ALPHA
+    ]
+    smallest = smallest_success_difference(images, tests)
+    power = (
+        f"the smallest difference in success that they could show is {100 * smallest:.0f} points"
+        if smallest is not None
+        else f"so few images cannot show any difference in success after correction for the {tests} tests "
+        f"of this table"
+    )
+    if found:
+        return f"{names[mode]}: differs from {names[0]} in {', '.join(found)}; {power}."
+    return f"{names[mode]}: no difference to {names[0]} that these {images} images could show; {power}."
+
+
+@dataclass
+class ModeWeights:
+    start: list[float]
+    end: list[float]
+    effective: float
+
+    @property
+    def collapsed(self) -> bool:
+        return self.effective < COLLAPSED_BELOW
+
+
+def loss_shares(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
+    """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N,
+    layers)` to `(B, N)` or `(B, layers)`, rows of sum 1.
+    """
+    return {
+        "timesteps, all layers": timestep_shares(layer_losses),
+        "timesteps, first layer": timestep_shares(layer_losses[..., :1]),
+        "layers": layer_shares(layer_losses),
+    }
+
+
+def metric_rows(names: Sequence[str], metrics: Sequence[Metric]) -> list[list[str]]:
+    rows = [["", "reconstruction alone", *names, ""]]
+    for metric in metrics:
+        rows.append(
+            [
+                metric.name,
+                "" if metric.reconstructed is None else str(metric.reconstructed),
+                *map(str, metric.values),
+                metric.note or "",
+            ]
+        )
+        if any(difference is not None for difference in metric.differences):
+            rows.append(
+                [
+                    f"  - {names[0]}",
+                    "",
+                    *("" if d is None else difference_text(d) for d in metric.differences),
+                    "",
+                ]
+            )
+    return rows
+
+
+def difference_text(difference: Difference) -> str:
+    estimate = difference.estimate
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3g}, {estimate.high:+.3g}]"
+    return f"{estimate.value:+.3g}{interval}, p {difference.corrected:.2g}"
+
+
+def weight_rows(names: Sequence[str], weights: Sequence[ModeWeights]) -> list[list[str]]:
+    def numbers(values):
+        return " ".join(f"{value:.3f}" for value in values)
+
+    return [["mode", "start", "end", "effective timesteps", ""]] + [
+        [name, numbers(w.start), numbers(w.end), f"{w.effective:.2f}", "collapsed" if w.collapsed else ""]
+        for name, w in zip(names, weights)
+    ]
+
+
+def share_rows(shares: dict[str, np.ndarray]) -> list[list[str]]:
+    by_timestep = {name: value for name, value in shares.items() if name.startswith("timesteps")}
+    count = next(iter(by_timestep.values())).shape[1]
+    return [["", *(f"i = {i}" for i in range(count))]] + [
+        [name, *(f"{100 * m:.0f} +- {100 * s:.0f}" for m, s in zip(value.mean(0), value.std(0)))]
+        for name, value in by_timestep.items()
+    ]
+
+
+def layer_rows(layers: Sequence[str], shares: dict[str, np.ndarray]) -> list[list[str]]:
+    return [["layer", "share"]] + [
+        [layer, f"{100 * m:.2g} +- {100 * s:.2g}"]
+        for layer, m, s in zip(layers, shares["layers"].mean(0), shares["layers"].std(0))
+    ]
+
+
+def advice(names: Sequence[str], weights: Sequence[ModeWeights]) -> list[str]:
+    lines = []
+    for name, w in zip(names, weights):
+        if name == "learnable" and w.collapsed:
+            lines.append(
+                f"learnable: the weights have collapsed onto timestep {int(np.argmax(w.end))}. The loss is "
+                f"linear in the weights, so its minimum over them puts "
+                "all weight on the smallest L_i; use fixed."
+            )
+        elif name == "learnable":
+            lines.append(
+                "learnable: the weights move towards the timestep with the smallest L_i, because the loss "
+                "is linear in them; a higher --weight_lr or more images show the collapse."
+            )
+        elif name == "learnable_detached":
+            lines.append(
+                "learnable_detached: the weight is detached in the loss, so unchanged weights are expected; "
+                "it equals fixed:increasing."
+            )
+    return lines
+
+
+def as_dict(metric: Metric, names: Sequence[str]) -> dict:
+    differences = {
+        name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected}
+        for name, d in zip(names, metric.differences)
+    }
+    return {
+        "name": metric.name,
+        "values": {name: plain(value) for name, value in zip(names, metric.values)},
+        "differences": differences,
+        "reconstructed": plain(metric.reconstructed),
+        "note": metric.note,
+    }
+
+
+def success_points(
+    names: Sequence[str], evaluations: Sequence[Evaluation], measure: str
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Of each mode the measure of visibility, white-box success and mean transfer, as value and ends of the
+    interval.
+    """
+
+    def ends(estimate: Estimate) -> tuple[float, float, float]:
+        return (estimate.value, estimate.low, estimate.high)
+
+    return {
+        name: {
+            measure: ends(e.quality[measure].adversarial),
+            e.classifiers[0].name: ends(e.classifiers[0].success),
+            **({"transfer, mean": ends(e.transfer_success)} if e.transfer_success else {}),
+        }
+        for name, e in zip(names, evaluations)
+    }
+
+
+def csv_text(
+    names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation], base: int
+) -> str:
+    """A row per image, mode and classifier."""
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            "image",
+            "mode",
+            "classifier",
+            "true_label",
+            "label_before",
+            "label_reconstructed",
+            "label_after",
+            "confidence_before",
+            "confidence_after",
+            "true_confidence_after",
+            "seconds",
+            *(name for name, quality in evaluations[0].quality.items() if quality.by_image is not None),
+        ]
+    )
+    for name, mode_rows, evaluation in zip(names, rows, evaluations):
+        figures = [
+            quality.by_image for quality in evaluation.quality.values() if quality.by_image is not None
+        ]
+        for result in evaluation.classifiers:
+            for k, row in enumerate(mode_rows):
+                before, after, reconstructed = result.before[k], result.after[k], result.reconstructed[k]
+                writer.writerow(
+                    [
+                        row["file"],
+                        name,
+                        result.name,
+                        row["label"],
+                        before.label + base,
+                        reconstructed.label + base,
+                        after.label + base,
+                        before.confidence,
+                        after.confidence,
+                        after.true_confidence,
+                        row["seconds"],
+                        *(values[k] for values in figures),
+                    ]
+                )
+    return out.getvalue()

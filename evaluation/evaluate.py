@@ -1,0 +1,342 @@
+"""Judges an attack by the files that were written: who is fooled, how much of the picture changed, and how
+sure that is.
+
+    from evaluation.evaluate import Pictures, evaluate_classifier, evaluate_quality
+    pictures = Pictures(clean, adversarial, labels, reconstructed)       # uint8 (B, H, W, 3), read from PNGs
+    evaluate_classifier("efficientnet_lite1", classifier, pictures, device).success
+    evaluate_quality(pictures, surrogates=["efficientnet_lite0"], device=device)["PSNR dB"].adversarial
+
+Two figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it;
+`success` counts those that this classifier had right before, which is what papers call the attack success
+rate. Shares have 95 % Wilson intervals, means over images 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from classifiers.registry import load_classifier
+from data.images import Pictures, to_tensor
+from evaluation.checks import (
+    warnings_about_gradients,
+    warnings_about_labels,
+    warnings_about_outputs,
+    warnings_about_transfer,
+)
+from evaluation.predictions import (
+    ClassifierResult,
+    Prediction,
+    certified,
+    certified_line,
+    evaluate_classifier,
+)
+from evaluation.quality import Quality, evaluate_quality
+from evaluation.stats import Estimate, resampled, share
+from evaluation.tables import table
+
+if TYPE_CHECKING:
+    from diffusion.inversion import LatentDiffusion
+
+# ---------------------------------------------------------------- success
+
+
+def written_results(rows: Sequence[dict], pictures: Pictures, base: int) -> dict[str, ClassifierResult]:
+    """What the surrogates said of the pictures when each was written, by name, from the rows of the records,
+    whose labels count from `base`.
+    """
+    return {
+        name: ClassifierResult(
+            name,
+            pictures.labels,
+            *(
+                [Prediction.of_description(row["predictions"][name][picture], base) for row in rows]
+                for picture in ("before", "after", "reconstructed")
+            ),
+            pictures.targets,
+        )
+        for name in rows[0]["predictions"]
+    }
+
+
+def joint(results: Sequence[ClassifierResult]) -> tuple[np.ndarray, np.ndarray]:
+    """Which images all classifiers had right before, and which of these fool all of them at once; `(B,)`
+    each.
+    """
+    return np.all([r.correct_before for r in results], axis=0), np.all([r.fooled for r in results], axis=0)
+
+
+def joint_success(results: Sequence[ClassifierResult]) -> Estimate:
+    """Images that fool all classifiers at once, among those that all of them had right before."""
+    counted, fooled = joint(results)
+    return share(fooled.sum(), counted.sum())
+
+
+def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:
+    """Mean over classifiers of the attack success rate, or of `success_of_attack_alone`; images are resampled
+    for all classifiers at once.
+    """
+    counted = np.stack(
+        [r.correct_before if figure == "success" else r.correct_reconstructed for r in results]
+    )  # (classifiers, B)
+    fooled = np.stack([r.fooled for r in results]) & counted
+
+    def statistic(chosen: np.ndarray) -> np.ndarray:
+        # 0 where a resample leaves out all images that a classifier had right; it is then left out
+        totals = counted[:, chosen].sum(-1)
+        rates = fooled[:, chosen].sum(-1) / np.maximum(totals, 1)
+        return rates.sum(0) / np.maximum((totals > 0).sum(0), 1)
+
+    if not counted.any():
+        return Estimate(math.nan, math.nan, math.nan, is_share=True)
+    return replace(resampled(counted.shape[1], statistic), is_share=True)
+
+
+# ---------------------------------------------------------------- all of it
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that is said of a run: the results of the surrogates first, then those of transfer
+    classifiers and of all behind defences.
+    """
+
+    classifiers: list[ClassifierResult]
+    quality: dict[str, Quality]
+    warnings: list[str]
+    surrogates: int = 1
+
+    @property
+    def transfers(self) -> list[ClassifierResult]:
+        """Those that are no surrogate and undefended."""
+        return [result for result in self.classifiers[self.surrogates :] if not result.is_defended]
+
+    @property
+    def grouped(self) -> list[tuple[int, str]]:
+        """The classifiers' places and how a table calls them, in its order: each defended one below its
+        network.
+        """
+        names = [result.name for result in self.classifiers]
+        rows = []
+        for k, result in enumerate(self.classifiers):
+            if self.role(k) == "defended" and result.network in names:
+                continue  # below its network
+            rows.append((k, result.name))
+            rows += [
+                (j, "  " + other.name.removeprefix(result.name))
+                for j, other in enumerate(self.classifiers)
+                if self.role(j) == "defended" and other.network == result.name
+            ]
+        return rows
+
+    @property
+    def joint_success(self) -> Estimate | None:
+        """Of several surrogates: images that fool all of them at once, among those that all of them had right
+        before.
+        """
+        return joint_success(self.classifiers[: self.surrogates]) if self.surrogates > 1 else None
+
+    @property
+    def with_reconstructions(self) -> bool:
+        return self.classifiers[0].reconstructed is not None
+
+    @property
+    def transfer_success(self) -> Estimate | None:
+        """Mean attack success rate over the transfer classifiers, no surrogate ever among them."""
+        return transfer_mean(self.transfers) if self.transfers else None
+
+    @property
+    def transfer_success_of_attack_alone(self) -> Estimate | None:
+        return (
+            transfer_mean(self.transfers, "success_of_attack_alone")
+            if self.transfers and self.with_reconstructions
+            else None
+        )
+
+    def role(self, k: int) -> str:
+        """Of the k-th classifier."""
+        if k < self.surrogates:
+            return "surrogate"
+        return "defended" if self.classifiers[k].is_defended else "transfer"
+
+    def as_dict(self) -> dict:
+        """For JSON: figures with their intervals and counts; None for what is not known."""
+        classifiers = [
+            {
+                "model": result.name,
+                "role": self.role(k),
+                **{name: plain(figure) for name, figure in result.figures().items()},
+                **({"certified": certified(result)} if result.certificates else {}),
+            }
+            for k, result in enumerate(self.classifiers)
+        ]
+        quality = {
+            name: {
+                "adversarial": plain(figure.adversarial),
+                "reconstructed": plain(figure.reconstructed),
+                "note": figure.note,
+                "by_image": None
+                if figure.by_image is None
+                else [float(v) if math.isfinite(v) else None for v in figure.by_image],
+            }
+            for name, figure in self.quality.items()
+        }
+        return {
+            "classifiers": classifiers,
+            "joint_success": plain(self.joint_success),
+            "transfer_success": plain(self.transfer_success),
+            "quality": quality,
+            "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone),
+            "warnings": self.warnings,
+        }
+
+    def tables(self) -> list[list[list[str]]]:
+        """The same as rows of cells: one table of the classifiers, one of the images' quality. Columns are
+        left out where no reconstructions were written.
+        """
+        columns = [
+            ("accuracy before", "accuracy_before"),
+            ("reconstructed only", "accuracy_reconstructed"),
+            ("accuracy after", "accuracy_after"),
+            ("attack success (of right before)", "success"),
+            ("of right when reconstructed", "success_of_attack_alone"),
+        ]
+        if not self.with_reconstructions:
+            columns = [
+                column
+                for column in columns
+                if column[1] not in ("accuracy_reconstructed", "success_of_attack_alone")
+            ]
+        rows = [["classifier", "role", *(title for title, _ in columns)]]
+        rows += [
+            [shown, self.role(k), *(str(getattr(self.classifiers[k], name)) for _, name in columns)]
+            for k, shown in self.grouped
+        ]
+        means = {
+            "success": self.transfer_success,
+            "success_of_attack_alone": self.transfer_success_of_attack_alone,
+        }
+        if self.surrogates > 1:
+            rows.insert(
+                # below the last surrogate, and what defends it
+                next((k for k, row in enumerate(rows) if row[1] == "transfer"), len(rows)),
+                [
+                    "all at once",
+                    "surrogate",
+                    *(str(self.joint_success) if name == "success" else "" for _, name in columns),
+                ],
+            )
+        if self.transfers:
+            rows.append(
+                ["mean", "transfer", *(str(means[name]) if name in means else "" for _, name in columns)]
+            )
+        return [
+            rows,
+            [
+                [
+                    "to the clean images",
+                    "adversarial",
+                    *(["reconstructed only"] if self.with_reconstructions else []),
+                    "",
+                ]
+            ]
+            + [
+                [
+                    name,
+                    str(figure.adversarial),
+                    *([str(figure.reconstructed)] if self.with_reconstructions else []),
+                    figure.note or "",
+                ]
+                for name, figure in self.quality.items()
+            ],
+        ]
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        classifiers, quality = self.tables()
+        return [
+            *table(classifiers),
+            "",
+            *table(quality),
+            "",
+            "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife "
+            "for the kernel distance",
+            *self.remarks,
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of rows behind defences must know."""
+        lines = [certified_line(result) for result in self.classifiers if result.certificates]
+        if any(self.role(k) == "defended" for k in range(len(self.classifiers))):
+            lines.append(
+                "the images were not made through the defences above, so that these look stronger than they "
+                "are; --model_name NAME@DEFENCE attacks through one"
+            )
+        return lines
+
+
+def evaluate(
+    pictures: Pictures,
+    surrogates: Mapping[str, torch.nn.Module],
+    transfer: Sequence[str],
+    device: torch.device,
+    known: Mapping[str, ClassifierResult] | None = None,
+    class_names: Sequence[str] | None = None,
+    diffusion: LatentDiffusion | None = None,
+) -> Evaluation:
+    """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers and
+    others behind defences, each loaded, used and freed before the next.
+
+    Args:
+        known: what surrogates have said of these pictures before, by name.
+        class_names: to compare with those of a transfer classifier that has names for its outputs.
+        diffusion: the model of defences that need one.
+
+    Raises:
+        ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
+    """
+    results, warnings = [], warnings_about_transfer(list(surrogates), transfer)
+    for name, classifier in surrogates.items():
+        result = (known or {}).get(name) or evaluate_classifier(name, classifier, pictures, device)
+        results.append(result)
+        with torch.no_grad():
+            classes = classifier(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
+        warnings += [
+            *warnings_about_outputs(name, classifier, pictures.clean, device),
+            *warnings_about_gradients(name, classifier, pictures.clean, pictures.labels, device),
+            *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
+        ]
+    for name in transfer:
+        if name not in surrogates:
+            other = load_classifier(
+                name, class_names or classes, pictures.clean.shape[1], diffusion=diffusion
+            ).to(device)
+            results.append(evaluate_classifier(name, other, pictures, device))
+            if not results[-1].is_defended:
+                warnings += [
+                    *warnings_about_outputs(name, other, pictures.clean, device),
+                    *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
+                ]
+            del other
+    return Evaluation(
+        results, evaluate_quality(pictures, list(surrogates), device), warnings, len(surrogates)
+    )
+
+
+def plain(figure: Estimate | None) -> dict | None:
+    """For JSON, which knows no NaN."""
+    return (
+        None
+        if figure is None
+        else {
+            key: value if value is None or math.isfinite(value) else None
+            for key, value in asdict(figure).items()
+        }
+    )

@@ -1,0 +1,204 @@
+"""What a classifier says of pictures, and whether it is right or fooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from classifiers.defences import ALPHA, Certificate, Smoothed, split_name
+from data.images import Pictures, to_tensor
+from evaluation.stats import Estimate, share
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image."""
+
+    label: int
+    confidence: float  # probability of that label
+    true_confidence: float  # probability of the true label, or of all of them
+
+    def described(self, class_names: Sequence[str], base: int) -> dict:
+        """For results.json: the label counted from `base`, and its class."""
+        return {**asdict(self), "label": self.label + base, "class": class_names[self.label]}
+
+    @classmethod
+    def of_description(cls, description: dict, base: int) -> Prediction:
+        """The prediction that `described` described."""
+        return cls(description["label"] - base, description["confidence"], description["true_confidence"])
+
+
+@torch.no_grad()
+def predict(
+    classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray, device: torch.device, batch: int = 16
+) -> list[Prediction]:
+    """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`."""
+    predictions = []
+    for start in range(0, len(images), batch):
+        probabilities = classifier(to_tensor(images[start : start + batch]).to(device)).softmax(-1)
+        confidences, predicted = probabilities.max(-1)
+        for row, c, p, label in zip(
+            probabilities, confidences, predicted, labels.reshape(len(labels), -1)[start : start + batch]
+        ):
+            predictions.append(Prediction(int(p), float(c), float(row[label[label >= 0]].sum())))
+    return predictions
+
+
+def correct(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
+    """Whether each prediction is the label, or one of them: `(B,)`."""
+    return (np.array([p.label for p in predictions], int)[:, None] == labels.reshape(len(labels), -1)).any(1)
+
+
+def fooled(predictions: Sequence[Prediction], labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
+    """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
+    wrong = ~correct(predictions, labels)
+    return (
+        wrong
+        if targets is None
+        else np.where(targets >= 0, np.array([p.label for p in predictions], int) == targets, wrong)
+    )
+
+
+@dataclass(frozen=True)
+class ClassifierResult:
+    """What one classifier says of the clean, reconstructed and adversarial images."""
+
+    name: str
+    labels: np.ndarray  # (B,) or (B, L)
+    before: list[Prediction]
+    after: list[Prediction]
+    reconstructed: list[Prediction] | None
+    targets: np.ndarray | None = None  # (B,)
+    # behind smoothing, of the clean and of the adversarial images
+    certificates: tuple[list[Certificate], list[Certificate]] | None = None
+
+    @property
+    def network(self) -> str:
+        """Its name without defences."""
+        return split_name(self.name)[0]
+
+    @property
+    def is_defended(self) -> bool:
+        return self.name != self.network
+
+    @property
+    def correct_before(self) -> np.ndarray:
+        return correct(self.before, self.labels)
+
+    @property
+    def fooled(self) -> np.ndarray:
+        """Right before, and after the attack wrong, or as the target says: `(B,)`."""
+        return self.correct_before & fooled(self.after, self.labels, self.targets)
+
+    @property
+    def fooled_by_reconstruction(self) -> np.ndarray:
+        """The same of the reconstruction, without any attack."""
+        return self.correct_before & fooled(self.reconstructed, self.labels, self.targets)
+
+    @property
+    def correct_reconstructed(self) -> np.ndarray:
+        """Right before and on the reconstruction, so that the attack alone can have fooled it: `(B,)`."""
+        return self.correct_before & correct(self.reconstructed, self.labels)
+
+    @property
+    def accuracy_before(self) -> Estimate:
+        return share(self.correct_before.sum(), len(self.labels))
+
+    @property
+    def accuracy_reconstructed(self) -> Estimate | None:
+        return (
+            None
+            if self.reconstructed is None
+            else share(correct(self.reconstructed, self.labels).sum(), len(self.labels))
+        )
+
+    @property
+    def accuracy_after(self) -> Estimate:
+        return share(correct(self.after, self.labels).sum(), len(self.labels))
+
+    @property
+    def success(self) -> Estimate:
+        """Attack success rate: misclassified among those classified correctly before."""
+        return share(self.fooled.sum(), self.correct_before.sum())
+
+    @property
+    def success_of_attack_alone(self) -> Estimate | None:
+        """The same without the images that are misclassified on the reconstruction already."""
+        return (
+            None
+            if self.reconstructed is None
+            else share((self.fooled & self.correct_reconstructed).sum(), self.correct_reconstructed.sum())
+        )
+
+    def described(self, k: int, class_names: Sequence[str], base: int) -> dict[str, dict]:
+        """The predictions of the k-th image, for results.json."""
+        predictions = {"before": self.before, "reconstructed": self.reconstructed, "after": self.after}
+        return {
+            picture: of_images[k].described(class_names, base)
+            for picture, of_images in predictions.items()
+            if of_images is not None
+        }
+
+    def figures(self) -> dict[str, Estimate | None]:
+        return {
+            name: getattr(self, name)
+            for name in (
+                "accuracy_before",
+                "accuracy_reconstructed",
+                "accuracy_after",
+                "success",
+                "success_of_attack_alone",
+            )
+        }
+
+
+def evaluate_classifier(
+    name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device
+) -> ClassifierResult:
+    """Classifies all pictures of a run."""
+    before, after, reconstructed = (
+        None if images is None else predict(classifier, images, pictures.labels, device)
+        for images in (pictures.clean, pictures.adversarial, pictures.reconstructed)
+    )
+    certificates = (
+        tuple(
+            [c for chunk in to_tensor(images).split(16) for c in classifier.certify(chunk.to(device))]
+            for images in (pictures.clean, pictures.adversarial)
+        )
+        if isinstance(classifier, Smoothed)
+        else None
+    )
+    return ClassifierResult(
+        name, pictures.labels, before, after, reconstructed, pictures.targets, certificates
+    )
+
+
+def certified(result: ClassifierResult) -> dict[str, dict]:
+    """What smoothing certifies, of the clean and the adversarial images: how many it abstains on, and the
+    median radius of the others.
+    """
+    told = {}
+    for picture, certificates in zip(("clean", "adversarial"), result.certificates):
+        radii = [c.radius for c in certificates if not c.abstains]
+        told[picture] = {
+            "abstains": len(certificates) - len(radii),
+            "images": len(certificates),
+            "median_radius": float(np.median(radii)) if radii else None,
+        }
+    return told
+
+
+def certified_line(result: ClassifierResult) -> str:
+    parts = [
+        f"abstains on {told['abstains']}/{told['images']} {picture} images"
+        + (
+            ""
+            if told["median_radius"] is None
+            else f" and certifies the others at a median radius of {told['median_radius']:.2f}"
+        )
+        for picture, told in certified(result).items()
+    ]
+    return f"{result.name}: {', '.join(parts)} (L2, values in [0, 1]; Clopper-Pearson at {1 - ALPHA:.1%})"

@@ -1,0 +1,249 @@
+"""Writes report.html, one self-contained page on which a run is looked through.
+
+    python main.py --save_dir output_fixed/      # writes output_fixed/report.html at its end
+    python utils.py output_fixed                 # writes it anew, with the figures
+
+The page is filled in from report_template.html by Jinja2, which escapes what it fills in; pictures are part
+of it, and it asks no network for anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.images import replacing
+from data.records import ANALYSIS, ImageRecord, Run, read_pair, timestep_rows, timestep_shares
+from plotting.figures import timestep_colours
+from plotting.image_figures import AMPLIFIED
+
+FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
+    "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at "
+    "the first layer, as bars with deviations; a dashed line marks equal shares",
+    "layer_shares": "Share of each self-attention layer in the loss of each timestep, as a grid of "
+    "percentages",
+    "weight_curves": "Weight of each timestep over the iterations of the run, with the named schedules as "
+    "reference lines",
+    "losses": "The three losses before and after their factors, the gradients of the attention terms in "
+    "percent of the attack's, and the confidence in the true class, over iterations",
+    "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
+    "loss_heatmap": "Self-attention loss by timestep and iteration",
+}
+# bytes of all images' pictures, before base64, and of one image's
+PICTURES_BUDGET, LARGEST_SHARE = (
+    6_000_000,
+    120_000,
+)
+# scale and WebP quality, tried in this order
+QUALITIES = [
+    (1, 95),
+    (1, 90),
+    (1, 80),
+    (1, 65),
+    (1, 50),
+    (0.7, 50),
+    (0.5, 50),
+    (0.35, 40),
+    (0.25, 30),
+]
+
+
+def write_page(run: Run) -> None:
+    """Writes `report.html` into the folder of a finished run, from its records, pictures, figures and
+    results.json.
+
+    Raises:
+        OSError: results.json or a figure is missing, or the page cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    results = json.loads((run.folder / "results.json").read_text())
+    rows = {row["index"]: row for row in results["images"]}
+    records = [record for record in run.records if record.index in rows]
+    budget = min(LARGEST_SHARE, PICTURES_BUDGET // max(1, len(records)))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report_template.html").render(
+        name=run.folder.absolute().name,
+        results=results,
+        amplified=AMPLIFIED,
+        timestep_table=timestep_rows(run.layer_losses, run.timesteps),
+        figures=[
+            (name, alternative, data_url((run.folder / ANALYSIS / f"{name}.png").read_bytes(), "image/png"))
+            for name, alternative in FIGURES.items()
+        ],
+        images=[describe_image(run, record, rows[record.index], budget) for record in records],
+    )
+    with replacing(run.folder / "report.html") as temporary:
+        temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name need not be Unicode
+
+
+def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dict:
+    """All that the gallery shows of an image."""
+    clean, adversarial = read_pair(run.folder, record.index)
+    difference = (AMPLIFIED * np.abs(adversarial.astype(np.int16) - clean)).clip(0, 255).astype(np.uint8)
+    before, after = row["before"], row["after"]
+    return {
+        "row": row,
+        "outcome": record.outcome,
+        "drop": before["true_confidence"] - after["true_confidence"],
+        "side": clean.shape[0],
+        **dict(zip(("clean", "adversarial", "difference"), encode([clean, adversarial, difference], budget))),
+        "charts": charts(record),
+    }
+
+
+def encode(pictures: Sequence[np.ndarray], budget: int) -> list[str]:
+    """Data URLs of pictures, uint8 `(H, W, 3)`: WebP at the best quality with which all of them together keep
+    to the budget in bytes.
+    """
+    for scale, quality in QUALITIES:
+        files = []
+        for picture in map(Image.fromarray, pictures):
+            out = io.BytesIO()
+            picture.resize([max(1, round(side * scale)) for side in picture.size], Image.LANCZOS).save(
+                out, "WEBP", quality=quality
+            )
+            files.append(out.getvalue())
+        if sum(map(len, files)) <= budget:
+            break
+    return [data_url(file, "image/webp") for file in files]
+
+
+def data_url(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# ---------------------------------------------------------------- an image's own curves, as SVG in the
+# template
+
+CHART = {"left": 38, "right": 254, "top": 8, "bottom": 92}  # of the axes inside a chart of 260 x 120
+
+
+def charts(record: ImageRecord) -> list[dict]:
+    """Confidence, self-attention loss and weights over iterations, and the shares of the timesteps, in the
+    coordinates of CHART.
+    """
+    colours = [
+        "#" + "".join(f"{round(255 * c):02x}" for c in colour[:3])
+        for colour in timestep_colours(len(record.timesteps))
+    ]
+    total = record.layer_losses.sum((1, 2), dtype=np.float64)
+    shares = timestep_shares(record.layer_losses)
+    highest = max(0.01, np.nanmax(np.nan_to_num(shares)))
+    flip = int(record.fooled.argmax()) + 1 if record.fooled.any() else None
+    return [
+        {
+            "title": "confidence in the true class" + (f"; fooled at iteration {flip}" if flip else ""),
+            "low": "0",
+            "high": "1",
+            "bars": [],
+            "x": (1, len(total)),
+            "lines": [("currentColor", polylines(record.confidence, 0, 1))],
+            "mark": None if flip is None else horizontal(flip - 1, len(total)),
+        },
+        log_chart("self-attention loss (log)", total),
+        log_chart("self-attention's gradient, % of the attack's (log)", gradient_curve(record)),
+        {
+            "title": "share of the loss by timestep",
+            "low": "0",
+            "high": f"{100 * highest:.0f}%",
+            "lines": [],
+            "mark": None,
+            "x": record.timesteps[[0, -1]].tolist(),
+            "bars": [
+                (colour, *bar(i, len(shares), value / highest))
+                for i, (colour, value) in enumerate(zip(colours, np.nan_to_num(shares)))
+            ],
+        },
+        {
+            "title": "weight of each timestep",
+            "low": "0",
+            "high": "1",
+            "bars": [],
+            "mark": None,
+            "x": (1, len(total)),
+            "lines": [(colour, polylines(record.weights[:, i], 0, 1)) for i, colour in enumerate(colours)],
+        },
+    ]
+
+
+def log_chart(title: str, values: np.ndarray) -> dict:
+    """A curve of values `(K,)` on a logarithmic axis, with gaps where they are not above zero."""
+    logarithm = np.log10(values, out=np.full(len(values), np.nan), where=values > 0)
+    finite = logarithm[np.isfinite(logarithm)]
+    low, high = (math.floor(finite.min()), math.ceil(finite.max() + 1e-9)) if len(finite) else (-1, 0)
+    return {
+        "title": title,
+        "low": f"1e{low}",
+        "high": f"1e{high}",
+        "bars": [],
+        "x": (1, len(values)),
+        "lines": [("currentColor", polylines(logarithm, low, high))],
+        "mark": None,
+    }
+
+
+def gradient_curve(record: ImageRecord) -> np.ndarray:
+    """`(K,)`, how long the self-attention term's gradient is in percent of the attack's, straight between the
+    iterations in which it was measured; NaN before the first of them.
+    """
+    attack, structure = record.gradient_norms.T[:2].astype(np.float64)
+    shares = 100 * np.divide(structure, attack, out=np.full(len(attack), np.nan), where=attack > 0)
+    iterations = np.arange(1, len(record.fooled) + 1)
+    return np.interp(iterations, record.gradient_iterations, shares, left=np.nan)
+
+
+def horizontal(k: int, count: int) -> float:
+    return round(
+        CHART["left"] + (CHART["right"] - CHART["left"]) * (k / (count - 1) if count > 1 else 0.5), 1
+    )
+
+
+def polylines(values: np.ndarray, low: float, high: float) -> list[str]:
+    """Points of the pieces of a curve, which has gaps where values `(K,)` are not finite; a piece of one
+    point becomes a short dash.
+    """
+    pieces: list[list[str]] = [[]]
+    for k, value in enumerate(values):
+        if not np.isfinite(value):
+            pieces.append([])
+            continue
+        x, y = (
+            horizontal(k, len(values)),
+            CHART["bottom"] - (CHART["bottom"] - CHART["top"]) * (value - low) / (high - low),
+        )
+        pieces[-1].append(f"{x:.1f},{y:.1f}")
+    return [
+        " ".join(
+            piece
+            if len(piece) > 1
+            else [piece[0], f"{float(piece[0].split(',')[0]) + 2:.1f},{piece[0].split(',')[1]}"]
+        )
+        for piece in pieces
+        if piece
+    ]
+
+
+def bar(i: int, count: int, height: float) -> tuple[float, float, float, float]:
+    """x, y, width and height of the i-th bar."""
+    width = (CHART["right"] - CHART["left"]) / count
+    full = (CHART["bottom"] - CHART["top"]) * height
+    return (
+        round(CHART["left"] + width * (i + 0.1), 1),
+        round(CHART["bottom"] - full, 1),
+        round(0.8 * width, 1),
+        round(full, 1),
+    )

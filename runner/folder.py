@@ -1,0 +1,335 @@
+"""The folder of a run: who may write to it, what is finished in it, its records, and how its images are
+shared out, in batches and processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from classifiers.registry import check_name
+from common.errors import InputError, RunError, note
+from data.dataset import Item, labels_and_targets
+from data.images import Pictures, delete_abandoned, read_image, replacing, temporary_name
+from data.records import (
+    ANALYSIS,
+    Run,
+    index_of,
+    read_configuration,
+    read_record,
+    read_run,
+    record_path,
+    run_identity,
+)
+from options import Options
+
+# what is read of an image's pictures
+WRITTEN = ("originImage", "adv_image", "reconstruction")
+RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "torchmetrics",
+    "pillow",
+)
+
+
+def configuration_of(
+    options: Options, dtype: torch.dtype, items: Sequence[Item], contents: dict[str, str]
+) -> dict:
+    """All that the files of a run depend on, with `content_digests`; the digest of an image's content is in
+    its record.
+    """
+    flags = {
+        declared.name: plain(getattr(options, declared.name))
+        for declared in fields(Options)
+        if declared.metadata["identifies_run"]
+    }
+    return flags | {
+        "dtype": str(dtype).removeprefix("torch."),
+        "images": [name_of(item, options) for item in items],
+        "labels": [counted(item.labels, options.label_base) for item in items],
+        "targets": [None if item.target is None else item.target + options.label_base for item in items],
+        "contents": contents,
+    }
+
+
+def plain(value: object) -> object:
+    """A flag's value as JSON gives it back."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value if value is None or isinstance(value, (bool, int, float, str, list)) else str(value)
+
+
+def name_of(item: Item, options: Options) -> str:
+    """An image's name, with that of its class's folder if it has one."""
+    return str(item.path.relative_to(options.images_root))
+
+
+def counted(labels: Sequence[int], base: int) -> int | list[int]:
+    """Labels as files give them: a number, or a list of several."""
+    return labels[0] + base if len(labels) == 1 else [label + base for label in labels]
+
+
+def check_save_dir(folder: Path) -> None:
+    try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:  # of a name that is too long, say
+        raise InputError(
+            f"--save_dir: {error.strerror}: {str(folder)[:60]!r}...; give another folder"
+        ) from None
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--save_dir: {str(folder)!r} cannot be written, because {str(existing)!r} is "
+            f"{'not writable' if existing.is_dir() else 'a file'}; give another folder"
+        )
+
+
+def check_folder(folder: Path, configuration: dict) -> None:
+    """Raises InputError if the folder holds a run of another configuration."""
+    if not (folder / "run.json").exists():
+        if any(index_of(path) is not None for path in folder.glob("*_record.npz")):
+            raise InputError(
+                f"--save_dir: {str(folder)!r} holds results but no run.json that says of what; give another "
+                f"folder, or --overwrite to start over"
+            )
+        return
+    try:
+        found = read_configuration(folder)
+    except ValueError as error:
+        raise InputError(f"--save_dir: {error}") from None
+    differing = [
+        f"{key} was {shortened(found.get(key))} and is {shortened(configuration.get(key))}"
+        for key in sorted({*found, *configuration} - {"contents"})
+        if found.get(key) != configuration.get(key)
+    ]
+    contents = found.get("contents", {})
+    differing += [
+        f"the content of {name} has changed"
+        for name, digest in configuration.get("contents", {}).items()
+        if contents.get(name, digest) != digest
+    ]
+    if differing:
+        raise InputError(
+            f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; "
+            f"give another folder, or --overwrite to start over"
+        )
+
+
+def identity_of(folder: Path) -> str:
+    """The identity of the run whose folder this is.
+
+    Raises:
+        RunError: its run.json cannot be read.
+    """
+    try:
+        return run_identity(read_configuration(folder))
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def check_still_ours(folder: Path, identity: str) -> None:
+    """Raises RunError if the folder has become another run's."""
+    if identity_of(folder) != identity:
+        raise RunError(
+            f"--save_dir: {str(folder)!r} has been taken over by a run of another configuration, started "
+            f"with --overwrite; this one stops, and what is there is the other's"
+        )
+
+
+def drop_unusable(folder: Path, items: Sequence[Item], identity: str) -> None:
+    """Deletes the records of images that have to be made again, and says why: damaged, of another run,
+    without their pictures, or of a picture that has changed since.
+    """
+    delete_abandoned(folder)
+    for item in items:
+        path = record_path(folder, item.index)
+        if path.exists():
+            reason = reason_to_make_again(path, item, identity)
+            if reason:
+                note(f"{item.path.name} is made again: {reason}")
+                path.unlink()
+
+
+def reason_to_make_again(path: Path, item: Item, identity: str) -> str | None:
+    """Why a record cannot be used, None if it can."""
+    try:
+        row = read_record(path, identity).row
+    except ValueError as error:
+        return str(error).split("; delete it")[0]
+    for kind in WRITTEN:
+        picture = path.with_name(f"{item.index:04d}_{kind}.png")
+        try:
+            with Image.open(picture) as file:
+                file.verify()
+        # of a file that is no PNG, or a damaged one, Pillow raises these
+        except (OSError, SyntaxError, ValueError) as error:
+            return f"{picture} is missing or damaged ({type(error).__name__})"
+    try:
+        changed = row["digest"] != file_digest(item.path)
+    except OSError:
+        return None  # it is gone, and was attacked while it was there
+    return f"{item.path} has changed since it was attacked" if changed else None
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--save_dir: {str(folder)!r} cannot be made ({error.strerror}); give another folder"
+        ) from None
+
+
+def claim_folder(folder: Path, configuration: dict) -> str:
+    """Writes run.json and returns the run's identity; of several processes that start at once one wins, and
+    the others compare.
+    """
+    mine = temporary_name(folder / "run.json")
+    mine.write_text(json.dumps(configuration, indent=2) + "\n")
+    try:
+        os.link(mine, folder / "run.json")
+    except FileExistsError:
+        check_folder(folder, configuration)
+    except OSError:  # a file system without hard links: the last wins, and the others compare
+        if not (folder / "run.json").exists():
+            os.replace(mine, folder / "run.json")
+        check_folder(folder, configuration)
+    finally:
+        mine.unlink(missing_ok=True)
+    return identity_of(folder)
+
+
+def clear_folder(folder: Path) -> None:
+    """Deletes what a run writes, and nothing else."""
+    for path in folder.iterdir():
+        of_image = re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name)
+        if of_image or path.name in RUN_FILES:
+            path.unlink()
+    for path in (folder / ANALYSIS).glob("*"):
+        if re.fullmatch(r"\w+\.(png|pdf)(\.[\w-]*\.?partial)?", path.name):
+            path.unlink()
+
+
+def shortened(value: object) -> str:
+    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
+
+
+def failure_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:04d}_failed.txt"
+
+
+def write_failure(folder: Path, index: int, path: Path, error: Exception) -> None:
+    with replacing(failure_path(folder, index)) as temporary:
+        temporary.write_text(f"{path.name}: {error}\n", encoding="utf-8", errors="backslashreplace")
+
+
+def read_failures(folder: Path, indices: Sequence[int]) -> list[str]:
+    return [
+        failure_path(folder, index).read_text(encoding="utf-8").strip()
+        for index in indices
+        if failure_path(folder, index).exists()
+    ]
+
+
+def read_finished(folder: Path, indices: Sequence[int]) -> Run:
+    """The records of finished images, with what the figures need."""
+    try:
+        return read_run(folder, indices)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def read_pictures(folder: Path, items: Sequence[Item], size: int) -> Pictures:
+    """The written files of finished images."""
+    clean, adversarial, reconstructed = (
+        np.stack([read_image(folder / f"{item.index:04d}_{kind}.png", size) for item in items])
+        for kind in WRITTEN
+    )
+    labels, targets = labels_and_targets(items)
+    return Pictures(clean, adversarial, labels, reconstructed, targets)
+
+
+def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:
+    """The images that are not finished."""
+    return [item for item in items if not record_path(folder, item.index).exists()]
+
+
+def provenance(options: Options, device: torch.device) -> dict:
+    """What a results file says of where its figures come from."""
+    return {
+        "configuration": {name: plain(value) for name, value in vars(options).items()},
+        "device": str(device),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def write_texts(folder: Path, contents: dict[str, str]) -> None:
+    for name, content in contents.items():
+        with replacing(folder / name) as temporary:
+            # file names need not be Unicode
+            temporary.write_text(content.rstrip() + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+# ---------------------------------------------------------------- what a run depends on by content
+
+SAMPLE = 2**20  # bytes
+
+
+def file_digest(path: Path) -> str:
+    """A digest of a file's size and content; of more than three SAMPLEs, of its beginning, middle and end,
+    since hashing gigabytes of weights at every start would take longer than to notice that they changed is
+    worth.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        if size <= 3 * SAMPLE:
+            digest.update(file.read())
+        else:
+            for place in (0, (size - SAMPLE) // 2, size - SAMPLE):
+                file.seek(place)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def folder_digest(folder: Path) -> str:
+    """A digest of the names and contents of all files of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = [(str(path.relative_to(folder)), file_digest(path)) for path in files]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+
+
+def content_digests(
+    checkpoint: str, classifiers: tuple[str, ...], class_names: tuple[str, ...]
+) -> dict[str, str]:
+    """Digests by name of the class names, and of the diffusion model and the surrogates as far as they are
+    files here.
+    """
+    digests = {"the class names": hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:16]}
+    for name in (checkpoint, *classifiers):
+        resolved = name if name == checkpoint else check_name(name).removeprefix("hf:")
+        path = Path(resolved.rsplit(":", 1)[0] if ".py:" in resolved else resolved)
+        if path.is_dir():
+            digests[name] = folder_digest(path)
+        elif path.is_file():
+            digests[name] = file_digest(path)
+    return digests

@@ -1,0 +1,201 @@
+"""What ends a run: the tables on the screen, results.json and log.txt, the figures and the page."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.dataset import Item
+from data.records import ANALYSIS, Run, record_path, timestep_rows
+from diff_latent_attack import DiffAttack
+from evaluation.checks import COLLAPSED_BELOW, warnings_about_rounding
+from evaluation.evaluate import Evaluation, evaluate, written_results
+from evaluation.tables import table
+from options import Options
+from plotting.draw import draw_folders
+from plotting.report import write_page
+from runner.folder import provenance, read_failures, read_finished, read_pictures, write_texts
+from timestep_weights import effective_timesteps, named_schedules
+
+FELT_ABOVE = 0.01  # of the attack's gradient
+
+
+def summarise(
+    rows: list[dict], evaluation: Evaluation | None, failures: list[str], weights: list[float]
+) -> str:
+    """The aligned tables that end a run."""
+    lines = table(
+        [["image", "true class", "before", "", "after", "", "success", "PSNR dB", "s"]]
+        + [
+            [
+                row["file"],
+                row["class"] + (f" -> {row['target_class']}" if "target" in row else ""),
+                row["before"]["class"],
+                f"{row['before']['confidence']:.2f}",
+                row["after"]["class"],
+                f"{row['after']['confidence']:.2f}",
+                {True: "yes", False: "no", None: "wrong before"}[row["success"]],
+                f"{row['psnr']:.1f}",
+                f"{row['seconds']:.0f}",
+            ]
+            for row in rows
+        ]
+    )
+    if evaluation is not None:
+        lines += [
+            "",
+            *evaluation.lines(),
+            "",
+            f"mean PSNR {np.mean([row['psnr'] for row in rows]):.1f} dB, mean time "
+            f"{np.mean([row['seconds'] for row in rows]):.1f} s an image, "
+            f"timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}",
+        ]
+    lines += [f"not attacked: {failure}" for failure in failures]
+    return "\n".join(lines)
+
+
+def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
+    """What a reader of the weights must know, in one line."""
+    if mode == "learnable_detached":
+        return (
+            "mode learnable_detached: the weight is detached in the loss, so no gradient reaches the weight "
+            "network and unchanged weights are expected"
+        )
+    if mode == "learnable" and effective_timesteps(weights) < COLLAPSED_BELOW:
+        return (
+            f"mode learnable: the weights have collapsed onto timestep {int(weights.argmax())}, because the "
+            f"loss is linear in them and is smallest "
+            "with all weight on the smallest L_i; use --weight_mode fixed"
+        )
+    return None
+
+
+def weights_at_the_end(attack: DiffAttack, run: Run | None) -> torch.Tensor:
+    """The weights `(N,)` after the last image; where each image has its own, their mean over the images."""
+    weights = attack.controller.weights()
+    if weights.ndim == 1 or run is None:
+        return weights.view(attack.num_timesteps, -1).mean(1)
+    return torch.from_numpy(np.mean([record.weights[-1] for record in run.records], 0))
+
+
+def gradient_rows(run: Run) -> list[list[str]]:
+    """How strong the two attention terms are beside the attack's."""
+    return [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]] + [
+        [f"iteration {iteration}", *(f"{100 * share:.2g}" for share in shares)]
+        for iteration, shares in zip(run.records[0].gradient_iterations, run.gradient_shares)
+    ]
+
+
+def advice_on_strength(run: Run) -> list[str]:
+    """Whether the weights can have been felt at all, in one line if not."""
+    share, factor = run.gradient_shares[-1, 0], run.configuration["self_attn_loss_weight"]
+    if run.configuration["structure_share"] is not None or not 0 < share < FELT_ABOVE:
+        return []
+    needed = factor * 0.1 / share
+    return [
+        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration: "
+        f"its weights cannot be felt, and --self_attn_loss_weight {needed:.1g} would make it 10 %"
+    ]
+
+
+def report(options: Options, selected: Sequence[Item], attack: DiffAttack, device: torch.device) -> int:
+    """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
+    run that is complete; returns the exit code.
+    """
+    indices = [item.index for item in selected]
+    failures = read_failures(options.save_dir, indices)
+    done = [item for item in selected if record_path(options.save_dir, item.index).exists()]
+    evaluation, finished, rows = None, None, []
+    if done:
+        finished = read_finished(options.save_dir, [item.index for item in done])
+        rows = finished.rows
+        pictures = read_pictures(options.save_dir, done, options.res)
+        evaluation = evaluate(
+            pictures,
+            dict(zip(options.model_name, attack.classifiers)),
+            options.judges,
+            device,
+            written_results(rows, pictures, options.label_base),
+            attack.class_names,
+            attack,
+        )
+        evaluation.warnings.extend(
+            warnings_about_rounding(
+                [row["file"] for row in rows],
+                [row["fooled_as_tensor"] for row in rows],
+                [row["fooled"] for row in rows],
+            )
+        )
+    weights = weights_at_the_end(attack, finished)
+    left = len(selected) - len(rows) - len(failures)
+    lines = [summarise(rows, evaluation, failures, weights.tolist())]
+    if finished:
+        lines += [
+            "",
+            "self-attention loss by timestep, over all layers, before weights",
+            *table(timestep_rows(finished.layer_losses, finished.timesteps)),
+        ]
+        lines += ["", *table(gradient_rows(finished)), *advice_on_strength(finished)]
+    if left:
+        lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
+    text = "\n".join([*lines, *filter(None, [advice_on_weights(options.weight_mode, weights)])])
+    results = {
+        "images": [
+            row | of_image(evaluation, k, attack.class_names, options.label_base)
+            for k, row in enumerate(rows)
+        ],
+        **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
+        "not_attacked": failures,
+        "weights_at_the_end": weights.tolist(),
+        "gradient_shares": {
+            str(iteration): dict(zip(("self-attention", "cross-attention"), shares.tolist()))
+            for iteration, shares in zip(finished.records[0].gradient_iterations, finished.gradient_shares)
+        }
+        if finished
+        else None,
+        "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
+        "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
+        **provenance(options, device),
+    }
+    write_report(options.save_dir, "results.json", "log.txt", results, text)
+    if finished and not left and options.figures != "none":
+        draw_folders([finished], named_schedules, each_image=options.figures == "all", anew=False)
+        write_page(finished)
+        print(
+            f"\nfigures in {options.save_dir / ANALYSIS}, and a page to look through in "
+            f"{options.save_dir / 'report.html'}"
+        )
+    return 1 if failures else 0
+
+
+def of_image(evaluation: Evaluation, k: int, class_names: Sequence[str], base: int) -> dict:
+    """What an evaluation says of the k-th image alone."""
+
+    return {
+        "predictions": {
+            result.name: result.described(k, class_names, base) for result in evaluation.classifiers
+        },
+        "quality": {
+            name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None
+            for name, figure in evaluation.quality.items()
+            if figure.by_image is not None
+        },
+    }
+
+
+def write_report(folder: Path, json_name: str, text_name: str, results: dict, text: str) -> None:
+    """Writes and prints what a run has to say at its end."""
+    write_texts(
+        folder,
+        {
+            json_name: json.dumps(results, indent=2),
+            text_name: "python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text,
+        },
+    )
+    print("\n" + text)

@@ -1,0 +1,149 @@
+"""What a command line names, read the same way for every command: images, classes, device, and the attack."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from classifiers.defences import needs_diffusion, split_name
+from classifiers.registry import load_classifier
+from common.devices import resolve_device, resolve_dtype, set_up
+from common.environment import mend_torchvision
+from common.errors import InputError, note
+from data.class_names import IMAGENET_CLASSES, read_class_names
+from data.dataset import PRESETS, Item, read_dataset
+from diff_latent_attack import DiffAttack
+from diffusion.inversion import LatentDiffusion
+from diffusion.pipeline import load_pipeline
+from evaluation.checks import warnings_about_outputs
+from options import Options
+from runner.folder import check_save_dir, configuration_of, content_digests
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+mend_torchvision()
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a command works on, before a network is loaded."""
+
+    options: Options
+    class_names: tuple[str, ...]
+    items: list[Item]
+    device: torch.device
+    dtype: torch.dtype  # of the diffusion model
+
+    def configuration(self, options: Options) -> dict:
+        """What the files of a run with these options depend on."""
+        return configuration_of(options, self.dtype, self.items, self.contents)
+
+    def load_pipeline(self) -> StableDiffusionPipeline:
+        return load_pipeline(self.options.pretrained_diffusion_path, self.device, self.dtype)
+
+    @functools.cached_property
+    def contents(self) -> dict[str, str]:
+        """Digests of what is compared by content, read once for all that ask."""
+        return content_digests(
+            self.options.pretrained_diffusion_path, self.options.model_name, self.class_names
+        )
+
+
+def class_names_of(options: Options) -> tuple[str, ...]:
+    """The names of the classes."""
+    needed = PRESETS[options.dataset_name].class_names
+    if options.captions is None and needed:
+        raise InputError(
+            f"--dataset_name {options.dataset_name} needs --captions with the path of {needed}, which comes "
+            f"with the data set"
+        )
+    return IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
+
+
+def read_items(options: Options, class_names: Sequence[str]) -> list[Item]:
+    """The images of --images_root with their labels and, in a targeted attack, their targets."""
+    return read_dataset(
+        options.images_root, options.label_path, class_names, options.label_base, options.target_label
+    )
+
+
+def read_task(options: Options, device: str | None = None) -> Task:
+    """Reads what the options name, without loading a network.
+
+    Args:
+        device: another than `--device`, as one of several processes has it.
+    Raises:
+        InputError, DatasetError: something named cannot be used.
+    """
+    class_names = class_names_of(options)
+    items = read_items(options, class_names)
+    resolved = resolve_device(device or options.device)
+    dtype = resolve_dtype(options.dtype, resolved)
+    check_save_dir(options.save_dir)
+    return Task(options, class_names, items, resolved, dtype)
+
+
+def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
+    """Loads the networks of a task once, and makes of them an attack with each of these options.
+
+    Transfer classifiers are loaded, too, so that what is wrong with them is said before the attack.
+    """
+    options = task.options
+    torch.manual_seed(options.seed)
+    set_up(task.device)
+    # of several processes, the first has found and said before what is wrong with them
+    is_first = multiprocessing.parent_process() is None
+    for name in dict.fromkeys(split_name(name)[0] for name in options.transfer_models) if is_first else ():
+        load_classifier(name, task.class_names, options.res)
+    # before the pipeline, which takes longer, except where they need it
+    pipeline = task.load_pipeline() if needs_diffusion(options.model_name) else None
+    classifiers = [
+        load_classifier(
+            name,
+            task.class_names,
+            options.res,
+            attacked=True,
+            diffusion=pipeline and LatentDiffusion(pipeline, task.class_names),
+            attack_draws=options.draws,
+        ).to(task.device)
+        for name in options.model_name
+    ]
+    noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
+    for name, classifier in zip(options.model_name, classifiers) if is_first else ():
+        for warning in warnings_about_outputs(name, classifier, noise, task.device):
+            note(warning)
+    pipeline = pipeline or task.load_pipeline()
+    return [DiffAttack(pipeline, classifiers, task.class_names, one) for one in each]
+
+
+def check_shards(
+    options: Options, weight_modes: Sequence[str], processes: int = 1, process: int = 0
+) -> tuple[int, int]:
+    """Which part of the images is this process's, over all machines and processes: part k of n takes the
+    images k, k + n, ...
+
+    Raises:
+        InputError: --shard is none, or does not go with --overwrite or one of the weight modes.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+    if not match or not int(match[1]) < int(match[2]):
+        raise InputError(f"--shard is {options.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
+    shard, shards = int(match[1]), int(match[2])
+    if options.overwrite and shards > 1:
+        raise InputError(
+            "--overwrite with --shard would delete what the other shards have done; empty --save_dir first"
+        )
+    if "learnable" in weight_modes and shards * processes * (options.processes or 1) > 1:
+        raise InputError(
+            "--weight_mode learnable trains one weight network on all images, one after the other; run it "
+            "without --shard and in one process"
+        )
+    return shard * processes + process, shards * processes

@@ -1,0 +1,76 @@
+"""The folders and who may import whom (CONTRIBUTING.md), read off the files: with imports inside functions,
+and those for types alone.
+"""
+
+import ast
+from graphlib import TopologicalSorter
+
+import pytest
+from conftest import ROOT
+
+FOLDERS = ("common", "data", "diffusion", "classifiers", "evaluation", "plotting")
+METHOD = ("attentionControl", "timestep_weights", "losses", "options", "diff_latent_attack")
+COMMANDS = ("main", "compare", "benchmark", "utils")
+RANKS = [*FOLDERS, METHOD, "runner", COMMANDS]  # each imports from its own rank or from those before it
+
+PRODUCT = sorted(
+    [*ROOT.glob("*.py"), *(path for f in (*FOLDERS, "runner") for path in ROOT.glob(f"{f}/*.py"))]
+)
+ALL = [*PRODUCT, *sorted(ROOT.glob("tests/*.py")), *sorted(ROOT.glob("demo/*.py"))]
+
+
+def name_of(path) -> str:
+    """As it is imported: "data.images", or "losses"."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {name_of(path): path for path in PRODUCT if path.name != "__init__.py"}
+
+
+def rank_of(module: str) -> int:
+    first = module.split(".")[0]
+    return next(k for k, rank in enumerate(RANKS) if first == rank or (type(rank) is tuple and first in rank))
+
+
+def imports_of(path) -> set[str]:
+    """Modules of this project."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_its_own_rank_or_from_below(module):
+    imported = imports_of(MODULES[module])
+    assert not [other for other in imported if rank_of(other) > rank_of(module)]
+    assert not imported & set(COMMANDS), "nothing imports a command"
+
+
+def test_there_is_no_circle():
+    order = list(TopologicalSorter({m: imports_of(path) for m, path in MODULES.items()}).static_order())
+    assert set(order) == set(MODULES)
+
+
+def test_the_top_is_the_commands_and_the_method():
+    top = {name for name in MODULES if "." not in name}
+    assert top == {*METHOD, *COMMANDS} and len(top) <= 9
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders == {*FOLDERS, "runner"}
+    for folder in folders:  # `common.environment` must come before torch, which an import here could bring
+        assert (ROOT / folder / "__init__.py").read_text() == ""
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_has_to_be_read_at_once_is_short(path):
+    lines = path.read_text().splitlines()
+    assert not [k for k, line in enumerate(lines, 1) if len(line) > 110]
+    if path in PRODUCT:
+        assert len(lines) <= 450
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 75, node.name
