@@ -7,8 +7,9 @@
     losses = self_attention_losses(maps, reference_maps)  # (B, layers)
     loss = controller.weighted_sum(losses_of_all_timesteps)
 
-The UNet runs on a guided batch, first the unconditional and then the text-conditional half; only the latter
-is recorded.
+With guidance the UNet runs on two branches in one batch, first the unconditional and then the
+text-conditional half, of which the latter is recorded; without guidance the conditional branch is all there
+is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +49,26 @@ class AttentionLayer:
 Maps = dict[AttentionLayer, torch.Tensor]  # each (B, heads, queries, keys), rows sum to 1
 
 
+@dataclass
+class Reference:
+    """The unperturbed run from z_N, which the structure losses compare with."""
+
+    latents: list[torch.Tensor]  # (B, C, h, w) before each timestep
+    maps: list[Maps] | None  # self-attention by timestep; None where they do not fit into memory
+    end: torch.Tensor  # (B, C, h, w) after the last timestep
+    class_attention: torch.Tensor  # (B, grid, grid, tokens), averaged over timesteps
+    self_attention: torch.Tensor  # (B, h, w, h * w), averaged over timesteps
+    # the side of the map of each self-attention layer, in the order in which the UNet runs them
+    grids: dict[str, int]
+    graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass
+    squares: torch.Tensor  # (N, layers, B), mean square of each self-attention map
+
+    def keep(self, rows: torch.Tensor) -> Reference:
+        """What the attack needs of the images at these places of the batch alone."""
+        maps = self.maps and [{layer: m[rows] for layer, m in step.items()} for step in self.maps]
+        return replace(self, latents=[latents[rows] for latents in self.latents], maps=maps)
+
+
 def split_heads(
     attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None
 ) -> list[torch.Tensor]:
@@ -68,12 +89,12 @@ def join_heads(attn: Attention, attended: torch.Tensor) -> torch.Tensor:
 
 
 class RecordingAttnProcessor:
-    """The attention of Vaswani et al. (2017), which also hands the probabilities of the conditional half to a
-    controller.
+    """The attention of Vaswani et al. (2017), which also hands the probabilities of the conditional branch to
+    a controller.
     """
 
-    def __init__(self, controller: AttentionControlEdit, layer: AttentionLayer):
-        self.controller, self.layer = controller, layer
+    def __init__(self, controller: AttentionControlEdit, layer: AttentionLayer, branches: int = 2):
+        self.controller, self.layer, self.branches = controller, layer, branches
 
     def __call__(
         self,
@@ -82,17 +103,17 @@ class RecordingAttnProcessor:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states `(2B, queries, width)` to the same shape."""
+        """Hidden states `(branches * B, queries, width)` to the same shape."""
         projected = split_heads(attn, hidden_states, encoder_hidden_states)
-        unconditional, conditional = zip(*(states.chunk(2) for states in projected))
-        attended = F.scaled_dot_product_attention(*unconditional, scale=attn.scale)
+        *unconditional, conditional = zip(*(states.chunk(self.branches) for states in projected))
+        attended = [F.scaled_dot_product_attention(*branch, scale=attn.scale) for branch in unconditional]
 
         query, key, value = conditional
         scores = query * attn.scale @ key.transpose(-1, -2)  # (B, heads, queries, keys)
         probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         self.controller.collect(self.layer, probabilities)
 
-        return join_heads(attn, torch.cat([attended, probabilities.to(value) @ value]))
+        return join_heads(attn, torch.cat([*attended, probabilities.to(value) @ value]))
 
 
 class AttentionControlEdit:
@@ -112,6 +133,9 @@ class AttentionControlEdit:
 
     def begin(self, images: int) -> None:
         """Called before the first iteration of the attack on a batch of so many images."""
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Called when the attack goes on with the images at these places of the batch alone."""
 
     # whether `balance` wants to be called
     follows_gradients = False
@@ -139,12 +163,14 @@ class AttentionControlEdit:
         """Goes on from what `state` returned."""
 
     @contextmanager
-    def attached(self, unet: UNet2DConditionModel) -> Iterator[None]:
+    def attached(self, unet: UNet2DConditionModel, branches: int = 2) -> Iterator[None]:
         """Sets recording processors on every attention layer, and puts back what was there, also after an
         error.
         """
         before = dict(unet.attn_processors)
-        unet.set_attn_processor({name: RecordingAttnProcessor(self, _layer(name)) for name in before})
+        unet.set_attn_processor(
+            {name: RecordingAttnProcessor(self, _layer(name), branches) for name in before}
+        )
         try:
             yield
         finally:
@@ -210,6 +236,9 @@ class AttentionControlEditAdaptive(AttentionControlEdit):
     def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
         return (self.num_timesteps * self.weights().to(losses) * losses).sum(0)
 
+    def keep(self, rows: torch.Tensor) -> None:
+        self._logits = self._logits[:, rows.cpu()]
+
     def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
         self._logits = self.rule(self._logits, relative_losses(losses.cpu().double()), self.pace)
 
@@ -233,6 +262,9 @@ class AttentionControlEditBalanced(AttentionControlEdit):
 
     def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
         return (self.num_timesteps * self._weights.to(losses) * losses).sum(0)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self._weights = self._weights[:, rows.cpu()]
 
     def balance(self, gradient_norms: torch.Tensor) -> None:
         self._weights = balanced_weights(gradient_norms.cpu().double())

@@ -1,10 +1,10 @@
-"""Times this project against the slow reference of tests/, on the same model, classifier, image and seed, in
-one process.
+"""Times this project's defaults, its `--preset diffattack` and the slow reference of tests/, which is that
+preset, on the same model, classifier, image and seed, in one process.
 
     python benchmark.py                                  # the small diffusion model
     python benchmark.py --checkpoint PATH                # another one
     python benchmark.py --random sd2-base --device cuda  # the shape of Stable Diffusion 2, random weights
-    python benchmark.py --json                           # `ratios` is this project over the reference
+    python benchmark.py --json                           # `ratios` is `diffattack` over the reference
 
 Stages are timed apart, after a warm-up, and the median of the runs is given. Evaluations of the UNet (a
 sample's forward pass, and its backward pass) and of the VAE's decoder are counted too, because counts are the
@@ -40,8 +40,11 @@ from data.images import read_image, to_tensor
 from diff_latent_attack import DiffAttack
 from diffusion.pipeline import load_pipeline
 from evaluation.tables import table
+from options import ATTACK_PRESETS
 
 ROOT = Path(__file__).resolve().parent
+ORIGINAL = ATTACK_PRESETS["diffattack"]
+SIDES = ("default", "diffattack", "reference")
 
 
 def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -216,22 +219,23 @@ def load(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
 
 def measure_project(
     arguments: argparse.Namespace,
+    preset: dict,
     images: torch.Tensor,
     labels: list[int],
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict:
-    """This project, on all images at once."""
+    """This project under a preset, on all images at once."""
     set_up(device)
     pipeline, classifier = load(arguments, device, dtype), load_classifier(arguments.model_name).to(device)
-    attack = DiffAttack(pipeline, classifier, iterations=arguments.iterations)
-    quick = DiffAttack(pipeline, classifier, iterations=2)
+    asked = {} if arguments.iterations is None else {"iterations": arguments.iterations}
+    attack = DiffAttack(pipeline, classifier, **preset | asked)
+    quick = DiffAttack(pipeline, classifier, **preset | {"iterations": 2})
     methods = {
         "encode": ("encode",),
         "inversion": ("ddim_inversion",),
         "null-text": ("optimise_null_text",),
-        "attack": ("reference_run", "optimise_latents"),
-        "decode": ("perturbed_run",),
+        "attack": ("reference_run", "compose", "optimise_latents"),
     }
     return measure(
         lambda: attack(images, torch.tensor(labels)),
@@ -268,12 +272,20 @@ def measure_reference(
         "encode": ("encode",),
         "inversion": ("invert",),
         "null-text": ("null_text",),
-        "attack": ("optimise",),
-        "decode": ("denoise",),
+        "attack": ("optimise", "denoise"),
     }
 
-    def work(iterations: int = arguments.iterations) -> None:
-        reference.attack(pipeline, scheduler, classifier, image, labels[0], caption, iterations=iterations)
+    def work(iterations: int = arguments.iterations or ORIGINAL["iterations"]) -> None:
+        reference.attack(
+            pipeline,
+            scheduler,
+            classifier,
+            image,
+            labels[0],
+            caption,
+            iterations=iterations,
+            inversion=reference.invert_as_diffattack,
+        )
 
     return measure(work, lambda: work(2), reference, methods, pipeline, 1, arguments.runs)
 
@@ -326,14 +338,18 @@ def parse_arguments() -> argparse.Namespace:
         help="of this project; the reference takes one image at a time",
     )
     parser.add_argument(
-        "--iterations", type=int, default=30, metavar="K", help="optimisation steps on the latent"
+        "--iterations",
+        type=int,
+        default=None,
+        metavar="K",
+        help="optimisation steps on the latent, of all sides (default: of each its own)",
     )
     parser.add_argument("--runs", type=int, default=3, metavar="K", help="of which the median is given")
     parser.add_argument(
         "--only",
-        choices=("project", "reference"),
+        choices=SIDES,
         default=None,
-        help="measure one of the two, where the other does not fit",
+        help="measure one of the sides, where another does not fit",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args()
@@ -357,16 +373,18 @@ def compare(arguments: argparse.Namespace) -> dict:
         "batch_size": len(images),
         "runs": arguments.runs,
     }
-    # This project first: a process's resident set does not shrink, so that after the greedier reference its
-    # own peak could not be seen.
-    if arguments.only != "reference":
-        results["project"] = measure_project(arguments, images, labels, device, dtype)
+    # The least greedy first: a process's resident set does not shrink, so that after the reference no other
+    # side's peak could be seen.
+    for side in SIDES if arguments.only is None else (arguments.only,):
+        if side == "reference":
+            results[side] = measure_reference(arguments, images, labels, device)
+        else:
+            preset = ORIGINAL if side == "diffattack" else {}
+            results[side] = measure_project(arguments, preset, images, labels, device, dtype)
         clear_device_cache(garbage_collection=True)
-    if arguments.only != "project":
-        results["reference"] = measure_reference(arguments, images, labels, device)
     if arguments.only is None:
         results["ratios"] = {
-            name: results["project"][key] / results["reference"][key]
+            name: results["diffattack"][key] / results["reference"][key]
             for name, key in (
                 ("unet_evaluations", "unet_evaluations"),
                 ("vae_evaluations", "vae_evaluations"),
@@ -379,29 +397,27 @@ def compare(arguments: argparse.Namespace) -> dict:
 
 def describe(results: dict) -> list[str]:
     """The same as an aligned table."""
-    sides = [side for side in ("reference", "project") if side in results]
+    sides = [side for side in SIDES if side in results]
+    whole = len(sides) == len(SIDES)
     lines = [
         f"{results['machine']}; {results['model']}, {results['res']} pixels; this project in "
         f"{results['dtype']}, {results['batch_size']} at once"
     ]
-    rows = [["an image", *sides, "ratio"]]
-    rows += [
-        [f"{stage}, s", *(f"{results[side]['stages'][stage]:.2f}" for side in sides), ""]
-        for stage in results[sides[0]]["stages"]
-    ]
-    for label, key, ratio, scale in (
-        ("whole, s", "seconds", "wall_time", 1),
-        ("UNet evaluations", "unet_evaluations", "unet_evaluations", 1),
-        ("VAE decoder evaluations", "vae_evaluations", "vae_evaluations", 1),
-        ("peak memory, GB", "peak_memory", "peak_memory", 1e-9),
+    rows = [["an image", *sides, *(["default / diffattack", "diffattack / reference"] if whole else [])]]
+
+    def row(label: str, values: list[float]) -> list[str]:
+        ratios = [f"{a / b:.3f}" if b else "" for a, b in zip(values, values[1:])] if whole else []
+        return [label, *(f"{value:.2f}" for value in values), *ratios]
+
+    for stage in results[sides[0]]["stages"]:
+        rows.append(row(f"{stage}, s", [results[side]["stages"][stage] for side in sides]))
+    for label, key, scale in (
+        ("whole, s", "seconds", 1),
+        ("UNet evaluations", "unet_evaluations", 1),
+        ("VAE decoder evaluations", "vae_evaluations", 1),
+        ("peak memory, GB", "peak_memory", 1e-9),
     ):
-        rows.append(
-            [
-                label,
-                *(f"{results[side][key] * scale:.2f}" for side in sides),
-                f"{results['ratios'][ratio]:.3f}" if "ratios" in results else "",
-            ]
-        )
+        rows.append(row(label, [results[side][key] * scale for side in sides]))
     return lines + table(rows)
 
 

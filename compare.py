@@ -19,7 +19,6 @@ import functools
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,39 +29,42 @@ from tqdm import tqdm
 from common.commands import run_program
 from common.errors import InputError
 from common.flags import flag, parse_options
-from common.workers import run_in_processes
-from data.dataset import Item, labels_and_targets
-from data.images import read_image, to_tensor
+from data.dataset import Item
 from data.records import ANALYSIS, Run, record_path
-from diff_latent_attack import DiffAttack
-from evaluation.comparison import ModeWeights, compare_runs, csv_text, success_points
+from evaluation.comparison import Comparison, ModeWeights, compare_runs, csv_text, success_points
+from evaluation.curves import curve_dicts, curve_points, point_rows
 from evaluation.evaluate import Evaluation, evaluate, written_results
-from evaluation.sweep import Point, Sweep, parse_sweep, report_sweep, sweep_csv
+from evaluation.sweep import (
+    Point,
+    Sweep,
+    compare_curves,
+    curve_of,
+    pair_rows,
+    parse_sweep,
+    report_sweep,
+    sweep_csv,
+)
 from evaluation.tables import as_text, latex, markdown
-from losses import NonFiniteLossError
 from options import AttackOptions, Options
 from plotting.draw import draw_comparison, draw_folders, save_figure
-from plotting.figures import plot_success_against_visibility, plot_sweep
+from plotting.figures import plot_success_against_visibility, plot_tradeoff
 from runner.folder import (
     check_folder,
     claim_folder,
     drop_unusable,
     failure_path,
     make_folder,
-    missing_of,
     provenance,
     read_failures,
     read_finished,
     read_pictures,
-    write_failure,
     write_texts,
 )
-from runner.runner import attack_images, count_processes, restore_weights
+from runner.modes import attack_in_modes
+from runner.runner import Job, restore_weights
 from runner.summary import weights_at_the_end
-from runner.task import Task, check_shards, load_attacks, read_task
+from runner.task import check_shards, load_attacks, load_judges, read_task
 from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES, effective_timesteps, named_schedules
-
-INVERSION_FLAGS = ("diffusion_steps", "start_step", "guidance", "inversion")  # what an inversion depends on
 
 # ---------------------------------------------------------------- run
 
@@ -120,9 +122,7 @@ class Mode:
 
     name: str
     value: float | None
-    options: Options  # what `main.py` would be called with
-    identity: str  # of the run that this is
-    attack: DiffAttack
+    job: Job  # with what `main.py` would be called with
     weights_at_start: torch.Tensor  # (N,)
 
 
@@ -138,20 +138,18 @@ def run(options: CompareOptions) -> int:
         check_folder(one.save_dir, configuration)
     attacks, selected = load_attacks(task, [one for _, _, one in each]), task.items[: options.limit]
     items = [item for item in selected if item.index % parts == part]
-    modes = []
+    modes, judges = [], load_judges(task, attacks[0])
     for (name, value, one), attack, configuration in zip(each, attacks, configurations):
         make_folder(one.save_dir)
         identity = claim_folder(one.save_dir, configuration)
-        drop_unusable(one.save_dir, items, identity)
-        modes.append(Mode(name, value, one, identity, attack, weights_at_the_end(attack, None)))
+        drop_unusable(one.save_dir, items, identity, task.masks)
+        job = Job(attack, one, identity, task.masks, judges)
+        modes.append(Mode(name, value, job, weights_at_the_end(attack, None)))
         done = [item.index for item in items if record_path(one.save_dir, item.index).exists()]
         if done:
             restore_weights(attack, one.save_dir, max(done))
     with tqdm(total=len(items), desc="images", unit="image") as bar:
-        share_out(task, items, modes, bar)
-        for item in items:
-            attack_in_all_modes(item, attacks, [(mode.options, mode.identity) for mode in modes])
-            show_progress(bar, items, [mode.options for mode in modes])
+        attack_in_modes(task, items, [mode.job for mode in modes], bar)
     return report(options, modes, selected, task.device)
 
 
@@ -195,85 +193,6 @@ def options_of_modes(options: CompareOptions) -> list[tuple[str, float | None, O
     return each
 
 
-def share_out(task: Task, items: list[Item], modes: Sequence[Mode], bar: tqdm) -> None:
-    """Attacks the images in several processes, in the modes that allow it; mode learnable, which takes one
-    image after the other, is left to the caller.
-    """
-    for mode in modes:
-        mode.options.processes = (
-            1
-            if mode.options.weight_mode == "learnable"
-            else count_processes(mode.options, mode.attack, len(items), 1)
-        )
-    claimed = [(mode.options, mode.identity) for mode in modes if mode.options.processes > 1]
-    shared = [options for options, _ in claimed]
-    for options in shared:
-        for item in missing_of(items, options.save_dir):
-            failure_path(options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
-    if any(missing_of(items, options.save_dir) for options in shared):
-        processes = shared[0].processes
-        killed = run_in_processes(
-            attack_part,
-            [(task, claimed, items[k::processes]) for k in range(processes)],
-            lambda: show_progress(bar, items, shared),
-        )
-        if killed:
-            tqdm.write(
-                f"{len(killed)} of {processes} processes were killed; going on with their images in this one",
-                file=sys.stderr,
-            )
-
-
-def show_progress(bar: tqdm, items: Sequence[Item], each: Sequence[Options]) -> None:
-    done = sum(all(record_path(one.save_dir, item.index).exists() for one in each) for item in items)
-    bar.update(done - bar.n)
-
-
-def attack_part(task: Task, claimed: Sequence[tuple[Options, str]], items: Sequence[Item]) -> None:
-    """What one of several processes does: attacks its images with each of these options."""
-    attacks = load_attacks(task, [options for options, _ in claimed])
-    for item in items:
-        attack_in_all_modes(item, attacks, claimed)
-
-
-def attack_in_all_modes(
-    item: Item, attacks: Sequence[DiffAttack], claimed: Sequence[tuple[Options, str]]
-) -> None:
-    """Attacks one image with each of the options that has no record of it, from one inversion; each comes
-    with the identity of its run.
-    """
-    missing = [
-        (attack, options, identity)
-        for attack, (options, identity) in zip(attacks, claimed)
-        if not record_path(options.save_dir, item.index).exists()
-        # one of several processes has tried
-        and not (options.processes > 1 and failure_path(options.save_dir, item.index).exists())
-    ]
-    if not missing:
-        return
-    try:
-        clean = read_image(item.path, missing[0][1].res)
-    except OSError as error:
-        for _, options, _ in missing:
-            write_failure(options.save_dir, item.index, item.path, error)
-        return
-    inversions = {}
-    for attack, options, identity in missing:
-        depends_on = tuple(getattr(options, name) for name in INVERSION_FLAGS)
-        if depends_on not in inversions:
-            started = time.perf_counter()
-            inversion = attack.invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
-            inversions[depends_on] = inversion, time.perf_counter() - started
-        inversion, seconds = inversions[depends_on]
-        failure_path(options.save_dir, item.index).unlink(missing_ok=True)
-        state = attack.controller.state()
-        try:
-            attack_images(attack, [item], [clean], options, identity, inversion, seconds)
-        except NonFiniteLossError as error:
-            attack.controller.load_state(state)
-            write_failure(options.save_dir, item.index, item.path, error)
-
-
 # ---------------------------------------------------------------- what the folders say
 
 
@@ -285,19 +204,19 @@ def report(
     failures = [
         f"{mode.name}{'' if mode.value is None else f' at {mode.value:g}'}: {failure}"
         for mode in modes
-        for failure in read_failures(mode.options.save_dir, indices)
+        for failure in read_failures(mode.job.options.save_dir, indices)
     ]
     compared = [
         item
         for item in items
-        if all(record_path(mode.options.save_dir, item.index).exists() for mode in modes)
+        if all(record_path(mode.job.options.save_dir, item.index).exists() for mode in modes)
     ]
     left = [
         item
         for item in items
         for mode in modes
-        if not record_path(mode.options.save_dir, item.index).exists()
-        and not failure_path(mode.options.save_dir, item.index).exists()
+        if not record_path(mode.job.options.save_dir, item.index).exists()
+        and not failure_path(mode.job.options.save_dir, item.index).exists()
     ]
     if left:
         print(
@@ -308,7 +227,7 @@ def report(
     if not compared:
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
-    runs = [read_finished(mode.options.save_dir, [item.index for item in compared]) for mode in modes]
+    runs = [read_finished(mode.job.options.save_dir, [item.index for item in compared]) for mode in modes]
     evaluations = [evaluate_mode(mode, run, compared, device) for mode, run in zip(modes, runs)]
     if options.sweep:
         write_sweep(options, modes, runs, evaluations, failures, device)
@@ -321,8 +240,8 @@ def report(
 
 
 def evaluate_mode(mode: Mode, run: Run, items: Sequence[Item], device: torch.device) -> Evaluation:
-    options, attack = mode.options, mode.attack
-    pictures = read_pictures(options.save_dir, items, options.res)
+    options, attack = mode.job.options, mode.job.attack
+    pictures = read_pictures(run, items, options.res)
     return evaluate(
         pictures,
         dict(zip(options.model_name, attack.classifiers)),
@@ -350,6 +269,7 @@ def write_comparison(
     comparison = compare_runs(
         names, runs, evaluations, [weights_of(mode, run) for mode, run in zip(modes, runs)], failures
     )
+    add_curves(comparison, runs, bool(evaluations[0].transfers))
     write_texts(
         folder,
         {
@@ -367,6 +287,22 @@ def write_comparison(
     if options.figures != "none":
         draw(comparison.names, runs, evaluations, folder, each_image=options.figures == "all")
     return as_text(comparison.sections, comparison.remarks)
+
+
+def add_curves(comparison: Comparison, runs: Sequence[Run], has_transfer: bool) -> None:
+    """Compares the modes at equal visibility, where pictures were judged on the way."""
+    curves = {name: curve_points(run) for name, run in zip(comparison.names, runs)}
+    if not all(curves.values()):
+        return
+    for name, points in curves.items():
+        comparison.sections.append((f"{name}, after so many iterations", point_rows(points)))
+    comparison.results["curves"] = {name: curve_dicts(points) for name, points in curves.items()}
+    if has_transfer:
+        pairs = compare_curves(
+            {name: curve_of([point.evaluation for point in points]) for name, points in curves.items()}
+        )
+        comparison.sections.append(("At equal visibility, over the iterations", pair_rows(pairs)))
+        comparison.results["at_equal_visibility"] = [pair.as_dict() for pair in pairs]
 
 
 def write_sweep(
@@ -408,11 +344,12 @@ def write_sweep(
     print("\n" + as_text(found.sections, found.remarks))
     if options.figures != "none":
         (options.save_dir / ANALYSIS).mkdir(exist_ok=True)
-        save_figure(plot_sweep(found.rates, sweep), options.save_dir / ANALYSIS / "sweep")
+        title = f"Attack success against visibility, by {sweep.flag}"
+        save_figure(plot_tradeoff(found.rates, title), options.save_dir / ANALYSIS / "sweep")
 
 
 def weights_of(mode: Mode, run: Run) -> ModeWeights:
-    end = weights_at_the_end(mode.attack, run)
+    end = weights_at_the_end(mode.job.attack, run)
     return ModeWeights(mode.weights_at_start.tolist(), end.tolist(), effective_timesteps(end))
 
 

@@ -15,34 +15,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attentionControl import (
     Maps,
+    Reference,
     average_attention,
     make_controller,
     masked_variance,
     principal_components,
     self_attention_losses,
 )
-from classifiers.defences import Defended
+from classifiers.defences import Defended, defend
 from common.devices import bytes_saved, free_memory
 from data.class_names import IMAGENET_CLASSES
+from data.history import AttackResult, Found, History
+from data.images import rounded
 from data.records import AttackRecord
+from diffusion.composition import Composition, attention_mask, change_limit
 from diffusion.inversion import Inversion, LatentDiffusion, frozen
+from diffusion.latent_optimizers import AdamW, Momentum, norm
+from evaluation.budget import least_change
 from losses import (
+    Going,
     Losses,
-    fooled,
-    marked,
+    Pass,
+    cross_entropy,
+    factors_at_start,
+    margin,
     measure_gradients,
     measured_iterations,
     raise_if_not_finite,
     timestep_gradient_norms,
+    verdict,
 )
 from options import AttackOptions
 from timestep_weights import Pace
@@ -54,31 +63,6 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad 
 # computed anew at each timestep; and the graphs of all timesteps are alive at once where all that the attack
 # keeps is estimated at no more than the second, else one at a time.
 REFERENCE_SHARE, GRAPH_SHARE = 0.25, 0.6
-
-
-@dataclass
-class Reference:
-    """The unperturbed run from z_N, which the structure losses compare with."""
-
-    latents: list[torch.Tensor]  # (B, C, h, w) before each timestep
-    maps: list[Maps] | None  # self-attention by timestep; None where they do not fit into memory
-    end: torch.Tensor  # (B, C, h, w) after the last timestep
-    class_attention: torch.Tensor  # (B, grid, grid, tokens), averaged over timesteps
-    self_attention: torch.Tensor  # (B, h, w, h * w), averaged over timesteps
-    grids: dict[
-        str, int
-    ]  # the side of the map of each self-attention layer, in the order in which the UNet runs them
-    graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass
-    squares: torch.Tensor  # (N, layers, B), mean square of each self-attention map
-
-
-@dataclass
-class AttackResult:
-    """What an attack on B images returns."""
-
-    adversarial: torch.Tensor  # (B, 3, H, W) in [0, 1]
-    reconstruction: torch.Tensor  # (B, 3, H, W) in [0, 1], what came back without any attack
-    record: AttackRecord  # what every iteration cost, and what the attack did to the attention
 
 
 class DiffAttack(LatentDiffusion):
@@ -101,8 +85,6 @@ class DiffAttack(LatentDiffusion):
         TypeError: there is no option of that name.
     """
 
-    latent_lr = 1e-2
-
     def __init__(
         self,
         pipeline: StableDiffusionPipeline,
@@ -124,8 +106,11 @@ class DiffAttack(LatentDiffusion):
             inversion=options.inversion,
         )
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
+        # what the gradient goes through; what judges is without these defences
+        self.attacked = [
+            defend(classifier, options.attack_through, self, options.draws) for classifier in self.classifiers
+        ]
         self.checkpointing = checkpointing
-        self.measured_iterations = measured_iterations(options.iterations, options.structure_share)
         self.controller = make_controller(
             options.weight_mode,
             options.schedule,
@@ -134,6 +119,9 @@ class DiffAttack(LatentDiffusion):
             options.seed,
             Pace(options.weight_step, options.weight_pull),
         )
+        self.measured_iterations = measured_iterations(
+            options.iterations, options.structure_share, self.controller.follows_gradients
+        )
 
     def __call__(
         self,
@@ -141,6 +129,7 @@ class DiffAttack(LatentDiffusion):
         labels: torch.Tensor,
         targets: torch.Tensor | None = None,
         progress: Callable[[int, torch.Tensor], None] | None = None,
+        masks: torch.Tensor | None = None,
     ) -> AttackResult:
         """Attacks a batch.
 
@@ -150,12 +139,13 @@ class DiffAttack(LatentDiffusion):
                 images have up to L labels, -1 for those they lack.
             targets: `(B,)`, the classes that the classifier is to see; without them, or where it is -1, it is
                 to see any but the image's own.
-            progress: called after each iteration with its number and the three losses, `(3, B)` on the CPU,
-                in the order of LOSS_TERMS.
+            progress: called after each iteration with its number and the three losses, on the CPU, of the
+                images still attacked, `(3, b)` in the order of LOSS_TERMS.
+            masks: `(B, 1, H, W)` in [0, 1]; where one is 0 its picture may not change.
         Raises:
             NonFiniteLossError: a loss became NaN or infinite.
         """
-        return self.attack(self.invert(images, labels, targets), progress)
+        return self.attack(self.invert(images, labels, targets, masks), progress)
 
     def attack(
         self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None
@@ -163,17 +153,20 @@ class DiffAttack(LatentDiffusion):
         """Optimises the start latent so that the classifier fails and the attention maps stay; see
         `__call__`.
         """
-        with frozen(self.unet, self.vae, *self.classifiers), self.controller.attached(self.unet):
+        with (
+            frozen(self.unet, self.vae, *self.classifiers),
+            self.controller.attached(self.unet, self.branches),
+        ):
             reference = self.reference_run(inversion)
-            mask = self.pseudo_mask(reference.class_attention, inversion)
-            with torch.no_grad():
-                reconstruction = self.to_image(self.decode(reference.end), inversion.images, mask)
-            latents, history, norms = self.optimise_latents(inversion, reference, mask, progress)
-            decoded, class_attention, self_attention = self.perturbed_run(latents, inversion)
+            composition, unperturbed = self.compose(inversion, reference)
+            found, history, norms = self.optimise_latents(inversion, reference, composition, progress)
             return AttackResult(
-                self.to_image(decoded, inversion.images, mask),
-                reconstruction,
-                self.make_record(history, norms, inversion, reference, class_attention, self_attention),
+                found.adversarial,
+                composition(unperturbed) if composition.base is None else None,
+                self.make_record(history, norms, inversion, reference, found),
+                found.steps,
+                found.reached if self.options.stop_margin is not None else None,
+                found.pictures_at,
             )
 
     # ------------------------------------------------------------ the steps, in the order of the method
@@ -227,200 +220,202 @@ class DiffAttack(LatentDiffusion):
             self.guided_step(reference.latents[i], i, inversion)
         return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
 
+    @torch.no_grad()
+    def compose(self, inversion: Inversion, reference: Reference) -> tuple[Composition, torch.Tensor]:
+        """How decoded latents become pictures, and what the decoder gives of the unperturbed run."""
+        options, images = self.options, inversion.images
+        unperturbed = self.decode(reference.end)
+        mask, limit = inversion.masks, None
+        if mask is None and (options.is_apply_mask or options.is_hard_mask):
+            mask = attention_mask(reference.class_attention, inversion.class_tokens, images.shape[-2:])
+        if mask is not None and options.is_hard_mask:
+            mask = (mask > 0.5).to(mask)
+        if options.contrast_limit is not None:
+            limit = change_limit(images, options.contrast_limit)
+        base = unperturbed if options.composition == "residual" else None
+        return Composition(images, base, limit, mask), unperturbed
+
     def optimise_latents(
         self,
         inversion: Inversion,
         reference: Reference,
-        mask: torch.Tensor | None,
+        composition: Composition,
         progress: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]], torch.Tensor]:
-        """The latent attack by AdamW, from z_N: latents `(B, C, h, w)`, what each iteration leaves for the
-        record, by the names of AttackRecord, and `gradient_norms` in `measured_iterations`, `(M, 3, B)`.
+    ) -> tuple[Found, dict[str, torch.Tensor], torch.Tensor]:
+        """The latent attack from z_N: what is found; what the iterations leave for the record, by the names
+        of AttackRecord; and `gradient_norms` in `measured_iterations`, `(M, 3, B)`.
+
+        An iteration looks at the picture of the latents as they are and then moves them, so that the picture
+        after K iterations is looked at in a last pass, from which nothing is learnt.
         """
-        options, checkpointing = self.options, self.checkpointing
-        if checkpointing is None:
-            checkpointing = self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(
-                inversion.latents.device
-            )
-        latents = inversion.latents.clone().requires_grad_()
-        optimizer = torch.optim.AdamW([latents], lr=self.latent_lr)
-        factors = self.factors_at_start(inversion)
-        self.controller.begin(len(latents))
-        for classifier in self.classifiers:
-            if isinstance(classifier, Defended):
-                classifier.restart()
-        history, norms = [], []
+        options, images, checkpointing = self.options, inversion.images, self.is_checkpointed(reference)
+        going = self.begin(inversion, reference, composition)
+        found = Found.nothing(images, reference.class_attention, reference.self_attention)
+        history, absent = History(options.iterations, len(images)), torch.full((3, len(images)), torch.nan)
+        norms = dict.fromkeys(self.measured_iterations, absent)
         for iteration in range(1, options.iterations + 1):
+            passed = self.forward(going, checkpointing)
             weights = self.controller.weights()
-            losses = self.losses(latents, inversion, reference, mask, checkpointing)
-            total = (factors * losses.terms).sum(0)  # (B,)
-            read = torch.cat([losses.terms, total[None]]).detach().cpu()  # the one synchronisation
-            raise_if_not_finite(read, iteration)  # before a gradient can spoil the weights
-            optimizer.zero_grad()
-            if iteration in self.measured_iterations:
-                if self.controller.follows_gradients:
-                    self.controller.balance(timestep_gradient_norms(losses, latents))
-                factors, measured = measure_gradients(losses, factors, latents, options.structure_share)
-                norms.append(measured)
-            else:
-                total.sum().backward()
-            optimizer.step()
-            self.controller.update(losses.timestep_losses.detach(), factors[1])
-            history.append(
-                {
-                    "attack_loss": read[0],
-                    "self_attention_loss": read[1],
-                    "cross_attention_loss": read[2],
-                    "total_loss": (factors * losses.terms).sum(0).detach(),
-                    "self_attention_factor": factors[1],
-                    "weights": weights,
-                    **self.verdict(losses, inversion),
-                }
-            )
+            terms = passed.losses.terms.detach()
+            read = torch.cat([terms, (going.factors * terms).sum(0)[None]]).cpu()
+            raise_if_not_finite(read, iteration, going.rows)  # before a gradient can spoil the weights
+            stay = ~self.judge(passed, going, found, iteration - 1)
+            measured = self.descend(passed, going, iteration) if stay.any() else None
+            if measured is not None:
+                norms[iteration] = absent.to(measured.dtype, copy=True)
+                norms[iteration][:, going.rows.cpu()] = measured.cpu()
+            said = verdict(passed.losses, going.factors, going.inversion.labels, going.inversion.targets)
+            history.append(going.rows, said | {"weights": weights})
             if progress is not None:
                 progress(iteration, read[:-1])
-        return latents.detach(), history, torch.stack(norms).cpu()
+            if not stay.any():
+                break
+            if not stay.all():
+                going.keep(stay)
+                self.controller.keep(stay.nonzero().view(-1))
+        else:
+            with torch.no_grad():
+                self.judge(self.forward(going, learns=False), going, found, options.iterations)
+        for step in options.judge_at:  # of images that all ended before
+            found.pictures_at.setdefault(step, found.adversarial.clone())
+        return found, history.stacked(), torch.stack([norms[k] for k in self.measured_iterations])
 
-    def factors_at_start(self, inversion: Inversion) -> torch.Tensor:
-        """Of the three terms of each image's loss, `(3, B)`: away from the true class, or towards the target
-        where there is one; a factor that depends on gradients is zero until they have been measured.
+    def begin(self, inversion: Inversion, reference: Reference, composition: Composition) -> Going:
+        """The state of the attack before its first iteration."""
+        options, images = self.options, inversion.images
+        self.controller.begin(len(images))
+        for classifier in (*self.attacked, *self.classifiers):
+            if isinstance(classifier, Defended):
+                classifier.restart()
+        if options.latent_optimizer == "adamw":
+            optimizer = AdamW(inversion.latents, options.latent_lr)
+        else:
+            radius = options.allowed_change.radius(images, images)
+            optimizer = Momentum(inversion.latents, radius, options.iterations, images, reference.end)
+        rows, factors = torch.arange(len(images)), factors_at_start(inversion.targets, options)
+        return Going(rows.to(images.device), inversion, reference, composition, factors, optimizer)
+
+    def is_checkpointed(self, reference: Reference) -> bool:
+        """Whether the graph of one timestep at a time is alive."""
+        if self.checkpointing is not None:
+            return self.checkpointing
+        return self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(reference.end.device)
+
+    @torch.no_grad()
+    def judge(self, passed: Pass, going: Going, found: Found, step: int) -> torch.Tensor:
+        """Keeps the pictures after so many steps, as far as they are within the budget; which images end with
+        them, `(b,)`: those beyond the budget, and those that reach the margin, by as small a part of their
+        change as still does.
         """
-        options = self.options
-        away_or_towards = torch.where(inversion.targets >= 0, 1.0, -1.0)
-        structure = options.self_attn_loss_weight if options.structure_share is None else 0.0
-        ones = torch.ones_like(away_or_towards)
-        return torch.stack(
-            [
-                options.attack_loss_weight * away_or_towards,
-                structure * ones,
-                options.cross_attn_loss_weight * ones,
-            ]
-        )
+        ended, places, clean = ~passed.fits, going.rows[passed.fits], going.inversion.images
+        if self.options.stop_margin is not None:
 
-    @staticmethod
-    def verdict(losses: Losses, inversion: Inversion) -> dict[str, torch.Tensor]:
-        """What the record keeps of an iteration beside its losses."""
-        logits = losses.logits.detach()
-        true_classes = marked(inversion.labels, logits.shape[-1])
-        return {
-            "layer_losses": losses.layer_losses.detach().movedim(1, -1),
-            "distance": losses.distance,
-            "confidence": (logits.softmax(-1).mean(0) * true_classes).sum(-1),
-            "fooled": fooled(logits, inversion.labels, inversion.targets).all(0),
-        }
+            def reaches(images: torch.Tensor) -> torch.Tensor:
+                return self.margins(images, going.inversion) >= self.options.stop_margin
 
-    def losses(
-        self,
-        latents: torch.Tensor,
-        inversion: Inversion,
-        reference: Reference,
-        mask: torch.Tensor | None = None,
-        checkpointing: bool = False,
-    ) -> Losses:
-        """The three terms of the loss at start latents `(B, C, h, w)`."""
-        layer_losses, attention = [], []
+            reached = passed.fits & reaches(passed.adversarial)
+            found.reached[going.rows] = reached
+            if reached.any():
+                least = least_change(clean, passed.adversarial, reaches)
+                passed.adversarial = torch.where(reached.view(-1, 1, 1, 1), least, passed.adversarial)
+            ended |= reached
+        for name in ("adversarial", "class_attention", "self_attention"):
+            getattr(found, name)[places] = getattr(passed, name)[passed.fits]
+        found.steps[places] = step
+        if step in self.options.judge_at:
+            found.pictures_at[step] = found.adversarial.clone()
+        return ended
+
+    def margins(self, images: torch.Tensor, inversion: Inversion) -> torch.Tensor:
+        """By how much every classifier is wrong about images `(b, 3, H, W)` once they are written, `(b,)`."""
+        written = rounded(images, truncated=self.inversion == "diffattack")
+        logits = torch.stack([classifier(written) for classifier in self.classifiers])
+        return margin(logits.float(), inversion.labels, inversion.targets).amin(0)
+
+    def descend(self, passed: Pass, going: Going, iteration: int) -> torch.Tensor | None:
+        """One step down the gradient; the norms `(3, b)` of the terms' gradients if they are measured."""
+        losses, latents, measured = passed.losses, going.optimizer.latents, None
+        if iteration in self.measured_iterations:
+            if self.controller.follows_gradients:
+                self.controller.balance(timestep_gradient_norms(losses, latents))
+            going.factors, measured = measure_gradients(
+                losses, going.factors, latents, self.options.structure_share
+            )
+        else:
+            (going.factors * losses.terms).sum(0).sum().backward()
+        if self.options.allowed_change is not None:
+            clean = going.inversion.images
+            going.optimizer.radius = self.options.allowed_change.radius(clean, clean + passed.change)
+        going.optimizer.step(passed.change)
+        self.controller.update(losses.timestep_losses.detach(), going.factors[1])
+        return measured
+
+    def forward(self, going: Going, checkpointing: bool = False, learns: bool = True) -> Pass:
+        """From the start latents through all timesteps and the decoder to pictures, and to the three terms of
+        the loss if something is to be learnt.
+        """
+        inversion, latents, steps = going.inversion, going.optimizer.latents, []
+        budget = self.options.allowed_change
         for i in range(self.num_timesteps):
-            arguments = (latents, i, inversion, reference)
-            latents, losses_i, attention_i = (
+            arguments = (latents, i, inversion, going.reference)
+            latents, *step = (
                 checkpoint(self.timestep, *arguments, use_reentrant=False, preserve_rng_state=False)
                 if checkpointing
                 else self.timestep(*arguments)
             )
-            layer_losses.append(losses_i)
-            attention.append(attention_i)
-        layer_losses, attention = torch.stack(layer_losses), torch.stack(attention).mean(0)
-        image = self.to_image(self.decode(latents), inversion.images, mask)
-        logits = torch.stack([classifier(image) for classifier in self.classifiers]).to(self.dtype)
-        return Losses(
-            attack=self.cross_entropy(logits, inversion),
-            self_attention=self.controller.weighted_sum(layer_losses.sum(-1)),
-            cross_attention=masked_variance(attention, inversion.class_tokens),
-            layer_losses=layer_losses,
-            logits=logits,
-            distance=(image.detach() - inversion.images).flatten(1).norm(dim=1),
-        )
-
-    def cross_entropy(self, logits: torch.Tensor, inversion: Inversion) -> torch.Tensor:
-        """Of each image's classes, or its target, the mean over them and over the classifiers: logits
-        `(classifiers, B, classes)` to `(B,)`.
-        """
-        temperature = self.options.logit_temperature or 1.0  # None where no preset has decided
-        aim = torch.where(
-            inversion.targets[:, None] >= 0, inversion.targets[:, None], inversion.labels
-        )  # (B, L)
-        aim = marked(aim, logits.shape[-1]).to(logits)
-        return -((aim / aim.sum(-1, keepdim=True)) * (logits / temperature).log_softmax(-1)).sum(-1).mean(0)
+            steps.append(step)
+        layer_losses, class_attention, self_attention = map(torch.stack, zip(*steps))
+        class_attention, self_attention = class_attention.mean(0), self_attention.mean(0)
+        image = going.composition(self.decode(latents))
+        change = image.detach() - inversion.images
+        fits = torch.ones(len(image), dtype=torch.bool, device=image.device)
+        if budget is not None:
+            if going.optimizer.keeps_within:
+                image = budget.hold(inversion.images, image)
+            fits = budget.fits(inversion.images, image.detach())
+        losses = None
+        if learns:
+            logits = torch.stack([classifier(image) for classifier in self.attacked]).to(self.dtype)
+            temperature = self.options.logit_temperature or 1.0  # None where no preset has decided
+            losses = Losses(
+                attack=cross_entropy(logits, inversion.labels, inversion.targets, temperature),
+                self_attention=self.controller.weighted_sum(layer_losses.sum(-1)),
+                cross_attention=masked_variance(class_attention, inversion.class_tokens),
+                layer_losses=layer_losses,
+                logits=logits,
+                distance=norm(image.detach() - inversion.images),
+            )
+        return Pass(losses, change, image.detach(), fits, class_attention.detach(), self_attention)
 
     def timestep(
         self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B,
-        grid, grid, tokens)`.
+        grid, grid, tokens)`; and, without a gradient, self-attention `(B, h, w, h * w)`.
         """
         reference_maps = self.reference_maps(reference, i, inversion)
         with self.controller.collecting() as maps:
             latents = self.guided_step(latents, i, inversion)
-        return (
-            latents,
-            self_attention_losses(maps, reference_maps, self.options.layer_norm == "relative"),
-            average_attention(maps, self.class_grid(inversion), is_cross=True),
-        )
-
-    @torch.no_grad()
-    def perturbed_run(
-        self, latents: torch.Tensor, inversion: Inversion
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`denoise` of the attacked start latents, and `average_maps` averaged over the timesteps."""
-        averages = []
-        for i in range(self.num_timesteps):
-            with self.controller.collecting() as maps:
-                latents = self.guided_step(latents, i, inversion)
-            averages.append(self.average_maps(maps, inversion))
-        return self.decode(latents), *(torch.stack(steps).mean(0) for steps in zip(*averages))
-
-    def to_image(
-        self, decoded: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Clamps to [0, 1]; outside the mask, `(B, 1, H, W)`, the original image stays."""
-        image = decoded.clamp(0, 1)
-        return image if mask is None else mask * image + (1 - mask) * original
-
-    def pseudo_mask(self, attention: torch.Tensor, inversion: Inversion) -> torch.Tensor | None:
-        """Where the unperturbed run looks at the true class: attention to its tokens over its maximum,
-        resized; `(B, 1, H, W)` in [0, 1], or None where no mask is wanted.
-        """
-        if not (self.options.is_apply_mask or self.options.is_hard_mask):
-            return None
-        tokens = inversion.class_tokens[:, None, None, :].to(attention)
-        attention = (attention * tokens).sum(-1) / tokens.sum(-1)  # (B, grid, grid)
-        mask = (attention / attention.amax((1, 2), keepdim=True))[:, None]
-        mask = F.interpolate(mask, inversion.images.shape[-2:], mode="bilinear").clamp(0, 1)
-        return (mask > 0.5).to(mask) if self.options.is_hard_mask else mask
-
-    @staticmethod
-    def class_grid(inversion: Inversion) -> int:
-        return inversion.images.shape[-1] // 32
+        losses = self_attention_losses(maps, reference_maps, self.options.layer_norm == "relative")
+        return latents, losses, *self.average_maps(maps, inversion)
 
     def average_maps(self, maps: Maps, inversion: Inversion) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of one timestep, the cross-attention `(B, grid, grid, tokens)`, and the self-attention `(B, h, w, h
-        * w)` of the layers with twice that grid.
+        """Of one timestep, the cross-attention `(B, grid, grid, tokens)`, and without a gradient the
+        self-attention `(B, h, w, h * w)` of the layers with twice that grid.
         """
-        grid = self.class_grid(inversion)
-        return average_attention(maps, grid, is_cross=True), average_attention(maps, 2 * grid, is_cross=False)
+        grid = inversion.images.shape[-1] // 32
+        seen = {layer: attention.detach() for layer, attention in maps.items()}
+        return average_attention(maps, grid, is_cross=True), average_attention(seen, 2 * grid, is_cross=False)
 
     def make_record(
         self,
-        history: list[dict[str, torch.Tensor]],
+        history: dict[str, torch.Tensor],
         gradient_norms: torch.Tensor,
         inversion: Inversion,
         reference: Reference,
-        class_attention: torch.Tensor,
-        self_attention: torch.Tensor,
+        found: Found,
     ) -> AttackRecord:
-        """Stacks what each iteration left, and compares the attention of the attacked run with the
-        reference's.
-        """
-        arrays = {name: torch.stack([entry[name] for entry in history]).cpu() for name in history[0]}
+        """What each iteration left, and the attention of the attacked run beside the reference's."""
         counts = inversion.class_tokens.sum(1).tolist()
         tokenizer = self.pipeline.tokenizer
         ids = [
@@ -436,10 +431,12 @@ class DiffAttack(LatentDiffusion):
             gradient_norms=gradient_norms,
             reference_squares=reference.squares.cpu(),
             class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
-            class_attention=torch.stack([reference.class_attention, class_attention])[..., prompt]
+            class_attention=torch.stack([reference.class_attention, found.class_attention])[..., prompt]
             .permute(0, 4, 2, 3, 1)
             .float()
             .cpu(),
-            components=principal_components(reference.self_attention.cpu(), self_attention.cpu()).float(),
-            **arrays,
+            components=principal_components(
+                reference.self_attention.cpu(), found.self_attention.cpu()
+            ).float(),
+            **history,
         )

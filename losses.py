@@ -1,10 +1,18 @@
-"""The terms of the attack's loss, how strong each is, and what is asked of a classifier's logits."""
+"""The terms of the attack's loss, what they are computed from, how strong each is, and what is asked of a
+classifier's logits.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+
+from attentionControl import Reference
+from diffusion.composition import Composition
+from diffusion.inversion import Inversion
+from diffusion.latent_optimizers import AdamW, Momentum
+from options import AttackOptions
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
 
@@ -41,6 +49,66 @@ class Losses:
         return self.layer_losses.sum(-1)
 
 
+@dataclass
+class Pass:
+    """What the start latents of an iteration lead to; b images."""
+
+    losses: Losses | None  # None of the last pass, which nothing is learnt from
+    change: torch.Tensor  # (b, 3, H, W), of the picture, before the budget is applied
+    adversarial: torch.Tensor  # (b, 3, H, W) in [0, 1]
+    fits: torch.Tensor  # (b,), whether it is within the budget
+    class_attention: torch.Tensor  # (b, grid, grid, tokens), averaged over timesteps
+    self_attention: torch.Tensor  # (b, h, w, h * w), averaged over timesteps
+
+
+@dataclass
+class Going:
+    """The images of a batch that are still attacked, and what goes with them; b of B."""
+
+    rows: torch.Tensor  # (b,), their places in the batch
+    inversion: Inversion
+    reference: Reference
+    composition: Composition
+    factors: torch.Tensor  # (3, b), of the terms of the loss
+    optimizer: AdamW | Momentum
+
+    def keep(self, stay: torch.Tensor) -> None:
+        """Goes on with the images that are marked in `stay` `(b,)`."""
+        rows = stay.nonzero().view(-1)
+        self.rows, self.factors = self.rows[rows], self.factors[:, rows]
+        self.inversion, self.reference, self.composition = (
+            part.keep(rows) for part in (self.inversion, self.reference, self.composition)
+        )
+        self.optimizer.keep(rows)
+
+
+def factors_at_start(targets: torch.Tensor, options: AttackOptions) -> torch.Tensor:
+    """Of the three terms of each image's loss, `(3, B)`: away from the true class, or towards the target
+    where there is one; a factor that depends on gradients is zero until they have been measured.
+    """
+    away_or_towards = torch.where(targets >= 0, 1.0, -1.0)
+    structure = options.self_attn_loss_weight if options.structure_share is None else 0.0
+    ones = torch.ones_like(away_or_towards)
+    return torch.stack(
+        [
+            options.attack_loss_weight * away_or_towards,
+            structure * ones,
+            options.cross_attn_loss_weight * ones,
+        ]
+    )
+
+
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Of each image's classes, or its target, the mean over them and over the classifiers: logits
+    `(classifiers, B, classes)` to `(B,)`; labels and targets as for `fooled`.
+    """
+    aim = torch.where(targets[:, None] >= 0, targets[:, None], labels)  # (B, L)
+    aim = marked(aim, logits.shape[-1]).to(logits)
+    return -((aim / aim.sum(-1, keepdim=True)) * (logits / temperature).log_softmax(-1)).sum(-1).mean(0)
+
+
 def marked(labels: torch.Tensor, classes: int) -> torch.Tensor:
     """Labels `(B, L)`, -1 for none, as `(B, classes)`, true at each."""
     return (labels[:, :, None] == torch.arange(classes, device=labels.device)).any(1)
@@ -54,23 +122,55 @@ def fooled(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) ->
     return torch.where(targets >= 0, predicted == targets, (predicted[..., None] != labels).all(-1))
 
 
-def raise_if_not_finite(losses: torch.Tensor, iteration: int) -> None:
-    """Raises NonFiniteLossError for losses `(4, B)`: those of LOSS_TERMS, then their weighted sum."""
+def margin(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """By how much logits `(..., B, classes)` are wrong: the largest of a wrong class over the largest of a
+    true one; with a target, the target's over the largest of the others; `(..., B)`.
+    """
+    aimed_at = targets[:, None] >= 0
+    these = marked(torch.where(aimed_at, targets[:, None], labels), logits.shape[-1])  # (B, classes)
+    inside = logits.masked_fill(~these, -torch.inf).amax(-1)
+    outside = logits.masked_fill(these, -torch.inf).amax(-1)
+    return torch.where(targets >= 0, inside - outside, outside - inside)
+
+
+def verdict(
+    losses: Losses, factors: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What the record keeps of an iteration beside the weights; factors `(3, B)` are those of the terms."""
+    terms, logits = losses.terms.detach(), losses.logits.detach()
+    true_classes = marked(labels, logits.shape[-1])
+    return {
+        **dict(zip(("attack_loss", "self_attention_loss", "cross_attention_loss"), terms)),
+        "total_loss": (factors * terms).sum(0),
+        "self_attention_factor": factors[1],
+        "layer_losses": losses.layer_losses.detach().movedim(1, -1),
+        "distance": losses.distance,
+        "confidence": (logits.softmax(-1).mean(0) * true_classes).sum(-1),
+        "fooled": fooled(logits, labels, targets).all(0),
+    }
+
+
+def raise_if_not_finite(losses: torch.Tensor, iteration: int, rows: torch.Tensor) -> None:
+    """Raises NonFiniteLossError for losses `(4, b)`: those of LOSS_TERMS, then their weighted sum; of the
+    images at these places `(b,)` of the batch.
+    """
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         term, index = bad[0].tolist()
-        raise NonFiniteLossError(iteration, (*LOSS_TERMS, "total")[term], index)
+        raise NonFiniteLossError(iteration, (*LOSS_TERMS, "total")[term], int(rows[index]))
 
 
 # ---------------------------------------------------------------- how strong each term is
 
 
-def measured_iterations(iterations: int, structure_share: float | None) -> list[int]:
-    """In which the gradient of each term is measured by itself: early, since in the first one nothing has
-    changed yet, later, and at the end; where a factor depends on it, whenever the attack has gone some 60 %
-    further (Fibonacci's numbers), as the structure term grows with the way.
+def measured_iterations(iterations: int, structure_share: float | None, often: bool = False) -> list[int]:
+    """In which the gradient of each term is measured by itself, since that costs time: in the first in which
+    anything has changed, and in the last.
+
+    Where a factor depends on it, whenever the attack has gone some 60 % further (Fibonacci's numbers), as the
+    structure term grows with the way; where weights do (`often`), once more on the way.
     """
-    numbers = [2, 10]
+    numbers = [2, 10] if often else [2]
     if structure_share is not None:
         numbers = [2, 3]
         while sum(numbers[-2:]) < iterations:

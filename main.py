@@ -37,9 +37,10 @@ from common.errors import InputError
 from common.flags import parse_options
 from common.workers import threads_of_each
 from data.dataset import TARGET_COLUMN, Item, Labels, check_target, labels_and_targets, read_lines
-from data.images import Pictures, read_image, to_pixels, to_tensor
-from data.records import read_configuration
-from diffusion.inversion import LatentDiffusion
+from data.images import Pictures, read_image, to_pixels
+from data.records import AttackRecord, read_configuration
+from diff_latent_attack import DiffAttack
+from diffusion.inversion import Inversion, LatentDiffusion
 from diffusion.pipeline import load_pipeline
 from evaluation.evaluate import evaluate
 from evaluation.predictions import predict
@@ -60,7 +61,17 @@ from runner.folder import (
     name_of,
     provenance,
 )
-from runner.runner import Runner, count_processes, restore_weights, share_out
+from runner.runner import (
+    Job,
+    Picture,
+    Runner,
+    count_processes,
+    invert,
+    job_of,
+    read_picture,
+    restore_weights,
+    share_out,
+)
 from runner.summary import of_image, report, write_report
 from runner.task import check_shards, class_names_of, load_attacks, read_task
 
@@ -99,7 +110,7 @@ def run(options: Options) -> int:
 
     selected = task.items[: options.limit]
     mine = [item for item in selected if item.index % parts == part]
-    drop_unusable(options.save_dir, mine, identity)
+    drop_unusable(options.save_dir, mine, identity, task.masks)
     missing = missing_of(mine, options.save_dir)
     if len(missing) < len(mine):
         print(
@@ -118,7 +129,7 @@ def run(options: Options) -> int:
                 for item in missing_of(mine, options.save_dir)
                 if not failure_path(options.save_dir, item.index).exists()
             ]
-        Runner(attack, options, identity).run(missing, bar)
+        Runner(job_of(task, attack, identity)).run(missing, bar)
     if processes > 1:
         PartialState().wait_for_everyone()
         if process > 0:
@@ -131,23 +142,25 @@ def check(options: Options) -> int:
     attacks three iterations of it and writes nothing.
     """
     task = read_task(options)
-    (attack,) = load_attacks(task, [replace(options, iterations=min(CHECKED_ITERATIONS, options.iterations))])
+    tried = replace(
+        options, iterations=min(CHECKED_ITERATIONS, options.iterations), judge_at=(), stop_margin=None
+    )
+    (attack,) = load_attacks(task, [tried])
     items, class_names, device = task.items, task.class_names, task.device
     item, images = items[0], len(items[: options.limit])
     processes = count_processes(options, attack, images, launched=1)
     if processes > 1:  # as each of them will do it
         torch.set_num_threads(threads_of_each(processes))
-    clean = first_picture(item, options)
+    picture = first_picture(item, Job(attack, options, "", task.masks, {}))
+    clean = picture.pixels
     predictions = [
         predict(classifier, clean[None], np.array([item.labels]), device)[0]
         for classifier in attack.classifiers
     ]
 
     started = time.perf_counter()
-    inversion = attack.invert(to_tensor(clean), *map(torch.tensor, labels_and_targets([item])))
+    inversion = invert(attack, [picture])
     inverted = time.perf_counter() - started
-    plain = replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
-    reconstructions = [psnr(clean, to_pixels(attack.reconstruct(start)[0])) for start in (inversion, plain)]
     started = time.perf_counter()
     try:
         record = attack.attack(inversion).record
@@ -157,53 +170,48 @@ def check(options: Options) -> int:
         ) from None
     attacked = (time.perf_counter() - started) * options.iterations / attack.options.iterations
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
-    print(
-        "\n".join(
-            table(
-                [
-                    ["checked", ""],
-                    ["images", f"{len(items)}, of {len(class_names)} classes"],
-                    [
-                        "first image",
-                        f"{name_of(item, options)}: {attack.prompts(torch.tensor([item.labels]))[0]}",
-                    ],
-                    *(
-                        [f"{name} says", f"{class_names[prediction.label]} {prediction.confidence:.2f}"]
-                        for name, prediction in zip(options.model_name, predictions)
-                    ),
-                    ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
-                    [
-                        "reconstruction",
-                        f"{reconstructions[0]:.1f} dB with null-text optimisation, {reconstructions[1]:.1f} "
-                        f"dB without",
-                    ],
-                    [
-                        f"gradients, iteration {record.gradient_iterations[-1]}",
-                        "self-attention {:.2g} %, cross-attention {:.2g} % of the attack's".format(
-                            *(100 * record.gradient_norms[-1, 1:, 0] / record.gradient_norms[-1, 0, 0])
-                        ),
-                    ],
-                    [
-                        "peak memory",
-                        f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process"),
-                    ],
-                    [
-                        "time to expect",
-                        f"{(inverted + attacked) / processes:.0f} s an image in {processes} "
-                        f"process{'es' * (processes > 1)} (in each, {inverted:.0f} s inversion and "
-                        f"null-text optimisation, {attacked:.0f} s attack); "
-                        f"{images * (inverted + attacked) / processes / 60:.0f} min in all",
-                    ],
-                ]
-            )
-        )
-    )
+    rows = [
+        ["checked", ""],
+        ["images", f"{len(items)}, of {len(class_names)} classes"],
+        ["first image", f"{name_of(item, options)}: {attack.prompts(torch.tensor([item.labels]))[0]}"],
+        *(
+            [f"{name} says", f"{class_names[prediction.label]} {prediction.confidence:.2f}"]
+            for name, prediction in zip(options.model_name, predictions)
+        ),
+        ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
+        ["reconstruction", described_reconstruction(attack, inversion, clean)],
+        [f"gradients, iteration {record.gradient_iterations[-1]}", described_gradients(record)],
+        ["peak memory", f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process")],
+        [
+            "time to expect",
+            f"{(inverted + attacked) / processes:.0f} s an image in {processes} "
+            f"process{'es' * (processes > 1)} (in each, {inverted:.0f} s inversion, {attacked:.0f} s "
+            f"attack); {images * (inverted + attacked) / processes / 60:.0f} min in all",
+        ],
+    ]
+    print("\n".join(table(rows)))
     return 0
 
 
-def first_picture(item: Item, options: Options) -> np.ndarray:
+def described_reconstruction(attack: DiffAttack, inversion: Inversion, clean: np.ndarray) -> str:
+    """How near the diffusion model comes to the clean image without any attack."""
+    text = f"{psnr(clean, to_pixels(attack.reconstruct(inversion)[0])):.1f} dB"
+    if inversion.null_embeddings:
+        plain = replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
+        without = psnr(clean, to_pixels(attack.reconstruct(plain)[0]))
+        text += f" with null-text optimisation, {without:.1f} dB without"
+    return text + (", which is not seen" if attack.options.composition == "residual" else "")
+
+
+def described_gradients(record: AttackRecord) -> str:
+    """How strong the attention terms are in the last iteration that was measured."""
+    shares = 100 * record.gradient_norms[-1, 1:, 0] / record.gradient_norms[-1, 0, 0]
+    return "self-attention {:.2g} %, cross-attention {:.2g} % of the attack's".format(*shares.tolist())
+
+
+def first_picture(item: Item, job: Job) -> Picture:
     try:
-        return read_image(item.path, options.res)
+        return read_picture(item, job)
     except OSError as error:
         raise InputError(f"--images_root: {error}") from None
 

@@ -7,56 +7,43 @@ field: in AttackOptions if `DiffAttack` needs it, else in the group where its re
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from classifiers.defences import DEFENCES, check_defence
-from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name
-from common.errors import ClassifierError, InputError
-from common.flags import COUNT, NOT_NEGATIVE, POSITIVE, SIDE, flag, flag_table
-from data.dataset import PRESETS, TARGET_COLUMN
+from classifiers.defences import DEFENCES, check_defence, defence_names
+from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
+from common.errors import InputError
+from common.flags import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SIDE,
+    check_values,
+    flag,
+    flag_table,
+    iteration_numbers,
+    number_or_none,
+)
+from data.dataset import PRESETS, TARGET_COLUMN, target_label
+from evaluation.budget import Budget, budget_or_none, parse_budget
 from timestep_weights import SCHEDULES, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
-LAYER_NORMS = ("mse", "relative")
-INVERSIONS = ("exact", "diffattack")
-
-
-# ---------------------------------------------------------------- values of flags
-
-
-def classifier_names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        try:
-            check_name(name)
-        except ClassifierError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return names
-
-
-def defence_names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        for part in name.split("@"):
-            try:
-                check_defence(part)
-            except InputError as error:
-                raise argparse.ArgumentTypeError(str(error)) from None
-    return names
-
-
-def target_label(text: str) -> int | str:
-    if text != TARGET_COLUMN and not re.fullmatch(r"\d+", text):
-        raise argparse.ArgumentTypeError(
-            f"expected a label, or {TARGET_COLUMN} for the column of that name, not {text!r}"
-        )
-    return text if text == TARGET_COLUMN else int(text)
-
-
-# ---------------------------------------------------------------- the flags
+# what --preset stands for, by the names of flags; flags given beside it win
+ATTACK_PRESETS: dict[str, dict[str, object]] = {
+    "diffattack": {
+        "composition": "decoder",
+        "guidance": 2.5,
+        "inversion": "diffattack",
+        "contrast_limit": None,
+        "latent_optimizer": "adamw",
+        "latent_lr": 0.01,
+        "iterations": 30,
+        "budget": None,
+        "attack_through": (),
+        "draws": 1,
+    },
+}
 
 
 @dataclass
@@ -91,6 +78,12 @@ class DataOptions:
         "name in a CSV",
         "N",
         parse=target_label,
+    )
+    mask_root: Path | None = flag(
+        None,
+        "masks, one a picture with its name, of any size: white may change, black stays",
+        "FOLDER",
+        parse=Path,
     )
     save_dir: Path = flag(
         Path("output"),
@@ -169,9 +162,6 @@ class ModelOptions:
         parse=defence_names,
         identifies_run=False,
     )
-    draws: int = flag(
-        1, "draws in an iteration of an attack through a defence that is random", "K", range=COUNT
-    )
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -223,17 +213,79 @@ class AttackOptions(WeightOptions):
     """What the attack itself depends on: the settings of `DiffAttack`."""
 
     title = "attack"
+    presets = {"preset": ATTACK_PRESETS}
 
+    preset: str | None = flag(
+        None,
+        "diffattack: all that the original does (decoder, guidance 2.5 with null-text optimisation, its "
+        "inversion, AdamW, 30 iterations at 0.01, no limit or budget, bytes cut off); flags beside it win",
+        parse=str,
+        choices=tuple(ATTACK_PRESETS),
+        identifies_run=False,
+    )
     diffusion_steps: int = flag(20, "DDIM steps between noise and image", "T")
     start_step: int = flag(15, "the last T - S steps are attacked", "S")
     inversion: str = flag(
         "exact",
         "exact: undoes the attack's own steps; diffattack: a step further than where the attack starts, and "
         "bytes cut off instead of rounded, as the original does, to compare with its published figures",
-        choices=INVERSIONS,
+        choices=("exact", "diffattack"),
     )
-    iterations: int = flag(30, "optimisation steps on the latent", "K", range=COUNT)
-    guidance: float = flag(2.5, "classifier-free guidance", "SCALE", range=NOT_NEGATIVE)
+    iterations: int = flag(6, "optimisation steps on the latent", "K", range=COUNT)
+    guidance: float = flag(
+        1.0,
+        "classifier-free guidance; at 1 there is one branch, inverted and attacked with the class's prompt, "
+        "and no null-text optimisation",
+        "SCALE",
+        range=NOT_NEGATIVE,
+    )
+    composition: str = flag(
+        "residual",
+        "residual: the clean picture and what the attack adds, so that what the autoencoder loses is not "
+        "seen; decoder: what the decoder gives, as in the original",
+        choices=("residual", "decoder"),
+    )
+    contrast_limit: float | None = flag(
+        0.7,
+        "no pixel changes by more than 1/255 + K times the local contrast of the clean picture, so that "
+        "nothing shows where an eye would see it; none: no limit",
+        "K",
+        parse=number_or_none,
+        range=NOT_NEGATIVE,
+    )
+    latent_optimizer: str = flag(
+        "momentum",
+        "momentum: steps along the sum of normalised gradients, within --budget; adamw: as the original",
+        choices=("momentum", "adamw"),
+    )
+    latent_lr: float = flag(0.01, "learning rate of --latent_optimizer adamw", "RATE", range=POSITIVE)
+    budget: str | None = flag(
+        "psnr=37",
+        "how far each picture may change, as it is written: psnr=DB, ssim=S or l2=D; momentum keeps within "
+        "it, adamw ends where it would be exceeded; none: no budget",
+        "MEASURE=VALUE",
+        parse=budget_or_none,
+    )
+    attack_through: tuple[str, ...] = flag(
+        ("resize:0.9",),
+        'defences that the gradient goes through and judging does not, for transfer; "" for none',
+        "DEFENCES",
+        parse=defence_names,
+    )
+    draws: int = flag(8, "draws of a random defence in each iteration of an attack", "K", range=COUNT)
+    stop_margin: float | None = flag(
+        None,
+        "end an image where every surrogate's largest wrong logit exceeds the true one by M, in 8 bits",
+        "M",
+        parse=number_or_none,
+        range=NOT_NEGATIVE,
+    )
+    judge_at: tuple[int, ...] = flag(
+        (),
+        "judge pictures after these iterations, too: the curve of transfer over visibility, from one run",
+        "K,K,...",
+        parse=iteration_numbers,
+    )
     attack_loss_weight: float = flag(
         10.0, "factor of the classifier's cross-entropy", "FACTOR", range=NOT_NEGATIVE
     )
@@ -256,7 +308,7 @@ class AttackOptions(WeightOptions):
         "mse: each layer's mean squared change, as in the original, which counts coarse layers most; "
         "relative: that over the mean square of its unperturbed map, so that each layer's change counts in "
         "proportion to itself",
-        choices=LAYER_NORMS,
+        choices=("mse", "relative"),
     )
     logit_temperature: float | None = flag(
         None,
@@ -271,31 +323,21 @@ class AttackOptions(WeightOptions):
     seed: int = flag(42, "the same command with the same seed on the same machine writes identical images")
 
     @property
-    def schedule(self) -> tuple[float, ...]:
-        """The numbers of `weight_schedule`.
+    def allowed_change(self) -> Budget | None:
+        """The `budget`; ValueError where it is none."""
+        return None if self.budget is None else parse_budget(self.budget)
 
-        Raises:
-            ValueError: it is the name of no schedule.
-        """
-        return (
-            parse_schedule(self.weight_schedule)
-            if isinstance(self.weight_schedule, str)
-            else tuple(self.weight_schedule)
-        )
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """The numbers of `weight_schedule`; ValueError where it is the name of none."""
+        named = isinstance(self.weight_schedule, str)
+        return parse_schedule(self.weight_schedule) if named else tuple(self.weight_schedule)
 
     def verify(self) -> None:
         """Raises InputError for a value out of its range, steps that leave no timestep, or a schedule that
         does not fit them.
         """
-        for declared in fields(self):
-            value, allowed = getattr(self, declared.name), declared.metadata["range"]
-            if value is not None and allowed and not allowed.holds(value):
-                raise InputError(f"--{declared.name} is {value}; expected {allowed.name}")
-            choices = declared.metadata["choices"]
-            if value is not None and choices and value not in choices:
-                raise InputError(
-                    f"--{declared.name} is {value!r}; expected one of {', '.join(map(str, choices))}"
-                )
+        check_values(self)
         if not 1 <= self.start_step < self.diffusion_steps <= 1000:
             raise InputError(
                 f"--start_step is {self.start_step} and --diffusion_steps {self.diffusion_steps}; expected "
@@ -305,6 +347,32 @@ class AttackOptions(WeightOptions):
             schedule_weights(self.schedule, self.diffusion_steps - self.start_step)
         except ValueError as error:
             raise InputError(f"--weight_schedule: {error}") from None
+        self.verify_change()
+
+    def verify_change(self) -> None:
+        """Raises InputError for flags of what is changed that do not go together."""
+        try:
+            budget = self.allowed_change
+        except ValueError as error:
+            raise InputError(f"--budget: {error}") from None
+        if self.composition == "decoder" and (budget or self.contrast_limit is not None):
+            raise InputError(
+                "--composition decoder shows what the autoencoder loses, which neither --contrast_limit nor "
+                "--budget can bound; add --contrast_limit none --budget none --latent_optimizer adamw, or "
+                "give --preset diffattack"
+            )
+        if self.latent_optimizer == "momentum" and budget is None:
+            raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=37; or give adamw")
+        for text in self.attack_through:
+            if not check_defence(text)[0].can_be_attacked:
+                raise InputError(
+                    f"--attack_through {text} cannot be attacked through, since a gradient would have to go "
+                    f"back through all of its steps; give it to --defences"
+                )
+        if max(self.judge_at, default=0) > self.iterations:
+            raise InputError(
+                f"--judge_at names iteration {max(self.judge_at)}, and --iterations is {self.iterations}"
+            )
 
 
 @dataclass
@@ -366,6 +434,10 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
 
     def verify(self) -> None:
         super().verify()
+        if self.mask_root is not None and self.is_apply_mask:
+            raise InputError(
+                "--is_apply_mask takes its mask from the attention, --mask_root from files; give one of them"
+            )
         if not self.model_name:
             raise InputError(
                 "--model_name names no classifier; expected at least one, such as efficientnet_lite0"

@@ -30,7 +30,7 @@ from plotting.figures import (  # all of them, so that one import gives a notebo
     plot_loss_per_timestep,
     plot_overlay,
     plot_success_against_visibility,
-    plot_sweep,
+    plot_tradeoff,
     plot_weight_curves,
 )
 from plotting.image_figures import plot_attention, plot_contact_sheet, plot_losses, short
@@ -46,7 +46,7 @@ __all__ = [
     "plot_losses",
     "plot_overlay",
     "plot_success_against_visibility",
-    "plot_sweep",
+    "plot_tradeoff",
     "plot_weight_curves",
     "read_run",
 ]

@@ -13,6 +13,7 @@ draws in each iteration.
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
 import re
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common.errors import InputError
+from data.contrast import blurred, gaussian_kernel
 
 if TYPE_CHECKING:
     from diffusion.inversion import LatentDiffusion
@@ -83,18 +85,10 @@ class Blur(Defence):
 
     def __init__(self, sigma: float):
         super().__init__()
-        self.radius = int(4 * sigma + 0.5)
-        offsets = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
-        kernel = torch.exp(-0.5 * (offsets / sigma).square())
-        self.register_buffer("kernel", (kernel / kernel.sum()).float(), persistent=False)
+        self.register_buffer("kernel", gaussian_kernel(sigma), persistent=False)
 
     def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        # each channel by itself, rows and then columns
-        planes = images.flatten(0, 1)[:, None]
-        radius, kernel = self.radius, self.kernel.to(images)
-        planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), "reflect"), kernel.view(1, 1, 1, -1))
-        planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), "reflect"), kernel.view(1, 1, -1, 1))
-        return planes.view_as(images)
+        return blurred(images, self.kernel)
 
 
 class Median(Defence):
@@ -387,3 +381,15 @@ def defend(
 def needs_diffusion(names: Sequence[str]) -> bool:
     """Whether a defence of one of these classifiers runs the diffusion model."""
     return any(check_defence(text)[0].needs_diffusion for name in names for text in split_name(name)[1])
+
+
+def defence_names(text: str) -> tuple[str, ...]:
+    """The defences that a flag lists, each looked at."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        for part in name.split("@"):
+            try:
+                check_defence(part)
+            except InputError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
+    return names

@@ -11,6 +11,7 @@ defences behind it, as `NAME@jpeg:75` (defences.py).
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -290,3 +291,14 @@ def in_order(
 def file_name(name: str) -> str:
     """A classifier's name as it may stand in the name of a file: without folders, and not too long."""
     return re.sub(r"[^\w.+-]+", "_", name.rsplit("/", 1)[-1])[:100]
+
+
+def classifier_names(text: str) -> tuple[str, ...]:
+    """The names that a flag lists, each looked at."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        try:
+            check_name(name)
+        except ClassifierError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return names

@@ -74,6 +74,27 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
 
 
+def number_or_none(text: str) -> float | None:
+    """A number, or none of it where a default has one."""
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or none, not {text!r}") from None
+
+
+def iteration_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of iterations from 1, each once, in their order; none of an empty text."""
+    try:
+        numbers = tuple(sorted({int(number) for number in text.split(",") if text}))
+    except ValueError:
+        numbers = (0,)
+    if numbers and numbers[0] < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected numbers of iterations from 1, separated by commas, not {text!r}"
+        )
+    return numbers
+
+
 # ---------------------------------------------------------------- the parser and the table
 
 
@@ -101,7 +122,7 @@ def as_text(value: Any) -> str:
     """A default as one would type it."""
     if isinstance(value, float):
         return f"{value:g}"
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 AnyOptions = TypeVar("AnyOptions")
@@ -113,13 +134,19 @@ def parse_options(
     """The options of a command line, each value of them verified.
 
     Args:
-        kind: Options, or a dataclass that adds flags to it; it can `fill_in_defaults` and `verify`.
+        kind: Options, or a dataclass that adds flags to it; it can `fill_in_defaults` and `verify`. Its
+            `presets` are, by a flag's name and value, defaults of other flags.
         description: what `--help` begins with.
         argv: without the program's name; None for the process's own.
         defaults: other than those declared.
     Raises:
         InputError: a flag is unknown, or a value is none that it takes.
     """
+    for name, presets in kind.presets.items():
+        chooser = ArgumentParser(add_help=False, allow_abbrev=False)
+        chooser.add_argument(f"--{name}")
+        chosen = getattr(chooser.parse_known_args(argv)[0], name)
+        defaults |= presets.get(chosen, {})
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     for title, flags in groups(kind):
         group = parser.add_argument_group(title)
@@ -144,6 +171,19 @@ def parse_options(
     options.fill_in_defaults()
     options.verify()
     return options
+
+
+def check_values(options: Any) -> None:
+    """Raises InputError for a value that its declaration does not allow."""
+    for declared in fields(options):
+        value, allowed = getattr(options, declared.name), declared.metadata["range"]
+        if value is not None and allowed and not allowed.holds(value):
+            raise InputError(f"--{declared.name} is {value}; expected {allowed.name}")
+        choices = declared.metadata["choices"]
+        if value is not None and choices and value not in choices:
+            raise InputError(
+                f"--{declared.name} is {value!r}; expected one of {', '.join(map(str, choices))}"
+            )
 
 
 def flag_table(kind: type) -> str:

@@ -10,6 +10,7 @@ folder a class.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
 from collections.abc import Mapping, Sequence
@@ -360,3 +361,12 @@ def say_mapping(how: str, numbers: Mapping[str, int], class_names: Sequence[str]
         + ", ".join(shown[:8])
         + rest
     )
+
+
+def target_label(text: str) -> int | str:
+    """What a flag says: a label, or the column that has them."""
+    if text != TARGET_COLUMN and not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(
+            f"expected a label, or {TARGET_COLUMN} for the column of that name, not {text!r}"
+        )
+    return text if text == TARGET_COLUMN else int(text)

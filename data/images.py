@@ -125,8 +125,18 @@ def to_pixels(image: torch.Tensor, truncated: bool = False) -> np.ndarray:
     """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`, rounded, or cut off as the original DiffAttack does."""
     import torch
 
-    levels = image.float().cpu().clamp(0, 1) * 255
-    return (levels if truncated else levels.round()).to(torch.uint8).permute(1, 2, 0).numpy()
+    return levels(image, truncated).to(torch.uint8).cpu().permute(1, 2, 0).numpy()
+
+
+def levels(images: torch.Tensor, truncated: bool = False) -> torch.Tensor:
+    """Images in [0, 1] as 0, 1, ... 255, rounded or cut off; in float32, of any shape."""
+    values = images.float().clamp(0, 1) * 255
+    return values.floor() if truncated else values.round()
+
+
+def rounded(images: torch.Tensor, truncated: bool = False) -> torch.Tensor:
+    """Images in [0, 1] as they are once they have been written in 8 bits and read again."""
+    return (levels(images, truncated) / 255).to(images)
 
 
 def temporary_name(path: Path) -> Path:
@@ -207,7 +217,7 @@ class Pictures:
     images have up to L, -1 for those they lack.
 
     `reconstructed` is what inversion, null-text optimisation and decoding give without any attack; None where
-    it was not written.
+    that is the clean picture, or was not written.
     """
 
     clean: np.ndarray

@@ -187,8 +187,10 @@ class Run:
 
     @property
     def gradient_shares(self) -> np.ndarray:
-        """`(M, 2)`, the same, median over images."""
-        return np.median(self.gradient_shares_by_image, 0)
+        """`(M, 2)`, the same, median over the images that were still attacked."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.nanmedian(self.gradient_shares_by_image, 0)
 
     @property
     def first_fooled(self) -> tuple[np.ndarray, np.ndarray]:

@@ -35,10 +35,12 @@ from data.dataset import read_dataset
 from data.images import read_image, to_pixels, to_tensor
 from data.records import ImageRecord, read_run
 from diff_latent_attack import DiffAttack
+from diffusion.composition import attention_mask
 from diffusion.inversion import Inversion
 from diffusion.pipeline import load_pipeline
 from evaluation.predictions import predict
 from evaluation.quality import psnr
+from options import ATTACK_PRESETS
 
 SIZE = 224
 TIMES = (51, 201, 401)
@@ -74,7 +76,8 @@ def attention_figures(attack: DiffAttack, inversion: Inversion, mask: np.ndarray
     inside = share_of_cells(mask, len(cross))
     attention = reference.self_attention[0].cpu().flatten(0, 1)  # (196, 196)
     cells = share_of_cells(mask, reference.self_attention.shape[1]).flatten()
-    mask_of_attack = attack.pseudo_mask(reference.class_attention, inversion)
+    size = inversion.images.shape[-2:]
+    mask_of_attack = attention_mask(reference.class_attention, inversion.class_tokens, size)
     return {
         "class attention, least": cross.min().item(),
         "class attention, most": cross.max().item(),
@@ -122,9 +125,10 @@ def main() -> None:
     items = read_dataset(arguments.images_root, arguments.label_path, IMAGENET_CLASSES)[: arguments.limit]
     clean, labels = np.stack([read_image(item.path, SIZE) for item in items]), [i.labels[0] for i in items]
     masks, device = read_boxes(arguments.boxes), resolve_device(arguments.device)
-    model = DiffAttack(
-        load_pipeline(arguments.pretrained_diffusion_path, device), torch.nn.Identity(), is_apply_mask=True
-    )
+    # with guidance and null-text optimisation, which say more of a model than one branch does
+    options = ATTACK_PRESETS["diffattack"] | {"inversion": "exact"}
+    pipeline = load_pipeline(arguments.pretrained_diffusion_path, device)
+    model = DiffAttack(pipeline, torch.nn.Identity(), **options)
 
     pictures, figures = defaultdict(list), defaultdict(list)
     for item, picture, label in zip(tqdm(items), clean, labels):
@@ -163,8 +167,8 @@ def measure(
 
 def attack_figures(record: ImageRecord) -> dict[str, float]:
     """Of one image's attack, before the factors of the losses but for those in the names."""
-    iterations = {"2": 1, "10": 9, "the last": -1}
     sums = record.layer_losses.sum((1, 2))
+    iterations = {"2": 1} | ({"10": 9} if len(sums) >= 10 else {}) | {"the last": -1}
     figures = {f"100 x sum L_i at iteration {name}": 100 * sums[k] for name, k in iterations.items()}
     return figures | {
         "10000 x variance of the cross-attention at the last iteration": 1e4 * record.losses[-1, -1],

@@ -37,8 +37,20 @@ class Inversion:
     targets: torch.Tensor  # (B,), of a targeted attack; -1 where there is none
     latents: torch.Tensor  # z_N, (B, C, h, w)
     class_embeddings: torch.Tensor  # (B, tokens, width)
-    null_embeddings: list[torch.Tensor]  # one (B, tokens, width) a timestep
+    null_embeddings: list[torch.Tensor]  # one (B, tokens, width) a timestep; none without guidance
     class_tokens: torch.Tensor  # (B, tokens), true between BOS and EOS
+    masks: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1], the user's own; 0: may not change
+
+    def keep(self, rows: torch.Tensor) -> Inversion:
+        """Of the images at these places of the batch alone."""
+        return Inversion(
+            **{
+                name: [part[rows] for part in value]
+                if isinstance(value, list)
+                else (None if value is None else value[rows])
+                for name, value in vars(self).items()
+            }
+        )
 
 
 class LatentDiffusion:
@@ -50,7 +62,8 @@ class LatentDiffusion:
         class_names: the prompt of each label.
         diffusion_steps: T, DDIM steps from noise to image.
         start_step: S.
-        guidance: classifier-free guidance scale.
+        guidance: classifier-free guidance scale; at 1 the guided prediction is the conditional one, so that
+            the unconditional branch is left out everywhere and there is nothing to optimise in it.
         inversion: exact or diffattack, see `ddim_inversion`.
     Raises:
         ValueError: steps out of range, or a scheduler that does not fit them (CheckpointError).
@@ -78,6 +91,7 @@ class LatentDiffusion:
             )
         self.pipeline, self.class_names = pipeline, class_names
         self.guidance, self.inversion = guidance, inversion
+        self.branches = 1 if guidance == 1 else 2  # of the UNet in a step
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.unet_dtype = pipeline.unet.dtype  # asked once: diffusers walks through all parameters for it
         self.dtype = torch.promote_types(self.unet_dtype, torch.float32)  # of everything but the networks
@@ -97,9 +111,15 @@ class LatentDiffusion:
             )
 
     def invert(
-        self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
     ) -> Inversion:
-        """Encodes the images, inverts them, and optimises the null-text embeddings that lead back to them."""
+        """Encodes the images and inverts them: with guidance by the unconditional branch, and then optimises
+        the null-text embeddings that lead back to them; without it by the conditional branch.
+        """
         with frozen(self.unet, self.vae, self.pipeline.text_encoder):
             images, labels = (
                 images.to(self.unet.device, self.dtype),
@@ -111,11 +131,21 @@ class LatentDiffusion:
                 else targets.to(labels.device)
             )
             class_embeddings, class_tokens = self.embed(self.prompts(labels))
-            null_embeddings, _ = self.embed([""] * len(images))
-            trajectory = self.ddim_inversion(self.encode(images), null_embeddings)
-            null_embeddings = self.optimise_null_text(trajectory, class_embeddings, null_embeddings)
+            if self.branches == 1:
+                trajectory, null_embeddings = self.ddim_inversion(self.encode(images), class_embeddings), []
+            else:
+                null_embeddings, _ = self.embed([""] * len(images))
+                trajectory = self.ddim_inversion(self.encode(images), null_embeddings)
+                null_embeddings = self.optimise_null_text(trajectory, class_embeddings, null_embeddings)
         return Inversion(
-            images, labels, targets, trajectory[-1], class_embeddings, null_embeddings, class_tokens
+            images,
+            labels,
+            targets,
+            trajectory[-1],
+            class_embeddings,
+            null_embeddings,
+            class_tokens,
+            None if masks is None else masks.to(images),
         )
 
     def reconstruct(self, inversion: Inversion) -> torch.Tensor:
@@ -167,9 +197,8 @@ class LatentDiffusion:
         return self.vae.config.scaling_factor * latents
 
     @torch.no_grad()
-    def ddim_inversion(self, latents: torch.Tensor, null_embeddings: torch.Tensor) -> list[torch.Tensor]:
-        """The latents z_0 .. z_N after 0 .. N inversion steps, without guidance, so with the unconditional
-        branch alone.
+    def ddim_inversion(self, latents: torch.Tensor, embeddings: torch.Tensor) -> list[torch.Tensor]:
+        """The latents z_0 .. z_N after 0 .. N inversion steps, with the branch of these embeddings alone.
 
         exact: each step undoes one of the attack's, from t - 1000/T to t with the noise predicted at t, so
         that z_N has the noise of the first attacked timestep (as in Mokady et al., arXiv 2211.09794).
@@ -180,7 +209,7 @@ class LatentDiffusion:
         trajectory = [latents]
         stride = self.scheduler.config.num_train_timesteps // self.scheduler.num_inference_steps
         for t in self.timesteps.flip(0).tolist():
-            noise = self.predicted_noise(latents, self.predict(latents, t, null_embeddings), t)
+            noise = self.predicted_noise(latents, self.predict(latents, t, embeddings), t)
             start, end = (self.following[t], t) if self.inversion == "exact" else (t, t + stride)
             latents = self.ddim_step(latents, noise, start, end)
             trajectory.append(latents)
@@ -248,6 +277,8 @@ class LatentDiffusion:
         same.
         """
         t = self.timesteps[i].item()
+        if self.branches == 1:
+            return self.denoising_step(latents, self.predict(latents, t, inversion.class_embeddings), t)
         embeddings = torch.cat([inversion.null_embeddings[i], inversion.class_embeddings])
         unconditional, conditional = self.predict(torch.cat([latents, latents]), t, embeddings).chunk(2)
         return self.denoising_step(latents, self.guide(unconditional, conditional), t)

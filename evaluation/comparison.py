@@ -149,7 +149,9 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
                 f"{ROLES[evaluations[0].role(k)]}, {result.name}",
                 [e.classifiers[k].success for e in evaluations],
                 success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
-                reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum()),
+                reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum())
+                if evaluations[0].with_reconstructions
+                else None,
             )
         )
     if evaluations[0].surrogates > 1:
@@ -177,8 +179,8 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
         )
         if quality.features is not None:
             differences = [kernel_difference(*features[0], adversarial) for _, adversarial in features[1:]]
-        elif quality.by_image is not None and all(np.isfinite(values).all() for values in by_image):
-            differences = [mean_difference(values - by_image[0]) for values in by_image[1:]]
+        elif quality.by_image is not None and not any(np.isinf(values).any() for values in by_image):
+            differences = [mean_of_known(values - by_image[0]) for values in by_image[1:]]
         else:
             differences = [None] * (len(evaluations) - 1)
         lines.append(
@@ -209,9 +211,14 @@ def means(name: str, by_image: Sequence[np.ndarray], note: str) -> Metric:
     return Metric(
         name,
         [mean_over_images(values[np.isfinite(values)]) for values in by_image],
-        [None] + [mean_difference(d[np.isfinite(d)]) for d in differences],
+        [None] + [mean_of_known(difference) for difference in differences],
         note,
     )
+
+
+def mean_of_known(differences: np.ndarray) -> Difference:
+    """Of paired differences `(B,)`, NaN left out."""
+    return mean_difference(differences[np.isfinite(differences)])
 
 
 def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
@@ -277,25 +284,15 @@ def loss_shares(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def metric_rows(names: Sequence[str], metrics: Sequence[Metric]) -> list[list[str]]:
-    rows = [["", "reconstruction alone", *names, ""]]
+    alone = any(metric.reconstructed is not None for metric in metrics)
+    rows = [["", *(["reconstruction alone"] if alone else []), *names, ""]]
     for metric in metrics:
-        rows.append(
-            [
-                metric.name,
-                "" if metric.reconstructed is None else str(metric.reconstructed),
-                *map(str, metric.values),
-                metric.note or "",
-            ]
-        )
+        of_reconstruction = "" if metric.reconstructed is None else str(metric.reconstructed)
+        columns = [of_reconstruction] if alone else []
+        rows.append([metric.name, *columns, *map(str, metric.values), metric.note or ""])
         if any(difference is not None for difference in metric.differences):
-            rows.append(
-                [
-                    f"  - {names[0]}",
-                    "",
-                    *("" if d is None else difference_text(d) for d in metric.differences),
-                    "",
-                ]
-            )
+            told = ["" if d is None else difference_text(d) for d in metric.differences]
+            rows.append([f"  - {names[0]}", *([""] if alone else []), *told, ""])
     return rows
 
 
@@ -391,7 +388,7 @@ def csv_text(
     names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation], base: int
 ) -> str:
     """A row per image, mode and classifier."""
-    out = StringIO()
+    out, alone = StringIO(), all(evaluation.with_reconstructions for evaluation in evaluations)
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         [
@@ -400,7 +397,7 @@ def csv_text(
             "classifier",
             "true_label",
             "label_before",
-            "label_reconstructed",
+            *(["label_reconstructed"] if alone else []),
             "label_after",
             "confidence_before",
             "confidence_after",
@@ -415,7 +412,7 @@ def csv_text(
         ]
         for result in evaluation.classifiers:
             for k, row in enumerate(mode_rows):
-                before, after, reconstructed = result.before[k], result.after[k], result.reconstructed[k]
+                before, after = result.before[k], result.after[k]
                 writer.writerow(
                     [
                         row["file"],
@@ -423,7 +420,7 @@ def csv_text(
                         result.name,
                         row["label"],
                         before.label + base,
-                        reconstructed.label + base,
+                        *([result.reconstructed[k].label + base] if alone else []),
                         after.label + base,
                         before.confidence,
                         after.confidence,

@@ -56,8 +56,11 @@ def written_results(rows: Sequence[dict], pictures: Pictures, base: int) -> dict
             pictures.labels,
             *(
                 [Prediction.of_description(row["predictions"][name][picture], base) for row in rows]
-                for picture in ("before", "after", "reconstructed")
+                for picture in ("before", "after")
             ),
+            None
+            if pictures.reconstructed is None
+            else [Prediction.of_description(row["predictions"][name]["reconstructed"], base) for row in rows],
             pictures.targets,
         )
         for name in rows[0]["predictions"]

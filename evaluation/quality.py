@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from classifiers.registry import REGISTRY, load_classifier
+from data.contrast import change_where_smooth
 from data.images import Pictures, to_tensor
 from evaluation.stats import Estimate, jackknife, mean_over_images
 
@@ -33,7 +34,8 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     """How far 8-bit pictures `(B, H, W, 3)` are from the clean ones, by image `(B,)`.
 
     SSIM (Wang et al., 2004) and PSNR; of the difference, L1 as the mean over pixels and channels and Linf,
-    both in 8-bit levels, and L2 as the Euclidean norm with values in [0, 1].
+    both in 8-bit levels, and L2 as the Euclidean norm with values in [0, 1]; and `change_where_smooth`, NaN
+    for a picture that is smooth nowhere.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -49,6 +51,7 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
         "L1 (levels)": 255 * torch.linalg.vector_norm(difference, 1, 1).numpy() / difference.shape[1],
         "L2": torch.linalg.vector_norm(difference, 2, 1).numpy(),
         "Linf (levels)": 255 * torch.linalg.vector_norm(difference, math.inf, 1).numpy(),
+        "where smooth (levels)": change_where_smooth(a, b).double().numpy(),
     }
 
 
@@ -191,7 +194,7 @@ def evaluate_quality(
         pass  # its row is absent, and README says where its weights come from
     quality = {
         name: Quality(
-            *[mean_over_images(figures[name]) for figures in by_image],
+            *[mean_over_images(figures[name][~np.isnan(figures[name])]) for figures in by_image],
             *[None] * (2 - len(sides)),
             by_image=by_image[0][name],
         )

@@ -16,6 +16,7 @@ from io import StringIO
 
 import numpy as np
 
+from common.flags import number_or_none
 from data.records import Run
 from evaluation.evaluate import Evaluation, plain
 from evaluation.stats import Difference, Estimate, holm, mean_difference, mean_over_images
@@ -48,7 +49,9 @@ def parse_sweep(kind: type, text: str) -> Sweep:
     """From "structure_share=0,0.1,0.3", a flag of the dataclass `kind` that takes a number."""
     name, _, numbers = text.partition("=")
     declared = {
-        declared.name: declared for declared in fields(kind) if declared.metadata["parse"] in (int, float)
+        declared.name: declared
+        for declared in fields(kind)
+        if declared.metadata["parse"] in (int, float, number_or_none)
     }
     if name not in declared:
         raise argparse.ArgumentTypeError(
@@ -106,11 +109,12 @@ def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
         }
 
 
-def curve_of(points: Sequence[Point]) -> Curve:
-    scores = [transfer_scores(point.evaluation) for point in points]
+def curve_of(evaluations: Sequence[Evaluation]) -> Curve:
+    """Of a mode's evaluations at all values of a flag, or at several iterations."""
+    scores = [transfer_scores(evaluation) for evaluation in evaluations]
     return Curve(
         {
-            name: np.stack([sign * point.evaluation.quality[name].by_image for point in points])
+            name: np.stack([sign * evaluation.quality[name].by_image for evaluation in evaluations])
             for name, sign in VISIBILITIES.items()
         },
         {name: np.stack([score[name] for score in scores]) for name in scores[0]},
@@ -156,6 +160,18 @@ class PairDifference:
     difference: Difference
     count: int
 
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return {
+            "modes": list(self.modes),
+            "visibility": self.visibility,
+            "score": self.score,
+            "difference": plain(self.difference.estimate),
+            "p": self.difference.p,
+            "p_holm": self.difference.corrected,
+            "images": self.count,
+        }
+
 
 def compare_curves(curves: dict[str, Curve]) -> list[PairDifference]:
     """Every pair of modes by every score at every measure of visibility; p is corrected by Holm over all."""
@@ -198,8 +214,8 @@ def report_sweep(sweep: Sweep, points: dict[str, list[Point]], failures: Sequenc
     images = len(next(iter(points.values()))[0].run.records)
     rates = {mode: [rates_of(point) for point in at_values] for mode, at_values in points.items()}
     has_transfer = all(point.evaluation.transfers for at_values in points.values() for point in at_values)
-    curves = {mode: curve_of(at_values) for mode, at_values in points.items()} if has_transfer else {}
-    pairs = compare_curves(curves)
+    evaluations = {mode: [point.evaluation for point in at_values] for mode, at_values in points.items()}
+    pairs = compare_curves({m: curve_of(each) for m, each in evaluations.items()}) if has_transfer else []
     sections = [(f"Every mode at every {sweep.flag}", rate_rows(sweep, rates))]
     if pairs:
         sections.append(("At equal visibility", pair_rows(pairs)))
@@ -224,18 +240,7 @@ def report_sweep(sweep: Sweep, points: dict[str, list[Point]], failures: Sequenc
             mode: [{name: plain(figure) for name, figure in at_value.items()} for at_value in at_values]
             for mode, at_values in rates.items()
         },
-        "at_equal_visibility": [
-            {
-                "modes": list(pair.modes),
-                "visibility": pair.visibility,
-                "score": pair.score,
-                "difference": plain(pair.difference.estimate),
-                "p": pair.difference.p,
-                "p_holm": pair.difference.corrected,
-                "images": pair.count,
-            }
-            for pair in pairs
-        ],
+        "at_equal_visibility": [pair.as_dict() for pair in pairs],
     }
     return SweepReport(sections, remarks, results, rates)
 

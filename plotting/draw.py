@@ -26,6 +26,7 @@ from plotting.figures import (
     plot_loss_heatmap,
     plot_loss_per_timestep,
     plot_overlay,
+    plot_tradeoff,
     plot_weight_curves,
 )
 from plotting.image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
@@ -103,6 +104,15 @@ def before_and_after_norm(runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
             shown[f"{name}, mse"] = run.layer_losses * squares[:, None]
             shown[f"{name}, relative"] = run.layer_losses
     return shown
+
+
+def draw_tradeoff(runs: Mapping[str, Run]) -> Iterator[tuple[str, Figure]]:
+    """Success over visibility of all images at several iterations, where pictures were judged on the way."""
+    from evaluation.curves import curve_points  # takes torch, which the processes that draw do without
+
+    rates = {name: [point.figures for point in curve_points(run)] for name, run in runs.items()}
+    if all(rates.values()):
+        yield "tradeoff", plot_tradeoff(rates, "Attack success against visibility, by iteration")
 
 
 def draw_image(run: Run, schedules: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Figure]]:
@@ -249,7 +259,8 @@ def draw_folders(
             ]
             sheets = [pool.submit(save_contact_sheets, run) for run in runs]
         for run in runs:
-            for name, figure in draw_runs({short(run.folder.absolute().name): run}, lines[run.folder]):
+            named = {short(run.folder.absolute().name): run}
+            for name, figure in (*draw_runs(named, lines[run.folder]), *draw_tradeoff(named)):
                 save_figure(figure, run.folder / ANALYSIS / name)
         for drawn in (*images, *sheets):
             drawn.result()
@@ -271,5 +282,6 @@ def draw_comparison(runs: Mapping[str, Run], schedules: Schedules, folder: Path,
     ANALYSIS folder of `folder`.
     """
     (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
-    for name, figure in draw_runs(runs, schedules(len(next(iter(runs.values())).timesteps))):
+    lines = schedules(len(next(iter(runs.values())).timesteps))
+    for name, figure in (*draw_runs(runs, lines), *draw_tradeoff(runs)):
         save_figure(figure, folder / ANALYSIS / f"{prefix}{name}")

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
 
     from evaluation.stats import Estimate
-    from evaluation.sweep import Sweep
 
 STYLE = {  # legible at the width of one column of a two-column paper, and as real fonts in its PDF
     "font.size": 8,
@@ -46,6 +45,8 @@ PALETTE = (
 )
 REFERENCE_LINES = (":", "--", "-.", (0, (1, 3)))
 COLUMN, DPI = 3.4, 160  # inches, dots an inch
+# measures of visibility that success is drawn over, and which way they go
+MORE_IS_LESS_VISIBLE = {"PSNR dB": True, "SSIM": True, "L2": False}
 
 
 def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -418,32 +419,29 @@ def plot_success_against_visibility(
 
 
 @styled
-def plot_sweep(rates: Mapping[str, Sequence[Mapping[str, Estimate]]], sweep: Sweep) -> Figure:
-    """Success rates over how visible the attack is, a curve for each mode with a point for each value of the
-    flag; bands are 95 % intervals of the rates.
+def plot_tradeoff(rates: Mapping[str, Sequence[Mapping[str, Estimate]]], title: str) -> Figure:
+    """Success rates over how visible the attack is, a curve for each run or mode with a point for each of its
+    iterations, or values of a flag; bands are 95 % intervals of the rates.
 
     Args:
-        rates: by mode, at each value, SSIM, L2 and success rates by name.
-        sweep: the flag and its values.
+        rates: by run, at each point, figures of visibility and success rates by name.
     """
     first = next(iter(rates.values()))[0]
     shown = [name for name, figure in first.items() if figure.is_share]
-    figure, panels = new_figure(f"Attack success against visibility, by {sweep.flag}", len(shown), 2)
+    measures = [name for name in MORE_IS_LESS_VISIBLE if name in first]
+    figure, panels = new_figure(title, len(shown), len(measures), sharey=True)
     for row, rate in zip(panels, shown):
-        for panel, measure in zip(row, ("L2", "SSIM")):
-            for colour, (mode, at_values) in zip(itertools.cycle(PALETTE), rates.items()):
-                order = np.argsort([figures[measure].value for figures in at_values])
-                x = [at_values[k][measure].value for k in order]
+        for panel, measure in zip(row, measures):
+            for colour, (run, points) in zip(itertools.cycle(PALETTE), rates.items()):
+                order = np.argsort([figures[measure].value for figures in points])
+                x = [points[k][measure].value for k in order]
                 y, low, high = (
-                    [100 * getattr(at_values[k][rate], part) for k in order]
-                    for part in ("value", "low", "high")
+                    [100 * getattr(points[k][rate], part) for k in order] for part in ("value", "low", "high")
                 )
-                panel.plot(x, y, color=colour, marker="o", markersize=3, label=mode)
+                panel.plot(x, y, color=colour, marker="o", markersize=3, label=run)
                 panel.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
-            panel.set(
-                xlabel=f"{measure} ({'higher' if measure == 'SSIM' else 'lower'}: less visible)",
-                ylim=(-2, 102),
-            )
+            way = "higher" if MORE_IS_LESS_VISIBLE[measure] else "lower"
+            panel.set(xlabel=f"{measure} ({way}: less visible)", ylim=(-2, 102))
         row[0].set_ylabel(f"{rate}, %")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

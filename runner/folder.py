@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -33,8 +33,8 @@ from data.records import (
 )
 from options import Options
 
-# what is read of an image's pictures
-WRITTEN = ("originImage", "adv_image", "reconstruction")
+WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
+NO_MASKS: Mapping[int, Path] = {}
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 PACKAGES = (
     "torch",
@@ -152,27 +152,29 @@ def check_still_ours(folder: Path, identity: str) -> None:
         )
 
 
-def drop_unusable(folder: Path, items: Sequence[Item], identity: str) -> None:
+def drop_unusable(
+    folder: Path, items: Sequence[Item], identity: str, masks: Mapping[int, Path] = NO_MASKS
+) -> None:
     """Deletes the records of images that have to be made again, and says why: damaged, of another run,
-    without their pictures, or of a picture that has changed since.
+    without their pictures, or of a picture or mask that has changed since.
     """
     delete_abandoned(folder)
     for item in items:
         path = record_path(folder, item.index)
         if path.exists():
-            reason = reason_to_make_again(path, item, identity)
+            reason = reason_to_make_again(path, item, identity, masks.get(item.index))
             if reason:
                 note(f"{item.path.name} is made again: {reason}")
                 path.unlink()
 
 
-def reason_to_make_again(path: Path, item: Item, identity: str) -> str | None:
+def reason_to_make_again(path: Path, item: Item, identity: str, mask: Path | None = None) -> str | None:
     """Why a record cannot be used, None if it can."""
     try:
         row = read_record(path, identity).row
     except ValueError as error:
         return str(error).split("; delete it")[0]
-    for kind in WRITTEN:
+    for kind in pictures_of(row):
         picture = path.with_name(f"{item.index:04d}_{kind}.png")
         try:
             with Image.open(picture) as file:
@@ -180,11 +182,13 @@ def reason_to_make_again(path: Path, item: Item, identity: str) -> str | None:
         # of a file that is no PNG, or a damaged one, Pillow raises these
         except (OSError, SyntaxError, ValueError) as error:
             return f"{picture} is missing or damaged ({type(error).__name__})"
-    try:
-        changed = row["digest"] != file_digest(item.path)
-    except OSError:
-        return None  # it is gone, and was attacked while it was there
-    return f"{item.path} has changed since it was attacked" if changed else None
+    for source, digest in ((item.path, row["digest"]), (mask, row.get("mask_digest"))):
+        try:
+            if source is not None and digest != file_digest(source):
+                return f"{source} has changed since it was attacked"
+        except OSError:
+            continue  # it is gone, and was attacked while it was there
+    return None
 
 
 def make_folder(folder: Path) -> None:
@@ -255,14 +259,20 @@ def read_finished(folder: Path, indices: Sequence[int]) -> Run:
         raise RunError(str(error)) from None
 
 
-def read_pictures(folder: Path, items: Sequence[Item], size: int) -> Pictures:
-    """The written files of finished images."""
-    clean, adversarial, reconstructed = (
-        np.stack([read_image(folder / f"{item.index:04d}_{kind}.png", size) for item in items])
-        for kind in WRITTEN
+def pictures_of(row: dict) -> tuple[str, ...]:
+    """The kinds of pictures that belong to an image, by its row."""
+    reconstructed = "reconstructed" in next(iter(row["predictions"].values()))
+    return (*WRITTEN, "reconstruction") if reconstructed else WRITTEN
+
+
+def read_pictures(run: Run, items: Sequence[Item], size: int) -> Pictures:
+    """The written files of finished images, those of the records of `run`."""
+    clean, adversarial, *reconstructed = (
+        np.stack([read_image(run.folder / f"{item.index:04d}_{kind}.png", size) for item in items])
+        for kind in pictures_of(run.rows[0])
     )
     labels, targets = labels_and_targets(items)
-    return Pictures(clean, adversarial, labels, reconstructed, targets)
+    return Pictures(clean, adversarial, labels, *(reconstructed or [None]), targets)
 
 
 def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:

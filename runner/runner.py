@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,14 @@ from common.devices import free_memory
 from common.errors import RunError
 from common.workers import processes_for, run_in_processes
 from data.dataset import Item, labels_and_targets
+from data.history import AttackResult
 from data.images import Pictures, read_image, to_pixels, to_tensor, write_image, write_result
+from data.masks import read_mask
 from data.records import record_path, write_record
-from diff_latent_attack import AttackResult, DiffAttack
+from diff_latent_attack import DiffAttack
 from diffusion.inversion import Inversion
-from evaluation.evaluate import evaluate_classifier
-from evaluation.predictions import fooled
+from evaluation.curves import judged
+from evaluation.predictions import ClassifierResult, evaluate_classifier, fooled
 from evaluation.quality import psnr
 from losses import LOSS_TERMS, NonFiniteLossError
 from losses import fooled as logits_fooled
@@ -35,27 +39,53 @@ from runner.folder import (
     name_of,
     write_failure,
 )
-from runner.task import Task, load_attacks
+from runner.task import Task, load_attacks, load_judges
 
 # of the batch that is found from what the first image took of the free memory
-LARGEST_BATCH, MEMORY_SHARE = (
-    16,
-    0.8,
-)
+LARGEST_BATCH, MEMORY_SHARE = 16, 0.8
+
+
+@dataclass(frozen=True)
+class Job:
+    """An attack, and what a run needs to write its images."""
+
+    attack: DiffAttack
+    options: Options
+    identity: str  # of the run
+    masks: Mapping[int, Path]  # by the image's index; empty where there are none
+    judges: Mapping[str, torch.nn.Module]  # of `--judge_at`
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that has been read."""
+
+    item: Item
+    pixels: np.ndarray  # uint8 (H, W, 3)
+    mask: np.ndarray | None  # (H, W) in [0, 1]
+
+
+def read_picture(item: Item, job: Job) -> Picture:
+    """Raises OSError where it or its mask cannot be read."""
+    path, size = job.masks.get(item.index), job.options.res
+    return Picture(item, read_image(item.path, size), None if path is None else read_mask(path, size))
+
+
+def invert(attack: DiffAttack, batch: Sequence[Picture]) -> Inversion:
+    """The inversion of pictures that are attacked at once."""
+    labels, targets = map(torch.tensor, labels_and_targets([picture.item for picture in batch]))
+    images = torch.cat([to_tensor(picture.pixels) for picture in batch])
+    masks = None
+    if batch[0].mask is not None:
+        masks = torch.stack([torch.from_numpy(picture.mask) for picture in batch])[:, None]
+    return attack.invert(images, labels, targets, masks)
 
 
 def attack_images(
-    attack: DiffAttack,
-    batch: list[Item],
-    clean: list[np.ndarray],
-    options: Options,
-    identity: str,
-    inversion: Inversion | None = None,
-    seconds: float = 0.0,
+    job: Job, batch: Sequence[Picture], inversion: Inversion | None = None, seconds: float = 0.0
 ) -> None:
-    """Attacks the images of a batch, read as `clean`, at once and writes their files.
-
-    Their inversion can be given with the seconds it took; `identity` is the run's.
+    """Attacks the images of a batch at once and writes their files; their inversion can be given with the
+    seconds it took.
 
     Raises:
         RunError: the folder has become another run's.
@@ -63,12 +93,11 @@ def attack_images(
         OSError: a file cannot be written.
     """
     started = time.perf_counter() - seconds
-    labels, targets = labels_and_targets(batch)
     with tqdm(
-        total=options.iterations,
-        desc=batch[0].path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""),
+        total=job.options.iterations,
+        desc=batch[0].item.path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""),
         leave=False,
-        disable=options.processes > 1,
+        disable=job.options.processes > 1,
     ) as bar:  # of several processes the one that started them shows how many images are done
 
         def progress(iteration: int, losses: torch.Tensor) -> None:
@@ -76,76 +105,92 @@ def attack_images(
             bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses.mean(1).tolist())})
 
         if inversion is None:
-            inversion = attack.invert(
-                torch.cat([to_tensor(picture) for picture in clean]),
-                torch.tensor(labels),
-                torch.tensor(targets),
-            )
-        result = attack.attack(inversion, progress)
-    for k, item in enumerate(batch):
-        elapsed = (time.perf_counter() - started) / len(batch) / options.processes
-        write_image_files(attack, result, k, item, clean[k], elapsed, options, identity)
+            inversion = invert(job.attack, batch)
+        result = job.attack.attack(inversion, progress)
+    for k, picture in enumerate(batch):
+        elapsed = (time.perf_counter() - started) / len(batch) / job.options.processes
+        write_image_files(job, result, k, picture, elapsed)
 
 
-def write_image_files(
-    attack: DiffAttack,
-    result: AttackResult,
-    k: int,
-    item: Item,
-    clean: np.ndarray,
-    seconds: float,
-    options: Options,
-    identity: str,
-) -> None:
-    """Writes the files of the k-th image of a batch, its record last of all.
-
-    Args:
-        clean: uint8 `(H, W, 3)`.
-    """
-    device, class_names, base = attack.unet.device, attack.class_names, options.label_base
-    folder, index, adversarial = options.save_dir, item.index, result.adversarial[k : k + 1]
+def write_image_files(job: Job, result: AttackResult, k: int, picture: Picture, seconds: float) -> None:
+    """Writes the files of the k-th image of a batch, its record last of all."""
+    attack, options, item, clean = job.attack, job.options, picture.item, picture.pixels
+    folder, index = options.save_dir, item.index
     labels, targets = labels_and_targets([item])
-    check_still_ours(folder, identity)
-    files = {kind: folder / f"{index:04d}_{kind}.png" for kind in ("adv_image", "reconstruction")}
-    truncated = options.inversion == "diffattack"
-    write_image(to_pixels(adversarial[0], truncated), files["adv_image"])
-    write_image(to_pixels(result.reconstruction[k], truncated), files["reconstruction"])
-    written, reconstructed = (read_image(path, options.res) for path in files.values())
-    pictures = Pictures(clean[None], written[None], labels, reconstructed[None], targets)
+    check_still_ours(folder, job.identity)
+    truncated, made = options.inversion == "diffattack", {"adv_image": result.adversarial[k]}
+    if result.reconstruction is not None:
+        made["reconstruction"] = result.reconstruction[k]
+    files = {kind: folder / f"{index:04d}_{kind}.png" for kind in made}
+    for kind, image in made.items():
+        write_image(to_pixels(image, truncated), files[kind])
+    written, *reconstructed = (read_image(path, options.res) for path in files.values())
+    pictures = Pictures(
+        clean[None], written[None], labels, reconstructed[0][None] if reconstructed else None, targets
+    )
     answers = [
-        evaluate_classifier(name, classifier, pictures, device)
+        evaluate_classifier(name, classifier, pictures, attack.unet.device)
         for name, classifier in zip(options.model_name, attack.classifiers)
     ]
-    correct_before = all(answer.correct_before.all() for answer in answers)
     success = all(fooled(answer.after, labels, targets).all() for answer in answers)
+    write_result(folder, index, clean, written, "+".join(map(file_name, options.model_name)), success)
+    row = row_of(job, result, k, picture, answers) | {
+        "success": success if all(answer.correct_before.all() for answer in answers) else None,
+        "fooled": success,
+        "psnr": psnr(clean, written),
+        "seconds": seconds,
+    }
+    check_still_ours(folder, job.identity)
+    write_record(
+        result.record.of_image(k), attack.controller.state(), row, record_path(folder, index), job.identity
+    )
+
+
+def row_of(
+    job: Job, result: AttackResult, k: int, picture: Picture, answers: Sequence[ClassifierResult]
+) -> dict:
+    """What results.json says of the k-th image of a batch, but for what its written file shows."""
+    options, item, class_names = job.options, picture.item, job.attack.class_names
+    base, device = options.label_base, job.attack.unet.device
+    labels, targets = labels_and_targets([item])
     with torch.no_grad():  # of interest only where the file says otherwise
-        as_tensor = torch.stack([classifier(adversarial.float()) for classifier in attack.classifiers])
+        image = result.adversarial[k : k + 1].float()
+        as_tensor = torch.stack([classifier(image) for classifier in job.attack.classifiers])
     fooled_as_tensor = logits_fooled(
         as_tensor, torch.tensor(labels, device=device), torch.tensor(targets, device=device)
     )
-    write_result(folder, index, clean, written, "+".join(map(file_name, options.model_name)), success)
     predictions = {answer.name: answer.described(0, class_names, base) for answer in answers}
     row = {
-        "index": index,
+        "index": item.index,
         "file": name_of(item, options),
         "label": counted(item.labels, base),
         "class": ", ".join(class_names[label] for label in item.labels),
         "before": predictions[options.model_name[0]]["before"],
         "after": predictions[options.model_name[0]]["after"],
-        "success": success if correct_before else None,
-        "fooled": success,
         "fooled_as_tensor": bool(fooled_as_tensor.all()),
-        "psnr": psnr(clean, written),
-        "seconds": seconds,
+        "iterations": int(result.steps[k]),
         "predictions": predictions,
         "digest": file_digest(item.path),
     }
     if item.target is not None:
         row |= {"target": item.target + base, "target_class": class_names[item.target]}
-    check_still_ours(folder, identity)
-    write_record(
-        result.record.of_image(k), attack.controller.state(), row, record_path(folder, index), identity
-    )
+    if result.reached is not None:
+        row["margin_reached"] = bool(result.reached[k])
+    if picture.mask is not None:
+        row["mask_digest"] = file_digest(job.masks[item.index])
+    if result.pictures_at:
+        truncated = options.inversion == "diffattack"
+        pictures_at = {
+            step: to_pixels(images[k], truncated)
+            for step, images in (result.pictures_at | {options.iterations: result.adversarial}).items()
+        }
+        row["curve"] = judged(pictures_at, picture.pixels, labels, targets, job.judges, device)
+    return row
+
+
+def job_of(task: Task, attack: DiffAttack, identity: str) -> Job:
+    """The job of a task's own options; the judges are loaded if they are needed."""
+    return Job(attack, task.options, identity, task.masks, load_judges(task, attack))
 
 
 def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
@@ -157,15 +202,15 @@ def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
 class Runner:
     """Attacks images in batches as large as memory allows, and remembers what fitted."""
 
-    def __init__(self, attack: DiffAttack, options: Options, identity: str):
-        self.attack, self.options, self.identity = attack, options, identity
-        self.device = attack.unet.device
+    def __init__(self, job: Job):
+        self.job, self.attack, self.options = job, job.attack, job.options
+        self.device = job.attack.unet.device
         self.find_batch = (
-            options.batch_size is None
+            self.options.batch_size is None
             and self.device.type == "cuda"
-            and not options.weight_mode.startswith("learnable")
+            and not self.options.weight_mode.startswith("learnable")
         )
-        self.batch_size = options.batch_size or 1
+        self.batch_size = self.options.batch_size or 1
 
     def run(self, work: list[Item], bar: tqdm) -> None:
         """Attacks the images; of one that fails, a file says why.
@@ -175,35 +220,35 @@ class Runner:
             OSError: a file cannot be written.
         """
         while work:
-            batch, clean = self.next_batch(work, bar)
+            batch = self.next_batch(work, bar)
             state = self.attack.controller.state()
             try:
                 if batch:
-                    attack_images(self.attack, batch, clean, self.options, self.identity)
+                    attack_images(self.job, batch)
                     bar.update(len(batch))
                     self.grow()
                 continue
             except NonFiniteLossError as error:
-                self.fail(batch.pop(error.index), error, bar)
+                self.fail(batch.pop(error.index).item, error, bar)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
                 self.shrink(str(error))
-            work[:0] = batch  # to be attacked again, as if it had not been begun
+            # to be attacked again, as if it had not been begun
+            work[:0] = [picture.item for picture in batch]
             self.attack.controller.load_state(state)
 
-    def next_batch(self, work: list[Item], bar: tqdm) -> tuple[list[Item], list[np.ndarray]]:
+    def next_batch(self, work: list[Item], bar: tqdm) -> list[Picture]:
         """Takes the next images that can be read off the work, and reads them."""
-        batch, clean = [], []
+        batch = []
         while work and len(batch) < self.batch_size:
             item = work.pop(0)
             failure_path(self.options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
             try:
-                clean.append(read_image(item.path, self.options.res))
-                batch.append(item)
+                batch.append(read_picture(item, self.job))
             except OSError as error:
                 self.fail(item, error, bar)
-        return batch, clean
+        return batch
 
     def fail(self, item: Item, error: Exception, bar: tqdm) -> None:
         write_failure(self.options.save_dir, item.index, item.path, error)
@@ -304,4 +349,4 @@ def attack_part(task: Task, items: list[Item], identity: str) -> None:
     missing = missing_of(items, task.options.save_dir)
     if missing:
         (attack,) = load_attacks(task, [task.options])
-        Runner(attack, task.options, identity).run(missing, tqdm(disable=True))
+        Runner(job_of(task, attack, identity)).run(missing, tqdm(disable=True))

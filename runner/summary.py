@@ -15,6 +15,7 @@ from data.dataset import Item
 from data.records import ANALYSIS, Run, record_path, timestep_rows
 from diff_latent_attack import DiffAttack
 from evaluation.checks import COLLAPSED_BELOW, warnings_about_rounding
+from evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
 from evaluation.evaluate import Evaluation, evaluate, written_results
 from evaluation.tables import table
 from options import Options
@@ -92,6 +93,14 @@ def gradient_rows(run: Run) -> list[list[str]]:
     ]
 
 
+def shares_by_iteration(run: Run) -> dict[str, dict[str, float]]:
+    """The same for JSON."""
+    return {
+        str(iteration): dict(zip(("self-attention", "cross-attention"), shares.tolist()))
+        for iteration, shares in zip(run.records[0].gradient_iterations, run.gradient_shares)
+    }
+
+
 def advice_on_strength(run: Run) -> list[str]:
     """Whether the weights can have been felt at all, in one line if not."""
     share, factor = run.gradient_shares[-1, 0], run.configuration["self_attn_loss_weight"]
@@ -104,6 +113,27 @@ def advice_on_strength(run: Run) -> list[str]:
     ]
 
 
+def lines_about(finished: Run, points: Sequence[CurvePoint]) -> list[str]:
+    """What the records of a run say, and its pictures at several iterations."""
+    lines = [
+        "",
+        "self-attention loss by timestep, over all layers, before weights",
+        *table(timestep_rows(finished.layer_losses, finished.timesteps)),
+        "",
+        *table(gradient_rows(finished)),
+        *advice_on_strength(finished),
+    ]
+    if points:
+        lines += ["", "after so many iterations", *table(point_rows(points))]
+    unreached = sum(row.get("margin_reached") is False for row in finished.rows)
+    if unreached:
+        lines.append(
+            f"{unreached} of {len(finished.rows)} images never reached the margin of --stop_margin, and are "
+            f"as they were after their last iteration"
+        )
+    return lines
+
+
 def report(options: Options, selected: Sequence[Item], attack: DiffAttack, device: torch.device) -> int:
     """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
     run that is complete; returns the exit code.
@@ -111,11 +141,11 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
     indices = [item.index for item in selected]
     failures = read_failures(options.save_dir, indices)
     done = [item for item in selected if record_path(options.save_dir, item.index).exists()]
-    evaluation, finished, rows = None, None, []
+    evaluation, finished, rows, points = None, None, [], []
     if done:
         finished = read_finished(options.save_dir, [item.index for item in done])
         rows = finished.rows
-        pictures = read_pictures(options.save_dir, done, options.res)
+        pictures = read_pictures(finished, done, options.res)
         evaluation = evaluate(
             pictures,
             dict(zip(options.model_name, attack.classifiers)),
@@ -136,12 +166,8 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
     left = len(selected) - len(rows) - len(failures)
     lines = [summarise(rows, evaluation, failures, weights.tolist())]
     if finished:
-        lines += [
-            "",
-            "self-attention loss by timestep, over all layers, before weights",
-            *table(timestep_rows(finished.layer_losses, finished.timesteps)),
-        ]
-        lines += ["", *table(gradient_rows(finished)), *advice_on_strength(finished)]
+        points = curve_points(finished)
+        lines += lines_about(finished, points)
     if left:
         lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
     text = "\n".join([*lines, *filter(None, [advice_on_weights(options.weight_mode, weights)])])
@@ -153,12 +179,8 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
         **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
         "not_attacked": failures,
         "weights_at_the_end": weights.tolist(),
-        "gradient_shares": {
-            str(iteration): dict(zip(("self-attention", "cross-attention"), shares.tolist()))
-            for iteration, shares in zip(finished.records[0].gradient_iterations, finished.gradient_shares)
-        }
-        if finished
-        else None,
+        "gradient_shares": shares_by_iteration(finished) if finished else None,
+        "curve": curve_dicts(points) if points else None,
         "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
         "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
         **provenance(options, device),

@@ -7,6 +7,7 @@ import multiprocessing
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from common.environment import mend_torchvision
 from common.errors import InputError, note
 from data.class_names import IMAGENET_CLASSES, read_class_names
 from data.dataset import PRESETS, Item, read_dataset
+from data.masks import masks_of
 from diff_latent_attack import DiffAttack
 from diffusion.inversion import LatentDiffusion
 from diffusion.pipeline import load_pipeline
@@ -41,6 +43,7 @@ class Task:
     items: list[Item]
     device: torch.device
     dtype: torch.dtype  # of the diffusion model
+    masks: dict[int, Path]  # by the image's index; empty where there are none
 
     def configuration(self, options: Options) -> dict:
         """What the files of a run with these options depend on."""
@@ -87,8 +90,9 @@ def read_task(options: Options, device: str | None = None) -> Task:
     items = read_items(options, class_names)
     resolved = resolve_device(device or options.device)
     dtype = resolve_dtype(options.dtype, resolved)
+    masks = {} if options.mask_root is None else masks_of(options.mask_root, options.images_root, items)
     check_save_dir(options.save_dir)
-    return Task(options, class_names, items, resolved, dtype)
+    return Task(options, class_names, items, resolved, dtype, masks)
 
 
 def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
@@ -122,6 +126,19 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
             note(warning)
     pipeline = pipeline or task.load_pipeline()
     return [DiffAttack(pipeline, classifiers, task.class_names, one) for one in each]
+
+
+def load_judges(task: Task, attack: DiffAttack) -> dict[str, torch.nn.Module]:
+    """All classifiers that judge, by name, where pictures are judged while they are made; else none."""
+    if not task.options.judge_at:
+        return {}
+    judges = dict(zip(task.options.model_name, attack.classifiers))
+    for name in task.options.judges:
+        if name not in judges:
+            judges[name] = load_classifier(name, task.class_names, task.options.res, diffusion=attack).to(
+                task.device
+            )
+    return judges
 
 
 def check_shards(

@@ -15,10 +15,12 @@ from classifiers.registry import load_classifier
 from data.class_names import IMAGENET_CLASSES
 from data.images import read_image, to_pixels, to_tensor
 from diff_latent_attack import DiffAttack
+from diffusion.composition import attention_mask
 from diffusion.inversion import frozen
 from diffusion.pipeline import load_pipeline
 from evaluation.quality import psnr
 from losses import NonFiniteLossError, fooled, measured_iterations, timestep_gradient_norms
+from options import ATTACK_PRESETS
 from timestep_weights import SCHEDULES
 
 KINDS = {
@@ -39,8 +41,28 @@ KINDS = {
 }
 
 
+# what the reference does
+ORIGINAL = ATTACK_PRESETS["diffattack"] | {"inversion": "exact"}
+
+
 def build(pipeline, classifier, **options) -> DiffAttack:
-    return DiffAttack(pipeline, classifier, CLASS_NAMES, **options)
+    return DiffAttack(pipeline, classifier, CLASS_NAMES, **{**ORIGINAL, **options})
+
+
+def going_on(attack, inversion, steps=0):
+    """The state of an attack after so many steps, to look at the next."""
+    reference_run = attack.reference_run(inversion)
+    composition, _ = attack.compose(inversion, reference_run)
+    going = attack.begin(inversion, reference_run, composition)
+    for step in range(steps):
+        attack.descend(attack.forward(going), going, step + 1)
+    return going
+
+
+def losses_at(attack, going, latents):
+    """At other start latents; their gradient is of `latents` themselves."""
+    going.optimizer.latents = latents
+    return attack.forward(going).losses
 
 
 def compare(attack: DiffAttack, classifier, image, label, caption, weights, iterations, **options):
@@ -240,14 +262,13 @@ def test_balanced_weights_follow_the_gradient_of_each_timestep(checkpoint, class
     one_step = build(checkpoint(), classifier, iterations=1)
     inversion = INVERSIONS[tuple(labels[:2].tolist())]
     with frozen(attack.unet, attack.vae, classifier), one_step.controller.attached(attack.unet):
-        reference_run = one_step.reference_run(inversion)
-        latents, _, _ = one_step.optimise_latents(inversion, reference_run, None)
+        going = going_on(one_step, inversion, steps=1)
+        latents = going.optimizer.latents.detach().requires_grad_()
 
         def timestep_losses(x):
-            return one_step.losses(x, inversion, reference_run).timestep_losses
+            return losses_at(one_step, going, x).timestep_losses
 
-        latents.requires_grad_()
-        losses = one_step.losses(latents, inversion, reference_run)
+        losses = losses_at(one_step, going, latents)
         norms = timestep_gradient_norms(losses, latents)
         # the longest derivative is along the gradient, and as long as it
         (gradient,) = torch.autograd.grad(losses.timestep_losses[3, 0], latents)
@@ -280,9 +301,8 @@ def test_the_original_inversion_agrees_with_the_reference(checkpoint, classifier
 
 
 def test_gradients_are_measured_early_and_at_the_end_and_a_share_as_it_grows():
-    assert measured_iterations(30, None) == [2, 10, 30] and measured_iterations(30, 0.1) == [
-        2, 3, 5, 8, 13, 21, 30,
-    ]  # fmt: skip
+    assert measured_iterations(30, None) == [2, 30] and measured_iterations(30, None, True) == [2, 10, 30]
+    assert measured_iterations(30, 0.1) == [2, 3, 5, 8, 13, 21, 30]
     for share in (None, 0.1):
         assert measured_iterations(1, share) == [1] and measured_iterations(2, share) == [2]
     assert measured_iterations(100, 0.1)[-3:] == [55, 89, 100]
@@ -345,10 +365,10 @@ def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels
     attack = build(checkpoint(), classifier, iterations=1, checkpointing=checkpointing)
     inversion = attack.invert(images[:1], labels[:1])
     with frozen(attack.unet, attack.vae, classifier), attack.controller.attached(attack.unet):
-        unperturbed = attack.reference_run(inversion)
-        latents = inversion.latents.clone().requires_grad_()
+        going = going_on(attack, inversion)
+        unperturbed, latents = going.reference, going.optimizer.latents
         with diff_latent_attack.bytes_saved(attack.unet) as saved:
-            attack.losses(latents, inversion, unperturbed, checkpointing=checkpointing)
+            attack.forward(going, checkpointing)
         with diff_latent_attack.bytes_saved(attack.vae) as decoder:
             classifier(attack.decode(latents))
     kept = sum(saved) - sum(decoder)
@@ -433,7 +453,7 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
     """
     pipeline, classifier, picture, label = demo
     image, caption, visited = to_tensor(picture), IMAGENET_CLASSES[label], []
-    attack = DiffAttack(pipeline, classifier, iterations=6)
+    attack = DiffAttack(pipeline, classifier, **ORIGINAL | {"iterations": 6})
     expected, history = reference.attack(
         pipeline, attack.scheduler, classifier, image, label, caption, visited=visited, iterations=6
     )
@@ -444,9 +464,9 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
 
     inversion.null_embeddings = visited[0]
     with frozen(pipeline.unet, pipeline.vae), attack.controller.attached(pipeline.unet):
-        unperturbed = attack.reference_run(inversion)
+        going = going_on(attack, inversion)
         for latents, slow in zip(visited[1:4], history):
-            losses = attack.losses(latents, inversion, unperturbed)
+            losses = losses_at(attack, going, latents)
             np.testing.assert_allclose(losses.terms[:, 0].detach(), slow[:3], rtol=1e-4, atol=1e-9)
 
 
@@ -539,11 +559,10 @@ def test_gradient_norms_are_those_of_each_term_by_itself(
     one_step = build(checkpoint(), classifier, iterations=1, **options)
     inversion = INVERSIONS[tuple(labels[:2].tolist())]
     with frozen(attack.unet, attack.vae, classifier), one_step.controller.attached(attack.unet):
-        reference = one_step.reference_run(inversion)
-        latents, _, _ = one_step.optimise_latents(inversion, reference, None)
-        latents.requires_grad_()
+        going = going_on(one_step, inversion, steps=1)
+        latents = going.optimizer.latents.detach().requires_grad_()
         for k, factor in enumerate((10, 100, 10000)):
-            term = one_step.losses(latents, inversion, reference).terms[k]
+            term = losses_at(one_step, going, latents).terms[k]
             (gradient,) = torch.autograd.grad(factor * term.sum(), latents)
             expected = gradient.flatten(1).norm(dim=1)
             assert torch.allclose(result.record.gradient_norms[0, k], expected, rtol=1e-6)
@@ -566,16 +585,13 @@ def test_images_of_a_batch_do_not_influence_each_other(checkpoint, classifier, i
 @pytest.mark.slow
 def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels):
     soft, attack = run(checkpoint, classifier, images[:1], labels[:1], is_apply_mask=True)
-    hard, hard_attack = run(checkpoint, classifier, images[:1], labels[:1], is_hard_mask=True)
+    hard, _ = run(checkpoint, classifier, images[:1], labels[:1], is_hard_mask=True)
     inversion = attack.invert(images[:1], labels[:1])
     with attack.controller.attached(attack.unet):
         attention = attack.reference_run(inversion).class_attention
-    mask, cut = (
-        attack.pseudo_mask(attention, inversion)[0, 0],
-        hard_attack.pseudo_mask(attention, inversion)[0, 0],
-    )
-    assert mask.max() == pytest.approx(1, abs=0.05) and set(cut.unique().tolist()) <= {0.0, 1.0}
-    assert torch.equal(cut, (mask > 0.5).double())
+    mask = attention_mask(attention, inversion.class_tokens, images.shape[-2:])[0, 0]
+    cut = (mask > 0.5).double()
+    assert mask.max() == pytest.approx(1, abs=0.05)
     outside = cut == 0
     assert torch.equal(hard.adversarial[0][:, outside], images[0][:, outside])
     assert ((soft.adversarial - images[:1]).abs()[0] <= mask + 1e-12).all()
@@ -746,7 +762,7 @@ def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
     )
     figures = []
     for source in (pipeline, other):
-        attack = DiffAttack(source, classifier)
+        attack = DiffAttack(source, classifier, **ORIGINAL)
         inversion = attack.invert(to_tensor(picture), torch.tensor([label]))
         figures.append(psnr(picture, to_pixels(attack.reconstruct(inversion)[0])))
     assert attack.scheduler.config.prediction_type == "v_prediction" and abs(figures[0] - figures[1]) < 0.5

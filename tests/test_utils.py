@@ -8,7 +8,6 @@ from PIL import Image
 from data.images import image_grid, read_image, write_result
 from data.records import ANALYSIS, layer_names, read_run, timestep_rows, timestep_shares
 from evaluation.stats import Estimate
-from evaluation.sweep import Sweep
 from plotting.draw import before_and_after_norm, draw_folders, save_image_figures
 from plotting.figures import (
     plot_average_loss_per_timestep,
@@ -17,7 +16,7 @@ from plotting.figures import (
     plot_loss_per_timestep,
     plot_overlay,
     plot_success_against_visibility,
-    plot_sweep,
+    plot_tradeoff,
     plot_weight_curves,
 )
 from plotting.image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
@@ -389,16 +388,15 @@ def test_a_sweep_is_drawn_in_the_order_of_visibility():
             "L2": Estimate(l2, l2, l2),
         }
 
-    sweep = Sweep("structure_share", (0, 0.1, 1))
-    figure = plot_sweep(
+    figure = plot_tradeoff(
         {
             "uniform": [rates(0.8, 20, 0.9), rates(0.7, 30, 1.0), rates(0.9, 10, 0.4)],
             "fixed": [rates(0.8, 20, 0.8)] * 3,
         },
-        sweep,
+        "by structure_share",
     )
     drawn(figure)
-    by_l2, by_ssim = figure.axes
+    by_ssim, by_l2 = figure.axes
     assert by_l2.lines[0].get_xydata().tolist() == [[10, 40], [20, 90], [30, 100]]
     assert by_ssim.lines[0].get_xydata().tolist() == [[0.7, 100], [0.8, 90], [0.9, 40]]
     band = by_l2.collections[0].get_paths()[0].vertices

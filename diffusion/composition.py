@@ -1,0 +1,64 @@
+"""How a picture is made of what the decoder gives: all of it, or what the attack adds to the clean picture.
+
+composition = Composition(clean, decode(unperturbed_end), limit=change_limit(clean, 0.7))
+image = composition(decode(latents))         # (B, 3, H, W) in [0, 1], differentiable
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from data.contrast import local_contrast
+
+LEVEL = 1 / 255
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Pictures of decoded latents.
+
+    Without `base` the picture is what the decoder gives. With it, which is what the decoder gives of the
+    unperturbed run, the picture is the clean one plus what the attack adds, so that what the autoencoder
+    loses is not seen.
+    """
+
+    clean: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    base: torch.Tensor | None = None  # (B, 3, H, W) around [0, 1]
+    limit: torch.Tensor | None = None  # (B, 1, H, W), the largest change at each place; with `base` alone
+    mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
+
+    def __call__(self, decoded: torch.Tensor) -> torch.Tensor:
+        """`(B, 3, H, W)` around [0, 1] to the same in [0, 1]."""
+        if self.base is None:
+            image = decoded.clamp(0, 1)
+            return image if self.mask is None else self.mask * image + (1 - self.mask) * self.clean
+        residual = decoded - self.base
+        if self.limit is not None:
+            residual = self.limit * (residual / self.limit).tanh()
+        if self.mask is not None:
+            residual = self.mask * residual
+        return (self.clean + residual).clamp(0, 1)
+
+    def keep(self, rows: torch.Tensor) -> Composition:
+        """Of the images at these places of the batch alone."""
+        return Composition(*(None if part is None else part[rows] for part in vars(self).values()))
+
+
+def change_limit(clean: torch.Tensor, factor: float) -> torch.Tensor:
+    """How far a picture `(B, 3, H, W)` may change at each place, `J = 1/255 + factor * local contrast`: `(B,
+    1, H, W)`.
+    """
+    return LEVEL + factor * local_contrast(clean)
+
+
+def attention_mask(attention: torch.Tensor, class_tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Where the unperturbed run looks at the true class: attention `(B, grid, grid, tokens)` to the class
+    tokens `(B, tokens)` over its maximum, resized to `size`; `(B, 1, H, W)` in [0, 1].
+    """
+    tokens = class_tokens[:, None, None, :].to(attention)
+    attention = (attention * tokens).sum(-1) / tokens.sum(-1)  # (B, grid, grid)
+    mask = (attention / attention.amax((1, 2), keepdim=True))[:, None]
+    return F.interpolate(mask, size, mode="bilinear").clamp(0, 1)

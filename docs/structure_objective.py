@@ -1,0 +1,177 @@
+"""What weights of the structure loss are worth where nothing is stronger: once the classifier is wrong by a
+margin, the weighted structure loss alone is minimised, and the attack only holds the margin.
+
+    python docs/structure_objective.py --save_dir output_structure            # the 34 photographs, an hour
+    python docs/structure_objective.py --save_dir output_structure --limit 4
+
+Each photograph's figures are a line of `figures.jsonl`; the same command goes on with what is missing, and
+prints the table at the end. docs/results.md says what follows.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # to be run from anywhere
+
+import common.environment  # isort: skip  # noqa: F401
+
+import argparse
+import json
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
+from common.devices import set_up
+from common.environment import mend_torchvision
+from data.class_names import IMAGENET_CLASSES
+from data.dataset import read_dataset
+from data.images import read_image, to_pixels, to_tensor
+from data.records import timestep_shares
+from diff_latent_attack import DiffAttack
+from diffusion.pipeline import load_pipeline
+from evaluation.stats import mean_over_images, share
+from evaluation.tables import table
+from losses import Going, Pass, margin
+
+SURROGATE, MARGIN, ITERATIONS = "efficientnet_lite0", 5.0, 20
+SCHEDULES = ("none", "uniform", "increasing", "learned", "decreasing")
+OPTIONS = dict(
+    iterations=ITERATIONS,
+    latent_optimizer="adamw",
+    budget=None,
+    contrast_limit=None,
+    attack_through=(),
+    attack_loss_weight=1.0,
+    cross_attn_loss_weight=0.0,
+)
+
+
+class StructureOnceFooled(DiffAttack):
+    """Descends on the attack's loss until every surrogate is wrong by MARGIN, then on the weighted structure
+    loss alone, and back where that loses the margin. Gradients are made equally long, so that AdamW sees one
+    as well as the other.
+    """
+
+    moves_on = True  # after the margin is reached
+
+    def descend(self, passed: Pass, going: Going, iteration: int) -> None:
+        latents, losses = going.optimizer.latents, passed.losses
+        attack, structure = (
+            torch.autograd.grad(loss.sum(), latents, retain_graph=True)[0]
+            for loss in (-losses.attack, losses.self_attention)
+        )
+        holds = (
+            margin(losses.logits.detach(), going.inversion.labels, going.inversion.targets).amin(0) >= MARGIN
+        )
+        chosen = torch.where(holds.view(-1, 1, 1, 1), structure if self.moves_on else 0 * structure, attack)
+        length = chosen.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, 1, 1, 1)
+        latents.grad = chosen / length
+        if self.moves_on or not holds.all():
+            going.optimizer.step(passed.change)
+
+
+def figures_of(attack: DiffAttack, clean: np.ndarray, label: int, judges: dict, inversion: object) -> dict:
+    """What is said of one photograph under one schedule."""
+    result = attack.attack(inversion)
+    picture = to_pixels(result.adversarial[0])
+    shown = (to_tensor(picture).double() - to_tensor(clean).double()).square().mean()
+    with torch.no_grad():
+        wrong = {name: int(judge(to_tensor(picture)).argmax()) != label for name, judge in judges.items()}
+        right = {name: int(judge(to_tensor(clean)).argmax()) == label for name, judge in judges.items()}
+    layers = result.record.layer_losses[..., 0].numpy()  # (iterations, N, layers)
+    return {
+        "fooled": {name: wrong[name] for name in judges if right[name]},
+        "psnr": float(-10 * shown.log10()),
+        "structure": float(result.record.timestep_losses[-1].sum()),
+        "largest": float(result.record.timestep_losses.sum(1).max()),
+        "shares": timestep_shares(layers[-1:]).tolist(),
+    }
+
+
+def measure(arguments: argparse.Namespace, path: Path) -> None:
+    torch.manual_seed(0)
+    set_up(torch.device("cpu"))
+    mend_torchvision()
+    pipeline = load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu"))
+    judges = {name: load_classifier(name) for name in (SURROGATE, *DEFAULT_TRANSFER_MODELS)}
+    attacks = {
+        name: StructureOnceFooled(
+            pipeline,
+            judges[SURROGATE],
+            weight_mode="uniform" if name in ("none", "uniform") else "fixed",
+            weight_schedule="learned" if name in ("none", "uniform") else name,
+            **OPTIONS,
+        )
+        for name in SCHEDULES
+    }
+    attacks["none"].moves_on = False
+    items = [
+        item
+        for images, labels in (("images", "labels.txt"), ("heldout", "heldout_labels.txt"))
+        for item in read_dataset(ROOT / "demo" / images, ROOT / "demo" / labels, IMAGENET_CLASSES)
+    ][: arguments.limit]
+    done = {json.loads(line)["file"] for line in path.read_text().splitlines()} if path.exists() else set()
+    with open(path, "a") as file:
+        for item in tqdm([item for item in items if item.path.name not in done], unit="image"):
+            clean = read_image(item.path, 224)
+            inversion = attacks["none"].invert(to_tensor(clean), torch.tensor(item.labels))
+            told = {
+                name: figures_of(attack, clean, item.labels[0], judges, inversion)
+                for name, attack in attacks.items()
+            }
+            file.write(json.dumps({"file": item.path.name, **told}) + "\n")
+            file.flush()
+
+
+def report(path: Path) -> str:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    told = [
+        [
+            "schedule",
+            "white-box",
+            "transfer",
+            "PSNR dB",
+            "structure at the end",
+            "of its largest",
+            "shares, %",
+        ]
+    ]
+    for name in SCHEDULES:
+        each = [row[name] for row in rows]
+        surrogate = [
+            one["fooled"]["efficientnet_lite0"] for one in each if "efficientnet_lite0" in one["fooled"]
+        ]
+        others = [
+            fooled for one in each for judge, fooled in one["fooled"].items() if judge != "efficientnet_lite0"
+        ]
+        shares = 100 * np.mean([one["shares"] for one in each], 0)
+        told.append(
+            [
+                name,
+                str(share(sum(surrogate), len(surrogate))),
+                str(share(sum(others), len(others))),
+                str(mean_over_images(np.array([one["psnr"] for one in each]))),
+                f"{np.median([one['structure'] for one in each]):.2g}",
+                f"{np.median([one['structure'] / one['largest'] for one in each]):.2f}",
+                " ".join(f"{value:.0f}" for value in shares),
+            ]
+        )
+    return "\n".join(table(told))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--save_dir", type=Path, required=True, metavar="FOLDER", help="where figures go")
+    parser.add_argument("--limit", type=int, default=None, metavar="K", help="the first K photographs alone")
+    arguments = parser.parse_args()
+    arguments.save_dir.mkdir(parents=True, exist_ok=True)
+    path = arguments.save_dir / "figures.jsonl"
+    measure(arguments, path)
+    print(report(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What one run says at several of its iterations: transfer over visibility, from `--judge_at`.
+
+Each image's row has what the judges said of its picture at these iterations, and how visible it was; here
+that becomes one evaluation an iteration, so that an iteration is judged like the end of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data.images import Pictures
+from data.records import Run
+from evaluation.evaluate import Evaluation, plain
+from evaluation.predictions import ClassifierResult, Prediction, evaluate_classifier
+from evaluation.quality import Quality, visibility
+from evaluation.stats import Estimate, mean_over_images
+
+SIDES = ("before", "after")
+MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
+
+
+def judged(
+    pictures_at: Mapping[int, np.ndarray],
+    clean: np.ndarray,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    judges: Mapping[str, torch.nn.Module],
+    device: torch.device,
+) -> list[dict]:
+    """What is said of one image at several iterations, for its row.
+
+    Args:
+        pictures_at: by iteration, uint8 `(H, W, 3)`, as `clean`.
+        labels, targets: `(1, L)` and `(1,)`.
+    """
+    rows = []
+    for iteration, picture in sorted(pictures_at.items()):
+        pictures = Pictures(clean[None], picture[None], labels, targets=targets)
+        answers = [evaluate_classifier(name, judge, pictures, device) for name, judge in judges.items()]
+        rows.append(
+            {
+                "iteration": iteration,
+                "predictions": {
+                    answer.name: {side: vars(getattr(answer, side)[0]) for side in SIDES}
+                    for answer in answers
+                },
+                "quality": {
+                    name: float(values[0]) for name, values in visibility(clean[None], picture[None]).items()
+                },
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """All images of a run at one iteration."""
+
+    iteration: int
+    evaluation: Evaluation
+
+    @property
+    def figures(self) -> dict[str, Estimate]:
+        """Success rates and visibility, by name."""
+        evaluation = self.evaluation
+        return {
+            f"white-box, {evaluation.classifiers[0].name}": evaluation.classifiers[0].success,
+            **({"transfer, mean": evaluation.transfer_success} if evaluation.transfers else {}),
+            **{name: evaluation.quality[name].adversarial for name in MEASURES},
+        }
+
+
+def curve_points(run: Run) -> list[CurvePoint]:
+    """A run at each of its `--judge_at`, and at its end; none where it has none."""
+    points, base = [], run.configuration["label_base"]
+    labels = [row["label"] if isinstance(row["label"], list) else [row["label"]] for row in run.rows]
+    longest = max(map(len, labels))
+    labels = np.array([[label - base for label in one] + [-1] * (longest - len(one)) for one in labels])
+    targets = np.array([row["target"] - base if "target" in row else -1 for row in run.rows])
+    for at_iteration in zip(*(row.get("curve", ()) for row in run.rows)):
+        results = [
+            ClassifierResult(
+                name,
+                labels,
+                *([Prediction(**one["predictions"][name][side]) for one in at_iteration] for side in SIDES),
+                None,
+                targets,
+            )
+            for name in at_iteration[0]["predictions"]
+        ]
+        quality = {}
+        for name in at_iteration[0]["quality"]:
+            values = np.array([one["quality"][name] for one in at_iteration])
+            quality[name] = Quality(mean_over_images(values[np.isfinite(values)]), None, values)
+        evaluation = Evaluation(results, quality, [], len(run.configuration["model_name"]))
+        points.append(CurvePoint(at_iteration[0]["iteration"], evaluation))
+    return points
+
+
+def point_rows(points: Sequence[CurvePoint]) -> list[list[str]]:
+    """A table with a row an iteration."""
+    names = list(points[0].figures)
+    return [["iteration", *names]] + [
+        [str(point.iteration), *(str(point.figures[name]) for name in names)] for point in points
+    ]
+
+
+def curve_dicts(points: Sequence[CurvePoint]) -> list[dict]:
+    """For JSON."""
+    return [
+        {"iteration": point.iteration} | {name: plain(figure) for name, figure in point.figures.items()}
+        for point in points
+    ]

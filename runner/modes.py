@@ -1,0 +1,112 @@
+"""Attacks each image of a comparison in every mode, from one inversion, in several processes where the modes
+allow it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from common.workers import run_in_processes
+from data.dataset import Item
+from data.records import record_path
+from losses import NonFiniteLossError
+from options import Options
+from runner.folder import failure_path, missing_of, write_failure
+from runner.runner import Job, attack_images, count_processes, invert, read_picture
+from runner.task import Task, load_attacks, load_judges
+
+INVERSION_FLAGS = ("diffusion_steps", "start_step", "guidance", "inversion")  # what an inversion depends on
+
+
+def attack_in_modes(task: Task, items: Sequence[Item], jobs: Sequence[Job], bar: tqdm) -> None:
+    """Attacks what is missing of the images with each job; mode learnable, which takes one image after the
+    other, in this process.
+    """
+    share_out(task, items, jobs, bar)
+    for item in items:
+        attack_in_all(item, jobs)
+        show_progress(bar, items, [job.options for job in jobs])
+
+
+def share_out(task: Task, items: Sequence[Item], jobs: Sequence[Job], bar: tqdm) -> None:
+    """Attacks the images in several processes, in the modes that allow it; what is left undone, because a
+    process was killed, is left to the caller.
+    """
+    for job in jobs:
+        job.options.processes = (
+            1
+            if job.options.weight_mode == "learnable"
+            else count_processes(job.options, job.attack, len(items), 1)
+        )
+    claimed = [(job.options, job.identity) for job in jobs if job.options.processes > 1]
+    shared = [options for options, _ in claimed]
+    for options in shared:
+        for item in missing_of(items, options.save_dir):
+            failure_path(options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
+    if any(missing_of(items, options.save_dir) for options in shared):
+        processes = shared[0].processes
+        killed = run_in_processes(
+            attack_part,
+            [(task, claimed, items[k::processes]) for k in range(processes)],
+            lambda: show_progress(bar, items, shared),
+        )
+        if killed:
+            tqdm.write(
+                f"{len(killed)} of {processes} processes were killed; going on with their images in this one",
+                file=sys.stderr,
+            )
+
+
+def show_progress(bar: tqdm, items: Sequence[Item], each: Sequence[Options]) -> None:
+    done = sum(all(record_path(one.save_dir, item.index).exists() for one in each) for item in items)
+    bar.update(done - bar.n)
+
+
+def attack_part(task: Task, claimed: Sequence[tuple[Options, str]], items: Sequence[Item]) -> None:
+    """What one of several processes does: attacks its images with each of these options, which come with the
+    identity of their run.
+    """
+    attacks = load_attacks(task, [options for options, _ in claimed])
+    judges = load_judges(task, attacks[0])
+    jobs = [
+        Job(attack, options, identity, task.masks, judges)
+        for attack, (options, identity) in zip(attacks, claimed)
+    ]
+    for item in items:
+        attack_in_all(item, jobs)
+
+
+def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:
+    """Attacks one image with each of the jobs that has no record of it, from one inversion."""
+    missing = [
+        job
+        for job in jobs
+        if not record_path(job.options.save_dir, item.index).exists()
+        # one of several processes has tried
+        and not (job.options.processes > 1 and failure_path(job.options.save_dir, item.index).exists())
+    ]
+    if not missing:
+        return
+    try:
+        picture = read_picture(item, missing[0])
+    except OSError as error:
+        for job in missing:
+            write_failure(job.options.save_dir, item.index, item.path, error)
+        return
+    inversions = {}
+    for job in missing:
+        depends_on = tuple(getattr(job.options, name) for name in INVERSION_FLAGS)
+        if depends_on not in inversions:
+            started = time.perf_counter()
+            inversions[depends_on] = invert(job.attack, [picture]), time.perf_counter() - started
+        failure_path(job.options.save_dir, item.index).unlink(missing_ok=True)
+        state = job.attack.controller.state()
+        try:
+            attack_images(job, [picture], *inversions[depends_on])
+        except NonFiniteLossError as error:
+            job.attack.controller.load_state(state)
+            write_failure(job.options.save_dir, item.index, item.path, error)

@@ -1,0 +1,73 @@
+"""What moves latents, against a plain loop over images, and on a decoder whose steps are known."""
+
+import pytest
+import torch
+
+from diffusion.latent_optimizers import AdamW, Momentum
+
+RANDOM = torch.Generator().manual_seed(0)
+START = torch.randn(3, 4, 8, 8, generator=RANDOM, dtype=torch.float64)
+AIM = torch.randn(3, 4, 8, 8, generator=RANDOM, dtype=torch.float64)
+GAIN = torch.tensor([2.0, 0.5, 10.0], dtype=torch.float64)  # of a decoder that is a change of scale
+RADIUS = torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64)
+
+
+def momentum(rows=slice(None), iterations=10) -> Momentum:
+    """With a first guess of the gain that is right: the picture is as large as it."""
+    start = START[rows]
+    pictures = GAIN[rows].view(-1, 1, 1, 1) * start
+    return Momentum(start, RADIUS[rows], iterations, pictures, start)
+
+
+def walk(optimizer, rows=slice(None), steps=10):
+    """Towards AIM; returns how far the picture is after each step, `(steps, B)`."""
+    gain, distances = GAIN[rows].view(-1, 1, 1, 1), []
+    for _ in range(steps):
+        change = gain * (optimizer.latents.detach() - START[rows])
+        ((optimizer.latents - AIM[rows]) ** 3).abs().sum().backward()
+        optimizer.step(change)
+        distances.append((gain * (optimizer.latents.detach() - START[rows])).flatten(1).norm(dim=1))
+    return torch.stack(distances)
+
+
+def test_momentum_agrees_with_a_plain_loop():
+    optimizer = momentum()
+    walk(optimizer, steps=4)
+    for k in range(3):
+        z, g = START[k].clone(), torch.zeros_like(START[k])
+        for _ in range(4):
+            z.requires_grad_()
+            (gradient,) = torch.autograd.grad(((z - AIM[k]) ** 3).abs().sum(), z)
+            with torch.no_grad():
+                g = g + gradient / gradient.abs().mean()
+                z = START[k] + min(1, RADIUS[k] / (GAIN[k] * (z - START[k])).norm()) * (z - START[k])
+                z = z - 2 * RADIUS[k] / 10 / GAIN[k] * g / g.norm()
+        assert torch.allclose(optimizer.latents[k], z, rtol=1e-9)
+
+
+def test_pictures_grow_by_twice_the_budget_over_the_iterations_and_stay_near_it():
+    distances = walk(momentum(), steps=10) / RADIUS
+    assert distances[0].tolist() == pytest.approx([0.2] * 3)
+    assert (distances[:5].diff(dim=0) > 0.15).all()  # almost straight on
+    assert (distances <= 1.2 + 1e-9).all() and (distances[5:] > 0.9).all()
+
+
+def test_a_wrong_guess_of_the_gain_is_mended_by_the_first_step():
+    optimizer = momentum()
+    optimizer.gain = optimizer.gain * torch.tensor([3.0, 0.5, 1.0])
+    distances = walk(optimizer, steps=3) / RADIUS
+    assert distances[0].tolist() == pytest.approx([0.2 / 3, 0.4, 0.2])
+    assert torch.allclose(optimizer.gain, GAIN, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_images_go_on_by_themselves(kind):
+    def make(rows=slice(None)):
+        return momentum(rows) if kind == "momentum" else AdamW(START[rows], 0.01)
+
+    together, alone = make(), make(slice(2, 3))
+    walk(together, steps=3)
+    together.keep(torch.tensor([0, 2]))
+    walk(together, rows=[0, 2], steps=3)
+    walk(alone, rows=slice(2, 3), steps=6)
+    assert torch.allclose(together.latents[1:], alone.latents, rtol=1e-12)

@@ -1,0 +1,230 @@
+"""What the attack shows, how far it goes and when it ends: one branch, residual pictures, budgets, margins,
+and pictures that are judged on the way; on random models, in float64.
+"""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from conftest import CLASS_NAMES
+from test_diff_latent_attack import compare, going_on
+
+from common.errors import InputError
+from data.images import rounded
+from diff_latent_attack import DiffAttack
+from diffusion.inversion import frozen
+from evaluation.budget import parse_budget
+from losses import margin
+
+# which a random model fools in some of its steps
+ADAMW = dict(latent_optimizer="adamw", budget=None, contrast_limit=None, attack_through=())
+
+
+def build(checkpoint, classifier, **options) -> DiffAttack:
+    return DiffAttack(checkpoint(), classifier, CLASS_NAMES, **{"iterations": 4, **options})
+
+
+def of_text(pipeline, scheduler, latents, null):
+    """The reference's inversion, with the prompt."""
+    return reference.invert(pipeline, scheduler, latents, reference.embed(pipeline, "polar bear"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_branch_is_two_at_guidance_1(checkpoint, classifier, images, checkpointing):
+    """Where the reference computes both, and its null-text optimisation comes to nothing."""
+    options = dict(weight_mode="fixed", composition="decoder", checkpointing=checkpointing)
+    attack = build(checkpoint, classifier, **options, **ADAMW)
+    assert attack.invert(images[:1], torch.tensor([1])).null_embeddings == []
+    weights = reference.weights_of(reference.BASE["learned"], 5)
+    adversarial, expected, losses, history = compare(
+        attack, classifier, images[:1], 1, "polar bear", weights, 4, guidance=1.0, inversion=of_text
+    )
+    np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
+    assert (adversarial - expected).abs().max() <= 1e-6
+
+
+def test_one_branch_asks_the_unet_for_half(checkpoint, classifier, images, labels):
+    samples = []
+    attack = build(checkpoint, classifier, iterations=1, **ADAMW)
+    hook = attack.unet.register_forward_hook(lambda network, given, result: samples.append(len(given[0])))
+    try:
+        attack(images[:2], labels[:2])
+    finally:
+        hook.remove()
+    assert samples == [2] * (5 + 5 + 2 * 5)  # inversion, reference, an iteration, and the look at its end
+
+
+def test_a_residual_is_the_clean_picture_and_what_the_attack_adds(checkpoint, classifier, images, labels):
+    attack = build(checkpoint, classifier, **ADAMW)
+    inversion = attack.invert(images[:2], labels[:2])
+    with frozen(attack.unet, attack.vae, classifier), attack.controller.attached(attack.unet, 1):
+        going = going_on(attack, inversion, steps=3)
+        latents = going.optimizer.latents.detach()
+        with torch.no_grad():
+            shown = attack.forward(going, learns=False).adversarial
+            added = attack.denoise(latents, inversion) - attack.denoise(inversion.latents, inversion)
+    assert torch.allclose(shown, (images[:2] + added).clamp(0, 1), rtol=0, atol=1e-12)
+    assert added.abs().mean() > 1e-3 and attack.attack(inversion).reconstruction is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["psnr=30", "ssim=0.97", "l2=4"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_every_picture_is_within_the_budget(checkpoint, classifier, images, labels, budget, optimizer):
+    options = dict(latent_optimizer=optimizer, latent_lr=0.02, attack_through=(), iterations=6)
+    attack = build(checkpoint, classifier, budget=budget, judge_at=(1, 2, 3, 4, 5, 6), **options)
+    result = attack(images, labels)
+    for pictures in (result.adversarial, *result.pictures_at.values()):
+        assert parse_budget(budget).fits(images, pictures).all()
+    assert (result.adversarial - images).flatten(1).norm(dim=1).min() > 0.5
+    if optimizer == "adamw":  # the last picture within it: the next one of a run without it is beyond
+        free = build(checkpoint, classifier, judge_at=(1, 2, 3, 4, 5, 6), **options | {"budget": None})
+        beyond = free(images, labels).pictures_at
+        for k, steps in enumerate(result.steps.tolist()):
+            assert torch.allclose(result.adversarial[k], beyond[max(1, steps)][k]) or steps == 0
+            if steps < 6:
+                assert not parse_budget(budget).fits(images, beyond[steps + 1])[k]
+
+
+def test_no_pixel_of_a_limited_picture_changes_by_more(checkpoint, classifier, images, labels):
+    from diffusion.composition import change_limit
+
+    result = build(checkpoint, classifier, contrast_limit=0.4, budget="l2=9")(images, labels)
+    assert ((result.adversarial - images).abs() <= change_limit(images, 0.4) + 1e-9).all()
+
+
+def test_pictures_on_the_way_are_those_of_shorter_runs(checkpoint, classifier, images, labels):
+    whole = build(checkpoint, classifier, judge_at=(1, 3), **ADAMW)(images[:2], labels[:2])
+    assert sorted(whole.pictures_at) == [1, 3] and whole.steps.tolist() == [4, 4] and whole.reached is None
+    for steps, pictures in whole.pictures_at.items():
+        shorter = build(checkpoint, classifier, iterations=steps, **ADAMW)(images[:2], labels[:2])
+        assert torch.allclose(pictures, shorter.adversarial, rtol=0, atol=1e-12)
+
+
+class Counting(torch.nn.Module):
+    """How many images a classifier is asked about under attack."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier, self.asked = classifier, []
+
+    def forward(self, x):
+        if x.requires_grad:
+            self.asked.append(len(x))
+        return self.classifier(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fixed", "minimax", "balanced"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_an_image_ends_at_its_margin_whoever_is_beside_it(
+    checkpoint, classifier, images, labels, mode, optimizer
+):
+    options = dict(weight_mode=mode, iterations=8, latent_optimizer=optimizer, latent_lr=0.02)
+    # which momentum keeps within; AdamW would end where it is exceeded
+    options |= dict(budget="l2=8" if optimizer == "momentum" else None)
+    options |= dict(attack_through=(), contrast_limit=None)
+    free = build(checkpoint, classifier, judge_at=tuple(range(1, 9)), **options)(images, labels)
+    targets, ways = torch.full((3,), -1), {0: images, **free.pictures_at}
+    with torch.no_grad():
+        margins = torch.stack(
+            [margin(classifier(rounded(ways[k])), labels[:, None], targets) for k in sorted(ways)]
+        )  # (9, B), from no step on
+    wanted = margins[4].median().item() - 1e-6  # some image reaches it after four steps
+    counting = Counting(classifier)
+    attack = build(checkpoint, counting, stop_margin=wanted, judge_at=(8,), **options)
+    result = attack(images, labels)
+    for k in range(3):
+        reached = (margins[:, k] >= wanted).nonzero().view(-1)
+        assert result.reached[k] == bool(len(reached))
+        assert result.steps[k] == (reached[0] if len(reached) else 8)
+        whole, part = ways[result.steps[k].item()][k] - images[k], result.adversarial[k] - images[k]
+        factor = part.norm() / whole.norm() if part.norm() else torch.tensor(0.0)
+        assert torch.allclose(part, factor * whole, rtol=0, atol=1e-9)
+        if len(reached):  # no more of its change than is needed
+            held = [images[k] + (factor + extra) * whole for extra in (0, -1 / 250)]
+            enough, less = margin(classifier(rounded(torch.stack(held))), labels[[k, k], None], targets[:2])
+            assert enough >= wanted and (less < wanted or factor < 1 / 250)
+        else:
+            assert factor == pytest.approx(1)
+        alone = build(checkpoint, classifier, stop_margin=wanted, **options)
+        single = alone(images[k : k + 1], labels[k : k + 1])
+        assert torch.allclose(single.adversarial[0], result.adversarial[k], rtol=0, atol=1e-9)
+        ours, theirs = result.record.of_image(k), single.record.of_image(0)
+        assert torch.allclose(ours.total_loss, theirs.total_loss, equal_nan=True, rtol=1e-6)
+        assert torch.allclose(ours.weights, theirs.weights)
+    assert torch.equal(result.pictures_at[8], result.adversarial)
+    steps = result.steps.clamp(max=7) + 1  # an image is looked at once more, to see that it has ended
+    assert counting.asked == [int((steps > k).sum()) for k in range(steps.max())]
+    losses = result.record.total_loss  # (8, B), nothing after the end
+    assert torch.equal(losses.isfinite().sum(0), steps)
+
+
+def test_an_image_that_is_wrong_before_ends_as_it_was(checkpoint, classifier, images):
+    with torch.no_grad():
+        wrong = (classifier(rounded(images[:1])).argmax(-1) + 1) % 5
+    result = build(checkpoint, classifier, stop_margin=0.0)(images[:1], wrong)
+    assert result.steps.tolist() == [0] and result.reached.tolist() == [True]
+    assert torch.equal(rounded(result.adversarial), rounded(images[:1]))
+    assert result.record.total_loss.isfinite().sum() == 1
+
+
+def test_a_margin_is_of_the_true_classes_or_of_the_target():
+    logits = torch.tensor([[[1.0, 4.0, 2.0, 0.5]]])
+    labels, none = torch.tensor([[0, 2]]), torch.tensor([-1])
+    assert margin(logits, labels, none).tolist() == [[2.0]]
+    assert margin(logits, torch.tensor([[1, -1]]), none).tolist() == [[-2.0]]
+    assert margin(logits, labels, torch.tensor([3])).tolist() == [[-3.5]]
+    assert margin(logits, labels, torch.tensor([1])).tolist() == [[2.0]]
+
+
+def test_attacked_through_a_defence_and_judged_without(checkpoint, classifier, images, labels):
+    """Other pictures than without it, and those of the classifier behind it."""
+    options = dict(iterations=2, budget="l2=4")
+    through = build(checkpoint, classifier, attack_through=("blur:2",), **options)(images[:1], labels[:1])
+    plain = build(checkpoint, classifier, attack_through=(), **options)(images[:1], labels[:1])
+    assert not torch.allclose(through.adversarial, plain.adversarial, atol=1e-6)
+
+    from classifiers.defences import defend
+
+    behind = defend(classifier, ["blur:2"])
+    same = build(checkpoint, behind, attack_through=(), **options)(images[:1], labels[:1])
+    assert torch.allclose(through.adversarial, same.adversarial, rtol=0, atol=1e-12)
+    everyone = build(checkpoint, classifier, attack_through=("blur:2",), stop_margin=0.0, **options)
+    assert everyone.classifiers == [classifier]
+
+
+def test_masks_of_ones_own(checkpoint, classifier, images, labels):
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[0, :, :32], masks[1, :, :, 40:] = 1.0, 0.6
+    soft, hard = (
+        build(checkpoint, classifier, is_hard_mask=is_hard)(rounded(images[:2]), labels[:2], masks=masks)
+        for is_hard in (False, True)
+    )
+    for result in (soft, hard):
+        change = result.adversarial - rounded(images[:2])
+        assert (change[0, :, 32:] == 0).all() and (change[1, :, :, :40] == 0).all()
+        assert (change[0, :, :32] != 0).any() and (change[1, :, :, 40:] != 0).any()
+    assert hard.adversarial[1].sub(images[1]).norm() > 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(composition="decoder"), "--composition decoder shows what the autoencoder loses"),
+        (dict(budget=None), "momentum needs a --budget, such as psnr=37"),
+        (dict(budget="psnr=much"), "--budget: 'psnr=much' is no budget; expected psnr=DB"),
+        (dict(contrast_limit=-0.1), "--contrast_limit is -0.1"),
+        (dict(latent_lr=0.0), "--latent_lr is 0.0"),
+        (dict(latent_optimizer="sgd"), "--latent_optimizer is 'sgd'; expected one of momentum, adamw"),
+        (dict(judge_at=(2, 9)), "--judge_at names iteration 9, and --iterations is 4"),
+        (dict(stop_margin=-1.0), "--stop_margin is -1.0"),
+        (dict(attack_through=("diffpure:100",)), "diffpure:100 cannot be attacked through"),
+        (dict(attack_through=("jpg:75",)), "unknown defence 'jpg:75'"),
+    ],
+)
+def test_options_that_cannot_be_meant(checkpoint, classifier, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build(checkpoint, classifier, **options)
+    assert "\n" not in str(caught.value)
