@@ -19,7 +19,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from evaluation.evaluate import Evaluation, evaluate, written_results
 from evaluation.sweep import (
     Point,
     Sweep,
+    SweepReport,
     compare_curves,
     curve_of,
     pair_rows,
@@ -46,7 +47,7 @@ from evaluation.sweep import (
 )
 from evaluation.tables import as_text, latex, markdown
 from options import AttackOptions, Options
-from plotting.draw import draw_comparison, draw_folders, save_figure
+from plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_figure
 from plotting.figures import plot_success_against_visibility, plot_tradeoff
 from runner.folder import (
     check_folder,
@@ -269,7 +270,7 @@ def write_comparison(
     comparison = compare_runs(
         names, runs, evaluations, [weights_of(mode, run) for mode, run in zip(modes, runs)], failures
     )
-    add_curves(comparison, runs, bool(evaluations[0].transfers))
+    add_curves(comparison, dict(zip(names, runs)), bool(evaluations[0].transfers))
     write_texts(
         folder,
         {
@@ -289,9 +290,9 @@ def write_comparison(
     return as_text(comparison.sections, comparison.remarks)
 
 
-def add_curves(comparison: Comparison, runs: Sequence[Run], has_transfer: bool) -> None:
-    """Compares the modes at equal visibility, where pictures were judged on the way."""
-    curves = {name: curve_points(run) for name, run in zip(comparison.names, runs)}
+def add_curves(comparison: Comparison | SweepReport, runs: Mapping[str, Run], has_transfer: bool) -> None:
+    """Compares runs at equal visibility over their iterations, where pictures were judged on the way."""
+    curves = {name: curve_points(run) for name, run in runs.items()}
     if not all(curves.values()):
         return
     for name, points in curves.items():
@@ -332,6 +333,8 @@ def write_sweep(
         name: [(alone | by_value)[value] for value in sweep.values] for name, by_value in points.items()
     }
     found = report_sweep(sweep, curves, failures)
+    each = {f"{mode.name}, {sweep.flag} {mode.value:g}": run for mode, run in zip(modes, runs)}
+    add_curves(found, each, bool(evaluations[0].transfers))
     write_texts(
         options.save_dir,
         {
@@ -346,6 +349,8 @@ def write_sweep(
         (options.save_dir / ANALYSIS).mkdir(exist_ok=True)
         title = f"Attack success against visibility, by {sweep.flag}"
         save_figure(plot_tradeoff(found.rates, title), options.save_dir / ANALYSIS / "sweep")
+        for name, figure in draw_tradeoff(each):
+            save_figure(figure, options.save_dir / ANALYSIS / name)
 
 
 def weights_of(mode: Mode, run: Run) -> ModeWeights:

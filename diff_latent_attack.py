@@ -36,7 +36,7 @@ from data.class_names import IMAGENET_CLASSES
 from data.history import AttackResult, Found, History
 from data.images import rounded
 from data.records import AttackRecord
-from diffusion.composition import Composition, attention_mask, change_limit
+from diffusion.composition import Composition, attention_mask, change_limits
 from diffusion.inversion import Inversion, LatentDiffusion, frozen
 from diffusion.latent_optimizers import AdamW, Momentum, norm
 from evaluation.budget import least_change
@@ -225,15 +225,15 @@ class DiffAttack(LatentDiffusion):
         """How decoded latents become pictures, and what the decoder gives of the unperturbed run."""
         options, images = self.options, inversion.images
         unperturbed = self.decode(reference.end)
-        mask, limit = inversion.masks, None
+        mask, limits = inversion.masks, None
         if mask is None and (options.is_apply_mask or options.is_hard_mask):
             mask = attention_mask(reference.class_attention, inversion.class_tokens, images.shape[-2:])
         if mask is not None and options.is_hard_mask:
             mask = (mask > 0.5).to(mask)
         if options.contrast_limit is not None:
-            limit = change_limit(images, options.contrast_limit)
+            limits = change_limits(images, options.contrast_limit)
         base = unperturbed if options.composition == "residual" else None
-        return Composition(images, base, limit, mask), unperturbed
+        return Composition(images, base, limits, mask), unperturbed
 
     def optimise_latents(
         self,

@@ -20,6 +20,7 @@ from common.flags import (
     POSITIVE,
     SIDE,
     check_values,
+    count,
     flag,
     flag_table,
     iteration_numbers,
@@ -116,14 +117,7 @@ class DataOptions:
     res: int = flag(
         224, "side of the square the images are resized to, a multiple of 32", "PIXELS", range=SIDE
     )
-    limit: int | None = flag(
-        None,
-        "attack only the first K images (default: all)",
-        "K",
-        parse=int,
-        range=COUNT,
-        identifies_run=False,
-    )
+    limit: int | None = count("attack only the first K images (default: all)", "K", identifies_run=False)
 
 
 @dataclass
@@ -231,7 +225,7 @@ class AttackOptions(WeightOptions):
         "bytes cut off instead of rounded, as the original does, to compare with its published figures",
         choices=("exact", "diffattack"),
     )
-    iterations: int = flag(6, "optimisation steps on the latent", "K", range=COUNT)
+    iterations: int | None = count("steps on the latent (default: 6; 20 with --stop_margin)", "K")
     guidance: float = flag(
         1.0,
         "classifier-free guidance; at 1 there is one branch, inverted and attacked with the class's prompt, "
@@ -266,9 +260,10 @@ class AttackOptions(WeightOptions):
         "MEASURE=VALUE",
         parse=budget_or_none,
     )
-    attack_through: tuple[str, ...] = flag(
-        ("resize:0.9",),
-        'defences that the gradient goes through and judging does not, for transfer; "" for none',
+    attack_through: tuple[str, ...] | None = flag(
+        None,
+        "defences that the gradient goes through and judging does not, so that pictures transfer "
+        '(default: resize:0.9; "" with --stop_margin, since they cost visibility)',
         "DEFENCES",
         parse=defence_names,
     )
@@ -321,6 +316,12 @@ class AttackOptions(WeightOptions):
     is_apply_mask: bool = flag(False, "change the image only where the true class is looked at")
     is_hard_mask: bool = flag(False, "the same with a mask of zeros and ones")
     seed: int = flag(42, "the same command with the same seed on the same machine writes identical images")
+
+    def __post_init__(self) -> None:
+        if self.iterations is None:
+            self.iterations = 6 if self.stop_margin is None else 20
+        if self.attack_through is None:
+            self.attack_through = ("resize:0.9",) if self.stop_margin is None else ()
 
     @property
     def allowed_change(self) -> Budget | None:
@@ -388,21 +389,15 @@ class MachineOptions:
         "are fp32",
         choices=("auto", "fp32", "bf16"),
     )
-    batch_size: int | None = flag(
-        None,
+    batch_size: int | None = count(
         "images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable modes)",
         "B",
-        parse=int,
-        range=COUNT,
         identifies_run=False,
     )
-    processes: int | None = flag(
-        None,
+    processes: int | None = count(
         "processes that share out the images (default: on a CPU one for each core that memory allows, unless "
         "OMP_NUM_THREADS is set; else 1, and 1 in mode learnable)",
         "P",
-        parse=int,
-        range=COUNT,
         identifies_run=False,
     )
     shard: str = flag(

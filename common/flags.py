@@ -66,6 +66,11 @@ def flag(
     )
 
 
+def count(help: str, metavar: str, identifies_run: bool = True) -> Any:
+    """A flag that takes a whole number, at least 1, None by default."""
+    return flag(None, help, metavar, parse=int, range=COUNT, identifies_run=identifies_run)
+
+
 def boolean(text: str) -> bool:
     if text.lower() in ("true", "yes", "1"):
         return True

@@ -3,7 +3,7 @@
     contrast = local_contrast(images)                    # (B, 1, H, W), images (B, 3, H, W) in [0, 1]
     change_where_smooth(clean, adversarial)              # (B,), in levels of 255
 
-All of it works on luminance with values in [0, 1], and on pixels as they are, whatever a picture's size.
+Values are in [0, 1], and windows are in pixels, whatever a picture's size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-WINDOW, HALO, SPREAD = 2.0, 9, 3.0  # standard deviation and sides in pixels, see `local_contrast`
+WINDOW, HALO, SPREAD = 2.0, 9, 3.0  # standard deviation and sides in pixels, see `least_deviation`
 SMOOTH_BELOW = 0.01  # of local contrast: what looks plain, as sky and walls do
 
 
@@ -38,18 +38,27 @@ def luminance(images: torch.Tensor) -> torch.Tensor:
 
 
 def local_contrast(images: torch.Tensor) -> torch.Tensor:
-    """How busy a picture is at each place: `(B, 3, H, W)` in [0, 1] to `(B, 1, H, W)`.
+    """How busy the luminance of a picture is at each place: `(B, 3, H, W)` in [0, 1] to `(B, 1, H, W)`."""
+    return least_deviation(luminance(images))
 
-    The standard deviation of luminance in a Gaussian window; of that the least within HALO x HALO pixels,
-    because what lies beside an edge is smooth although the window sees the edge; blurred, so that no border
-    of it shows.
+
+def colour_contrast(images: torch.Tensor) -> torch.Tensor:
+    """How busy its colours are, which are what is left of its channels without their luminance; shapes as of
+    `local_contrast`. In a grey picture there is none, and any tint would be seen.
     """
-    grey = luminance(images)
+    return least_deviation(images - luminance(images))
+
+
+def least_deviation(planes: torch.Tensor) -> torch.Tensor:
+    """The standard deviation of `(B, C, H, W)` in a Gaussian window, root mean square over channels; of that
+    the least within HALO x HALO pixels, because what lies beside an edge is smooth although the window sees
+    the edge; blurred, so that no border of it shows: `(B, 1, H, W)`.
+    """
     # about the mean, since the difference of two large numbers would leave rounding alone
-    centred = grey - grey.mean((2, 3), keepdim=True)
+    centred = planes - planes.mean((2, 3), keepdim=True)
     window = gaussian_kernel(WINDOW)
     variance = blurred(centred.square(), window) - blurred(centred, window).square()
-    deviation = variance.clamp(min=0).sqrt()
+    deviation = variance.mean(1, keepdim=True).clamp(min=0).sqrt()
     half = HALO // 2
     least = -F.max_pool2d(F.pad(-deviation, (half,) * 4, "replicate"), HALO, stride=1)
     return blurred(least, gaussian_kernel(SPREAD))

@@ -1,6 +1,6 @@
 """How a picture is made of what the decoder gives: all of it, or what the attack adds to the clean picture.
 
-composition = Composition(clean, decode(unperturbed_end), limit=change_limit(clean, 0.7))
+composition = Composition(clean, decode(unperturbed_end), limits=change_limits(clean, 0.7))
 image = composition(decode(latents))         # (B, 3, H, W) in [0, 1], differentiable
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from data.contrast import local_contrast
+from data.contrast import colour_contrast, local_contrast, luminance
 
 LEVEL = 1 / 255
 
@@ -27,7 +27,8 @@ class Composition:
 
     clean: torch.Tensor  # (B, 3, H, W) in [0, 1]
     base: torch.Tensor | None = None  # (B, 3, H, W) around [0, 1]
-    limit: torch.Tensor | None = None  # (B, 1, H, W), the largest change at each place; with `base` alone
+    # with `base` alone: the largest change at each place, and that of colour without luminance, (B, 2, H, W)
+    limits: torch.Tensor | None = None
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
 
     def __call__(self, decoded: torch.Tensor) -> torch.Tensor:
@@ -36,8 +37,10 @@ class Composition:
             image = decoded.clamp(0, 1)
             return image if self.mask is None else self.mask * image + (1 - self.mask) * self.clean
         residual = decoded - self.base
-        if self.limit is not None:
-            residual = self.limit * (residual / self.limit).tanh()
+        if self.limits is not None:
+            whole, colour = self.limits.split(1, 1)
+            grey = luminance(residual)
+            residual = bounded(grey + bounded(residual - grey, colour), whole)
         if self.mask is not None:
             residual = self.mask * residual
         return (self.clean + residual).clamp(0, 1)
@@ -47,11 +50,16 @@ class Composition:
         return Composition(*(None if part is None else part[rows] for part in vars(self).values()))
 
 
-def change_limit(clean: torch.Tensor, factor: float) -> torch.Tensor:
-    """How far a picture `(B, 3, H, W)` may change at each place, `J = 1/255 + factor * local contrast`: `(B,
-    1, H, W)`.
+def bounded(change: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    """`J tanh(change / J)`: small changes as they are, none larger than the limit."""
+    return limit * (change / limit).tanh()
+
+
+def change_limits(clean: torch.Tensor, factor: float) -> torch.Tensor:
+    """How far a picture `(B, 3, H, W)` may change at each place, `J = 1/255 + factor * contrast` with that of
+    its luminance, and how far its colours may, with theirs: `(B, 2, H, W)`.
     """
-    return LEVEL + factor * local_contrast(clean)
+    return LEVEL + factor * torch.cat([local_contrast(clean), colour_contrast(clean)], 1)
 
 
 def attention_mask(attention: torch.Tensor, class_tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:

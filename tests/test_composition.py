@@ -2,9 +2,9 @@
 
 import torch
 
-from data.contrast import local_contrast
+from data.contrast import colour_contrast, local_contrast, luminance
 from data.images import levels
-from diffusion.composition import Composition, change_limit
+from diffusion.composition import Composition, change_limits
 
 RANDOM = torch.Generator().manual_seed(0)
 CLEAN, BASE = (torch.rand(2, 3, 64, 64, generator=RANDOM) for _ in range(2))
@@ -21,12 +21,22 @@ def test_a_residual_keeps_what_the_autoencoder_loses():
 
 
 def test_no_pixel_changes_by_more_than_the_limit():
-    limit = change_limit(CLEAN, 0.7)
-    assert torch.allclose(limit, 1 / 255 + 0.7 * local_contrast(CLEAN))
-    limited = Composition(CLEAN, BASE, limit)
-    assert ((limited(1e3 * DECODED) - CLEAN).abs() <= limit + 1e-6).all()
-    small = BASE + 1e-3 * limit * torch.sign(DECODED - BASE)
-    assert torch.allclose(limited(small), (CLEAN + small - BASE).clamp(0, 1), atol=1e-7)
+    limits = change_limits(CLEAN, 0.7)
+    whole, colour = limits.split(1, 1)
+    assert torch.allclose(whole, 1 / 255 + 0.7 * local_contrast(CLEAN))
+    assert torch.allclose(colour, 1 / 255 + 0.7 * colour_contrast(CLEAN))
+    limited = Composition(CLEAN, BASE, limits)
+    assert ((limited(1e3 * DECODED) - CLEAN).abs() <= whole + 1e-6).all()
+    small = BASE + 1e-3 * limits.amin(1, keepdim=True) * torch.sign(DECODED - BASE)
+    assert torch.allclose(limited(small), (CLEAN + small - BASE).clamp(0, 1), atol=1e-6)
+
+
+def test_a_grey_picture_stays_almost_grey():
+    """Any tint of it would be seen, however busy it is."""
+    grey = luminance(CLEAN).expand_as(CLEAN)
+    picture = Composition(grey, BASE, change_limits(grey, 0.7))(BASE + 0.5 * (DECODED - BASE).sign())
+    change = picture - grey
+    assert (change - luminance(change)).abs().max() <= 2.01 / 255 < 8 / 255 < luminance(change).abs().max()
 
 
 def test_outside_a_mask_the_clean_picture_stays_byte_for_byte():
@@ -43,5 +53,5 @@ def test_outside_a_mask_the_clean_picture_stays_byte_for_byte():
 
 
 def test_images_of_a_batch_by_themselves():
-    both = Composition(CLEAN, BASE, change_limit(CLEAN, 0.5))
+    both = Composition(CLEAN, BASE, change_limits(CLEAN, 0.5))
     assert torch.equal(both.keep(torch.tensor([1]))(DECODED[1:]), both(DECODED)[1:])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, minimum_filter
 
-from data.contrast import change_where_smooth, local_contrast
+from data.contrast import change_where_smooth, colour_contrast, local_contrast
 
 
 def slow_contrast(picture: np.ndarray) -> np.ndarray:
@@ -24,6 +24,21 @@ def test_it_is_the_least_deviation_of_luminance_near_by():
     for picture, contrast in zip(pictures, ours):
         np.testing.assert_allclose(contrast, slow_contrast(picture), atol=1e-6)
     assert ours[1, :, :8].max() < 1e-3 < 0.05 < ours[1, :, 50:].min()
+
+
+def test_colours_are_what_is_left_without_luminance():
+    random = np.random.default_rng(0)
+    picture = random.uniform(0, 1, (3, 40, 56))
+    grey = np.tensordot([0.299, 0.587, 0.114], picture, 1)
+    squares = []
+    for plane in picture - grey:
+        mean, square = (gaussian_filter(values, 2, mode="mirror") for values in (plane, plane**2))
+        squares.append(square - mean**2)
+    deviation = np.sqrt(np.maximum(np.mean(squares, 0), 0))
+    expected = gaussian_filter(minimum_filter(deviation, 9, mode="nearest"), 3, mode="mirror")
+    found = colour_contrast(torch.from_numpy(picture[None]))[0, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert colour_contrast(torch.from_numpy(np.broadcast_to(grey, (1, 3, 40, 56)).copy())).abs().max() < 1e-4
 
 
 def test_a_flat_picture_has_none_whatever_its_brightness():

@@ -1,0 +1,216 @@
+"""What runs write of masks, margins and pictures on the way, and the preset of the original; as a user runs
+them, on a small random checkpoint.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import MAIN, flags, run
+from PIL import Image
+from test_compare import COMPARE
+
+from common.flags import parse_options
+from data.images import read_image
+from data.records import read_run
+from evaluation.curves import curve_points
+from options import ATTACK_PRESETS, AttackOptions, Options
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def masks(data, tmp_path_factory):
+    """White on the left, of other sizes and kinds than the pictures."""
+    folder = tmp_path_factory.mktemp("masks")
+    for k in range(4):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[:, :25] = 255
+        Image.fromarray(mask).save(folder / f"img{k}.{'bmp' if k else 'png'}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masked(data, quick, masks, tmp_path_factory):
+    """A run with a mask, judged on the way, that would end images at a margin which none can reach."""
+    out = tmp_path_factory.mktemp("masked") / "out"
+    options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
+    options += ["--transfer_models", "efficientnet_lite1", "--figures", "pooled", "--iterations", 3]
+    result = run([*MAIN, *flags(data, out, *options)])
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+def written(out, k):
+    return (read_image(out / f"000{k}_{kind}.png", 96) for kind in ("originImage", "adv_image"))
+
+
+def test_outside_its_mask_a_file_is_the_clean_picture_byte_for_byte(masked):
+    out, _ = masked
+    changed = 0
+    for k in range(4):
+        clean, adversarial = (
+            read_image(out / f"000{k}_{kind}.png", 96) for kind in ("originImage", "adv_image")
+        )
+        assert (clean[:, 60:] == adversarial[:, 60:]).all()
+        changed += (clean != adversarial).any()
+    assert changed and not list(out.glob("*_reconstruction.png"))
+
+
+def test_the_record_says_where_an_image_ended(masked):
+    out, text = masked
+    rows = json.loads((out / "results.json").read_text())["images"]
+    assert all(row["iterations"] == 3 and row["margin_reached"] is False for row in rows)
+    assert "4 of 4 images never reached the margin of --stop_margin" in text
+    assert "reconstructed" not in text and "reconstructed" not in rows[0]["predictions"]["efficientnet_lite1"]
+
+
+def test_pictures_on_the_way_are_judged_like_those_at_the_end(masked):
+    out, text = masked
+    results = json.loads((out / "results.json").read_text())
+    assert [point["iteration"] for point in results["curve"]] == [1, 2, 3]
+    names = {c["model"]: c for c in results["classifiers"]}
+    last = results["curve"][-1]
+    surrogate = next(iter(names))
+    assert last[f"white-box, {surrogate}"] == names[surrogate]["success"]
+    assert last["transfer, mean"]["value"] == results["transfer_success"]["value"]
+    for name in ("PSNR dB", "SSIM", "L2", "where smooth (levels)"):
+        assert last[name]["value"] == pytest.approx(results["quality"][name]["adversarial"]["value"])
+    distances = [point["L2"]["value"] for point in results["curve"]]
+    assert distances[0] < distances[-1]
+    assert "after so many iterations" in text
+    for kind in ("png", "pdf"):
+        assert (out / f"timestep_analysis/tradeoff.{kind}").stat().st_size > 5000
+    assert "with a point for each iteration" in (out / "report.html").read_text()
+    points = curve_points(read_run(out))
+    assert [point.iteration for point in points] == [1, 2, 3]
+
+
+def test_a_picture_whose_mask_has_changed_is_made_again(data, quick, masks, masked):
+    out, _ = masked
+    options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
+    options += ["--transfer_models", "efficientnet_lite1", "--iterations", 3]
+    assert "made again" not in run([*MAIN, *flags(data, out, *options)]).stderr
+    mask = np.zeros((40, 50), np.uint8)
+    mask[:20] = 255
+    before = (masks / "img2.bmp").read_bytes()
+    Image.fromarray(mask).save(masks / "img2.bmp")
+    try:
+        result = run([*MAIN, *flags(data, out, *options)])
+    finally:
+        (masks / "img2.bmp").write_bytes(before)
+    assert result.stderr.count("img2.png is made again") == 1 and "img2.bmp has changed" in result.stderr
+    clean, adversarial = written(out, 2)
+    assert (clean[60:] == adversarial[60:]).all()
+
+
+def test_masks_that_cannot_be_meant(data, quick, tmp_path):
+    def attempt(*extra):
+        return run(
+            [
+                *MAIN,
+                *flags(data, tmp_path / "out", "--model_name", quick, "--mask_root", tmp_path / "m", *extra),
+            ]
+        )
+
+    nothing = attempt()
+    assert nothing.returncode == 2 and "--mask_root: there is no folder" in nothing.stderr
+    (tmp_path / "m").mkdir()
+    for k in (0, 1, 3):
+        Image.new("L", (8, 8), 0 if k == 1 else 255).save(tmp_path / "m" / f"img{k}.png")
+    missing = attempt()
+    assert missing.returncode == 2 and "no mask for 1 of 4 pictures, such as 'img2.png'" in missing.stderr
+    assert nothing.stderr.count("\n") == missing.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+    (tmp_path / "m/img2.png").write_bytes(b"")
+    both = attempt("--is_apply_mask")
+    assert both.returncode == 2 and "--mask_root from files; give one of them" in both.stderr
+    result = attempt()
+    assert result.returncode == 1
+    for text in (
+        "img1.png: the mask img1.png is nowhere brighter than 0 of 255",
+        "img2.png: img2.png is not a",
+    ):
+        assert f"not attacked: {text}" in result.stdout
+
+
+def test_the_preset_is_all_that_the_original_does_and_flags_beside_it_win(data, quick, tmp_path):
+    options = ["--preset", "diffattack", "--iterations", 2, "--model_name", quick]
+    result = run([*MAIN, *flags(data, tmp_path / "out", *options)])
+    assert result.returncode == 0, result.stderr
+    configuration = json.loads((tmp_path / "out/run.json").read_text())
+    for name, value in ATTACK_PRESETS["diffattack"].items():
+        expected = 2 if name == "iterations" else [] if value == () else value
+        assert configuration[name] == expected, name
+    assert len(list((tmp_path / "out").glob("*_reconstruction.png"))) == 4
+    assert "reconstructed only" in result.stdout
+
+
+def test_which_defaults_a_preset_sets():
+    chosen = parse_options(Options, "", ["--preset", "diffattack", "--guidance", "4"])
+    assert (chosen.guidance, chosen.iterations, chosen.budget, chosen.attack_through) == (4.0, 30, None, ())
+    plain, least = (parse_options(Options, "", argv) for argv in ([], ["--stop_margin", "5"]))
+    assert (plain.composition, plain.guidance, plain.budget) == ("residual", 1.0, "psnr=37")
+    assert (plain.iterations, plain.attack_through) == (6, ("resize:0.9",))
+    assert (least.iterations, least.attack_through) == (20, ())
+    assert AttackOptions(stop_margin=5.0).iterations == 20
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (["--preset", "original"], "--preset: invalid choice: 'original'"),
+        (["--composition", "decoder"], "give --preset diffattack"),
+        (["--composition", "both"], "--composition: invalid choice"),
+        (["--contrast_limit", "much"], "--contrast_limit: expected a number or none, not 'much'"),
+        (["--contrast_limit", "nan"], "--contrast_limit is nan"),
+        (["--latent_optimizer", "sgd"], "--latent_optimizer: invalid choice"),
+        (["--latent_lr", "0"], "--latent_lr is 0.0; expected a finite number above 0"),
+        (["--budget", "37"], "--budget: '37' is no budget"),
+        (["--budget", "none"], "momentum needs a --budget"),
+        (["--attack_through", "resize:2"], "defence 'resize:2': expected resize:F"),
+        (["--attack_through", "diffpure:100"], "cannot be attacked through"),
+        (["--draws", "0"], "--draws is 0; expected at least 1"),
+        (["--stop_margin", "-1"], "--stop_margin is -1.0"),
+        (["--judge_at", "3,x"], "--judge_at: expected numbers of iterations from 1"),
+        (["--judge_at", "0"], "--judge_at: expected numbers of iterations from 1"),
+        (["--judge_at", "99"], "--judge_at names iteration 99, and --iterations is 3"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(data, tmp_path, bad, message):
+    result = run([*MAIN, *flags(data, tmp_path / "out", *bad)])
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_modes_are_compared_over_their_iterations(data, quick, tmp_path):
+    command = [*COMPARE, *flags(data, tmp_path / "out")]
+    command += ["--modes", "uniform,fixed", "--judge_at", "1,2", "--model_name", quick]
+    command += ["--transfer_models", "efficientnet_lite1", "--figures", "pooled"]
+    result = run(list(map(str, command)))
+    assert result.returncode == 0, result.stderr
+    assert "uniform, after so many iterations" in result.stdout
+    assert "At equal visibility, over the iterations" in result.stdout
+    told = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert {tuple(pair["modes"]) for pair in told["at_equal_visibility"]} == {("uniform", "fixed")}
+    assert [point["iteration"] for point in told["curves"]["fixed"]] == [1, 2, 3]
+    assert (tmp_path / "out/timestep_analysis/tradeoff.png").exists()
+    assert (
+        "reconstruction" not in result.stdout
+        and "label_reconstructed" not in (tmp_path / "out/comparison.csv").read_text()
+    )
+
+
+def test_values_of_a_flag_are_compared_over_their_iterations(data, quick, tmp_path):
+    command = [*COMPARE, *flags(data, tmp_path / "out")]
+    command += ["--modes", "uniform,fixed", "--sweep", "contrast_limit=0.3,1", "--judge_at", "1"]
+    command += ["--model_name", quick, "--transfer_models", "efficientnet_lite1", "--limit", "2"]
+    result = run(list(map(str, command)))
+    assert result.returncode == 0, result.stderr
+    told = json.loads((tmp_path / "out/sweep.json").read_text())
+    names = [f"{mode}, contrast_limit {value}" for value in ("0.3", "1") for mode in ("uniform", "fixed")]
+    assert list(told["curves"]) == names
+    loose, tight = (
+        read_run(tmp_path / f"out/contrast_limit_{value}/uniform").configuration["contrast_limit"]
+        for value in ("1", "0.3")
+    )
+    assert (loose, tight) == (1.0, 0.3)
