@@ -240,7 +240,7 @@ class AttackOptions(WeightOptions):
         choices=("residual", "decoder"),
     )
     contrast_limit: float | None = flag(
-        0.7,
+        1.0,
         "no pixel changes by more than 1/255 + K times the local contrast of the clean picture, so that "
         "nothing shows where an eye would see it; none: no limit",
         "K",
@@ -254,7 +254,7 @@ class AttackOptions(WeightOptions):
     )
     latent_lr: float = flag(0.01, "learning rate of --latent_optimizer adamw", "RATE", range=POSITIVE)
     budget: str | None = flag(
-        "psnr=37",
+        "psnr=36.5",
         "how far each picture may change, as it is written: psnr=DB, ssim=S or l2=D; momentum keeps within "
         "it, adamw ends where it would be exceeded; none: no budget",
         "MEASURE=VALUE",

@@ -132,7 +132,9 @@ def command(folder, *extra):
         "--figures",
         "none",
         "--budget",
-        "psnr=32",
+        "psnr=28",
+        "--contrast_limit",
+        "none",
         *extra,
     ]
 
