@@ -2,7 +2,7 @@
 random resizing, without any diffusion model. What the diffusion model is worth is measured against this.
 
     python docs/pixel_attack.py                             # the 34 photographs, some minutes
-    python docs/pixel_attack.py --budget psnr=40 --contrast_limit 0.5
+    python docs/pixel_attack.py --save_dir output_pixels    # and keeps the pictures, for main.py --is_test
 
 docs/results.md says what follows.
 """
@@ -27,7 +27,7 @@ from classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
 from common.environment import mend_torchvision
 from data.class_names import IMAGENET_CLASSES
 from data.dataset import read_dataset
-from data.images import read_image, to_pixels, to_tensor
+from data.images import read_image, to_pixels, to_tensor, write_image
 from diffusion.composition import Composition, change_limits
 from diffusion.latent_optimizers import Momentum
 from evaluation.budget import Budget, parse_budget
@@ -76,6 +76,10 @@ def measure(arguments: argparse.Namespace, folder: str, labels: str, judges: dic
             arguments.iterations,
         )
         written = to_pixels(adversarial[0])
+        if arguments.save_dir:
+            (arguments.save_dir / folder).mkdir(parents=True, exist_ok=True)
+            for kind, picture in (("originImage", pixels), ("adv_image", written)):
+                write_image(picture, arguments.save_dir / folder / f"{item.index:04d}_{kind}.png")
         found = visibility(pixels[None], written[None])
         figures.append([found[name][0] for name in MEASURES])
         with torch.no_grad():
@@ -96,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--contrast_limit", type=float, default=1.0, metavar="K", help="at each place")
     parser.add_argument("--iterations", type=int, default=20, metavar="K", help="steps")
     parser.add_argument("--draws", type=int, default=4, metavar="K", help="of resize:0.9 in each of them")
+    parser.add_argument("--save_dir", type=Path, default=None, metavar="FOLDER", help="where pictures go")
     arguments = parser.parse_args(argv)
     mend_torchvision()
     judges = {name: load_classifier(name) for name in (SURROGATE, *DEFAULT_TRANSFER_MODELS)}
