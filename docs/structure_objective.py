@@ -127,39 +127,27 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
 
 
 def report(path: Path) -> str:
+    """The table of all photographs that have been measured."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    told = [
-        [
-            "schedule",
-            "white-box",
-            "transfer",
-            "PSNR dB",
-            "structure at the end",
-            "of its largest",
-            "shares, %",
-        ]
-    ]
+    titles = "schedule|white-box|transfer|PSNR dB|its difference to uniform|of the largest structure loss"
+    told, uniform = [[*titles.split("|"), "shares, %"]], np.array([row["uniform"]["psnr"] for row in rows])
     for name in SCHEDULES:
         each = [row[name] for row in rows]
-        surrogate = [
-            one["fooled"]["efficientnet_lite0"] for one in each if "efficientnet_lite0" in one["fooled"]
-        ]
-        others = [
-            fooled for one in each for judge, fooled in one["fooled"].items() if judge != "efficientnet_lite0"
-        ]
-        shares = 100 * np.mean([one["shares"] for one in each], 0)
+        surrogate = [one["fooled"][SURROGATE] for one in each if SURROGATE in one["fooled"]]
+        others = [done for one in each for judge, done in one["fooled"].items() if judge != SURROGATE]
+        psnr = np.array([one["psnr"] for one in each])
         told.append(
             [
                 name,
                 str(share(sum(surrogate), len(surrogate))),
                 str(share(sum(others), len(others))),
-                str(mean_over_images(np.array([one["psnr"] for one in each]))),
-                f"{np.median([one['structure'] for one in each]):.2g}",
+                str(mean_over_images(psnr)),
+                str(mean_over_images(psnr - uniform)),
                 f"{np.median([one['structure'] / one['largest'] for one in each]):.2f}",
-                " ".join(f"{value:.0f}" for value in shares),
+                " ".join(f"{value:.0f}" for value in 100 * np.mean([one["shares"] for one in each], 0)),
             ]
         )
-    return "\n".join(table(told))
+    return f"{len(rows)} photographs\n" + "\n".join(table(told))
 
 
 def main() -> None:
