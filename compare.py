@@ -303,7 +303,7 @@ def add_curves(comparison: Comparison | SweepReport, runs: Mapping[str, Run], ha
             {name: curve_of([point.evaluation for point in points]) for name, points in curves.items()}
         )
         comparison.sections.append(("At equal visibility, over the iterations", pair_rows(pairs)))
-        comparison.results["at_equal_visibility"] = [pair.as_dict() for pair in pairs]
+        comparison.results["at_equal_visibility_over_iterations"] = [pair.as_dict() for pair in pairs]
 
 
 def write_sweep(

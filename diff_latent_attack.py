@@ -32,6 +32,7 @@ from attentionControl import (
 )
 from classifiers.defences import Defended, defend
 from common.devices import bytes_saved, free_memory
+from common.errors import InputError
 from data.class_names import IMAGENET_CLASSES
 from data.history import AttackResult, Found, History
 from data.images import rounded
@@ -95,7 +96,11 @@ class DiffAttack(LatentDiffusion):
         checkpointing: bool | None = None,
         **settings,
     ):
-        self.options = options = replace(options or AttackOptions(), **settings)
+        if settings.get("preset"):
+            raise InputError("preset is for command lines; give **ATTACK_PRESETS[name] of options.py instead")
+        # not by replacing defaults, which depend on each other
+        options = AttackOptions(**settings) if options is None else replace(options, **settings)
+        self.options = options
         options.verify()
         super().__init__(
             pipeline,
@@ -343,7 +348,7 @@ class DiffAttack(LatentDiffusion):
             )
         else:
             (going.factors * losses.terms).sum(0).sum().backward()
-        if self.options.allowed_change is not None:
+        if going.optimizer.keeps_within:
             clean = going.inversion.images
             going.optimizer.radius = self.options.allowed_change.radius(clean, clean + passed.change)
         going.optimizer.step(passed.change)
@@ -372,7 +377,8 @@ class DiffAttack(LatentDiffusion):
         if budget is not None:
             if going.optimizer.keeps_within:
                 image = budget.hold(inversion.images, image)
-            fits = budget.fits(inversion.images, image.detach())
+            else:
+                fits = budget.fits(inversion.images, image.detach())
         losses = None
         if learns:
             logits = torch.stack([classifier(image) for classifier in self.attacked]).to(self.dtype)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from classifiers.defences import DEFENCES, check_defence, defence_names
+from classifiers.defences import DEFENCES, check_defence, defence_names, split_name
 from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
 from common.errors import InputError
 from common.flags import (
@@ -263,7 +263,7 @@ class AttackOptions(WeightOptions):
     attack_through: tuple[str, ...] | None = flag(
         None,
         "defences that the gradient goes through and judging does not, so that pictures transfer "
-        '(default: resize:0.9; "" with --stop_margin, since they cost visibility)',
+        '(default: resize:0.9; "" with --stop_margin, and for surrogates behind defences)',
         "DEFENCES",
         parse=defence_names,
     )
@@ -359,9 +359,10 @@ class AttackOptions(WeightOptions):
         if self.composition == "decoder" and (budget or self.contrast_limit is not None):
             raise InputError(
                 "--composition decoder shows what the autoencoder loses, which neither --contrast_limit nor "
-                "--budget can bound; add --contrast_limit none --budget none --latent_optimizer adamw, or "
-                "give --preset diffattack"
+                "--budget can bound; give --composition residual, or --preset diffattack without them"
             )
+        if self.inversion == "diffattack" and budget:
+            raise InputError("--inversion diffattack cuts bytes off, which no --budget knows; give exact")
         if self.latent_optimizer == "momentum" and budget is None:
             raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=37; or give adamw")
         for text in self.attack_through:
@@ -412,6 +413,11 @@ class MachineOptions:
 @dataclass
 class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
     """All flags of main.py. What a preset decides is None until `fill_in_defaults`."""
+
+    def __post_init__(self) -> None:
+        if self.attack_through is None and any(split_name(name)[1] for name in self.model_name):
+            self.attack_through = ()
+        super().__post_init__()
 
     def fill_in_defaults(self) -> None:
         """Fills in what depends on --dataset_name and on whether these are the demo's images."""

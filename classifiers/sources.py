@@ -241,7 +241,10 @@ class Place:
         """Whether a module is of the user's own files, or a copy of one of this project's."""
         place = location(sys.modules[name])
         below = place is not None and self.file.parent in place.parents
-        return has_own_name(name) or (below and "site-packages" not in place.parts)
+        installed = name.split(".")[0] in sys.stdlib_module_names or "site-packages" in getattr(
+            place, "parts", ()
+        )
+        return has_own_name(name) or (below and not installed)
 
 
 class OwnModules:

@@ -53,7 +53,7 @@ class AttackRecord:
     # what they are with mse, divided by these
     reference_squares: torch.Tensor
     confidence: torch.Tensor  # (iterations, B), probability of the true class
-    fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled
+    fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled, as the attack sees it
     distance: torch.Tensor  # (iterations, B), to the clean image, L2 with values in [0, 1]
     # (M, 3, B), norms of the gradients on the latent of the attack, self-attention and cross-attention terms,
     # each with its factor

@@ -64,7 +64,10 @@ class Momentum:
         self.start, self.latents = latents.clone(), latents.clone().requires_grad_()
         self.radius, self.iterations = radius, iterations
         sizes = (norm(values - values.mean((1, 2, 3), keepdim=True)) for values in (images, end))
-        self.gain = next(sizes) / next(sizes).clamp(min=1e-6)  # (B,), of the picture by its latents
+        gain = next(sizes) / next(sizes).clamp(min=1e-6)  # (B,), of the picture by its latents
+        self.gain = torch.where(gain > 0, gain, 1.0)
+        # Where limits or a mask hold a picture back, its latents must not be driven ever further for that.
+        self.least_gain = 0.1 * self.gain
         self.direction = torch.zeros_like(latents)
         self.before: torch.Tensor | None = None  # the change of the picture before the last step
         self.moved: torch.Tensor | None = None  # (B,), how far the last step moved the latents
@@ -79,7 +82,8 @@ class Momentum:
         if self.before is not None:
             travelled = norm(change - self.before)
             known = (travelled > 0) & (self.moved > 0)
-            self.gain = torch.where(known, travelled / self.moved.clamp(min=1e-30), self.gain)
+            gain = torch.where(known, travelled / self.moved.clamp(min=1e-30), self.gain)
+            self.gain = torch.maximum(gain, self.least_gain)
         gradient = self.latents.grad
         self.direction -= gradient / gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
         beyond = (self.radius / norm(change).clamp(min=1e-30)).clamp(max=1)
@@ -91,7 +95,7 @@ class Momentum:
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with the images at these places of the batch alone."""
-        for name in ("start", "radius", "gain", "direction", "before", "moved"):
+        for name in ("start", "radius", "gain", "least_gain", "direction", "before", "moved"):
             setattr(self, name, getattr(self, name)[rows])
         self.latents = self.latents.detach()[rows].requires_grad_()
 

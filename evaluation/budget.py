@@ -69,18 +69,20 @@ class Budget:
         """The largest factor `(B,)` up to 1 of the change with which each picture is within it, to a part in
         2^HALVINGS.
         """
+
+        def holds(factor: torch.Tensor) -> torch.Tensor:
+            return self.fits(clean, clean + factor.view(-1, 1, 1, 1) * (images - clean))
+
         inside, outside = torch.zeros(len(clean)).to(clean), torch.ones(len(clean)).to(clean)
         fits = self.fits(clean, images)
         inside[fits] = 1.0
         if fits.all():
             return inside
-        if self.measure != "ssim":  # but for rounding it is known
+        if self.measure != "ssim":  # but for rounding it is known, and that is little unless the budget is
             distance = (images - clean).flatten(1).norm(dim=1)
             outside = torch.where(fits, outside, (self.largest_distance(clean) / distance).clamp(max=1))
-            inside = torch.where(fits, inside, 0.9 * outside)
-        return halved(
-            inside, outside, lambda f: self.fits(clean, clean + f.view(-1, 1, 1, 1) * (images - clean))
-        )
+            inside = torch.where(~fits & holds(0.9 * outside), 0.9 * outside, inside)
+        return halved(inside, outside, holds)
 
 
 def halved(

@@ -49,7 +49,8 @@ def judged(
                     for answer in answers
                 },
                 "quality": {
-                    name: float(values[0]) for name, values in visibility(clean[None], picture[None]).items()
+                    name: float(values[0]) if np.isfinite(values[0]) else None
+                    for name, values in visibility(clean[None], picture[None]).items()
                 },
             }
         )
@@ -90,11 +91,13 @@ def curve_points(run: Run) -> list[CurvePoint]:
                 None,
                 targets,
             )
+            # a run that went on with other judges has the curve of those that judged all of its images
             for name in at_iteration[0]["predictions"]
+            if all(name in one["predictions"] for one in at_iteration)
         ]
         quality = {}
         for name in at_iteration[0]["quality"]:
-            values = np.array([one["quality"][name] for one in at_iteration])
+            values = np.array([one["quality"][name] for one in at_iteration], np.float64)
             quality[name] = Quality(mean_over_images(values[np.isfinite(values)]), None, values)
         evaluation = Evaluation(results, quality, [], len(run.configuration["model_name"]))
         points.append(CurvePoint(at_iteration[0]["iteration"], evaluation))

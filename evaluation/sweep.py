@@ -64,6 +64,8 @@ def parse_sweep(kind: type, text: str) -> Sweep:
         raise argparse.ArgumentTypeError(
             f"{numbers!r} are no values of {name}; expected numbers separated by commas"
         ) from None
+    if None in values:
+        raise argparse.ArgumentTypeError(f"{numbers!r} are no numbers; a sweep of {name} takes numbers alone")
     allowed = declared[name].metadata["range"]
     for value in values:
         if allowed and not allowed.holds(value):

@@ -96,14 +96,18 @@ def gradient_rows(run: Run) -> list[list[str]]:
 def shares_by_iteration(run: Run) -> dict[str, dict[str, float]]:
     """The same for JSON."""
     return {
-        str(iteration): dict(zip(("self-attention", "cross-attention"), shares.tolist()))
+        str(iteration): {
+            name: share if math.isfinite(share) else None
+            for name, share in zip(("self-attention", "cross-attention"), shares.tolist())
+        }
         for iteration, shares in zip(run.records[0].gradient_iterations, run.gradient_shares)
     }
 
 
 def advice_on_strength(run: Run) -> list[str]:
     """Whether the weights can have been felt at all, in one line if not."""
-    share, factor = run.gradient_shares[-1, 0], run.configuration["self_attn_loss_weight"]
+    measured = run.gradient_shares[:, 0][np.isfinite(run.gradient_shares[:, 0])]  # while images were attacked
+    share, factor = measured[-1] if len(measured) else 0.0, run.configuration["self_attn_loss_weight"]
     if run.configuration["structure_share"] is not None or not 0 < share < FELT_ABOVE:
         return []
     needed = factor * 0.1 / share
@@ -128,8 +132,8 @@ def lines_about(finished: Run, points: Sequence[CurvePoint]) -> list[str]:
     unreached = sum(row.get("margin_reached") is False for row in finished.rows)
     if unreached:
         lines.append(
-            f"{unreached} of {len(finished.rows)} images never reached the margin of --stop_margin, and are "
-            f"as they were after their last iteration"
+            f"{unreached} of {len(finished.rows)} images never reached the margin of --stop_margin, and keep "
+            f"their last picture"
         )
     return lines
 

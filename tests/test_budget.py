@@ -58,3 +58,12 @@ def test_what_a_budget_may_be():
     for text in "37 psnr psnr= psnr=nan psnr=-1 psnr=inf ssim=1 ssim=0 l2=0 l2=inf linf=8".split():
         with pytest.raises(ValueError, match="is no budget; expected psnr=DB"):
             parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["psnr=54", "psnr=58", "l2=0.5"])
+def test_a_budget_of_less_than_a_level_is_kept_too(text):
+    """Where rounding is as large as what is allowed."""
+    budget = parse_budget(text)
+    held = budget.hold(CLEAN, IMAGES)
+    assert budget.fits(CLEAN, held).all()
+    assert (held[2] - CLEAN[2]).norm() > 0.1 * budget.radius(CLEAN, CLEAN)[2]

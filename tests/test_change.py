@@ -86,6 +86,20 @@ def test_pictures_on_the_way_are_judged_like_those_at_the_end(masked):
     assert [point.iteration for point in points] == [1, 2, 3]
 
 
+def test_a_run_that_goes_on_with_other_judges_keeps_the_curve_of_those_it_had(data, quick, masks, masked):
+    out, _ = masked
+    options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
+    options += ["--transfer_models", "efficientnet_lite2", "--iterations", 3]
+    (out / "0003_record.npz").unlink()  # made again, and judged by another
+    result = run([*MAIN, *flags(data, out, *options)])
+    assert result.returncode == 0, result.stderr
+    curve = json.loads((out / "results.json").read_text())["curve"]
+    assert len(curve) == 3 and "transfer, mean" not in curve[0]
+    (out / "0003_record.npz").unlink()
+    options[-3] = "efficientnet_lite1"
+    assert run([*MAIN, *flags(data, out, *options)]).returncode == 0
+
+
 def test_a_picture_whose_mask_has_changed_is_made_again(data, quick, masks, masked):
     out, _ = masked
     options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
@@ -153,13 +167,16 @@ def test_which_defaults_a_preset_sets():
     assert (plain.iterations, plain.attack_through) == (6, ("resize:0.9",))
     assert (least.iterations, least.attack_through) == (20, ())
     assert AttackOptions(stop_margin=5.0).iterations == 20
+    behind = parse_options(Options, "", ["--model_name", "efficientnet_lite0@jpeg:75"])
+    assert behind.attack_through == ()  # it is attacked through its own defence
 
 
 @pytest.mark.parametrize(
     "bad, message",
     [
         (["--preset", "original"], "--preset: invalid choice: 'original'"),
-        (["--composition", "decoder"], "give --preset diffattack"),
+        (["--composition", "decoder"], "give --composition residual, or --preset diffattack"),
+        (["--inversion", "diffattack"], "cuts bytes off, which no --budget knows; give exact"),
         (["--composition", "both"], "--composition: invalid choice"),
         (["--contrast_limit", "much"], "--contrast_limit: expected a number or none, not 'much'"),
         (["--contrast_limit", "nan"], "--contrast_limit is nan"),
@@ -191,7 +208,9 @@ def test_modes_are_compared_over_their_iterations(data, quick, tmp_path):
     assert "uniform, after so many iterations" in result.stdout
     assert "At equal visibility, over the iterations" in result.stdout
     told = json.loads((tmp_path / "out/comparison.json").read_text())
-    assert {tuple(pair["modes"]) for pair in told["at_equal_visibility"]} == {("uniform", "fixed")}
+    assert {tuple(pair["modes"]) for pair in told["at_equal_visibility_over_iterations"]} == {
+        ("uniform", "fixed")
+    }
     assert [point["iteration"] for point in told["curves"]["fixed"]] == [1, 2, 3]
     assert (tmp_path / "out/timestep_analysis/tradeoff.png").exists()
     assert (

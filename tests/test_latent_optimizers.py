@@ -71,3 +71,24 @@ def test_images_go_on_by_themselves(kind):
     walk(together, rows=[0, 2], steps=3)
     walk(alone, rows=slice(2, 3), steps=6)
     assert torch.allclose(together.latents[1:], alone.latents, rtol=1e-12)
+
+
+def test_latents_are_not_driven_on_where_limits_hold_the_picture_back():
+    """The picture stays far below its radius, whatever the latents do."""
+    optimizer = momentum(iterations=30)
+    for _ in range(30):
+        moved = (optimizer.latents.detach() - START).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        change = 0.01 * (optimizer.latents.detach() - START) / moved.clamp(min=1)
+        ((optimizer.latents - AIM) ** 3).abs().sum().backward()
+        optimizer.step(change)
+    steps = 10 * 2 * RADIUS / 30 / GAIN  # of the largest length there may be
+    travelled = (optimizer.latents.detach() - START).flatten(1).norm(dim=1)
+    assert (travelled <= 30 * steps * 1.01).all()
+
+
+def test_a_flat_picture_can_be_attacked():
+    flat = torch.full((1, 4, 8, 8), 0.5, dtype=torch.float64)
+    optimizer = Momentum(START[:1], RADIUS[:1], 10, flat, START[:1])
+    (optimizer.latents**3).abs().sum().backward()
+    optimizer.step(torch.zeros(1, 3, 64, 64))
+    assert optimizer.latents.isfinite().all()

@@ -212,6 +212,13 @@ def test_masks_of_ones_own(checkpoint, classifier, images, labels):
     assert hard.adversarial[1].sub(images[1]).norm() > 0
 
 
+def test_defaults_that_depend_on_others_in_the_library(checkpoint, classifier):
+    attack = DiffAttack(checkpoint(), classifier, CLASS_NAMES, stop_margin=5.0)
+    assert attack.options.iterations == 20 and attack.options.attack_through == ()
+    with pytest.raises(InputError, match="preset is for command lines; give .*ATTACK_PRESETS"):
+        DiffAttack(checkpoint(), classifier, CLASS_NAMES, preset="diffattack")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
