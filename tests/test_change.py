@@ -148,14 +148,14 @@ def test_masks_that_cannot_be_meant(data, quick, tmp_path):
 
 
 def test_the_preset_is_all_that_the_original_does_and_flags_beside_it_win(data, quick, tmp_path):
-    options = ["--preset", "diffattack", "--iterations", 2, "--model_name", quick]
+    options = ["--preset", "diffattack", "--iterations", 2, "--model_name", quick, "--limit", 2]
     result = run([*MAIN, *flags(data, tmp_path / "out", *options)])
     assert result.returncode == 0, result.stderr
     configuration = json.loads((tmp_path / "out/run.json").read_text())
     for name, value in ATTACK_PRESETS["diffattack"].items():
         expected = 2 if name == "iterations" else [] if value == () else value
         assert configuration[name] == expected, name
-    assert len(list((tmp_path / "out").glob("*_reconstruction.png"))) == 4
+    assert len(list((tmp_path / "out").glob("*_reconstruction.png"))) == 2
     assert "reconstructed only" in result.stdout
 
 
@@ -201,7 +201,7 @@ def test_bad_values_are_refused_in_one_line(data, tmp_path, bad, message):
 
 def test_modes_are_compared_over_their_iterations(data, quick, tmp_path):
     command = [*COMPARE, *flags(data, tmp_path / "out")]
-    command += ["--modes", "uniform,fixed", "--judge_at", "1,2", "--model_name", quick]
+    command += ["--modes", "uniform,fixed", "--judge_at", "1,2", "--model_name", quick, "--limit", "2"]
     command += ["--transfer_models", "efficientnet_lite1", "--figures", "pooled"]
     result = run(list(map(str, command)))
     assert result.returncode == 0, result.stderr
