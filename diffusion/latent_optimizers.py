@@ -1,8 +1,8 @@
 """What moves the start latents of an attack: AdamW, or momentum within a budget of change in the picture.
 
-    optimizer = Momentum(latents, radius, iterations=15)       # latents (B, C, h, w), radius (B,)
-    optimizer.latents                                          # where to attack; requires a gradient
-    optimizer.step(image_distance, moved)                      # after its gradient has been computed
+    optimizer = AdamW(latents, 0.01)           # latents (B, C, h, w)
+    optimizer.latents                          # where to attack; requires a gradient
+    optimizer.step(change)                     # once it has one; how far the pictures changed, (B, 3, H, W)
 
 An image never influences another one of its batch.
 """

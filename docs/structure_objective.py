@@ -32,6 +32,7 @@ from data.images import read_image, to_pixels, to_tensor
 from data.records import timestep_shares
 from diff_latent_attack import DiffAttack
 from diffusion.pipeline import load_pipeline
+from evaluation.quality import psnr
 from evaluation.stats import mean_over_images, share
 from evaluation.tables import table
 from losses import Going, Pass, margin
@@ -77,14 +78,13 @@ def figures_of(attack: DiffAttack, clean: np.ndarray, label: int, judges: dict, 
     """What is said of one photograph under one schedule."""
     result = attack.attack(inversion)
     picture = to_pixels(result.adversarial[0])
-    shown = (to_tensor(picture).double() - to_tensor(clean).double()).square().mean()
     with torch.no_grad():
         wrong = {name: int(judge(to_tensor(picture)).argmax()) != label for name, judge in judges.items()}
         right = {name: int(judge(to_tensor(clean)).argmax()) == label for name, judge in judges.items()}
     layers = result.record.layer_losses[..., 0].numpy()  # (iterations, N, layers)
     return {
         "fooled": {name: wrong[name] for name in judges if right[name]},
-        "psnr": float(-10 * shown.log10()),
+        "psnr": psnr(clean, picture),
         "structure": float(result.record.timestep_losses[-1].sum()),
         "largest": float(result.record.timestep_losses.sum(1).max()),
         "shares": timestep_shares(layers[-1:]).tolist(),
@@ -135,14 +135,14 @@ def report(path: Path) -> str:
         each = [row[name] for row in rows]
         surrogate = [one["fooled"][SURROGATE] for one in each if SURROGATE in one["fooled"]]
         others = [done for one in each for judge, done in one["fooled"].items() if judge != SURROGATE]
-        psnr = np.array([one["psnr"] for one in each])
+        decibels = np.array([one["psnr"] for one in each])
         told.append(
             [
                 name,
                 str(share(sum(surrogate), len(surrogate))),
                 str(share(sum(others), len(others))),
-                str(mean_over_images(psnr)),
-                str(mean_over_images(psnr - uniform)),
+                str(mean_over_images(decibels)),
+                str(mean_over_images(decibels - uniform)),
                 f"{np.median([one['structure'] / one['largest'] for one in each]):.2f}",
                 " ".join(f"{value:.0f}" for value in 100 * np.mean([one["shares"] for one in each], 0)),
             ]

@@ -34,7 +34,6 @@ from data.records import (
 from options import Options
 
 WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
-NO_MASKS: Mapping[int, Path] = {}
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 PACKAGES = (
     "torch",
@@ -152,9 +151,7 @@ def check_still_ours(folder: Path, identity: str) -> None:
         )
 
 
-def drop_unusable(
-    folder: Path, items: Sequence[Item], identity: str, masks: Mapping[int, Path] = NO_MASKS
-) -> None:
+def drop_unusable(folder: Path, items: Sequence[Item], identity: str, masks: Mapping[int, Path]) -> None:
     """Deletes the records of images that have to be made again, and says why: damaged, of another run,
     without their pictures, or of a picture or mask that has changed since.
     """
