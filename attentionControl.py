@@ -14,15 +14,14 @@ is.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from diffusion.attention import AttentionLayer, Maps
 from timestep_weights import (
     ADAPTIVE_RULES,
     Pace,
@@ -35,38 +34,6 @@ from timestep_weights import (
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
-
-
-@dataclass(frozen=True)
-class AttentionLayer:
-    """One attention layer of the UNet, named by its path; `place` is "down", "mid" or "up"."""
-
-    name: str
-    place: str
-    is_cross: bool
-
-
-Maps = dict[AttentionLayer, torch.Tensor]  # each (B, heads, queries, keys), rows sum to 1
-
-
-@dataclass
-class Reference:
-    """The unperturbed run from z_N, which the structure losses compare with."""
-
-    latents: list[torch.Tensor]  # (B, C, h, w) before each timestep
-    maps: list[Maps] | None  # self-attention by timestep; None where they do not fit into memory
-    end: torch.Tensor  # (B, C, h, w) after the last timestep
-    class_attention: torch.Tensor  # (B, grid, grid, tokens), averaged over timesteps
-    self_attention: torch.Tensor  # (B, h, w, h * w), averaged over timesteps
-    # the side of the map of each self-attention layer, in the order in which the UNet runs them
-    grids: dict[str, int]
-    graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass
-    squares: torch.Tensor  # (N, layers, B), mean square of each self-attention map
-
-    def keep(self, rows: torch.Tensor) -> Reference:
-        """What the attack needs of the images at these places of the batch alone."""
-        maps = self.maps and [{layer: m[rows] for layer, m in step.items()} for step in self.maps]
-        return replace(self, latents=[latents[rows] for latents in self.latents], maps=maps)
 
 
 def split_heads(
@@ -105,6 +72,8 @@ class RecordingAttnProcessor:
     ) -> torch.Tensor:
         """Hidden states `(branches * B, queries, width)` to the same shape."""
         projected = split_heads(attn, hidden_states, encoder_hidden_states)
+        if not self.controller.collects(self.layer):
+            return join_heads(attn, F.scaled_dot_product_attention(*projected, scale=attn.scale))
         *unconditional, conditional = zip(*(states.chunk(self.branches) for states in projected))
         attended = [F.scaled_dot_product_attention(*branch, scale=attn.scale) for branch in unconditional]
 
@@ -113,7 +82,8 @@ class RecordingAttnProcessor:
         probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         self.controller.collect(self.layer, probabilities)
 
-        return join_heads(attn, torch.cat([*attended, probabilities.to(value) @ value]))
+        attended.append(probabilities.to(value) @ value)
+        return join_heads(attn, torch.cat(attended) if len(attended) > 1 else attended[0])
 
 
 class AttentionControlEdit:
@@ -122,6 +92,7 @@ class AttentionControlEdit:
     def __init__(self, num_timesteps: int):
         self.num_timesteps = num_timesteps
         self._maps: Maps | None = None
+        self._layers: Collection[AttentionLayer] | None = None
 
     def weights(self) -> torch.Tensor:
         """The weights in force, which sum to 1 over N: `(N,)`, or `(N, B)` where each image has its own."""
@@ -137,12 +108,15 @@ class AttentionControlEdit:
     def keep(self, rows: torch.Tensor) -> None:
         """Called when the attack goes on with the images at these places of the batch alone."""
 
+    def join(self, images: int) -> None:
+        """Called when so many images come to the batch, behind the others."""
+
     # whether `balance` wants to be called
     follows_gradients = False
 
-    def balance(self, gradient_norms: torch.Tensor) -> None:
+    def balance(self, gradient_norms: torch.Tensor, rows: torch.Tensor) -> None:
         """Called where gradients are measured, with the norm of each `L_i`'s gradient on the latent, `(N,
-        B)`.
+        B)`, of which those of the images marked in `rows` `(B,)` count.
         """
 
     def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
@@ -177,17 +151,22 @@ class AttentionControlEdit:
             unet.set_attn_processor(before)
 
     @contextmanager
-    def collecting(self) -> Iterator[Maps]:
-        """The maps of the UNet calls inside this block; the controller keeps nothing of them afterwards."""
-        self._maps = maps = {}
+    def collecting(self, layers: Collection[AttentionLayer] | None = None) -> Iterator[Maps]:
+        """The maps of these layers, or of all, of the UNet calls inside this block; the controller keeps
+        nothing of them afterwards.
+        """
+        self._maps, self._layers = {}, layers
         try:
-            yield maps
+            yield self._maps
         finally:
             self._maps = None
 
+    def collects(self, layer: AttentionLayer) -> bool:
+        """Whether somebody looks at the map of a layer; otherwise its attention need not be spelt out."""
+        return self._maps is not None and (self._layers is None or layer in self._layers)
+
     def collect(self, layer: AttentionLayer, probabilities: torch.Tensor) -> None:
-        if self._maps is not None:
-            self._maps[layer] = probabilities
+        self._maps[layer] = probabilities
 
 
 class AttentionControlEditFixedWeights(AttentionControlEdit):
@@ -230,6 +209,9 @@ class AttentionControlEditAdaptive(AttentionControlEdit):
     def begin(self, images: int) -> None:
         self._logits = torch.zeros(self.num_timesteps, images, dtype=torch.float64)
 
+    def join(self, images: int) -> None:
+        self._logits = torch.cat([self._logits, self._logits.new_zeros(self.num_timesteps, images)], 1)
+
     def weights(self) -> torch.Tensor:
         return self._logits.softmax(0)
 
@@ -255,7 +237,13 @@ class AttentionControlEditBalanced(AttentionControlEdit):
         self.begin(1)
 
     def begin(self, images: int) -> None:
-        self._weights = torch.full((self.num_timesteps, images), 1 / self.num_timesteps, dtype=torch.float64)
+        self._weights = self.uniform(images)
+
+    def join(self, images: int) -> None:
+        self._weights = torch.cat([self._weights, self.uniform(images)], 1)
+
+    def uniform(self, images: int) -> torch.Tensor:
+        return torch.full((self.num_timesteps, images), 1 / self.num_timesteps, dtype=torch.float64)
 
     def weights(self) -> torch.Tensor:
         return self._weights
@@ -266,8 +254,10 @@ class AttentionControlEditBalanced(AttentionControlEdit):
     def keep(self, rows: torch.Tensor) -> None:
         self._weights = self._weights[:, rows.cpu()]
 
-    def balance(self, gradient_norms: torch.Tensor) -> None:
-        self._weights = balanced_weights(gradient_norms.cpu().double())
+    def balance(self, gradient_norms: torch.Tensor, rows: torch.Tensor) -> None:
+        self._weights = torch.where(
+            rows.cpu(), balanced_weights(gradient_norms.cpu().double()), self._weights
+        )
 
 
 class AttentionControlEditLearnable(AttentionControlEdit):
@@ -342,76 +332,6 @@ def _weighted_sum(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
 def _layer(processor_name: str) -> AttentionLayer:
     name = processor_name.removesuffix(".processor")
     return AttentionLayer(name, place=name.split("_")[0], is_cross=name.endswith("attn2"))
-
-
-def self_attention_losses(maps: Maps, reference: Maps, relative: bool = False) -> torch.Tensor:
-    """MSE between the self-attention maps of a perturbed and an unperturbed step, by layer; `L_i` is the sum
-    over layers.
-
-    Rows of a map over n places sum to one, so that its mean squared change falls like 1 / n^2 and the loss is
-    made in the coarse layers.
-
-    Args:
-        relative: divides each layer's by the mean square of its unperturbed map.
-    Returns:
-        `(B, layers)`, layers in the order in which the UNet runs them.
-    """
-    losses = []
-    for layer, attention in maps.items():
-        if not layer.is_cross:
-            loss = (attention - reference[layer]).square().mean((1, 2, 3))
-            losses.append(loss / reference[layer].square().mean((1, 2, 3)) if relative else loss)
-    return torch.stack(losses, dim=1)
-
-
-def average_attention(maps: Maps, grid: int, is_cross: bool) -> torch.Tensor:
-    """Cross- or self-attention averaged over heads and over the down and up layers whose map is `grid` x
-    `grid`.
-
-    At `--res` pixels the attack takes the grid of res / 32 for cross-attention. A UNet without a map of that
-    size gives the nearest one it has.
-
-    Returns:
-        `(B, grid, grid, keys)`; the keys are the prompt's tokens, or the map's own positions.
-    """
-    sides = {
-        layer: math.isqrt(attention.shape[2])
-        for layer, attention in maps.items()
-        if layer.is_cross == is_cross and layer.place != "mid"
-    }
-    nearest = min(set(sides.values()), key=lambda side: (abs(math.log(side / grid)), side))
-    average = torch.stack([maps[layer].mean(1) for layer, side in sides.items() if side == nearest]).mean(
-        0
-    )  # (B, queries, keys)
-    return average.unflatten(1, (nearest, nearest))
-
-
-def principal_components(before: torch.Tensor, after: torch.Tensor, count: int = 3) -> torch.Tensor:
-    """Two self-attention maps `(B, h, w, keys)`, seen along the first principal components of the first; `(2,
-    count, h, w, B)`.
-
-    Both are taken along the same axes, so that what differs between the two pictures differs between the
-    maps. An axis has no sign of its own; it is turned so that its largest entry is positive.
-    """
-    mean = before.mean((1, 2), keepdim=True)
-    centred = (before - mean).flatten(1, 2)  # (B, queries, keys)
-    axes = (
-        torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors[..., -count:].flip(-1)
-    )  # (B, keys, count)
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    return torch.stack([(attention - mean) @ axes[:, None] for attention in (before, after)]).permute(
-        0, 4, 2, 3, 1
-    )
-
-
-def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torch.Tensor:
-    """Unbiased variance of each image's attention `(B, h, w, tokens)` over all positions and its class tokens
-    `(B, tokens)`; `(B,)`.
-    """
-    mask = class_tokens[:, None, None, :].expand_as(attention).to(attention)
-    count = mask.sum((1, 2, 3))
-    mean = (attention * mask).sum((1, 2, 3)) / count
-    return ((attention - mean[:, None, None, None]).square() * mask).sum((1, 2, 3)) / (count - 1)
 
 
 def make_controller(

@@ -235,7 +235,7 @@ def measure_project(
         "encode": ("encode",),
         "inversion": ("ddim_inversion",),
         "null-text": ("optimise_null_text",),
-        "attack": ("reference_run", "compose", "optimise_latents"),
+        "attack": ("attack",),
     }
     return measure(
         lambda: attack(images, torch.tensor(labels)),

@@ -14,35 +14,35 @@ never influence each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from attentionControl import (
-    Maps,
-    Reference,
-    average_attention,
-    make_controller,
-    masked_variance,
-    principal_components,
-    self_attention_losses,
-)
+from attentionControl import make_controller
 from classifiers.defences import Defended, defend
 from common.devices import bytes_saved, free_memory
 from common.errors import InputError
+from common.frozen import frozen
 from data.class_names import IMAGENET_CLASSES
-from data.history import AttackResult, Found, History
+from data.history import AttackResult, joined_results
 from data.images import rounded
-from data.records import AttackRecord
+from diffusion.attention import (
+    Maps,
+    Reference,
+    average_maps,
+    layers_of_grid,
+    masked_variance,
+    self_attention_losses,
+)
 from diffusion.composition import Composition, attention_mask, change_limits
-from diffusion.inversion import Inversion, LatentDiffusion, frozen
+from diffusion.course import Course, Going, result_of
+from diffusion.inversion import Inversion, LatentDiffusion
 from diffusion.latent_optimizers import AdamW, Momentum, norm
 from evaluation.budget import least_change
 from losses import (
-    Going,
     Losses,
     Pass,
     cross_entropy,
@@ -124,6 +124,10 @@ class DiffAttack(LatentDiffusion):
             options.seed,
             Pace(options.weight_step, options.weight_pull),
         )
+        # whether images can end before others
+        self.ends_early = options.stop_margin is not None or (
+            options.budget is not None and options.latent_optimizer == "adamw"
+        )
         self.measured_iterations = measured_iterations(
             options.iterations, options.structure_share, self.controller.follows_gradients
         )
@@ -158,21 +162,52 @@ class DiffAttack(LatentDiffusion):
         """Optimises the start latent so that the classifier fails and the attention maps stay; see
         `__call__`.
         """
+        coming, size, results = iter([inversion]), len(inversion.images), {}
+        for together in self.attack_in_turn(lambda room: next(coming, None), size, progress):
+            results |= together
+        return joined_results([results[place] for place in range(size)])
+
+    def attack_in_turn(
+        self,
+        newcomers: Callable[[int], Inversion | None],
+        size: int,
+        progress: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> Iterator[dict[int, AttackResult]]:
+        """Attacks images as they come: those that have ended leave, and others take their places, as soon as
+        half of the places are free.
+
+        Args:
+            newcomers: called with how many places are free; returns the inversion of at least one image and
+                of no more than that, or None when there are none left.
+            size: how many are attacked at once.
+            progress: as in `__call__`, with the number of the pass.
+        Yields:
+            the results of images that end together, by the order in which they came.
+        """
+        going, came, passes = None, 0, 0
         with (
             frozen(self.unet, self.vae, *self.classifiers),
             self.controller.attached(self.unet, self.branches),
         ):
-            reference = self.reference_run(inversion)
-            composition, unperturbed = self.compose(inversion, reference)
-            found, history, norms = self.optimise_latents(inversion, reference, composition, progress)
-            return AttackResult(
-                found.adversarial,
-                composition(unperturbed) if composition.base is None else None,
-                self.make_record(history, norms, inversion, reference, found),
-                found.steps,
-                found.reached if self.options.stop_margin is not None else None,
-                found.pictures_at,
-            )
+            while True:
+                room = size if going is None else size - len(going.courses)
+                inversion = newcomers(room) if 2 * room >= size else None
+                if inversion is not None:
+                    going = self.take_in(going, inversion, came)
+                    came += len(inversion.images)
+                if going is None:
+                    return
+                passes += 1
+                ended = self.advance(going, passes, progress)
+                results = [result_of(course, going, self) for course, end in zip(going.courses, ended) if end]
+                if results:
+                    yield dict(results)
+                if ended.all():
+                    going = None
+                elif ended.any():
+                    stay = (~ended).nonzero().view(-1)
+                    going.keep(stay)
+                    self.controller.keep(stay)
 
     # ------------------------------------------------------------ the steps, in the order of the method
 
@@ -180,25 +215,25 @@ class DiffAttack(LatentDiffusion):
         """The unperturbed run from z_N: its latents, its self-attention maps where they fit, and what a
         timestep of the perturbed run will keep.
         """
-        latents, before, maps, averages, squares = inversion.latents, [], [], [], []
+        images, latents, before, maps, averages, squares = inversion.images, inversion.latents, [], [], [], []
+        looked_at = None  # all, until it is seen how large they are
         for i in range(self.num_timesteps):
             before.append(latents)
             # the first timestep builds the graph that each perturbed timestep will build, only to see how
             # large it is
             with (
                 torch.set_grad_enabled(i == 0),
-                self.controller.collecting() as step_maps,
+                self.controller.collecting(looked_at) as step_maps,
                 bytes_saved(self.unet) as saved,
             ):
                 latents = self.guided_step(latents.clone().requires_grad_(i == 0), i, inversion).detach()
             step_maps = {layer: attention.detach() for layer, attention in step_maps.items()}
             if i == 0:
-                graph_bytes, map_bytes = (
-                    sum(saved),
-                    sum(m.nbytes for layer, m in step_maps.items() if not layer.is_cross),
-                )
+                own = [layer for layer in step_maps if not layer.is_cross]
+                looked_at = frozenset(own + layers_of_grid(step_maps, images.shape[-1] // 32, is_cross=True))
+                graph_bytes, map_bytes = sum(saved), sum(step_maps[layer].nbytes for layer in own)
                 fits = self.num_timesteps * map_bytes <= REFERENCE_SHARE * free_memory(latents.device)
-            averages.append(self.average_maps(step_maps, inversion))
+            averages.append(average_maps(step_maps, images.shape[-1]))
             maps.append({layer: attention for layer, attention in step_maps.items() if not layer.is_cross})
             grids = {layer.name: math.isqrt(attention.shape[2]) for layer, attention in maps[-1].items()}
             squares.append(torch.stack([m.square().mean((1, 2, 3)) for m in maps[-1].values()]))
@@ -212,8 +247,9 @@ class DiffAttack(LatentDiffusion):
             class_attention,
             self_attention,
             grids,
-            graph_bytes + map_bytes,
+            (graph_bytes + map_bytes) // len(latents),
             torch.stack(squares),
+            looked_at,
         )
 
     @torch.no_grad()
@@ -221,114 +257,115 @@ class DiffAttack(LatentDiffusion):
         """The unperturbed run's self-attention maps at the i-th attacked timestep, kept or computed anew."""
         if reference.maps is not None:
             return reference.maps[i]
-        with self.controller.collecting() as maps:
+        with self.controller.collecting(reference.recorded(i)) as maps:
             self.guided_step(reference.latents[i], i, inversion)
         return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
 
     @torch.no_grad()
     def compose(self, inversion: Inversion, reference: Reference) -> tuple[Composition, torch.Tensor]:
         """How decoded latents become pictures, and what the decoder gives of the unperturbed run."""
-        options, images = self.options, inversion.images
+        options, images, mask = self.options, inversion.images, inversion.masks
         unperturbed = self.decode(reference.end)
-        mask, limits = inversion.masks, None
         if mask is None and (options.is_apply_mask or options.is_hard_mask):
             mask = attention_mask(reference.class_attention, inversion.class_tokens, images.shape[-2:])
         if mask is not None and options.is_hard_mask:
             mask = (mask > 0.5).to(mask)
-        if options.contrast_limit is not None:
-            limits = change_limits(images, options.contrast_limit)
+        limits = None if options.contrast_limit is None else change_limits(images, options.contrast_limit)
         base = unperturbed if options.composition == "residual" else None
         return Composition(images, base, limits, mask), unperturbed
 
-    def optimise_latents(
-        self,
-        inversion: Inversion,
-        reference: Reference,
-        composition: Composition,
-        progress: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> tuple[Found, dict[str, torch.Tensor], torch.Tensor]:
-        """The latent attack from z_N: what is found; what the iterations leave for the record, by the names
-        of AttackRecord; and `gradient_norms` in `measured_iterations`, `(M, 3, B)`.
-
-        An iteration looks at the picture of the latents as they are and then moves them, so that the picture
-        after K iterations is looked at in a last pass, from which nothing is learnt.
+    def take_in(self, going: Going | None, inversion: Inversion, first: int) -> Going:
+        """These images before their first iteration, behind those that are attacked already; the first of
+        them came at this place.
         """
-        options, images, checkpointing = self.options, inversion.images, self.is_checkpointed(reference)
-        going = self.begin(inversion, reference, composition)
-        found = Found.nothing(images, reference.class_attention, reference.self_attention)
-        history, absent = History(options.iterations, len(images)), torch.full((3, len(images)), torch.nan)
-        norms = dict.fromkeys(self.measured_iterations, absent)
-        for iteration in range(1, options.iterations + 1):
-            passed = self.forward(going, checkpointing)
-            weights = self.controller.weights()
-            terms = passed.losses.terms.detach()
-            read = torch.cat([terms, (going.factors * terms).sum(0)[None]]).cpu()
-            raise_if_not_finite(read, iteration, going.rows)  # before a gradient can spoil the weights
-            stay = ~self.judge(passed, going, found, iteration - 1)
-            measured = self.descend(passed, going, iteration) if stay.any() else None
-            if measured is not None:
-                norms[iteration] = absent.to(measured.dtype, copy=True)
-                norms[iteration][:, going.rows.cpu()] = measured.cpu()
-            said = verdict(passed.losses, going.factors, going.inversion.labels, going.inversion.targets)
-            history.append(going.rows, said | {"weights": weights})
-            if progress is not None:
-                progress(iteration, read[:-1])
-            if not stay.any():
-                break
-            if not stay.all():
-                going.keep(stay)
-                self.controller.keep(stay.nonzero().view(-1))
-        else:
-            with torch.no_grad():
-                self.judge(self.forward(going, learns=False), going, found, options.iterations)
-        for step in options.judge_at:  # of images that all ended before
-            found.pictures_at.setdefault(step, found.adversarial.clone())
-        return found, history.stacked(), torch.stack([norms[k] for k in self.measured_iterations])
-
-    def begin(self, inversion: Inversion, reference: Reference, composition: Composition) -> Going:
-        """The state of the attack before its first iteration."""
         options, images = self.options, inversion.images
-        self.controller.begin(len(images))
-        for classifier in (*self.attacked, *self.classifiers):
-            if isinstance(classifier, Defended):
-                classifier.restart()
+        if going is None:
+            self.controller.begin(len(images))
+        else:
+            self.controller.join(len(images))
+        reference = self.reference_run(inversion)
+        composition, unperturbed = self.compose(inversion, reference)
+        reconstructed = composition(unperturbed) if composition.base is None else [None] * len(images)
         if options.latent_optimizer == "adamw":
             optimizer = AdamW(inversion.latents, options.latent_lr)
         else:
             radius = options.allowed_change.radius(images, images)
             optimizer = Momentum(inversion.latents, radius, options.iterations, images, reference.end)
-        rows, factors = torch.arange(len(images)), factors_at_start(inversion.targets, options)
-        return Going(rows.to(images.device), inversion, reference, composition, factors, optimizer)
+        of_each = zip(images, reference.class_attention, reference.self_attention, reconstructed)
+        courses = [Course(first + k, *parts) for k, parts in enumerate(of_each)]
+        factors = factors_at_start(inversion.targets, options)
+        newcomers = Going(courses, inversion, reference, composition, factors, optimizer)
+        if going is None:
+            newcomers.checkpointing = self.is_checkpointed(reference, len(images))
+            return newcomers
+        going.join(newcomers)
+        return going
 
-    def is_checkpointed(self, reference: Reference) -> bool:
-        """Whether the graph of one timestep at a time is alive."""
+    def advance(
+        self, going: Going, passes: int, progress: Callable[[int, torch.Tensor], None] | None
+    ) -> torch.Tensor:
+        """Looks at the pictures of the latents as they are, and then moves these; the picture after K
+        iterations is looked at in a last pass, which learns nothing. Returns which images end, `(b,)`.
+        """
+        last = torch.tensor([number == self.options.iterations for number in going.iterations])
+        if last.all():
+            with torch.no_grad():
+                self.judge(self.forward(going, learns=False), going)
+            return last
+        passed = self.forward(going)
+        terms = passed.losses.terms.detach()
+        read = torch.cat([terms, (going.factors * terms).sum(0)[None]]).cpu()
+        raise_if_not_finite(read, going.courses)  # before a gradient can spoil the weights
+        ended = self.judge(passed, going).cpu() | last
+        weights = self.controller.weights()
+        measured = torch.tensor([n + 1 in self.measured_iterations for n in going.iterations]) & ~last
+        norms = None if ended.all() else self.descend(passed, going, measured.to(terms.device))
+        said = verdict(passed.losses, going.factors, going.inversion.labels, going.inversion.targets)
+        for row, course in enumerate(going.courses):
+            if not last[row]:
+                own = {name: values[..., row : row + 1] for name, values in said.items()}
+                own["weights"] = weights if weights.ndim == 1 else weights[:, row : row + 1]
+                course.history.append(own)
+                course.iterations += 1
+                if norms is not None and measured[row]:
+                    course.gradient_norms[course.iterations] = norms[:, row]
+        if progress is not None:
+            progress(passes, read[:-1])
+        return ended
+
+    def is_checkpointed(self, reference: Reference, images: int) -> bool:
+        """Whether the graph of one timestep at a time is to be alive."""
         if self.checkpointing is not None:
             return self.checkpointing
-        return self.num_timesteps * reference.graph_bytes > GRAPH_SHARE * free_memory(reference.end.device)
+        needed = images * self.num_timesteps * reference.graph_bytes
+        return needed > GRAPH_SHARE * free_memory(reference.end.device)
 
     @torch.no_grad()
-    def judge(self, passed: Pass, going: Going, found: Found, step: int) -> torch.Tensor:
-        """Keeps the pictures after so many steps, as far as they are within the budget; which images end with
-        them, `(b,)`: those beyond the budget, and those that reach the margin, by as small a part of their
-        change as still does.
+    def judge(self, passed: Pass, going: Going) -> torch.Tensor:
+        """Keeps the pictures of the latents as they are, as far as they are within the budget; which images
+        end with them, `(b,)`: those beyond the budget, and those that reach the margin, by as small a part of
+        their change as still does.
         """
-        ended, places, clean = ~passed.fits, going.rows[passed.fits], going.inversion.images
+        ended, clean = ~passed.fits, going.inversion.images
         if self.options.stop_margin is not None:
 
             def reaches(images: torch.Tensor) -> torch.Tensor:
                 return self.margins(images, going.inversion) >= self.options.stop_margin
 
             reached = passed.fits & reaches(passed.adversarial)
-            found.reached[going.rows] = reached
+            for course, value in zip(going.courses, reached.tolist()):
+                course.reached = value
             if reached.any():
                 least = least_change(clean, passed.adversarial, reaches)
                 passed.adversarial = torch.where(reached.view(-1, 1, 1, 1), least, passed.adversarial)
-            ended |= reached
-        for name in ("adversarial", "class_attention", "self_attention"):
-            getattr(found, name)[places] = getattr(passed, name)[passed.fits]
-        found.steps[places] = step
-        if step in self.options.judge_at:
-            found.pictures_at[step] = found.adversarial.clone()
+            ended = ended | reached
+        for row, (course, fits) in enumerate(zip(going.courses, passed.fits.tolist())):
+            if fits:
+                for name in ("adversarial", "class_attention", "self_attention"):
+                    setattr(course, name, getattr(passed, name)[row])
+                course.steps = course.iterations
+            if course.iterations in self.options.judge_at:
+                course.pictures_at[course.iterations] = course.adversarial
         return ended
 
     def margins(self, images: torch.Tensor, inversion: Inversion) -> torch.Tensor:
@@ -337,14 +374,16 @@ class DiffAttack(LatentDiffusion):
         logits = torch.stack([classifier(written) for classifier in self.classifiers])
         return margin(logits.float(), inversion.labels, inversion.targets).amin(0)
 
-    def descend(self, passed: Pass, going: Going, iteration: int) -> torch.Tensor | None:
-        """One step down the gradient; the norms `(3, b)` of the terms' gradients if they are measured."""
-        losses, latents, measured = passed.losses, going.optimizer.latents, None
-        if iteration in self.measured_iterations:
+    def descend(self, passed: Pass, going: Going, measured: torch.Tensor) -> torch.Tensor | None:
+        """One step down the gradient; the norms `(3, b)` of the terms' gradients, if those of any image are
+        wanted, which `measured` `(b,)` marks.
+        """
+        losses, latents, norms = passed.losses, going.optimizer.latents, None
+        if measured.any():
             if self.controller.follows_gradients:
-                self.controller.balance(timestep_gradient_norms(losses, latents))
-            going.factors, measured = measure_gradients(
-                losses, going.factors, latents, self.options.structure_share
+                self.controller.balance(timestep_gradient_norms(losses, latents), measured)
+            going.factors, norms = measure_gradients(
+                losses, going.factors, latents, self.options.structure_share, measured
             )
         else:
             (going.factors * losses.terms).sum(0).sum().backward()
@@ -353,9 +392,9 @@ class DiffAttack(LatentDiffusion):
             going.optimizer.radius = self.options.allowed_change.radius(clean, clean + passed.change)
         going.optimizer.step(passed.change)
         self.controller.update(losses.timestep_losses.detach(), going.factors[1])
-        return measured
+        return norms
 
-    def forward(self, going: Going, checkpointing: bool = False, learns: bool = True) -> Pass:
+    def forward(self, going: Going, learns: bool = True) -> Pass:
         """From the start latents through all timesteps and the decoder to pictures, and to the three terms of
         the loss if something is to be learnt.
         """
@@ -365,7 +404,7 @@ class DiffAttack(LatentDiffusion):
             arguments = (latents, i, inversion, going.reference)
             latents, *step = (
                 checkpoint(self.timestep, *arguments, use_reentrant=False, preserve_rng_state=False)
-                if checkpointing
+                if going.checkpointing and learns
                 else self.timestep(*arguments)
             )
             steps.append(step)
@@ -381,6 +420,9 @@ class DiffAttack(LatentDiffusion):
                 fits = budget.fits(inversion.images, image.detach())
         losses = None
         if learns:
+            for classifier in (*self.attacked, *self.classifiers):
+                if isinstance(classifier, Defended):
+                    classifier.passes = going.iterations
             logits = torch.stack([classifier(image) for classifier in self.attacked]).to(self.dtype)
             temperature = self.options.logit_temperature or 1.0  # None where no preset has decided
             losses = Losses(
@@ -400,49 +442,7 @@ class DiffAttack(LatentDiffusion):
         grid, grid, tokens)`; and, without a gradient, self-attention `(B, h, w, h * w)`.
         """
         reference_maps = self.reference_maps(reference, i, inversion)
-        with self.controller.collecting() as maps:
+        with self.controller.collecting(reference.recorded(i)) as maps:
             latents = self.guided_step(latents, i, inversion)
         losses = self_attention_losses(maps, reference_maps, self.options.layer_norm == "relative")
-        return latents, losses, *self.average_maps(maps, inversion)
-
-    def average_maps(self, maps: Maps, inversion: Inversion) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of one timestep, the cross-attention `(B, grid, grid, tokens)`, and without a gradient the
-        self-attention `(B, h, w, h * w)` of the layers with twice that grid.
-        """
-        grid = inversion.images.shape[-1] // 32
-        seen = {layer: attention.detach() for layer, attention in maps.items()}
-        return average_attention(maps, grid, is_cross=True), average_attention(seen, 2 * grid, is_cross=False)
-
-    def make_record(
-        self,
-        history: dict[str, torch.Tensor],
-        gradient_norms: torch.Tensor,
-        inversion: Inversion,
-        reference: Reference,
-        found: Found,
-    ) -> AttackRecord:
-        """What each iteration left, and the attention of the attacked run beside the reference's."""
-        counts = inversion.class_tokens.sum(1).tolist()
-        tokenizer = self.pipeline.tokenizer
-        ids = [
-            tokenizer(prompt, add_special_tokens=False).input_ids[:count]
-            for prompt, count in zip(self.prompts(inversion.labels), counts)
-        ]
-        prompt = slice(1, 1 + max(counts))  # between BOS and EOS
-        return AttackRecord(
-            timesteps=self.timesteps.clone(),
-            layers=list(reference.grids),
-            grids=list(reference.grids.values()),
-            gradient_iterations=self.measured_iterations,
-            gradient_norms=gradient_norms,
-            reference_squares=reference.squares.cpu(),
-            class_tokens=[[tokenizer.decode([token]).strip() for token in tokens] for tokens in ids],
-            class_attention=torch.stack([reference.class_attention, found.class_attention])[..., prompt]
-            .permute(0, 4, 2, 3, 1)
-            .float()
-            .cpu(),
-            components=principal_components(
-                reference.self_attention.cpu(), found.self_attention.cpu()
-            ).float(),
-            **history,
-        )
+        return latents, losses, *average_maps(maps, inversion.images.shape[-1])

@@ -4,14 +4,12 @@ classifier's logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from attentionControl import Reference
-from diffusion.composition import Composition
-from diffusion.inversion import Inversion
-from diffusion.latent_optimizers import AdamW, Momentum
+from diffusion.course import Course
 from options import AttackOptions
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
@@ -19,7 +17,7 @@ LOSS_TERMS = ("attack", "self-attention", "cross-attention")
 
 class NonFiniteLossError(ArithmeticError):
     """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of LOSS_TERMS or "total",
-    `index` is the image's place in its batch.
+    `index` is the image's place in the order in which images came.
     """
 
     def __init__(self, iteration: int, term: str, index: int):
@@ -59,27 +57,6 @@ class Pass:
     fits: torch.Tensor  # (b,), whether it is within the budget
     class_attention: torch.Tensor  # (b, grid, grid, tokens), averaged over timesteps
     self_attention: torch.Tensor  # (b, h, w, h * w), averaged over timesteps
-
-
-@dataclass
-class Going:
-    """The images of a batch that are still attacked, and what goes with them; b of B."""
-
-    rows: torch.Tensor  # (b,), their places in the batch
-    inversion: Inversion
-    reference: Reference
-    composition: Composition
-    factors: torch.Tensor  # (3, b), of the terms of the loss
-    optimizer: AdamW | Momentum
-
-    def keep(self, stay: torch.Tensor) -> None:
-        """Goes on with the images that are marked in `stay` `(b,)`."""
-        rows = stay.nonzero().view(-1)
-        self.rows, self.factors = self.rows[rows], self.factors[:, rows]
-        self.inversion, self.reference, self.composition = (
-            part.keep(rows) for part in (self.inversion, self.reference, self.composition)
-        )
-        self.optimizer.keep(rows)
 
 
 def factors_at_start(targets: torch.Tensor, options: AttackOptions) -> torch.Tensor:
@@ -150,14 +127,15 @@ def verdict(
     }
 
 
-def raise_if_not_finite(losses: torch.Tensor, iteration: int, rows: torch.Tensor) -> None:
-    """Raises NonFiniteLossError for losses `(4, b)`: those of LOSS_TERMS, then their weighted sum; of the
-    images at these places `(b,)` of the batch.
+def raise_if_not_finite(losses: torch.Tensor, courses: Sequence[Course]) -> None:
+    """Raises NonFiniteLossError for losses `(4, b)`: those of LOSS_TERMS, then their weighted sum; of these
+    images.
     """
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
-        term, index = bad[0].tolist()
-        raise NonFiniteLossError(iteration, (*LOSS_TERMS, "total")[term], int(rows[index]))
+        term, row = bad[0].tolist()
+        course = courses[row]
+        raise NonFiniteLossError(course.iterations + 1, (*LOSS_TERMS, "total")[term], course.place)
 
 
 # ---------------------------------------------------------------- how strong each term is
@@ -179,11 +157,16 @@ def measured_iterations(iterations: int, structure_share: float | None, often: b
 
 
 def measure_gradients(
-    losses: Losses, factors: torch.Tensor, latents: torch.Tensor, structure_share: float | None
+    losses: Losses,
+    factors: torch.Tensor,
+    latents: torch.Tensor,
+    structure_share: float | None,
+    rows: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors `(3, B)` of the terms, renewed where `structure_share` is wanted, and the norms `(3, B)` of
-    the gradients of the terms with these factors on the latents `(B, C, h, w)`; `latents.grad` is then that
-    of their sum. It costs two backward passes more than that alone.
+    """The factors `(3, B)` of the terms, renewed where `structure_share` is wanted for the images marked in
+    `rows` `(B,)`, and the norms `(3, B)` of the gradients of the terms with these factors on the latents
+    `(B, C, h, w)`; `latents.grad` is then that of their sum. It costs two backward passes more than that
+    alone.
     """
     structure, cross = (
         torch.autograd.grad(term.sum(), latents, retain_graph=True)[0]
@@ -196,7 +179,7 @@ def measure_gradients(
     attack = latents.grad - structure_part - cross_part
     norms = torch.stack([part.flatten(1).norm(dim=1) for part in (attack, structure, cross)])
     if structure_share is not None:
-        renewed = torch.where(norms[1] > 0, structure_share * norms[0] / norms[1], factors[1])
+        renewed = torch.where(rows & (norms[1] > 0), structure_share * norms[0] / norms[1], factors[1])
         latents.grad += (renewed - factors[1]).view(-1, 1, 1, 1) * structure
         factors = torch.stack([factors[0], renewed, factors[2]])
     return factors, norms * torch.cat([torch.ones_like(norms[:1]), factors[1:]])

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.checkpoint import checkpoint
 
 from common.errors import InputError
 from data.contrast import blurred, gaussian_kernel
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from diffusion.inversion import LatentDiffusion
 
 SEED = 0  # of the draws with which pictures are judged
+ATTACK_SEED = 1_000_004  # of those that an attack sees
 SMOOTHING_CHOICE = 10  # of its draws choose the class that the others certify
 ALPHA = 0.001  # of a certificate, as in Cohen et al.
 
@@ -289,25 +291,51 @@ class Defended(torch.nn.Module):
 
     def restart(self) -> None:
         """Called before an attack, whose draws then do not depend on what was attacked before."""
-        self.drawn = 0
+        self.passes = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.requires_grad:  # under attack: new draws each time
-            seeds = range(self.drawn + 1, self.drawn + 1 + self.attack_draws)
-            self.drawn += self.attack_draws
-        else:
-            seeds = range(self.draws)
-        logits = [self.draw(images, SEED + 1_000_003 * images.requires_grad + seed) for seed in seeds]
-        if len(logits) == 1:
-            return logits[0]
-        return torch.stack(logits).log_softmax(-1).logsumexp(0) - math.log(len(logits))
+        if images.requires_grad:
+            return self.attacked(images)
+        return mean_logits([self.classifier(self.changed(images, SEED + seed)) for seed in range(self.draws)])
 
-    def draw(self, images: torch.Tensor, seed: int) -> torch.Tensor:
-        """The classifier's logits at one draw."""
+    def attacked(self, images: torch.Tensor) -> torch.Tensor:
+        """As an attack sees it: new draws in each of its passes, which depend on how many there were of an
+        image and not on those beside it. The graph of one draw at a time is alive.
+        """
+        passes = [self.passes] * len(images) if isinstance(self.passes, int) else list(self.passes)
+        self.passes = self.passes + 1 if isinstance(self.passes, int) else [number + 1 for number in passes]
+        if self.attack_draws == 1:
+            return self.draw(images, passes, 0)
+        return mean_logits(
+            [
+                checkpoint(self.draw, images, passes, k, use_reentrant=False, preserve_rng_state=False)
+                for k in range(self.attack_draws)
+            ]
+        )
+
+    def draw(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
+        """The classifier's logits at the k-th draw of the pass that each image is in."""
+        groups = [[row for row, own in enumerate(passes) if own == number] for number in sorted(set(passes))]
+        seeds = [ATTACK_SEED + passes[group[0]] * self.attack_draws + k for group in groups]
+        if len(groups) == 1:
+            return self.classifier(self.changed(images, seeds[0]))
+        changed = torch.cat([self.changed(images[group], seed) for group, seed in zip(groups, seeds)])
+        order = torch.tensor(sum(groups, []), device=images.device).argsort()
+        return self.classifier(changed[order])
+
+    def changed(self, images: torch.Tensor, seed: int) -> torch.Tensor:
+        """The images at one draw, as the classifier sees them."""
         random = torch.Generator().manual_seed(seed)
         for defence in self.defences:
             images = defence(images, random)
-        return self.classifier(images)
+        return images
+
+
+def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Those of the mean of the probabilities."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack(list(logits)).log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 @dataclass(frozen=True)
@@ -337,7 +365,9 @@ class Smoothed(Defended):
     @torch.no_grad()
     def votes(self, images: torch.Tensor) -> torch.Tensor:
         """The class seen at each draw, `(draws, B)`."""
-        return torch.stack([self.draw(images, SEED + seed).argmax(-1) for seed in range(self.draws)])
+        return torch.stack(
+            [self.classifier(self.changed(images, SEED + seed)).argmax(-1) for seed in range(self.draws)]
+        )
 
     def certify(self, images: torch.Tensor) -> list[Certificate]:
         """Cohen's certificate of each image, with SMOOTHING_CHOICE draws for the class and the others for the

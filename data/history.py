@@ -1,77 +1,26 @@
-"""What an attack on a batch leaves, image by image, where some images end before others: the pictures that
-are kept, and what its iterations cost.
-"""
+"""What an attack leaves of an image: the picture that is kept, and what its iterations cost."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 
-from data.records import AttackRecord
+from data.records import KEPT_WHOLE, AttackRecord
 
 # after an image's end these are as they were at its end; of other numbers there are none then
 STAYS = ("weights", "fooled")
 
 
-class History:
-    """Arrays by name, one an iteration, whose last axis is the images that were attacked in it.
-
-    Args:
-        iterations: how many there are at most.
-        images: of the batch.
-    """
-
-    def __init__(self, iterations: int, images: int):
-        self.iterations, self.images = iterations, images
-        self.entries: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
-
-    def append(self, rows: torch.Tensor, entry: dict[str, torch.Tensor]) -> None:
-        """What an iteration left of the images at these places of the batch, `(b,)`."""
-        self.entries.append((rows, entry))
-
-    def stacked(self) -> dict[str, torch.Tensor]:
-        """`(iterations, ..., images)` by name, on the CPU; NaN after an image's end. Weights that all images
-        share are `(iterations, N)`.
-        """
-        return {name: self._stacked(name) for name in self.entries[0][1]}
-
-    def _stacked(self, name: str) -> torch.Tensor:
-        steps = []
-        for rows, entry in self.entries:
-            value = entry[name]
-            if name == "weights" and value.ndim == 1:  # of all images
-                whole = value
-            else:
-                whole = steps[-1].clone() if name in STAYS and steps else self._nothing(value)
-                whole[..., rows.to(value.device)] = value
-            steps.append(whole)
-        after = whole if name in STAYS else torch.full_like(whole, torch.nan)
-        return torch.stack(steps + [after] * (self.iterations - len(steps))).cpu()
-
-    def _nothing(self, value: torch.Tensor) -> torch.Tensor:
-        """Like `value`, of all images."""
-        return value.new_full((*value.shape[:-1], self.images), torch.nan if value.is_floating_point() else 0)
-
-
-@dataclass
-class Found:
-    """What is kept of a batch: of each image the last picture that may be kept, and its attention."""
-
-    adversarial: torch.Tensor  # (B, 3, H, W) in [0, 1]
-    class_attention: torch.Tensor  # (B, grid, grid, tokens), averaged over timesteps
-    self_attention: torch.Tensor  # (B, h, w, h * w), averaged over timesteps
-    steps: torch.Tensor  # (B,), after how many iterations that was
-    reached: torch.Tensor  # (B,), whether it exceeds the margin that was asked for
-    pictures_at: dict[int, torch.Tensor] = field(default_factory=dict)  # by iteration, as `adversarial`
-
-    @classmethod
-    def nothing(
-        cls, images: torch.Tensor, class_attention: torch.Tensor, self_attention: torch.Tensor
-    ) -> Found:
-        """Before the first iteration: the clean images."""
-        none = torch.zeros(len(images), dtype=torch.long, device=images.device)
-        return cls(images.clone(), class_attention.clone(), self_attention.clone(), none, none.bool())
+def stacked(entries: Sequence[dict[str, torch.Tensor]], iterations: int) -> dict[str, torch.Tensor]:
+    """What each iteration left of an image, as `(iterations, ...)` by name, on the CPU; NaN after its end."""
+    arrays = {}
+    for name in entries[0]:
+        values = [entry[name] for entry in entries]
+        after = values[-1] if name in STAYS else torch.full_like(values[-1], torch.nan)
+        arrays[name] = torch.stack(values + [after] * (iterations - len(values))).cpu()
+    return arrays
 
 
 @dataclass
@@ -85,3 +34,37 @@ class AttackResult:
     steps: torch.Tensor  # (B,), iterations that led to each picture
     reached: torch.Tensor | None  # (B,), whether `stop_margin` was; None without one
     pictures_at: dict[int, torch.Tensor]  # by iteration of `judge_at`, as `adversarial`
+
+
+def joined_records(records: Sequence[AttackRecord]) -> AttackRecord:
+    """The record of several images, of which each is a batch of one."""
+    tokens = max(record.class_attention.shape[1] for record in records)
+    joined = {}
+    for field in fields(AttackRecord):
+        values = [getattr(record, field.name) for record in records]
+        if field.name == "class_attention":  # of prompts of different lengths
+            padded = [value.new_zeros(2, tokens, *value.shape[2:]) for value in values]
+            for target, value in zip(padded, values):
+                target[:, : value.shape[1]] = value
+            values = padded
+        if field.name not in KEPT_WHOLE or (field.name == "weights" and values[0].ndim == 3):
+            joined[field.name] = torch.cat(values, -1)
+    return replace(records[0], **joined, class_tokens=[record.class_tokens[0] for record in records])
+
+
+def joined_results(results: Sequence[AttackResult]) -> AttackResult:
+    """The result of several images, of which each is a batch of one."""
+    first = results[0]
+
+    def joined(name: str) -> torch.Tensor | None:
+        parts = [getattr(result, name) for result in results]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return AttackResult(
+        joined("adversarial"),
+        joined("reconstruction"),
+        joined_records([result.record for result in results]),
+        joined("steps"),
+        joined("reached"),
+        {step: torch.cat([result.pictures_at[step] for result in results]) for step in first.pictures_at},
+    )

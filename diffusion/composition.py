@@ -52,6 +52,11 @@ class Composition:
         """Of the images at these places of the batch alone."""
         return Composition(*(None if part is None else part[rows] for part in vars(self).values()))
 
+    def join(self, other: Composition) -> Composition:
+        """With the images of another one behind its own."""
+        pairs = zip(vars(self).values(), vars(other).values())
+        return Composition(*(None if ours is None else torch.cat([ours, theirs]) for ours, theirs in pairs))
+
 
 def bounded(change: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
     """`J tanh(change / J)`: small changes as they are, none larger than the limit."""

@@ -9,14 +9,15 @@ model.reconstruct(inversion)                      # the images again, (B, 3, H, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from common.errors import CheckpointError
+from common.frozen import frozen
 from data.class_names import IMAGENET_CLASSES
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
@@ -51,6 +52,20 @@ class Inversion:
                 for name, value in vars(self).items()
             }
         )
+
+    def join(self, other: Inversion) -> Inversion:
+        """With the images of another one behind its own."""
+        width = max(self.labels.shape[1], other.labels.shape[1])
+        joined = {}
+        for name, ours in vars(self).items():
+            theirs = getattr(other, name)
+            if name == "labels":
+                ours, theirs = (F.pad(part, (0, width - part.shape[1]), value=-1) for part in (ours, theirs))
+            if isinstance(ours, list):
+                joined[name] = [torch.cat(pair) for pair in zip(ours, theirs)]
+            else:
+                joined[name] = None if ours is None else torch.cat([ours, theirs])
+        return Inversion(**joined)
 
 
 class LatentDiffusion:
@@ -330,23 +345,3 @@ class LatentDiffusion:
             / 2
             + 0.5
         )
-
-
-@contextmanager
-def frozen(*modules: torch.nn.Module) -> Iterator[None]:
-    """No parameter gradients and eval mode; both are put back afterwards, also after an error."""
-    before = [(module, module.training) for root in modules for module in root.modules()]
-    required = [
-        parameter for module in modules for parameter in module.parameters() if parameter.requires_grad
-    ]
-    try:
-        for module in modules:
-            module.eval()
-        for parameter in required:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in required:
-            parameter.requires_grad_(True)
-        for module, training in before:
-            module.training = training

@@ -18,22 +18,46 @@ class AdamW:
     keeps_within = False  # a budget: an image ends where it would exceed it
 
     def __init__(self, latents: torch.Tensor, learning_rate: float):
-        self.latents, self.learning_rate = latents.clone().requires_grad_(), learning_rate
-        self.optimizer = torch.optim.AdamW([self.latents], lr=learning_rate)
+        self.latents = latents.clone().requires_grad_()
+        moved = latents.clone().requires_grad_()
+        # images that came at the same time, with the state of their steps
+        self.parts = [torch.optim.AdamW([moved], lr=learning_rate)]
 
     def step(self, change: torch.Tensor) -> None:
         """A step down the gradient in `latents.grad`."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        gradients = self.latents.grad.split([len(latents_of(part)) for part in self.parts])
+        for part, gradient in zip(self.parts, gradients):
+            latents_of(part).grad = gradient
+            part.step()
+        self._collect()
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with the images at these places of the batch alone."""
-        state = self.optimizer.state[self.latents]
-        self.latents = self.latents.detach()[rows].requires_grad_()
-        self.optimizer = torch.optim.AdamW([self.latents], lr=self.learning_rate)
-        self.optimizer.state[self.latents] = {
-            name: value[rows] if value.ndim else value for name, value in state.items()
-        }
+        parts, first = [], 0
+        for part in self.parts:
+            latents = latents_of(part)
+            own = rows[(rows >= first) & (rows < first + len(latents))] - first
+            first += len(latents)
+            if len(own):
+                kept = torch.optim.AdamW([latents.detach()[own].requires_grad_()], lr=part.defaults["lr"])
+                kept.state[latents_of(kept)] = {
+                    name: value[own] if value.ndim else value for name, value in part.state[latents].items()
+                }
+                parts.append(kept)
+        self.parts = parts
+        self._collect()
+
+    def join(self, other: AdamW) -> None:
+        """Goes on with the images of another one behind its own."""
+        self.parts = self.parts + other.parts
+        self._collect()
+
+    def _collect(self) -> None:
+        self.latents = torch.cat([latents_of(part).detach() for part in self.parts]).requires_grad_()
+
+
+def latents_of(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    return optimizer.param_groups[0]["params"][0]
 
 
 class Momentum:
@@ -52,6 +76,7 @@ class Momentum:
     """
 
     growth, keeps_within = 2.0, True
+    by_image = ("start", "radius", "gain", "least_gain", "direction", "before", "moved")
 
     def __init__(
         self,
@@ -69,8 +94,8 @@ class Momentum:
         # Where limits or a mask hold a picture back, its latents must not be driven ever further for that.
         self.least_gain = 0.1 * self.gain
         self.direction = torch.zeros_like(latents)
-        self.before: torch.Tensor | None = None  # the change of the picture before the last step
-        self.moved: torch.Tensor | None = None  # (B,), how far the last step moved the latents
+        self.before = torch.zeros_like(images)  # the change of the picture before the last step
+        self.moved = torch.zeros_like(radius)  # (B,), how far the last step moved the latents
 
     @torch.no_grad()
     def step(self, change: torch.Tensor) -> None:
@@ -79,11 +104,10 @@ class Momentum:
         Args:
             change: `(B, 3, H, W)`, of the pictures of the latents as they are, before a budget is applied.
         """
-        if self.before is not None:
-            travelled = norm(change - self.before)
-            known = (travelled > 0) & (self.moved > 0)
-            gain = torch.where(known, travelled / self.moved.clamp(min=1e-30), self.gain)
-            self.gain = torch.maximum(gain, self.least_gain)
+        travelled = norm(change - self.before)
+        known = (travelled > 0) & (self.moved > 0)  # not before the first step
+        gain = torch.where(known, travelled / self.moved.clamp(min=1e-30), self.gain)
+        self.gain = torch.maximum(gain, self.least_gain)
         gradient = self.latents.grad
         self.direction -= gradient / gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
         beyond = (self.radius / norm(change).clamp(min=1e-30)).clamp(max=1)
@@ -95,9 +119,15 @@ class Momentum:
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with the images at these places of the batch alone."""
-        for name in ("start", "radius", "gain", "least_gain", "direction", "before", "moved"):
+        for name in self.by_image:
             setattr(self, name, getattr(self, name)[rows])
         self.latents = self.latents.detach()[rows].requires_grad_()
+
+    def join(self, other: Momentum) -> None:
+        """Goes on with the images of another one behind its own."""
+        for name in self.by_image:
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.latents = torch.cat([self.latents, other.latents]).detach().requires_grad_()
 
 
 def norm(values: torch.Tensor) -> torch.Tensor:

@@ -106,7 +106,7 @@ def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:
         failure_path(job.options.save_dir, item.index).unlink(missing_ok=True)
         state = job.attack.controller.state()
         try:
-            attack_images(job, [picture], *inversions[depends_on])
+            attack_images(job, picture, *inversions[depends_on])
         except NonFiniteLossError as error:
             job.attack.controller.load_state(state)
             write_failure(job.options.save_dir, item.index, item.path, error)

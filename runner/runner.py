@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,46 +82,45 @@ def invert(attack: DiffAttack, batch: Sequence[Picture]) -> Inversion:
     return attack.invert(images, labels, targets, masks)
 
 
-def attack_images(
-    job: Job, batch: Sequence[Picture], inversion: Inversion | None = None, seconds: float = 0.0
-) -> None:
-    """Attacks the images of a batch at once and writes their files; their inversion can be given with the
-    seconds it took.
+def attack_images(job: Job, picture: Picture, inversion: Inversion, seconds: float) -> None:
+    """Attacks an image from its inversion, which took so many seconds, and writes its files.
 
     Raises:
         RunError: the folder has become another run's.
-        NonFiniteLossError: a loss of the image at `index` of the batch became NaN or infinite.
+        NonFiniteLossError: a loss became NaN or infinite.
         OSError: a file cannot be written.
     """
     started = time.perf_counter() - seconds
-    with tqdm(
-        total=job.options.iterations,
-        desc=batch[0].item.path.name[:24] + (f" and {len(batch) - 1} more" if len(batch) > 1 else ""),
-        leave=False,
-        disable=job.options.processes > 1,
-    ) as bar:  # of several processes the one that started them shows how many images are done
+    with progress_bar(job, picture.item.path.name[:24]) as progress:
+        result = job.attack.attack(inversion, progress)
+    seconds = (time.perf_counter() - started) / job.options.processes
+    write_image_files(job, result, picture, seconds)
+
+
+@contextmanager
+def progress_bar(job: Job, name: str) -> Iterator[Callable[[int, torch.Tensor], None]]:
+    """What an attack calls after each iteration; of several processes the one that started them shows how
+    many images are done.
+    """
+    total = None if job.attack.ends_early else job.options.iterations
+    with tqdm(total=total, desc=name, leave=False, disable=job.options.processes > 1) as bar:
 
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
             bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses.mean(1).tolist())})
 
-        if inversion is None:
-            inversion = invert(job.attack, batch)
-        result = job.attack.attack(inversion, progress)
-    for k, picture in enumerate(batch):
-        elapsed = (time.perf_counter() - started) / len(batch) / job.options.processes
-        write_image_files(job, result, k, picture, elapsed)
+        yield progress
 
 
-def write_image_files(job: Job, result: AttackResult, k: int, picture: Picture, seconds: float) -> None:
-    """Writes the files of the k-th image of a batch, its record last of all."""
+def write_image_files(job: Job, result: AttackResult, picture: Picture, seconds: float) -> None:
+    """Writes the files of an image, its record last of all; the result is its own."""
     attack, options, item, clean = job.attack, job.options, picture.item, picture.pixels
     folder, index = options.save_dir, item.index
     labels, targets = labels_and_targets([item])
     check_still_ours(folder, job.identity)
-    truncated, made = options.inversion == "diffattack", {"adv_image": result.adversarial[k]}
+    truncated, made = options.inversion == "diffattack", {"adv_image": result.adversarial[0]}
     if result.reconstruction is not None:
-        made["reconstruction"] = result.reconstruction[k]
+        made["reconstruction"] = result.reconstruction[0]
     files = {kind: folder / f"{index:04d}_{kind}.png" for kind in made}
     for kind, image in made.items():
         write_image(to_pixels(image, truncated), files[kind])
@@ -134,7 +134,7 @@ def write_image_files(job: Job, result: AttackResult, k: int, picture: Picture, 
     ]
     success = all(fooled(answer.after, labels, targets).all() for answer in answers)
     write_result(folder, index, clean, written, "+".join(map(file_name, options.model_name)), success)
-    row = row_of(job, result, k, picture, answers) | {
+    row = row_of(job, result, picture, answers) | {
         "success": success if all(answer.correct_before.all() for answer in answers) else None,
         "fooled": success,
         "psnr": psnr(clean, written),
@@ -142,19 +142,17 @@ def write_image_files(job: Job, result: AttackResult, k: int, picture: Picture, 
     }
     check_still_ours(folder, job.identity)
     write_record(
-        result.record.of_image(k), attack.controller.state(), row, record_path(folder, index), job.identity
+        result.record.of_image(0), attack.controller.state(), row, record_path(folder, index), job.identity
     )
 
 
-def row_of(
-    job: Job, result: AttackResult, k: int, picture: Picture, answers: Sequence[ClassifierResult]
-) -> dict:
-    """What results.json says of the k-th image of a batch, but for what its written file shows."""
+def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[ClassifierResult]) -> dict:
+    """What results.json says of an image, but for what its written file shows."""
     options, item, class_names = job.options, picture.item, job.attack.class_names
     base, device = options.label_base, job.attack.unet.device
     labels, targets = labels_and_targets([item])
     with torch.no_grad():  # of interest only where the file says otherwise
-        image = result.adversarial[k : k + 1].float()
+        image = result.adversarial.float()
         as_tensor = torch.stack([classifier(image) for classifier in job.attack.classifiers])
     fooled_as_tensor = logits_fooled(
         as_tensor, torch.tensor(labels, device=device), torch.tensor(targets, device=device)
@@ -168,20 +166,20 @@ def row_of(
         "before": predictions[options.model_name[0]]["before"],
         "after": predictions[options.model_name[0]]["after"],
         "fooled_as_tensor": bool(fooled_as_tensor.all()),
-        "iterations": int(result.steps[k]),
+        "iterations": int(result.steps[0]),
         "predictions": predictions,
         "digest": file_digest(item.path),
     }
     if item.target is not None:
         row |= {"target": item.target + base, "target_class": class_names[item.target]}
     if result.reached is not None:
-        row["margin_reached"] = bool(result.reached[k])
+        row["margin_reached"] = bool(result.reached[0])
     if picture.mask is not None:
         row["mask_digest"] = file_digest(job.masks[item.index])
     if result.pictures_at:
         truncated = options.inversion == "diffattack"
         pictures_at = {
-            step: to_pixels(images[k], truncated)
+            step: to_pixels(images[0], truncated)
             for step, images in (result.pictures_at | {options.iterations: result.adversarial}).items()
         }
         row["curve"] = judged(pictures_at, picture.pixels, labels, targets, job.judges, device)
@@ -220,28 +218,58 @@ class Runner:
             OSError: a file cannot be written.
         """
         while work:
-            batch = self.next_batch(work, bar)
-            state = self.attack.controller.state()
+            state, under_way = self.attack.controller.state(), {}
             try:
-                if batch:
-                    attack_images(self.job, batch)
-                    bar.update(len(batch))
-                    self.grow()
+                self.attack_some(work, under_way, bar)
+                self.grow()
                 continue
             except NonFiniteLossError as error:
-                self.fail(batch.pop(error.index).item, error, bar)
+                self.fail(under_way.pop(error.index).item, error, bar)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
                 self.shrink(str(error))
             # to be attacked again, as if it had not been begun
-            work[:0] = [picture.item for picture in batch]
+            work[:0] = [picture.item for picture in under_way.values()]
             self.attack.controller.load_state(state)
 
-    def next_batch(self, work: list[Item], bar: tqdm) -> list[Picture]:
-        """Takes the next images that can be read off the work, and reads them."""
+    def attack_some(self, work: list[Item], under_way: dict[int, Picture], bar: tqdm) -> None:
+        """Attacks a batch and writes its images as they end; others take the places of those that end before
+        the rest, until there are none left.
+
+        Args:
+            work: what is still to be begun.
+            under_way: the pictures that have been begun and are not finished, by the order in which they
+                came, as it stands, also after an error.
+        """
+        follow_on = self.options.weight_mode == "learnable"  # from the weights that a batch ends with
+        refills = self.attack.ends_early and not self.find_batch and not follow_on
+        came, started = 0, time.perf_counter()
+
+        def newcomers(room: int) -> Inversion | None:
+            nonlocal came
+            batch = self.next_batch(work, room, bar) if refills or not came else []
+            under_way.update(enumerate(batch, came))
+            came += len(batch)
+            return invert(self.attack, batch) if batch else None
+
+        name = work[0].path.name[:24] + (f" and {self.batch_size - 1} more" if self.batch_size > 1 else "")
+        with progress_bar(self.job, "images" if refills else name) as progress:
+            results = self.attack.attack_in_turn(newcomers, self.batch_size, progress)
+            if follow_on:
+                results = [{place: result for together in results for place, result in together.items()}]
+            for together in results:
+                now = time.perf_counter()
+                seconds, started = (now - started) / len(together) / self.options.processes, now
+                for place, result in together.items():
+                    write_image_files(self.job, result, under_way[place], seconds)
+                    del under_way[place]
+                    bar.update()
+
+    def next_batch(self, work: list[Item], size: int, bar: tqdm) -> list[Picture]:
+        """Takes the next images that can be read off the work, so many at most, and reads them."""
         batch = []
-        while work and len(batch) < self.batch_size:
+        while work and len(batch) < size:
             item = work.pop(0)
             failure_path(self.options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
             try:

@@ -7,6 +7,8 @@ from attentionControl import (
     AttentionControlEdit,
     AttentionControlEditFixedWeights,
     AttentionControlEditLearnable,
+)
+from diffusion.attention import (
     AttentionLayer,
     average_attention,
     masked_variance,

@@ -12,11 +12,11 @@ from natsort import natsorted
 
 import diff_latent_attack
 from classifiers.registry import load_classifier
+from common.frozen import frozen
 from data.class_names import IMAGENET_CLASSES
 from data.images import read_image, to_pixels, to_tensor
 from diff_latent_attack import DiffAttack
 from diffusion.composition import attention_mask
-from diffusion.inversion import frozen
 from diffusion.pipeline import load_pipeline
 from evaluation.quality import psnr
 from losses import NonFiniteLossError, fooled, measured_iterations, timestep_gradient_norms
@@ -51,11 +51,11 @@ def build(pipeline, classifier, **options) -> DiffAttack:
 
 def going_on(attack, inversion, steps=0):
     """The state of an attack after so many steps, to look at the next."""
-    reference_run = attack.reference_run(inversion)
-    composition, _ = attack.compose(inversion, reference_run)
-    going = attack.begin(inversion, reference_run, composition)
-    for step in range(steps):
-        attack.descend(attack.forward(going), going, step + 1)
+    going = attack.take_in(None, inversion, 0)
+    for _ in range(steps):
+        attack.descend(attack.forward(going), going, torch.zeros(len(inversion.images)).bool())
+        for course in going.courses:
+            course.iterations += 1
     return going
 
 
@@ -368,7 +368,7 @@ def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels
         going = going_on(attack, inversion)
         unperturbed, latents = going.reference, going.optimizer.latents
         with diff_latent_attack.bytes_saved(attack.unet) as saved:
-            attack.forward(going, checkpointing)
+            attack.forward(going)
         with diff_latent_attack.bytes_saved(attack.vae) as decoder:
             classifier(attack.decode(latents))
     kept = sum(saved) - sum(decoder)

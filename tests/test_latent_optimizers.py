@@ -90,5 +90,5 @@ def test_a_flat_picture_can_be_attacked():
     flat = torch.full((1, 4, 8, 8), 0.5, dtype=torch.float64)
     optimizer = Momentum(START[:1], RADIUS[:1], 10, flat, START[:1])
     (optimizer.latents**3).abs().sum().backward()
-    optimizer.step(torch.zeros(1, 3, 64, 64))
+    optimizer.step(torch.zeros_like(flat))
     assert optimizer.latents.isfinite().all()

@@ -10,9 +10,9 @@ from conftest import CLASS_NAMES
 from test_diff_latent_attack import compare, going_on
 
 from common.errors import InputError
+from common.frozen import frozen
 from data.images import rounded
 from diff_latent_attack import DiffAttack
-from diffusion.inversion import frozen
 from evaluation.budget import parse_budget
 from losses import margin
 

@@ -1,0 +1,158 @@
+"""What is worked out of a UNet's attention maps: the structure losses, and what record and masks show.
+
+losses = self_attention_losses(maps, reference_maps)  # (B, layers)
+average_attention(maps, 7, is_cross=True)             # (B, 7, 7, tokens)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One attention layer of the UNet, named by its path; `place` is "down", "mid" or "up"."""
+
+    name: str
+    place: str
+    is_cross: bool
+
+
+Maps = dict[AttentionLayer, torch.Tensor]  # each (B, heads, queries, keys), rows sum to 1
+
+
+# of a Reference, a tensor whose first axis is the images
+BY_IMAGE = ("end", "class_attention", "self_attention")
+
+
+@dataclass
+class Reference:
+    """The unperturbed run from z_N, which the structure losses compare with."""
+
+    latents: list[torch.Tensor]  # (B, C, h, w) before each timestep
+    maps: list[Maps] | None  # self-attention by timestep; None where they do not fit into memory
+    end: torch.Tensor  # (B, C, h, w) after the last timestep
+    class_attention: torch.Tensor  # (B, grid, grid, tokens), averaged over timesteps
+    self_attention: torch.Tensor  # (B, h, w, h * w), averaged over timesteps
+    # the side of the map of each self-attention layer, in the order in which the UNet runs them
+    grids: dict[str, int]
+    graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass, of an image
+    squares: torch.Tensor  # (N, layers, B), mean square of each self-attention map
+    looked_at: frozenset[AttentionLayer]  # those whose maps the attack needs
+
+    def recorded(self, i: int) -> frozenset[AttentionLayer] | None:
+        """The layers whose maps are recorded at the i-th timestep, None for all: as in this run, which knows
+        those that are needed from its second timestep on, so that before anything has changed every number is
+        the same to the last bit.
+        """
+        return self.looked_at if i else None
+
+    def keep(self, rows: torch.Tensor) -> Reference:
+        """Of the images at these places of the batch alone."""
+        return replace(
+            self,
+            latents=[latents[rows] for latents in self.latents],
+            maps=self.maps and [{layer: m[rows] for layer, m in step.items()} for step in self.maps],
+            squares=self.squares[..., rows],
+            **{name: getattr(self, name)[rows] for name in BY_IMAGE},
+        )
+
+    def join(self, other: Reference) -> Reference:
+        """With the images of another run behind its own."""
+        maps = None
+        if self.maps is not None and other.maps is not None:
+            maps = [
+                {layer: torch.cat([m, theirs[layer]]) for layer, m in ours.items()}
+                for ours, theirs in zip(self.maps, other.maps)
+            ]
+        return replace(
+            self,
+            latents=[torch.cat(pair) for pair in zip(self.latents, other.latents)],
+            maps=maps,
+            squares=torch.cat([self.squares, other.squares], -1),
+            **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in BY_IMAGE},
+        )
+
+
+def self_attention_losses(maps: Maps, reference: Maps, relative: bool = False) -> torch.Tensor:
+    """MSE between the self-attention maps of a perturbed and an unperturbed step, by layer; `L_i` is the sum
+    over layers.
+
+    Rows of a map over n places sum to one, so that its mean squared change falls like 1 / n^2 and the loss is
+    made in the coarse layers.
+
+    Args:
+        relative: divides each layer's by the mean square of its unperturbed map.
+    Returns:
+        `(B, layers)`, layers in the order in which the UNet runs them.
+    """
+    losses = []
+    for layer, attention in maps.items():
+        if not layer.is_cross:
+            loss = (attention - reference[layer]).square().mean((1, 2, 3))
+            losses.append(loss / reference[layer].square().mean((1, 2, 3)) if relative else loss)
+    return torch.stack(losses, dim=1)
+
+
+def layers_of_grid(maps: Maps, grid: int, is_cross: bool) -> list[AttentionLayer]:
+    """The down and up layers of cross- or self-attention whose map is `grid` x `grid`; where there is none of
+    that size, those of the nearest.
+    """
+    sides = {
+        layer: math.isqrt(attention.shape[2])
+        for layer, attention in maps.items()
+        if layer.is_cross == is_cross and layer.place != "mid"
+    }
+    nearest = min(set(sides.values()), key=lambda side: (abs(math.log(side / grid)), side))
+    return [layer for layer, side in sides.items() if side == nearest]
+
+
+def average_attention(maps: Maps, grid: int, is_cross: bool) -> torch.Tensor:
+    """Cross- or self-attention averaged over heads and over `layers_of_grid`.
+
+    Returns:
+        `(B, grid, grid, keys)`; the keys are the prompt's tokens, or the map's own positions.
+    """
+    average = torch.stack([maps[layer].mean(1) for layer in layers_of_grid(maps, grid, is_cross)]).mean(0)
+    side = math.isqrt(average.shape[1])
+    return average.unflatten(1, (side, side))
+
+
+def average_maps(maps: Maps, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one timestep at images of that side, the cross-attention `(B, grid, grid, tokens)` of a 32nd of it,
+    and without a gradient the self-attention `(B, h, w, h * w)` of a 16th of it.
+    """
+    seen = {layer: attention.detach() for layer, attention in maps.items()}
+    cross, own = (maps, side // 32, True), (seen, side // 16, False)
+    return average_attention(*cross), average_attention(*own)
+
+
+def principal_components(before: torch.Tensor, after: torch.Tensor, count: int = 3) -> torch.Tensor:
+    """Two self-attention maps `(B, h, w, keys)`, seen along the first principal components of the first; `(2,
+    count, h, w, B)`.
+
+    Both are taken along the same axes, so that what differs between the two pictures differs between the
+    maps. An axis has no sign of its own; it is turned so that its largest entry is positive.
+    """
+    mean = before.mean((1, 2), keepdim=True)
+    centred = (before - mean).flatten(1, 2)  # (B, queries, keys)
+    axes = (
+        torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors[..., -count:].flip(-1)
+    )  # (B, keys, count)
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    return torch.stack([(attention - mean) @ axes[:, None] for attention in (before, after)]).permute(
+        0, 4, 2, 3, 1
+    )
+
+
+def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torch.Tensor:
+    """Unbiased variance of each image's attention `(B, h, w, tokens)` over all positions and its class tokens
+    `(B, tokens)`; `(B,)`.
+    """
+    mask = class_tokens[:, None, None, :].expand_as(attention).to(attention)
+    count = mask.sum((1, 2, 3))
+    mean = (attention * mask).sum((1, 2, 3)) / count
+    return ((attention - mean[:, None, None, None]).square() * mask).sum((1, 2, 3)) / (count - 1)
