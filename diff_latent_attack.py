@@ -162,10 +162,10 @@ class DiffAttack(LatentDiffusion):
         """Optimises the start latent so that the classifier fails and the attention maps stay; see
         `__call__`.
         """
-        coming, size, results = iter([inversion]), len(inversion.images), {}
-        for together in self.attack_in_turn(lambda room: next(coming, None), size, progress):
-            results |= together
-        return joined_results([results[place] for place in range(size)])
+        coming, results = [None, inversion], {}
+        for ended in self.attack_in_turn(lambda room: coming.pop(), len(inversion.images), progress):
+            results |= ended
+        return joined_results([results[place] for place in range(len(results))])
 
     def attack_in_turn(
         self,
@@ -184,17 +184,19 @@ class DiffAttack(LatentDiffusion):
         Yields:
             the results of images that end together, by the order in which they came.
         """
-        going, came, passes = None, 0, 0
+        going, came, passes, more = None, 0, 0, True
         with (
             frozen(self.unet, self.vae, *self.classifiers),
             self.controller.attached(self.unet, self.branches),
         ):
             while True:
                 room = size if going is None else size - len(going.courses)
-                inversion = newcomers(room) if 2 * room >= size else None
-                if inversion is not None:
-                    going = self.take_in(going, inversion, came)
-                    came += len(inversion.images)
+                if more and 2 * room >= size:
+                    inversion = newcomers(room)
+                    more = inversion is not None
+                    if more:
+                        going = self.take_in(going, inversion, came)
+                        came += len(inversion.images)
                 if going is None:
                     return
                 passes += 1
@@ -257,7 +259,7 @@ class DiffAttack(LatentDiffusion):
         """The unperturbed run's self-attention maps at the i-th attacked timestep, kept or computed anew."""
         if reference.maps is not None:
             return reference.maps[i]
-        with self.controller.collecting(reference.recorded(i)) as maps:
+        with self.controller.collecting(reference.looked_at) as maps:
             self.guided_step(reference.latents[i], i, inversion)
         return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
 
@@ -279,10 +281,7 @@ class DiffAttack(LatentDiffusion):
         them came at this place.
         """
         options, images = self.options, inversion.images
-        if going is None:
-            self.controller.begin(len(images))
-        else:
-            self.controller.join(len(images))
+        (self.controller.begin if going is None else self.controller.join)(len(images))
         reference = self.reference_run(inversion)
         composition, unperturbed = self.compose(inversion, reference)
         reconstructed = composition(unperturbed) if composition.base is None else [None] * len(images)
@@ -399,7 +398,7 @@ class DiffAttack(LatentDiffusion):
         the loss if something is to be learnt.
         """
         inversion, latents, steps = going.inversion, going.optimizer.latents, []
-        budget = self.options.allowed_change
+        budget, begun = self.options.allowed_change, going.begun
         for i in range(self.num_timesteps):
             arguments = (latents, i, inversion, going.reference)
             latents, *step = (
@@ -409,8 +408,9 @@ class DiffAttack(LatentDiffusion):
             )
             steps.append(step)
         layer_losses, class_attention, self_attention = map(torch.stack, zip(*steps))
+        layer_losses = layer_losses * begun[:, None]
         class_attention, self_attention = class_attention.mean(0), self_attention.mean(0)
-        image = going.composition(self.decode(latents))
+        image = going.composition(self.decode(latents), begun)
         change = image.detach() - inversion.images
         fits = torch.ones(len(image), dtype=torch.bool, device=image.device)
         if budget is not None:
@@ -442,7 +442,7 @@ class DiffAttack(LatentDiffusion):
         grid, grid, tokens)`; and, without a gradient, self-attention `(B, h, w, h * w)`.
         """
         reference_maps = self.reference_maps(reference, i, inversion)
-        with self.controller.collecting(reference.recorded(i)) as maps:
+        with self.controller.collecting(reference.looked_at) as maps:
             latents = self.guided_step(latents, i, inversion)
         losses = self_attention_losses(maps, reference_maps, self.options.layer_norm == "relative")
         return latents, losses, *average_maps(maps, inversion.images.shape[-1])

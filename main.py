@@ -35,7 +35,7 @@ from common.commands import run_program
 from common.devices import peak_memory, process_device, resolve_device, resolve_dtype
 from common.errors import InputError
 from common.flags import parse_options
-from common.workers import threads_of_each
+from common.workers import import_ahead, threads_of_each
 from data.dataset import TARGET_COLUMN, Item, Labels, check_target, labels_and_targets, read_lines
 from data.images import Pictures, read_image, to_pixels
 from data.records import AttackRecord, read_configuration
@@ -62,12 +62,14 @@ from runner.folder import (
     provenance,
 )
 from runner.runner import (
+    NEEDED,
     Job,
     Picture,
     Runner,
     count_processes,
     invert,
     job_of,
+    largest_count,
     read_picture,
     restore_weights,
     share_out,
@@ -98,6 +100,10 @@ def run(options: Options) -> int:
     configuration = task.configuration(options)
     if not options.overwrite:
         check_folder(options.save_dir, configuration)
+    selected = task.items[: options.limit]
+    mine = [item for item in selected if item.index % parts == part]
+    if largest_count(options, task.device, len(mine), processes) > 1 and missing_of(mine, options.save_dir):
+        import_ahead(NEEDED)
     (attack,) = load_attacks(task, [options])
 
     make_folder(options.save_dir)
@@ -108,8 +114,6 @@ def run(options: Options) -> int:
             PartialState().wait_for_everyone()
     identity = claim_folder(options.save_dir, configuration)
 
-    selected = task.items[: options.limit]
-    mine = [item for item in selected if item.index % parts == part]
     drop_unusable(options.save_dir, mine, identity, task.masks)
     missing = missing_of(mine, options.save_dir)
     if len(missing) < len(mine):

@@ -10,9 +10,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 
 import psutil
@@ -20,7 +22,7 @@ import psutil
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
 
 
-def processes_for(images: int, bytes_each: int) -> int:
+def processes_for(images: int, bytes_each: int = 1) -> int:
     """How many processes to start on this machine: one a core, no more than there are images, nor than fit
     into memory.
 
@@ -43,6 +45,34 @@ def threads_of_each(processes: int) -> int:
     return int(os.environ.get("OMP_NUM_THREADS", max(1, available_cores() // processes)))
 
 
+class _Server:
+    is_running = False
+
+
+_server = _Server()
+
+
+def import_ahead(modules: Sequence[str]) -> None:
+    """Starts a process that imports these modules, from which `run_in_processes` then forks its own: they are
+    imported once, and while this process still reads and loads. Nothing happens where a system has no such
+    servers, and what cannot be imported there is imported later.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods() or _server.is_running:
+        return
+    multiprocessing.set_forkserver_preload(["__main__", *modules])
+    before = os.environ.get("PYTHONPATH")
+    # Python 3.11 and 3.12 do not give the server the path that modules are found on
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
+    try:
+        with interrupts_held():
+            forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    _server.is_running = True
+
+
 def run_in_processes(
     work: Callable[..., None], arguments: Sequence[tuple], progress: Callable[[], None]
 ) -> list[int]:
@@ -54,7 +84,7 @@ def run_in_processes(
     Raises:
         the first exception of a process; the others are then ended. KeyboardInterrupt likewise.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver" if _server.is_running else "spawn")
     threads = threads_of_each(len(arguments))
     running, started, killed = {}, [], []
     with (

@@ -43,13 +43,6 @@ class Reference:
     squares: torch.Tensor  # (N, layers, B), mean square of each self-attention map
     looked_at: frozenset[AttentionLayer]  # those whose maps the attack needs
 
-    def recorded(self, i: int) -> frozenset[AttentionLayer] | None:
-        """The layers whose maps are recorded at the i-th timestep, None for all: as in this run, which knows
-        those that are needed from its second timestep on, so that before anything has changed every number is
-        the same to the last bit.
-        """
-        return self.looked_at if i else None
-
     def keep(self, rows: torch.Tensor) -> Reference:
         """Of the images at these places of the batch alone."""
         return replace(

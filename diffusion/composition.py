@@ -34,12 +34,16 @@ class Composition:
     limits: torch.Tensor | None = None
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
 
-    def __call__(self, decoded: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, H, W)` around [0, 1] to the same in [0, 1]."""
+    def __call__(self, decoded: torch.Tensor, begun: torch.Tensor | None = None) -> torch.Tensor:
+        """`(B, 3, H, W)` around [0, 1] to the same in [0, 1]. Of images that `begun` `(B,)` does not mark,
+        what is decoded counts as the unperturbed run's, with its own gradient.
+        """
         if self.base is None:
             image = decoded.clamp(0, 1)
             return image if self.mask is None else self.mask * image + (1 - self.mask) * self.clean
         residual = decoded - self.base
+        if begun is not None:
+            residual = residual - (residual * ~begun.view(-1, 1, 1, 1)).detach()
         if self.limits is not None:
             whole, colour = self.limits.split(1, 1)
             grey = luminance(residual)

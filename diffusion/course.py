@@ -51,6 +51,13 @@ class Going:
     def iterations(self) -> list[int]:
         return [course.iterations for course in self.courses]
 
+    @property
+    def begun(self) -> torch.Tensor:
+        """`(b,)`, whether latents have moved: before that nothing has changed, and the rounding of another
+        batch than that of the unperturbed run must not decide where something seems to.
+        """
+        return torch.tensor([number > 0 for number in self.iterations], device=self.factors.device)
+
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with the images at these places of the batch alone."""
         self.courses, self.factors = [self.courses[row] for row in rows.tolist()], self.factors[:, rows]

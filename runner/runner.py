@@ -321,19 +321,34 @@ class Runner:
             )
 
 
+# by each process of a CPU: reading and compiling all of this takes longer than to attack a picture
+NEEDED = (
+    "runner.runner",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.autoencoders.autoencoder_dc",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "torchmetrics.functional.image",
+)
+
+
+def largest_count(options: Options, device: torch.device, images: int, launched: int) -> int:
+    """How many processes of this machine share out the images, as far as memory allows."""
+    if options.processes is not None:
+        return min(options.processes, images)
+    alone = options.weight_mode == "learnable" or (options.batch_size or 1) > 1
+    return 1 if launched > 1 or device.type != "cpu" or alone else processes_for(images)
+
+
 def count_processes(options: Options, attack: DiffAttack, images: int, launched: int) -> int:
     """How many processes of this machine share out the images. It does not depend on how many are done, so
     that a run that goes on computes as before.
     """
-    if options.processes is not None:
-        return min(options.processes, images)
-    if (
-        launched > 1
-        or attack.unet.device.type != "cpu"
-        or options.weight_mode == "learnable"
-        or (options.batch_size or 1) > 1
-    ):
-        return 1
+    largest = largest_count(options, attack.unet.device, images, launched)
+    if options.processes is not None or largest == 1:
+        return largest
     weights = sum(
         parameter.nbytes
         for network in (attack.unet, attack.vae, *attack.classifiers)

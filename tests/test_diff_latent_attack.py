@@ -62,6 +62,8 @@ def going_on(attack, inversion, steps=0):
 def losses_at(attack, going, latents):
     """At other start latents; their gradient is of `latents` themselves."""
     going.optimizer.latents = latents
+    for course in going.courses:
+        course.iterations = max(1, course.iterations)
     return attack.forward(going).losses
 
 

@@ -127,10 +127,11 @@ sys.argv[0] = "main.py"
 import main, torch
 from runner import task
 class DiffAttack(task.DiffAttack):
-    def attack(self, inversion, progress=None):
-        if len(inversion.images) > {batch} or not (self.checkpointing or {plain}):
+    def take_in(self, going, inversion, first):
+        going = super().take_in(going, inversion, first)
+        if len(going.courses) > {batch} or not (self.checkpointing or {plain}):
             torch.empty(2**60, dtype=torch.uint8)
-        return super().attack(inversion, progress)
+        return going
 task.DiffAttack = DiffAttack
 sys.exit(main.main())
 """

@@ -33,11 +33,14 @@ def die_or_write(path: Path, dies: bool) -> None:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The processes that multiprocessing started for it, without its tracker of resources."""
+    """The processes that multiprocessing started for it, without its tracker of resources and the server that
+    it forks them from.
+    """
     return [
         child
         for child in psutil.Process(pid).children(recursive=True)
         if "spawn_main" in " ".join(child.cmdline())
+        or ("forkserver" in " ".join(child.cmdline()) and child.ppid() != pid)
     ]
 
 
