@@ -1,33 +1,35 @@
 """Times this project's defaults, its `--preset diffattack` and the slow reference of tests/, which is that
-preset, on the same model, classifier, image and seed, in one process.
+preset, on the same model, classifier, image and seed, each in a process of its own, one after the other.
 
     python benchmark.py                                  # the small diffusion model
     python benchmark.py --checkpoint PATH                # another one
     python benchmark.py --random sd2-base --device cuda  # the shape of Stable Diffusion 2, random weights
-    python benchmark.py --json                           # `ratios` is `diffattack` over the reference
+    python benchmark.py --json                           # `ratios` are those to the reference
 
 Stages are timed apart, after a warm-up, and the median of the runs is given. Evaluations of the UNet (a
 sample's forward pass, and its backward pass) and of the VAE's decoder are counted too, because counts are the
-same on every machine.
+same on every machine. Peak memory is the process's, with the libraries (on CUDA, the device's).
 """
 
 import common.environment  # isort: skip  # noqa: F401
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from unittest import mock
 
 import psutil
 import torch
-from accelerate.utils.memory import clear_device_cache
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -38,13 +40,14 @@ from data.class_names import IMAGENET_CLASSES
 from data.dataset import read_dataset
 from data.images import read_image, to_tensor
 from diff_latent_attack import DiffAttack
-from diffusion.pipeline import load_pipeline
+from diffusion.pipeline import compile_pipeline, load_pipeline
 from evaluation.tables import table
 from options import ATTACK_PRESETS
 
 ROOT = Path(__file__).resolve().parent
 ORIGINAL = ATTACK_PRESETS["diffattack"]
 SIDES = ("default", "diffattack", "reference")
+MEASURES = ("unet_evaluations", "vae_evaluations", "seconds", "peak_memory")
 
 
 def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -190,7 +193,10 @@ def measure(
 ) -> dict:
     """Median seconds an image, whole and by stage, peak memory, and the counts of one run."""
     device = pipeline.device
+    started = time.perf_counter()
     warm_up()
+    finish(device)
+    warmed_up = time.perf_counter() - started
     counters = {"unet": Counter(pipeline.unet), "vae": Counter(pipeline.vae.decoder)}
     totals, stages = [], []
     with watched_memory(device) as peak:
@@ -207,6 +213,7 @@ def measure(
         "unet_evaluations": counters["unet"].total() / runs / images,
         "vae_evaluations": counters["vae"].total() / runs / images,
         "peak_memory": peak[0],
+        "warm_up": warmed_up,  # of which most is compiling where there is any
     }
 
 
@@ -228,9 +235,12 @@ def measure_project(
     """This project under a preset, on all images at once."""
     set_up(device)
     pipeline, classifier = load(arguments, device, dtype), load_classifier(arguments.model_name).to(device)
+    if arguments.compile:
+        compile_pipeline(pipeline)
+    checkpointing = {"auto": None, "on": True, "off": False}[arguments.checkpointing]
     asked = {} if arguments.iterations is None else {"iterations": arguments.iterations}
-    attack = DiffAttack(pipeline, classifier, **preset | asked)
-    quick = DiffAttack(pipeline, classifier, **preset | {"iterations": 2})
+    attack = DiffAttack(pipeline, classifier, checkpointing=checkpointing, **preset | asked)
+    quick = DiffAttack(pipeline, classifier, checkpointing=checkpointing, **preset | {"iterations": 2})
     methods = {
         "encode": ("encode",),
         "inversion": ("ddim_inversion",),
@@ -344,6 +354,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar="K",
         help="optimisation steps on the latent, of all sides (default: of each its own)",
     )
+    parser.add_argument("--compile", action="store_true", help="this project with torch.compile")
+    parser.add_argument(
+        "--checkpointing",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="of this project: keep the graph of one timestep at a time",
+    )
     parser.add_argument("--runs", type=int, default=3, metavar="K", help="of which the median is given")
     parser.add_argument(
         "--only",
@@ -355,42 +372,41 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(arguments: argparse.Namespace) -> dict:
-    """What was measured of both sides, and the ratios."""
+def measure_side(side: str, arguments: argparse.Namespace) -> dict:
+    """What was measured of one side; to be called in a process of its own."""
     device = resolve_device(arguments.device)
     dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
-    items = read_dataset(ROOT / "demo/images", ROOT / "demo/labels.txt", IMAGENET_CLASSES)[
-        : arguments.batch_size
-    ]
+    items = read_dataset(ROOT / "demo/images", ROOT / "demo/labels.txt", IMAGENET_CLASSES)
+    items = list(islice(cycle(items), arguments.batch_size))
     labels = [item.labels[0] for item in items]
     images = torch.cat([to_tensor(read_image(item.path, arguments.res)) for item in items])
+    if side == "reference":
+        measured = measure_reference(arguments, images, labels, device)
+    else:
+        preset = ORIGINAL if side == "diffattack" else {}
+        measured = measure_project(arguments, preset, images, labels, device, dtype)
+    return measured | {"machine": describe_machine(device)}
 
+
+def compare(arguments: argparse.Namespace) -> dict:
+    """What was measured of the sides, and the ratios to the reference."""
+    resolve_device(arguments.device)  # and says at once what is wrong with it
     results = {
-        "machine": describe_machine(device),
         "model": arguments.random or Path(arguments.checkpoint).name,
         "res": arguments.res,
         "dtype": arguments.dtype,
-        "batch_size": len(images),
+        "batch_size": arguments.batch_size,
         "runs": arguments.runs,
     }
-    # The least greedy first: a process's resident set does not shrink, so that after the reference no other
-    # side's peak could be seen.
     for side in SIDES if arguments.only is None else (arguments.only,):
-        if side == "reference":
-            results[side] = measure_reference(arguments, images, labels, device)
-        else:
-            preset = ORIGINAL if side == "diffattack" else {}
-            results[side] = measure_project(arguments, preset, images, labels, device, dtype)
-        clear_device_cache(garbage_collection=True)
+        # one process for each, since a resident set does not shrink
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            results[side] = pool.submit(measure_side, side, arguments).result()
+        results["machine"] = results[side].pop("machine")
     if arguments.only is None:
         results["ratios"] = {
-            name: results["diffattack"][key] / results["reference"][key]
-            for name, key in (
-                ("unet_evaluations", "unet_evaluations"),
-                ("vae_evaluations", "vae_evaluations"),
-                ("wall_time", "seconds"),
-                ("peak_memory", "peak_memory"),
-            )
+            side: {key: results[side][key] / results["reference"][key] for key in MEASURES}
+            for side in ("default", "diffattack")
         }
     return results
 
@@ -403,11 +419,11 @@ def describe(results: dict) -> list[str]:
         f"{results['machine']}; {results['model']}, {results['res']} pixels; this project in "
         f"{results['dtype']}, {results['batch_size']} at once"
     ]
-    rows = [["an image", *sides, *(["default / diffattack", "diffattack / reference"] if whole else [])]]
+    rows = [["an image", *sides, *(["default / reference", "diffattack / reference"] if whole else [])]]
 
     def row(label: str, values: list[float]) -> list[str]:
-        ratios = [f"{a / b:.3f}" if b else "" for a, b in zip(values, values[1:])] if whole else []
-        return [label, *(f"{value:.2f}" for value in values), *ratios]
+        ratios = [f"{value / values[-1]:.3f}" if values[-1] else "" for value in values[:-1]]
+        return [label, *(f"{value:.2f}" for value in values), *(ratios if whole else [])]
 
     for stage in results[sides[0]]["stages"]:
         rows.append(row(f"{stage}, s", [results[side]["stages"][stage] for side in sides]))

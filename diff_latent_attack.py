@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attentionControl import make_controller
 from classifiers.defences import Defended, defend
+from common.compiling import stance
 from common.devices import bytes_saved, free_memory
 from common.errors import InputError
 from common.frozen import frozen
@@ -188,6 +189,7 @@ class DiffAttack(LatentDiffusion):
         with (
             frozen(self.unet, self.vae, *self.classifiers),
             self.controller.attached(self.unet, self.branches),
+            stance(self.unet, "force_eager"),
         ):
             while True:
                 room = size if going is None else size - len(going.courses)
@@ -311,23 +313,17 @@ class DiffAttack(LatentDiffusion):
             with torch.no_grad():
                 self.judge(self.forward(going, learns=False), going)
             return last
-        passed = self.forward(going)
-        terms = passed.losses.terms.detach()
-        read = torch.cat([terms, (going.factors * terms).sum(0)[None]]).cpu()
-        raise_if_not_finite(read, going.courses)  # before a gradient can spoil the weights
-        ended = self.judge(passed, going).cpu() | last
-        weights = self.controller.weights()
-        measured = torch.tensor([n + 1 in self.measured_iterations for n in going.iterations]) & ~last
-        norms = None if ended.all() else self.descend(passed, going, measured.to(terms.device))
+        with stance(self.unet, "default"):
+            passed = self.forward(going)
+            terms = passed.losses.terms.detach()
+            read = torch.cat([terms, (going.factors * terms).sum(0)[None]]).cpu()
+            raise_if_not_finite(read, going.courses)  # before a gradient can spoil the weights
+            ended = self.judge(passed, going).cpu() | last
+            weights = self.controller.weights()
+            measured = torch.tensor([n + 1 in self.measured_iterations for n in going.iterations]) & ~last
+            norms = None if ended.all() else self.descend(passed, going, measured.to(terms.device))
         said = verdict(passed.losses, going.factors, going.inversion.labels, going.inversion.targets)
-        for row, course in enumerate(going.courses):
-            if not last[row]:
-                own = {name: values[..., row : row + 1] for name, values in said.items()}
-                own["weights"] = weights if weights.ndim == 1 else weights[:, row : row + 1]
-                course.history.append(own)
-                course.iterations += 1
-                if norms is not None and measured[row]:
-                    course.gradient_norms[course.iterations] = norms[:, row]
+        going.note(said | {"weights": weights}, norms, measured, ~last)
         if progress is not None:
             progress(passes, read[:-1])
         return ended

@@ -16,10 +16,12 @@ from __future__ import annotations
 import common.environment  # isort: skip  # noqa: F401
 
 import os
+import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +48,7 @@ from evaluation.evaluate import evaluate
 from evaluation.predictions import predict
 from evaluation.quality import psnr
 from evaluation.tables import table
-from losses import NonFiniteLossError
+from losses import NonFiniteLossError, measured_iterations
 from options import Options
 from runner.folder import (
     check_folder,
@@ -77,7 +79,7 @@ from runner.runner import (
 from runner.summary import of_image, report, write_report
 from runner.task import check_shards, class_names_of, load_attacks, read_task
 
-CHECKED_ITERATIONS = 3
+CHECKED_ITERATIONS = 5  # of which gradients are measured in some and not in others, whatever the options
 
 
 def list_models() -> str:
@@ -143,7 +145,7 @@ def run(options: Options) -> int:
 
 def check(options: Options) -> int:
     """Loads all that the command names, inverts the first image, and prints what to expect of the run;
-    attacks three iterations of it and writes nothing.
+    attacks some iterations of it and writes nothing.
     """
     task = read_task(options)
     tried = replace(
@@ -165,14 +167,14 @@ def check(options: Options) -> int:
     started = time.perf_counter()
     inversion = invert(attack, [picture])
     inverted = time.perf_counter() - started
-    started = time.perf_counter()
+    moments = [time.perf_counter()]
     try:
-        record = attack.attack(inversion).record
+        record = attack.attack(inversion, lambda *_: moments.append(time.perf_counter())).record
     except NonFiniteLossError as error:
         raise InputError(
             f"{name_of(item, options)}: {error}; look at the checkpoint and at --dtype"
         ) from None
-    attacked = (time.perf_counter() - started) * options.iterations / attack.options.iterations
+    attacked = expected_seconds([*moments, time.perf_counter()], record.gradient_iterations, attack, options)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     rows = [
         ["checked", ""],
@@ -195,6 +197,27 @@ def check(options: Options) -> int:
     ]
     print("\n".join(table(rows)))
     return 0
+
+
+def expected_seconds(
+    moments: Sequence[float], measured: Sequence[int], attack: DiffAttack, options: Options
+) -> float:
+    """How long the attack of an image takes with `options`, by one of fewer iterations.
+
+    Args:
+        moments: when it began, after each of its iterations, and when it ended.
+        measured: those of its iterations in which gradients were measured.
+    """
+    lasted = {number: later - earlier for number, (earlier, later) in enumerate(pairwise(moments), 1)}
+    after, first = lasted.pop(len(lasted)), lasted[1]  # the first waits for the unperturbed run
+    longer = [seconds for number, seconds in lasted.items() if number in measured]
+    plain = [s for number, s in lasted.items() if number > 1 and number not in measured] or longer
+    each = statistics.mean(plain)
+    count = len(
+        measured_iterations(options.iterations, options.structure_share, attack.controller.follows_gradients)
+    )
+    whole = max(0.0, first - each) + after + (options.iterations - count) * each
+    return whole + count * statistics.mean(longer)
 
 
 def described_reconstruction(attack: DiffAttack, inversion: Inversion, clean: np.ndarray) -> str:

@@ -1,8 +1,9 @@
 """Every flag, declared once: its name, type, default, help and range.
 
 The parser, the check, `DiffAttack`, a run's run.json and the table in docs/usage.md are all made from the
-dataclasses below (common/flags.py says how); `python options.py` prints that table. To add a flag, add a
-field: in AttackOptions if `DiffAttack` needs it, else in the group where its readers look for it.
+dataclasses below and in common/machine.py (common/flags.py says how); `python options.py` prints that table.
+To add a flag, add a field: in AttackOptions if `DiffAttack` needs it, else in the group where its readers
+look for it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from common.flags import (
     iteration_numbers,
     number_or_none,
 )
+from common.machine import MachineOptions
 from data.dataset import PRESETS, TARGET_COLUMN, target_label
 from evaluation.budget import Budget, budget_or_none, parse_budget
 from timestep_weights import SCHEDULES, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
@@ -375,39 +377,6 @@ class AttackOptions(WeightOptions):
             raise InputError(
                 f"--judge_at names iteration {max(self.judge_at)}, and --iterations is {self.iterations}"
             )
-
-
-@dataclass
-class MachineOptions:
-    title = "machine"
-
-    device: str = flag(
-        "auto", "auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu", "DEVICE", identifies_run=False
-    )
-    dtype: str = flag(
-        "auto",
-        "precision of the diffusion model; auto: bf16 on a GPU that has it, else fp32. Losses and optimisers "
-        "are fp32",
-        choices=("auto", "fp32", "bf16"),
-    )
-    batch_size: int | None = count(
-        "images at once (default: on a GPU found from its free memory, else 1; 1 in the learnable modes)",
-        "B",
-        identifies_run=False,
-    )
-    processes: int | None = count(
-        "processes that share out the images (default: on a CPU one for each core that memory allows, unless "
-        "OMP_NUM_THREADS is set; else 1, and 1 in mode learnable)",
-        "P",
-        identifies_run=False,
-    )
-    shard: str = flag(
-        "0/1",
-        "attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the same "
-        "command without it then prints the table of all",
-        "K/N",
-        identifies_run=False,
-    )
 
 
 @dataclass

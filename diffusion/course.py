@@ -58,6 +58,31 @@ class Going:
         """
         return torch.tensor([number > 0 for number in self.iterations], device=self.factors.device)
 
+    def note(
+        self,
+        said: dict[str, torch.Tensor],
+        norms: torch.Tensor | None,
+        measured: torch.Tensor,
+        moved: torch.Tensor,
+    ) -> None:
+        """Counts an iteration of the images marked in `moved` `(b,)`, and keeps what it left.
+
+        Args:
+            said: `(..., b)` by name; weights that all images share, `(N,)`.
+            norms: `(3, b)`, of the terms' gradients; of those marked in `measured` `(b,)`.
+        """
+        for row in moved.nonzero().view(-1).tolist():
+            course = self.courses[row]
+            course.iterations += 1
+            course.history.append(
+                {
+                    name: values if name == "weights" and values.ndim == 1 else values[..., row : row + 1]
+                    for name, values in said.items()
+                }
+            )
+            if norms is not None and measured[row]:
+                course.gradient_norms[course.iterations] = norms[:, row]
+
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with the images at these places of the batch alone."""
         self.courses, self.factors = [self.courses[row] for row in rows.tolist()], self.factors[:, rows]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from common.compiling import stance
 from common.errors import CheckpointError
 from common.frozen import frozen
 from data.class_names import IMAGENET_CLASSES
@@ -135,7 +136,8 @@ class LatentDiffusion:
         """Encodes the images and inverts them: with guidance by the unconditional branch, and then optimises
         the null-text embeddings that lead back to them; without it by the conditional branch.
         """
-        with frozen(self.unet, self.vae, self.pipeline.text_encoder):
+        networks = (self.unet, self.vae, self.pipeline.text_encoder)
+        with frozen(*networks), stance(self.unet, "force_eager"):
             images, labels = (
                 images.to(self.unet.device, self.dtype),
                 labels.view(len(images), -1).to(self.unet.device),

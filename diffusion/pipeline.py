@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.checkpoints import check_files, check_loaded, check_safetensors, stay_offline_if_out_of_reach
+from common.compiling import check_compiler, compile_blocks
 from common.errors import CheckpointError, InputError, one_line
 from diffusion.inversion import PREDICTION_TYPES
 
@@ -64,6 +65,17 @@ def load_pipeline(
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     return pipeline.to(device)
+
+
+def compile_pipeline(pipeline: StableDiffusionPipeline) -> None:
+    """Has the UNet's blocks and the decoder compiled when they are first called.
+
+    Raises:
+        InputError: there is no compiler.
+    """
+    check_compiler(pipeline.device)
+    unet = pipeline.unet
+    compile_blocks([*unet.down_blocks, unet.mid_block, *unet.up_blocks, pipeline.vae.decoder])
 
 
 # not part of the attack

@@ -23,7 +23,7 @@ from data.dataset import PRESETS, Item, read_dataset
 from data.masks import masks_of
 from diff_latent_attack import DiffAttack
 from diffusion.inversion import LatentDiffusion
-from diffusion.pipeline import load_pipeline
+from diffusion.pipeline import compile_pipeline, load_pipeline
 from evaluation.checks import warnings_about_outputs
 from options import Options
 from runner.folder import check_save_dir, configuration_of, content_digests
@@ -50,7 +50,10 @@ class Task:
         return configuration_of(options, self.dtype, self.items, self.contents)
 
     def load_pipeline(self) -> StableDiffusionPipeline:
-        return load_pipeline(self.options.pretrained_diffusion_path, self.device, self.dtype)
+        pipeline = load_pipeline(self.options.pretrained_diffusion_path, self.device, self.dtype)
+        if self.options.compile:
+            compile_pipeline(pipeline)
+        return pipeline
 
     @functools.cached_property
     def contents(self) -> dict[str, str]:

@@ -15,5 +15,7 @@ def test_all_sides_are_measured(data, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     benchmark.main()
     results = json.loads(capsys.readouterr().out)
-    assert 0 < results["ratios"]["unet_evaluations"] < 0.6
+    ratios = results["ratios"]
+    assert 0 < ratios["default"]["unet_evaluations"] < ratios["diffattack"]["unet_evaluations"] < 0.6
+    assert 0 < ratios["default"]["peak_memory"] < 1
     assert all(results[side]["stages"]["attack"] > 0 for side in ("default", "diffattack", "reference"))

@@ -1,0 +1,155 @@
+"""Figures for a GPU, in ten minutes and without a network: Stable Diffusion 2-base's shape with random
+weights under this project and under the reference, and the small model's pictures beside a CPU's.
+
+    python docs/gpu.py                                            # on CUDA; the table grows as it goes
+    python docs/gpu.py --device cpu --res 96 --random none        # to see that it runs
+
+Each row is `benchmark.py` in a process of its own, so that one that does not fit costs no other. What is done
+is kept in --out, and the same command goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# in the order of how much is learnt from them: a name, and flags of benchmark.py
+ROWS = [
+    ("default, bf16, 1 at once", "--only default --dtype bf16"),
+    ("default, fp32 (TF32), 1 at once", "--only default --dtype fp32"),
+    ("default, bf16, 4 at once", "--only default --dtype bf16 --batch_size 4"),
+    ("default, bf16, 16 at once", "--only default --dtype bf16 --batch_size 16"),
+    ("preset diffattack, bf16, 1 at once", "--only diffattack --dtype bf16"),
+    ("reference, fp32, 1 at once", "--only reference"),
+    ("default, bf16, 1, checkpointing", "--only default --dtype bf16 --checkpointing on"),
+    ("default, bf16, 2, no checkpointing", "--only default --dtype bf16 --batch_size 2 --checkpointing off"),
+    ("default, bf16, 1, compiled", "--only default --dtype bf16 --compile"),
+    ("default, bf16, 8 at once", "--only default --dtype bf16 --batch_size 8"),
+    ("default, fp32 (TF32), 4 at once", "--only default --dtype fp32 --batch_size 4"),
+    ("default, bf16, 4, compiled", "--only default --dtype bf16 --batch_size 4 --compile"),
+    ("default, bf16, 32 at once", "--only default --dtype bf16 --batch_size 32"),
+]
+LEAST = 20  # seconds that a row is given, or it is not begun
+
+
+def remaining(deadline: float) -> float:
+    return deadline - time.perf_counter()
+
+
+def measure(flags: str, arguments: argparse.Namespace, deadline: float) -> dict:
+    """What benchmark.py measured, or why not."""
+    model = [] if arguments.random == "none" else ["--random", arguments.random]
+    command = [sys.executable, "benchmark.py", *model, "--device", arguments.device, "--runs", "1", "--json"]
+    command += ["--res", str(arguments.res), *flags.split()]
+    try:
+        result = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=remaining(deadline)
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": "not finished in time"}
+    if result.returncode:
+        last = result.stderr.strip().splitlines()[-1:] or ["no message"]
+        return {"failed": "does not fit" if "out of memory" in result.stderr.lower() else last[0][:200]}
+    return json.loads(result.stdout)
+
+
+def run_small_model(out: Path, arguments: argparse.Namespace, deadline: float) -> dict:
+    """Pictures of the small model, by the GPU in both precisions and by the CPU, which computes in fp32."""
+    results, pictures = {}, {}
+    for name, flags in (
+        ("GPU, fp32", ["--device", arguments.device, "--dtype", "fp32", "--batch_size", "1"]),
+        ("CPU", ["--device", "cpu"]),
+        ("GPU, bf16", ["--device", arguments.device, "--dtype", "bf16", "--batch_size", "1"]),
+        ("GPU, fp32, batches", ["--device", arguments.device, "--dtype", "fp32"]),
+    ):
+        folder = out / name.lower().replace(", ", "_")
+        command = [sys.executable, "main.py", "--save_dir", str(folder), "--limit", str(arguments.pictures)]
+        command += ["--figures", "none", "--transfer_models", "", *flags]
+        try:
+            result = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=remaining(deadline)
+            )
+        except subprocess.TimeoutExpired:
+            results[name] = {"failed": "not finished in time"}
+            continue
+        if result.returncode:
+            results[name] = {"failed": result.stderr.strip()[-300:]}
+            continue
+        rows = json.loads((folder / "results.json").read_text())["images"]
+        paths = sorted(folder.glob("*_adv_image.png"))
+        pictures[name] = [np.asarray(Image.open(path), dtype=float) for path in paths]
+        results[name] = {
+            "seconds": float(np.mean([row["seconds"] for row in rows])),
+            "fooled": sum(row["fooled"] for row in rows),
+            "psnr": float(np.mean([row["psnr"] for row in rows])),
+            "iterations": float(np.mean([row["iterations"] for row in rows])),
+        }
+        if "CPU" in pictures and name != "CPU":
+            pairs = list(zip(pictures[name], pictures["CPU"]))
+            results[name]["to the CPU's"] = [
+                round(float(10 * np.log10(255**2 / max(1e-9, ((a - b) ** 2).mean()))), 1) for a, b in pairs
+            ]
+    if "CPU" in pictures and "GPU, fp32" in pictures:
+        pairs = list(zip(pictures["GPU, fp32"], pictures["CPU"]))
+        results["GPU, fp32"]["to the CPU's"] = [
+            round(float(10 * np.log10(255**2 / max(1e-9, ((a - b) ** 2).mean()))), 1) for a, b in pairs
+        ]
+    return results
+
+
+def described(name: str, result: dict) -> str:
+    """A row of the table in docs/performance.md."""
+    if "failed" in result:
+        return f"| {name} | {result['failed']} | | | | |"
+    (side,) = (result[side] for side in ("default", "diffattack", "reference") if side in result)
+    seconds = side["seconds"]
+    return (
+        f"| {name} | {seconds:.2f} | {1 / seconds:.2f} | {side['peak_memory'] / 1e9:.1f} | "
+        f"{side['warm_up']:.0f} | {side['unet_evaluations']:.0f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", default="cuda", metavar="DEVICE")
+    parser.add_argument("--random", default="sd2-base", choices=("sd2-base", "none"))
+    parser.add_argument("--res", type=int, default=512, metavar="PIXELS")
+    parser.add_argument("--minutes", type=float, default=9.5, metavar="M", help="after which it ends")
+    parser.add_argument("--pictures", type=int, default=4, metavar="K", help="of the small model")
+    parser.add_argument("--rows", type=int, default=len(ROWS), metavar="K", help="the first K rows alone")
+    parser.add_argument("--out", type=Path, default=Path("output_gpu"), metavar="FOLDER")
+    arguments = parser.parse_args()
+    deadline = time.perf_counter() + 60 * arguments.minutes
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    known = arguments.out / "gpu.json"
+    results = json.loads(known.read_text()) if known.is_file() else {}
+
+    def keep(name: str, result: dict) -> None:
+        results[name] = result
+        known.write_text(json.dumps(results, indent=2))
+
+    print("| | s an image | images a second | peak GB | s of warm-up | UNet evaluations |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for name, flags in ROWS[: arguments.rows]:
+        if name not in results and remaining(deadline) > LEAST:
+            keep(name, measure(flags, arguments, deadline))
+        if name in results:
+            print(described(name, results[name]), flush=True)
+        if name == ROWS[min(3, arguments.rows - 1)][0] and "small model" not in results:
+            with tempfile.TemporaryDirectory() as folder:
+                keep("small model", run_small_model(Path(folder), arguments, deadline))
+    print(json.dumps(results.get("small model"), indent=2))
+
+
+if __name__ == "__main__":
+    main()
