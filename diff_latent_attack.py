@@ -251,7 +251,7 @@ class DiffAttack(LatentDiffusion):
             class_attention,
             self_attention,
             grids,
-            (graph_bytes + map_bytes) // len(latents),
+            graph_bytes // len(latents),
             torch.stack(squares),
             looked_at,
         )
@@ -394,19 +394,14 @@ class DiffAttack(LatentDiffusion):
         the loss if something is to be learnt.
         """
         inversion, latents, steps = going.inversion, going.optimizer.latents, []
-        budget, begun = self.options.allowed_change, going.begun
+        budget, begun, anew = self.options.allowed_change, going.begun, going.checkpointing and learns
         for i in range(self.num_timesteps):
-            arguments = (latents, i, inversion, going.reference)
-            latents, *step = (
-                checkpoint(self.timestep, *arguments, use_reentrant=False, preserve_rng_state=False)
-                if going.checkpointing and learns
-                else self.timestep(*arguments)
-            )
+            latents, *step = computed(self.timestep, latents, i, inversion, going.reference, anew=anew)
             steps.append(step)
         layer_losses, class_attention, self_attention = map(torch.stack, zip(*steps))
         layer_losses = layer_losses * begun[:, None]
         class_attention, self_attention = class_attention.mean(0), self_attention.mean(0)
-        image = going.composition(self.decode(latents), begun)
+        image = computed(self.picture, latents, going.composition, begun, anew=anew)
         change = image.detach() - inversion.images
         fits = torch.ones(len(image), dtype=torch.bool, device=image.device)
         if budget is not None:
@@ -431,6 +426,10 @@ class DiffAttack(LatentDiffusion):
             )
         return Pass(losses, change, image.detach(), fits, class_attention.detach(), self_attention)
 
+    def picture(self, latents: torch.Tensor, composition: Composition, begun: torch.Tensor) -> torch.Tensor:
+        """Of the latents after all timesteps, `(b, 3, H, W)` in [0, 1]."""
+        return composition(self.decode(latents), begun)
+
     def timestep(
         self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -442,3 +441,10 @@ class DiffAttack(LatentDiffusion):
             latents = self.guided_step(latents, i, inversion)
         losses = self_attention_losses(maps, reference_maps, self.options.layer_norm == "relative")
         return latents, losses, *average_maps(maps, inversion.images.shape[-1])
+
+
+def computed(function: Callable, *arguments, anew: bool) -> object:
+    """What it returns; `anew` keeps no graph of it, and computes it once more in the backward pass."""
+    if anew:
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return function(*arguments)

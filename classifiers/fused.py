@@ -32,7 +32,7 @@ def fused(network: EfficientNet) -> EfficientNet:
     for module in network.modules():
         if isinstance(module, torch.nn.ReLU6):
             module.inplace = True
-    return network.to(memory_format=torch.channels_last)
+    return network
 
 
 def fused_convolution(

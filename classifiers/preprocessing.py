@@ -32,6 +32,8 @@ class Preprocessed(torch.nn.Module):
         crop: `(height, width)` that is then cut out of the middle, or None.
         mode: of `torch.nn.functional.interpolate`.
         like_pillow: whether what overshoots [0, 1] along rows is cut off before columns are resized.
+        channels_last: whether the network is given this layout on a CPU, where it is quicker. On CUDA it is
+            not: there each depthwise convolution of EfficientNet-Lite in it took 0.6 ms on an H100.
     """
 
     def __init__(
@@ -43,16 +45,20 @@ class Preprocessed(torch.nn.Module):
         crop: tuple[int, int] | None = None,
         mode: str = "bicubic",
         like_pillow: bool = False,
+        channels_last: bool = False,
     ):
         super().__init__()
-        self.like_pillow = like_pillow
+        self.like_pillow, self.channels_last = like_pillow, channels_last
         self.network, self.resize, self.crop, self.mode = network, resize, crop, mode
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`."""
-        return self.network(self.preprocess(images))
+        images = self.preprocess(images)
+        if self.channels_last and images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.network(images)
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [0, 1] to what the network takes."""

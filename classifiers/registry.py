@@ -90,7 +90,8 @@ def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
     network = EfficientNet.from_name(f"efficientnet-lite{variant}")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     size = EfficientNet.get_image_size(f"efficientnet-lite{variant}")
-    return Preprocessed(fused(network.eval()), (size, size), mean=127 / 255, std=128 / 255)
+    quick = fused(network.eval())
+    return Preprocessed(quick, (size, size), mean=127 / 255, std=128 / 255, channels_last=True)
 
 
 REGISTRY: dict[str, Callable[[], torch.nn.Module]] = {

@@ -70,6 +70,23 @@ class Reference:
         )
 
 
+class MeanSquare(torch.autograd.Function):
+    """The mean squared difference of maps `(B, ...)` to fixed ones, `(B,)`. For the way back autograd would
+    keep the difference, which is as large as either, and both are kept anyway.
+    """
+
+    @staticmethod
+    def forward(ctx, maps, fixed):
+        ctx.save_for_backward(maps, fixed)
+        return (maps - fixed).square_().flatten(1).mean(1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        maps, fixed = ctx.saved_tensors
+        factor = gradient.view(-1, *[1] * (maps.ndim - 1)) * (2 / maps[0].numel())
+        return (maps - fixed).mul_(factor), None
+
+
 def self_attention_losses(maps: Maps, reference: Maps, relative: bool = False) -> torch.Tensor:
     """MSE between the self-attention maps of a perturbed and an unperturbed step, by layer; `L_i` is the sum
     over layers.
@@ -85,7 +102,7 @@ def self_attention_losses(maps: Maps, reference: Maps, relative: bool = False) -
     losses = []
     for layer, attention in maps.items():
         if not layer.is_cross:
-            loss = (attention - reference[layer]).square().mean((1, 2, 3))
+            loss = MeanSquare.apply(attention, reference[layer])
             losses.append(loss / reference[layer].square().mean((1, 2, 3)) if relative else loss)
     return torch.stack(losses, dim=1)
 
