@@ -1,10 +1,10 @@
-"""Records the attention maps of a diffusers UNet and turns them into the structure losses of the attack.
+"""Records the attention maps of a diffusers UNet and weights the structure losses that are made of them.
 
     controller = AttentionControlEditFixedWeights(weights)
     with controller.attached(unet):                       # attention processors set, and put back afterwards
         with controller.collecting() as maps:             # of one call: {layer: (B, heads, queries, keys)}
             unet(latents, t, context)
-    losses = self_attention_losses(maps, reference_maps)  # (B, layers)
+    losses = self_attention_losses(maps, reference_maps)  # (B, layers), of diffusion/attention.py
     loss = controller.weighted_sum(losses_of_all_timesteps)
 
 With guidance the UNet runs on two branches in one batch, first the unconditional and then the

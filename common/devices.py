@@ -59,7 +59,7 @@ def set_up(device: torch.device) -> None:
 
 def keep_freed_memory() -> None:
     """Tells glibc's allocator to keep what is freed: returned to the kernel, every large tensor costs page
-    faults again.
+    faults again. And to keep it in one place, so that what one thread frees another can use.
 
     It does nothing where the C library is another one.
     """
@@ -67,9 +67,10 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # M_TRIM_THRESHOLD, ... of malloc.h
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_max, 0)
+    mallopt(arena_max, 1)
 
 
 # ---------------------------------------------------------------- memory

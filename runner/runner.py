@@ -334,6 +334,9 @@ NEEDED = (
 )
 
 
+LIBRARIES = 0.5e9  # bytes of a process that has imported them
+
+
 def largest_count(options: Options, device: torch.device, images: int, launched: int) -> int:
     """How many processes of this machine share out the images, as far as memory allows."""
     if options.processes is not None:
@@ -349,14 +352,16 @@ def count_processes(options: Options, attack: DiffAttack, images: int, launched:
     largest = largest_count(options, attack.unet.device, images, launched)
     if options.processes is not None or largest == 1:
         return largest
+    pipeline = attack.pipeline
     weights = sum(
         parameter.nbytes
-        for network in (attack.unet, attack.vae, *attack.classifiers)
+        for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder, *attack.classifiers)
         for parameter in network.parameters()
     )
-    # Measured on the small model: 1.1 GB. A larger one keeps some three times its weights in activations for
-    # the backward pass.
-    return processes_for(images, int((1.2e9 + 4 * weights) * (options.res / 224) ** 2))
+    # Measured at 224 pixels: the small model's activations, and those of Stable Diffusion 2-base's shape,
+    # which are 1.2 times its weights.
+    activations = max(0.3e9, 1.2 * weights) * (options.res / 224) ** 2
+    return processes_for(images, int(LIBRARIES + weights + activations))
 
 
 def share_out(task: Task, items: list[Item], identity: str, bar: tqdm) -> None:
