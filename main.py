@@ -190,9 +190,11 @@ def check(options: Options) -> int:
         ["peak memory", f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process")],
         [
             "time to expect",
-            f"{(inverted + attacked) / processes:.0f} s an image in {processes} "
-            f"process{'es' * (processes > 1)} (in each, {inverted:.0f} s inversion, {attacked:.0f} s "
-            f"attack); {images * (inverted + attacked) / processes / 60:.0f} min in all",
+            "at most "
+            * (options.stop_margin is not None)
+            + f"{(inverted + attacked) / processes:.3g} s an image in {processes} "
+            f"process{'es' * (processes > 1)} (in each, {inverted:.2g} s inversion, {attacked:.3g} s "
+            f"attack); {images * (inverted + attacked) / processes / 60:.2g} min in all",
         ],
     ]
     print("\n".join(table(rows)))
