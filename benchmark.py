@@ -390,7 +390,6 @@ def measure_side(side: str, arguments: argparse.Namespace) -> dict:
 
 def compare(arguments: argparse.Namespace) -> dict:
     """What was measured of the sides, and the ratios to the reference."""
-    resolve_device(arguments.device)  # and says at once what is wrong with it
     results = {
         "model": arguments.random or Path(arguments.checkpoint).name,
         "res": arguments.res,

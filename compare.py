@@ -62,7 +62,7 @@ from runner.folder import (
     write_texts,
 )
 from runner.modes import attack_in_modes
-from runner.runner import Job, restore_weights
+from runner.runner import Job, get_ready, restore_weights
 from runner.summary import weights_at_the_end
 from runner.task import check_shards, load_attacks, load_judges, read_task
 from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES, effective_timesteps, named_schedules
@@ -137,8 +137,10 @@ def run(options: CompareOptions) -> int:
     configurations = [task.configuration(one) for _, _, one in each]
     for (_, _, one), configuration in zip(each, configurations):
         check_folder(one.save_dir, configuration)
-    attacks, selected = load_attacks(task, [one for _, _, one in each]), task.items[: options.limit]
+    selected = task.items[: options.limit]
     items = [item for item in selected if item.index % parts == part]
+    get_ready([one for _, _, one in each], task.device, items)
+    attacks = load_attacks(task, [one for _, _, one in each])
     modes, judges = [], load_judges(task, attacks[0])
     for (name, value, one), attack, configuration in zip(each, attacks, configurations):
         make_folder(one.save_dir)

@@ -22,7 +22,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attentionControl import make_controller
-from classifiers.defences import Defended, defend
+from classifiers.defences import defend, under_attack
 from common.compiling import stance
 from common.devices import bytes_saved, free_memory
 from common.errors import InputError
@@ -197,7 +197,7 @@ class DiffAttack(LatentDiffusion):
                     inversion = newcomers(room)
                     more = inversion is not None
                     if more:
-                        going = self.take_in(going, inversion, came)
+                        going = self.take_in(going, inversion, came, size)
                         came += len(inversion.images)
                 if going is None:
                     return
@@ -223,8 +223,8 @@ class DiffAttack(LatentDiffusion):
         looked_at = None  # all, until it is seen how large they are
         for i in range(self.num_timesteps):
             before.append(latents)
-            # the first timestep builds the graph that each perturbed timestep will build, only to see how
-            # large it is
+            # the first timestep builds a graph, with all maps, only to see how large those of the perturbed
+            # run will be at most
             with (
                 torch.set_grad_enabled(i == 0),
                 self.controller.collecting(looked_at) as step_maps,
@@ -261,7 +261,7 @@ class DiffAttack(LatentDiffusion):
         """The unperturbed run's self-attention maps at the i-th attacked timestep, kept or computed anew."""
         if reference.maps is not None:
             return reference.maps[i]
-        with self.controller.collecting(reference.looked_at) as maps:
+        with stance(self.unet, "force_eager"), self.controller.collecting(reference.looked_at) as maps:
             self.guided_step(reference.latents[i], i, inversion)
         return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
 
@@ -278,9 +278,9 @@ class DiffAttack(LatentDiffusion):
         base = unperturbed if options.composition == "residual" else None
         return Composition(images, base, limits, mask), unperturbed
 
-    def take_in(self, going: Going | None, inversion: Inversion, first: int) -> Going:
-        """These images before their first iteration, behind those that are attacked already; the first of
-        them came at this place.
+    def take_in(self, going: Going | None, inversion: Inversion, first: int, size: int = 1) -> Going:
+        """These images before their first iteration, behind those that are attacked already, of which there
+        are to be so many at once; the first of them came at this place.
         """
         options, images = self.options, inversion.images
         (self.controller.begin if going is None else self.controller.join)(len(images))
@@ -297,7 +297,7 @@ class DiffAttack(LatentDiffusion):
         factors = factors_at_start(inversion.targets, options)
         newcomers = Going(courses, inversion, reference, composition, factors, optimizer)
         if going is None:
-            newcomers.checkpointing = self.is_checkpointed(reference, len(images))
+            newcomers.checkpointing = self.is_checkpointed(reference, size)
             return newcomers
         going.join(newcomers)
         return going
@@ -317,10 +317,11 @@ class DiffAttack(LatentDiffusion):
             passed = self.forward(going)
             terms = passed.losses.terms.detach()
             read = torch.cat([terms, (going.factors * terms).sum(0)[None]]).cpu()
+            read[:, last] = 0.0  # of interest in what is learnt from alone
             raise_if_not_finite(read, going.courses)  # before a gradient can spoil the weights
             ended = self.judge(passed, going).cpu() | last
             weights = self.controller.weights()
-            measured = torch.tensor([n + 1 in self.measured_iterations for n in going.iterations]) & ~last
+            measured = torch.tensor([n + 1 in self.measured_iterations for n in going.iterations]) & ~ended
             norms = None if ended.all() else self.descend(passed, going, measured.to(terms.device))
         said = verdict(passed.losses, going.factors, going.inversion.labels, going.inversion.targets)
         going.note(said | {"weights": weights}, norms, measured, ~last)
@@ -328,11 +329,11 @@ class DiffAttack(LatentDiffusion):
             progress(passes, read[:-1])
         return ended
 
-    def is_checkpointed(self, reference: Reference, images: int) -> bool:
+    def is_checkpointed(self, reference: Reference, size: int) -> bool:
         """Whether the graph of one timestep at a time is to be alive."""
         if self.checkpointing is not None:
             return self.checkpointing
-        needed = images * self.num_timesteps * reference.graph_bytes
+        needed = size * self.num_timesteps * reference.graph_bytes
         return needed > GRAPH_SHARE * free_memory(reference.end.device)
 
     @torch.no_grad()
@@ -411,10 +412,8 @@ class DiffAttack(LatentDiffusion):
                 fits = budget.fits(inversion.images, image.detach())
         losses = None
         if learns:
-            for classifier in (*self.attacked, *self.classifiers):
-                if isinstance(classifier, Defended):
-                    classifier.passes = going.iterations
-            logits = torch.stack([classifier(image) for classifier in self.attacked]).to(self.dtype)
+            seen = [under_attack(classifier, image, going.iterations) for classifier in self.attacked]
+            logits = torch.stack(seen).to(self.dtype)
             temperature = self.options.logit_temperature or 1.0  # None where no preset has decided
             losses = Losses(
                 attack=cross_entropy(logits, inversion.labels, inversion.targets, temperature),

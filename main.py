@@ -37,7 +37,7 @@ from common.commands import run_program
 from common.devices import peak_memory, process_device, resolve_device, resolve_dtype
 from common.errors import InputError
 from common.flags import parse_options
-from common.workers import import_ahead, threads_of_each
+from common.workers import threads_of_each
 from data.dataset import TARGET_COLUMN, Item, Labels, check_target, labels_and_targets, read_lines
 from data.images import Pictures, read_image, to_pixels
 from data.records import AttackRecord, read_configuration
@@ -64,14 +64,13 @@ from runner.folder import (
     provenance,
 )
 from runner.runner import (
-    NEEDED,
     Job,
     Picture,
     Runner,
     count_processes,
+    get_ready,
     invert,
     job_of,
-    largest_count,
     read_picture,
     restore_weights,
     share_out,
@@ -104,8 +103,7 @@ def run(options: Options) -> int:
         check_folder(options.save_dir, configuration)
     selected = task.items[: options.limit]
     mine = [item for item in selected if item.index % parts == part]
-    if largest_count(options, task.device, len(mine), processes) > 1 and missing_of(mine, options.save_dir):
-        import_ahead(NEEDED)
+    get_ready([options], task.device, mine, processes)
     (attack,) = load_attacks(task, [options])
 
     make_folder(options.save_dir)
@@ -218,7 +216,8 @@ def expected_seconds(
     count = len(
         measured_iterations(options.iterations, options.structure_share, attack.controller.follows_gradients)
     )
-    whole = max(0.0, first - each) + after + (options.iterations - count) * each
+    start = 0.0 if options.compile else max(0.0, first - each)  # else compiling, once for all images
+    whole = start + after + (options.iterations - count) * each
     return whole + count * statistics.mean(longer)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from common.errors import InputError
 from data.contrast import blurred, gaussian_kernel
@@ -290,7 +290,7 @@ class Defended(torch.nn.Module):
         self.restart()
 
     def restart(self) -> None:
-        """Called before an attack, whose draws then do not depend on what was attacked before."""
+        """The next pass is the first of an attack."""
         self.passes = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -306,22 +306,25 @@ class Defended(torch.nn.Module):
         self.passes = self.passes + 1 if isinstance(self.passes, int) else [number + 1 for number in passes]
         if self.attack_draws == 1:
             return self.draw(images, passes, 0)
-        return mean_logits(
-            [
-                checkpoint(self.draw, images, passes, k, use_reentrant=False, preserve_rng_state=False)
-                for k in range(self.attack_draws)
-            ]
-        )
+        with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
+            return mean_logits(
+                [
+                    checkpoint(self.draw, images, passes, k, use_reentrant=False, preserve_rng_state=False)
+                    for k in range(self.attack_draws)
+                ]
+            )
 
     def draw(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
         """The classifier's logits at the k-th draw of the pass that each image is in."""
         groups = [[row for row, own in enumerate(passes) if own == number] for number in sorted(set(passes))]
         seeds = [ATTACK_SEED + passes[group[0]] * self.attack_draws + k for group in groups]
         if len(groups) == 1:
-            return self.classifier(self.changed(images, seeds[0]))
-        changed = torch.cat([self.changed(images[group], seed) for group, seed in zip(groups, seeds)])
-        order = torch.tensor(sum(groups, []), device=images.device).argsort()
-        return self.classifier(changed[order])
+            changed = self.changed(images, seeds[0])
+        else:
+            changed = torch.cat([self.changed(images[group], seed) for group, seed in zip(groups, seeds)])
+            changed = changed[torch.tensor(sum(groups, []), device=images.device).argsort()]
+        # a classifier that has random defences, too, must draw the same when this is computed anew
+        return under_attack(self.classifier, changed, [number * self.attack_draws + k for number in passes])
 
     def changed(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """The images at one draw, as the classifier sees them."""
@@ -329,6 +332,17 @@ class Defended(torch.nn.Module):
         for defence in self.defences:
             images = defence(images, random)
         return images
+
+
+def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: Sequence[int]) -> torch.Tensor:
+    """A classifier's logits in an attack that has looked at each of the images so many times before."""
+    if not isinstance(classifier, Defended):
+        return classifier(images)
+    classifier.passes = passes
+    try:
+        return classifier(images)
+    finally:
+        classifier.restart()
 
 
 def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -33,7 +33,7 @@ def check_compiler(device: torch.device) -> None:
 
 def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
     """Has each block compiled when it is first called. Whole networks are not compiled: on a CPU, what
-    torch 2.13 then made of the small model's UNet had gradients that were off by up to a fifth.
+    torch 2.13 then made of the small model's UNet had gradients that were off by up to a third.
     """
     # of a graph that goes back more than once, as where gradients are measured
     torch._functorch.config.donated_buffer = False

@@ -45,19 +45,17 @@ def threads_of_each(processes: int) -> int:
     return int(os.environ.get("OMP_NUM_THREADS", max(1, available_cores() // processes)))
 
 
-class _Server:
-    is_running = False
-
-
-_server = _Server()
+_has_server = False  # of this process, that imports ahead
 
 
 def import_ahead(modules: Sequence[str]) -> None:
     """Starts a process that imports these modules, from which `run_in_processes` then forks its own: they are
-    imported once, and while this process still reads and loads. Nothing happens where a system has no such
-    servers, and what cannot be imported there is imported later.
+    imported once, and while this process still reads and loads. What cannot be imported there is imported
+    later. Nothing happens on other systems than Linux: they have no such servers, or libraries that do not
+    bear to be forked once they are imported.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods() or _server.is_running:
+    global _has_server
+    if sys.platform != "linux" or _has_server:
         return
     multiprocessing.set_forkserver_preload(["__main__", *modules])
     before = os.environ.get("PYTHONPATH")
@@ -70,7 +68,7 @@ def import_ahead(modules: Sequence[str]) -> None:
         del os.environ["PYTHONPATH"]
         if before is not None:
             os.environ["PYTHONPATH"] = before
-    _server.is_running = True
+    _has_server = True
 
 
 def run_in_processes(
@@ -84,7 +82,7 @@ def run_in_processes(
     Raises:
         the first exception of a process; the others are then ended. KeyboardInterrupt likewise.
     """
-    context = multiprocessing.get_context("forkserver" if _server.is_running else "spawn")
+    context = multiprocessing.get_context("forkserver" if _has_server else "spawn")
     threads = threads_of_each(len(arguments))
     running, started, killed = {}, [], []
     with (
@@ -107,12 +105,14 @@ def run_in_processes(
                     process.join()
                     killed.append(process.exitcode)
                 else:
+                    process.join()  # while its number is still its own
                     if error is not None:
                         raise error
             progress()
     finally:
         for process in started:
-            process.terminate()
+            if process.is_alive():
+                process.terminate()
             process.join()
     return killed
 

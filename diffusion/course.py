@@ -27,7 +27,7 @@ class Course:
     class_attention: torch.Tensor  # (grid, grid, tokens), averaged over timesteps
     self_attention: torch.Tensor  # (h, w, h * w), averaged over timesteps
     reconstruction: torch.Tensor | None  # (3, H, W) in [0, 1]; None where that is the clean picture
-    iterations: int = 0  # that have moved its latents
+    iterations: int = 0  # that it took part in
     steps: int = 0  # of them, those that led to the picture
     reached: bool = False  # the margin that was asked for
     pictures_at: dict[int, torch.Tensor] = field(default_factory=dict)  # by iteration, as `adversarial`

@@ -167,7 +167,7 @@ class LatentDiffusion:
 
     def reconstruct(self, inversion: Inversion) -> torch.Tensor:
         """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` in [0, 1]."""
-        with frozen(self.unet, self.vae):
+        with frozen(self.unet, self.vae), stance(self.unet, "force_eager"):
             return self.denoise(inversion.latents, inversion)
 
     def prompts(self, labels: torch.Tensor) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -201,10 +200,3 @@ def variant_of(path: str) -> str | None:
     """The variant "fp16" for a folder that holds the UNet's weights in that variant alone."""
     weights = [file.name for file in (Path(path) / "unet").glob("*.safetensors")]
     return "fp16" if weights and all(".fp16" in name for name in weights) else None
-
-
-def peak_memory() -> int:
-    """Of this process, in bytes."""
-    import resource  # not on every system
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

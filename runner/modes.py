@@ -16,7 +16,7 @@ from data.records import record_path
 from losses import NonFiniteLossError
 from options import Options
 from runner.folder import failure_path, missing_of, write_failure
-from runner.runner import Job, attack_images, count_processes, invert, read_picture
+from runner.runner import Job, attack_image, count_processes, invert, read_picture
 from runner.task import Task, load_attacks, load_judges
 
 INVERSION_FLAGS = ("diffusion_steps", "start_step", "guidance", "inversion")  # what an inversion depends on
@@ -106,7 +106,7 @@ def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:
         failure_path(job.options.save_dir, item.index).unlink(missing_ok=True)
         state = job.attack.controller.state()
         try:
-            attack_images(job, picture, *inversions[depends_on])
+            attack_image(job, picture, *inversions[depends_on])
         except NonFiniteLossError as error:
             job.attack.controller.load_state(state)
             write_failure(job.options.save_dir, item.index, item.path, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from classifiers.registry import file_name
 from common.devices import free_memory
 from common.errors import RunError
-from common.workers import processes_for, run_in_processes
+from common.workers import import_ahead, processes_for, run_in_processes
 from data.dataset import Item, labels_and_targets
 from data.history import AttackResult
 from data.images import Pictures, read_image, to_pixels, to_tensor, write_image, write_result
@@ -82,7 +82,7 @@ def invert(attack: DiffAttack, batch: Sequence[Picture]) -> Inversion:
     return attack.invert(images, labels, targets, masks)
 
 
-def attack_images(job: Job, picture: Picture, inversion: Inversion, seconds: float) -> None:
+def attack_image(job: Job, picture: Picture, inversion: Inversion, seconds: float) -> None:
     """Attacks an image from its inversion, which took so many seconds, and writes its files.
 
     Raises:
@@ -253,12 +253,17 @@ class Runner:
             came += len(batch)
             return invert(self.attack, batch) if batch else None
 
-        name = work[0].path.name[:24] + (f" and {self.batch_size - 1} more" if self.batch_size > 1 else "")
-        with progress_bar(self.job, "images" if refills else name) as progress:
-            results = self.attack.attack_in_turn(newcomers, self.batch_size, progress)
+        others = min(self.batch_size, len(work)) - 1
+        name = work[0].path.name[:24] + (f" and {others} more" if others else "")
+        with ExitStack() as stack:
+            progress = stack.enter_context(progress_bar(self.job, "images" if refills else name))
+            in_turn = stack.enter_context(
+                closing(self.attack.attack_in_turn(newcomers, self.batch_size, progress))
+            )
             if follow_on:
-                results = [{place: result for together in results for place, result in together.items()}]
-            for together in results:
+                whole = {place: result for together in in_turn for place, result in together.items()}
+                in_turn = [whole] if whole else []
+            for together in in_turn:
                 now = time.perf_counter()
                 seconds, started = (now - started) / len(together) / self.options.processes, now
                 for place, result in together.items():
@@ -343,6 +348,18 @@ def largest_count(options: Options, device: torch.device, images: int, launched:
         return min(options.processes, images)
     alone = options.weight_mode == "learnable" or (options.batch_size or 1) > 1
     return 1 if launched > 1 or device.type != "cpu" or alone else processes_for(images)
+
+
+def get_ready(
+    each: Sequence[Options], device: torch.device, items: Sequence[Item], launched: int = 1
+) -> None:
+    """Has imported ahead what processes need, if any of these options will have some for images that are not
+    finished.
+    """
+    for options in each:
+        unfinished = options.overwrite or missing_of(items, options.save_dir)
+        if unfinished and largest_count(options, device, len(items), launched) > 1:
+            import_ahead(NEEDED)
 
 
 def count_processes(options: Options, attack: DiffAttack, images: int, launched: int) -> int:

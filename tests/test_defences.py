@@ -14,6 +14,7 @@ from scipy import ndimage
 from scipy.stats import binomtest, norm
 
 from classifiers.defences import (
+    ATTACK_SEED,
     DEFENCES,
     Defended,
     Resize,
@@ -21,7 +22,9 @@ from classifiers.defences import (
     certificate,
     defend,
     make_defence,
+    mean_logits,
     split_name,
+    under_attack,
 )
 from classifiers.registry import load_classifier
 from common.errors import InputError
@@ -274,3 +277,33 @@ def test_smoothing_tells_what_it_certifies(data, quick, tmp_path):
     told = results["classifiers"][1]["certified"]
     assert set(told) == {"clean", "adversarial"} and told["clean"]["images"] == 1
     assert results["transfer_success"] is None and math.isfinite(results["mean_psnr"])
+
+
+def test_draws_before_draws_are_the_same_when_they_are_made_anew():
+    """Of a surrogate with a random defence of its own that is attacked through another; against no
+    checkpointing, and twice back through the same graph.
+    """
+    behind = Defended(network(5), [make_defence("smoothing:0.5", None)], attack_draws=2)
+    through = Defended(behind, [make_defence("resize:0.8", None)], attack_draws=3)
+    images = PICTURES.clone().requires_grad_()
+    loss = under_attack(through, images, [4] * len(images))[:, 1].sum()
+    first, again = (torch.autograd.grad(loss, images, retain_graph=True)[0] for _ in range(2))
+    logits = []
+    for k in range(3):
+        changed = through.changed(images, ATTACK_SEED + 4 * 3 + k)
+        seeds = [ATTACK_SEED + (4 * 3 + k) * 2 + j for j in range(2)]
+        logits.append(mean_logits([behind.classifier(behind.changed(changed, seed)) for seed in seeds]))
+    (expected,) = torch.autograd.grad(mean_logits(logits)[:, 1].sum(), images)
+    assert torch.equal(first, again) and torch.allclose(first, expected, rtol=1e-4, atol=1e-7)
+    assert through.passes == behind.passes == 0  # nothing is left behind
+
+
+def test_a_pass_of_an_attack_does_not_depend_on_the_images_beside():
+    defended = Defended(network(5), [make_defence("resize:0.8", None)], attack_draws=2)
+    images = torch.cat([PICTURES, PICTURES.flip(-1)]).requires_grad_()
+    passes = [k % 3 for k in range(len(images))]
+    together = under_attack(defended, images, passes)
+    for k, number in enumerate(passes):
+        alone = under_attack(defended, images[k : k + 1], [number])
+        assert torch.allclose(together[k], alone[0], atol=1e-5)
+    assert defended.passes == 0  # nothing is left behind

@@ -127,8 +127,8 @@ sys.argv[0] = "main.py"
 import main, torch
 from runner import task
 class DiffAttack(task.DiffAttack):
-    def take_in(self, going, inversion, first):
-        going = super().take_in(going, inversion, first)
+    def take_in(self, *arguments):
+        going = super().take_in(*arguments)
         if len(going.courses) > {batch} or not (self.checkpointing or {plain}):
             torch.empty(2**60, dtype=torch.uint8)
         return going
