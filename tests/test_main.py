@@ -311,7 +311,8 @@ def test_a_loss_that_is_not_finite_stops_only_its_image(tmp_path):
 
 
 @pytest.mark.slow
-def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
+@pytest.mark.parametrize("mode", ["uniform", "learnable"])
+def test_unreadable_images_are_listed_and_the_others_run(tmp_path, mode):
     source = sorted((ROOT / "demo/images").iterdir())[0]
     (tmp_path / "in").mkdir()
     shutil.copy(source, tmp_path / "in" / f"img2{source.suffix}")
@@ -332,6 +333,8 @@ def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
         "--res",
         "96",
         "--is_hard_mask",
+        "--weight_mode",
+        mode,
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert re.search(r"not attacked: img10\.png", result.stdout) and re.search(
