@@ -101,7 +101,11 @@ class Going:
 
 
 def result_of(course: Course, going: Going, attack: LatentDiffusion) -> tuple[int, AttackResult]:
-    """The place of an image that has ended, and what its attack returns, as a batch of one."""
+    """The place of an image that has ended, and what its attack returns, as a batch of one.
+
+    Args:
+        attack: a DiffAttack, which stands on this module and cannot be named here.
+    """
     options, measured = attack.options, attack.measured_iterations
     for step in options.judge_at:  # which it did not come to
         course.pictures_at.setdefault(step, course.adversarial)
