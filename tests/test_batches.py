@@ -90,3 +90,21 @@ def test_a_loss_that_is_not_finite_names_the_image_by_the_order_in_which_it_came
         in_turn(attack, images, labels, 1)
     assert (caught.value.index, caught.value.iteration) == (1, 2)
     assert not attack.unet.training and all("_conv_forward" not in vars(m) for m in attack.unet.modules())
+
+
+def test_an_image_that_ends_where_gradients_are_measured_is_not_measured_for_its_neighbour(
+    checkpoint, classifier, images, labels
+):
+    options = dict(iterations=4, structure_share=0.3, contrast_limit=None, budget="l2=8", attack_through=())
+    free = build(checkpoint, classifier, judge_at=(1,), **options)(images, labels).pictures_at[1]
+    with torch.no_grad():
+        margins = margin(classifier(rounded(free)), labels[:, None], torch.full((3,), -1))
+    order = margins.argsort(descending=True)[[0, 2]]  # the first of them ends before iteration 2
+    attack = build(checkpoint, classifier, stop_margin=margins.max().item() - 1e-6, **options)
+    together = attack(images[order], labels[order])
+    alone = attack(images[order[:1]], labels[order[:1]])
+    assert together.steps.tolist()[0] == alone.steps.tolist()[0] == 1 < together.steps.tolist()[1]
+    ours, theirs = together.record.of_image(0), alone.record.of_image(0)
+    for name in ("gradient_norms", "self_attention_factor", "total_loss"):
+        found, expected = getattr(ours, name).double(), getattr(theirs, name).double()
+        assert torch.allclose(found, expected, equal_nan=True, rtol=1e-6), name
