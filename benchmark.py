@@ -12,6 +12,7 @@ same on every machine. Peak memory is the process's, with the libraries (on CUDA
 """
 
 import common.environment  # isort: skip  # noqa: F401
+import common.mended  # isort: skip  # noqa: F401
 
 import argparse
 import json

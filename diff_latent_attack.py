@@ -43,12 +43,11 @@ from diffusion.course import Course, Going, result_of
 from diffusion.inversion import Inversion, LatentDiffusion
 from diffusion.latent_optimizers import AdamW, Momentum, norm
 from evaluation.budget import least_change
+from evaluation.logits import cross_entropy, margin
 from losses import (
     Losses,
     Pass,
-    cross_entropy,
     factors_at_start,
-    margin,
     measure_gradients,
     measured_iterations,
     raise_if_not_finite,

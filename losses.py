@@ -1,6 +1,4 @@
-"""The terms of the attack's loss, what they are computed from, how strong each is, and what is asked of a
-classifier's logits.
-"""
+"""The terms of the attack's loss, what they are computed from, and how strong each is."""
 
 from __future__ import annotations
 
@@ -9,20 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from common.errors import NonFiniteLossError
 from diffusion.course import Course
+from evaluation.logits import fooled, marked
 from options import AttackOptions
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
-
-
-class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of LOSS_TERMS or "total",
-    `index` is the image's place in the order in which images came.
-    """
-
-    def __init__(self, iteration: int, term: str, index: int):
-        super().__init__(f"the {term} loss is not finite in iteration {iteration}")
-        self.iteration, self.term, self.index = iteration, term, index
 
 
 @dataclass
@@ -73,41 +63,6 @@ def factors_at_start(targets: torch.Tensor, options: AttackOptions) -> torch.Ten
             options.cross_attn_loss_weight * ones,
         ]
     )
-
-
-def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """Of each image's classes, or its target, the mean over them and over the classifiers: logits
-    `(classifiers, B, classes)` to `(B,)`; labels and targets as for `fooled`.
-    """
-    aim = torch.where(targets[:, None] >= 0, targets[:, None], labels)  # (B, L)
-    aim = marked(aim, logits.shape[-1]).to(logits)
-    return -((aim / aim.sum(-1, keepdim=True)) * (logits / temperature).log_softmax(-1)).sum(-1).mean(0)
-
-
-def marked(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Labels `(B, L)`, -1 for none, as `(B, classes)`, true at each."""
-    return (labels[:, :, None] == torch.arange(classes, device=labels.device)).any(1)
-
-
-def fooled(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Whether logits `(..., B, classes)` are highest at the target `(B,)`, or, where it is -1, at none of the
-    labels `(B, L)`; `(..., B)`.
-    """
-    predicted = logits.argmax(-1)
-    return torch.where(targets >= 0, predicted == targets, (predicted[..., None] != labels).all(-1))
-
-
-def margin(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """By how much logits `(..., B, classes)` are wrong: the largest of a wrong class over the largest of a
-    true one; with a target, the target's over the largest of the others; `(..., B)`.
-    """
-    aimed_at = targets[:, None] >= 0
-    these = marked(torch.where(aimed_at, targets[:, None], labels), logits.shape[-1])  # (B, classes)
-    inside = logits.masked_fill(~these, -torch.inf).amax(-1)
-    outside = logits.masked_fill(these, -torch.inf).amax(-1)
-    return torch.where(targets >= 0, inside - outside, outside - inside)
 
 
 def verdict(

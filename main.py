@@ -35,7 +35,8 @@ from classifiers.defences import needs_diffusion
 from classifiers.registry import ALIASES, REGISTRY, load_classifier
 from common.commands import run_program
 from common.devices import peak_memory, process_device, resolve_device, resolve_dtype
-from common.errors import InputError
+from common.environment import mend_torchvision
+from common.errors import InputError, NonFiniteLossError
 from common.flags import parse_options
 from common.workers import threads_of_each
 from data.dataset import TARGET_COLUMN, Item, Labels, check_target, labels_and_targets, read_lines
@@ -48,7 +49,7 @@ from evaluation.evaluate import evaluate
 from evaluation.predictions import predict
 from evaluation.quality import psnr
 from evaluation.tables import table
-from losses import NonFiniteLossError, measured_iterations
+from losses import measured_iterations
 from options import Options
 from runner.folder import (
     check_folder,
@@ -277,6 +278,7 @@ def test(options: Options) -> int:
     """Evaluates an output folder without any diffusion model, and writes evaluation.json and evaluation.txt;
     returns the exit code.
     """
+    mend_torchvision()
     pairs = list_pairs(options.images_root)
     class_names = class_names_of(options)
     items = label_pairs(options, [clean for clean, _ in pairs], class_names)

@@ -1,17 +1,18 @@
 """Every flag, declared once: its name, type, default, help and range.
 
 The parser, the check, `DiffAttack`, a run's run.json and the table in docs/usage.md are all made from the
-dataclasses below and in common/machine.py (common/flags.py says how); `python options.py` prints that table.
-To add a flag, add a field: in AttackOptions if `DiffAttack` needs it, else in the group where its readers
-look for it.
+dataclasses below, in common/machine.py and in data/inputs.py (common/flags.py says how); `python options.py`
+prints that table. To add a flag, add a field: in AttackOptions if `DiffAttack` needs it, else in the group
+where its readers look for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from attacks.names import OURS, attack_name
 from classifiers.defences import DEFENCES, check_defence, defence_names, split_name
 from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
 from common.errors import InputError
@@ -19,7 +20,6 @@ from common.flags import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
-    SIDE,
     check_values,
     count,
     flag,
@@ -28,7 +28,8 @@ from common.flags import (
     number_or_none,
 )
 from common.machine import MachineOptions
-from data.dataset import PRESETS, TARGET_COLUMN, target_label
+from data.dataset import PRESETS
+from data.inputs import DataOptions
 from evaluation.budget import Budget, budget_or_none, parse_budget
 from timestep_weights import SCHEDULES, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
@@ -47,79 +48,6 @@ ATTACK_PRESETS: dict[str, dict[str, object]] = {
         "draws": 1,
     },
 }
-
-
-@dataclass
-class DataOptions:
-    title = "data"
-
-    images_root: Path = flag(
-        Path("demo/images"), "images to attack, taken in natural order (img2 before img10)", "FOLDER"
-    )
-    label_path: Path | None = flag(
-        None,
-        "true classes: one number a line in the order of the images (several for an image that shows "
-        "several), or a CSV with columns ImageId,TrueLabel or filename,label; without it the demo's for the "
-        "demo, else the folder that an image lies in",
-        "FILE",
-        parse=Path,
-    )
-    label_base: int | None = flag(None, "what labels count from (default: 1)", parse=int, choices=(0, 1))
-    captions: Path | None = flag(
-        None,
-        "names of the classes: one a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with "
-        "id2label (default: ImageNet's 1000)",
-        "FILE",
-        parse=Path,
-    )
-    dataset_name: str = flag(
-        "imagenet_compatible", "presets of captions, label base and logit temperature", choices=tuple(PRESETS)
-    )
-    target_label: int | str | None = flag(
-        None,
-        f"targeted attack: make the classifier see this class; or {TARGET_COLUMN}, for the column of that "
-        "name in a CSV",
-        "N",
-        parse=target_label,
-    )
-    mask_root: Path | None = flag(
-        None,
-        "masks, one a picture with its name, of any size: white may change, black stays",
-        "FOLDER",
-        parse=Path,
-    )
-    save_dir: Path = flag(
-        Path("output"),
-        "where results go; a run that was interrupted goes on here",
-        "FOLDER",
-        identifies_run=False,
-    )
-    overwrite: bool = flag(
-        False, "delete the results of an earlier run in --save_dir first", identifies_run=False
-    )
-    is_test: bool = flag(
-        False,
-        "attack nothing: evaluate the folder --images_root of an earlier run, of this tool or of the "
-        "original DiffAttack",
-        identifies_run=False,
-    )
-    figures: str = flag(
-        "all",
-        "draw at the end: each image's figures and those pooled over the images, with the page report.html; "
-        "only the pooled ones and the page; nothing",
-        choices=("all", "pooled", "none"),
-        identifies_run=False,
-    )
-    check: bool = flag(
-        False,
-        "load all that the command names, try it on the first image, say what to expect, and stop: for "
-        "before a long run",
-        identifies_run=False,
-    )
-    res: int = flag(
-        224, "side of the square the images are resized to, a multiple of 32", "PIXELS", range=SIDE
-    )
-    limit: int | None = count("attack only the first K images (default: all)", "K", identifies_run=False)
 
 
 @dataclass
@@ -211,6 +139,14 @@ class AttackOptions(WeightOptions):
     title = "attack"
     presets = {"preset": ATTACK_PRESETS}
 
+    attack: str = flag(
+        OURS,
+        f"{OURS}; torchattack:NAME, an attack of that library, with arguments as "
+        "torchattack:DIFGSM(eps=8/255,steps=20); FILE.py:FUNCTION, a function of images, labels and "
+        "classifier. Within --budget and --contrast_limit, too",
+        "NAME",
+        parse=attack_name,
+    )
     preset: str | None = flag(
         None,
         "diffattack: all that the original does (decoder, guidance 2.5 with null-text optimisation, its "
@@ -265,7 +201,7 @@ class AttackOptions(WeightOptions):
     attack_through: tuple[str, ...] | None = flag(
         None,
         "defences that the gradient goes through and judging does not, so that pictures transfer "
-        '(default: resize:0.9; "" with --stop_margin, and for surrogates behind defences)',
+        '(default: resize:0.9; "" with --stop_margin, for surrogates behind defences, and for other attacks)',
         "DEFENCES",
         parse=defence_names,
     )
@@ -323,7 +259,8 @@ class AttackOptions(WeightOptions):
         if self.iterations is None:
             self.iterations = 6 if self.stop_margin is None else 20
         if self.attack_through is None:
-            self.attack_through = ("resize:0.9",) if self.stop_margin is None else ()
+            ours = self.attack == OURS and self.stop_margin is None
+            self.attack_through = ("resize:0.9",) if ours else ()
 
     @property
     def allowed_change(self) -> Budget | None:
@@ -341,6 +278,7 @@ class AttackOptions(WeightOptions):
         does not fit them.
         """
         check_values(self)
+        self.verify_attack()
         if not 1 <= self.start_step < self.diffusion_steps <= 1000:
             raise InputError(
                 f"--start_step is {self.start_step} and --diffusion_steps {self.diffusion_steps}; expected "
@@ -351,6 +289,17 @@ class AttackOptions(WeightOptions):
         except ValueError as error:
             raise InputError(f"--weight_schedule: {error}") from None
         self.verify_change()
+
+    def verify_attack(self) -> None:
+        """Raises InputError for flags of the latent attack beside another one."""
+        if self.attack == OURS:
+            return
+        given = [name for name in flags_of_ours() if getattr(self, name) != getattr(DEFAULTS, name)]
+        if given:
+            raise InputError(
+                f"--{given[0]} goes with --attack {OURS} alone; another attack has its own arguments, as "
+                f"torchattack:MIFGSM(steps=20), beside {', '.join(f'--{name}' for name in FOR_ALL[1:])}"
+            )
 
     def verify_change(self) -> None:
         """Raises InputError for flags of what is changed that do not go together."""
@@ -365,7 +314,7 @@ class AttackOptions(WeightOptions):
             )
         if self.inversion == "diffattack" and budget:
             raise InputError("--inversion diffattack cuts bytes off, which no --budget knows; give exact")
-        if self.latent_optimizer == "momentum" and budget is None:
+        if self.attack == OURS and self.latent_optimizer == "momentum" and budget is None:
             raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=37; or give adamw")
         for text in self.attack_through:
             if not check_defence(text)[0].can_be_attacked:
@@ -377,6 +326,15 @@ class AttackOptions(WeightOptions):
             raise InputError(
                 f"--judge_at names iteration {max(self.judge_at)}, and --iterations is {self.iterations}"
             )
+
+
+FOR_ALL = ("attack", "budget", "contrast_limit", "attack_through", "draws", "logit_temperature", "seed")
+DEFAULTS = AttackOptions()
+
+
+def flags_of_ours() -> list[str]:
+    """The flags of the attack that another attack than ours does not know."""
+    return [declared.name for declared in fields(AttackOptions) if declared.name not in FOR_ALL]
 
 
 @dataclass

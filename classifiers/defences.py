@@ -422,6 +422,13 @@ def defend(
     return kind(classifier, made, attack_draws).eval()
 
 
+def undefended(classifier: torch.nn.Module) -> torch.nn.Module:
+    """The network behind all defences."""
+    while isinstance(classifier, Defended):
+        classifier = classifier.classifier
+    return classifier
+
+
 def needs_diffusion(names: Sequence[str]) -> bool:
     """Whether a defence of one of these classifiers runs the diffusion model."""
     return any(check_defence(text)[0].needs_diffusion for name in names for text in split_name(name)[1])

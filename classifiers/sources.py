@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -147,20 +147,37 @@ def program_classifier(path: str) -> torch.nn.Module:
         ) from None
 
 
+def load_function(
+    shown: str, path: str, function: str, error: type[ValueError] = ClassifierError
+) -> tuple[Callable, Place]:
+    """A function in a file of the user's, and where it is to be called.
+
+    Args:
+        shown: what a message calls it.
+        error: what is raised where there is none, or the file cannot be executed.
+    """
+    if not Path(path).is_file():
+        raise error(f"{shown}: there is no file {path!r}")
+    place = Place(Path(path).resolve())
+    try:
+        with place.entered():
+            module = place.execute()
+    except (Exception, SystemExit) as raised:  # the code may raise whatever it likes
+        raise error(
+            f"{shown} raises {type(raised).__name__} when it is loaded ({one_line(raised)})"
+        ) from None
+    if not callable(getattr(module, function, None)):
+        raise error(f"{shown}: the file has no function {function!r}")
+    return getattr(module, function), place
+
+
 def code_classifier(path: str, function: str) -> torch.nn.Module:
     """What a function in a file of the user's returns."""
     name = f"{path}:{function}"
-    if not Path(path).is_file():
-        raise ClassifierError(f"classifier {name!r}: there is no file {path!r}")
+    make, place = load_function(f"classifier {name!r}", path, function)
     try:
-        place = Place(Path(path).resolve())
         with place.entered():
-            module = place.execute()
-            if not callable(getattr(module, function, None)):
-                raise ClassifierError(f"classifier {name!r}: the file has no function {function!r}")
-            classifier = getattr(module, function)()
-    except ClassifierError:
-        raise
+            classifier = make()
     except (Exception, SystemExit) as error:  # the code may raise whatever it likes
         hint = (
             "; its keys begin with 'module.', as DataParallel saves them: remove that before loading them"

@@ -30,6 +30,16 @@ class RunError(Exception):
     """A run cannot go on; the message says why, in one line, and what is done stays done."""
 
 
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of losses.LOSS_TERMS or
+    "total", `index` is the image's place in the order in which images came.
+    """
+
+    def __init__(self, iteration: int, term: str, index: int):
+        super().__init__(f"the {term} loss is not finite in iteration {iteration}")
+        self.iteration, self.term, self.index = iteration, term, index
+
+
 @functools.cache
 def note(text: str) -> None:
     """Says something once; of several processes, the first says it."""

@@ -34,6 +34,9 @@ class AttackResult:
     steps: torch.Tensor  # (B,), iterations that led to each picture
     reached: torch.Tensor | None  # (B,), whether `stop_margin` was; None without one
     pictures_at: dict[int, torch.Tensor]  # by iteration of `judge_at`, as `adversarial`
+    # of attacks on pixels, by image: the radius that the budget left it, None where it has none, and of how
+    # many runs that was found
+    searches: list[tuple[float | None, int]] | None = None
 
 
 def joined_records(records: Sequence[AttackRecord]) -> AttackRecord:
@@ -67,4 +70,5 @@ def joined_results(results: Sequence[AttackResult]) -> AttackResult:
         joined("steps"),
         joined("reached"),
         {step: torch.cat([result.pictures_at[step] for result in results]) for step in first.pictures_at},
+        None if first.searches is None else [one for result in results for one in result.searches],
     )

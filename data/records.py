@@ -197,14 +197,13 @@ class Run:
         """The iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the
         clean image there, before rounding; `(images,)` each, NaN for an image that never does.
         """
-        fooled, distance = (
-            np.stack([getattr(record, name) for record in self.records]) for name in ("fooled", "distance")
-        )
-        first, ever = fooled.argmax(1), fooled.any(1)
-        return (
-            np.where(ever, first + 1.0, np.nan),
-            np.where(ever, distance[np.arange(len(first)), first], np.nan),
-        )
+        first, distance = [], []
+        for record in self.records:
+            k = int(record.fooled.argmax())
+            ever = bool(record.fooled.any())
+            first.append(k + 1.0 if ever else np.nan)
+            distance.append(record.distance[k] if ever else np.nan)
+        return np.array(first), np.array(distance)
 
     @property
     def factors(self) -> np.ndarray:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import common.environment  # isort: skip  # noqa: F401
+import common.mended  # isort: skip  # noqa: F401
 
 import numpy as np
 import torch

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import common.environment  # isort: skip  # noqa: F401
+import common.mended  # isort: skip  # noqa: F401
 
 SIZE = 224
 

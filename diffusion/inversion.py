@@ -126,6 +126,15 @@ class LatentDiffusion:
                 f"{len(self.scheduler.alphas_cumprod)} that it was trained with: look at its steps_offset"
             )
 
+    @property
+    def diffusion(self) -> LatentDiffusion:
+        """The model of defences that need one: this one."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
     def invert(
         self,
         images: torch.Tensor,

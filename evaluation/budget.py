@@ -39,6 +39,14 @@ class Budget:
         # what is printed of a picture is rounded, too, so that one at the very edge is within
         return distance <= self.largest_distance(clean) * (1 + 1e-6)
 
+    def share(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """How much of the budget each of the images `(B, 3, H, W)` uses, `(B,)`, 1 at its edge; it grows in
+        proportion to a change (1 - SSIM like its square, and so this is the root).
+        """
+        if self.measure == "ssim":
+            return ((1 - ssim(clean, images)).clamp(min=0) / (1 - self.value)).sqrt()
+        return (images - clean).flatten(1).norm(dim=1) / self.largest_distance(clean)
+
     def largest_distance(self, clean: torch.Tensor) -> float:
         """The L2 of a picture `(B, 3, H, W)` at the edge of a PSNR or an L2; of an SSIM a guess, since that
         depends on the picture.

@@ -46,6 +46,8 @@ def draw_runs(runs: Mapping[str, Run], schedules: Mapping[str, np.ndarray]) -> I
         ValueError: the runs have other timesteps or layers than each other.
     """
     first = next(iter(runs.values()))
+    if not any(run.timesteps for run in runs.values()):
+        return  # nothing to pool of attacks that know none
     timesteps, layers = first.timesteps, first.records[0].layers
     if any(run.timesteps != timesteps or run.records[0].layers != layers for run in runs.values()):
         raise ValueError(f"the runs {', '.join(runs)} differ in timesteps or layers; draw them one by one")
@@ -120,10 +122,13 @@ def draw_image(run: Run, schedules: Mapping[str, np.ndarray]) -> Iterator[tuple[
     (record,) = run.records
     yield from draw_runs({short(record.row["file"]): run}, schedules)
     clean, adversarial = read_pair(run.folder, record.index)
-    yield (
-        "attention",
-        plot_attention(clean, adversarial, record.class_tokens, record.class_attention, record.components),
-    )
+    if run.timesteps:
+        yield (
+            "attention",
+            plot_attention(
+                clean, adversarial, record.class_tokens, record.class_attention, record.components
+            ),
+        )
     yield "contact_sheet", plot_contact_sheet([(clean, adversarial, *captions(record))])
 
 
@@ -251,7 +256,7 @@ def draw_folders(
     try:
         for run in runs:
             (run.folder / ANALYSIS).mkdir(exist_ok=True)
-        lines = {run.folder: schedules(len(run.timesteps)) for run in runs}
+        lines = {run.folder: schedules(len(run.timesteps)) if run.timesteps else {} for run in runs}
         with interrupts_held():  # submitting starts the processes
             images = [
                 pool.submit(save_image_figures, image, first, lines[image.folder], pdf)

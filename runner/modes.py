@@ -8,15 +8,28 @@ import sys
 import time
 from collections.abc import Sequence
 
+import torch
 from tqdm import tqdm
 
+from attacks.pixel import GivenImages
+from common.costs import Cost, bytes_of, measured
+from common.errors import NonFiniteLossError
 from common.workers import run_in_processes
 from data.dataset import Item
 from data.records import record_path
-from losses import NonFiniteLossError
+from diffusion.inversion import Inversion
 from options import Options
 from runner.folder import failure_path, missing_of, write_failure
-from runner.runner import Job, attack_image, count_processes, invert, read_picture
+from runner.runner import (
+    Job,
+    Picture,
+    attack_image,
+    count_processes,
+    invert,
+    loaded_networks,
+    networks_of,
+    read_picture,
+)
 from runner.task import Task, load_attacks, load_judges
 
 INVERSION_FLAGS = ("diffusion_steps", "start_step", "guidance", "inversion")  # what an inversion depends on
@@ -97,16 +110,30 @@ def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:
         for job in missing:
             write_failure(job.options.save_dir, item.index, item.path, error)
         return
-    inversions = {}
+    inversions, loaded = {}, networks_by_id(jobs)
     for job in missing:
-        depends_on = tuple(getattr(job.options, name) for name in INVERSION_FLAGS)
+        unused = [loaded[key] for key in loaded.keys() - networks_by_id([job]).keys()]
+        depends_on = (job.options.attack, *(getattr(job.options, name) for name in INVERSION_FLAGS))
         if depends_on not in inversions:
-            started = time.perf_counter()
-            inversions[depends_on] = invert(job.attack, [picture]), time.perf_counter() - started
+            inversions[depends_on] = inverted(job, picture, bytes_of(unused))
         failure_path(job.options.save_dir, item.index).unlink(missing_ok=True)
         state = job.attack.controller.state()
         try:
-            attack_image(job, picture, *inversions[depends_on])
+            attack_image(job, picture, *inversions[depends_on], bytes_of(unused))
         except NonFiniteLossError as error:
             job.attack.controller.load_state(state)
             write_failure(job.options.save_dir, item.index, item.path, error)
+
+
+def inverted(job: Job, picture: Picture, unused: int) -> tuple[Inversion | GivenImages, Cost]:
+    """A picture's inversion, and what it cost without the bytes of networks that are not used."""
+    with measured(networks_of(job.attack), job.attack.device, afresh=True) as costs:
+        started = time.perf_counter()
+        inversion = invert(job.attack, [picture])
+        seconds = time.perf_counter() - started
+    return inversion, Cost(seconds, costs.counts, costs.peak_memory - unused)
+
+
+def networks_by_id(jobs: Sequence[Job]) -> dict[int, torch.nn.Module]:
+    """All that are in memory for some attacks, each once."""
+    return {id(network): network for job in jobs for network in loaded_networks(job.attack)}

@@ -14,9 +14,12 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
+from attacks.pixel import GivenImages, PixelAttack
+from classifiers.defences import undefended
 from classifiers.registry import file_name
+from common.costs import Cost, bytes_of, measured, memory_peak
 from common.devices import free_memory
-from common.errors import RunError
+from common.errors import NonFiniteLossError, RunError
 from common.workers import import_ahead, processes_for, run_in_processes
 from data.dataset import Item, labels_and_targets
 from data.history import AttackResult
@@ -26,10 +29,10 @@ from data.records import record_path, write_record
 from diff_latent_attack import DiffAttack
 from diffusion.inversion import Inversion
 from evaluation.curves import judged
+from evaluation.logits import fooled as logits_fooled
 from evaluation.predictions import ClassifierResult, evaluate_classifier, fooled
 from evaluation.quality import psnr
-from losses import LOSS_TERMS, NonFiniteLossError
-from losses import fooled as logits_fooled
+from losses import LOSS_TERMS
 from options import Options
 from runner.folder import (
     check_still_ours,
@@ -50,7 +53,7 @@ LARGEST_BATCH, MEMORY_SHARE = 16, 0.8
 class Job:
     """An attack, and what a run needs to write its images."""
 
-    attack: DiffAttack
+    attack: DiffAttack | PixelAttack
     options: Options
     identity: str  # of the run
     masks: Mapping[int, Path]  # by the image's index; empty where there are none
@@ -72,7 +75,7 @@ def read_picture(item: Item, job: Job) -> Picture:
     return Picture(item, read_image(item.path, size), None if path is None else read_mask(path, size))
 
 
-def invert(attack: DiffAttack, batch: Sequence[Picture]) -> Inversion:
+def invert(attack: DiffAttack | PixelAttack, batch: Sequence[Picture]) -> Inversion | GivenImages:
     """The inversion of pictures that are attacked at once."""
     labels, targets = map(torch.tensor, labels_and_targets([picture.item for picture in batch]))
     images = torch.cat([to_tensor(picture.pixels) for picture in batch])
@@ -82,19 +85,40 @@ def invert(attack: DiffAttack, batch: Sequence[Picture]) -> Inversion:
     return attack.invert(images, labels, targets, masks)
 
 
-def attack_image(job: Job, picture: Picture, inversion: Inversion, seconds: float) -> None:
-    """Attacks an image from its inversion, which took so many seconds, and writes its files.
+def attack_image(job: Job, picture: Picture, inversion: Inversion, cost: Cost, unused: int = 0) -> None:
+    """Attacks an image from its inversion, which cost so much, and writes its files.
 
+    Args:
+        unused: bytes of networks that are loaded and that this attack does without.
     Raises:
         RunError: the folder has become another run's.
         NonFiniteLossError: a loss became NaN or infinite.
         OSError: a file cannot be written.
     """
-    started = time.perf_counter() - seconds
-    with progress_bar(job, picture.item.path.name[:24]) as progress:
+    with (
+        measured(networks_of(job.attack), job.attack.device, afresh=True) as costs,
+        progress_bar(job, picture.item.path.name[:24]) as progress,
+    ):
+        started = time.perf_counter()
         result = job.attack.attack(inversion, progress)
-    seconds = (time.perf_counter() - started) / job.options.processes
-    write_image_files(job, result, picture, seconds)
+        seconds = time.perf_counter() - started
+    own = Cost(seconds, costs.counts, costs.peak_memory - unused)
+    write_image_files(job, result, picture, cost.and_then(own).shared_by(1, job.options.processes))
+
+
+def loaded_networks(attack: DiffAttack | PixelAttack) -> list[torch.nn.Module]:
+    """Whose weights are in memory for an attack."""
+    pipeline = attack.pipeline
+    parts = [] if pipeline is None else [pipeline.unet, pipeline.vae, pipeline.text_encoder]
+    return [*parts, *attack.classifiers]
+
+
+def networks_of(attack: DiffAttack | PixelAttack) -> dict[str, list[torch.nn.Module]]:
+    """What an attack asks, by the names under which it is counted."""
+    networks = {"surrogate": [undefended(classifier) for classifier in attack.classifiers]}
+    if attack.pipeline is not None:
+        networks |= {"UNet": [attack.pipeline.unet], "decoder": [attack.pipeline.vae.decoder]}
+    return networks
 
 
 @contextmanager
@@ -112,7 +136,7 @@ def progress_bar(job: Job, name: str) -> Iterator[Callable[[int, torch.Tensor], 
         yield progress
 
 
-def write_image_files(job: Job, result: AttackResult, picture: Picture, seconds: float) -> None:
+def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Cost) -> None:
     """Writes the files of an image, its record last of all; the result is its own."""
     attack, options, item, clean = job.attack, job.options, picture.item, picture.pixels
     folder, index = options.save_dir, item.index
@@ -129,7 +153,7 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, seconds:
         clean[None], written[None], labels, reconstructed[0][None] if reconstructed else None, targets
     )
     answers = [
-        evaluate_classifier(name, classifier, pictures, attack.unet.device)
+        evaluate_classifier(name, classifier, pictures, attack.device)
         for name, classifier in zip(options.model_name, attack.classifiers)
     ]
     success = all(fooled(answer.after, labels, targets).all() for answer in answers)
@@ -138,7 +162,7 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, seconds:
         "success": success if all(answer.correct_before.all() for answer in answers) else None,
         "fooled": success,
         "psnr": psnr(clean, written),
-        "seconds": seconds,
+        **cost.as_row(),
     }
     check_still_ours(folder, job.identity)
     write_record(
@@ -149,7 +173,7 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, seconds:
 def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[ClassifierResult]) -> dict:
     """What results.json says of an image, but for what its written file shows."""
     options, item, class_names = job.options, picture.item, job.attack.class_names
-    base, device = options.label_base, job.attack.unet.device
+    base, device = options.label_base, job.attack.device
     labels, targets = labels_and_targets([item])
     with torch.no_grad():  # of interest only where the file says otherwise
         image = result.adversarial.float()
@@ -176,6 +200,9 @@ def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[C
         row["margin_reached"] = bool(result.reached[0])
     if picture.mask is not None:
         row["mask_digest"] = file_digest(job.masks[item.index])
+    if result.searches is not None:
+        radius, runs = result.searches[0]
+        row |= {"radius": radius, "attack_runs": runs}
     if result.pictures_at:
         truncated = options.inversion == "diffattack"
         pictures_at = {
@@ -186,12 +213,12 @@ def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[C
     return row
 
 
-def job_of(task: Task, attack: DiffAttack, identity: str) -> Job:
+def job_of(task: Task, attack: DiffAttack | PixelAttack, identity: str) -> Job:
     """The job of a task's own options; the judges are loaded if they are needed."""
     return Job(attack, task.options, identity, task.masks, load_judges(task, attack))
 
 
-def restore_weights(attack: DiffAttack, folder: Path, index: int) -> None:
+def restore_weights(attack: DiffAttack | PixelAttack, folder: Path, index: int) -> None:
     """Sets the learnable weights to what they were after that image."""
     with np.load(record_path(folder, index)) as record:
         attack.controller.load_state(torch.from_numpy(record["controller_state"]))
@@ -202,7 +229,7 @@ class Runner:
 
     def __init__(self, job: Job):
         self.job, self.attack, self.options = job, job.attack, job.options
-        self.device = job.attack.unet.device
+        self.device = job.attack.device
         self.find_batch = (
             self.options.batch_size is None
             and self.device.type == "cuda"
@@ -257,6 +284,7 @@ class Runner:
         name = work[0].path.name[:24] + (f" and {others} more" if others else "")
         with ExitStack() as stack:
             progress = stack.enter_context(progress_bar(self.job, "images" if refills else name))
+            costs = stack.enter_context(measured(networks_of(self.attack), self.device))
             in_turn = stack.enter_context(
                 closing(self.attack.attack_in_turn(newcomers, self.batch_size, progress))
             )
@@ -265,11 +293,14 @@ class Runner:
                 in_turn = [whole] if whole else []
             for together in in_turn:
                 now = time.perf_counter()
-                seconds, started = (now - started) / len(together) / self.options.processes, now
+                cost = Cost(now - started, costs.taken(), memory_peak(self.device))
+                started = now
                 for place, result in together.items():
-                    write_image_files(self.job, result, under_way[place], seconds)
+                    shared = cost.shared_by(len(together), self.options.processes)
+                    write_image_files(self.job, result, under_way[place], shared)
                     del under_way[place]
                     bar.update()
+                costs.taken()  # judging is no part of the attack
 
     def next_batch(self, work: list[Item], size: int, bar: tqdm) -> list[Picture]:
         """Takes the next images that can be read off the work, so many at most, and reads them."""
@@ -328,6 +359,7 @@ class Runner:
 
 # by each process of a CPU: reading and compiling all of this takes longer than to attack a picture
 NEEDED = (
+    "common.mended",
     "runner.runner",
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
@@ -362,19 +394,14 @@ def get_ready(
             import_ahead(NEEDED)
 
 
-def count_processes(options: Options, attack: DiffAttack, images: int, launched: int) -> int:
+def count_processes(options: Options, attack: DiffAttack | PixelAttack, images: int, launched: int) -> int:
     """How many processes of this machine share out the images. It does not depend on how many are done, so
     that a run that goes on computes as before.
     """
-    largest = largest_count(options, attack.unet.device, images, launched)
+    largest = largest_count(options, attack.device, images, launched)
     if options.processes is not None or largest == 1:
         return largest
-    pipeline = attack.pipeline
-    weights = sum(
-        parameter.nbytes
-        for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder, *attack.classifiers)
-        for parameter in network.parameters()
-    )
+    weights = bytes_of(loaded_networks(attack))
     # Measured at 224 pixels: the small model's activations, and those of Stable Diffusion 2-base's shape,
     # which are 1.2 times its weights.
     activations = max(0.3e9, 1.2 * weights) * (options.res / 224) ** 2

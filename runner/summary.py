@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attacks.pixel import PixelAttack
 from data.dataset import Item
 from data.records import ANALYSIS, Run, record_path, timestep_rows
 from diff_latent_attack import DiffAttack
 from evaluation.checks import COLLAPSED_BELOW, warnings_about_rounding
+from evaluation.costs import cost_dict, cost_rows
 from evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
 from evaluation.evaluate import Evaluation, evaluate, written_results
 from evaluation.tables import table
@@ -54,8 +56,9 @@ def summarise(
             *evaluation.lines(),
             "",
             f"mean PSNR {np.mean([row['psnr'] for row in rows]):.1f} dB, mean time "
-            f"{np.mean([row['seconds'] for row in rows]):.1f} s an image, "
-            f"timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}",
+            f"{np.mean([row['seconds'] for row in rows]):.1f} s an image"
+            + (f", timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}" if weights else ""),
+            *table(cost_rows({"": rows})),
         ]
     lines += [f"not attacked: {failure}" for failure in failures]
     return "\n".join(lines)
@@ -77,9 +80,11 @@ def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
     return None
 
 
-def weights_at_the_end(attack: DiffAttack, run: Run | None) -> torch.Tensor:
+def weights_at_the_end(attack: DiffAttack | PixelAttack, run: Run | None) -> torch.Tensor:
     """The weights `(N,)` after the last image; where each image has its own, their mean over the images."""
     weights = attack.controller.weights()
+    if attack.num_timesteps == 0:  # of an attack that has none
+        return weights
     if weights.ndim == 1 or run is None:
         return weights.view(attack.num_timesteps, -1).mean(1)
     return torch.from_numpy(np.mean([record.weights[-1] for record in run.records], 0))
@@ -119,14 +124,16 @@ def advice_on_strength(run: Run) -> list[str]:
 
 def lines_about(finished: Run, points: Sequence[CurvePoint]) -> list[str]:
     """What the records of a run say, and its pictures at several iterations."""
-    lines = [
-        "",
-        "self-attention loss by timestep, over all layers, before weights",
-        *table(timestep_rows(finished.layer_losses, finished.timesteps)),
-        "",
-        *table(gradient_rows(finished)),
-        *advice_on_strength(finished),
-    ]
+    lines = []
+    if finished.timesteps:
+        lines += [
+            "",
+            "self-attention loss by timestep, over all layers, before weights",
+            *table(timestep_rows(finished.layer_losses, finished.timesteps)),
+            "",
+            *table(gradient_rows(finished)),
+            *advice_on_strength(finished),
+        ]
     if points:
         lines += ["", "after so many iterations", *table(point_rows(points))]
     unreached = sum(row.get("margin_reached") is False for row in finished.rows)
@@ -138,7 +145,9 @@ def lines_about(finished: Run, points: Sequence[CurvePoint]) -> list[str]:
     return lines
 
 
-def report(options: Options, selected: Sequence[Item], attack: DiffAttack, device: torch.device) -> int:
+def report(
+    options: Options, selected: Sequence[Item], attack: DiffAttack | PixelAttack, device: torch.device
+) -> int:
     """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
     run that is complete; returns the exit code.
     """
@@ -157,7 +166,7 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
             device,
             written_results(rows, pictures, options.label_base),
             attack.class_names,
-            attack,
+            attack.diffusion,
         )
         evaluation.warnings.extend(
             warnings_about_rounding(
@@ -186,6 +195,7 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
         "gradient_shares": shares_by_iteration(finished) if finished else None,
         "curve": curve_dicts(points) if points else None,
         "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
+        "costs": cost_dict(rows) if rows else None,
         "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
         **provenance(options, device),
     }

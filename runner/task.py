@@ -13,25 +13,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from classifiers.defences import needs_diffusion, split_name
+from attacks.library import load_attack
+from attacks.names import OURS, parse_attack
+from attacks.pixel import PixelAttack
+from classifiers.defences import check_defence, needs_diffusion, split_name
 from classifiers.registry import load_classifier
 from common.devices import resolve_device, resolve_dtype, set_up
 from common.environment import mend_torchvision
 from common.errors import InputError, note
 from data.class_names import IMAGENET_CLASSES, read_class_names
 from data.dataset import PRESETS, Item, read_dataset
+from data.images import read_image, to_tensor
 from data.masks import masks_of
 from diff_latent_attack import DiffAttack
 from diffusion.inversion import LatentDiffusion
 from diffusion.pipeline import compile_pipeline, load_pipeline
 from evaluation.checks import warnings_about_outputs
 from options import Options
-from runner.folder import check_save_dir, configuration_of, content_digests
+from runner.folder import check_save_dir, configuration_of, content_digests, file_digest
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-mend_torchvision()
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Task:
 
     def configuration(self, options: Options) -> dict:
         """What the files of a run with these options depend on."""
-        return configuration_of(options, self.dtype, self.items, self.contents)
+        file = Path(parse_attack(options.attack).source)
+        contents = self.contents | ({options.attack: file_digest(file)} if file.is_file() else {})
+        return configuration_of(options, self.dtype, self.items, contents)
 
     def load_pipeline(self) -> StableDiffusionPipeline:
         pipeline = load_pipeline(self.options.pretrained_diffusion_path, self.device, self.dtype)
@@ -98,14 +102,20 @@ def read_task(options: Options, device: str | None = None) -> Task:
     return Task(options, class_names, items, resolved, dtype, masks)
 
 
-def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
+def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | PixelAttack]:
     """Loads the networks of a task once, and makes of them an attack with each of these options.
 
     Transfer classifiers are loaded, too, so that what is wrong with them is said before the attack.
     """
     options = task.options
+    mend_torchvision()
     torch.manual_seed(options.seed)
     set_up(task.device)
+    others = {
+        one.attack: load_attack(parse_attack(one.attack), len(task.class_names))
+        for one in each
+        if one.attack != OURS
+    }
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
     for name in dict.fromkeys(split_name(name)[0] for name in options.transfer_models) if is_first else ():
@@ -127,20 +137,72 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack]:
     for name, classifier in zip(options.model_name, classifiers) if is_first else ():
         for warning in warnings_about_outputs(name, classifier, noise, task.device):
             note(warning)
-    pipeline = pipeline or task.load_pipeline()
-    return [DiffAttack(pipeline, classifiers, task.class_names, one) for one in each]
+    if pipeline is None and needs_pipeline(each):
+        pipeline = task.load_pipeline()
+    diffusion = pipeline and LatentDiffusion(pipeline, task.class_names)
+    return [
+        DiffAttack(pipeline, classifiers, task.class_names, one)
+        if one.attack == OURS
+        else PixelAttack(
+            others[one.attack],
+            classifiers,
+            task.class_names,
+            budget=one.allowed_change,
+            contrast_limit=one.contrast_limit,
+            attack_through=one.attack_through,
+            draws=one.draws,
+            logit_temperature=one.logit_temperature or 1.0,
+            seed=one.seed,
+            device=task.device,
+            diffusion=diffusion,
+            others=OtherPictures(task.items, options.res),
+        )
+        for one in each
+    ]
 
 
-def load_judges(task: Task, attack: DiffAttack) -> dict[str, torch.nn.Module]:
+def needs_pipeline(each: Sequence[Options]) -> bool:
+    """Whether the diffusion model is needed, by an attack or by a defence."""
+    return any(
+        one.attack == OURS
+        or needs_diffusion(one.model_name + one.judges)
+        or any(check_defence(text)[0].needs_diffusion for text in one.attack_through)
+        for one in each
+    )
+
+
+class OtherPictures:
+    """Pictures of the same folder for attacks that mix an image with others: always the same for an image,
+    whatever is attacked beside it, evenly out of all that show something else.
+    """
+
+    def __init__(self, items: Sequence[Item], size: int):
+        self.items, self.size, self.read = items, size, functools.lru_cache(64)(read_image)
+
+    def __call__(self, labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of labels `(L,)`, up to so many images `(count, 3, H, W)` in [0, 1], and labels `(count,)`."""
+        apart = [item for item in self.items if not set(item.labels) & set(labels.tolist())]
+        chosen = [apart[k * len(apart) // count] for k in range(min(count, len(apart)))]
+        images, theirs = [torch.zeros(0, 3, self.size, self.size)], []
+        for item in chosen:
+            try:
+                images.append(to_tensor(self.read(item.path, self.size)))
+            except OSError:
+                continue  # said where it is attacked itself
+            theirs.append(item.labels[0])
+        return torch.cat(images), torch.tensor(theirs, dtype=torch.long)
+
+
+def load_judges(task: Task, attack: DiffAttack | PixelAttack) -> dict[str, torch.nn.Module]:
     """All classifiers that judge, by name, where pictures are judged while they are made; else none."""
     if not task.options.judge_at:
         return {}
     judges = dict(zip(task.options.model_name, attack.classifiers))
     for name in task.options.judges:
         if name not in judges:
-            judges[name] = load_classifier(name, task.class_names, task.options.res, diffusion=attack).to(
-                task.device
-            )
+            judges[name] = load_classifier(
+                name, task.class_names, task.options.res, diffusion=attack.diffusion
+            ).to(task.device)
     return judges
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from test_picture_of_the_attack import build
 
+from common.errors import NonFiniteLossError
 from data.images import rounded
-from losses import NonFiniteLossError, margin
+from evaluation.logits import margin
 
 DRAWS = dict(attack_through=("resize:0.8",), draws=2)
 

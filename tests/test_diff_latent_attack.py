@@ -12,14 +12,16 @@ from natsort import natsorted
 
 import diff_latent_attack
 from classifiers.registry import load_classifier
+from common.errors import NonFiniteLossError
 from common.frozen import frozen
 from data.class_names import IMAGENET_CLASSES
 from data.images import read_image, to_pixels, to_tensor
 from diff_latent_attack import DiffAttack
 from diffusion.composition import attention_mask
 from diffusion.pipeline import load_pipeline
+from evaluation.logits import fooled
 from evaluation.quality import psnr
-from losses import NonFiniteLossError, fooled, measured_iterations, timestep_gradient_norms
+from losses import measured_iterations, timestep_gradient_norms
 from options import ATTACK_PRESETS
 from timestep_weights import SCHEDULES
 

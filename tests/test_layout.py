@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 import pytest
 from conftest import ROOT
 
-FOLDERS = ("common", "data", "diffusion", "classifiers", "evaluation", "plotting")
+FOLDERS = ("common", "data", "diffusion", "classifiers", "evaluation", "plotting", "attacks")
 METHOD = ("attentionControl", "timestep_weights", "losses", "options", "diff_latent_attack")
 COMMANDS = ("main", "compare", "benchmark", "utils")
 RANKS = [*FOLDERS, METHOD, "runner", COMMANDS]  # each imports from its own rank or from those before it
