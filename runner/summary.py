@@ -158,6 +158,7 @@ def report(options: Options, selected: Sequence[Item], attack: DiffAttack, devic
             written_results(rows, pictures, options.label_base),
             attack.class_names,
             attack,
+            options.fid_reference,
         )
         evaluation.warnings.extend(
             warnings_about_rounding(

@@ -263,7 +263,7 @@ def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
     monkeypatch.setattr(
         evaluate, "load_classifier", lambda name, classes, side, diffusion: TinyClassifier().eval()
     )
-    monkeypatch.setattr(evaluate, "evaluate_quality", lambda pictures, surrogate, device: {})
+    monkeypatch.setattr(evaluate, "evaluate_quality", lambda *_: {})
     found = evaluate.evaluate(
         Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU
     )
