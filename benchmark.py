@@ -11,7 +11,7 @@ sample's forward pass, and its backward pass) and of the VAE's decoder are count
 same on every machine. Peak memory is the process's, with the libraries (on CUDA, the device's).
 """
 
-import common.environment  # isort: skip  # noqa: F401
+import common.mended  # isort: skip  # noqa: F401
 
 import argparse
 import json

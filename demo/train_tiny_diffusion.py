@@ -13,6 +13,7 @@ that are not trained on.
 """
 
 from training_common import DEMO  # isort: skip  # first: it lets the others find the project's modules
+import common.mended  # isort: skip  # noqa: F401
 
 import argparse
 from pathlib import Path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+import common.mended  # noqa: F401
 from common.checkpoints import check_files, check_loaded, check_safetensors, stay_offline_if_out_of_reach
 from common.compiling import check_compiler, compile_blocks
 from common.errors import CheckpointError, InputError, one_line

@@ -19,7 +19,7 @@ if (
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
-import common.environment  # isort: skip  # noqa: F401
+import common.mended  # isort: skip  # noqa: F401
 
 import numpy as np
 import pytest
