@@ -252,7 +252,8 @@ def evaluate_mode(mode: Mode, run: Run, items: Sequence[Item], device: torch.dev
         device,
         written_results(run.rows, pictures, options.label_base),
         attack.class_names,
-        attack,
+        attack.diffusion,
+        options.fid_reference,
     )
 
 
@@ -280,7 +281,7 @@ def write_comparison(
                 "Comparison of timestep weights", comparison.sections, comparison.remarks
             ),
             # without the notes
-            "comparison.tex": latex([row[:-1] for row in comparison.sections[0][1]], comparison.remarks[0]),
+            "comparison.tex": latex([row[:-1] for row in comparison.sections[0][1]], comparison.caption),
             "comparison.json": json.dumps(comparison.results | provenance(options, device), indent=2),
             "comparison.csv": csv_text(
                 comparison.names, [run.rows for run in runs], evaluations, options.label_base

@@ -47,7 +47,7 @@ from diffusion.inversion import Inversion, LatentDiffusion
 from diffusion.pipeline import load_pipeline
 from evaluation.evaluate import evaluate
 from evaluation.predictions import predict
-from evaluation.quality import psnr
+from evaluation.quality import check_reference, psnr
 from evaluation.tables import table
 from losses import measured_iterations
 from options import Options
@@ -284,6 +284,7 @@ def test(options: Options) -> int:
     items = label_pairs(options, [clean for clean, _ in pairs], class_names)
     device = resolve_device(options.device)
     check_save_dir(options.save_dir)
+    check_reference(options.fid_reference, options.model_name)
     size = side_of(pairs[0][0])
     for path in (path for pair in pairs for path in pair):
         if side_of(path) != size:
@@ -315,7 +316,13 @@ def test(options: Options) -> int:
         for name in options.model_name
     }
     evaluation = evaluate(
-        pictures, surrogates, options.judges, device, class_names=class_names, diffusion=diffusion
+        pictures,
+        surrogates,
+        options.judges,
+        device,
+        class_names=class_names,
+        diffusion=diffusion,
+        fid_reference=options.fid_reference,
     )
     surrogate, base = evaluation.classifiers[0], options.label_base
     rows = [

@@ -86,6 +86,14 @@ class ModelOptions:
         parse=defence_names,
         identifies_run=False,
     )
+    fid_reference: Path | None = flag(
+        None,
+        "statistics of other pictures, mu and sigma in an .npz as guided-diffusion, pytorch-fid and "
+        "clean-fid write them: adds the Frechet distance to them, in the features of the same network",
+        "FILE",
+        parse=Path,
+        identifies_run=False,
+    )
 
     @property
     def judges(self) -> tuple[str, ...]:

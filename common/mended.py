@@ -1,6 +1,4 @@
-"""Imported for what it does: after it, torchvision can be imported, or is hidden. It comes before what
-imports that at once, as transformers and diffusers do.
-"""
+"""Imported before diffusers and transformers, which import torchvision: see `mend_torchvision`."""
 
 from common.environment import mend_torchvision
 

@@ -12,6 +12,7 @@ import torch
 
 from common.checkpoints import check_files, check_loaded, check_safetensors, stay_offline_if_out_of_reach
 from common.compiling import check_compiler, compile_blocks
+from common.environment import mend_torchvision
 from common.errors import CheckpointError, InputError, one_line
 from diffusion.inversion import PREDICTION_TYPES
 
@@ -27,6 +28,7 @@ def load_pipeline(
     On a CPU the networks are laid out channels-last: on two cores an iteration on the small model then took
     1.39 s instead of 1.54.
     """
+    mend_torchvision()
     folder, file = Path(path).is_dir(), path.endswith(".safetensors")
     if folder and not (Path(path) / "model_index.json").is_file():
         raise InputError(

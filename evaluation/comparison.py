@@ -14,6 +14,7 @@ import torch
 from data.records import Run, layer_shares, timestep_shares
 from evaluation.checks import COLLAPSED_BELOW
 from evaluation.evaluate import Evaluation, joint, plain
+from evaluation.legend import COUNTED, legend
 from evaluation.stats import (
     ALPHA,
     KERNEL_PERMUTATIONS,
@@ -85,6 +86,11 @@ class Comparison:
     remarks: list[str]
     results: dict  # for JSON
 
+    @property
+    def caption(self) -> str:
+        """What a reader of the first table must know."""
+        return ". ".join(self.remarks[: 1 + len(self.results["legend"])])
+
 
 def compare_runs(
     names: list[str],
@@ -98,17 +104,20 @@ def compare_runs(
     """
     metrics = metrics_of(evaluations, runs)
     images, layers, shares = len(runs[0].records), runs[0].layers, loss_shares(runs[0].layer_losses)
+    described = legend(metric.name for metric in metrics)
     sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
     sections = [
-        ("Figures", metric_rows(names, metrics)),
+        (f"Figures; attack success {COUNTED}", metric_rows(names, metrics)),
         ("Weights", weight_rows(names, weights)),
         ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
         ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
     ]
     warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
     remarks = [
-        f"{images} images; in brackets 95 % intervals; below each figure its difference to {names[0]} on the "
-        f"same images, and p, corrected by Holm over the table",
+        f"{images} images; white-box and transfer are attack success {COUNTED}; in brackets 95 % intervals; "
+        f"below each figure its difference to {names[0]} on the same images, and p, corrected by Holm over "
+        f"the table",
+        *described,
         *sentences,
         *advice(names, weights),
         f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
@@ -120,6 +129,7 @@ def compare_runs(
         "modes": names,
         "images": [row["file"] for row in runs[0].rows],
         "figures": [as_dict(metric, names) for metric in metrics],
+        "legend": described,
         "sentences": sentences,
         "weights": {name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)},
         "layers": layers,

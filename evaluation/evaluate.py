@@ -6,9 +6,10 @@ sure that is.
     evaluate_classifier("efficientnet_lite1", classifier, pictures, device).success
     evaluate_quality(pictures, surrogates=["efficientnet_lite0"], device=device)["PSNR dB"].adversarial
 
-Two figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it;
-`success` counts those that this classifier had right before, which is what papers call the attack success
-rate. Shares have 95 % Wilson intervals, means over images 95 % bootstrap intervals.
+Three figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it
+and the tables of papers have it; `success` counts those that this classifier had right before; and
+`success_of_all` is what TransferAttack calls success, misclassified images among all. Shares have 95 % Wilson
+intervals, means over images 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,7 @@ from evaluation.checks import (
     warnings_about_outputs,
     warnings_about_transfer,
 )
+from evaluation.legend import COUNTED, legend
 from evaluation.predictions import (
     ClassifierResult,
     Prediction,
@@ -81,18 +84,15 @@ def joint_success(results: Sequence[ClassifierResult]) -> Estimate:
 
 
 def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:
-    """Mean over classifiers of the attack success rate, or of `success_of_attack_alone`; images are resampled
-    for all classifiers at once.
+    """Mean over classifiers of the attack success rate, or of another figure of `ClassifierResult.counts`;
+    images are resampled for all classifiers at once.
     """
-    counted = np.stack(
-        [r.correct_before if figure == "success" else r.correct_reconstructed for r in results]
-    )  # (classifiers, B)
-    fooled = np.stack([r.fooled for r in results]) & counted
+    counted, found = map(np.stack, zip(*(r.counts(figure) for r in results)))  # (classifiers, B)
 
     def statistic(chosen: np.ndarray) -> np.ndarray:
         # 0 where a resample leaves out all images that a classifier had right; it is then left out
         totals = counted[:, chosen].sum(-1)
-        rates = fooled[:, chosen].sum(-1) / np.maximum(totals, 1)
+        rates = found[:, chosen].sum(-1) / np.maximum(totals, 1)
         return rates.sum(0) / np.maximum((totals > 0).sum(0), 1)
 
     if not counted.any():
@@ -154,6 +154,14 @@ class Evaluation:
         return transfer_mean(self.transfers) if self.transfers else None
 
     @property
+    def transfer_success_of_all(self) -> Estimate | None:
+        return transfer_mean(self.transfers, "success_of_all") if self.transfers else None
+
+    @property
+    def transfer_accuracy_after(self) -> Estimate | None:
+        return transfer_mean(self.transfers, "accuracy_after") if self.transfers else None
+
+    @property
     def transfer_success_of_attack_alone(self) -> Estimate | None:
         return (
             transfer_mean(self.transfers, "success_of_attack_alone")
@@ -193,8 +201,11 @@ class Evaluation:
             "classifiers": classifiers,
             "joint_success": plain(self.joint_success),
             "transfer_success": plain(self.transfer_success),
+            "transfer_success_of_all": plain(self.transfer_success_of_all),
+            "transfer_accuracy_after": plain(self.transfer_accuracy_after),
             "quality": quality,
             "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone),
+            "legend": self.legend,
             "warnings": self.warnings,
         }
 
@@ -205,7 +216,7 @@ class Evaluation:
         columns = [
             ("accuracy before", "accuracy_before"),
             ("reconstructed only", "accuracy_reconstructed"),
-            ("accuracy after", "accuracy_after"),
+            ("accuracy after (of all)", "accuracy_after"),
             ("attack success (of right before)", "success"),
             ("of right when reconstructed", "success_of_attack_alone"),
         ]
@@ -221,6 +232,7 @@ class Evaluation:
             for k, shown in self.grouped
         ]
         means = {
+            "accuracy_after": self.transfer_accuracy_after,
             "success": self.transfer_success,
             "success_of_attack_alone": self.transfer_success_of_attack_alone,
         }
@@ -269,8 +281,17 @@ class Evaluation:
             "",
             "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means, jackknife "
             "for the kernel distance",
+            *self.legend,
             *self.remarks,
             *(f"warning: {warning}" for warning in self.warnings),
+        ]
+
+    @property
+    def legend(self) -> list[str]:
+        """What is counted, and which way the measures go."""
+        return [
+            f"attack success is {COUNTED}; the JSON has it of all images, too (success_of_all)",
+            *legend(self.quality),
         ]
 
     @property
@@ -293,6 +314,7 @@ def evaluate(
     known: Mapping[str, ClassifierResult] | None = None,
     class_names: Sequence[str] | None = None,
     diffusion: LatentDiffusion | None = None,
+    fid_reference: Path | None = None,
 ) -> Evaluation:
     """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers and
     others behind defences, each loaded, used and freed before the next.
@@ -301,6 +323,7 @@ def evaluate(
         known: what surrogates have said of these pictures before, by name.
         class_names: to compare with those of a transfer classifier that has names for its outputs.
         diffusion: the model of defences that need one.
+        fid_reference: a file of statistics for a Frechet distance to them.
 
     Raises:
         ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
@@ -328,9 +351,8 @@ def evaluate(
                     *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
                 ]
             del other
-    return Evaluation(
-        results, evaluate_quality(pictures, list(surrogates), device), warnings, len(surrogates)
-    )
+    quality = evaluate_quality(pictures, list(surrogates), device, fid_reference)
+    return Evaluation(results, quality, warnings, len(surrogates))
 
 
 def plain(figure: Estimate | None) -> dict | None:

@@ -89,9 +89,14 @@ class ClassifierResult:
         return correct(self.before, self.labels)
 
     @property
+    def misled(self) -> np.ndarray:
+        """After the attack wrong, or as the target says, whatever it was before: `(B,)`."""
+        return fooled(self.after, self.labels, self.targets)
+
+    @property
     def fooled(self) -> np.ndarray:
-        """Right before, and after the attack wrong, or as the target says: `(B,)`."""
-        return self.correct_before & fooled(self.after, self.labels, self.targets)
+        """Right before, and misled by the attack: `(B,)`."""
+        return self.correct_before & self.misled
 
     @property
     def fooled_by_reconstruction(self) -> np.ndarray:
@@ -117,21 +122,40 @@ class ClassifierResult:
 
     @property
     def accuracy_after(self) -> Estimate:
-        return share(correct(self.after, self.labels).sum(), len(self.labels))
+        return self.rate("accuracy_after")
 
     @property
     def success(self) -> Estimate:
         """Attack success rate: misclassified among those classified correctly before."""
-        return share(self.fooled.sum(), self.correct_before.sum())
+        return self.rate("success")
+
+    @property
+    def success_of_all(self) -> Estimate:
+        """Attack success rate as TransferAttack counts it: misclassified, or given their targets, among all
+        images, whether they were classified correctly before or not.
+        """
+        return self.rate("success_of_all")
 
     @property
     def success_of_attack_alone(self) -> Estimate | None:
-        """The same without the images that are misclassified on the reconstruction already."""
-        return (
-            None
-            if self.reconstructed is None
-            else share((self.fooled & self.correct_reconstructed).sum(), self.correct_reconstructed.sum())
-        )
+        """`success` without the images that are misclassified on the reconstruction already."""
+        return None if self.reconstructed is None else self.rate("success_of_attack_alone")
+
+    def counts(self, figure: str) -> tuple[np.ndarray, np.ndarray]:
+        """Which images a rate counts, by its name here, and which of these it finds: `(B,)` each."""
+        everything = np.ones(len(self.labels), bool)
+        if figure == "success":
+            return self.correct_before, self.fooled
+        if figure == "success_of_attack_alone":
+            return self.correct_reconstructed, self.fooled & self.correct_reconstructed
+        return everything, {
+            "success_of_all": self.misled,
+            "accuracy_after": correct(self.after, self.labels),
+        }[figure]
+
+    def rate(self, figure: str) -> Estimate:
+        counted, found = self.counts(figure)
+        return share(found.sum(), counted.sum())
 
     def described(self, k: int, class_names: Sequence[str], base: int) -> dict[str, dict]:
         """The predictions of the k-th image, for results.json."""
@@ -150,6 +174,7 @@ class ClassifierResult:
                 "accuracy_reconstructed",
                 "accuracy_after",
                 "success",
+                "success_of_all",
                 "success_of_attack_alone",
             )
         }

@@ -1,17 +1,25 @@
-"""How visible a change is (SSIM, PSNR, LPIPS), and how real pictures look (Fréchet and kernel distance)."""
+"""How visible a change is (SSIM, PSNR, LPIPS, and what `evaluation.perceptual` has), and how real pictures
+look (Fréchet and kernel distance).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
 
+from classifiers.defences import split_name
 from classifiers.registry import REGISTRY, load_classifier
+from common.errors import note, one_line
 from data.contrast import change_where_smooth
 from data.images import Pictures, to_tensor
+from evaluation.frechet import distance_to, read_reference
+from evaluation.perceptual import perceptual
 from evaluation.stats import Estimate, jackknife, mean_over_images
 
 
@@ -64,30 +72,32 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     )
 
 
+def is_at_hand(url: str) -> bool:
+    """Whether what torch.hub would download from there is in its cache: a run does not download what it was
+    not asked for, and does not wait for a network that is not there.
+    """
+    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()
+
+
 def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndarray:
     """LPIPS (Zhang et al., 2018) with AlexNet by image, `(B,)`; torchmetrics takes the network from
-    torchvision, which downloads its weights.
+    torchvision.
 
     Raises:
-        ImportError, OSError: torchvision or the weights are unavailable.
+        ImportError, OSError: torchvision or its weights are not there.
     """
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+    from torchvision.models import AlexNet_Weights
 
-    return np.concatenate(
-        [
-            learned_perceptual_image_patch_similarity(
-                to_tensor(other[k]).to(device),
-                to_tensor(clean[k]).to(device),
-                net_type="alex",
-                reduction="none",
-                normalize=True,
-            )
-            .cpu()
-            .numpy()
-            .reshape(-1)
-            for k in range(len(clean))
-        ]
-    )
+    if not is_at_hand(AlexNet_Weights.DEFAULT.url):
+        raise FileNotFoundError("AlexNet's weights are not in torch.hub's cache")
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    measure = LearnedPerceptualImagePatchSimilarity(
+        net_type="alex", reduction="none", normalize=True, sync_on_compute=False
+    ).to(device)
+    pairs = ([to_tensor(side[k]).to(device) for side in (other, clean)] for k in range(len(clean)))
+    with torch.no_grad():
+        return np.array([float(measure(*pair)) for pair in pairs])
 
 
 class ClassifierFeatures(torch.nn.Module):
@@ -108,18 +118,29 @@ class ClassifierFeatures(torch.nn.Module):
 
 
 def feature_network(surrogates: Sequence[str]) -> tuple[str, torch.nn.Module, int]:
-    """Inception v3 where its weights are available, else an embedded classifier, and no surrogate if there is
-    another: name, network on images in [0, 1], dimension.
+    """Inception v3 where torch-fidelity and its weights are at hand, else an embedded classifier, and no
+    surrogate if there is another: name, network on images in [0, 1], dimension.
     """
-    from torchmetrics.image.fid import NoTrainInceptionV3
-
     try:
-        network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-    except (ImportError, OSError):
-        name = ([name for name in REGISTRY if name not in surrogates] or list(REGISTRY))[-1]
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError:
+        URL_INCEPTION_V3 = None
+    if URL_INCEPTION_V3 is None or not is_at_hand(URL_INCEPTION_V3):
+        networks = {split_name(name)[0] for name in surrogates}
+        name = ([name for name in REGISTRY if name not in networks] or list(REGISTRY))[-1]
         network = ClassifierFeatures(load_classifier(name))
         return name, network, network.num_features
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
     return "Inception v3", torch.nn.Sequential(ToBytes(), network), 2048
+
+
+def check_reference(path: Path | None, surrogates: Sequence[str]) -> None:
+    """Raises InputError where `--fid_reference` cannot be used with these surrogates."""
+    if path is not None:
+        name, _, dimension = feature_network(surrogates)
+        read_reference(path, name, dimension)
 
 
 class ToBytes(torch.nn.Module):
@@ -182,16 +203,24 @@ def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
 
 
 def evaluate_quality(
-    pictures: Pictures, surrogates: Sequence[str], device: torch.device
+    pictures: Pictures,
+    surrogates: Sequence[str],
+    device: torch.device,
+    fid_reference: Path | None = None,
 ) -> dict[str, Quality]:
     """All figures of visibility and realism; each of the attack beside that of the reconstruction alone."""
     sides = [pictures.adversarial] + ([] if pictures.reconstructed is None else [pictures.reconstructed])
     by_image = [visibility(pictures.clean, side) for side in sides]
     try:
         for figures, side in zip(by_image, sides):
+            figures |= perceptual(pictures.clean, side)
+    except ImportError as error:
+        note(f"without piq there are no MS-SSIM, FSIMc, HaarPSI, GMSD and CIEDE2000: {one_line(error)}")
+    try:
+        for figures, side in zip(by_image, sides):
             figures["LPIPS"] = lpips(pictures.clean, side, device)
     except (ImportError, OSError):
-        pass  # its row is absent, and README says where its weights come from
+        pass  # its row is absent, and docs/usage.md says how to get its weights
     quality = {
         name: Quality(
             *[mean_over_images(figures[name][~np.isnan(figures[name])]) for figures in by_image],
@@ -201,18 +230,24 @@ def evaluate_quality(
         for name in by_image[0]
     }
     if len(pictures.clean) >= 2:
-        quality |= realism(pictures.clean, sides, surrogates, device)
+        quality |= realism(pictures.clean, sides, surrogates, device, fid_reference)
     return quality
 
 
 def realism(
-    clean: np.ndarray, sides: Sequence[np.ndarray], surrogates: Sequence[str], device: torch.device
+    clean: np.ndarray,
+    sides: Sequence[np.ndarray],
+    surrogates: Sequence[str],
+    device: torch.device,
+    fid_reference: Path | None = None,
 ) -> dict[str, Quality]:
-    """Kernel and Frechet distance of one or two sets of pictures to the clean ones."""
+    """Kernel and Frechet distance of one or two sets of pictures to the clean ones, and Frechet distance to
+    the statistics in a file.
+    """
     name, network, dimension = feature_network(surrogates)
     inception = name == "Inception v3"
     real, *others = (features_of(network.to(device), images, device) for images in (clean, *sides))
-    note = (
+    bias = (
         None
         if len(clean) > dimension
         else f"biased with {len(clean)} images and {dimension} features: not comparable with published "
@@ -221,12 +256,22 @@ def realism(
     absent = [None] * (2 - len(sides))
     kernel = [kernel_distance(real, other) for other in others]
     frechet = [Estimate(frechet_distance(real, other), math.nan, math.nan) for other in others]
-    return {
+    distances = {
         "KID" if inception else f"kernel distance, {name}": Quality(
             *kernel,
             *absent,
             note="can be below 0, since both sets show the same scenes",
             features=(real, others[0]),
         ),
-        "FID" if inception else f"Frechet distance, {name}": Quality(*frechet, *absent, note=note),
+        "FID" if inception else f"Frechet distance, {name}": Quality(*frechet, *absent, note=bias),
     }
+    if fid_reference is not None:
+        reference = read_reference(fid_reference, name, dimension)
+        of_clean, *to_file = (
+            Estimate(distance_to(reference, features), math.nan, math.nan) for features in (real, *others)
+        )
+        file = fid_reference.name
+        distances[f"FID to {file}" if inception else f"Frechet distance to {file}, {name}"] = Quality(
+            *to_file, *absent, note="; ".join(filter(None, [f"{of_clean} for the clean images", bias]))
+        )
+    return distances

@@ -19,6 +19,7 @@ import numpy as np
 from common.flags import number_or_none
 from data.records import Run
 from evaluation.evaluate import Evaluation, plain
+from evaluation.legend import COUNTED, legend
 from evaluation.stats import Difference, Estimate, holm, mean_difference, mean_over_images
 
 # of visibility, with the sign that makes more visible larger
@@ -222,8 +223,10 @@ def report_sweep(sweep: Sweep, points: dict[str, list[Point]], failures: Sequenc
     if pairs:
         sections.append(("At equal visibility", pair_rows(pairs)))
     remarks = [
-        f"{images} images; in brackets 95 % intervals, Wilson's for success and bootstrap over images for "
-        f"the rest; iterations and L2 when first fooled are of images that are fooled at all",
+        f"{images} images; white-box and transfer are attack success {COUNTED}; in brackets 95 % intervals, "
+        f"Wilson's for success and bootstrap over images for the rest; iterations and L2 when first fooled "
+        f"are of images that are fooled at all",
+        *legend(VISIBILITIES),
         "at equal visibility: each image's curves, points joined by straight lines, are compared over the "
         "visibilities that both modes reach, and their difference is averaged; p is of a permutation of "
         f"signs, corrected by Holm over the {len(pairs)} differences",

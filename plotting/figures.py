@@ -413,7 +413,7 @@ def plot_success_against_visibility(
             ylim=(-2, 102),
         )
         panel.xaxis.get_major_locator().set_params(nbins=4)
-    panels[0, 0].set_ylabel("attack success, %")
+    panels[0, 0].set_ylabel("attack success, % of right before")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 

@@ -35,8 +35,8 @@ FIGURES = {  # pooled, in the order of the page: what is shown, for those who do
     "percent of the attack's, and the confidence in the true class, over iterations",
     "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
     "loss_heatmap": "Self-attention loss by timestep and iteration",
-    "tradeoff": "Attack success over PSNR, SSIM and L2, with a point for each iteration at which pictures "
-    "were judged",
+    "tradeoff": "Attack success, of the images that were right before, over PSNR, SSIM and L2, with a point "
+    "for each iteration at which pictures were judged",
 }
 # bytes of all images' pictures, before base64, and of one image's
 PICTURES_BUDGET, LARGEST_SHARE = (

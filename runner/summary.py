@@ -167,6 +167,7 @@ def report(
             written_results(rows, pictures, options.label_base),
             attack.class_names,
             attack.diffusion,
+            options.fid_reference,
         )
         evaluation.warnings.extend(
             warnings_about_rounding(

@@ -29,6 +29,7 @@ from diff_latent_attack import DiffAttack
 from diffusion.inversion import LatentDiffusion
 from diffusion.pipeline import compile_pipeline, load_pipeline
 from evaluation.checks import warnings_about_outputs
+from evaluation.quality import check_reference
 from options import Options
 from runner.folder import check_save_dir, configuration_of, content_digests, file_digest
 
@@ -99,6 +100,7 @@ def read_task(options: Options, device: str | None = None) -> Task:
     dtype = resolve_dtype(options.dtype, resolved)
     masks = {} if options.mask_root is None else masks_of(options.mask_root, options.images_root, items)
     check_save_dir(options.save_dir)
+    check_reference(options.fid_reference, options.model_name)
     return Task(options, class_names, items, resolved, dtype, masks)
 
 

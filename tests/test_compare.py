@@ -143,6 +143,7 @@ def test_latex_is_well_formed():
 
 
 def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, whole, tmp_path):
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(1280), sigma=np.eye(1280))
     command = [
         *COMPARE,
         *flags(
@@ -154,6 +155,8 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, who
             "0.05",
             "--transfer_models",
             "efficientnet_lite1",
+            "--fid_reference",
+            tmp_path / "ref.npz",
         ),
     ]
     process = start(command)
@@ -181,6 +184,13 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, who
         "learnable: no difference to fixed that these 4 images could show; so few images cannot show any"
         in completed.stdout
     )
+    assert "HaarPSI" in rows[0] and "CIEDE2000" in rows[0]
+    for name in ("comparison.md", "comparison.tex"):
+        text = (tmp_path / name).read_text()
+        assert "attack success of the images that a classifier had right before" in text
+        assert "HaarPSI (0 to 1)" in text and "Frechet distance to ref.npz, efficientnet" in text.replace(
+            r"\_", "_"
+        )
     LatexWalker((tmp_path / "comparison.tex").read_text(), tolerant_parsing=False).get_latex_nodes()
 
 

@@ -68,6 +68,33 @@ def test_rates_on_a_table_made_by_hand():
     assert (r.accuracy_before.count, r.accuracy_reconstructed.count, r.accuracy_after.count) == (4, 4, 2)
     assert (r.success.count, r.success.total) == (3, 4)
     assert (r.success_of_attack_alone.count, r.success_of_attack_alone.total) == (2, 3)
+    assert (r.success_of_all.count, r.success_of_all.total) == (4, 6)  # all but those that are right after
+
+
+def test_all_three_rates_and_their_means_are_in_the_json_and_named_in_the_table():
+    """Two transfer classifiers of four images of class 3, one wrong before and after."""
+    first = classifier_result([3] * 4, before=[7, 3, 3, 3], after=[7, 5, 3, 3])
+    second = classifier_result([3] * 4, before=[3, 3, 3, 3], after=[5, 5, 5, 3])
+    evaluation = evaluate.Evaluation([first, first, second], {}, [])
+    found = evaluation.as_dict()
+    assert {name: found["classifiers"][1][name]["value"] for name in ("success", "success_of_all")} == {
+        "success": pytest.approx(1 / 3),
+        "success_of_all": 2 / 4,
+    }
+    means = ("transfer_success", "transfer_success_of_all", "transfer_accuracy_after")
+    assert [found[name]["value"] for name in means] == pytest.approx([(1 / 3 + 3 / 4) / 2, 5 / 8, 3 / 8])
+    heading, *_, mean = evaluation.tables()[0]
+    assert heading[-2:] == ["accuracy after (of all)", "attack success (of right before)"]
+    assert [cell.split("%")[0] for cell in mean[-2:]] == ["38", "54"]
+    assert any(
+        "attack success is of the images that a classifier had right before" in x for x in found["legend"]
+    )
+
+
+def test_with_targets_all_that_are_given_theirs_succeed():
+    """The last was given its target before."""
+    r = classifier_result([3] * 4, before=[3, 3, 7, 9], after=[9, 5, 9, 9], targets=[9] * 4)
+    assert (r.success.count, r.success.total) == (1, 2) and r.success_of_all.count == 3
 
 
 def test_several_labels_and_targets():
@@ -263,7 +290,7 @@ def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
     monkeypatch.setattr(
         evaluate, "load_classifier", lambda name, classes, side, diffusion: TinyClassifier().eval()
     )
-    monkeypatch.setattr(evaluate, "evaluate_quality", lambda pictures, surrogate, device: {})
+    monkeypatch.setattr(evaluate, "evaluate_quality", lambda *_: {})
     found = evaluate.evaluate(
         Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU
     )
