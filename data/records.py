@@ -144,8 +144,12 @@ class ImageRecord:
 
     @property
     def outcome(self) -> str:
-        """Of the attack, in a few words."""
-        return {True: "fooled", False: "not fooled", None: "wrong before"}[self.row["success"]]
+        return outcome_of(self.row)
+
+
+def outcome_of(row: dict) -> str:
+    """Of the attack on an image, by its row of results.json, in a few words."""
+    return {True: "fooled", False: "not fooled", None: "wrong before"}[row["success"]]
 
 
 @dataclass

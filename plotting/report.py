@@ -3,26 +3,20 @@
     python main.py --save_dir output_fixed/      # writes output_fixed/report.html at its end
     python utils.py output_fixed                 # writes it anew, with the figures
 
-The page is filled in from report_template.html by Jinja2, which escapes what it fills in; pictures are part
-of it, and it asks no network for anything.
+The page is filled in from report_template.html; pictures are part of it (plotting/pages.py).
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data.images import replacing
 from data.records import ANALYSIS, ImageRecord, Run, read_pair, timestep_rows, timestep_shares
 from plotting.figures import timestep_colours
 from plotting.image_figures import AMPLIFIED
+from plotting.pages import PICTURES_BUDGET, amplified_difference, data_url, encode, write_filled
 
 FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
     "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at "
@@ -38,23 +32,7 @@ FIGURES = {  # pooled, in the order of the page: what is shown, for those who do
     "tradeoff": "Attack success, of the images that were right before, over PSNR, SSIM and L2, with a point "
     "for each iteration at which pictures were judged",
 }
-# bytes of all images' pictures, before base64, and of one image's
-PICTURES_BUDGET, LARGEST_SHARE = (
-    6_000_000,
-    120_000,
-)
-# scale and WebP quality, tried in this order
-QUALITIES = [
-    (1, 95),
-    (1, 90),
-    (1, 80),
-    (1, 65),
-    (1, 50),
-    (0.7, 50),
-    (0.5, 50),
-    (0.35, 40),
-    (0.25, 30),
-]
+LARGEST_SHARE = 120_000  # bytes of one image's pictures, before base64
 
 
 def write_page(run: Run) -> None:
@@ -64,20 +42,13 @@ def write_page(run: Run) -> None:
     Raises:
         OSError: results.json or a figure is missing, or the page cannot be written.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     results = json.loads((run.folder / "results.json").read_text())
     rows = {row["index"]: row for row in results["images"]}
     records = [record for record in run.records if record.index in rows]
     budget = min(LARGEST_SHARE, PICTURES_BUDGET // max(1, len(records)))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report_template.html").render(
+    write_filled(
+        run.folder / "report.html",
+        "report_template.html",
         name=run.folder.absolute().name,
         results=results,
         amplified=AMPLIFIED,
@@ -89,14 +60,12 @@ def write_page(run: Run) -> None:
         ],
         images=[describe_image(run, record, rows[record.index], budget) for record in records],
     )
-    with replacing(run.folder / "report.html") as temporary:
-        temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name need not be Unicode
 
 
 def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dict:
     """All that the gallery shows of an image."""
     clean, adversarial = read_pair(run.folder, record.index)
-    difference = (AMPLIFIED * np.abs(adversarial.astype(np.int16) - clean)).clip(0, 255).astype(np.uint8)
+    difference = amplified_difference(clean, adversarial, AMPLIFIED)
     before, after = row["before"], row["after"]
     return {
         "row": row,
@@ -106,27 +75,6 @@ def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dic
         **dict(zip(("clean", "adversarial", "difference"), encode([clean, adversarial, difference], budget))),
         "charts": charts(record),
     }
-
-
-def encode(pictures: Sequence[np.ndarray], budget: int) -> list[str]:
-    """Data URLs of pictures, uint8 `(H, W, 3)`: WebP at the best quality with which all of them together keep
-    to the budget in bytes.
-    """
-    for scale, quality in QUALITIES:
-        files = []
-        for picture in map(Image.fromarray, pictures):
-            out = io.BytesIO()
-            picture.resize([max(1, round(side * scale)) for side in picture.size], Image.LANCZOS).save(
-                out, "WEBP", quality=quality
-            )
-            files.append(out.getvalue())
-        if sum(map(len, files)) <= budget:
-            break
-    return [data_url(file, "image/webp") for file in files]
-
-
-def data_url(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 # ---------------------------------------------------------------- an image's own curves, as SVG in the

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -262,6 +263,26 @@ def save_vit(folder, **labels):
         **labels,
     )
     ViTForImageClassification(config).save_pretrained(folder)
+
+
+# ---------------------------------------------------------------- pages in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, without a window."""
+    from selenium import webdriver
+
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
 
 
 # ---------------------------------------------------------------- runs of main.py as a process

@@ -17,7 +17,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from plotting.report import PICTURES_BUDGET, encode, polylines
+from plotting.pages import PICTURES_BUDGET, encode
+from plotting.report import polylines
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -39,20 +40,6 @@ def finished(data, shared) -> Path:
             assert result.returncode == 0, result.stderr
             assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
     return folder / "out"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(argument)
-    options.binary_location = shutil.which("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture

@@ -1,0 +1,370 @@
+"""The pages of a comparison in a real browser, as that of a run is (test_report.py): what is judged on one of
+them by keys is what is read and counted afterwards; and files that nobody could have saved there.
+"""
+
+import base64
+import csv
+import json
+import re
+import time
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binom
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from common.errors import InputError
+from data.images import write_image
+from data.records import Run, read_pair, read_run
+from evaluation.judging import Judgement, Trial, judging_section, read_judgements, read_key
+from evaluation.tables import as_text
+from plotting.comparison_page import most_and_least_visible, write_comparison_page
+from plotting.judging_page import write_judging_page
+
+HOSTILE = "<b>torchattack</b>:MIFGSM"
+
+
+@pytest.fixture
+def runs(whole) -> dict[str, Run]:
+    """Two runs whose pictures differ a little."""
+    return {"fixed": read_run(whole("fixed")), HOSTILE: read_run(whole("learnable"))}
+
+
+def made_runs(folder: Path, attacks: int, images: int) -> list[Run]:
+    """Runs with pictures of noise and nothing else; the last two attacks agree on the first image."""
+    random, made = np.random.default_rng(0), []
+    clean = random.integers(0, 256, (images, 8, 8, 3), np.uint8)
+    for attack in range(attacks):
+        of_run = folder / f"run{attack}"
+        of_run.mkdir(parents=True)
+        for k in range(images):
+            adversarial = clean[k] ^ random.integers(0, 8, (8, 8, 3), np.uint8)
+            if k == 0 and attack >= attacks - 2:
+                adversarial = clean[k] ^ 1
+            write_image(clean[k], of_run / f"{k:04d}_originImage.png")
+            write_image(adversarial, of_run / f"{k:04d}_adv_image.png")
+        made.append(
+            Run(of_run, {}, [SimpleNamespace(row={"file": f"{k}.png", "index": k}) for k in range(images)])
+        )
+    return made
+
+
+def content_of(page: Path) -> dict:
+    """What the page's script works with."""
+    return json.loads(re.search(r'id="content">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+
+
+def pixels(url: str) -> np.ndarray:
+    image = Image.open(BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+    assert not image.info  # nor any text that would tell where it is from
+    return np.asarray(image)
+
+
+# ---------------------------------------------------------------- the page and its key
+
+
+def test_the_page_does_not_depend_on_the_names_and_says_none(tmp_path):
+    first, second, third = made_runs(tmp_path, 3, 12)
+    pages = []
+    for k, runs in enumerate(
+        [
+            {"alpha_attack": first, "beta_attack": second, "gamma_attack": third},
+            {"gamma_attack": second, "alpha_attack": third, "beta_attack": first},
+        ]
+    ):
+        folder = tmp_path / f"page{k}"
+        folder.mkdir()
+        assert (
+            write_judging_page(folder, runs, seed=1) == 3 * 12 - 1
+        )  # without the pictures that are the same
+        pages.append((folder / "judging.html").read_bytes())
+    assert pages[0] == pages[1]
+    assert not re.search(rb"_attack|run\d|\d\.png|seed", pages[0])
+
+
+def test_the_key_says_of_every_trial_whose_pictures_are_where(tmp_path):
+    made = dict(zip("abc", made_runs(tmp_path, 3, 30)))
+    write_judging_page(tmp_path, made, seed=1)
+    content, key = content_of(tmp_path / "judging.html"), read_key(tmp_path / "judging_key.json")
+    indices = {
+        name: trial["index"]
+        for name, trial in json.loads((tmp_path / "judging_key.json").read_text())["trials"].items()
+    }
+    for name, *pictures in content["trials"]:
+        trial, shown = key.trials[name], [pixels(content["pictures"][k]) for k in pictures]
+        assert trial.image == f"{indices[name]}.png"
+        pairs = [read_pair(made[attack].folder, indices[name]) for attack in (trial.left, trial.right)]
+        for picture, written in zip(shown, (pairs[0][0], pairs[0][1], pairs[1][1])):
+            assert np.array_equal(picture, written)
+    trials = [key.trials[name] for name, *_ in content["trials"]]
+    sides = Counter((trial.left, trial.right) for trial in trials)
+    assert len(sides) == 6 and all(binom.cdf(count, 30, 0.5) > 1e-3 for count in sides.values())
+    assert len({trial.image for trial in trials[:20]}) > 8  # in no order of images
+
+
+def test_too_many_images_are_left_out_at_random_and_with_all_their_pairs(tmp_path):
+    made = dict(zip("abc", made_runs(tmp_path, 3, 60)))
+    assert 117 <= write_judging_page(tmp_path, made, seed=1) <= 120
+    chosen = Counter(trial.image for trial in read_key(tmp_path / "judging_key.json").trials.values())
+    assert set(chosen.values()) <= {2, 3} and len(chosen) == 40
+    assert {int(image.split(".")[0]) for image in chosen} != set(range(40))
+
+
+def test_without_a_difference_there_is_no_page(tmp_path):
+    made = made_runs(tmp_path, 2, 1)
+    assert write_judging_page(tmp_path, dict(zip("ab", made)), seed=1) == 0
+    assert not (tmp_path / "judging.html").exists()
+
+
+# ---------------------------------------------------------------- a person at the page
+
+
+def open_page(browser, path: Path):
+    browser.get_log("browser")
+    browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(path.parent)}
+    )
+    browser.set_window_size(1280, 900)
+    browser.get(path.as_uri())
+    return browser
+
+
+def shown_when(browser, count: int, over: bool = False) -> list[str]:
+    """Sources of the three pictures, once so many trials are judged and the next is shown."""
+    return browser.execute_async_script(
+        """const [count, over, done] = arguments;
+        (function wait() {
+          const stage = document.getElementById("stage");
+          const ready = over ? stage.hidden : !stage.classList.contains("waiting");
+          if (document.getElementById("progress").value === count && ready)
+            done([...stage.querySelectorAll("img")].map(image => image.src));
+          else setTimeout(wait, 5);
+        })()""",
+        count,
+        over,
+    )
+
+
+def press(browser, key: str) -> None:
+    browser.switch_to.active_element.send_keys(key)
+
+
+def saved(folder: Path) -> Path:
+    path = folder / "judged.csv"
+    for _ in range(200):
+        if path.exists() and path.stat().st_size:
+            return path
+        time.sleep(0.02)
+    raise AssertionError("nothing was saved")
+
+
+def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, tmp_path):
+    """A person who finds the pictures of `fixed` nearer, but cannot tell on the first trial."""
+    assert write_judging_page(tmp_path, runs, seed=1) == 4
+    page, key = open_page(browser, tmp_path / "judging.html"), read_key(tmp_path / "judging_key.json")
+    source = page.page_source
+    assert not [name for name in ("fixed", "torchattack", "MIFGSM", "learnable", "img0") if name in source]
+    fixed = [read_pair(runs["fixed"].folder, k)[1] for k in range(4)]
+    keys = iter([Keys.ARROW_LEFT, "2", "1", Keys.ARROW_RIGHT] * 4)
+    for trial in range(4):
+        clean, left, right = map(pixels, shown_when(page, trial))
+        is_fixed = [any(np.array_equal(picture, other) for other in fixed) for picture in (left, right)]
+        assert sum(is_fixed) == 1
+        if trial == 0:
+            press(page, Keys.SPACE)
+        elif trial == 1:  # wrong, and taken back
+            press(page, Keys.ARROW_RIGHT if is_fixed[0] else Keys.ARROW_LEFT)
+            shown_when(page, 2)
+            press(page, Keys.BACKSPACE)
+            assert [*map(pixels, shown_when(page, 2))][1].tolist() == left.tolist()
+            chosen = page.find_element(By.CSS_SELECTOR, "[aria-pressed=true]")
+            assert chosen.get_attribute("data-choice") == ("right" if is_fixed[0] else "left")
+            press(page, "1" if is_fixed[0] else "2")
+        elif trial == 2:  # by the buttons; Space afterwards is not the button's
+            page.find_element(By.CSS_SELECTOR, f"[data-choice={'left' if is_fixed[0] else 'right'}]").click()
+            assert page.switch_to.active_element.tag_name == "body"
+            page.refresh()
+            assert "Trial 4 of 4" in page.find_element(By.ID, "state").text  # a reload goes on
+        else:
+            press(page, next(k for k in keys if (k in ("1", Keys.ARROW_LEFT)) == is_fixed[0]))
+    shown_when(page, 4, over=True)
+    press(page, "s")
+    judgements = read_judgements(saved(tmp_path), key)
+    assert [each.nearer for each in judgements] == [None, "fixed", "fixed", "fixed"]
+    assert [row["trial"] for row in csv.DictReader((tmp_path / "judged.csv").open())] == list(key.trials)
+    assert all(0 <= each.seconds < 60 for each in judgements)
+    _, rows = judging_section(judgements, key.attacks)
+    assert rows[1][:6] == [f"fixed : {HOSTILE}", "4", "3", "0", "1", "3/3 = 100% [44%, 100%]"]
+    assert rows[1][6:] == ["0.25", "0.25"]  # 2 of 2^3 outcomes are as far from half and half
+    page.find_element(By.ID, "restart").click()
+    page.switch_to.alert.accept()
+    shown_when(page, 0)
+    assert page.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width, density", [(375, 1), (390, 3), (1280, 1), (1280, 2), (1280, 1.5)])
+def test_a_pixel_is_a_whole_number_of_the_screens(browser, runs, tmp_path, width, density):
+    write_judging_page(tmp_path, runs, seed=1)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": density, "mobile": width < 600},
+    )
+    try:
+        page = open_page(browser, tmp_path / "judging.html")
+        shown_when(page, 0)
+        assert page.execute_script("return document.scrollingElement.scrollWidth") <= width
+        for image in page.find_elements(By.CSS_SELECTOR, "#stage img"):
+            drawn = page.execute_script("return arguments[0].getBoundingClientRect().width", image) * density
+            times = round(drawn / 96)
+            assert times >= 1 and abs(drawn - 96 * times) < 0.1
+            rendering = image.value_of_css_property("image-rendering")
+            assert (rendering == "auto") == (times == 1 and density in (1, 2, 3))
+            assert image.is_displayed() and image.get_attribute("alt")
+        assert not page.find_element(By.ID, "narrow").is_displayed()
+        assert all(button.accessible_name for button in page.find_elements(By.TAG_NAME, "button"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+# ---------------------------------------------------------------- what was saved
+
+
+def judged(count: int, choice: str, left: str, right: str) -> list[Judgement]:
+    return [Judgement(Trial("x.png", left, right), choice, 1.0)] * count
+
+
+def test_the_table_counts_sides_for_their_attacks_and_ties_apart():
+    title, rows = judging_section(
+        [
+            *judged(9, "left", "b", "a"),
+            *judged(6, "right", "a", "b"),
+            *judged(1, "left", "a", "b"),
+            *judged(4, "neither", "a", "b"),
+            *judged(2, "neither", "c", "a"),
+        ],
+        ["c", "a", "b"],
+    )
+    # Wilson's interval of 1 of 16, worked out by hand: (1 + z²/2 -+ z sqrt(15/16 + z²/4)) / (16 + z²)
+    z = 1.959964
+    low, high = ((1 + z**2 / 2 + sign * z * (15 / 16 + z**2 / 4) ** 0.5) / (16 + z**2) for sign in (-1, 1))
+    assert rows[1:] == [
+        ["c : a", "2", "0", "0", "2", "0/0", "1", "1"],
+        ["a : b", "20", "1", "15", "4", f"1/16 = 6% [{low:.0%}, {high:.0%}]", "0.00052", "0.001"],
+    ]
+    assert 2 * 17 / 2**16 == pytest.approx(0.00052, abs=5e-6)
+    assert title in as_text([(title, rows)], [])
+
+
+KEY = {"attacks": ["a", "b"], "trials": {"k1": {"image": "x.png", "left": "a", "right": "b"}}}
+
+
+@pytest.mark.parametrize(
+    "content, line, message",
+    [
+        (b"", 1, "there is no column 'trial'"),
+        (b"trial,choice\nk1,left\n", 1, "there is no column 'seconds'"),
+        (b"trial;choice;seconds\nk1;left;2\n", 1, "there is no column 'trial'"),
+        (b"trial,choice,seconds\n", 1, "holds no choice"),
+        (b"trial,choice,seconds\nk2,left,2\n", 2, "trial 'k2' is not of the page"),
+        (b"trial,choice,seconds\nk1,left,2\n\nk1,left,2\n", 4, "trial 'k1' is there twice"),
+        (b"trial,choice,seconds\nk1,both,2\n", 2, "choice 'both' is none of left, right, neither"),
+        (b"trial,choice,seconds\nk1,left\n", 2, "'' are no seconds"),
+        (b"trial,choice,seconds\nk1,left,nan\n", 2, "'nan' are no seconds"),
+        (b"trial,choice,seconds\nk1,l\xe9ft,2\n", 2, "not text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", 1, "not text in UTF-8"),
+        (None, None, "cannot be read"),
+    ],
+)
+def test_a_file_that_the_page_cannot_have_saved(tmp_path, content, line, message):
+    path = tmp_path / "judged.csv"
+    if content is not None:
+        path.write_bytes(content)
+    (tmp_path / "key.json").write_text(json.dumps(KEY))
+    with pytest.raises(InputError) as error:
+        read_judgements(path, read_key(tmp_path / "key.json"))
+    assert message in str(error.value) and "\n" not in str(error.value) and str(path) in str(error.value)
+    assert line is None or f", line {line}: " in str(error.value)
+
+
+def test_a_spreadsheet_may_have_been_at_it(tmp_path):
+    (tmp_path / "key.json").write_text(json.dumps(KEY))
+    (tmp_path / "judged.csv").write_bytes(
+        b"\xef\xbb\xbfjudge,trial,choice,seconds\r\nme,k1,right,2.5\r\n\r\n"
+    )
+    (judgement,) = read_judgements(tmp_path / "judged.csv", read_key(tmp_path / "key.json"))
+    assert judgement == Judgement(Trial("x.png", "a", "b"), "right", 2.5) and judgement.nearer == "b"
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"trials": {"k": 1}}', b"\xff"])
+def test_a_key_that_is_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "key.json").write_bytes(content)
+    with pytest.raises(InputError, match="key.json.*cannot be read"):
+        read_key(tmp_path / "key.json")
+
+
+# ---------------------------------------------------------------- comparison.html
+
+
+def test_the_page_of_a_comparison(browser, runs, tmp_path):
+    sections = [
+        ("Figures", [["", *runs, ""], ["a metric with a long name", *["11/12 = 92% [65%, 99%]"] * 3]])
+    ]
+    (tmp_path / "timestep_analysis").mkdir()
+    write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / "timestep_analysis" / "tradeoff.png")
+    write_comparison_page(tmp_path, "Comparison", runs, sections, ["warning: look <i>closer</i>"])
+    page = open_page(browser, tmp_path / "comparison.html")
+    text = page.find_element(By.TAG_NAME, "body").text
+    for row in (row for run in runs.values() for row in run.rows):
+        assert f"{row['after']['class']} {row['after']['confidence']:.2f}" in text and row["file"] in text
+    assert HOSTILE in text and "look <i>closer</i>" in text and "92% [65%, 99%]" in text
+    assert [
+        len(page.find_elements(By.CSS_SELECTOR, f".{kind}")) for kind in ("clean", "difference", "covering")
+    ] == [
+        4,
+        8,
+        8,
+    ]
+    assert len(page.find_elements(By.CSS_SELECTOR, ".figures img")) == 1
+    assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
+
+    def visible(kind: str) -> set[bool]:
+        return {image.is_displayed() for image in page.find_elements(By.CSS_SELECTOR, f".{kind}")}
+
+    body = page.find_element(By.TAG_NAME, "body")
+    assert (visible("difference"), visible("covering")) == ({False}, {False})
+    body.send_keys("d")
+    assert (visible("difference"), visible("covering")) == ({True}, {False})
+    body.send_keys("c")
+    assert (visible("difference"), visible("covering")) == ({False}, {True})
+    page.find_element(By.CSS_SELECTOR, "[data-key=c]").send_keys(Keys.ENTER)
+    assert (visible("difference"), visible("covering")) == ({False}, {False})
+    body.send_keys("f")
+    covering = page.find_element(By.CSS_SELECTOR, ".covering")
+    assert covering.value_of_css_property("animation-name") == "flicker"
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 375, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    try:
+        assert page.execute_script("return document.scrollingElement.scrollWidth") <= 375
+        table = page.find_element(By.CSS_SELECTOR, ".wide")
+        assert page.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", table)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert page.get_log("browser") == []
+
+
+def test_of_many_images_the_most_and_the_least_visible_are_shown():
+    psnr = {f"{k}.png": float(k * 37 % 101) for k in range(101)} | {"same.png": float("inf")}
+    shown = most_and_least_visible(psnr)
+    values = [psnr[file] for file in shown]
+    assert sorted(values) == [*range(25), *range(77, 101), float("inf")]
+    assert shown == [file for file in psnr if file in shown]
+    assert most_and_least_visible({"a": 1.0, "b": 0.0}) == ["a", "b"]
