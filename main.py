@@ -16,16 +16,11 @@ from __future__ import annotations
 import common.environment  # isort: skip  # noqa: F401
 
 import os
-import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from natsort import natsorted
 from PIL import Image
@@ -34,23 +29,20 @@ from tqdm import tqdm
 from classifiers.defences import needs_diffusion
 from classifiers.registry import ALIASES, REGISTRY, load_classifier
 from common.commands import run_program
-from common.devices import peak_memory, process_device, resolve_device, resolve_dtype
+from common.devices import process_device, resolve_device, resolve_dtype
 from common.environment import mend_torchvision
-from common.errors import InputError, NonFiniteLossError
+from common.errors import InputError
 from common.flags import parse_options
-from common.workers import threads_of_each
 from data.dataset import TARGET_COLUMN, Item, Labels, check_target, labels_and_targets, read_lines
-from data.images import Pictures, read_image, to_pixels
-from data.records import AttackRecord, read_configuration
-from diff_latent_attack import DiffAttack
-from diffusion.inversion import Inversion, LatentDiffusion
+from data.images import Pictures, read_image
+from data.records import read_configuration
+from diffusion.inversion import LatentDiffusion
 from diffusion.pipeline import load_pipeline
 from evaluation.evaluate import evaluate
-from evaluation.predictions import predict
-from evaluation.quality import check_reference, psnr
+from evaluation.quality import check_reference
 from evaluation.tables import table
-from losses import measured_iterations
 from options import Options
+from runner.check import check
 from runner.folder import (
     check_folder,
     check_save_dir,
@@ -61,25 +53,18 @@ from runner.folder import (
     failure_path,
     make_folder,
     missing_of,
-    name_of,
     provenance,
 )
 from runner.runner import (
-    Job,
-    Picture,
     Runner,
     count_processes,
     get_ready,
-    invert,
     job_of,
-    read_picture,
     restore_weights,
     share_out,
 )
 from runner.summary import of_image, report, write_report
 from runner.task import check_shards, class_names_of, load_attacks, read_task
-
-CHECKED_ITERATIONS = 5  # of which gradients are measured in some and not in others, whatever the options
 
 
 def list_models() -> str:
@@ -140,109 +125,6 @@ def run(options: Options) -> int:
         if process > 0:
             return 0
     return report(options, selected, attack, task.device)
-
-
-def check(options: Options) -> int:
-    """Loads all that the command names, inverts the first image, and prints what to expect of the run;
-    attacks some iterations of it and writes nothing.
-    """
-    task = read_task(options)
-    tried = replace(
-        options, iterations=min(CHECKED_ITERATIONS, options.iterations), judge_at=(), stop_margin=None
-    )
-    (attack,) = load_attacks(task, [tried])
-    items, class_names, device = task.items, task.class_names, task.device
-    item, images = items[0], len(items[: options.limit])
-    processes = count_processes(options, attack, images, launched=1)
-    if processes > 1:  # as each of them will do it
-        torch.set_num_threads(threads_of_each(processes))
-    picture = first_picture(item, Job(attack, options, "", task.masks, {}))
-    clean = picture.pixels
-    predictions = [
-        predict(classifier, clean[None], np.array([item.labels]), device)[0]
-        for classifier in attack.classifiers
-    ]
-
-    started = time.perf_counter()
-    inversion = invert(attack, [picture])
-    inverted = time.perf_counter() - started
-    moments = [time.perf_counter()]
-    try:
-        record = attack.attack(inversion, lambda *_: moments.append(time.perf_counter())).record
-    except NonFiniteLossError as error:
-        raise InputError(
-            f"{name_of(item, options)}: {error}; look at the checkpoint and at --dtype"
-        ) from None
-    attacked = expected_seconds([*moments, time.perf_counter()], record.gradient_iterations, attack, options)
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
-    rows = [
-        ["checked", ""],
-        ["images", f"{len(items)}, of {len(class_names)} classes"],
-        ["first image", f"{name_of(item, options)}: {attack.prompts(torch.tensor([item.labels]))[0]}"],
-        *(
-            [f"{name} says", f"{class_names[prediction.label]} {prediction.confidence:.2f}"]
-            for name, prediction in zip(options.model_name, predictions)
-        ),
-        ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
-        ["reconstruction", described_reconstruction(attack, inversion, clean)],
-        [f"gradients, iteration {record.gradient_iterations[-1]}", described_gradients(record)],
-        ["peak memory", f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process")],
-        [
-            "time to expect",
-            "at most "
-            * (options.stop_margin is not None)
-            + f"{(inverted + attacked) / processes:.3g} s an image in {processes} "
-            f"process{'es' * (processes > 1)} (in each, {inverted:.2g} s inversion, {attacked:.3g} s "
-            f"attack); {images * (inverted + attacked) / processes / 60:.2g} min in all",
-        ],
-    ]
-    print("\n".join(table(rows)))
-    return 0
-
-
-def expected_seconds(
-    moments: Sequence[float], measured: Sequence[int], attack: DiffAttack, options: Options
-) -> float:
-    """How long the attack of an image takes with `options`, by one of fewer iterations.
-
-    Args:
-        moments: when it began, after each of its iterations, and when it ended.
-        measured: those of its iterations in which gradients were measured.
-    """
-    lasted = {number: later - earlier for number, (earlier, later) in enumerate(pairwise(moments), 1)}
-    after, first = lasted.pop(len(lasted)), lasted[1]  # the first waits for the unperturbed run
-    longer = [seconds for number, seconds in lasted.items() if number in measured]
-    plain = [s for number, s in lasted.items() if number > 1 and number not in measured] or longer
-    each = statistics.mean(plain)
-    count = len(
-        measured_iterations(options.iterations, options.structure_share, attack.controller.follows_gradients)
-    )
-    start = 0.0 if options.compile else max(0.0, first - each)  # else compiling, once for all images
-    whole = start + after + (options.iterations - count) * each
-    return whole + count * statistics.mean(longer)
-
-
-def described_reconstruction(attack: DiffAttack, inversion: Inversion, clean: np.ndarray) -> str:
-    """How near the diffusion model comes to the clean image without any attack."""
-    text = f"{psnr(clean, to_pixels(attack.reconstruct(inversion)[0])):.1f} dB"
-    if inversion.null_embeddings:
-        plain = replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
-        without = psnr(clean, to_pixels(attack.reconstruct(plain)[0]))
-        text += f" with null-text optimisation, {without:.1f} dB without"
-    return text + (", which is not seen" if attack.options.composition == "residual" else "")
-
-
-def described_gradients(record: AttackRecord) -> str:
-    """How strong the attention terms are in the last iteration that was measured."""
-    shares = 100 * record.gradient_norms[-1, 1:, 0] / record.gradient_norms[-1, 0, 0]
-    return "self-attention {:.2g} %, cross-attention {:.2g} % of the attack's".format(*shares.tolist())
-
-
-def first_picture(item: Item, job: Job) -> Picture:
-    try:
-        return read_picture(item, job)
-    except OSError as error:
-        raise InputError(f"--images_root: {error}") from None
 
 
 def list_pairs(folder: Path) -> list[tuple[Path, Path]]:

@@ -52,11 +52,11 @@ def write_page(run: Run) -> None:
         name=run.folder.absolute().name,
         results=results,
         amplified=AMPLIFIED,
-        timestep_table=timestep_rows(run.layer_losses, run.timesteps),
+        timestep_table=timestep_rows(run.layer_losses, run.timesteps) if run.timesteps else None,
         figures=[
             (name, alternative, data_url((run.folder / ANALYSIS / f"{name}.png").read_bytes(), "image/png"))
             for name, alternative in FIGURES.items()
-            if name != "tradeoff" or "curve" in run.rows[0]
+            if run.timesteps and (name != "tradeoff" or "curve" in run.rows[0])
         ],
         images=[describe_image(run, record, rows[record.index], budget) for record in records],
     )
@@ -87,24 +87,27 @@ def charts(record: ImageRecord) -> list[dict]:
     """Confidence, self-attention loss and weights over iterations, and the shares of the timesteps, in the
     coordinates of CHART.
     """
+    total = record.layer_losses.sum((1, 2), dtype=np.float64)
+    flip = int(record.fooled.argmax()) + 1 if record.fooled.any() else None
+    confidence = {
+        "title": "confidence in the true class" + (f"; fooled at iteration {flip}" if flip else ""),
+        "low": "0",
+        "high": "1",
+        "bars": [],
+        "x": (1, len(total)),
+        "lines": [("currentColor", polylines(record.confidence, 0, 1))],
+        "mark": None if flip is None else horizontal(flip - 1, len(total)),
+    }
+    if not len(record.timesteps):
+        return [confidence]
     colours = [
         "#" + "".join(f"{round(255 * c):02x}" for c in colour[:3])
         for colour in timestep_colours(len(record.timesteps))
     ]
-    total = record.layer_losses.sum((1, 2), dtype=np.float64)
     shares = timestep_shares(record.layer_losses)
     highest = max(0.01, np.nanmax(np.nan_to_num(shares)))
-    flip = int(record.fooled.argmax()) + 1 if record.fooled.any() else None
     return [
-        {
-            "title": "confidence in the true class" + (f"; fooled at iteration {flip}" if flip else ""),
-            "low": "0",
-            "high": "1",
-            "bars": [],
-            "x": (1, len(total)),
-            "lines": [("currentColor", polylines(record.confidence, 0, 1))],
-            "mark": None if flip is None else horizontal(flip - 1, len(total)),
-        },
+        confidence,
         log_chart("self-attention loss (log)", total),
         log_chart("self-attention's gradient, % of the attack's (log)", gradient_curve(record)),
         {
