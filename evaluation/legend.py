@@ -42,5 +42,5 @@ def legend(rows: Iterable[str]) -> list[str]:
             if direction == way and name in present
         ]
         if told:
-            lines.append(f"the {way}, the nearer to the clean images: {', '.join(told)}")
+            lines.append(f"the {way}, the nearer: {', '.join(told)}")
     return lines
