@@ -1,4 +1,4 @@
-"""What a comparison of weight modes says: paired differences, sentences, and tables in three formats."""
+"""What a comparison of weight modes or of attacks says: paired differences, sentences, tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from io import StringIO
 import numpy as np
 import torch
 
-from data.records import Run, layer_shares, timestep_shares
-from evaluation.checks import COLLAPSED_BELOW
+from data.records import Run
+from evaluation.costs import cost_dict, cost_rows
 from evaluation.evaluate import Evaluation, joint, plain
 from evaluation.legend import COUNTED, legend
 from evaluation.stats import (
@@ -28,11 +28,6 @@ from evaluation.stats import (
     share,
     smallest_success_difference,
 )
-
-STUDY_SHARES = (
-    "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
-)
-
 
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
 
@@ -96,21 +91,17 @@ def compare_runs(
     names: list[str],
     runs: Sequence[Run],
     evaluations: Sequence[Evaluation],
-    weights: Sequence[ModeWeights],
     failures: list[str],
 ) -> Comparison:
-    """Compares modes, the first with each other one, on the images that were attacked in all of them; runs,
-    evaluations and weights are by mode, and failures say which images are left out, and why.
+    """Compares modes or attacks, the first with each other one, on the images that were attacked in all of
+    them; runs and evaluations are by mode, and failures say which images are left out, and why.
     """
-    metrics = metrics_of(evaluations, runs)
-    images, layers, shares = len(runs[0].records), runs[0].layers, loss_shares(runs[0].layer_losses)
+    metrics, images = metrics_of(evaluations, runs), len(runs[0].records)
     described = legend(metric.name for metric in metrics)
     sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
     sections = [
         (f"Figures; attack success {COUNTED}", metric_rows(names, metrics)),
-        ("Weights", weight_rows(names, weights)),
-        ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
-        ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
+        ("Costs", cost_rows({name: run.rows for name, run in zip(names, runs)})),
     ]
     warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
     remarks = [
@@ -119,9 +110,6 @@ def compare_runs(
         f"the table",
         *described,
         *sentences,
-        *advice(names, weights),
-        f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
-        "which holds 0.1 % of the loss in its model",
         *(f"warning: {warning}" for warning in warnings),
         *(f"left out: {failure}" for failure in failures),
     ]
@@ -131,16 +119,7 @@ def compare_runs(
         "figures": [as_dict(metric, names) for metric in metrics],
         "legend": described,
         "sentences": sentences,
-        "weights": {name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)},
-        "layers": layers,
-        "shares": {
-            name: {
-                "mean": value.mean(0).tolist(),
-                "standard_deviation": value.std(0).tolist(),
-                "by_image": value.tolist(),
-            }
-            for name, value in shares.items()
-        },
+        "costs": {name: cost_dict(run.rows) for name, run in zip(names, runs)},
         "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)},
         "not_attacked": failures,
     }
@@ -202,13 +181,14 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
                 quality.reconstructed,
             )
         )
-    iterations, distances = zip(*(run.first_fooled for run in runs))
+    if all(run.timesteps for run in runs):
+        iterations, distances = zip(*(run.first_fooled for run in runs))
+        lines += [
+            means("first fooled in iteration", iterations, "of images that are fooled at all"),
+            means("L2 when first fooled", distances, "the same, before rounding"),
+        ]
     seconds = [np.array([row["seconds"] for row in run.rows]) for run in runs]
-    lines += [
-        means("first fooled in iteration", iterations, "of images that are fooled at all"),
-        means("L2 when first fooled", distances, "the same, before rounding"),
-        means("seconds an image", seconds, "with the shared inversion"),
-    ]
+    lines.append(means("seconds an image", seconds, "with the inversion"))
     tested = [difference for line in lines for difference in line.differences if difference is not None]
     for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
         difference.corrected = corrected
@@ -271,28 +251,6 @@ def sentence(mode: int, names: Sequence[str], metrics: Sequence[Metric], images:
     return f"{names[mode]}: no difference to {names[0]} that these {images} images could show; {power}."
 
 
-@dataclass
-class ModeWeights:
-    start: list[float]
-    end: list[float]
-    effective: float
-
-    @property
-    def collapsed(self) -> bool:
-        return self.effective < COLLAPSED_BELOW
-
-
-def loss_shares(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
-    """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N,
-    layers)` to `(B, N)` or `(B, layers)`, rows of sum 1.
-    """
-    return {
-        "timesteps, all layers": timestep_shares(layer_losses),
-        "timesteps, first layer": timestep_shares(layer_losses[..., :1]),
-        "layers": layer_shares(layer_losses),
-    }
-
-
 def metric_rows(names: Sequence[str], metrics: Sequence[Metric]) -> list[list[str]]:
     alone = any(metric.reconstructed is not None for metric in metrics)
     rows = [["", *(["reconstruction alone"] if alone else []), *names, ""]]
@@ -310,54 +268,6 @@ def difference_text(difference: Difference) -> str:
     estimate = difference.estimate
     interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3g}, {estimate.high:+.3g}]"
     return f"{estimate.value:+.3g}{interval}, p {difference.corrected:.2g}"
-
-
-def weight_rows(names: Sequence[str], weights: Sequence[ModeWeights]) -> list[list[str]]:
-    def numbers(values):
-        return " ".join(f"{value:.3f}" for value in values)
-
-    return [["mode", "start", "end", "effective timesteps", ""]] + [
-        [name, numbers(w.start), numbers(w.end), f"{w.effective:.2f}", "collapsed" if w.collapsed else ""]
-        for name, w in zip(names, weights)
-    ]
-
-
-def share_rows(shares: dict[str, np.ndarray]) -> list[list[str]]:
-    by_timestep = {name: value for name, value in shares.items() if name.startswith("timesteps")}
-    count = next(iter(by_timestep.values())).shape[1]
-    return [["", *(f"i = {i}" for i in range(count))]] + [
-        [name, *(f"{100 * m:.0f} +- {100 * s:.0f}" for m, s in zip(value.mean(0), value.std(0)))]
-        for name, value in by_timestep.items()
-    ]
-
-
-def layer_rows(layers: Sequence[str], shares: dict[str, np.ndarray]) -> list[list[str]]:
-    return [["layer", "share"]] + [
-        [layer, f"{100 * m:.2g} +- {100 * s:.2g}"]
-        for layer, m, s in zip(layers, shares["layers"].mean(0), shares["layers"].std(0))
-    ]
-
-
-def advice(names: Sequence[str], weights: Sequence[ModeWeights]) -> list[str]:
-    lines = []
-    for name, w in zip(names, weights):
-        if name == "learnable" and w.collapsed:
-            lines.append(
-                f"learnable: the weights have collapsed onto timestep {int(np.argmax(w.end))}. The loss is "
-                f"linear in the weights, so its minimum over them puts "
-                "all weight on the smallest L_i; use fixed."
-            )
-        elif name == "learnable":
-            lines.append(
-                "learnable: the weights move towards the timestep with the smallest L_i, because the loss "
-                "is linear in them; a higher --weight_lr or more images show the collapse."
-            )
-        elif name == "learnable_detached":
-            lines.append(
-                "learnable_detached: the weight is detached in the loss, so unchanged weights are expected; "
-                "it equals fixed:increasing."
-            )
-    return lines
 
 
 def as_dict(metric: Metric, names: Sequence[str]) -> dict:

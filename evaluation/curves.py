@@ -104,10 +104,10 @@ def curve_points(run: Run) -> list[CurvePoint]:
     return points
 
 
-def point_rows(points: Sequence[CurvePoint]) -> list[list[str]]:
-    """A table with a row an iteration."""
+def point_rows(points: Sequence[CurvePoint], counted: str = "iteration") -> list[list[str]]:
+    """A table with a row a point; `counted` is what numbers them."""
     names = list(points[0].figures)
-    return [["iteration", *names]] + [
+    return [[counted, *names]] + [
         [str(point.iteration), *(str(point.figures[name]) for name in names)] for point in points
     ]
 

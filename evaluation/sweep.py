@@ -18,6 +18,7 @@ import numpy as np
 
 from common.flags import number_or_none
 from data.records import Run
+from evaluation.budget import Budget, parse_budget
 from evaluation.evaluate import Evaluation, plain
 from evaluation.legend import COUNTED, legend
 from evaluation.stats import Difference, Estimate, holm, mean_difference, mean_over_images
@@ -34,12 +35,18 @@ class Sweep:
 
     flag: str
     values: tuple[float, ...]
+    measure: str = ""  # of a budget
 
     def __str__(self) -> str:
-        return f"{self.flag}={','.join(f'{value:g}' for value in self.values)}"
+        numbers = ",".join(f"{value:g}" for value in self.values)
+        return f"{self.flag}={self.measure}{'=' if self.measure else ''}{numbers}"
 
     def folder(self, value: float) -> str:
-        return f"{self.flag}_{value:g}"
+        return f"{self.flag}_{self.measure}{'_' if self.measure else ''}{value:g}"
+
+    def option(self, value: float) -> float | str:
+        """The flag's value."""
+        return str(Budget(self.measure, value)) if self.measure else value
 
     def modes_are_one(self, value: float) -> bool:
         """Whether the structure term is left out, so that there is nothing to weight."""
@@ -49,6 +56,8 @@ class Sweep:
 def parse_sweep(kind: type, text: str) -> Sweep:
     """From "structure_share=0,0.1,0.3", a flag of the dataclass `kind` that takes a number."""
     name, _, numbers = text.partition("=")
+    if name == "budget":
+        return parse_budgets(numbers)
     declared = {
         declared.name: declared
         for declared in fields(kind)
@@ -71,9 +80,26 @@ def parse_sweep(kind: type, text: str) -> Sweep:
     for value in values:
         if allowed and not allowed.holds(value):
             raise argparse.ArgumentTypeError(f"{name} is {value:g}; expected {allowed.name}")
+    check_count(values)
+    return Sweep(name, values)
+
+
+def parse_budgets(text: str) -> Sweep:
+    """From "psnr=40,36.5,33": budgets of one measure."""
+    measure, _, numbers = text.partition("=")
+    try:
+        values = tuple(parse_budget(f"{measure}={number}").value for number in numbers.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{error}; a sweep takes several of one measure, such as budget=psnr=40,36.5,33"
+        ) from None
+    check_count(values)
+    return Sweep("budget", values, measure)
+
+
+def check_count(values: tuple[float, ...]) -> None:
     if len(values) < 2 or len(set(values)) < len(values):
         raise argparse.ArgumentTypeError("expected at least two values, none of them twice")
-    return Sweep(name, values)
 
 
 # ---------------------------------------------------------------- curves

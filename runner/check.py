@@ -1,4 +1,4 @@
-"""What `--check` does: tries all that a command names on the first image, and says what to expect of the run."""
+"""What `--check` does: tries all that a command names on the first image, and says what to expect."""
 
 from __future__ import annotations
 

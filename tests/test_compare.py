@@ -12,7 +12,7 @@ from conftest import classifier_result, done, flags, pictures, run, start, wait_
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
-from evaluation.comparison import Metric, kernel_difference, loss_shares, sentence, transfer_scores
+from evaluation.comparison import Metric, kernel_difference, sentence, transfer_scores
 from evaluation.evaluate import Evaluation, transfer_mean
 from evaluation.quality import kernel_distance
 from evaluation.stats import (
@@ -25,6 +25,7 @@ from evaluation.stats import (
     smallest_success_difference,
 )
 from evaluation.tables import latex
+from evaluation.weights import loss_shares
 
 COMPARE = [sys.executable, "compare.py"]
 

@@ -1,0 +1,276 @@
+"""What ends a comparison: tables in three formats, figures, and the pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from data.dataset import Item
+from data.images import Pictures
+from data.records import ANALYSIS, Run, record_path
+from evaluation.comparison import Comparison, compare_runs, csv_text, success_points
+from evaluation.costs import cost_rows
+from evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
+from evaluation.evaluate import Evaluation, evaluate, written_results
+from evaluation.judging import KEY, judging_section, read_judgements, read_key
+from evaluation.published import published_dicts, published_remarks, published_sections
+from evaluation.scaled import scaled_points
+from evaluation.sweep import Point, SweepReport, compare_curves, curve_of, pair_rows, report_sweep, sweep_csv
+from evaluation.tables import as_text, latex, markdown
+from evaluation.weights import ModeWeights, add_weights
+from plotting.comparison_page import write_comparison_page
+from plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_figure
+from plotting.figures import plot_success_against_visibility, plot_tradeoff
+from plotting.judging_page import write_judging_page
+from runner.compared import CompareOptions, Mode
+from runner.folder import failure_path, provenance, read_failures, read_finished, read_pictures, write_texts
+from runner.summary import weights_at_the_end
+from timestep_weights import effective_timesteps, named_schedules
+
+
+def report(
+    options: CompareOptions, modes: Sequence[Mode], items: Sequence[Item], device: torch.device
+) -> int:
+    """Compares what is in the folders, writes it, and prints the table; returns the exit code."""
+    indices = [item.index for item in items]
+    failures = [
+        f"{mode.name}{'' if mode.value is None else f' at {mode.value:g}'}: {failure}"
+        for mode in modes
+        for failure in read_failures(mode.job.options.save_dir, indices)
+    ]
+    compared = [
+        item
+        for item in items
+        if all(record_path(mode.job.options.save_dir, item.index).exists() for mode in modes)
+    ]
+    left = [
+        item
+        for item in items
+        for mode in modes
+        if not record_path(mode.job.options.save_dir, item.index).exists()
+        and not failure_path(mode.job.options.save_dir, item.index).exists()
+    ]
+    if left:
+        print(
+            f"still to be attacked: {len(set(left))} images, by the same command without --shard or by "
+            f"its other shards"
+        )
+        return 1 if failures else 0
+    if not compared:
+        print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
+        return 1
+    runs = [read_finished(mode.job.options.save_dir, [item.index for item in compared]) for mode in modes]
+    evaluations, curves = [], []
+    for mode, run in zip(modes, runs):
+        pictures = read_pictures(run, compared, mode.job.options.res)
+        evaluations.append(evaluate_mode(mode, run, pictures, device))
+        curves.append(curve_of_attack(mode, pictures, evaluations[-1], device) if options.attacks else None)
+    if options.sweep:
+        write_sweep(options, modes, runs, evaluations, failures, device)
+    else:
+        found = (modes, runs, evaluations, curves)
+        print("\n" + write_comparison(options, *found, failures, device, options.save_dir))
+    if options.figures != "none":
+        print(f"\nfigures in {options.save_dir / ANALYSIS}, and in that folder of each mode")
+    return 1 if failures else 0
+
+
+def evaluate_mode(mode: Mode, run: Run, pictures: Pictures, device: torch.device) -> Evaluation:
+    options, attack = mode.job.options, mode.job.attack
+    return evaluate(
+        pictures,
+        dict(zip(options.model_name, attack.classifiers)),
+        options.judges,
+        device,
+        written_results(run.rows, pictures, options.label_base),
+        attack.class_names,
+        attack.diffusion,
+        options.fid_reference,
+    )
+
+
+def curve_of_attack(
+    mode: Mode, pictures: Pictures, evaluation: Evaluation, device: torch.device
+) -> list[CurvePoint]:
+    """Of parts of each picture's change."""
+    attack = mode.job.attack
+    surrogates = dict(zip(mode.job.options.model_name, attack.classifiers))
+    return scaled_points(pictures, evaluation, surrogates, device, attack.class_names)
+
+
+def write_comparison(
+    options: CompareOptions,
+    modes: Sequence[Mode],
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    curves: Sequence[list[CurvePoint] | None],
+    failures: list[str],
+    device: torch.device,
+    folder: Path,
+) -> str:
+    """Compares modes or attacks and writes comparison.md, .tex, .json and .csv, the figures and the pages
+    into a folder; returns the tables as text.
+    """
+    names, has_transfer = [mode.name for mode in modes], bool(evaluations[0].transfers)
+    comparison = compare_runs(names, runs, evaluations, failures)
+    if all(run.timesteps for run in runs):
+        add_weights(comparison, runs[0], [weights_of(mode, run) for mode, run in zip(modes, runs)])
+    add_curves(
+        comparison, {name: curve_points(run) for name, run in zip(names, runs)}, ITERATIONS, has_transfer
+    )
+    if all(curves):
+        add_curves(comparison, dict(zip(names, curves)), PARTS, has_transfer)
+    add_what_others_say(comparison, options)
+    write_texts(
+        folder,
+        {
+            "comparison.md": markdown(title_of(modes), comparison.sections, comparison.remarks),
+            # without the notes
+            "comparison.tex": latex([row[:-1] for row in comparison.sections[0][1]], comparison.caption),
+            "comparison.json": json.dumps(comparison.results | provenance(options, device), indent=2),
+            "comparison.csv": csv_text(
+                comparison.names, [run.rows for run in runs], evaluations, options.label_base
+            ),
+        },
+    )
+    if options.figures != "none":
+        draw(comparison.names, runs, evaluations, folder, each_image=options.figures == "all")
+        if all(curves):
+            rates = {name: [point.figures for point in points] for name, points in zip(names, curves)}
+            title = "Attack success against visibility, by parts of the change"
+            save_figure(plot_tradeoff(rates, title), folder / ANALYSIS / "tradeoff")
+        shown = dict(zip(names, runs))
+        write_comparison_page(folder, title_of(modes), shown, comparison.sections, comparison.remarks)
+    if options.page:
+        trials = write_judging_page(folder, dict(zip(names, runs)), options.seed)
+        print(f"\n{trials} pairs of pictures to judge in {folder / 'judging.html'}")
+    return as_text(comparison.sections, comparison.remarks)
+
+
+# what numbers the points of a curve, how tables call that, and the JSON's names of the curves and of what
+# comes out at equal visibility
+ITERATIONS = ("iteration", "after so many iterations", "curves", "at_equal_visibility_over_iterations")
+PARTS = ("% of the change", "with parts of the change", "curves_over_parts", "at_equal_visibility")
+
+
+def add_curves(
+    comparison: Comparison | SweepReport,
+    curves: Mapping[str, list[CurvePoint]],
+    told: tuple[str, str, str, str],
+    has_transfer: bool,
+) -> None:
+    """Compares runs at equal visibility over the points of their curves, where they have some."""
+    if not all(curves.values()):
+        return
+    counted, how, key, key_of_pairs = told
+    for name, points in curves.items():
+        comparison.sections.append((f"{name}, {how}", point_rows(points, counted)))
+    comparison.results[key] = {name: curve_dicts(points) for name, points in curves.items()}
+    if has_transfer:
+        pairs = compare_curves(
+            {name: curve_of([point.evaluation for point in points]) for name, points in curves.items()}
+        )
+        comparison.sections.append((f"At equal visibility, {how}", pair_rows(pairs)))
+        comparison.results[key_of_pairs] = [pair.as_dict() for pair in pairs]
+
+
+def add_what_others_say(comparison: Comparison | SweepReport, options: CompareOptions) -> None:
+    """Adds what people chose on the page for judging, and what papers report, if that is asked for."""
+    if options.judged:
+        key = read_key(options.save_dir / KEY)
+        judgements = [one for path in options.judged for one in read_judgements(path, key)]
+        comparison.sections.append(judging_section(judgements, key.attacks))
+        comparison.results["judged"] = [
+            {"attacks": one.trial.attacks, "image": one.trial.image, "nearer": one.nearer}
+            for one in judgements
+        ]
+    if options.published:
+        comparison.sections.extend(published_sections(options.model_name))
+        comparison.remarks.extend(published_remarks(options.model_name))
+        comparison.results["published"] = published_dicts(options.model_name)
+
+
+def write_sweep(
+    options: CompareOptions,
+    modes: Sequence[Mode],
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    failures: list[str],
+    device: torch.device,
+) -> None:
+    """Compares the modes of each value as without a sweep, then their curves over all values, and writes
+    sweep.md, .tex, .json and .csv and the figure.
+    """
+    sweep, points, alone = options.sweep, {}, {}
+    for mode, run, evaluation in zip(modes, runs, evaluations):
+        point = Point(mode.name, mode.value, run, evaluation)
+        if sweep.modes_are_one(mode.value):
+            alone[mode.value] = point
+        else:
+            points.setdefault(mode.name, {})[mode.value] = point
+    for value in sweep.values:
+        at_value = [k for k, mode in enumerate(modes) if mode.value == value]
+        if len(at_value) > 1:
+            alike = (modes, runs, evaluations, [None] * len(modes))
+            chosen = ([parts[k] for k in at_value] for parts in alike)
+            write_comparison(options, *chosen, failures, device, options.save_dir / sweep.folder(value))
+    curves = {
+        name: [(alone | by_value)[value] for value in sweep.values] for name, by_value in points.items()
+    }
+    found = report_sweep(sweep, curves, failures)
+    each = {f"{mode.name}, {sweep.flag} {mode.value:g}": run for mode, run in zip(modes, runs)}
+    points_of = {name: curve_points(run) for name, run in each.items()}
+    add_curves(found, points_of, ITERATIONS, bool(evaluations[0].transfers))
+    found.sections.append(("Costs", cost_rows({name: run.rows for name, run in each.items()})))
+    add_what_others_say(found, options)
+    write_texts(
+        options.save_dir,
+        {
+            "sweep.md": markdown(f"Sweep of {sweep.flag}", found.sections, found.remarks),
+            "sweep.tex": latex(found.sections[0][1], found.remarks[0]),
+            "sweep.json": json.dumps(found.results | provenance(options, device), indent=2),
+            "sweep.csv": sweep_csv(curves),
+        },
+    )
+    print("\n" + as_text(found.sections, found.remarks))
+    if options.figures != "none":
+        (options.save_dir / ANALYSIS).mkdir(exist_ok=True)
+        title = f"Attack success against visibility, by {sweep.flag}"
+        save_figure(plot_tradeoff(found.rates, title), options.save_dir / ANALYSIS / "sweep")
+        for name, figure in draw_tradeoff(each):
+            save_figure(figure, options.save_dir / ANALYSIS / name)
+
+
+def title_of(modes: Sequence[Mode]) -> str:
+    return "Comparison of " + (
+        "attacks" if len({m.job.options.attack for m in modes}) > 1 else "timestep weights"
+    )
+
+
+def weights_of(mode: Mode, run: Run) -> ModeWeights:
+    end = weights_at_the_end(mode.job.attack, run)
+    return ModeWeights(mode.weights_at_start.tolist(), end.tolist(), effective_timesteps(end))
+
+
+def draw(
+    names: Sequence[str],
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation],
+    folder: Path,
+    each_image: bool,
+) -> None:
+    """The figures of each mode in its own folder, and those that compare the modes in that of the
+    comparison.
+    """
+    draw_folders(runs, named_schedules, each_image, anew=False)
+    (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
+    if all(run.timesteps for run in runs):
+        draw_comparison(dict(zip(names, runs)), named_schedules, folder)
+    measure = "LPIPS" if "LPIPS" in evaluations[0].quality else "SSIM"
+    points = success_points(names, evaluations, measure)
+    save_figure(
+        plot_success_against_visibility(points, measure), folder / ANALYSIS / "success_against_visibility"
+    )
