@@ -34,6 +34,7 @@ OURS_TO_GIVE = {
 }
 # Attacks that mix a picture with others of its batch, and how many others each gets.
 MIXES, OTHERS = ("Admix", "L2T"), 3
+SIDES = {"L2T": 224}  # for which alone an attack of the library is written
 RADIUS = "eps"  # the field's name of it
 USERS_RADIUS = 8 / 255  # where the search begins for a function of the user's that has no default
 
@@ -73,6 +74,11 @@ class TorchAttack:
             radius: `eps`, in the attack's own norm; None for its default or what it was given.
             composition: that limits the change at each place.
         """
+        side = SIDES.get(self.name.function, images.shape[-1])
+        if side != images.shape[-1]:
+            raise InputError(
+                f"--attack {self.name.text} is written for images of {side} pixels; give --res {side}"
+            )
         arguments = self.arguments | ({} if radius is None else {RADIUS: radius})
         if targeted:
             arguments["targeted"] = True

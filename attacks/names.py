@@ -92,10 +92,11 @@ def attack_name(text: str) -> str:
 
 
 def attack_names(text: str) -> tuple[str, ...]:
-    """What a flag lists, separated by commas outside brackets and quotes."""
-    names = tuple(part.strip() for part in split_outside_brackets(text) if part.strip())
-    names = tuple(attack_name(name) for name in names)
-    if len(names) < 2 or len({parse_attack(name).folder for name in names}) < len(names):
+    """What a flag lists, separated by commas outside brackets and quotes; none of an empty text."""
+    parts = [part.strip() for part in split_outside_brackets(text)]
+    names = tuple(attack_name(part) for part in parts if part)
+    folders = {parse_attack(name).folder for name in names}
+    if names and not 2 <= len(names) == len(folders):
         raise argparse.ArgumentTypeError("expected at least two attacks, none of them twice")
     return names
 

@@ -315,6 +315,7 @@ def evaluate(
     class_names: Sequence[str] | None = None,
     diffusion: LatentDiffusion | None = None,
     fid_reference: Path | None = None,
+    of_clean: Sequence[ClassifierResult] = (),
 ) -> Evaluation:
     """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers and
     others behind defences, each loaded, used and freed before the next.
@@ -324,11 +325,13 @@ def evaluate(
         class_names: to compare with those of a transfer classifier that has names for its outputs.
         diffusion: the model of defences that need one.
         fid_reference: a file of statistics for a Frechet distance to them.
+        of_clean: what classifiers have said before of the same clean pictures.
 
     Raises:
         ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
     """
     results, warnings = [], warnings_about_transfer(list(surrogates), transfer)
+    before = {result.name: result for result in of_clean}
     for name, classifier in surrogates.items():
         result = (known or {}).get(name) or evaluate_classifier(name, classifier, pictures, device)
         results.append(result)
@@ -344,7 +347,7 @@ def evaluate(
             other = load_classifier(
                 name, class_names or classes, pictures.clean.shape[1], diffusion=diffusion
             ).to(device)
-            results.append(evaluate_classifier(name, other, pictures, device))
+            results.append(evaluate_classifier(name, other, pictures, device, before.get(name)))
             if not results[-1].is_defended:
                 warnings += [
                     *warnings_about_outputs(name, other, pictures.clean, device),

@@ -181,21 +181,30 @@ class ClassifierResult:
 
 
 def evaluate_classifier(
-    name: str, classifier: torch.nn.Module, pictures: Pictures, device: torch.device
+    name: str,
+    classifier: torch.nn.Module,
+    pictures: Pictures,
+    device: torch.device,
+    of_clean: ClassifierResult | None = None,
 ) -> ClassifierResult:
-    """Classifies all pictures of a run."""
-    before, after, reconstructed = (
+    """Classifies all pictures of a run.
+
+    Args:
+        of_clean: what it has said before of the same clean pictures.
+    """
+
+    def certified_by(images: np.ndarray) -> list[Certificate]:
+        return [c for chunk in to_tensor(images).split(16) for c in classifier.certify(chunk.to(device))]
+
+    after, reconstructed = (
         None if images is None else predict(classifier, images, pictures.labels, device)
-        for images in (pictures.clean, pictures.adversarial, pictures.reconstructed)
+        for images in (pictures.adversarial, pictures.reconstructed)
     )
-    certificates = (
-        tuple(
-            [c for chunk in to_tensor(images).split(16) for c in classifier.certify(chunk.to(device))]
-            for images in (pictures.clean, pictures.adversarial)
-        )
-        if isinstance(classifier, Smoothed)
-        else None
-    )
+    before = of_clean.before if of_clean else predict(classifier, pictures.clean, pictures.labels, device)
+    certificates = None
+    if isinstance(classifier, Smoothed):
+        clean = of_clean.certificates[0] if of_clean else certified_by(pictures.clean)
+        certificates = (clean, certified_by(pictures.adversarial))
     return ClassifierResult(
         name, pictures.labels, before, after, reconstructed, pictures.targets, certificates
     )

@@ -51,7 +51,7 @@ def scaled_points(
             classifier = load_classifier(result.name, class_names, pictures.clean.shape[1]).to(device)
         for found, version in zip(answers, versions):
             version_of = Pictures(pictures.clean, version, pictures.labels, None, pictures.targets)
-            found.append(evaluate_classifier(result.name, classifier, version_of, device))
+            found.append(evaluate_classifier(result.name, classifier, version_of, device, result))
     points = []
     for part, results, version in zip(parts, answers, versions):
         quality = {}

@@ -16,6 +16,7 @@ from evaluation.costs import cost_rows
 from evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
 from evaluation.evaluate import Evaluation, evaluate, written_results
 from evaluation.judging import KEY, judging_section, read_judgements, read_key
+from evaluation.predictions import ClassifierResult
 from evaluation.published import published_dicts, published_remarks, published_sections
 from evaluation.scaled import scaled_points
 from evaluation.sweep import Point, SweepReport, compare_curves, curve_of, pair_rows, report_sweep, sweep_csv
@@ -63,11 +64,12 @@ def report(
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
     runs = [read_finished(mode.job.options.save_dir, [item.index for item in compared]) for mode in modes]
-    evaluations, curves = [], []
+    evaluations, curves, has_curves = [], [], options.attacks and not options.sweep
     for mode, run in zip(modes, runs):
         pictures = read_pictures(run, compared, mode.job.options.res)
-        evaluations.append(evaluate_mode(mode, run, pictures, device))
-        curves.append(curve_of_attack(mode, pictures, evaluations[-1], device) if options.attacks else None)
+        of_clean = evaluations[0].classifiers if evaluations else ()  # the same in all modes
+        evaluations.append(evaluate_mode(mode, run, pictures, device, of_clean))
+        curves.append(curve_of_attack(mode, pictures, evaluations[-1], device) if has_curves else None)
     if options.sweep:
         write_sweep(options, modes, runs, evaluations, failures, device)
     else:
@@ -78,7 +80,13 @@ def report(
     return 1 if failures else 0
 
 
-def evaluate_mode(mode: Mode, run: Run, pictures: Pictures, device: torch.device) -> Evaluation:
+def evaluate_mode(
+    mode: Mode,
+    run: Run,
+    pictures: Pictures,
+    device: torch.device,
+    of_clean: Sequence[ClassifierResult],
+) -> Evaluation:
     options, attack = mode.job.options, mode.job.attack
     return evaluate(
         pictures,
@@ -89,6 +97,7 @@ def evaluate_mode(mode: Mode, run: Run, pictures: Pictures, device: torch.device
         attack.class_names,
         attack.diffusion,
         options.fid_reference,
+        of_clean,
     )
 
 
@@ -184,7 +193,7 @@ def add_what_others_say(comparison: Comparison | SweepReport, options: CompareOp
         judgements = [one for path in options.judged for one in read_judgements(path, key)]
         comparison.sections.append(judging_section(judgements, key.attacks))
         comparison.results["judged"] = [
-            {"attacks": one.trial.attacks, "image": one.trial.image, "nearer": one.nearer}
+            {"attacks": [one.trial.left, one.trial.right], "image": one.trial.image, "nearer": one.nearer}
             for one in judgements
         ]
     if options.published:

@@ -1,0 +1,423 @@
+"""Attacks on pixels: what a name may be, the limit and the budget that hold for every attack, what they cost,
+and runs and comparisons of them.
+"""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchattack
+from conftest import MAIN, flags, network, pictures, run
+from PIL import Image
+
+from attacks.names import attack_names, parse_attack
+from attacks.pixel import PixelAttack, Seen
+from attacks.search import strongest
+from classifiers.registry import load_classifier
+from common.costs import measured
+from data.images import read_image, rounded, to_tensor
+from data.records import read_run
+from diffusion.composition import Composition, change_limits
+from evaluation.budget import parse_budget
+
+COMPARE = [sys.executable, "compare.py"]
+RANDOM = torch.Generator().manual_seed(0)
+SMOOTH = torch.nn.functional.interpolate(
+    torch.rand(1, 3, 12, 12, generator=RANDOM) * 0.6 + 0.2, (64, 64), mode="bicubic"
+).clamp(0, 1)
+CLEAN = rounded(SMOOTH + 0.05 * torch.randn(1, 3, 64, 64, generator=RANDOM))
+LABEL = torch.tensor([2])
+
+
+def classifier() -> torch.nn.Module:
+    return network(5).requires_grad_(False)
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_arguments_are_literals_and_fractions():
+    name = parse_attack(" torchattack:DIFGSM(eps=8/255, steps=20,resize_rate=-0.5) ")
+    assert (name.source, name.function) == ("torchattack", "DIFGSM")
+    assert dict(name.arguments) == {"eps": 8 / 255, "steps": 20, "resize_rate": -0.5}
+    users = parse_attack("my attacks/a.py:attack(mode='fast', sizes=(1, 2))")
+    assert users.source == "my attacks/a.py" and dict(users.arguments)["sizes"] == (1, 2)
+    assert attack_names("diffattack, torchattack:PGD(eps=0.1,steps=2) ,f.py:g(a='x,)y')") == (
+        "diffattack",
+        "torchattack:PGD(eps=0.1,steps=2)",
+        "f.py:g(a='x,)y')",
+    )
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("torchattack:PGD(eps=open('executed','w'))", "is no literal"),
+        ("torchattack:PGD(eps=__import__('os').mkdir('executed'))", "is no literal"),
+        ("torchattack:PGD(steps=10**9)", "is no literal"),
+        ("torchattack:PGD(eps=1/0)", "is no literal"),
+        ("torchattack:PGD(**{'eps': 1})", "is no literal"),
+        ("torchattack:PGD(eps=0.1,eps=0.2)", "is there twice"),
+        ("torchattack:PGD(0.1)", "have no names"),
+        ("torchattack:PGD(eps=0.1)+f()", "have no names"),
+        ("torchattack:PGD(eps=0.1))", "cannot be read"),
+        ("torchattack:PGD(" + "(" * 5000 + ")", "cannot be read"),
+        ("torchattack:PGD(eps=\0)", "cannot be read"),
+        ("PGD", "is no attack"),
+        ("", "is no attack"),
+        ("torchattack:NoSuch", "torchattack has no attack 'NoSuch'; expected one of Admix, "),
+        ("torchattack:FIA", "needs the names of a certain network's layers"),
+        ("torchattack:TGR", "needs the names of a certain network's layers"),
+        ("torchattack:CDA", "needs the weights of a trained generator"),
+        ("torchattack:SSP", "needs the weights of VGG-16"),
+        ("torchattack:PGD(epsilon=0.1)", "takes no argument 'epsilon'; it takes eps, steps, alpha"),
+        ("torchattack:PGD(eps='much')", "eps is 'much'"),
+        ("torchattack:PGD(steps=2.5)", "steps is 2.5"),
+        ("torchattack:PGD(eps=-1)", "eps is -1"),
+        ("torchattack:PGD(random_start=1)", "random_start is 1"),
+        ("torchattack:PGD(targeted=True)", "targeted comes from --target_label"),
+        ("torchattack:PGD(model=None)", "model comes from --model_name"),
+        ("nowhere.py:attack", "there is no file 'nowhere.py'"),
+    ],
+)
+def test_nonsense_is_one_line_and_is_never_executed(data, quick, tmp_path, name, message):
+    answer = attacked(data, tmp_path / "out", quick, name)
+    assert answer.returncode == 2 and answer.stderr.count("\n") == 1, answer.stderr
+    assert answer.stderr.startswith("main.py: error: ") and message in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- the limit and the budget
+
+
+def test_the_limit_has_its_gradient_and_comes_before_what_an_attack_does_to_a_picture():
+    """Against the same steps written out: PGD with the limit, and DI-FGSM through which no copy goes that is
+    not limited.
+    """
+    model, composition = classifier(), Composition(CLEAN, CLEAN, change_limits(CLEAN, 0.3))
+    change = torch.zeros_like(CLEAN, requires_grad=True)
+    for _ in range(4):
+        loss = torch.nn.functional.cross_entropy(model(composition(CLEAN + change)), LABEL)
+        (gradient,) = torch.autograd.grad(loss, change)
+        step = (change + 0.1 / 4 * gradient.sign()).clamp(-0.1, 0.1)
+        change = ((CLEAN + step).clamp(0, 1) - CLEAN).detach().requires_grad_()
+    attack = PixelAttack(
+        "torchattack:PGD(eps=0.1,steps=4,random_start=False)", model, range(5), contrast_limit=0.3
+    )
+    made = attack(CLEAN, LABEL).adversarial
+    assert torch.allclose(made, composition(CLEAN + change.detach()), atol=1e-6)
+    for name in ("DIFGSM", "SINIFGSM", "VMIFGSM"):
+        attack = PixelAttack(f"torchattack:{name}(eps=0.5,steps=3)", model, range(5), contrast_limit=0.3)
+        made = attack(CLEAN, LABEL).adversarial
+        assert ((made - CLEAN).abs() <= change_limits(CLEAN, 0.3)[:, :1] + 1e-6).all()
+        assert torch.nn.functional.cross_entropy(model(made), LABEL) > torch.nn.functional.cross_entropy(
+            model(CLEAN), LABEL
+        )
+
+
+def test_a_mask_holds_every_attack():
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1
+    made = PixelAttack("torchattack:PGD", classifier(), range(5))(CLEAN, LABEL, masks=mask).adversarial
+    assert torch.equal(made[..., 32:], CLEAN[..., 32:]) and (made - CLEAN)[..., :32].abs().max() > 0.02
+
+
+DIRECTION = torch.randn(CLEAN.shape, generator=RANDOM)
+
+
+@pytest.mark.parametrize("text", ["psnr=37", "ssim=0.97", "l2=1.5"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda radius: CLEAN + radius * DIRECTION,
+        lambda radius: CLEAN + 0.03 * (radius * DIRECTION / 0.03).tanh(),  # held back
+        lambda radius: CLEAN + round(radius * 255) / 255 * DIRECTION.sign(),  # in jumps
+        lambda radius: CLEAN + 0.001 * (radius > 0.5) * DIRECTION,  # hardly anything
+        lambda radius: CLEAN + (0.2 + radius) * DIRECTION,  # never within, but by a part of it
+    ],
+)
+def test_the_strongest_picture_within_a_budget_is_found(text, attack):
+    budget = parse_budget(text)
+    made = []
+
+    def counted(radius):
+        made.append(attack(radius).clamp(0, 1))
+        return made[-1]
+
+    found = strongest(counted, CLEAN, budget, 8 / 255)
+    assert budget.fits(CLEAN, found.picture).all() and found.runs == len(made) <= 7
+    share = float(budget.share(CLEAN, rounded(found.picture)))
+    could = max(float(budget.share(CLEAN, rounded(picture))) for picture in (*made, attack(10.0).clamp(0, 1)))
+    assert share > 0.95 or share == pytest.approx(could, rel=0.03)
+
+
+def test_several_surrogates_and_several_labels():
+    two = [classifier(), network(5).requires_grad_(False)]
+    with torch.no_grad():
+        two[1][2].weight.mul_(-1)
+    logits = torch.stack([model(CLEAN) for model in two]).mean(0)
+    assert torch.allclose(Seen(two, torch.tensor([[2]]), 2.0)(CLEAN), logits / 2)
+    together = Seen(two, torch.tensor([[2, 4, -1]]), 1.0)(CLEAN).softmax(-1)[0]
+    assert together[2] == pytest.approx(float(logits.softmax(-1)[0, [2, 4]].sum()), rel=1e-5)
+    assert together[4] == 0
+
+
+# ---------------------------------------------------------------- costs
+
+
+def test_evaluations_are_counted_by_image_and_in_both_directions():
+    model = classifier()
+    with measured({"surrogate": [model]}, torch.device("cpu")) as costs:
+        model(CLEAN.expand(3, -1, -1, -1))
+        model(CLEAN.clone().requires_grad_()).sum().backward()
+        assert costs.taken() == {"surrogate": 4, "surrogate, backward": 1} and not costs.taken()
+    model(CLEAN)
+    assert not costs.counts and costs.peak_memory > 1e7
+
+
+def test_memory_of_before_is_forgotten():
+    large = torch.ones(2**26)  # 256 MB
+    del large
+    with measured({}, torch.device("cpu"), afresh=True) as costs:
+        torch.ones(2**18)
+    with measured({}, torch.device("cpu"), afresh=True) as more:
+        torch.ones(2**25)
+    if sys.platform == "linux":
+        assert more.peak_memory - costs.peak_memory > 1e8
+
+
+# ---------------------------------------------------------------- runs
+
+
+def without_iterations(command: list[str]) -> list[str]:
+    """The flags of conftest without those of the latent attack."""
+    found = list(command)
+    for name in ("--iterations", "--start_step"):
+        place = found.index(name)
+        del found[place : place + 2]
+    return found
+
+
+def attacked(data, out, quick, attack, *extra):
+    return run(
+        [*MAIN, *without_iterations(flags(data, out, "--model_name", quick, "--attack", attack, *extra))]
+    )
+
+
+def test_the_librarys_own_result_is_reproduced_to_the_byte(data, quick, tmp_path):
+    name = "torchattack:DIFGSM(steps=3,eps=4/255)"
+    answer = attacked(
+        data, tmp_path, quick, name, "--budget", "none", "--contrast_limit", "none", "--seed", 7, "--limit", 2
+    )
+    assert answer.returncode == 0, answer.stderr
+    model = load_classifier(quick, 1000, 96, attacked=True)
+    for k, label in enumerate((0, 21)):
+        clean = to_tensor(read_image(data / "images" / f"img{k}.png", 96))
+        torch.manual_seed(7)
+        attack = torchattack.DIFGSM(model, None, torch.device("cpu"), eps=4 / 255, steps=3)
+        expected = attack(clean, torch.tensor([label])).detach()[0]
+        pixels = (255 * expected).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{k:04d}_adv_image.png")), pixels)
+
+
+USERS = """
+import torch
+
+
+def attack(images, labels, classifier, eps=0.1, steps=3, targets=None):
+    x = images.clone().requires_grad_()
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(classifier(x), labels)
+        (gradient,) = torch.autograd.grad(loss if targets is None else -loss, x)
+        x = (x + eps / steps * gradient.sign()).detach().requires_grad_()
+    return x
+
+
+def plain(images, labels, classifier):
+    return images + 0.3 * torch.randn_like(images)
+
+
+def wrong(images, labels, classifier):
+    return images[:, :1]
+
+
+def raises(images, labels, classifier):
+    raise KeyError("a key\\nand a line")
+
+
+def few(images):
+    return images
+"""
+
+
+def test_a_users_function_is_an_attack_that_goes_on_and_is_known_by_its_file(data, quick, tmp_path):
+    file, out = tmp_path / "mine.py", tmp_path / "out"
+    file.write_text(USERS)
+    command = (data, out, quick, f"{file}:attack(steps=2)", "--budget", "psnr=33", "--figures", "all")
+    assert attacked(*command).returncode == 0
+    results, before = json.loads((out / "results.json").read_text()), pictures(out)
+    for row in results["images"]:
+        assert 33 <= row["psnr"] < 33.5 and row["attack_runs"] >= 1 and row["radius"] > 0
+        assert row["evaluations"]["surrogate"] == 2 * row["attack_runs"] and "UNet" not in row["evaluations"]
+    assert results["costs"]["UNet"] == 0 and results["costs"]["peak_memory"] > 1e8
+    assert (out / "timestep_analysis" / "0000_contact_sheet.png").exists()
+    page = (out / "report.html").read_text()
+    assert f"attack {file}:attack(steps=2)" in page and "Where the self-attention loss comes from" not in page
+    changed = (out / "0001_record.npz").stat().st_mtime_ns
+    (out / "0002_record.npz").unlink()
+    again = attacked(*command)
+    assert again.returncode == 0 and "3 of 4 images are done" in again.stderr
+    assert pictures(out) == before and (out / "0001_record.npz").stat().st_mtime_ns == changed
+    assert read_run(out).records[2].fooled.shape == (2,)
+    file.write_text(USERS + "\n\nother = 1\n")
+    refused = attacked(*command)
+    assert refused.returncode == 2 and "mine.py:attack(steps=2) has changed" in refused.stderr
+    scaled = attacked(data, tmp_path / "plain", quick, f"{file}:plain", "--limit", 1)
+    assert scaled.returncode == 0  # without a radius its change is scaled
+    assert json.loads((tmp_path / "plain" / "results.json").read_text())["mean_psnr"] == pytest.approx(
+        36.5, abs=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    "function, extra, message",
+    [
+        ("wrong", [], "returned (1, 1, 96, 96); expected images (1, 3, 96, 96)"),
+        ("raises", [], "fails with KeyError on images (1, 3, 96, 96)"),
+        ("few", [], "takes 1 arguments; expected images, labels and classifier"),
+        ("none", [], "the file has no function 'none'"),
+        ("attack(speed=1)", [], "takes no argument 'speed'; it takes eps, steps, targets"),
+        ("plain", ["--target_label", "3"], "is not targeted"),
+        ("attack", ["--weight_mode", "fixed"], "--weight_mode goes with --attack diffattack alone"),
+        ("attack", ["--iterations", "20"], "--iterations goes with --attack diffattack alone"),
+    ],
+)
+def test_a_users_function_that_cannot_be_used_is_said_in_one_line(
+    data, quick, tmp_path, function, extra, message
+):
+    (tmp_path / "mine.py").write_text(USERS)
+    answer = attacked(data, tmp_path / "out", quick, f"{tmp_path / 'mine.py'}:{function}", *extra)
+    errors = [line for line in answer.stderr.splitlines() if line.startswith("main.py: error")]
+    assert answer.returncode == 2 and len(errors) == 1 and message in errors[0], answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+ATTACKS = (
+    "PGD",
+    "PGDL2",
+    "MIFGSM",
+    "DIFGSM",
+    "TIFGSM",
+    "SINIFGSM",
+    "VMIFGSM",
+    "Admix",
+    "BSR(num_scale=2)",
+    "SSA(num_spectrum=2)",
+    "DeCoWA(num_warping=2)",
+    "L2T(num_scale=1)",
+)
+
+
+def test_every_attack_of_the_list_goes_from_end_to_end(data, quick, tmp_path):
+    names = [
+        f"torchattack:{name[:-1]},steps=3)" if "(" in name else f"torchattack:{name}(steps=3)"
+        for name in ATTACKS
+    ]
+    command = without_iterations(flags(data, tmp_path, "--model_name", quick, "--attacks", ",".join(names)))
+    command[command.index("--res") + 1] = "224"  # for which L2T is written
+    answer = run([*COMPARE, *command, "--limit", "1", "--budget", "psnr=35"])
+    assert answer.returncode == 0, answer.stderr
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    assert results["modes"] == names and len(pictures(tmp_path / "torchattack_PGD_steps=3")) == 5
+    (figure,) = [figure for figure in results["figures"] if figure["name"] == "PSNR dB"]
+    for name in names:
+        assert 35 <= figure["values"][name]["value"] <= 35.5, name
+        costs = results["costs"][name]
+        assert costs["surrogate"] > 0 and costs["surrogate, backward"] > 0 and costs["UNet"] == 0
+
+
+def test_attacks_side_by_side_with_curves_pages_and_published_rows(data, quick, tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    names = ["diffattack", "torchattack:MIFGSM(steps=3)", f"{tmp_path / 'mine.py'}:attack"]
+    command = flags(data, tmp_path / "out", "--model_name", quick, "--attacks", ",".join(names))
+    command[command.index("--transfer_models") + 1] = "efficientnet_lite1"
+    command[command.index("--figures") + 1] = "pooled"
+    command += ["--budget", "psnr=33", "--page", "--published", "--limit", "3"]
+    answer = run([*COMPARE, *command])
+    assert answer.returncode == 0, answer.stderr
+    out = tmp_path / "out"
+    results = json.loads((out / "comparison.json").read_text())
+    assert results["modes"] == names and len(results["curves_over_parts"][names[1]]) == 7
+    for figure in results["figures"]:
+        if figure["name"] == "PSNR dB":
+            assert all(figure["values"][name]["value"] >= 33 for name in names)
+            assert all(figure["values"][name]["value"] <= 33.5 for name in names[1:])
+    pairs = results["at_equal_visibility"]
+    assert {tuple(pair["modes"]) for pair in pairs} == {
+        (names[0], names[1]),
+        (names[0], names[2]),
+        (names[1], names[2]),
+    }
+    # 3 iterations over 2 timesteps: inversion, the unperturbed run, 3 iterations, and the last look
+    assert results["costs"]["diffattack"]["UNet"] == 2 * (1 + 1 + 3 + 1)
+    assert results["costs"]["diffattack"]["decoder"] == 1 + 3 + 1
+    for name in ("comparison.html", "judging.html", "judging_key.json", "timestep_analysis/tradeoff.png"):
+        assert (out / name).exists(), name
+    assert "no published figures known" in answer.stdout and "Costs" in answer.stdout
+    key = json.loads((out / "judging_key.json").read_text())
+    trials = sorted(key["trials"])
+    (out / "choices.csv").write_text("trial,choice,seconds\n" + "".join(f"{t},left,1\n" for t in trials))
+    judged = run([*COMPARE, *command, "--judged", str(out / "choices.csv")])
+    assert judged.returncode == 0, judged.stderr
+    assert len(json.loads((out / "comparison.json").read_text())["judged"]) == len(trials)
+
+
+def test_budgets_are_swept(data, quick, tmp_path):
+    command = without_iterations(
+        flags(
+            data,
+            tmp_path,
+            "--model_name",
+            quick,
+            "--attacks",
+            "torchattack:PGD(steps=2),torchattack:MIFGSM(steps=2)",
+            "--sweep",
+            "budget=psnr=40,34",
+            "--limit",
+            "2",
+        )
+    )
+    command[command.index("--transfer_models") + 1] = "efficientnet_lite1"
+    answer = run([*COMPARE, *command])
+    assert answer.returncode == 0, answer.stderr
+    results = json.loads((tmp_path / "sweep.json").read_text())
+    assert results["values"] == [40, 34] and results["at_equal_visibility"]
+    configuration = json.loads(
+        (tmp_path / "budget_psnr_34" / "torchattack_MIFGSM_steps=2" / "run.json").read_text()
+    )
+    assert configuration["budget"] == "psnr=34"
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--attacks", "torchattack:PGD"], "at least two attacks"),
+        (["--attacks", "diffattack,diffattack"], "none of them twice"),
+        (["--attacks", "diffattack,torchattack:PGD", "--modes", "uniform,minimax"], "give one of them"),
+        (["--attack", "torchattack:PGD"], "takes --attacks"),
+        (
+            ["--attacks", "diffattack,torchattack:PGD", "--sweep", "structure_share=0,1"],
+            "of diffattack alone",
+        ),
+        (["--sweep", "budget=psnr=40"], "at least two values"),
+        (["--sweep", "budget=loud=40,30"], "is no budget"),
+        (["--sweep", "seed=1,2", "--page"], "leave --sweep out"),
+        (["--judged", "nowhere.csv"], "--judged: "),
+    ],
+)
+def test_attacks_that_cannot_be_compared(data, tmp_path, extra, message):
+    answer = run([*COMPARE, *without_iterations(flags(data, tmp_path / "out", *extra))])
+    assert answer.returncode == 2 and answer.stderr.count("\n") == 1 and message in answer.stderr
+    assert not (tmp_path / "out").exists()
