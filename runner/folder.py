@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,9 @@ WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
 PACKAGES = (
     "torch",
+    "torchvision",
+    "torchattack",
+    "piq",
     "diffusers",
     "transformers",
     "accelerate",
@@ -71,7 +74,7 @@ def configuration_of(
 def plain(value: object) -> object:
     """A flag's value as JSON gives it back."""
     if isinstance(value, tuple):
-        return list(value)
+        return [plain(part) for part in value]
     return value if value is None or isinstance(value, (bool, int, float, str, list)) else str(value)
 
 
@@ -282,8 +285,16 @@ def provenance(options: Options, device: torch.device) -> dict:
     return {
         "configuration": {name: plain(value) for name, value in vars(options).items()},
         "device": str(device),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: version(package) for package in PACKAGES if is_installed(package)},
     }
+
+
+def is_installed(package: str) -> bool:
+    """Whether it is there, since some attacks and measures do without some packages."""
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 def write_texts(folder: Path, contents: dict[str, str]) -> None:

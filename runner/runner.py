@@ -127,7 +127,8 @@ def progress_bar(job: Job, name: str) -> Iterator[Callable[[int, torch.Tensor], 
     many images are done.
     """
     total = None if job.attack.ends_early else job.options.iterations
-    with tqdm(total=total, desc=name, leave=False, disable=job.options.processes > 1) as bar:
+    silent = job.options.processes > 1 or isinstance(job.attack, PixelAttack)  # which says nothing on its way
+    with tqdm(total=total, desc=name, leave=False, disable=silent) as bar:
 
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
