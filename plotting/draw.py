@@ -287,6 +287,7 @@ def draw_comparison(runs: Mapping[str, Run], schedules: Schedules, folder: Path,
     ANALYSIS folder of `folder`.
     """
     (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
-    lines = schedules(len(next(iter(runs.values())).timesteps))
+    timesteps = next(iter(runs.values())).timesteps
+    lines = schedules(len(timesteps)) if timesteps else {}
     for name, figure in (*draw_runs(runs, lines), *draw_tradeoff(runs)):
         save_figure(figure, folder / ANALYSIS / f"{prefix}{name}")
