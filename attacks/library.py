@@ -55,6 +55,10 @@ class TorchAttack:
             self.radius = None
         self.others = OTHERS if name.function in MIXES else 0
         self.takes_targets = "targeted" in parameters
+        try:
+            kind(model=torch.nn.Identity(), normalize=None, device=torch.device("cpu"), **self.arguments)
+        except Exception as error:  # a package that it needs, or arguments that do not go together
+            raise InputError(f"--attack {name.text} cannot be made ({one_line(error)})") from None
         classes_of = parameters.get("num_classes")
         if classes_of is not None and classes_of.default == 1000:  # of all, not of those it looks at
             self.arguments.setdefault("num_classes", classes)
@@ -208,6 +212,8 @@ def refusal(kind: type) -> str | None:
         return "needs the weights of a trained generator, which torchattack would download as pickles"
     if kind.__name__ == "SSP":
         return "needs the weights of VGG-16, which torchattack would download as pickles"
+    if kind.__name__ == "GeoDA":
+        return "works out a basis for minutes before each image"
     if any(parameter in NEED_LAYERS for parameter in parameters_of(kind.__init__)):
         return "needs the names of a certain network's layers"
     return None

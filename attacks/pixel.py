@@ -199,22 +199,23 @@ class PixelAttack:
         clean, labels = given.images[k : k + 1], given.labels[k : k + 1]
         mask = None if given.masks is None else given.masks[k : k + 1]
         target, first = given.targets[k : k + 1], self.method.radius
-        seen = Seen(self.attacked, labels, self.temperature)
+        looks: dict[float | None, list[torch.Tensor]] = {}  # by the radius of the run
 
         def run(radius: float | None) -> torch.Tensor:
-            seen.looks.clear()
+            seen = Seen(self.attacked, labels, self.temperature)
             picture = self.run(seen, clean, labels, target, mask, radius)
             if not picture.isfinite().all():
                 raise NonFiniteLossError(len(seen.looks), "attack", place)
+            looks[radius] = seen.looks
             return picture.clamp(0, 1)
 
         if self.budget is None or first is None:
             picture = run(None)
             picture = picture if self.budget is None else self.budget.hold(clean, picture)
-            found = Found(picture, first, 1)
+            found = Found(picture, None, 1)
         else:
             found = strongest(run, clean, self.budget, first)
-        return PixelCourse(found, seen.looks, labels, target)
+        return PixelCourse(found, looks[found.radius], labels, target)
 
     def run(
         self,

@@ -184,6 +184,8 @@ class OtherPictures:
     def __call__(self, labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of labels `(L,)`, up to so many images `(count, 3, H, W)` in [0, 1], and labels `(count,)`."""
         apart = [item for item in self.items if not set(item.labels) & set(labels.tolist())]
+        if not apart:
+            note("the attack mixes an image with others of other classes, and there are none in the folder")
         chosen = [apart[k * len(apart) // count] for k in range(min(count, len(apart)))]
         images, theirs = [torch.zeros(0, 3, self.size, self.size)], []
         for item in chosen:
