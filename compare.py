@@ -29,7 +29,8 @@ from runner.compared import CompareOptions, Mode, check_options, entries
 from runner.comparing import report
 from runner.folder import check_folder, claim_folder, drop_unusable, make_folder
 from runner.modes import attack_in_modes
-from runner.runner import Job, get_ready, restore_weights
+from runner.processes import get_ready
+from runner.runner import Job, restore_weights
 from runner.summary import weights_at_the_end
 from runner.task import check_shards, load_attacks, load_judges, read_task
 

@@ -55,14 +55,8 @@ from runner.folder import (
     missing_of,
     provenance,
 )
-from runner.runner import (
-    Runner,
-    count_processes,
-    get_ready,
-    job_of,
-    restore_weights,
-    share_out,
-)
+from runner.processes import count_processes, get_ready
+from runner.runner import Runner, job_of, restore_weights, share_out
 from runner.summary import of_image, report, write_report
 from runner.task import check_shards, class_names_of, load_attacks, read_task
 

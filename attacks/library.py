@@ -10,6 +10,7 @@ cannot be had of any classifier and are refused.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ OURS_TO_GIVE = {
 }
 # Attacks that mix a picture with others of its batch, and how many others each gets.
 MIXES, OTHERS = ("Admix", "L2T"), 3
-SIDES = {"L2T": 224}  # for which alone an attack of the library is written
+SIDES = {"L2T": 224, "SSA": 224}  # for which alone an attack of the library is written
 RADIUS = "eps"  # the field's name of it
 USERS_RADIUS = 8 / 255  # where the search begins for a function of the user's that has no default
 
@@ -45,8 +46,13 @@ class TorchAttack:
     `radius` is where the search for a budget begins; None where the attack has none, or was given one.
     """
 
-    def __init__(self, name: AttackName, classes: int):
+    def __init__(self, name: AttackName, classes: int, side: int | None = None):
         kind = library_class(name)
+        needed = SIDES.get(name.function, side)
+        if side != needed:
+            raise InputError(
+                f"--attack {name.text} is written for images of {needed} pixels; give --res {needed}"
+            )
         parameters = parameters_of(kind.__init__)
         check_arguments(name, parameters, f"torchattack:{name.function}")
         self.kind, self.name, self.arguments = kind, name, dict(name.arguments)
@@ -61,7 +67,7 @@ class TorchAttack:
             raise InputError(f"--attack {name.text} cannot be made ({one_line(error)})") from None
         classes_of = parameters.get("num_classes")
         if classes_of is not None and classes_of.default == 1000:  # of all, not of those it looks at
-            self.arguments.setdefault("num_classes", classes)
+            self.arguments["num_classes"] = classes
 
     def __call__(
         self,
@@ -69,23 +75,19 @@ class TorchAttack:
         labels: torch.Tensor,
         classifier: torch.nn.Module,
         radius: float | None = None,
-        targeted: bool = False,
+        targets: torch.Tensor | None = None,
         composition: Composition | None = None,
     ) -> torch.Tensor:
-        """Images `(B, 3, H, W)` in [0, 1] and labels, or targets, `(B,)` to adversarial images.
+        """Images `(B, 3, H, W)` in [0, 1] and labels `(B,)` to adversarial images.
 
         Args:
+            targets: `(B,)`, what the classifier is to see; None for anything but the labels.
             radius: `eps`, in the attack's own norm; None for its default or what it was given.
             composition: that limits the change at each place.
         """
-        side = SIDES.get(self.name.function, images.shape[-1])
-        if side != images.shape[-1]:
-            raise InputError(
-                f"--attack {self.name.text} is written for images of {side} pixels; give --res {side}"
-            )
         arguments = self.arguments | ({} if radius is None else {RADIUS: radius})
-        if targeted:
-            arguments["targeted"] = True
+        if targets is not None:
+            labels, arguments["targeted"] = targets, True
         attack = self.kind(model=classifier, normalize=None, device=images.device, **arguments)
         with cuda_means(images.device):
             if composition is None:
@@ -103,12 +105,12 @@ class TorchAttack:
 class UsersAttack:
     """A function of the user's, `attack(images, labels, classifier)`: images `(1, 3, H, W)` in [0, 1], labels
     `(1,)`, and a classifier from such images to logits; it returns the adversarial images. With a parameter
-    `eps` it is searched for a budget; a parameter `targets` `(1,)` gets those of a targeted attack.
+    `eps` it is searched for a budget; a parameter `targets` gets those of a targeted attack, `(1,)`, or None.
     """
 
     others = 0
 
-    def __init__(self, name: AttackName, classes: int):
+    def __init__(self, name: AttackName):
         self.name, self.arguments = name, dict(name.arguments)
         shown = f"--attack {name.text}"
         self.function, self.place = load_function(shown, name.source, name.function, InputError)
@@ -140,20 +142,18 @@ class UsersAttack:
         labels: torch.Tensor,
         classifier: torch.nn.Module,
         radius: float | None = None,
-        targeted: bool = False,
+        targets: torch.Tensor | None = None,
         composition: Composition | None = None,
     ) -> torch.Tensor:
         """As of TorchAttack."""
         arguments = self.arguments | ({} if radius is None else {RADIUS: radius})
-        if targeted:
-            arguments["targets"] = labels
+        if targets is not None:
+            arguments["targets"] = targets
         with self.place.entered():
             result = self.function(images.clone(), labels, classifier, **arguments)
         if not isinstance(result, torch.Tensor) or result.shape != images.shape:
             told = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-            raise InputError(
-                f"--attack {self.name.text} returned {told}; expected images {tuple(images.shape)} in [0, 1]"
-            )
+            raise TypeError(f"it returned {told}; expected images {tuple(images.shape)} in [0, 1]")
         result = result.detach().to(images)
         return result if composition is None else composition(result)
 
@@ -175,14 +175,17 @@ class BehindLimit(torch.nn.Module):
         return self.logits(self.picture(images))
 
 
-def load_attack(name: AttackName, classes: int) -> TorchAttack | UsersAttack:
+def load_attack(name: AttackName, classes: int, side: int | None = None) -> TorchAttack | UsersAttack:
     """The attack of that name on pixels.
 
+    Args:
+        classes: how many the classifier has.
+        side: of the pictures, where it is known.
     Raises:
         InputError: there is no such attack, it cannot be had of any classifier, or an argument is none that
             it takes.
     """
-    return TorchAttack(name, classes) if name.source == "torchattack" else UsersAttack(name, classes)
+    return TorchAttack(name, classes, side) if name.source == "torchattack" else UsersAttack(name)
 
 
 def library_class(name: AttackName) -> type:
@@ -212,6 +215,8 @@ def refusal(kind: type) -> str | None:
         return "needs the weights of a trained generator, which torchattack would download as pickles"
     if kind.__name__ == "SSP":
         return "needs the weights of VGG-16, which torchattack would download as pickles"
+    if kind.__name__ == "MuMoDIG" and importlib.util.find_spec("kornia") is None:
+        return "needs the package kornia"
     if kind.__name__ == "GeoDA":
         return "works out a basis for minutes before each image"
     if any(parameter in NEED_LAYERS for parameter in parameters_of(kind.__init__)):
@@ -234,6 +239,8 @@ def check_arguments(name: AttackName, parameters: Mapping[str, inspect.Parameter
     for key, value in name.arguments:
         if key in OURS_TO_GIVE and (key in parameters or name.source == "torchattack"):
             raise InputError(f"--attack {name.text[:80]}: {key} comes from {OURS_TO_GIVE[key]}; leave it out")
+        if key == "num_classes" and key in parameters and parameters[key].default == 1000:
+            raise InputError(f"--attack {name.text[:80]}: {key} comes from --model_name; leave it out")
         if key not in parameters:
             raise InputError(
                 f"--attack {name.text[:80]}: {shown} takes no argument {key!r}; it takes "
@@ -245,7 +252,7 @@ def check_arguments(name: AttackName, parameters: Mapping[str, inspect.Parameter
             continue
         fits = {
             bool: isinstance(value, bool),
-            int: number and value == int(value),
+            int: number and isinstance(value, int),
             float: number,
             type(None): value is None or number,
         }.get(type(default), isinstance(value, type(default)))

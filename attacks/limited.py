@@ -19,7 +19,7 @@ class CleanPictures(torch.Tensor):
     """
 
     composition: Composition
-    sums: list[torch.Tensor]  # the pictures, as they were looked at or returned
+    sums: list[torch.Tensor]  # the last of the pictures that were looked at or returned
 
     @classmethod
     def of(cls, composition: Composition) -> CleanPictures:
@@ -36,7 +36,7 @@ class CleanPictures(torch.Tensor):
                 clean = next(one for one in args if isinstance(one, cls))
                 if result.shape == clean.shape:
                     result = Limit.apply(result, clean.composition)
-                    clean.sums.append(result.detach())
+                    clean.sums[:] = [result.detach()]
             return result
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
+import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 FORMS = (
     "diffattack, torchattack:NAME, torchattack:NAME(eps=8/255,steps=10), FILE.py:FUNCTION or "
@@ -30,8 +33,12 @@ class AttackName:
 
     @property
     def folder(self) -> str:
-        """A folder's name that says which it is."""
-        return re.sub(r"[^\w.+=-]+", "_", self.text.rsplit("/", 1)[-1]).strip("_")[:100]
+        """A folder's name of its own that says which it is; where signs are lost, with a digest."""
+        source = Path(self.source).name if self.source.endswith(".py") else self.source
+        told = f"{source}:{self.text[len(self.source) + 1 :]}" if self.function else source
+        name = re.sub(r"[^\w.+=-]+", "_", told).strip("_")[:80]
+        is_plain = re.fullmatch(r"[\w:]+", self.text)
+        return name if is_plain else f"{name}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 
 
 def parse_attack(text: str) -> AttackName:
@@ -71,19 +78,28 @@ def literals(text: str, arguments: str) -> tuple[tuple[str, object], ...]:
             if keyword.arg is None or keyword.arg in found:
                 raise ValueError
             found[keyword.arg] = literal(keyword.value)
-        except (ValueError, TypeError, SyntaxError, ZeroDivisionError, OverflowError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError):
             raise refuse(f"its argument {keyword.arg or '**'} is no literal, or is there twice") from None
     return tuple(found.items())
 
 
 def literal(node: ast.expr) -> object:
-    """A literal of Python, or a fraction of two numbers such as 8/255."""
+    """A literal of Python, or a fraction of two numbers such as 8/255; every number is finite.
+
+    Raises:
+        ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError: it is none.
+    """
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         above, below = ast.literal_eval(node.left), ast.literal_eval(node.right)
-        if {type(above), type(below)} <= {int, float}:
-            return above / below
+        if not {type(above), type(below)} <= {int, float}:
+            raise ValueError
+        value = above / below
+    else:
+        value = ast.literal_eval(node)
+    hash(value)  # lists and dictionaries could be changed by whoever gets them
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError
-    return ast.literal_eval(node)
+    return value
 
 
 def attack_name(text: str) -> str:
@@ -95,8 +111,9 @@ def attack_names(text: str) -> tuple[str, ...]:
     """What a flag lists, separated by commas outside brackets and quotes; none of an empty text."""
     parts = [part.strip() for part in split_outside_brackets(text)]
     names = tuple(attack_name(part) for part in parts if part)
-    folders = {parse_attack(name).folder for name in names}
-    if names and not 2 <= len(names) == len(folders):
+    parsed = [parse_attack(name) for name in names]
+    different = {(one.source, one.function, one.arguments) for one in parsed}
+    if names and not 2 <= len(names) == len(different):
         raise argparse.ArgumentTypeError("expected at least two attacks, none of them twice")
     return names
 

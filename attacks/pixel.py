@@ -25,8 +25,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from attacks.library import TorchAttack, UsersAttack, load_attack
 from attacks.names import parse_attack
 from attacks.search import Found, strongest
-from classifiers.defences import Defended, defend
-from common.errors import InputError, NonFiniteLossError, one_line
+from classifiers.defences import Defended, Denoise, defend
+from common.errors import AttackError, InputError, NonFiniteLossError, one_line
 from data.class_names import IMAGENET_CLASSES
 from data.history import AttackResult, joined_results, stacked
 from data.records import AttackRecord
@@ -138,6 +138,8 @@ class PixelAttack:
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
         self.attacked = [defend(one, attack_through, diffusion, draws) for one in self.classifiers]
         self.controller, self.pipeline = NoWeights(), diffusion and diffusion.pipeline
+        defences = [module for one in self.attacked for module in one.modules()]
+        self.needs_diffusion = any(isinstance(module, Denoise) for module in defences)
 
     def __call__(
         self,
@@ -164,7 +166,7 @@ class PixelAttack:
         """
         targets = torch.full((len(images),), -1) if targets is None else targets
         if (targets >= 0).any() and not self.method.takes_targets:
-            raise InputError(f"--attack {self.name.text} is not targeted; leave --target_label out")
+            raise InputError(f"attack {self.name.text} is not targeted; give no targets")
         labels = labels.view(len(images), -1)
         given = (images.float(), labels, targets, masks)
         return GivenImages(*(None if part is None else part.to(self.device) for part in given))
@@ -194,7 +196,7 @@ class PixelAttack:
 
         Raises:
             NonFiniteLossError: what the attack returns is not finite.
-            InputError: the attack fails.
+            AttackError: the attack fails.
         """
         clean, labels = given.images[k : k + 1], given.labels[k : k + 1]
         mask = None if given.masks is None else given.masks[k : k + 1]
@@ -203,7 +205,7 @@ class PixelAttack:
 
         def run(radius: float | None) -> torch.Tensor:
             seen = Seen(self.attacked, labels, self.temperature)
-            picture = self.run(seen, clean, labels, target, mask, radius)
+            picture = self.run(seen, clean, labels, target, mask, radius, place)
             if not picture.isfinite().all():
                 raise NonFiniteLossError(len(seen.looks), "attack", place)
             looks[radius] = seen.looks
@@ -225,13 +227,15 @@ class PixelAttack:
         target: torch.Tensor,
         mask: torch.Tensor | None,
         radius: float | None,
+        place: int,
     ) -> torch.Tensor:
         """The attack itself, `(1, 3, H, W)`."""
-        targeted = bool(target >= 0)
-        images, aims = clean, target if targeted else labels[:, 0]
+        images, first_labels, targets = clean, labels[:, 0], target if bool(target >= 0) else None
         if self.method.others and self.others is not None:
             others, theirs = self.others(labels[0], self.method.others)
-            images, aims = torch.cat([images, others.to(images)]), torch.cat([aims, theirs.to(aims)])
+            images, theirs = torch.cat([images, others.to(images)]), theirs.to(labels)
+            first_labels = torch.cat([first_labels, theirs])
+            targets = None if targets is None else torch.cat([targets, theirs])
         composition = self.composition(images, mask)
         for classifier in self.attacked:
             if isinstance(classifier, Defended):
@@ -239,15 +243,14 @@ class PixelAttack:
         model = self.method.classifier_for(seen, composition)
         try:
             with seeded(self.seed, self.device), torch.enable_grad():
-                return self.method(images, aims, model, radius, targeted, composition)[:1]
-        except InputError:
-            raise
+                return self.method(images, first_labels, model, radius, targets, composition)[:1]
         except (Exception, SystemExit) as error:  # a library's or a user's code raises whatever it likes
             if isinstance(error, RuntimeError) and should_reduce_batch_size(error):
                 raise
-            raise InputError(
+            raise AttackError(
                 f"--attack {self.name.text} fails with {type(error).__name__} on images "
-                f"{tuple(images.shape)} ({one_line(error)}); look at its arguments, or give another attack"
+                f"{tuple(images.shape)} ({one_line(error)}); look at its arguments, or give another attack",
+                place,
             ) from None
 
     def composition(self, images: torch.Tensor, mask: torch.Tensor | None) -> Composition | None:

@@ -62,6 +62,8 @@ def strongest(
         if beyond is None and is_held_back(runs):
             break
         radius = next_radius(runs, below, beyond)
+        if any(math.isclose(radius, run.radius, rel_tol=1e-3) for run in runs):
+            break
     if below is None:
         return Found(budget.hold(clean, beyond.picture), beyond.radius, len(runs))
     if beyond is None or below.share >= ENOUGH:
@@ -71,8 +73,8 @@ def strongest(
 
 def nearest(runs: list[Run]) -> tuple[Run | None, Run | None]:
     """The run that uses most of the budget, and the one that is least beyond it."""
-    below = max((run for run in runs if run.fits), key=lambda run: run.share, default=None)
-    beyond = min((run for run in runs if not run.fits), key=lambda run: run.share, default=None)
+    below = max((run for run in runs if run.fits), key=lambda run: (run.share, run.radius), default=None)
+    beyond = min((run for run in runs if not run.fits), key=lambda run: (run.share, run.radius), default=None)
     return below, beyond
 
 
@@ -91,7 +93,9 @@ def next_radius(runs: list[Run], below: Run | None, beyond: Run | None) -> float
     aim, known = math.log((1 + ENOUGH) / 2), [run for run in runs if run.share > 0]
     if not known:
         return runs[-1].radius * LARGEST_STEP
-    if below and beyond and below.share > 0:
+    if below and beyond and (below.share == 0 or below.share == beyond.share):
+        return math.sqrt(below.radius * beyond.radius)
+    if below and beyond:
         slope = math.log(beyond.share / below.share) / math.log(beyond.radius / below.radius)
         part = (aim - math.log(below.share)) / slope / math.log(beyond.radius / below.radius)
         return below.radius * (beyond.radius / below.radius) ** min(0.95, max(0.05, part))

@@ -30,6 +30,16 @@ class RunError(Exception):
     """A run cannot go on; the message says why, in one line, and what is done stays done."""
 
 
+class AttackError(Exception):
+    """An attack of a library or the user's own fails on an image; `index` is the image's place in the order
+    in which images came.
+    """
+
+    def __init__(self, message: str, index: int):
+        super().__init__(message)
+        self.index = index
+
+
 class NonFiniteLossError(ArithmeticError):
     """A loss became NaN or infinite; `iteration` counts from 1, `term` is one of losses.LOSS_TERMS or
     "total", `index` is the image's place in the order in which images came.

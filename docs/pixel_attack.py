@@ -28,13 +28,16 @@ def momentum(
     """
     # resizing comes behind the limit at each place, of which there may be none
     picture_of = getattr(classifier, "picture", torch.nn.Identity())
-    logits_of = defend(getattr(classifier, "logits", classifier), ["resize:0.9"], attack_draws=draws)
+    logits_of = defend(getattr(classifier, "logits", classifier), ["resize:0.9"])
     radius = torch.full((len(images),), eps).to(images)
     optimizer = Momentum(images, radius, iterations, images, images)
-    away_or_towards = -1 if targets is None else 1
     for _ in range(iterations):
-        picture = picture_of(optimizer.latents).clamp(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits_of(picture), labels)
-        (away_or_towards * loss).backward()
+        for _ in range(draws):  # gradients add up
+            picture = picture_of(optimizer.latents).clamp(0, 1)
+            logits = logits_of(picture)
+            if targets is None:
+                (-torch.nn.functional.cross_entropy(logits, labels)).backward()
+            else:
+                torch.nn.functional.cross_entropy(logits, targets).backward()
         optimizer.step(picture.detach() - images)
     return optimizer.latents.detach()

@@ -112,9 +112,9 @@ def point_rows(points: Sequence[CurvePoint], counted: str = "iteration") -> list
     ]
 
 
-def curve_dicts(points: Sequence[CurvePoint]) -> list[dict]:
-    """For JSON."""
+def curve_dicts(points: Sequence[CurvePoint], counted: str = "iteration") -> list[dict]:
+    """For JSON; `counted` is what numbers the points."""
     return [
-        {"iteration": point.iteration} | {name: plain(figure) for name, figure in point.figures.items()}
+        {counted: point.iteration} | {name: plain(figure) for name, figure in point.figures.items()}
         for point in points
     ]

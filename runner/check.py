@@ -27,7 +27,8 @@ from evaluation.tables import table
 from losses import measured_iterations
 from options import Options
 from runner.folder import name_of
-from runner.runner import Job, Picture, count_processes, invert, read_picture
+from runner.processes import count_processes
+from runner.runner import Job, Picture, invert, read_picture
 from runner.task import load_attacks, read_task
 
 CHECKED_ITERATIONS = 5  # of which gradients are measured in some and not in others, whatever the options

@@ -118,6 +118,8 @@ def check_options(options: CompareOptions) -> None:
             "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
             "uniform,fixed:increasing"
         )
+    if options.check:
+        raise InputError("--check is for main.py; give it one of the modes or attacks")
     if "WORLD_SIZE" in os.environ or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
         raise InputError(
             "--overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares "

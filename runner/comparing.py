@@ -155,7 +155,8 @@ def write_comparison(
         write_comparison_page(folder, title_of(modes), shown, comparison.sections, comparison.remarks)
     if options.page:
         trials = write_judging_page(folder, dict(zip(names, runs)), options.seed)
-        print(f"\n{trials} pairs of pictures to judge in {folder / 'judging.html'}")
+        where = f"in {folder / 'judging.html'}" if trials else "since no two pictures differ"
+        print(f"\n{trials} pairs of pictures to judge {where}")
     return as_text(comparison.sections, comparison.remarks)
 
 
@@ -177,7 +178,7 @@ def add_curves(
     counted, how, key, key_of_pairs = told
     for name, points in curves.items():
         comparison.sections.append((f"{name}, {how}", point_rows(points, counted)))
-    comparison.results[key] = {name: curve_dicts(points) for name, points in curves.items()}
+    comparison.results[key] = {name: curve_dicts(points, counted) for name, points in curves.items()}
     if has_transfer:
         pairs = compare_curves(
             {name: curve_of([point.evaluation for point in points]) for name, points in curves.items()}

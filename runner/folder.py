@@ -283,7 +283,9 @@ def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:
 def provenance(options: Options, device: torch.device) -> dict:
     """What a results file says of where its figures come from."""
     return {
-        "configuration": {name: plain(value) for name, value in vars(options).items()},
+        "configuration": {
+            declared.name: plain(getattr(options, declared.name)) for declared in fields(options)
+        },
         "device": str(device),
         "versions": {package: version(package) for package in PACKAGES if is_installed(package)},
     }

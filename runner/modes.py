@@ -13,23 +13,15 @@ from tqdm import tqdm
 
 from attacks.pixel import GivenImages
 from common.costs import Cost, bytes_of, measured
-from common.errors import NonFiniteLossError
+from common.errors import AttackError, NonFiniteLossError
 from common.workers import run_in_processes
 from data.dataset import Item
 from data.records import record_path
 from diffusion.inversion import Inversion
 from options import Options
 from runner.folder import failure_path, missing_of, write_failure
-from runner.runner import (
-    Job,
-    Picture,
-    attack_image,
-    count_processes,
-    invert,
-    loaded_networks,
-    networks_of,
-    read_picture,
-)
+from runner.processes import count_processes, loaded_networks
+from runner.runner import Job, Picture, attack_image, invert, networks_of, read_picture, stop_if_nothing_works
 from runner.task import Task, load_attacks, load_judges
 
 INVERSION_FLAGS = ("diffusion_steps", "start_step", "guidance", "inversion")  # what an inversion depends on
@@ -120,9 +112,10 @@ def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:
         state = job.attack.controller.state()
         try:
             attack_image(job, picture, *inversions[depends_on], bytes_of(unused))
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, AttackError) as error:
             job.attack.controller.load_state(state)
             write_failure(job.options.save_dir, item.index, item.path, error)
+            stop_if_nothing_works(job.options, error, are_others_left=True)
 
 
 def inverted(job: Job, picture: Picture, unused: int) -> tuple[Inversion | GivenImages, Cost]:

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from attacks.pixel import GivenImages, PixelAttack
 from classifiers.defences import undefended
 from classifiers.registry import file_name
-from common.costs import Cost, bytes_of, measured, memory_peak
+from common.costs import Cost, measured, memory_peak
 from common.devices import free_memory
-from common.errors import NonFiniteLossError, RunError
-from common.workers import import_ahead, processes_for, run_in_processes
+from common.errors import AttackError, InputError, NonFiniteLossError, RunError
+from common.workers import run_in_processes
 from data.dataset import Item, labels_and_targets
 from data.history import AttackResult
 from data.images import Pictures, read_image, to_pixels, to_tensor, write_image, write_result
@@ -104,13 +104,6 @@ def attack_image(job: Job, picture: Picture, inversion: Inversion, cost: Cost, u
         seconds = time.perf_counter() - started
     own = Cost(seconds, costs.counts, costs.peak_memory - unused)
     write_image_files(job, result, picture, cost.and_then(own).shared_by(1, job.options.processes))
-
-
-def loaded_networks(attack: DiffAttack | PixelAttack) -> list[torch.nn.Module]:
-    """Whose weights are in memory for an attack."""
-    pipeline = attack.pipeline
-    parts = [] if pipeline is None else [pipeline.unet, pipeline.vae, pipeline.text_encoder]
-    return [*parts, *attack.classifiers]
 
 
 def networks_of(attack: DiffAttack | PixelAttack) -> dict[str, list[torch.nn.Module]]:
@@ -251,8 +244,9 @@ class Runner:
                 self.attack_some(work, under_way, bar)
                 self.grow()
                 continue
-            except NonFiniteLossError as error:
+            except (NonFiniteLossError, AttackError) as error:
                 self.fail(under_way.pop(error.index).item, error, bar)
+                stop_if_nothing_works(self.options, error, bool(work or under_way))
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -358,55 +352,18 @@ class Runner:
             )
 
 
-# by each process of a CPU: reading and compiling all of this takes longer than to attack a picture
-NEEDED = (
-    "common.mended",
-    "runner.runner",
-    "transformers.models.clip.modeling_clip",
-    "transformers.models.clip.tokenization_clip",
-    "diffusers.models.unets.unet_2d_condition",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.models.autoencoders.autoencoder_dc",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
-    "torchmetrics.functional.image",
-)
+def stop_if_nothing_works(options: Options, error: Exception, are_others_left: bool) -> None:
+    """An attack that fails on one image may go on with the others; one that has failed on every image so far,
+    and on more than one if there are more, will fail on all of them.
 
-
-LIBRARIES = 0.5e9  # bytes of a process that has imported them
-
-
-def largest_count(options: Options, device: torch.device, images: int, launched: int) -> int:
-    """How many processes of this machine share out the images, as far as memory allows."""
-    if options.processes is not None:
-        return min(options.processes, images)
-    alone = options.weight_mode == "learnable" or (options.batch_size or 1) > 1
-    return 1 if launched > 1 or device.type != "cpu" or alone else processes_for(images)
-
-
-def get_ready(
-    each: Sequence[Options], device: torch.device, items: Sequence[Item], launched: int = 1
-) -> None:
-    """Has imported ahead what processes need, if any of these options will have some for images that are not
-    finished.
+    Raises:
+        InputError: it is so.
     """
-    for options in each:
-        unfinished = options.overwrite or missing_of(items, options.save_dir)
-        if unfinished and largest_count(options, device, len(items), launched) > 1:
-            import_ahead(NEEDED)
-
-
-def count_processes(options: Options, attack: DiffAttack | PixelAttack, images: int, launched: int) -> int:
-    """How many processes of this machine share out the images. It does not depend on how many are done, so
-    that a run that goes on computes as before.
-    """
-    largest = largest_count(options, attack.device, images, launched)
-    if options.processes is not None or largest == 1:
-        return largest
-    weights = bytes_of(loaded_networks(attack))
-    # Measured at 224 pixels: the small model's activations, and those of Stable Diffusion 2-base's shape,
-    # which are 1.2 times its weights.
-    activations = max(0.3e9, 1.2 * weights) * (options.res / 224) ** 2
-    return processes_for(images, int(LIBRARIES + weights + activations))
+    folder = options.save_dir
+    if not isinstance(error, AttackError) or any(folder.glob("*_record.npz")):
+        return
+    if not are_others_left or len(list(folder.glob("*_failed.txt"))) > 1:
+        raise InputError(str(error))
 
 
 def share_out(task: Task, items: list[Item], identity: str, bar: tqdm) -> None:

@@ -114,10 +114,13 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     torch.manual_seed(options.seed)
     set_up(task.device)
     others = {
-        one.attack: load_attack(parse_attack(one.attack), len(task.class_names))
+        one.attack: load_attack(parse_attack(one.attack), len(task.class_names), one.res)
         for one in each
         if one.attack != OURS
     }
+    for name, attack in others.items():
+        if options.target_label is not None and not attack.takes_targets:
+            raise InputError(f"--attack {name} is not targeted; leave --target_label out")
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
     for name in dict.fromkeys(split_name(name)[0] for name in options.transfer_models) if is_first else ():

@@ -21,6 +21,7 @@ from data.images import read_image, rounded, to_tensor
 from data.records import read_run
 from diffusion.composition import Composition, change_limits
 from evaluation.budget import parse_budget
+from runner.processes import loaded_networks
 
 COMPARE = [sys.executable, "compare.py"]
 RANDOM = torch.Generator().manual_seed(0)
@@ -51,6 +52,26 @@ def test_arguments_are_literals_and_fractions():
     )
 
 
+def test_every_attack_has_a_folder_of_its_own():
+    texts = (
+        "diffattack",
+        "torchattack:PGD",
+        "torchattack:PGD(eps=8/255)",
+        "torchattack:PGD(eps=4/255)",
+        "torchattack:MIFGSM(eps=8/255)",
+        "a/x.py:f",
+        "b/x.py:f",
+        f"x.py:f(text='{'long' * 50}1')",
+        f"x.py:f(text='{'long' * 50}2')",
+    )
+    folders = [parse_attack(text).folder for text in texts]
+    assert len({folder.lower() for folder in folders}) == len(texts)
+    assert folders[:2] == ["diffattack", "torchattack_PGD"] and folders[2].startswith(
+        "torchattack_PGD_eps=8_255"
+    )
+    assert all(len(folder) < 100 and "/" not in folder for folder in folders)
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -75,6 +96,11 @@ def test_arguments_are_literals_and_fractions():
         ("torchattack:PGD(epsilon=0.1)", "takes no argument 'epsilon'; it takes eps, steps, alpha"),
         ("torchattack:PGD(eps='much')", "eps is 'much'"),
         ("torchattack:PGD(steps=2.5)", "steps is 2.5"),
+        ("torchattack:PGD(steps=1e3)", "steps is 1000.0"),
+        ("torchattack:MIFGSM(decay=1e999)", "is no literal"),
+        ("torchattack:MIFGSM(eps=1e999/1e999)", "is no literal"),
+        ("torchattack:L2T", "is written for images of 224 pixels; give --res 224"),
+        ("torchattack:Admix(num_classes=5)", "num_classes comes from --model_name"),
         ("torchattack:PGD(eps=-1)", "eps is -1"),
         ("torchattack:PGD(random_start=1)", "random_start is 1"),
         ("torchattack:PGD(targeted=True)", "targeted comes from --target_label"),
@@ -148,6 +174,7 @@ def test_the_strongest_picture_within_a_budget_is_found(text, attack):
 
     found = strongest(counted, CLEAN, budget, 8 / 255)
     assert budget.fits(CLEAN, found.picture).all() and found.runs == len(made) <= 7
+    assert len({picture.sum().item() for picture in made}) >= len(made) - 2  # hardly one is made twice
     share = float(budget.share(CLEAN, rounded(found.picture)))
     could = max(float(budget.share(CLEAN, rounded(picture))) for picture in (*made, attack(10.0).clamp(0, 1)))
     assert share > 0.95 or share == pytest.approx(could, rel=0.03)
@@ -239,6 +266,12 @@ def plain(images, labels, classifier):
     return images + 0.3 * torch.randn_like(images)
 
 
+def sometimes(images, labels, classifier):
+    if int(labels) == 332:
+        raise KeyError("this one")
+    return images + 0.3 * torch.randn_like(images)
+
+
 def wrong(images, labels, classifier):
     return images[:, :1]
 
@@ -284,7 +317,7 @@ def test_a_users_function_is_an_attack_that_goes_on_and_is_known_by_its_file(dat
 @pytest.mark.parametrize(
     "function, extra, message",
     [
-        ("wrong", [], "returned (1, 1, 96, 96); expected images (1, 3, 96, 96)"),
+        ("wrong", [], "it returned (1, 1, 96, 96); expected images (1, 3, 96, 96)"),
         ("raises", [], "fails with KeyError on images (1, 3, 96, 96)"),
         ("few", [], "takes 1 arguments; expected images, labels and classifier"),
         ("none", [], "the file has no function 'none'"),
@@ -302,6 +335,19 @@ def test_a_users_function_that_cannot_be_used_is_said_in_one_line(
     errors = [line for line in answer.stderr.splitlines() if line.startswith("main.py: error")]
     assert answer.returncode == 2 and len(errors) == 1 and message in errors[0], answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_one_image_on_which_an_attack_fails_does_not_end_the_run(data, quick, tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    answer = attacked(data, tmp_path / "out", quick, f"{tmp_path / 'mine.py'}:sometimes")
+    assert answer.returncode == 1 and "fails with KeyError" in answer.stdout
+    assert [path.name for path in sorted((tmp_path / "out").glob("*_failed.txt"))] == ["0002_failed.txt"]
+    assert len(pictures(tmp_path / "out")) == 3 * 5
+
+
+def test_what_only_another_attack_needs_is_not_counted_as_its_memory():
+    pixel = PixelAttack("torchattack:PGD", classifier(), range(5))
+    assert loaded_networks(pixel) == pixel.classifiers
 
 
 ATTACKS = (
@@ -330,7 +376,7 @@ def test_every_attack_of_the_list_goes_from_end_to_end(data, quick, tmp_path):
     answer = run([*COMPARE, *command, "--limit", "1", "--budget", "psnr=35"])
     assert answer.returncode == 0, answer.stderr
     results = json.loads((tmp_path / "comparison.json").read_text())
-    assert results["modes"] == names and len(pictures(tmp_path / "torchattack_PGD_steps=3")) == 5
+    assert results["modes"] == names and len(pictures(tmp_path / parse_attack(names[0]).folder)) == 5
     (figure,) = [figure for figure in results["figures"] if figure["name"] == "PSNR dB"]
     for name in names:
         assert 35 <= figure["values"][name]["value"] <= 35.5, name
@@ -396,7 +442,9 @@ def test_budgets_are_swept(data, quick, tmp_path):
     results = json.loads((tmp_path / "sweep.json").read_text())
     assert results["values"] == [40, 34] and results["at_equal_visibility"]
     configuration = json.loads(
-        (tmp_path / "budget_psnr_34" / "torchattack_MIFGSM_steps=2" / "run.json").read_text()
+        (
+            tmp_path / "budget_psnr_34" / parse_attack("torchattack:MIFGSM(steps=2)").folder / "run.json"
+        ).read_text()
     )
     assert configuration["budget"] == "psnr=34"
 
@@ -416,6 +464,7 @@ def test_budgets_are_swept(data, quick, tmp_path):
         (["--sweep", "budget=loud=40,30"], "is no budget"),
         (["--sweep", "seed=1,2", "--page"], "leave --sweep out"),
         (["--judged", "nowhere.csv"], "--judged: "),
+        (["--check"], "--check is for main.py"),
     ],
 )
 def test_attacks_that_cannot_be_compared(data, tmp_path, extra, message):
