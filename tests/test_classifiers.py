@@ -134,7 +134,7 @@ def test_an_image_processor_that_does_something_else_is_refused():
 
     class Flipped(ViTImageProcessor):
         def __call__(self, images, **options):
-            return super().__call__(images[:, ::-1], **options)
+            return super().__call__(images[:, ::-1].copy(), **options)
 
     with pytest.raises(ClassifierError, match="does something that is not known here"):
         from_processor(torch.nn.Identity(), Flipped(size={"height": 96, "width": 96}), "x")
