@@ -130,16 +130,25 @@ class Program(torch.nn.Module):
         return self.callables[images.device](images)
 
 
+class Script(torch.nn.Module):
+    """A program of TorchScript, which bears no hooks itself."""
+
+    def __init__(self, program: torch.jit.ScriptModule):
+        super().__init__()
+        self.program = program
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.program(images)
+
+
 def program_classifier(path: str) -> torch.nn.Module:
     """A program that maps images `(B, 3, H, W)` in [0, 1] to logits."""
     if not Path(path).is_file():
         raise ClassifierError(f"classifier {path!r}: there is no such file")
     try:
-        return (
-            Program(torch.export.load(path))
-            if path.endswith(".pt2")
-            else torch.jit.load(path, map_location="cpu")
-        )
+        if path.endswith(".pt2"):
+            return Program(torch.export.load(path))
+        return Script(torch.jit.load(path, map_location="cpu"))
     except Exception as error:  # both raise whatever their file made them
         kind = "torch.export.save" if path.endswith(".pt2") else "torch.jit.save"
         raise ClassifierError(

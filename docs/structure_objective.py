@@ -31,11 +31,13 @@ from data.dataset import read_dataset
 from data.images import read_image, to_pixels, to_tensor
 from data.records import timestep_shares
 from diff_latent_attack import DiffAttack
+from diffusion.course import Going
 from diffusion.pipeline import load_pipeline
+from evaluation.logits import margin
 from evaluation.quality import psnr
 from evaluation.stats import mean_over_images, share
 from evaluation.tables import table
-from losses import Going, Pass, margin
+from losses import Pass
 
 SURROGATE, MARGIN, ITERATIONS = "efficientnet_lite0", 5.0, 20
 SCHEDULES = ("none", "uniform", "increasing", "learned", "decreasing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -160,31 +161,52 @@ def write_comparison(
     return as_text(comparison.sections, comparison.remarks)
 
 
-# what numbers the points of a curve, how tables call that, and the JSON's names of the curves and of what
-# comes out at equal visibility
-ITERATIONS = ("iteration", "after so many iterations", "curves", "at_equal_visibility_over_iterations")
-PARTS = ("% of the change", "with parts of the change", "curves_over_parts", "at_equal_visibility")
+@dataclass(frozen=True)
+class Told:
+    """How curves of one kind are told."""
+
+    counted: str  # what numbers the points
+    points: str  # after so many iterations, say
+    pairs: str
+    key: str  # in the JSON
+    key_of_pairs: str
+
+
+ITERATIONS = Told(
+    "iteration",
+    "after so many iterations",
+    "over the iterations",
+    "curves",
+    "at_equal_visibility_over_iterations",
+)
+PARTS = Told(
+    "% of the change",
+    "with parts of the change",
+    "over parts of the change",
+    "curves_over_parts",
+    "at_equal_visibility",
+)
 
 
 def add_curves(
     comparison: Comparison | SweepReport,
     curves: Mapping[str, list[CurvePoint]],
-    told: tuple[str, str, str, str],
+    told: Told,
     has_transfer: bool,
 ) -> None:
     """Compares runs at equal visibility over the points of their curves, where they have some."""
     if not all(curves.values()):
         return
-    counted, how, key, key_of_pairs = told
     for name, points in curves.items():
-        comparison.sections.append((f"{name}, {how}", point_rows(points, counted)))
-    comparison.results[key] = {name: curve_dicts(points, counted) for name, points in curves.items()}
+        comparison.sections.append((f"{name}, {told.points}", point_rows(points, told.counted)))
+    dicts = {name: curve_dicts(points, told.counted) for name, points in curves.items()}
+    comparison.results[told.key] = dicts
     if has_transfer:
         pairs = compare_curves(
             {name: curve_of([point.evaluation for point in points]) for name, points in curves.items()}
         )
-        comparison.sections.append((f"At equal visibility, {how}", pair_rows(pairs)))
-        comparison.results[key_of_pairs] = [pair.as_dict() for pair in pairs]
+        comparison.sections.append((f"At equal visibility, {told.pairs}", pair_rows(pairs)))
+        comparison.results[told.key_of_pairs] = [pair.as_dict() for pair in pairs]
 
 
 def add_what_others_say(comparison: Comparison | SweepReport, options: CompareOptions) -> None:

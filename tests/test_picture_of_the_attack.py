@@ -14,7 +14,7 @@ from common.frozen import frozen
 from data.images import rounded
 from diff_latent_attack import DiffAttack
 from evaluation.budget import parse_budget
-from losses import margin
+from evaluation.logits import margin
 
 # which a random model fools in some of its steps
 ADAMW = dict(latent_optimizer="adamw", budget=None, contrast_limit=None, attack_through=())

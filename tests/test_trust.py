@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import psutil
@@ -61,8 +62,10 @@ def cut(path):
 
 
 def flip(path):
+    with zipfile.ZipFile(path) as archive:  # within what is stored, of which a sum is kept
+        largest = max(archive.infolist(), key=lambda entry: entry.compress_size)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 16
+    content[largest.header_offset + 30 + len(largest.filename) + largest.compress_size // 2] ^= 16
     path.write_bytes(content)
 
 
