@@ -233,6 +233,10 @@ class Place:
         # A folder without __init__.py is a package only where no other place on the path has one of its name:
         # so this project is looked through after the path, and not as a part of it.
         self.path = [str(file.parent), *(entry for entry in sys.path if Path(entry).resolve() != ROOT)]
+        # what was hidden the last time, and of which modules: there are thousands, and an attack comes in
+        # hundreds of times an image
+        self.looked_through: tuple[int, str] | None = None
+        self.to_hide: list[str] = []
 
     def execute(self) -> object:
         """The file's module."""
@@ -245,13 +249,13 @@ class Place:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Inside, names mean what they mean to the user's file."""
-        hidden = {name: module for name, module in sys.modules.items() if is_ours(name, module)}
-        for name in (*self.modules, self.file.stem):
-            if name in sys.modules:
-                hidden[name] = sys.modules[name]
-        for name in hidden:
-            del sys.modules[name]
-        before = set(sys.modules)
+        present = (len(sys.modules), next(reversed(sys.modules)))
+        if present != self.looked_through:
+            ours = [name for name, module in sys.modules.items() if is_ours(name, module)]
+            self.to_hide = [*ours, *self.modules, self.file.stem]
+        hidden = {name: sys.modules.pop(name) for name in self.to_hide if name in sys.modules}
+        count = len(sys.modules)
+        before = None if present == self.looked_through else set(sys.modules)
         sys.modules.update(self.modules)
         path, finders = sys.path, sys.meta_path
         sys.path, sys.meta_path = self.path, [*finders, OwnModules]
@@ -259,9 +263,14 @@ class Place:
             yield
         finally:
             sys.path, sys.meta_path, self.path = path, finders, sys.path
-            new = [name for name in sys.modules if name not in before and self.is_theirs(name)]
+            if before is None and len(sys.modules) == count + len(self.modules):
+                new = [name for name in self.modules if name in sys.modules]  # nothing has been imported
+            else:
+                before = before or set(list(sys.modules)[:count])
+                new = [name for name in sys.modules if name not in before and self.is_theirs(name)]
             self.modules = {name: sys.modules.pop(name) for name in new}
             sys.modules.update(hidden)
+            self.looked_through = (len(sys.modules), next(reversed(sys.modules)))
 
     def is_theirs(self, name: str) -> bool:
         """Whether a module is of the user's own files, or a copy of one of this project's."""

@@ -60,7 +60,7 @@ class StructureOnceFooled(DiffAttack):
 
     moves_on = True  # after the margin is reached
 
-    def descend(self, passed: Pass, going: Going, iteration: int) -> None:
+    def descend(self, passed: Pass, going: Going, measured: torch.Tensor) -> None:
         latents, losses = going.optimizer.latents, passed.losses
         attack, structure = (
             torch.autograd.grad(loss.sum(), latents, retain_graph=True)[0]
