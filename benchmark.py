@@ -35,6 +35,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from classifiers.registry import REGISTRY, load_classifier
+from common.costs import BACKWARD, measured
 from common.devices import resolve_device, set_up
 from common.flags import HelpFormatter
 from data.class_names import IMAGENET_CLASSES
@@ -104,26 +105,6 @@ def random_stable_diffusion(device: torch.device, dtype: torch.dtype) -> StableD
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype)
-
-
-class Counter:
-    """Counts the samples that go forward and backward through a network's calls."""
-
-    def __init__(self, network: torch.nn.Module):
-        self.forward = self.backward = 0
-        network.register_forward_hook(self._count)
-
-    def _count(self, network: torch.nn.Module, inputs: tuple, output: object) -> None:
-        sample = output if isinstance(output, torch.Tensor) else output[0]
-        self.forward += len(sample)
-        if sample.requires_grad:
-            sample.register_hook(self._count_backward)
-
-    def _count_backward(self, gradient: torch.Tensor) -> None:
-        self.backward += len(gradient)
-
-    def total(self) -> int:
-        return self.forward + self.backward
 
 
 @contextmanager
@@ -198,9 +179,8 @@ def measure(
     warm_up()
     finish(device)
     warmed_up = time.perf_counter() - started
-    counters = {"unet": Counter(pipeline.unet), "vae": Counter(pipeline.vae.decoder)}
-    totals, stages = [], []
-    with watched_memory(device) as peak:
+    networks, totals, stages = {"unet": [pipeline.unet], "vae": [pipeline.vae.decoder]}, [], []
+    with watched_memory(device) as peak, measured(networks, device) as costs:
         for _ in range(runs):
             finish(device)
             started = time.perf_counter()
@@ -211,8 +191,10 @@ def measure(
     return {
         "seconds": statistics.median(totals),
         "stages": {stage: statistics.median(s[stage] for s in stages) for stage in methods},
-        "unet_evaluations": counters["unet"].total() / runs / images,
-        "vae_evaluations": counters["vae"].total() / runs / images,
+        **{
+            f"{name}_evaluations": (costs.counts[name] + costs.counts[name + BACKWARD]) / runs / images
+            for name in networks
+        },
         "peak_memory": peak[0],
         "warm_up": warmed_up,  # of which most is compiling where there is any
     }
