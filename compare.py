@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from common.commands import run_program
 from common.flags import parse_options
-from data.records import record_path
 from runner.compared import CompareOptions, Mode, check_options, entries
 from runner.comparing import report
 from runner.folder import check_folder, claim_folder, drop_unusable, make_folder
@@ -48,19 +47,19 @@ def run(options: CompareOptions) -> int:
         check_folder(one.save_dir, configuration)
     selected = task.items[: options.limit]
     items = [item for item in selected if item.index % parts == part]
-    get_ready(each, task.device, items)
+    get_ready([(one, task.layout(one)) for one in each], task.device, items)
     attacks = load_attacks(task, each)
     modes, judges = [], load_judges(task, attacks[0])
     for entry, attack, configuration in zip(compared, attacks, configurations):
-        folder = entry.options.save_dir
-        make_folder(folder)
-        identity = claim_folder(folder, configuration)
-        drop_unusable(folder, items, identity, task.masks)
-        job = Job(attack, entry.options, identity, task.masks, judges)
+        layout = task.layout(entry.options)
+        make_folder(layout.folder, *layout.places)
+        identity = claim_folder(layout.folder, configuration)
+        drop_unusable(layout, items, identity, task.masks)
+        job = Job(attack, entry.options, identity, layout, task.masks, judges)
         modes.append(Mode(entry.name, entry.value, job, weights_at_the_end(attack, None)))
-        done = [item.index for item in items if record_path(folder, item.index).exists()]
+        done = layout.finished([item.index for item in items])
         if done:
-            restore_weights(attack, folder, max(done))
+            restore_weights(attack, layout, max(done))
     with tqdm(total=len(items), desc="images", unit="image") as bar:
         attack_in_modes(task, items, [mode.job for mode in modes], bar)
     return report(options, modes, selected, task.device)

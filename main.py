@@ -50,10 +50,10 @@ from runner.folder import (
     clear_folder,
     counted,
     drop_unusable,
-    failure_path,
     make_folder,
     missing_of,
     provenance,
+    unattempted,
 )
 from runner.processes import count_processes, get_ready
 from runner.runner import Runner, job_of, restore_weights, share_out
@@ -83,10 +83,11 @@ def run(options: Options) -> int:
         check_folder(options.save_dir, configuration)
     selected = task.items[: options.limit]
     mine = [item for item in selected if item.index % parts == part]
-    get_ready([options], task.device, mine, processes)
+    layout = task.layout(options)
+    get_ready([(options, layout)], task.device, mine, processes)
     (attack,) = load_attacks(task, [options])
 
-    make_folder(options.save_dir)
+    make_folder(layout.folder, *layout.places)
     if options.overwrite:
         if process == 0:
             clear_folder(options.save_dir)
@@ -94,31 +95,27 @@ def run(options: Options) -> int:
             PartialState().wait_for_everyone()
     identity = claim_folder(options.save_dir, configuration)
 
-    drop_unusable(options.save_dir, mine, identity, task.masks)
-    missing = missing_of(mine, options.save_dir)
+    drop_unusable(layout, mine, identity, task.masks)
+    missing = missing_of(mine, layout)
     if len(missing) < len(mine):
         print(
             f"going on with an earlier run: {len(mine) - len(missing)} of {len(mine)} images are done",
             file=sys.stderr,
         )
-        restore_weights(attack, options.save_dir, max(item.index for item in set(mine) - set(missing)))
+        restore_weights(attack, layout, max(item.index for item in set(mine) - set(missing)))
     with tqdm(
         total=len(mine), initial=len(mine) - len(missing), desc="images", unit="image", position=process
     ) as bar:
         options.processes = count_processes(options, attack, len(mine), processes)
         if options.processes > 1 and missing:
             share_out(task, mine, identity, bar)
-            missing = [
-                item
-                for item in missing_of(mine, options.save_dir)
-                if not failure_path(options.save_dir, item.index).exists()
-            ]
+            missing = unattempted(mine, layout)
         Runner(job_of(task, attack, identity)).run(missing, bar)
     if processes > 1:
         PartialState().wait_for_everyone()
         if process > 0:
             return 0
-    return report(options, selected, attack, task.device)
+    return report(options, layout, selected, attack, task.device)
 
 
 def list_pairs(folder: Path) -> list[tuple[Path, Path]]:

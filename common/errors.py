@@ -30,6 +30,10 @@ class RunError(Exception):
     """A run cannot go on; the message says why, in one line, and what is done stays done."""
 
 
+class RecordError(RunError, ValueError):
+    """What a run saved cannot be used; the message says which file, why, and what to do, in one line."""
+
+
 class AttackError(Exception):
     """An attack of a library or the user's own fails on an image; `index` is the image's place in the order
     in which images came.

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps, features
 
+from data.layout import Layout
+
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
 
@@ -177,29 +179,25 @@ def write_image(array: np.ndarray, path: Path, compress_level: int = 6) -> None:
 
 
 def write_result(
-    folder: Path, index: int, clean: np.ndarray, adversarial: np.ndarray, model_name: str, success: bool
+    layout: Layout, index: int, clean: np.ndarray, adversarial: np.ndarray, model_name: str, success: bool
 ) -> None:
     """Writes the five pictures of one image, named as the original DiffAttack names them; both uint8 `(H, W,
     3)`.
     """
-    stem = f"{index:04d}"
     outcome = "ATKSuccess" if success else "Fail"
     difference = adversarial.astype(np.float64) - clean
     span = max(np.ptp(difference), 1)
     pictures = {
-        f"{stem}_originImage.png": clean,
-        f"{stem}_adv_image.png": adversarial,
-        f"{stem}_diff_{model_name}_image_{outcome}.png": np.concatenate([clean, adversarial], axis=1),
-        f"{stem}_diff_relative.png": ((difference - difference.min()) / span * 255).round().astype(np.uint8),
-        f"{stem}_diff_absolute.png": np.abs(difference).astype(np.uint8),
+        "originImage.png": clean,
+        "adv_image.png": adversarial,
+        f"diff_{model_name}_image_{outcome}.png": np.concatenate([clean, adversarial], axis=1),
+        "diff_relative.png": ((difference - difference.min()) / span * 255).round().astype(np.uint8),
+        "diff_absolute.png": np.abs(difference).astype(np.uint8),
     }
-    for name in (
-        f"{stem}_diff_{model_name}_image_ATKSuccess.png",
-        f"{stem}_diff_{model_name}_image_Fail.png",
-    ):
-        (folder / name).unlink(missing_ok=True)  # an earlier run may have ended the other way
+    for name in (f"diff_{model_name}_image_ATKSuccess.png", f"diff_{model_name}_image_Fail.png"):
+        layout.file(index, name).unlink(missing_ok=True)  # an earlier run may have ended the other way
     for name, picture in pictures.items():
-        write_image(picture, folder / name)
+        write_image(picture, layout.file(index, name))
 
 
 def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from common.errors import one_line
+from common.errors import RecordError, one_line
 from data.images import replacing
+from data.layout import Layout, index_of
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
@@ -86,17 +86,6 @@ def run_identity(configuration: dict) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def record_path(folder: Path, index: int) -> Path:
-    """An image's record is written last: where it is, the image is finished."""
-    return folder / f"{index:04d}_record.npz"
-
-
-def index_of(path: Path) -> int | None:
-    """The index of the image whose record has this path, None if it is no record."""
-    match = re.fullmatch(r"(\d{4,})_record\.npz", path.name)
-    return int(match[1]) if match else None
-
-
 def write_record(
     record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path, identity: str = ""
 ) -> None:
@@ -152,13 +141,34 @@ def outcome_of(row: dict) -> str:
     return {True: "fooled", False: "not fooled", None: "wrong before"}[row["success"]]
 
 
+class Records(Sequence[ImageRecord]):
+    """The records of a run, each read when it is asked for, so that a run of any size takes the memory of
+    one; RecordError where one cannot be used.
+    """
+
+    def __init__(self, paths: Sequence[Path], identity: str):
+        self.paths, self.identity = list(paths), identity
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, k: int | slice) -> ImageRecord | Records:
+        if isinstance(k, slice):
+            return Records(self.paths[k], self.identity)
+        return read_record(self.paths[k], self.identity)
+
+
 @dataclass
 class Run:
     """An output folder of main.py."""
 
     folder: Path
     configuration: dict
-    records: list[ImageRecord]
+    records: Sequence[ImageRecord]
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.folder, len(self.configuration["images"]))
 
     @property
     def timesteps(self) -> list[int]:
@@ -228,7 +238,7 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
     Args:
         identity: of the run that the record must be of; None takes any.
     Raises:
-        ValueError: the record is damaged, of a version that did not save all of it, of another image or of
+        RecordError: the record is damaged, of a version that did not save all of it, of another image or of
             another run.
     """
     try:
@@ -236,20 +246,20 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
             record = record_of(path, saved)
             index, run = record.index, str(saved["run"])
     except KeyError as error:
-        raise ValueError(
+        raise RecordError(
             f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"
         ) from None
     # what numpy, zipfile, zlib and json raise on files that are none of theirs
     except Exception as error:
-        raise ValueError(
+        raise RecordError(
             f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
         ) from None
     if index != index_of(path):
-        raise ValueError(
+        raise RecordError(
             f"{path} is the record of image {index}; delete it, and main.py makes that image again"
         )
     if identity is not None and run != identity:
-        raise ValueError(
+        raise RecordError(
             f"{path} is of another run than run.json; delete it, and main.py makes that image again"
         )
     return record
@@ -295,7 +305,7 @@ def read_configuration(folder: Path) -> dict:
     """The run.json of a run.
 
     Raises:
-        ValueError: it is missing or damaged.
+        RecordError: it is missing or damaged.
     """
     path = folder / "run.json"
     try:
@@ -303,33 +313,29 @@ def read_configuration(folder: Path) -> dict:
         if not isinstance(configuration, dict):
             raise ValueError(f"it holds a {type(configuration).__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
+        raise RecordError(
             f"{path} cannot be read ({one_line(error, 120)}), so that nothing says what the folder "
             f"holds; put it back, or start over with --overwrite"
         ) from None
     return configuration
 
 
-def read_run(folder: Path, indices: Sequence[int] | None = None) -> Run:
-    """Reads all that main.py saved of a run, or of the images with these indices.
+def read_run(folder: Path, indices: Collection[int] | None = None) -> Run:
+    """What main.py saved of a run, or of the images with these indices; records are read as they are asked
+    for.
 
     Raises:
-        ValueError: there is no run in the folder, or a record of it cannot be used.
+        RecordError: there is no run in the folder, or its run.json cannot be read.
     """
-    records = {index_of(path): path for path in folder.glob("*_record.npz") if index_of(path) is not None}
-    if not records or not (folder / "run.json").is_file():
-        raise ValueError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
+    if not (folder / "run.json").is_file():
+        raise RecordError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
     configuration = read_configuration(folder)
-    identity = run_identity(configuration)
-    return Run(
-        folder,
-        configuration,
-        [
-            read_record(records[index], identity)
-            for index in sorted(records)
-            if indices is None or index in indices
-        ],
-    )
+    layout = Layout(folder, len(configuration.get("images", ())))
+    finished = sorted(layout.finished(indices))
+    if not finished:
+        raise RecordError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
+    records = Records([layout.record(index) for index in finished], run_identity(configuration))
+    return Run(folder, configuration, records)
 
 
 def layer_names(layers: Sequence[str], grids: Sequence[int]) -> list[str]:
@@ -393,9 +399,9 @@ def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[li
     ]
 
 
-def read_pair(folder: Path, index: int) -> list[np.ndarray]:
+def read_pair(layout: Layout, index: int) -> list[np.ndarray]:
     """The clean and the adversarial picture that a run wrote, uint8 `(H, W, 3)`."""
     return [
-        np.asarray(Image.open(folder / f"{index:04d}_{kind}.png").convert("RGB"))
+        np.asarray(Image.open(layout.file(index, f"{kind}.png")).convert("RGB"))
         for kind in ("originImage", "adv_image")
     ]

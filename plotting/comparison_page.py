@@ -72,7 +72,7 @@ def most_and_least_visible(psnr: Mapping[str, float]) -> list[str]:
 
 def describe_image(runs: Mapping[str, Run], rows: Mapping[str, dict], budget: int) -> dict:
     """All that the page shows of an image, from its row in each run."""
-    pairs = [read_pair(run.folder, rows[name]["index"]) for name, run in runs.items()]
+    pairs = [read_pair(run.layout, rows[name]["index"]) for name, run in runs.items()]
     clean, adversarial = pairs[0][0], [pair[1] for pair in pairs]
     differences = [amplified_difference(*pair, AMPLIFIED) for pair in pairs]
     # flickering shows what compression changes, too, so that these have the larger part

@@ -121,7 +121,7 @@ def draw_image(run: Run, schedules: Mapping[str, np.ndarray]) -> Iterator[tuple[
     """The figures of one image, by name; `run` has its record alone."""
     (record,) = run.records
     yield from draw_runs({short(record.row["file"]): run}, schedules)
-    clean, adversarial = read_pair(run.folder, record.index)
+    clean, adversarial = read_pair(run.layout, record.index)
     if run.timesteps:
         yield (
             "attention",
@@ -139,7 +139,7 @@ def draw_contact_sheets(run: Run) -> Iterator[tuple[str, Figure]]:
             f"contact_sheet_{page}",
             plot_contact_sheet(
                 [
-                    (*read_pair(run.folder, record.index), *captions(record))
+                    (*read_pair(run.layout, record.index), *captions(record))
                     for record in run.records[first : first + SHEET]
                 ]
             ),

@@ -117,7 +117,7 @@ def trials_of(rows: Mapping[str, dict], runs: Mapping[str, Run], seed: int) -> I
     from a digest of the seed and the pictures.
     """
     pairs = {
-        name: [png(picture) for picture in read_pair(runs[name].folder, row["index"])]
+        name: [png(picture) for picture in read_pair(runs[name].layout, row["index"])]
         for name, row in rows.items()
     }
     names = set()

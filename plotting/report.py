@@ -64,7 +64,7 @@ def write_page(run: Run) -> None:
 
 def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dict:
     """All that the gallery shows of an image."""
-    clean, adversarial = read_pair(run.folder, record.index)
+    clean, adversarial = read_pair(run.layout, record.index)
     difference = amplified_difference(clean, adversarial, AMPLIFIED)
     before, after = row["before"], row["after"]
     return {

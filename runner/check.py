@@ -49,7 +49,7 @@ def check(options: Options) -> int:
     processes = count_processes(options, attack, images, launched=1)
     if processes > 1:  # as each of them will do it
         torch.set_num_threads(threads_of_each(processes))
-    picture = first_picture(item, Job(attack, options, "", task.masks, {}))
+    picture = first_picture(item, Job(attack, options, "", task.layout(options), task.masks, {}))
     clean = picture.pixels
     predictions = [
         predict(classifier, clean[None], np.array([item.labels]), device)[0]

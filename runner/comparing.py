@@ -11,7 +11,7 @@ import torch
 
 from data.dataset import Item
 from data.images import Pictures
-from data.records import ANALYSIS, Run, record_path
+from data.records import ANALYSIS, Run, read_run
 from evaluation.comparison import Comparison, compare_runs, csv_text, success_points
 from evaluation.costs import cost_rows
 from evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
@@ -28,7 +28,7 @@ from plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_fig
 from plotting.figures import plot_success_against_visibility, plot_tradeoff
 from plotting.judging_page import write_judging_page
 from runner.compared import CompareOptions, Mode
-from runner.folder import failure_path, provenance, read_failures, read_finished, read_pictures, write_texts
+from runner.folder import provenance, read_failures, read_pictures, unattempted, write_texts
 from runner.summary import weights_at_the_end
 from timestep_weights import effective_timesteps, named_schedules
 
@@ -37,34 +37,24 @@ def report(
     options: CompareOptions, modes: Sequence[Mode], items: Sequence[Item], device: torch.device
 ) -> int:
     """Compares what is in the folders, writes it, and prints the table; returns the exit code."""
-    indices = [item.index for item in items]
     failures = [
         f"{mode.name}{'' if mode.value is None else f' at {mode.value:g}'}: {failure}"
         for mode in modes
-        for failure in read_failures(mode.job.options.save_dir, indices)
+        for failure in read_failures(mode.job.layout, items)
     ]
-    compared = [
-        item
-        for item in items
-        if all(record_path(mode.job.options.save_dir, item.index).exists() for mode in modes)
-    ]
-    left = [
-        item
-        for item in items
-        for mode in modes
-        if not record_path(mode.job.options.save_dir, item.index).exists()
-        and not failure_path(mode.job.options.save_dir, item.index).exists()
-    ]
+    in_all = {item.index for item in items}.intersection(*(mode.job.layout.finished() for mode in modes))
+    compared = [item for item in items if item.index in in_all]
+    left = {item for mode in modes for item in unattempted(items, mode.job.layout)}
     if left:
         print(
-            f"still to be attacked: {len(set(left))} images, by the same command without --shard or by "
+            f"still to be attacked: {len(left)} images, by the same command without --shard or by "
             f"its other shards"
         )
         return 1 if failures else 0
     if not compared:
         print("\n".join(["no image was attacked in every mode, so there is nothing to compare", *failures]))
         return 1
-    runs = [read_finished(mode.job.options.save_dir, [item.index for item in compared]) for mode in modes]
+    runs = [read_run(mode.job.layout.folder, in_all) for mode in modes]
     evaluations, curves, has_curves = [], [], options.attacks and not options.sweep
     for mode, run in zip(modes, runs):
         pictures = read_pictures(run, compared, mode.job.options.res)

@@ -4,6 +4,7 @@ shared out, in batches and processes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -21,16 +22,8 @@ from classifiers.registry import check_name
 from common.errors import InputError, RunError, note
 from data.dataset import Item, labels_and_targets
 from data.images import Pictures, delete_abandoned, read_image, replacing, temporary_name
-from data.records import (
-    ANALYSIS,
-    Run,
-    index_of,
-    read_configuration,
-    read_record,
-    read_run,
-    record_path,
-    run_identity,
-)
+from data.layout import Layout
+from data.records import ANALYSIS, Run, read_configuration, read_record, run_identity
 from options import Options
 
 WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
@@ -105,7 +98,7 @@ def check_save_dir(folder: Path) -> None:
 def check_folder(folder: Path, configuration: dict) -> None:
     """Raises InputError if the folder holds a run of another configuration."""
     if not (folder / "run.json").exists():
-        if any(index_of(path) is not None for path in folder.glob("*_record.npz")):
+        if any(folder.glob("*_record.npz")):
             raise InputError(
                 f"--save_dir: {str(folder)!r} holds results but no run.json that says of what; give another "
                 f"folder, or --overwrite to start over"
@@ -139,10 +132,20 @@ def identity_of(folder: Path) -> str:
     Raises:
         RunError: its run.json cannot be read.
     """
+    path = folder / "run.json"
     try:
-        return run_identity(read_configuration(folder))
-    except ValueError as error:
-        raise RunError(str(error)) from None
+        stat = path.stat()
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read ({error.strerror}); it says of what run the files are"
+        ) from None
+    return _identity(folder, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+@functools.lru_cache(64)
+def _identity(folder: Path, *stat: int) -> str:
+    """Read once for as long as the file stays the same: it names all images, and is asked for with each."""
+    return run_identity(read_configuration(folder))
 
 
 def check_still_ours(folder: Path, identity: str) -> None:
@@ -154,28 +157,29 @@ def check_still_ours(folder: Path, identity: str) -> None:
         )
 
 
-def drop_unusable(folder: Path, items: Sequence[Item], identity: str, masks: Mapping[int, Path]) -> None:
+def drop_unusable(layout: Layout, items: Sequence[Item], identity: str, masks: Mapping[int, Path]) -> None:
     """Deletes the records of images that have to be made again, and says why: damaged, of another run,
     without their pictures, or of a picture or mask that has changed since.
     """
-    delete_abandoned(folder)
+    for place in {layout.folder, *layout.places}:
+        delete_abandoned(place)
+    finished = layout.finished([item.index for item in items])
     for item in items:
-        path = record_path(folder, item.index)
-        if path.exists():
-            reason = reason_to_make_again(path, item, identity, masks.get(item.index))
+        if item.index in finished:
+            reason = reason_to_make_again(layout, item, identity, masks.get(item.index))
             if reason:
                 note(f"{item.path.name} is made again: {reason}")
-                path.unlink()
+                layout.record(item.index).unlink()
 
 
-def reason_to_make_again(path: Path, item: Item, identity: str, mask: Path | None = None) -> str | None:
+def reason_to_make_again(layout: Layout, item: Item, identity: str, mask: Path | None = None) -> str | None:
     """Why a record cannot be used, None if it can."""
     try:
-        row = read_record(path, identity).row
+        row = read_record(layout.record(item.index), identity).row
     except ValueError as error:
         return str(error).split("; delete it")[0]
     for kind in pictures_of(row):
-        picture = path.with_name(f"{item.index:04d}_{kind}.png")
+        picture = layout.file(item.index, f"{kind}.png")
         try:
             with Image.open(picture) as file:
                 file.verify()
@@ -191,9 +195,15 @@ def reason_to_make_again(path: Path, item: Item, identity: str, mask: Path | Non
     return None
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *more: Path) -> None:
+    """Makes a folder, and more inside it.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for one in (folder, *more):
+            one.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"--save_dir: {str(folder)!r} cannot be made ({error.strerror}); give another folder"
@@ -221,10 +231,11 @@ def claim_folder(folder: Path, configuration: dict) -> str:
 
 def clear_folder(folder: Path) -> None:
     """Deletes what a run writes, and nothing else."""
-    for path in folder.iterdir():
-        of_image = re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name)
-        if of_image or path.name in RUN_FILES:
-            path.unlink()
+    for place in (folder, *folder.glob("[0-9]*000/")):
+        for path in place.iterdir():
+            of_image = re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name)
+            if path.is_file() and (of_image or (place == folder and path.name in RUN_FILES)):
+                path.unlink()
     for path in (folder / ANALYSIS).glob("*"):
         if re.fullmatch(r"\w+\.(png|pdf)(\.[\w-]*\.?partial)?", path.name):
             path.unlink()
@@ -234,29 +245,14 @@ def shortened(value: object) -> str:
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
 
 
-def failure_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:04d}_failed.txt"
+def write_failure(layout: Layout, item: Item, error: Exception) -> None:
+    with replacing(layout.failure(item.index)) as temporary:
+        temporary.write_text(f"{item.path.name}: {error}\n", encoding="utf-8", errors="backslashreplace")
 
 
-def write_failure(folder: Path, index: int, path: Path, error: Exception) -> None:
-    with replacing(failure_path(folder, index)) as temporary:
-        temporary.write_text(f"{path.name}: {error}\n", encoding="utf-8", errors="backslashreplace")
-
-
-def read_failures(folder: Path, indices: Sequence[int]) -> list[str]:
-    return [
-        failure_path(folder, index).read_text(encoding="utf-8").strip()
-        for index in indices
-        if failure_path(folder, index).exists()
-    ]
-
-
-def read_finished(folder: Path, indices: Sequence[int]) -> Run:
-    """The records of finished images, with what the figures need."""
-    try:
-        return read_run(folder, indices)
-    except ValueError as error:
-        raise RunError(str(error)) from None
+def read_failures(layout: Layout, items: Sequence[Item]) -> list[str]:
+    failed = layout.failed([item.index for item in items])
+    return [layout.failure(index).read_text(encoding="utf-8").strip() for index in sorted(failed)]
 
 
 def pictures_of(row: dict) -> tuple[str, ...]:
@@ -268,16 +264,23 @@ def pictures_of(row: dict) -> tuple[str, ...]:
 def read_pictures(run: Run, items: Sequence[Item], size: int) -> Pictures:
     """The written files of finished images, those of the records of `run`."""
     clean, adversarial, *reconstructed = (
-        np.stack([read_image(run.folder / f"{item.index:04d}_{kind}.png", size) for item in items])
+        np.stack([read_image(run.layout.file(item.index, f"{kind}.png"), size) for item in items])
         for kind in pictures_of(run.rows[0])
     )
     labels, targets = labels_and_targets(items)
     return Pictures(clean, adversarial, labels, *(reconstructed or [None]), targets)
 
 
-def missing_of(items: Sequence[Item], folder: Path) -> list[Item]:
+def missing_of(items: Sequence[Item], layout: Layout) -> list[Item]:
     """The images that are not finished."""
-    return [item for item in items if not record_path(folder, item.index).exists()]
+    finished = layout.finished([item.index for item in items])
+    return [item for item in items if item.index not in finished]
+
+
+def unattempted(items: Sequence[Item], layout: Layout) -> list[Item]:
+    """The images that are neither finished nor have failed."""
+    failed = layout.failed([item.index for item in items])
+    return [item for item in missing_of(items, layout) if item.index not in failed]
 
 
 def provenance(options: Options, device: torch.device) -> dict:

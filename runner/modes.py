@@ -16,10 +16,10 @@ from common.costs import Cost, bytes_of, measured
 from common.errors import AttackError, NonFiniteLossError
 from common.workers import run_in_processes
 from data.dataset import Item
-from data.records import record_path
+from data.layout import Layout
 from diffusion.inversion import Inversion
 from options import Options
-from runner.folder import failure_path, missing_of, write_failure
+from runner.folder import missing_of, write_failure
 from runner.processes import count_processes, loaded_networks
 from runner.runner import Job, Picture, attack_image, invert, networks_of, read_picture, stop_if_nothing_works
 from runner.task import Task, load_attacks, load_judges
@@ -34,7 +34,7 @@ def attack_in_modes(task: Task, items: Sequence[Item], jobs: Sequence[Job], bar:
     share_out(task, items, jobs, bar)
     for item in items:
         attack_in_all(item, jobs)
-        show_progress(bar, items, [job.options for job in jobs])
+        show_progress(bar, items, [job.layout for job in jobs])
 
 
 def share_out(task: Task, items: Sequence[Item], jobs: Sequence[Job], bar: tqdm) -> None:
@@ -50,14 +50,14 @@ def share_out(task: Task, items: Sequence[Item], jobs: Sequence[Job], bar: tqdm)
     claimed = [(job.options, job.identity) for job in jobs if job.options.processes > 1]
     shared = [options for options, _ in claimed]
     for options in shared:
-        for item in missing_of(items, options.save_dir):
-            failure_path(options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
-    if any(missing_of(items, options.save_dir) for options in shared):
+        for item in missing_of(items, task.layout(options)):
+            task.layout(options).failure(item.index).unlink(missing_ok=True)  # of an earlier run
+    if any(missing_of(items, task.layout(options)) for options in shared):
         processes = shared[0].processes
         killed = run_in_processes(
             attack_part,
             [(task, claimed, items[k::processes]) for k in range(processes)],
-            lambda: show_progress(bar, items, shared),
+            lambda: show_progress(bar, items, [task.layout(options) for options in shared]),
         )
         if killed:
             tqdm.write(
@@ -66,9 +66,9 @@ def share_out(task: Task, items: Sequence[Item], jobs: Sequence[Job], bar: tqdm)
             )
 
 
-def show_progress(bar: tqdm, items: Sequence[Item], each: Sequence[Options]) -> None:
-    done = sum(all(record_path(one.save_dir, item.index).exists() for one in each) for item in items)
-    bar.update(done - bar.n)
+def show_progress(bar: tqdm, items: Sequence[Item], layouts: Sequence[Layout]) -> None:
+    indices = {item.index for item in items}
+    bar.update(len(indices.intersection(*(layout.finished(indices) for layout in layouts))) - bar.n)
 
 
 def attack_part(task: Task, claimed: Sequence[tuple[Options, str]], items: Sequence[Item]) -> None:
@@ -78,7 +78,7 @@ def attack_part(task: Task, claimed: Sequence[tuple[Options, str]], items: Seque
     attacks = load_attacks(task, [options for options, _ in claimed])
     judges = load_judges(task, attacks[0])
     jobs = [
-        Job(attack, options, identity, task.masks, judges)
+        Job(attack, options, identity, task.layout(options), task.masks, judges)
         for attack, (options, identity) in zip(attacks, claimed)
     ]
     for item in items:
@@ -90,9 +90,9 @@ def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:
     missing = [
         job
         for job in jobs
-        if not record_path(job.options.save_dir, item.index).exists()
+        if not job.layout.record(item.index).exists()
         # one of several processes has tried
-        and not (job.options.processes > 1 and failure_path(job.options.save_dir, item.index).exists())
+        and not (job.options.processes > 1 and job.layout.failure(item.index).exists())
     ]
     if not missing:
         return
@@ -100,7 +100,7 @@ def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:
         picture = read_picture(item, missing[0])
     except OSError as error:
         for job in missing:
-            write_failure(job.options.save_dir, item.index, item.path, error)
+            write_failure(job.layout, item, error)
         return
     inversions, loaded = {}, networks_by_id(jobs)
     for job in missing:
@@ -108,14 +108,14 @@ def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:
         depends_on = (job.options.attack, *(getattr(job.options, name) for name in INVERSION_FLAGS))
         if depends_on not in inversions:
             inversions[depends_on] = inverted(job, picture, bytes_of(unused))
-        failure_path(job.options.save_dir, item.index).unlink(missing_ok=True)
+        job.layout.failure(item.index).unlink(missing_ok=True)
         state = job.attack.controller.state()
         try:
             attack_image(job, picture, *inversions[depends_on], bytes_of(unused))
         except (NonFiniteLossError, AttackError) as error:
             job.attack.controller.load_state(state)
-            write_failure(job.options.save_dir, item.index, item.path, error)
-            stop_if_nothing_works(job.options, error, are_others_left=True)
+            write_failure(job.layout, item, error)
+            stop_if_nothing_works(job.layout, error, are_others_left=True)
 
 
 def inverted(job: Job, picture: Picture, unused: int) -> tuple[Inversion | GivenImages, Cost]:

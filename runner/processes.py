@@ -10,6 +10,7 @@ from attacks.pixel import PixelAttack
 from common.costs import bytes_of
 from common.workers import import_ahead, processes_for
 from data.dataset import Item
+from data.layout import Layout
 from diff_latent_attack import DiffAttack
 from options import Options
 from runner.folder import missing_of
@@ -40,13 +41,13 @@ def largest_count(options: Options, device: torch.device, images: int, launched:
 
 
 def get_ready(
-    each: Sequence[Options], device: torch.device, items: Sequence[Item], launched: int = 1
+    runs: Sequence[tuple[Options, Layout]], device: torch.device, items: Sequence[Item], launched: int = 1
 ) -> None:
-    """Has imported ahead what processes need, if any of these options will have some for images that are not
+    """Has imported ahead what processes need, if any of these runs will have some for images that are not
     finished.
     """
-    for options in each:
-        unfinished = options.overwrite or missing_of(items, options.save_dir)
+    for options, layout in runs:
+        unfinished = options.overwrite or missing_of(items, layout)
         if unfinished and largest_count(options, device, len(items), launched) > 1:
             import_ahead(NEEDED)
 

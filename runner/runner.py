@@ -24,8 +24,9 @@ from common.workers import run_in_processes
 from data.dataset import Item, labels_and_targets
 from data.history import AttackResult
 from data.images import Pictures, read_image, to_pixels, to_tensor, write_image, write_result
+from data.layout import Layout
 from data.masks import read_mask
-from data.records import record_path, write_record
+from data.records import write_record
 from diff_latent_attack import DiffAttack
 from diffusion.inversion import Inversion
 from evaluation.curves import judged
@@ -37,10 +38,10 @@ from options import Options
 from runner.folder import (
     check_still_ours,
     counted,
-    failure_path,
     file_digest,
     missing_of,
     name_of,
+    unattempted,
     write_failure,
 )
 from runner.task import Task, load_attacks, load_judges
@@ -56,6 +57,7 @@ class Job:
     attack: DiffAttack | PixelAttack
     options: Options
     identity: str  # of the run
+    layout: Layout  # of its files
     masks: Mapping[int, Path]  # by the image's index; empty where there are none
     judges: Mapping[str, torch.nn.Module]  # of `--judge_at`
 
@@ -133,13 +135,13 @@ def progress_bar(job: Job, name: str) -> Iterator[Callable[[int, torch.Tensor], 
 def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Cost) -> None:
     """Writes the files of an image, its record last of all; the result is its own."""
     attack, options, item, clean = job.attack, job.options, picture.item, picture.pixels
-    folder, index = options.save_dir, item.index
+    layout, index = job.layout, item.index
     labels, targets = labels_and_targets([item])
-    check_still_ours(folder, job.identity)
+    check_still_ours(layout.folder, job.identity)
     truncated, made = options.inversion == "diffattack", {"adv_image": result.adversarial[0]}
     if result.reconstruction is not None:
         made["reconstruction"] = result.reconstruction[0]
-    files = {kind: folder / f"{index:04d}_{kind}.png" for kind in made}
+    files = {kind: layout.file(index, f"{kind}.png") for kind in made}
     for kind, image in made.items():
         write_image(to_pixels(image, truncated), files[kind])
     written, *reconstructed = (read_image(path, options.res) for path in files.values())
@@ -151,16 +153,16 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Co
         for name, classifier in zip(options.model_name, attack.classifiers)
     ]
     success = all(fooled(answer.after, labels, targets).all() for answer in answers)
-    write_result(folder, index, clean, written, "+".join(map(file_name, options.model_name)), success)
+    write_result(layout, index, clean, written, "+".join(map(file_name, options.model_name)), success)
     row = row_of(job, result, picture, answers) | {
         "success": success if all(answer.correct_before.all() for answer in answers) else None,
         "fooled": success,
         "psnr": psnr(clean, written),
         **cost.as_row(),
     }
-    check_still_ours(folder, job.identity)
+    check_still_ours(layout.folder, job.identity)
     write_record(
-        result.record.of_image(0), attack.controller.state(), row, record_path(folder, index), job.identity
+        result.record.of_image(0), attack.controller.state(), row, layout.record(index), job.identity
     )
 
 
@@ -209,12 +211,13 @@ def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[C
 
 def job_of(task: Task, attack: DiffAttack | PixelAttack, identity: str) -> Job:
     """The job of a task's own options; the judges are loaded if they are needed."""
-    return Job(attack, task.options, identity, task.masks, load_judges(task, attack))
+    layout = task.layout(task.options)
+    return Job(attack, task.options, identity, layout, task.masks, load_judges(task, attack))
 
 
-def restore_weights(attack: DiffAttack | PixelAttack, folder: Path, index: int) -> None:
+def restore_weights(attack: DiffAttack | PixelAttack, layout: Layout, index: int) -> None:
     """Sets the learnable weights to what they were after that image."""
-    with np.load(record_path(folder, index)) as record:
+    with np.load(layout.record(index)) as record:
         attack.controller.load_state(torch.from_numpy(record["controller_state"]))
 
 
@@ -246,7 +249,7 @@ class Runner:
                 continue
             except (NonFiniteLossError, AttackError) as error:
                 self.fail(under_way.pop(error.index).item, error, bar)
-                stop_if_nothing_works(self.options, error, bool(work or under_way))
+                stop_if_nothing_works(self.job.layout, error, bool(work or under_way))
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -302,7 +305,7 @@ class Runner:
         batch = []
         while work and len(batch) < size:
             item = work.pop(0)
-            failure_path(self.options.save_dir, item.index).unlink(missing_ok=True)  # of an earlier run
+            self.job.layout.failure(item.index).unlink(missing_ok=True)  # of an earlier run
             try:
                 batch.append(read_picture(item, self.job))
             except OSError as error:
@@ -310,7 +313,7 @@ class Runner:
         return batch
 
     def fail(self, item: Item, error: Exception, bar: tqdm) -> None:
-        write_failure(self.options.save_dir, item.index, item.path, error)
+        write_failure(self.job.layout, item, error)
         bar.update()
 
     def shrink(self, reason: str) -> None:
@@ -352,17 +355,16 @@ class Runner:
             )
 
 
-def stop_if_nothing_works(options: Options, error: Exception, are_others_left: bool) -> None:
+def stop_if_nothing_works(layout: Layout, error: Exception, are_others_left: bool) -> None:
     """An attack that fails on one image may go on with the others; one that has failed on every image so far,
     and on more than one if there are more, will fail on all of them.
 
     Raises:
         InputError: it is so.
     """
-    folder = options.save_dir
-    if not isinstance(error, AttackError) or any(folder.glob("*_record.npz")):
+    if not isinstance(error, AttackError) or layout.finished():
         return
-    if not are_others_left or len(list(folder.glob("*_failed.txt"))) > 1:
+    if not are_others_left or len(layout.failed()) > 1:
         raise InputError(str(error))
 
 
@@ -370,18 +372,13 @@ def share_out(task: Task, items: list[Item], identity: str, bar: tqdm) -> None:
     """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed,
     is left to the caller.
     """
-    folder, processes = task.options.save_dir, task.options.processes
-
-    def failed(item: Item) -> bool:
-        return failure_path(folder, item.index).exists()
+    layout, processes = task.layout(task.options), task.options.processes
 
     def progress() -> None:
-        left = [item for item in missing_of(items, folder) if not failed(item)]
-        bar.update(len(items) - len(left) - bar.n)
+        bar.update(len(items) - len(unattempted(items, layout)) - bar.n)
 
-    for item in missing_of(items, folder):
-        # of an earlier run, which would count as done
-        failure_path(folder, item.index).unlink(missing_ok=True)
+    for item in missing_of(items, layout):
+        layout.failure(item.index).unlink(missing_ok=True)  # of an earlier run, which would count as done
     killed = run_in_processes(
         attack_part, [(task, items[k::processes], identity) for k in range(processes)], progress
     )
@@ -396,7 +393,7 @@ def share_out(task: Task, items: list[Item], identity: str, bar: tqdm) -> None:
 
 def attack_part(task: Task, items: list[Item], identity: str) -> None:
     """What one of several processes does: attacks those of its images that are not finished."""
-    missing = missing_of(items, task.options.save_dir)
+    missing = missing_of(items, task.layout(task.options))
     if missing:
         (attack,) = load_attacks(task, [task.options])
         Runner(job_of(task, attack, identity)).run(missing, tqdm(disable=True))

@@ -13,7 +13,8 @@ import torch
 
 from attacks.pixel import PixelAttack
 from data.dataset import Item
-from data.records import ANALYSIS, Run, record_path, timestep_rows
+from data.layout import Layout
+from data.records import ANALYSIS, Run, read_run, timestep_rows
 from diff_latent_attack import DiffAttack
 from evaluation.checks import COLLAPSED_BELOW, warnings_about_rounding
 from evaluation.costs import cost_dict, cost_rows
@@ -23,7 +24,7 @@ from evaluation.tables import table
 from options import Options
 from plotting.draw import draw_folders
 from plotting.report import write_page
-from runner.folder import provenance, read_failures, read_finished, read_pictures, write_texts
+from runner.folder import provenance, read_failures, read_pictures, write_texts
 from timestep_weights import effective_timesteps, named_schedules
 
 FELT_ABOVE = 0.01  # of the attack's gradient
@@ -146,17 +147,21 @@ def lines_about(finished: Run, points: Sequence[CurvePoint]) -> list[str]:
 
 
 def report(
-    options: Options, selected: Sequence[Item], attack: DiffAttack | PixelAttack, device: torch.device
+    options: Options,
+    layout: Layout,
+    selected: Sequence[Item],
+    attack: DiffAttack | PixelAttack,
+    device: torch.device,
 ) -> int:
     """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
     run that is complete; returns the exit code.
     """
-    indices = [item.index for item in selected]
-    failures = read_failures(options.save_dir, indices)
-    done = [item for item in selected if record_path(options.save_dir, item.index).exists()]
+    failures = read_failures(layout, selected)
+    finished_ones = layout.finished([item.index for item in selected])
+    done = [item for item in selected if item.index in finished_ones]
     evaluation, finished, rows, points = None, None, [], []
     if done:
-        finished = read_finished(options.save_dir, [item.index for item in done])
+        finished = read_run(layout.folder, [item.index for item in done])
         rows = finished.rows
         pictures = read_pictures(finished, done, options.res)
         evaluation = evaluate(

@@ -24,6 +24,7 @@ from common.errors import InputError, note
 from data.class_names import IMAGENET_CLASSES, read_class_names
 from data.dataset import PRESETS, Item, read_dataset
 from data.images import read_image, to_tensor
+from data.layout import Layout
 from data.masks import masks_of
 from diff_latent_attack import DiffAttack
 from diffusion.inversion import LatentDiffusion
@@ -53,6 +54,10 @@ class Task:
         file = Path(parse_attack(options.attack).source)
         contents = self.contents | ({options.attack: file_digest(file)} if file.is_file() else {})
         return configuration_of(options, self.dtype, self.items, contents)
+
+    def layout(self, options: Options) -> Layout:
+        """Where a run with these options keeps its files."""
+        return Layout(options.save_dir, len(self.items))
 
     def load_pipeline(self) -> StableDiffusionPipeline:
         pipeline = load_pipeline(self.options.pretrained_diffusion_path, self.device, self.dtype)

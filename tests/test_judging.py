@@ -99,7 +99,7 @@ def test_the_key_says_of_every_trial_whose_pictures_are_where(tmp_path):
     for name, *pictures in content["trials"]:
         trial, shown = key.trials[name], [pixels(content["pictures"][k]) for k in pictures]
         assert trial.image == f"{indices[name]}.png"
-        pairs = [read_pair(made[attack].folder, indices[name]) for attack in (trial.left, trial.right)]
+        pairs = [read_pair(made[attack].layout, indices[name]) for attack in (trial.left, trial.right)]
         for picture, written in zip(shown, (pairs[0][0], pairs[0][1], pairs[1][1])):
             assert np.array_equal(picture, written)
     trials = [key.trials[name] for name, *_ in content["trials"]]
@@ -170,7 +170,7 @@ def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, t
     page, key = open_page(browser, tmp_path / "judging.html"), read_key(tmp_path / "judging_key.json")
     source = page.page_source
     assert not [name for name in ("fixed", "torchattack", "MIFGSM", "learnable", "img0") if name in source]
-    fixed = [read_pair(runs["fixed"].folder, k)[1] for k in range(4)]
+    fixed = [read_pair(runs["fixed"].layout, k)[1] for k in range(4)]
     keys = iter([Keys.ARROW_LEFT, "2", "1", Keys.ARROW_RIGHT] * 4)
     for trial in range(4):
         clean, left, right = map(pixels, shown_when(page, trial))

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from data.images import image_grid, read_image, write_result
+from data.layout import Layout
 from data.records import ANALYSIS, layer_names, read_run, timestep_rows, timestep_shares
 from evaluation.stats import Estimate
 from plotting.draw import before_and_after_norm, draw_folders, save_image_figures
@@ -75,8 +76,8 @@ def test_results_have_the_original_names_and_contents(tmp_path):
     clean = np.full((32, 32, 3), 100, np.uint8)
     adversarial = clean.copy()
     adversarial[:16], adversarial[16:] = 90, 120
-    write_result(tmp_path, 7, clean, adversarial, "net", success=False)
-    write_result(tmp_path, 7, clean, adversarial, "net", success=True)
+    write_result(Layout(tmp_path, 8), 7, clean, adversarial, "net", success=False)
+    write_result(Layout(tmp_path, 8), 7, clean, adversarial, "net", success=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "0007_adv_image.png",
         "0007_diff_absolute.png",

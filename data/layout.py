@@ -1,0 +1,80 @@
+"""Where the files of a run's images lie: beside each other in its folder, or, of more than 10,000 images, in
+subfolders of 1,000, since no tool likes a folder of half a million files.
+
+    layout = Layout(Path("output"), images=50_000)
+    layout.file(12_345, "adv_image.png")        # output/12000/12345_adv_image.png
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+SUBFOLDERS_ABOVE, IMAGES_EACH = 10_000, 1_000
+
+
+def index_of(path: Path) -> int | None:
+    """The index of the image whose record has this path, None if it is no record."""
+    match = re.fullmatch(r"(\d{4,})_record\.npz", path.name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of a run over so many images: all of its data set's, also where fewer are attacked."""
+
+    folder: Path
+    images: int
+
+    @property
+    def places(self) -> list[Path]:
+        """The folders in which the files of images lie."""
+        if self.images <= SUBFOLDERS_ABOVE:
+            return [self.folder]
+        return [self._place(first) for first in range(0, self.images, IMAGES_EACH)]
+
+    def _place(self, index: int) -> Path:
+        if self.images <= SUBFOLDERS_ABOVE:
+            return self.folder
+        return self.folder / f"{index // IMAGES_EACH * IMAGES_EACH:05d}"
+
+    def file(self, index: int, name: str) -> Path:
+        """A file of an image, such as `adv_image.png`."""
+        return self._place(index) / f"{index:04d}_{name}"
+
+    def record(self, index: int) -> Path:
+        """An image's record is written last: where it is, the image is finished."""
+        return self.file(index, "record.npz")
+
+    def failure(self, index: int) -> Path:
+        """Says why an image could not be attacked."""
+        return self.file(index, "failed.txt")
+
+    def finished(self, among: Collection[int] | None = None) -> set[int]:
+        """The indices of images that have a record; of many, folders are listed rather than files asked
+        for.
+        """
+        return self._those_with("record.npz", among)
+
+    def failed(self, among: Collection[int] | None = None) -> set[int]:
+        """The indices of images that could not be attacked."""
+        return self._those_with("failed.txt", among)
+
+    def _those_with(self, name: str, among: Collection[int] | None) -> set[int]:
+        if among is not None and len(among) < IMAGES_EACH:
+            return {index for index in among if self.file(index, name).exists()}
+        found, ending = set(), f"_{name}"
+        for place in self.places:
+            try:
+                names = os.listdir(place)
+            except FileNotFoundError:
+                continue
+            found |= {
+                int(other[: -len(ending)])
+                for other in names
+                if other.endswith(ending) and other[: -len(ending)].isdecimal()
+            }
+        return found if among is None else found & set(among)
