@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from common.commands import run_program
 from common.flags import parse_options
+from runner.checked import Checked
 from runner.compared import CompareOptions, Mode, check_options, entries
 from runner.comparing import report
 from runner.folder import check_folder, claim_folder, drop_unusable, make_folder
@@ -54,7 +55,8 @@ def run(options: CompareOptions) -> int:
         layout = task.layout(entry.options)
         make_folder(layout.folder, *layout.places)
         identity = claim_folder(layout.folder, configuration)
-        drop_unusable(layout, items, identity, task.masks)
+        checked = Checked(layout, task.masks)
+        drop_unusable(layout, items, identity, checked)
         job = Job(attack, entry.options, identity, layout, task.masks, judges)
         modes.append(Mode(entry.name, entry.value, job, weights_at_the_end(attack, None)))
         done = layout.finished([item.index for item in items])
@@ -62,7 +64,7 @@ def run(options: CompareOptions) -> int:
             restore_weights(attack, layout, max(done))
     with tqdm(total=len(items), desc="images", unit="image") as bar:
         attack_in_modes(task, items, [mode.job for mode in modes], bar)
-    return report(options, modes, selected, task.device)
+    return report(task, options, modes, selected)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -94,6 +94,16 @@ def bytes_saved(network: torch.nn.Module) -> Iterator[list[int]]:
         yield sizes
 
 
+SHORT_BELOW = 0.2  # of all memory
+
+
+def memory_is_short(device: torch.device) -> bool:
+    """Whether what is not needed at once had better be freed."""
+    if device.type == "cuda":
+        return free_memory(device) < SHORT_BELOW * torch.cuda.mem_get_info(device)[1]
+    return psutil.virtual_memory().available < SHORT_BELOW * psutil.virtual_memory().total
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on the device, its cache included."""
     if device.type == "cuda":

@@ -38,8 +38,13 @@ class MachineOptions:
     )
     shard: str = flag(
         "0/1",
-        "attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the same "
-        "command without it then prints the table of all",
+        "attack the K-th of N equal parts of the images, K from 0, as on the K-th of N machines; the last "
+        "of them adds up",
         "K/N",
+        identifies_run=False,
+    )
+    merge: bool = flag(
+        False,
+        "attack nothing: judge what is not judged yet, and add up the images that are finished",
         identifies_run=False,
     )

@@ -223,3 +223,13 @@ class Pictures:
     labels: np.ndarray
     reconstructed: np.ndarray | None = None
     targets: np.ndarray | None = None  # (B,), of a targeted attack; -1 where there is none
+
+    @property
+    def sides(self) -> list[np.ndarray]:
+        """The clean and the adversarial pictures, and the reconstructed ones where there are any."""
+        both = [self.clean, self.adversarial]
+        return both if self.reconstructed is None else [*both, self.reconstructed]
+
+    def of(self, chosen: Sequence[int]) -> Pictures:
+        """Some of them."""
+        return Pictures(*(None if part is None else part[list(chosen)] for part in vars(self).values()))

@@ -177,7 +177,9 @@ class Run:
 
     @property
     def rows(self) -> list[dict]:
-        """Of results.json, but for what is judged of all images at once."""
+        """Of results.json, with what has been said of each image."""
+        if isinstance(self.records, Records):
+            return [read_said(path)[0] for path in self.records.paths]
         return [record.row for record in self.records]
 
     @property
@@ -263,6 +265,37 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
             f"{path} is of another run than run.json; delete it, and main.py makes that image again"
         )
     return record
+
+
+def read_said(path: Path) -> tuple[dict, np.ndarray | None]:
+    """What a record holds of what has been said of its image: the row, and the features of its pictures.
+
+    Raises:
+        RecordError: the record is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return json.loads(str(saved["row"])), saved["features"] if "features" in saved else None
+    except Exception as error:  # as in `read_record`
+        raise RecordError(
+            f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
+        ) from None
+
+
+def write_said(path: Path, row: dict, features: np.ndarray | None, **others: np.ndarray) -> None:
+    """Saves what has been said of an image, and other arrays, so that `read_said` reads it."""
+    arrays = others | {"row": np.array(json.dumps(row))}
+    if features is not None:
+        arrays["features"] = features
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def update_said(path: Path, row: dict, features: np.ndarray | None) -> None:
+    """Puts another row, and features, into a record; all else in it stays."""
+    with np.load(path, allow_pickle=False) as saved:
+        others = {name: saved[name] for name in saved.files if name not in ("row", "features")}
+    write_said(path, row, features, **others)
 
 
 # arrays whose last axis is the batch, which in a file is one image

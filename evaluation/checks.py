@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from data.images import to_tensor
-from evaluation.predictions import Prediction, correct
+from evaluation.predictions import Predictions, correct
 
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
+SHOWN = 20  # images that are named in a warning
 
 
 @torch.no_grad()
@@ -34,20 +35,23 @@ def warnings_about_outputs(
     return warnings
 
 
-def warnings_about_gradients(
-    name: str, classifier: torch.nn.Module, clean: np.ndarray, labels: np.ndarray, device: torch.device
-) -> list[str]:
+def has_gradient(
+    classifier: torch.nn.Module, clean: np.ndarray, labels: np.ndarray, device: torch.device
+) -> bool:
+    """Whether the classifier's loss has a gradient at a picture `(H, W, 3)`; labels `(L,)`, -1 for none."""
+    x = to_tensor(clean).to(device).requires_grad_()
+    classes = torch.as_tensor(labels, device=device).reshape(-1)
+    (gradient,) = torch.autograd.grad(-classifier(x).log_softmax(-1)[0, classes[classes >= 0]].mean(), x)
+    return bool(gradient.any())
+
+
+def warnings_about_gradients(name: str, has_gradients: Sequence[bool]) -> list[str]:
     """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
-    dead = []
-    for k in range(len(clean)):
-        x = to_tensor(clean[k]).to(device).requires_grad_()
-        classes = torch.tensor(labels.reshape(len(labels), -1)[k], device=device)
-        (gradient,) = torch.autograd.grad(-classifier(x).log_softmax(-1)[0, classes[classes >= 0]].mean(), x)
-        if not gradient.any():
-            dead.append(str(k + 1))
+    dead = [str(k + 1) for k, has_one in enumerate(has_gradients) if not has_one]
+    shown = ", ".join(dead[:SHOWN]) + f" and {len(dead) - SHOWN} more" * (len(dead) > SHOWN)
     return (
         [
-            f"{name} has a gradient of exactly zero at image {', '.join(dead)}; that it is not fooled says "
+            f"{name} has a gradient of exactly zero at image {shown}; that it is not fooled says "
             f"nothing about its robustness: "
             "look for steps without a gradient, or try --logit_temperature 10 where it is too sure of itself"
         ]
@@ -56,9 +60,7 @@ def warnings_about_gradients(
     )
 
 
-def warnings_about_labels(
-    name: str, predictions: Sequence[Prediction], labels: np.ndarray, classes: int
-) -> list[str]:
+def warnings_about_labels(name: str, predictions: Predictions, labels: np.ndarray, classes: int) -> list[str]:
     """A clean accuracy that guessing explains."""
     from scipy.stats import binomtest
 
@@ -90,8 +92,8 @@ def warnings_about_rounding(
     ]
     return (
         [
-            f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost)}; more "
-            f"--iterations give it a margin"
+            f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost[:SHOWN])}"
+            f"{f' and {len(lost) - SHOWN} more' * (len(lost) > SHOWN)}; more --iterations give it a margin"
         ]
         if lost
         else []

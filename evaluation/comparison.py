@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from io import StringIO
 
 import numpy as np
-import torch
 
 from data.records import Run
 from evaluation.costs import cost_dict, cost_rows
 from evaluation.evaluate import Evaluation, joint, plain
+from evaluation.kernel import kernel_difference
 from evaluation.legend import COUNTED, legend
 from evaluation.stats import (
     ALPHA,
-    KERNEL_PERMUTATIONS,
     Difference,
     Estimate,
     holm,
-    jackknife,
     mcnemar,
     mean_difference,
     mean_over_images,
@@ -30,32 +28,6 @@ from evaluation.stats import (
 )
 
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
-
-
-def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
-    """Of the kernel distances of two modes to the clean images, all features `(B, d)`; its permutations swap
-    an image's two results.
-    """
-    from scipy.stats import permutation_test
-    from torchmetrics.image.kid import poly_mmd
-
-    both, count = torch.cat([first, second]), len(clean)
-
-    def difference(a: np.ndarray, b: np.ndarray, against: torch.Tensor = clean) -> float:
-        return float(poly_mmd(against, both[b]) - poly_mmd(against, both[a]))
-
-    estimate = jackknife(count, lambda kept: difference(kept, kept + count, clean[kept]))
-    if count < 2 or torch.equal(first, second):
-        return Difference(estimate, 1.0)
-    tested = permutation_test(
-        (np.arange(count), np.arange(count) + count),
-        difference,
-        permutation_type="samples",
-        n_resamples=KERNEL_PERMUTATIONS,
-        vectorized=False,
-        rng=0,
-    )
-    return Difference(estimate, float(tested.pvalue))
 
 
 @dataclass

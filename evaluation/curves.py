@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from data.images import Pictures
-from data.records import Run
 from evaluation.evaluate import Evaluation, plain
-from evaluation.predictions import ClassifierResult, Prediction, evaluate_classifier
+from evaluation.predictions import ClassifierResult, Prediction, Predictions, evaluate_classifier
 from evaluation.quality import Quality, visibility
 from evaluation.stats import Estimate, mean_over_images
 
@@ -75,19 +74,26 @@ class CurvePoint:
         }
 
 
-def curve_points(run: Run) -> list[CurvePoint]:
-    """A run at each of its `--judge_at`, and at its end; none where it has none."""
-    points, base = [], run.configuration["label_base"]
-    labels = [row["label"] if isinstance(row["label"], list) else [row["label"]] for row in run.rows]
+def curve_points(rows: Sequence[dict], configuration: dict) -> list[CurvePoint]:
+    """A run at each of its `--judge_at`, and at its end, from the rows of its records; none where it has
+    none.
+    """
+    if not configuration["judge_at"]:
+        return []
+    points, base = [], configuration["label_base"]
+    labels = [row["label"] if isinstance(row["label"], list) else [row["label"]] for row in rows]
     longest = max(map(len, labels))
     labels = np.array([[label - base for label in one] + [-1] * (longest - len(one)) for one in labels])
-    targets = np.array([row["target"] - base if "target" in row else -1 for row in run.rows])
-    for at_iteration in zip(*(row.get("curve", ()) for row in run.rows)):
+    targets = np.array([row["target"] - base if "target" in row else -1 for row in rows])
+    for at_iteration in zip(*(row.get("curve", ()) for row in rows)):
         results = [
             ClassifierResult(
                 name,
                 labels,
-                *([Prediction(**one["predictions"][name][side]) for one in at_iteration] for side in SIDES),
+                *(
+                    Predictions(Prediction(**one["predictions"][name][side]) for one in at_iteration)
+                    for side in SIDES
+                ),
                 None,
                 targets,
             )
@@ -99,7 +105,7 @@ def curve_points(run: Run) -> list[CurvePoint]:
         for name in at_iteration[0]["quality"]:
             values = np.array([one["quality"][name] for one in at_iteration], np.float64)
             quality[name] = Quality(mean_over_images(values[np.isfinite(values)]), None, values)
-        evaluation = Evaluation(results, quality, [], len(run.configuration["model_name"]))
+        evaluation = Evaluation(results, quality, [], len(configuration["model_name"]))
         points.append(CurvePoint(at_iteration[0]["iteration"], evaluation))
     return points
 

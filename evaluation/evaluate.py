@@ -25,21 +25,12 @@ import torch
 
 from classifiers.registry import load_classifier
 from data.images import Pictures, to_tensor
-from evaluation.checks import (
-    warnings_about_gradients,
-    warnings_about_labels,
-    warnings_about_outputs,
-    warnings_about_transfer,
-)
+from evaluation.by_image import Asked, Judges, Said, judge
+from evaluation.checks import warnings_about_transfer
+from evaluation.gathered import Gathered
 from evaluation.legend import COUNTED, legend
-from evaluation.predictions import (
-    ClassifierResult,
-    Prediction,
-    certified,
-    certified_line,
-    evaluate_classifier,
-)
-from evaluation.quality import Quality, evaluate_quality
+from evaluation.predictions import ClassifierResult, certified, certified_line
+from evaluation.quality import FeatureNetwork, Quality, feature_network, quality_of
 from evaluation.stats import Estimate, resampled, share
 from evaluation.tables import table
 
@@ -47,27 +38,6 @@ if TYPE_CHECKING:
     from diffusion.inversion import LatentDiffusion
 
 # ---------------------------------------------------------------- success
-
-
-def written_results(rows: Sequence[dict], pictures: Pictures, base: int) -> dict[str, ClassifierResult]:
-    """What the surrogates said of the pictures when each was written, by name, from the rows of the records,
-    whose labels count from `base`.
-    """
-    return {
-        name: ClassifierResult(
-            name,
-            pictures.labels,
-            *(
-                [Prediction.of_description(row["predictions"][name][picture], base) for row in rows]
-                for picture in ("before", "after")
-            ),
-            None
-            if pictures.reconstructed is None
-            else [Prediction.of_description(row["predictions"][name]["reconstructed"], base) for row in rows],
-            pictures.targets,
-        )
-        for name in rows[0]["predictions"]
-    }
 
 
 def joint(results: Sequence[ClassifierResult]) -> tuple[np.ndarray, np.ndarray]:
@@ -89,15 +59,15 @@ def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") 
     """
     counted, found = map(np.stack, zip(*(r.counts(figure) for r in results)))  # (classifiers, B)
 
-    def statistic(chosen: np.ndarray) -> np.ndarray:
+    def statistic(times: np.ndarray) -> np.ndarray:
         # 0 where a resample leaves out all images that a classifier had right; it is then left out
-        totals = counted[:, chosen].sum(-1)
-        rates = found[:, chosen].sum(-1) / np.maximum(totals, 1)
-        return rates.sum(0) / np.maximum((totals > 0).sum(0), 1)
+        totals = times @ counted.T.astype(np.float64)  # (R, classifiers)
+        rates = times @ found.T.astype(np.float64) / np.maximum(totals, 1)
+        return (rates.sum(-1) / np.maximum((totals > 0).sum(-1), 1))[:, None]
 
     if not counted.any():
         return Estimate(math.nan, math.nan, math.nan, is_share=True)
-    return replace(resampled(counted.shape[1], statistic), is_share=True)
+    return replace(resampled(counted.shape[1], statistic)[0], is_share=True)
 
 
 # ---------------------------------------------------------------- all of it
@@ -306,56 +276,62 @@ class Evaluation:
         return lines
 
 
+def add_up(
+    gathered: Gathered,
+    labels: np.ndarray,
+    targets: np.ndarray | None,
+    network: FeatureNetwork,
+    fid_reference: Path | None = None,
+) -> Evaluation:
+    """Everything that follows from what has been said of each image.
+
+    Args:
+        labels, targets: of the images, `(B,)` or `(B, L)`, and `(B,)`.
+        network: that the features are of.
+        fid_reference: a file of statistics for a Frechet distance to them.
+    """
+    asked, results = gathered.asked, gathered.results(labels, targets)
+    quality = quality_of(gathered.columns, gathered.sides_features, network, fid_reference)
+    warnings = warnings_about_transfer(asked.surrogates, asked.others) + gathered.warnings(results)
+    return Evaluation(results, quality, warnings, len(asked.surrogates))
+
+
 def evaluate(
     pictures: Pictures,
     surrogates: Mapping[str, torch.nn.Module],
     transfer: Sequence[str],
     device: torch.device,
-    known: Mapping[str, ClassifierResult] | None = None,
     class_names: Sequence[str] | None = None,
     diffusion: LatentDiffusion | None = None,
     fid_reference: Path | None = None,
-    of_clean: Sequence[ClassifierResult] = (),
 ) -> Evaluation:
-    """Judges a run's pictures by its surrogates, which are loaded already, and by transfer classifiers and
-    others behind defences, each loaded, used and freed before the next.
+    """Judges pictures in memory by surrogates, which are loaded already, and by transfer classifiers and
+    others behind defences; runs keep what is said of each image instead (`evaluation.by_image`).
 
     Args:
-        known: what surrogates have said of these pictures before, by name.
         class_names: to compare with those of a transfer classifier that has names for its outputs.
         diffusion: the model of defences that need one.
         fid_reference: a file of statistics for a Frechet distance to them.
-        of_clean: what classifiers have said before of the same clean pictures.
 
     Raises:
         ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
     """
-    results, warnings = [], warnings_about_transfer(list(surrogates), transfer)
-    before = {result.name: result for result in of_clean}
-    for name, classifier in surrogates.items():
-        result = (known or {}).get(name) or evaluate_classifier(name, classifier, pictures, device)
-        results.append(result)
-        with torch.no_grad():
-            classes = classifier(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
-        warnings += [
-            *warnings_about_outputs(name, classifier, pictures.clean, device),
-            *warnings_about_gradients(name, classifier, pictures.clean, pictures.labels, device),
-            *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
-        ]
-    for name in transfer:
-        if name not in surrogates:
-            other = load_classifier(
-                name, class_names or classes, pictures.clean.shape[1], diffusion=diffusion
-            ).to(device)
-            results.append(evaluate_classifier(name, other, pictures, device, before.get(name)))
-            if not results[-1].is_defended:
-                warnings += [
-                    *warnings_about_outputs(name, other, pictures.clean, device),
-                    *warnings_about_labels(name, results[-1].before, pictures.labels, classes),
-                ]
-            del other
-    quality = evaluate_quality(pictures, list(surrogates), device, fid_reference)
-    return Evaluation(results, quality, warnings, len(surrogates))
+    first = next(iter(surrogates.values()))
+    with torch.no_grad():
+        classes = first(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
+    names = class_names or [str(k) for k in range(classes)]
+    asked = Asked(tuple(surrogates), tuple(transfer), names, 0)
+
+    def load(name: str) -> torch.nn.Module:
+        side = pictures.clean.shape[1]
+        return load_classifier(name, class_names or classes, side, diffusion=diffusion).to(device)
+
+    judges, network = Judges(surrogates, load, device), feature_network(asked.surrogates)
+    gathered = Gathered(asked, len(pictures.clean))
+    for k in range(len(pictures.clean)):
+        (said,) = judge([Said({})], pictures.of([k]), asked, judges, network)
+        gathered.add(said)
+    return add_up(gathered, pictures.labels, pictures.targets, network, fid_reference)
 
 
 def plain(figure: Estimate | None) -> dict | None:

@@ -1,10 +1,14 @@
-"""Frechet distance to statistics that come in a file, as FIDs are published with: `--fid_reference`."""
+"""Frechet distance of two sets of pictures (Heusel et al., 2017), and to statistics that come in a file, as
+FIDs are published with: `--fid_reference`. Features are gone through in blocks: they
+may lie in a file.
+"""
 
 from __future__ import annotations
 
 import math
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,15 +77,61 @@ def read_reference(path: Path, network: str, dimension: int) -> Reference:
     return Reference(torch.from_numpy(mean), torch.from_numpy(covariance))
 
 
+ROWS = 1024  # features that are looked at together
+
+
+def in_blocks(features: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Features `(B, d)` in float64, so many rows at a time."""
+    for start in range(0, len(features), ROWS):
+        yield features[start : start + ROWS].double()
+
+
+class Given(torch.nn.Module):
+    """Stands where torchmetrics expects a feature network, for features that are there already."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def frechet_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
+    """Frechet distance of Gaussians fitted to two sets of features `(B, d)` (Heusel et al., 2017)."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    if (
+        2 * len(clean) < clean.shape[1]
+    ):  # rotated into the span of all features, which changes no distance, it is far quicker
+        clean, other = clean.double(), other.double()
+        basis, _ = torch.linalg.qr(torch.cat([clean, other]).T)
+        clean, other = clean @ basis, other @ basis
+    # of several processes only one evaluates, so there is nothing to synchronise with
+    metric = FrechetInceptionDistance(feature=Given(clean.shape[1]), sync_on_compute=False).set_dtype(
+        torch.float64
+    )
+    for features, real in ((clean, True), (other, False)):
+        for block in in_blocks(features):
+            metric.update(block, real=real)
+    return float(metric.compute())
+
+
 def distance_to(reference: Reference, features: torch.Tensor) -> float:
     """Frechet distance |m - mu|^2 + tr(S + sigma - 2 (S sigma)^(1/2)) of the Gaussians of the reference and
     of features `(B, d)`, B at least 2 (Heusel et al., 2017).
 
     With S = R^T R, the eigenvalues of S sigma that are not zero are those of R sigma R^T, which is symmetric
-    and no larger than the number of pictures: that spares the root of a matrix of d x d.
+    and no larger than the number of pictures or of features: that spares the root of a product.
     """
-    mean = features.mean(0)
-    root = torch.linalg.qr(features - mean, mode="r").R / math.sqrt(len(features) - 1)
+    mean = sum(block.sum(0) for block in in_blocks(features)) / len(features)
+    if len(features) <= features.shape[1]:
+        root = torch.linalg.qr(features.double() - mean, mode="r").R
+    else:
+        scatter = sum((block - mean).T @ (block - mean) for block in in_blocks(features))
+        values, vectors = torch.linalg.eigh(scatter)
+        root = values.clamp(min=0).sqrt()[:, None] * vectors.T
+    root = root / math.sqrt(len(features) - 1)
     spectrum = torch.linalg.eigvalsh(root @ reference.covariance @ root.T).clamp(min=0)
     variances = root.square().sum() + reference.covariance.trace()
     return float((mean - reference.mean).square().sum() + variances - 2 * spectrum.sqrt().sum())

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from common.environment import mend_torchvision
+from common.errors import note, one_line
 from data.images import to_tensor
 
 SMALLEST_MS_SSIM = (11 - 1) * 2 ** (5 - 1) + 1  # pixels: the window of 11 at the coarsest of 5 scales
+
+
+@functools.cache
+def perceptual_is_at_hand() -> bool:
+    """Whether piq can be imported; where it cannot, as without a torchvision that fits torch, it says so."""
+    mend_torchvision()  # which piq imports
+    try:
+        import piq  # noqa: F401
+    except ImportError as error:
+        note(f"without piq there are no MS-SSIM, FSIMc, HaarPSI, GMSD and CIEDE2000: {one_line(error)}")
+        return False
+    return True
 
 
 def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -31,10 +31,33 @@ class Prediction:
         return cls(description["label"] - base, description["confidence"], description["true_confidence"])
 
 
+class Predictions(Sequence[Prediction]):
+    """What a classifier says of images, as arrays `(B,)`: fifty thousand take little room so."""
+
+    def __init__(self, predictions: Iterable[Prediction] = ()):
+        columns = np.array([(p.label, p.confidence, p.true_confidence) for p in predictions]).reshape(-1, 3)
+        self.labels = columns[:, 0].astype(np.int64)
+        self.confidences, self.true_confidences = columns[:, 1], columns[:, 2]
+
+    @classmethod
+    def of_columns(cls, columns: np.ndarray) -> Predictions:
+        """Of labels, confidences and true confidences, `(B, 3)`."""
+        found = cls()
+        found.labels = columns[:, 0].astype(np.int64)
+        found.confidences, found.true_confidences = columns[:, 1], columns[:, 2]
+        return found
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, k: int) -> Prediction:
+        return Prediction(int(self.labels[k]), float(self.confidences[k]), float(self.true_confidences[k]))
+
+
 @torch.no_grad()
 def predict(
     classifier: torch.nn.Module, images: np.ndarray, labels: np.ndarray, device: torch.device, batch: int = 16
-) -> list[Prediction]:
+) -> Predictions:
     """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`."""
     predictions = []
     for start in range(0, len(images), batch):
@@ -44,22 +67,18 @@ def predict(
             probabilities, confidences, predicted, labels.reshape(len(labels), -1)[start : start + batch]
         ):
             predictions.append(Prediction(int(p), float(c), float(row[label[label >= 0]].sum())))
-    return predictions
+    return Predictions(predictions)
 
 
-def correct(predictions: Sequence[Prediction], labels: np.ndarray) -> np.ndarray:
+def correct(predictions: Predictions, labels: np.ndarray) -> np.ndarray:
     """Whether each prediction is the label, or one of them: `(B,)`."""
-    return (np.array([p.label for p in predictions], int)[:, None] == labels.reshape(len(labels), -1)).any(1)
+    return (predictions.labels[:, None] == labels.reshape(len(labels), -1)).any(1)
 
 
-def fooled(predictions: Sequence[Prediction], labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
+def fooled(predictions: Predictions, labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
     """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
     wrong = ~correct(predictions, labels)
-    return (
-        wrong
-        if targets is None
-        else np.where(targets >= 0, np.array([p.label for p in predictions], int) == targets, wrong)
-    )
+    return wrong if targets is None else np.where(targets >= 0, predictions.labels == targets, wrong)
 
 
 @dataclass(frozen=True)
@@ -68,9 +87,9 @@ class ClassifierResult:
 
     name: str
     labels: np.ndarray  # (B,) or (B, L)
-    before: list[Prediction]
-    after: list[Prediction]
-    reconstructed: list[Prediction] | None
+    before: Predictions
+    after: Predictions
+    reconstructed: Predictions | None
     targets: np.ndarray | None = None  # (B,)
     # behind smoothing, of the clean and of the adversarial images
     certificates: tuple[list[Certificate], list[Certificate]] | None = None
@@ -186,21 +205,25 @@ def evaluate_classifier(
     pictures: Pictures,
     device: torch.device,
     of_clean: ClassifierResult | None = None,
+    batch: int = 16,
 ) -> ClassifierResult:
     """Classifies all pictures of a run.
 
     Args:
         of_clean: what it has said before of the same clean pictures.
+        batch: pictures at once.
     """
 
     def certified_by(images: np.ndarray) -> list[Certificate]:
-        return [c for chunk in to_tensor(images).split(16) for c in classifier.certify(chunk.to(device))]
+        return [c for chunk in to_tensor(images).split(batch) for c in classifier.certify(chunk.to(device))]
 
     after, reconstructed = (
-        None if images is None else predict(classifier, images, pictures.labels, device)
+        None if images is None else predict(classifier, images, pictures.labels, device, batch)
         for images in (pictures.adversarial, pictures.reconstructed)
     )
-    before = of_clean.before if of_clean else predict(classifier, pictures.clean, pictures.labels, device)
+    before = (
+        of_clean.before if of_clean else predict(classifier, pictures.clean, pictures.labels, device, batch)
+    )
     certificates = None
     if isinstance(classifier, Smoothed):
         clean = of_clean.certificates[0] if of_clean else certified_by(pictures.clean)

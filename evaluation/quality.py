@@ -4,8 +4,9 @@ look (Fréchet and kernel distance).
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -15,12 +16,16 @@ import torch
 
 from classifiers.defences import split_name
 from classifiers.registry import REGISTRY, load_classifier
-from common.errors import note, one_line
+from common.progress import progress
 from data.contrast import change_where_smooth
 from data.images import Pictures, to_tensor
-from evaluation.frechet import distance_to, read_reference
-from evaluation.perceptual import perceptual
-from evaluation.stats import Estimate, jackknife, mean_over_images
+from evaluation.frechet import distance_to, frechet_distance, read_reference
+from evaluation.kernel import KernelDistance, blocks_of
+from evaluation.perceptual import perceptual, perceptual_is_at_hand
+from evaluation.stats import Estimate, mean_over_images, means_over_images
+
+INCEPTION = "Inception v3"
+INFINITE = ("PSNR dB",)  # of pictures that are equal
 
 
 @dataclass(frozen=True)
@@ -79,22 +84,35 @@ def is_at_hand(url: str) -> bool:
     return (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()
 
 
+def lpips_is_at_hand() -> bool:
+    """Whether torchvision's AlexNet is here with its weights, which LPIPS needs."""
+    try:
+        from torchvision.models import AlexNet_Weights
+    except ImportError:
+        return False
+    return is_at_hand(AlexNet_Weights.DEFAULT.url)
+
+
+@functools.lru_cache(1)
+def lpips_network(device: torch.device) -> torch.nn.Module:
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    measure = LearnedPerceptualImagePatchSimilarity(
+        net_type="alex", reduction="none", normalize=True, sync_on_compute=False
+    )
+    return measure.to(device)
+
+
 def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndarray:
     """LPIPS (Zhang et al., 2018) with AlexNet by image, `(B,)`; torchmetrics takes the network from
     torchvision.
 
     Raises:
-        ImportError, OSError: torchvision or its weights are not there.
+        FileNotFoundError: torchvision or its weights are not there.
     """
-    from torchvision.models import AlexNet_Weights
-
-    if not is_at_hand(AlexNet_Weights.DEFAULT.url):
+    if not lpips_is_at_hand():
         raise FileNotFoundError("AlexNet's weights are not in torch.hub's cache")
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    measure = LearnedPerceptualImagePatchSimilarity(
-        net_type="alex", reduction="none", normalize=True, sync_on_compute=False
-    ).to(device)
+    measure = lpips_network(device)
     pairs = ([to_tensor(side[k]).to(device) for side in (other, clean)] for k in range(len(clean)))
     with torch.no_grad():
         return np.array([float(measure(*pair)) for pair in pairs])
@@ -117,9 +135,37 @@ class ClassifierFeatures(torch.nn.Module):
         return self.features
 
 
-def feature_network(surrogates: Sequence[str]) -> tuple[str, torch.nn.Module, int]:
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """What pictures' features are taken from, by its name; loaded when it is first needed."""
+
+    name: str
+
+    @property
+    def is_inception(self) -> bool:
+        return self.name == INCEPTION
+
+    @functools.cached_property
+    def network(self) -> torch.nn.Module:
+        """From images in [0, 1] to features."""
+        if not self.is_inception:
+            return ClassifierFeatures(load_classifier(self.name))
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+        return torch.nn.Sequential(ToBytes(), network)
+
+    def loaded(self, device: torch.device) -> torch.nn.Module:
+        return self.network.to(device)
+
+    @property
+    def dimension(self) -> int:
+        return 2048 if self.is_inception else self.network.num_features
+
+
+def feature_network(surrogates: Sequence[str]) -> FeatureNetwork:
     """Inception v3 where torch-fidelity and its weights are at hand, else an embedded classifier, and no
-    surrogate if there is another: name, network on images in [0, 1], dimension.
+    surrogate if there is another.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -127,20 +173,15 @@ def feature_network(surrogates: Sequence[str]) -> tuple[str, torch.nn.Module, in
         URL_INCEPTION_V3 = None
     if URL_INCEPTION_V3 is None or not is_at_hand(URL_INCEPTION_V3):
         networks = {split_name(name)[0] for name in surrogates}
-        name = ([name for name in REGISTRY if name not in networks] or list(REGISTRY))[-1]
-        network = ClassifierFeatures(load_classifier(name))
-        return name, network, network.num_features
-    from torchmetrics.image.fid import NoTrainInceptionV3
-
-    network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-    return "Inception v3", torch.nn.Sequential(ToBytes(), network), 2048
+        return FeatureNetwork(([name for name in REGISTRY if name not in networks] or list(REGISTRY))[-1])
+    return FeatureNetwork(INCEPTION)
 
 
 def check_reference(path: Path | None, surrogates: Sequence[str]) -> None:
     """Raises InputError where `--fid_reference` cannot be used with these surrogates."""
     if path is not None:
-        name, _, dimension = feature_network(surrogates)
-        read_reference(path, name, dimension)
+        network = feature_network(surrogates)
+        read_reference(path, network.name, network.dimension)
 
 
 class ToBytes(torch.nn.Module):
@@ -161,45 +202,25 @@ def features_of(
     )
 
 
-class Given(torch.nn.Module):
-    """Stands where torchmetrics expects a feature network, for features that are there already."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features
-
-
-def frechet_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
-    """Frechet distance of Gaussians fitted to two sets of features `(B, d)` (Heusel et al., 2017)."""
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    if (
-        2 * len(clean) < clean.shape[1]
-    ):  # rotated into the span of all features, which changes no distance, it is far quicker
-        basis, _ = torch.linalg.qr(torch.cat([clean, other]).T)
-        clean, other = clean @ basis, other @ basis
-    # of several processes only the first evaluates, so there is nothing to synchronise with
-    metric = FrechetInceptionDistance(feature=Given(clean.shape[1]), sync_on_compute=False).set_dtype(
-        torch.float64
-    )
-    metric.update(clean, real=True)
-    metric.update(other, real=False)
-    return float(metric.compute())
+def measures_at_hand() -> frozenset[str]:
+    """The groups of measures of visibility that can be had here, each by one measure that it always has."""
+    found = {"SSIM"}
+    if perceptual_is_at_hand():
+        found.add("GMSD")
+    if lpips_is_at_hand():
+        found.add("LPIPS")
+    return frozenset(found)
 
 
-def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
-    """Unbiased squared MMD of two sets of features `(B, d)` with the cubic kernel of KID (Binkowski et al.,
-    2018).
-
-    Its interval is the jackknife's over pairs of images; the subsets that KID is usually given with need
-    thousands.
-    """
-    from torchmetrics.image.kid import poly_mmd
-
-    return jackknife(len(clean), lambda kept: float(poly_mmd(clean[kept], other[kept])))
+def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+    """All measures of how far 8-bit pictures `(B, H, W, 3)` are from the clean ones, by image `(B,)`."""
+    found = visibility(clean, other)
+    at_hand = measures_at_hand()
+    if "GMSD" in at_hand:
+        found |= perceptual(clean, other)
+    if "LPIPS" in at_hand:  # else its row is absent, and docs/usage.md says how to get its weights
+        found["LPIPS"] = lpips(clean, other, device)
+    return found
 
 
 def evaluate_quality(
@@ -209,69 +230,86 @@ def evaluate_quality(
     fid_reference: Path | None = None,
 ) -> dict[str, Quality]:
     """All figures of visibility and realism; each of the attack beside that of the reconstruction alone."""
-    sides = [pictures.adversarial] + ([] if pictures.reconstructed is None else [pictures.reconstructed])
-    by_image = [visibility(pictures.clean, side) for side in sides]
-    try:
-        for figures, side in zip(by_image, sides):
-            figures |= perceptual(pictures.clean, side)
-    except ImportError as error:
-        note(f"without piq there are no MS-SSIM, FSIMc, HaarPSI, GMSD and CIEDE2000: {one_line(error)}")
-    try:
-        for figures, side in zip(by_image, sides):
-            figures["LPIPS"] = lpips(pictures.clean, side, device)
-    except (ImportError, OSError):
-        pass  # its row is absent, and docs/usage.md says how to get its weights
+    network = feature_network(surrogates)
+    features = [features_of(network.loaded(device), side, device) for side in pictures.sides]
+    by_image = [measures(pictures.clean, side, device) for side in pictures.sides[1:]]
+    return quality_of(by_image, features, network, fid_reference)
+
+
+def quality_of(
+    by_image: Sequence[Mapping[str, np.ndarray]],
+    features: Sequence[torch.Tensor],
+    network: FeatureNetwork,
+    fid_reference: Path | None = None,
+) -> dict[str, Quality]:
+    """The same from what is known of each image.
+
+    Args:
+        by_image: measures by name, `(B,)`, of the adversarial pictures, and of the reconstructed, if any.
+        features: of the clean pictures and of both, `(B, d)`.
+    """
+    summed = [means_of(figures) for figures in by_image]
+    absent = [None] * (2 - len(by_image))
     quality = {
-        name: Quality(
-            *[mean_over_images(figures[name][~np.isnan(figures[name])]) for figures in by_image],
-            *[None] * (2 - len(sides)),
-            by_image=by_image[0][name],
-        )
-        for name in by_image[0]
+        name: Quality(*[means[name] for means in summed], *absent, by_image=values)
+        for name, values in by_image[0].items()
     }
-    if len(pictures.clean) >= 2:
-        quality |= realism(pictures.clean, sides, surrogates, device, fid_reference)
+    if len(features[0]) >= 2:
+        quality |= realism(features[0], features[1:], network, fid_reference)
     return quality
 
 
+def means_of(figures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """Means over images by name; those with a value for all of them are resampled together, and NaN is left
+    out.
+    """
+    whole = {name: values for name, values in figures.items() if not np.isnan(values).any()}
+    means = dict(zip(whole, means_over_images(np.stack(list(whole.values()))) if whole else ()))
+    return {
+        name: means[name] if name in means else mean_over_images(values[~np.isnan(values)])
+        for name, values in figures.items()
+    }
+
+
 def realism(
-    clean: np.ndarray,
-    sides: Sequence[np.ndarray],
-    surrogates: Sequence[str],
-    device: torch.device,
+    clean: torch.Tensor,
+    sides: Sequence[torch.Tensor],
+    network: FeatureNetwork,
     fid_reference: Path | None = None,
 ) -> dict[str, Quality]:
-    """Kernel and Frechet distance of one or two sets of pictures to the clean ones, and Frechet distance to
-    the statistics in a file.
+    """Kernel and Frechet distance of the features `(B, d)` of one or two sets of pictures to those of the
+    clean ones, and Frechet distance to the statistics in a file.
     """
-    name, network, dimension = feature_network(surrogates)
-    inception = name == "Inception v3"
-    real, *others = (features_of(network.to(device), images, device) for images in (clean, *sides))
+    count, dimension = clean.shape
     bias = (
         None
-        if len(clean) > dimension
-        else f"biased with {len(clean)} images and {dimension} features: not comparable with published "
-        f"figures"
+        if count > dimension
+        else f"biased with {count} images and {dimension} features: not comparable with published figures"
     )
-    absent = [None] * (2 - len(sides))
-    kernel = [kernel_distance(real, other) for other in others]
-    frechet = [Estimate(frechet_distance(real, other), math.nan, math.nan) for other in others]
-    distances = {
-        "KID" if inception else f"kernel distance, {name}": Quality(
-            *kernel,
-            *absent,
-            note="can be below 0, since both sets show the same scenes",
-            features=(real, others[0]),
-        ),
-        "FID" if inception else f"Frechet distance, {name}": Quality(*frechet, *absent, note=bias),
-    }
-    if fid_reference is not None:
-        reference = read_reference(fid_reference, name, dimension)
-        of_clean, *to_file = (
-            Estimate(distance_to(reference, features), math.nan, math.nan) for features in (real, *others)
-        )
-        file = fid_reference.name
-        distances[f"FID to {file}" if inception else f"Frechet distance to {file}, {name}"] = Quality(
-            *to_file, *absent, note="; ".join(filter(None, [f"{of_clean} for the clean images", bias]))
-        )
+    absent, named = [None] * (2 - len(sides)), "" if network.is_inception else f", {network.name}"
+    with progress(total=blocks_of(count, len(sides)), desc="kernel distance", unit="block") as bar:
+        of_clean = KernelDistance(clean, bar.update)
+        kernel = [of_clean.to(other) for other in sides]
+    with progress(total=len(sides) * (1 + (fid_reference is not None)), desc="Frechet distance") as bar:
+        frechet = []
+        for other in sides:
+            frechet.append(Estimate(frechet_distance(clean, other), math.nan, math.nan))
+            bar.update()
+        distances = {
+            f"kernel distance{named}" if named else "KID": Quality(
+                *kernel,
+                *absent,
+                note="can be below 0, since both sets show the same scenes",
+                features=(clean, sides[0]),
+            ),
+            f"Frechet distance{named}" if named else "FID": Quality(*frechet, *absent, note=bias),
+        }
+        if fid_reference is not None:
+            reference = read_reference(fid_reference, network.name, dimension)
+            of_clean, *to_file = (
+                Estimate(distance_to(reference, features), math.nan, math.nan) for features in (clean, *sides)
+            )
+            title = f"{'Frechet distance' if named else 'FID'} to {fid_reference.name}{named}"
+            note = "; ".join(filter(None, [f"{of_clean} for the clean images", bias]))
+            distances[title] = Quality(*to_file, *absent, note=note)
     return distances

@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0  # of the bootstrap
 ALPHA = 0.05
-PERMUTATIONS, KERNEL_PERMUTATIONS = 9999, 999
+PERMUTATIONS = 9999
 
 
 @dataclass(frozen=True)
@@ -55,43 +55,65 @@ def share(count: int, total: int) -> Estimate:
 
 def mean_over_images(values: np.ndarray) -> Estimate:
     """The mean of `(B,)` with its percentile bootstrap interval over images."""
-    return resampled(len(values), lambda chosen: values[chosen].mean(-1))
+    return means_over_images(values[None])[0]
 
 
-def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-    """A figure with its percentile bootstrap interval over images.
+def means_over_images(values: np.ndarray) -> list[Estimate]:
+    """The same of several measures of the same images, `(M, B)`, whose resamples are drawn once for all."""
+    columns, images = np.asarray(values, np.float64).T, values.shape[1]
+
+    def statistic(times: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # of a measure that is infinite, which has no interval
+            return times @ columns / images
+
+    return resampled(images, statistic)
+
+
+def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> list[Estimate]:
+    """Figures with their percentile bootstrap intervals over images. The resamples are those that
+    scipy.stats.bootstrap draws from the same seed; they are taken in blocks, so that memory does not grow
+    with the number of images, and as counts, so that a mean over each of them is a product of matrices.
 
     Args:
-        images: how many there are.
-        statistic: from indices of images `(..., images)` to the figure `(...)`.
+        images: how many there are, B.
+        statistic: from how often each image counts, `(R, B)`, to the figures `(R, M)`; NaN for a figure that
+            there is none of.
     """
-    from scipy.stats import bootstrap
+    values = statistic(np.ones((1, images)))[0]
+    lows = highs = np.full(len(values), math.nan)
+    if images >= 2 and np.isfinite(values).any():
+        random, found = np.random.default_rng(SEED), []
+        for block in blocks(RESAMPLES, images):
+            chosen = random.integers(0, images, (block, images))
+            chosen += np.arange(block)[:, None] * images
+            times = np.bincount(chosen.ravel(), minlength=block * images).reshape(block, images)
+            found.append(statistic(times.astype(np.float64)))
+        tails = [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2]
+        lows, highs = np.percentile(np.concatenate(found), tails, axis=0)
+    return [
+        Estimate(*map(float, ends))
+        if math.isfinite(ends[0])
+        else Estimate(float(ends[0]), math.nan, math.nan)
+        for ends in zip(values, lows, highs)
+    ]
 
-    everything = np.arange(images)
-    value = float(statistic(everything)) if images else math.nan
-    if images < 2 or not math.isfinite(value):
-        return Estimate(value, math.nan, math.nan)
-    interval = bootstrap(
-        (everything,),
-        lambda chosen, axis: statistic(chosen),
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        vectorized=True,
-        rng=SEED,
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high))
+
+BLOCK = 2**20  # numbers that are held at once
 
 
-def jackknife(images: int, statistic: Callable[[np.ndarray], float]) -> Estimate:
-    """A figure of a set of images, from their indices, with 1.96 times its standard error when each image is
-    left out once (Tukey, 1958).
+def blocks(count: int, each: int) -> list[int]:
+    """So many rows of `each` numbers in pieces that keep to BLOCK, at least one row a piece."""
+    rows = max(1, BLOCK // max(1, each))
+    return [min(rows, count - start) for start in range(0, count, rows)]
+
+
+def jackknifed(value: float, left_out: np.ndarray) -> Estimate:
+    """A figure of a set of images, with 1.96 times its standard error from what it is when each image is left
+    out once, `(B,)` (Tukey, 1958).
     """
-    everything = np.arange(images)
-    value = statistic(everything)
+    images = len(left_out)
     if images < 3:
         return Estimate(value, math.nan, math.nan)
-    left_out = np.array([statistic(np.delete(everything, k)) for k in everything])
     error = 1.96 * math.sqrt((images - 1) / images * np.square(left_out - left_out.mean()).sum())
     return Estimate(value, value - error, value + error)
 
@@ -131,6 +153,7 @@ def paired_permutation(differences: np.ndarray) -> float:
             lambda x, axis: x.mean(axis),
             permutation_type="samples",
             n_resamples=PERMUTATIONS,
+            batch=max(1, BLOCK // len(differences)),
             vectorized=True,
             rng=0,
         ).pvalue

@@ -130,7 +130,7 @@ def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     results = evaluation.transfers
     counted = np.stack([result.correct_before for result in results])
     fooled = np.stack([result.fooled for result in results])
-    left = np.array([[prediction.true_confidence for prediction in result.after] for result in results])
+    left = np.stack([result.after.true_confidences for result in results])
     with np.errstate(invalid="ignore"):
         return {
             "transfer success": (fooled & counted).sum(0) / counted.sum(0),

@@ -112,7 +112,10 @@ def draw_tradeoff(runs: Mapping[str, Run]) -> Iterator[tuple[str, Figure]]:
     """Success over visibility of all images at several iterations, where pictures were judged on the way."""
     from evaluation.curves import curve_points  # takes torch, which the processes that draw do without
 
-    rates = {name: [point.figures for point in curve_points(run)] for name, run in runs.items()}
+    rates = {
+        name: [point.figures for point in curve_points(run.rows, run.configuration)]
+        for name, run in runs.items()
+    }
     if all(rates.values()):
         yield "tradeoff", plot_tradeoff(rates, "Attack success against visibility, by iteration")
 

@@ -15,9 +15,8 @@ from data.records import ANALYSIS, Run, read_run
 from evaluation.comparison import Comparison, compare_runs, csv_text, success_points
 from evaluation.costs import cost_rows
 from evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
-from evaluation.evaluate import Evaluation, evaluate, written_results
+from evaluation.evaluate import Evaluation
 from evaluation.judging import KEY, judging_section, read_judgements, read_key
-from evaluation.predictions import ClassifierResult
 from evaluation.published import published_dicts, published_remarks, published_sections
 from evaluation.scaled import scaled_points
 from evaluation.sweep import Point, SweepReport, compare_curves, curve_of, pair_rows, report_sweep, sweep_csv
@@ -28,15 +27,16 @@ from plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_fig
 from plotting.figures import plot_success_against_visibility, plot_tradeoff
 from plotting.judging_page import write_judging_page
 from runner.compared import CompareOptions, Mode
-from runner.folder import provenance, read_failures, read_pictures, unattempted, write_texts
+from runner.folder import provenance, read_failures, unattempted, write_texts
+from runner.judges import judge_all, judging_of
 from runner.summary import weights_at_the_end
+from runner.task import Task
 from timestep_weights import effective_timesteps, named_schedules
 
 
-def report(
-    options: CompareOptions, modes: Sequence[Mode], items: Sequence[Item], device: torch.device
-) -> int:
+def report(task: Task, options: CompareOptions, modes: Sequence[Mode], items: Sequence[Item]) -> int:
     """Compares what is in the folders, writes it, and prints the table; returns the exit code."""
+    device = task.device
     failures = [
         f"{mode.name}{'' if mode.value is None else f' at {mode.value:g}'}: {failure}"
         for mode in modes
@@ -56,10 +56,13 @@ def report(
         return 1
     runs = [read_run(mode.job.layout.folder, in_all) for mode in modes]
     evaluations, curves, has_curves = [], [], options.attacks and not options.sweep
-    for mode, run in zip(modes, runs):
-        pictures = read_pictures(run, compared, mode.job.options.res)
-        of_clean = evaluations[0].classifiers if evaluations else ()  # the same in all modes
-        evaluations.append(evaluate_mode(mode, run, pictures, device, of_clean))
+    for mode in modes:
+        elsewhere = None if mode is modes[0] else modes[0].job.layout
+        judging = judging_of(task, mode.job.options, elsewhere, mode.job.attack.diffusion)
+        given = dict(zip(judging.asked.surrogates, mode.job.attack.classifiers))
+        judge_all(judging, compared, given, mode.job.options.processes)
+        evaluations.append(judging.evaluate(compared)[0])
+        pictures = judging.read_pictures(compared) if has_curves else None
         curves.append(curve_of_attack(mode, pictures, evaluations[-1], device) if has_curves else None)
     if options.sweep:
         write_sweep(options, modes, runs, evaluations, failures, device)
@@ -69,27 +72,6 @@ def report(
     if options.figures != "none":
         print(f"\nfigures in {options.save_dir / ANALYSIS}, and in that folder of each mode")
     return 1 if failures else 0
-
-
-def evaluate_mode(
-    mode: Mode,
-    run: Run,
-    pictures: Pictures,
-    device: torch.device,
-    of_clean: Sequence[ClassifierResult],
-) -> Evaluation:
-    options, attack = mode.job.options, mode.job.attack
-    return evaluate(
-        pictures,
-        dict(zip(options.model_name, attack.classifiers)),
-        options.judges,
-        device,
-        written_results(run.rows, pictures, options.label_base),
-        attack.class_names,
-        attack.diffusion,
-        options.fid_reference,
-        of_clean,
-    )
 
 
 def curve_of_attack(
@@ -119,7 +101,10 @@ def write_comparison(
     if all(run.timesteps for run in runs):
         add_weights(comparison, runs[0], [weights_of(mode, run) for mode, run in zip(modes, runs)])
     add_curves(
-        comparison, {name: curve_points(run) for name, run in zip(names, runs)}, ITERATIONS, has_transfer
+        comparison,
+        {name: curve_points(run.rows, run.configuration) for name, run in zip(names, runs)},
+        ITERATIONS,
+        has_transfer,
     )
     if all(curves):
         add_curves(comparison, dict(zip(names, curves)), PARTS, has_transfer)
@@ -244,7 +229,7 @@ def write_sweep(
     }
     found = report_sweep(sweep, curves, failures)
     each = {f"{mode.name}, {sweep.flag} {mode.value:g}": run for mode, run in zip(modes, runs)}
-    points_of = {name: curve_points(run) for name, run in each.items()}
+    points_of = {name: curve_points(run.rows, run.configuration) for name, run in each.items()}
     add_curves(found, points_of, ITERATIONS, bool(evaluations[0].transfers))
     found.sections.append(("Costs", cost_rows({name: run.rows for name, run in each.items()})))
     add_what_others_say(found, options)

@@ -9,25 +9,27 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from classifiers.registry import check_name
 from common.errors import InputError, RunError, note
-from data.dataset import Item, labels_and_targets
-from data.images import Pictures, delete_abandoned, read_image, replacing, temporary_name
+from common.progress import progress
+from data.dataset import Item
+from data.images import delete_abandoned, replacing, temporary_name
 from data.layout import Layout
-from data.records import ANALYSIS, Run, read_configuration, read_record, run_identity
+from data.records import ANALYSIS, read_configuration, read_record, run_identity
 from options import Options
+from runner.checked import Checked
 
 WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
-RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
+RUN_FILES = ("run.json", "results.json", "log.txt", "report.html", "checked.json")
 PACKAGES = (
     "torch",
     "torchvision",
@@ -157,19 +159,23 @@ def check_still_ours(folder: Path, identity: str) -> None:
         )
 
 
-def drop_unusable(layout: Layout, items: Sequence[Item], identity: str, masks: Mapping[int, Path]) -> None:
+def drop_unusable(layout: Layout, items: Sequence[Item], identity: str, checked: Checked) -> None:
     """Deletes the records of images that have to be made again, and says why: damaged, of another run,
-    without their pictures, or of a picture or mask that has changed since.
+    without their pictures, or of a picture or mask that has changed since. What was found whole before and
+    has not changed is not read again.
     """
     for place in {layout.folder, *layout.places}:
         delete_abandoned(place)
     finished = layout.finished([item.index for item in items])
-    for item in items:
-        if item.index in finished:
-            reason = reason_to_make_again(layout, item, identity, masks.get(item.index))
+    new = [item for item in items if item.index in finished and not checked.has(item)]
+    with progress(new, desc="checked", unit="image") as bar:
+        for item in bar:
+            reason = reason_to_make_again(layout, item, identity, checked.masks.get(item.index))
             if reason:
                 note(f"{item.path.name} is made again: {reason}")
                 layout.record(item.index).unlink()
+            else:
+                checked.add(item)
 
 
 def reason_to_make_again(layout: Layout, item: Item, identity: str, mask: Path | None = None) -> str | None:
@@ -183,9 +189,13 @@ def reason_to_make_again(layout: Layout, item: Item, identity: str, mask: Path |
         try:
             with Image.open(picture) as file:
                 file.verify()
+            if row["files"][kind] != file_digest(picture):
+                return f"{picture} is not the one that was written"
         # of a file that is no PNG, or a damaged one, Pillow raises these
         except (OSError, SyntaxError, ValueError) as error:
             return f"{picture} is missing or damaged ({type(error).__name__})"
+        except KeyError:
+            return f"{layout.record(item.index)} is of an earlier version"
     for source, digest in ((item.path, row["digest"]), (mask, row.get("mask_digest"))):
         try:
             if source is not None and digest != file_digest(source):
@@ -229,6 +239,27 @@ def claim_folder(folder: Path, configuration: dict) -> str:
     return identity_of(folder)
 
 
+@contextmanager
+def adding_up(folder: Path) -> Iterator[bool]:
+    """Whether this process is the one that adds up: not while another one does. The lock ends with the
+    process that holds it, however that ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield True
+        return
+    with open(folder / "run.json") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True
+
+
 def clear_folder(folder: Path) -> None:
     """Deletes what a run writes, and nothing else."""
     for place in (folder, *folder.glob("[0-9]*000/")):
@@ -261,14 +292,16 @@ def pictures_of(row: dict) -> tuple[str, ...]:
     return (*WRITTEN, "reconstruction") if reconstructed else WRITTEN
 
 
-def read_pictures(run: Run, items: Sequence[Item], size: int) -> Pictures:
-    """The written files of finished images, those of the records of `run`."""
-    clean, adversarial, *reconstructed = (
-        np.stack([read_image(run.layout.file(item.index, f"{kind}.png"), size) for item in items])
-        for kind in pictures_of(run.rows[0])
-    )
-    labels, targets = labels_and_targets(items)
-    return Pictures(clean, adversarial, labels, *(reconstructed or [None]), targets)
+def write_results(path: Path, results: dict, images: Iterable[dict]) -> None:
+    """Writes JSON with a list `images` at its end, of which each is taken, and written on a line of its own,
+    when its turn comes.
+    """
+    text = json.dumps(results, indent=2, sort_keys=False).removesuffix("\n}")
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(f'{text},\n  "images": [')
+        for k, image in enumerate(images):
+            file.write(f"{',' * (k > 0)}\n    {json.dumps(image)}")
+        file.write("\n  ]\n}\n")
 
 
 def missing_of(items: Sequence[Item], layout: Layout) -> list[Item]:
@@ -348,11 +381,18 @@ def content_digests(
     files here.
     """
     digests = {"the class names": hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:16]}
-    for name in (checkpoint, *classifiers):
-        resolved = name if name == checkpoint else check_name(name).removeprefix("hf:")
-        path = Path(resolved.rsplit(":", 1)[0] if ".py:" in resolved else resolved)
-        if path.is_dir():
-            digests[name] = folder_digest(path)
-        elif path.is_file():
-            digests[name] = file_digest(path)
-    return digests
+    found = {checkpoint: path_digest(checkpoint), **{name: classifier_digest(name) for name in classifiers}}
+    return digests | {name: digest for name, digest in found.items() if digest}
+
+
+def classifier_digest(name: str) -> str:
+    """Of a classifier that is a file or a folder here, else nothing."""
+    resolved = check_name(name).removeprefix("hf:")
+    return path_digest(resolved.rsplit(":", 1)[0] if ".py:" in resolved else resolved)
+
+
+def path_digest(path: str) -> str:
+    """Of a file or folder, or nothing where there is none."""
+    if Path(path).is_dir():
+        return folder_digest(Path(path))
+    return file_digest(Path(path)) if Path(path).is_file() else ""

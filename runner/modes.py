@@ -14,14 +14,24 @@ from tqdm import tqdm
 from attacks.pixel import GivenImages
 from common.costs import Cost, bytes_of, measured
 from common.errors import AttackError, NonFiniteLossError
-from common.workers import run_in_processes
+from common.workers import run_in_processes, tell_parent
 from data.dataset import Item
 from data.layout import Layout
 from diffusion.inversion import Inversion
 from options import Options
 from runner.folder import missing_of, write_failure
+from runner.judges import judged_bar
 from runner.processes import count_processes, loaded_networks
-from runner.runner import Job, Picture, attack_image, invert, networks_of, read_picture, stop_if_nothing_works
+from runner.runner import (
+    Job,
+    Picture,
+    attack_image,
+    invert,
+    judge_attacked,
+    networks_of,
+    read_picture,
+    stop_if_nothing_works,
+)
 from runner.task import Task, load_attacks, load_judges
 
 INVERSION_FLAGS = ("diffusion_steps", "start_step", "guidance", "inversion")  # what an inversion depends on
@@ -54,11 +64,13 @@ def share_out(task: Task, items: Sequence[Item], jobs: Sequence[Job], bar: tqdm)
             task.layout(options).failure(item.index).unlink(missing_ok=True)  # of an earlier run
     if any(missing_of(items, task.layout(options)) for options in shared):
         processes = shared[0].processes
-        killed = run_in_processes(
-            attack_part,
-            [(task, claimed, items[k::processes]) for k in range(processes)],
-            lambda: show_progress(bar, items, [task.layout(options) for options in shared]),
-        )
+        with judged_bar(len(items) * len(shared)) as told:
+            killed = run_in_processes(
+                attack_part,
+                [(task, claimed, items[k::processes]) for k in range(processes)],
+                lambda: show_progress(bar, items, [task.layout(options) for options in shared]),
+                told,
+            )
         if killed:
             tqdm.write(
                 f"{len(killed)} of {processes} processes were killed; going on with their images in this one",
@@ -83,6 +95,9 @@ def attack_part(task: Task, claimed: Sequence[tuple[Options, str]], items: Seque
     ]
     for item in items:
         attack_in_all(item, jobs)
+    for job in jobs:
+        elsewhere = None if job is jobs[0] else jobs[0].layout
+        judge_attacked(task, job.options, job.attack, items, tell_parent, elsewhere)
 
 
 def attack_in_all(item: Item, jobs: Sequence[Job]) -> None:

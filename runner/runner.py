@@ -20,7 +20,7 @@ from classifiers.registry import file_name
 from common.costs import Cost, measured, memory_peak
 from common.devices import free_memory
 from common.errors import AttackError, InputError, NonFiniteLossError, RunError
-from common.workers import run_in_processes
+from common.workers import run_in_processes, tell_parent
 from data.dataset import Item, labels_and_targets
 from data.history import AttackResult
 from data.images import Pictures, read_image, to_pixels, to_tensor, write_image, write_result
@@ -44,6 +44,7 @@ from runner.folder import (
     unattempted,
     write_failure,
 )
+from runner.judges import judged_bar, judging_of
 from runner.task import Task, load_attacks, load_judges
 
 # of the batch that is found from what the first image took of the free memory
@@ -158,6 +159,8 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Co
         "success": success if all(answer.correct_before.all() for answer in answers) else None,
         "fooled": success,
         "psnr": psnr(clean, written),
+        "files": {"originImage": file_digest(layout.file(index, "originImage.png"))}
+        | {kind: file_digest(path) for kind, path in files.items()},
         **cost.as_row(),
     }
     check_still_ours(layout.folder, job.identity)
@@ -369,8 +372,8 @@ def stop_if_nothing_works(layout: Layout, error: Exception, are_others_left: boo
 
 
 def share_out(task: Task, items: list[Item], identity: str, bar: tqdm) -> None:
-    """Attacks the images in `--processes` processes; what one of them leaves undone, because it was killed,
-    is left to the caller.
+    """Attacks and judges the images in `--processes` processes; what one of them leaves undone, because it
+    was killed, is left to the caller.
     """
     layout, processes = task.layout(task.options), task.options.processes
 
@@ -379,9 +382,9 @@ def share_out(task: Task, items: list[Item], identity: str, bar: tqdm) -> None:
 
     for item in missing_of(items, layout):
         layout.failure(item.index).unlink(missing_ok=True)  # of an earlier run, which would count as done
-    killed = run_in_processes(
-        attack_part, [(task, items[k::processes], identity) for k in range(processes)], progress
-    )
+    parts = [(task, items[k::processes], identity) for k in range(processes)]
+    with judged_bar(len(items)) as told:
+        killed = run_in_processes(attack_part, parts, progress, told)
     if killed:
         tqdm.write(
             f"{len(killed)} of {processes} processes were killed "
@@ -392,8 +395,27 @@ def share_out(task: Task, items: list[Item], identity: str, bar: tqdm) -> None:
 
 
 def attack_part(task: Task, items: list[Item], identity: str) -> None:
-    """What one of several processes does: attacks those of its images that are not finished."""
+    """What one of several processes does: attacks those of its images that are not finished, and judges
+    them.
+    """
     missing = missing_of(items, task.layout(task.options))
     if missing:
         (attack,) = load_attacks(task, [task.options])
         Runner(job_of(task, attack, identity)).run(missing, tqdm(disable=True))
+        judge_attacked(task, task.options, attack, missing, tell_parent)
+
+
+def judge_attacked(
+    task: Task,
+    options: Options,
+    attack: DiffAttack | PixelAttack,
+    items: Sequence[Item],
+    done: Callable[[int], object],
+    elsewhere: Layout | None = None,
+) -> None:
+    """Judges the images of these that are finished, by classifiers some of which the attack has loaded."""
+    layout = task.layout(options)
+    finished = layout.finished([item.index for item in items])
+    judging = judging_of(task, options, elsewhere, attack.diffusion)
+    judges = judging.judges(dict(zip(options.model_name, attack.classifiers)))
+    judging.judge([item for item in items if item.index in finished], judges, done)

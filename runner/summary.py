@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,22 @@ import torch
 
 from attacks.pixel import PixelAttack
 from data.dataset import Item
-from data.layout import Layout
 from data.records import ANALYSIS, Run, read_run, timestep_rows
 from diff_latent_attack import DiffAttack
+from evaluation.by_image import row_of_results
 from evaluation.checks import COLLAPSED_BELOW, warnings_about_rounding
 from evaluation.costs import cost_dict, cost_rows
 from evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
-from evaluation.evaluate import Evaluation, evaluate, written_results
+from evaluation.evaluate import Evaluation
 from evaluation.tables import table
-from options import Options
 from plotting.draw import draw_folders
 from plotting.report import write_page
-from runner.folder import provenance, read_failures, read_pictures, write_texts
+from runner.checked import Checked
+from runner.folder import provenance, read_failures, write_results, write_texts
+from runner.judges import Judging
 from timestep_weights import effective_timesteps, named_schedules
 
+SHOWN = 50  # images in the table on the screen
 FELT_ABOVE = 0.01  # of the attack's gradient
 
 
@@ -34,6 +35,7 @@ def summarise(
     rows: list[dict], evaluation: Evaluation | None, failures: list[str], weights: list[float]
 ) -> str:
     """The aligned tables that end a run."""
+    shown = rows[:SHOWN]
     lines = table(
         [["image", "true class", "before", "", "after", "", "success", "PSNR dB", "s"]]
         + [
@@ -48,9 +50,11 @@ def summarise(
                 f"{row['psnr']:.1f}",
                 f"{row['seconds']:.0f}",
             ]
-            for row in rows
+            for row in shown
         ]
     )
+    if len(shown) < len(rows):
+        lines.append(f"and {len(rows) - len(shown)} more images, which results.json and the page have")
     if evaluation is not None:
         lines += [
             "",
@@ -123,7 +127,7 @@ def advice_on_strength(run: Run) -> list[str]:
     ]
 
 
-def lines_about(finished: Run, points: Sequence[CurvePoint]) -> list[str]:
+def lines_about(finished: Run, rows: Sequence[dict], points: Sequence[CurvePoint]) -> list[str]:
     """What the records of a run say, and its pictures at several iterations."""
     lines = []
     if finished.timesteps:
@@ -137,43 +141,28 @@ def lines_about(finished: Run, points: Sequence[CurvePoint]) -> list[str]:
         ]
     if points:
         lines += ["", "after so many iterations", *table(point_rows(points))]
-    unreached = sum(row.get("margin_reached") is False for row in finished.rows)
+    unreached = sum(row.get("margin_reached") is False for row in rows)
     if unreached:
         lines.append(
-            f"{unreached} of {len(finished.rows)} images never reached the margin of --stop_margin, and keep "
+            f"{unreached} of {len(rows)} images never reached the margin of --stop_margin, and keep "
             f"their last picture"
         )
     return lines
 
 
 def report(
-    options: Options,
-    layout: Layout,
-    selected: Sequence[Item],
-    attack: DiffAttack | PixelAttack,
-    device: torch.device,
+    judging: Judging, selected: Sequence[Item], attack: DiffAttack | PixelAttack, checked: Checked
 ) -> int:
-    """Evaluates what is in the folder, writes and prints the tables, and draws the figures and the page of a
+    """Adds up what is in the folder, writes and prints the tables, and draws the figures and the page of a
     run that is complete; returns the exit code.
     """
-    failures = read_failures(layout, selected)
-    finished_ones = layout.finished([item.index for item in selected])
+    options, layout = judging.options, checked.layout
+    failures, finished_ones = read_failures(layout, selected), layout.finished()
     done = [item for item in selected if item.index in finished_ones]
     evaluation, finished, rows, points = None, None, [], []
     if done:
-        finished = read_run(layout.folder, [item.index for item in done])
-        rows = finished.rows
-        pictures = read_pictures(finished, done, options.res)
-        evaluation = evaluate(
-            pictures,
-            dict(zip(options.model_name, attack.classifiers)),
-            options.judges,
-            device,
-            written_results(rows, pictures, options.label_base),
-            attack.class_names,
-            attack.diffusion,
-            options.fid_reference,
-        )
+        finished = read_run(layout.folder, finished_ones & {item.index for item in done})
+        evaluation, rows = judging.evaluate(done)
         evaluation.warnings.extend(
             warnings_about_rounding(
                 [row["file"] for row in rows],
@@ -185,16 +174,12 @@ def report(
     left = len(selected) - len(rows) - len(failures)
     lines = [summarise(rows, evaluation, failures, weights.tolist())]
     if finished:
-        points = curve_points(finished)
-        lines += lines_about(finished, points)
+        points = curve_points(rows, finished.configuration)
+        lines += lines_about(finished, rows, points)
     if left:
         lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
     text = "\n".join([*lines, *filter(None, [advice_on_weights(options.weight_mode, weights)])])
     results = {
-        "images": [
-            row | of_image(evaluation, k, attack.class_names, options.label_base)
-            for k, row in enumerate(rows)
-        ],
         **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
         "not_attacked": failures,
         "weights_at_the_end": weights.tolist(),
@@ -203,9 +188,11 @@ def report(
         "mean_seconds": float(np.mean([row["seconds"] for row in rows])) if rows else None,
         "costs": cost_dict(rows) if rows else None,
         "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
-        **provenance(options, device),
+        **provenance(options, judging.device),
     }
-    write_report(options.save_dir, "results.json", "log.txt", results, text)
+    names = judging.asked.classifiers
+    images = (row_of_results(judging.store.read(item).row, names) for item in done)
+    write_report(options.save_dir, "results.json", "log.txt", results, images, text)
     if finished and not left and options.figures != "none":
         draw_folders([finished], named_schedules, each_image=options.figures == "all", anew=False)
         write_page(finished)
@@ -213,31 +200,17 @@ def report(
             f"\nfigures in {options.save_dir / ANALYSIS}, and a page to look through in "
             f"{options.save_dir / 'report.html'}"
         )
+    checked.add_finished(done)
+    checked.report = checked.report_of(selected, options, judging.asked)
+    checked.write()
     return 1 if failures else 0
 
 
-def of_image(evaluation: Evaluation, k: int, class_names: Sequence[str], base: int) -> dict:
-    """What an evaluation says of the k-th image alone."""
-
-    return {
-        "predictions": {
-            result.name: result.described(k, class_names, base) for result in evaluation.classifiers
-        },
-        "quality": {
-            name: float(figure.by_image[k]) if math.isfinite(figure.by_image[k]) else None
-            for name, figure in evaluation.quality.items()
-            if figure.by_image is not None
-        },
-    }
-
-
-def write_report(folder: Path, json_name: str, text_name: str, results: dict, text: str) -> None:
+def write_report(
+    folder: Path, json_name: str, text_name: str, results: dict, images: Iterable[dict], text: str
+) -> None:
     """Writes and prints what a run has to say at its end."""
-    write_texts(
-        folder,
-        {
-            json_name: json.dumps(results, indent=2),
-            text_name: "python main.py " + " ".join(sys.argv[1:]) + "\n\n" + text,
-        },
-    )
+    write_results(folder / json_name, results, images)
+    command = "python main.py " + " ".join(sys.argv[1:])
+    write_texts(folder, {text_name: f"{command}\n\n{text}"})
     print("\n" + text)

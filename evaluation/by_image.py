@@ -1,0 +1,234 @@
+"""What is said of one image, from its written pictures: by every classifier, and how visible the change is.
+
+It is kept in the image's record, so that it is said once, by the process that attacked the image; the end of
+a run only adds up. A later judge, or a measure that has come to hand since, adds what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from classifiers.defences import Certificate, split_name
+from common.devices import memory_is_short
+from data.images import Pictures
+from evaluation.checks import has_gradient, warnings_about_outputs
+from evaluation.predictions import ClassifierResult, Prediction, Predictions, evaluate_classifier
+from evaluation.quality import FeatureNetwork, features_of, measures, measures_at_hand
+
+SIDES = ("before", "reconstructed", "after")
+# of a row, what is not for results.json, and what an evaluation has in columns
+KEPT = (
+    "judged_by",
+    "features_of",
+    "quality_of_reconstruction",
+    "certificates",
+    "odd",
+    "no_gradient",
+    "judged",
+    "files",
+)
+IN_COLUMNS = (*KEPT, "predictions", "quality", "digest", "mask_digest")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be known of each image."""
+
+    surrogates: tuple[str, ...]
+    others: tuple[str, ...]  # transfer classifiers, and those behind defences
+    class_names: Sequence[str]
+    base: int  # that labels count from in rows
+    digests: Mapping[str, str] = field(default_factory=dict)  # of classifiers that are files here, by name
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """All that judge, the surrogates first."""
+        return (*self.surrogates, *(name for name in self.others if name not in self.surrogates))
+
+    @cached_property
+    def measures(self) -> frozenset[str]:
+        """The measures of visibility that can be had here."""
+        return measures_at_hand()
+
+
+@dataclass(frozen=True)
+class Said:
+    """What has been said of an image: a row of results.json with more in it, and the features of its
+    pictures, `(2 or 3, d)`: clean, adversarial, reconstructed.
+    """
+
+    row: dict
+    features: np.ndarray | None = None
+
+    def of_pictures(self, digests: Sequence[str], labels: Sequence[int | None]) -> Said:
+        """The same, or nothing where it was said of other files than these, or for other labels."""
+        judged = {"files": list(digests), "labels": list(labels)}
+        return self if self.row.get("judged") == judged else Said({"judged": judged})
+
+
+class Judges:
+    """The classifiers that judge, loaded when they are first asked for, and kept while memory suffices.
+
+    Args:
+        given: classifiers that are loaded already, by name.
+        load: loads another, on its device.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[str, torch.nn.Module],
+        load: Callable[[str], torch.nn.Module],
+        device: torch.device,
+    ):
+        self.given, self.load, self.device = dict(given), load, device
+        self.loaded: dict[str, torch.nn.Module] = {}
+        self.looked_at: dict[str, list[str]] = {}
+
+    def __getitem__(self, name: str) -> torch.nn.Module:
+        if name in self.given:
+            return self.given[name]
+        if name not in self.loaded:
+            while self.loaded and memory_is_short(self.device):
+                del self.loaded[next(iter(self.loaded))]
+            self.loaded[name] = self.load(name)
+        return self.loaded[name]
+
+    @property
+    def batch(self) -> int:
+        """Pictures at once: on a CPU one, as fast, so that what is said of an image does not depend on
+        those beside it.
+        """
+        return 1 if self.device.type == "cpu" else 16
+
+    def oddities(self, name: str, clean: np.ndarray) -> list[str]:
+        """What is wrong with a classifier's outputs, found on the first pictures that it sees."""
+        if name not in self.looked_at:
+            self.looked_at[name] = warnings_about_outputs(name, self[name], clean, self.device)
+        return self.looked_at[name]
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What has not been said of an image yet."""
+
+    classifiers: frozenset[str]
+    gradients: frozenset[str]  # surrogates whose gradient has not been looked at
+    measures: frozenset[str]
+    features: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.classifiers or self.gradients or self.measures or self.features)
+
+
+def lacking(said: Said, asked: Asked, network: str) -> Lacking:
+    """What is asked for and has not been said of an image; `network` is the feature network's name."""
+    row, judged_by = said.row, said.row.get("judged_by", {})
+    known = {
+        name
+        for name in row.get("predictions", {})
+        if name in asked.surrogates or judged_by.get(name) == asked.digests.get(name, "")
+    }
+    return Lacking(
+        frozenset(asked.classifiers) - known,
+        frozenset(asked.surrogates) - row.get("no_gradient", {}).keys(),
+        asked.measures - row.get("quality", {}).keys(),
+        row.get("features_of") != network or said.features is None,
+    )
+
+
+def judge(
+    said: Sequence[Said],
+    pictures: Pictures,
+    asked: Asked,
+    judges: Judges,
+    network: FeatureNetwork,
+    of_clean: Sequence[Said | None] = (),
+) -> list[Said]:
+    """Adds what is lacking of images, whose pictures these are.
+
+    Args:
+        of_clean: what has been said elsewhere of the same clean pictures.
+    """
+    wanted = [lacking(one, asked, network.name) for one in said]
+    rows = [{**one.row} for one in said]
+    for row in rows:
+        for key in ("predictions", "judged_by", "certificates", "odd", "no_gradient"):
+            row[key] = dict(row.get(key, {}))
+    for name in asked.classifiers:
+        chosen = [k for k, one in enumerate(wanted) if name in one.classifiers]
+        if chosen:
+            before = clean_results(name, [of_clean[k] if of_clean else None for k in chosen], asked)
+            result = evaluate_classifier(
+                name, judges[name], pictures.of(chosen), judges.device, before, judges.batch
+            )
+            add_result([rows[k] for k in chosen], result, asked)
+            if name in asked.surrogates or name == split_name(name)[0]:
+                for k in chosen:
+                    rows[k]["odd"][name] = judges.oddities(name, pictures.clean[chosen[:1]])
+    for k, one in enumerate(wanted):
+        for name in one.gradients:
+            alive = has_gradient(judges[name], pictures.clean[k], pictures.labels[k], judges.device)
+            rows[k]["no_gradient"][name] = not alive
+    add_measures(rows, pictures, [k for k, one in enumerate(wanted) if one.measures], judges.device)
+    features = [one.features for one in said]
+    chosen = [k for k, one in enumerate(wanted) if one.features]
+    if chosen:
+        sides = [
+            features_of(network.loaded(judges.device), side, judges.device, judges.batch).float().numpy()
+            for side in pictures.of(chosen).sides
+        ]
+        for place, k in enumerate(chosen):
+            features[k] = np.stack([side[place] for side in sides])
+            rows[k]["features_of"] = network.name
+    return [Said(row, one) for row, one in zip(rows, features)]
+
+
+def clean_results(name: str, others: Sequence[Said | None], asked: Asked) -> ClassifierResult | None:
+    """What a classifier has said of clean pictures elsewhere, where it has of all of them."""
+    digest = asked.digests.get(name, "")
+    if any(
+        one is None or name not in one.row.get("predictions", {}) or one.row["judged_by"].get(name) != digest
+        for one in others
+    ):
+        return None
+    certificates = [one.row["certificates"].get(name) for one in others]
+    before = Predictions(
+        Prediction.of_description(one.row["predictions"][name]["before"], asked.base) for one in others
+    )
+    sides = None if None in certificates else ([Certificate(**one["before"]) for one in certificates], [])
+    return ClassifierResult(name, np.zeros(len(before), int), before, before, None, None, sides)
+
+
+def add_result(rows: Sequence[dict], result: ClassifierResult, asked: Asked) -> None:
+    for k, row in enumerate(rows):
+        row["predictions"][result.name] = result.described(k, asked.class_names, asked.base)
+        row["judged_by"][result.name] = asked.digests.get(result.name, "")
+        if result.certificates:
+            row["certificates"][result.name] = {
+                side: asdict(found[k]) for side, found in zip(("before", "after"), result.certificates)
+            }
+
+
+def add_measures(
+    rows: Sequence[dict], pictures: Pictures, chosen: Sequence[int], device: torch.device
+) -> None:
+    """Visibility of both sides; None where it is not finite, as JSON knows no other."""
+    some = pictures.of(chosen)
+    for key, side in (("quality", some.adversarial), ("quality_of_reconstruction", some.reconstructed)):
+        if side is None or not chosen:
+            continue
+        for k, clean, other in zip(chosen, some.clean, side):  # one by one, as each takes 16 MB
+            values = {name: float(v) for name, (v,) in measures(clean[None], other[None], device).items()}
+            rows[k][key] = {name: v if math.isfinite(v) else None for name, v in values.items()}
+
+
+def row_of_results(row: dict, classifiers: Sequence[str]) -> dict:
+    """What results.json says of an image: what these classifiers said, and how visible its change is."""
+    shown = {key: value for key, value in row.items() if key not in KEPT}
+    return shown | {"predictions": {name: row["predictions"][name] for name in classifiers}}

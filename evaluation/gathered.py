@@ -1,0 +1,113 @@
+"""What has been said of a run's images, put into columns: all that an evaluation holds of each image."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from classifiers.defences import Certificate
+from evaluation.by_image import SIDES, Asked, Said
+from evaluation.checks import warnings_about_gradients, warnings_about_labels
+from evaluation.predictions import ClassifierResult, Predictions
+from evaluation.quality import INFINITE
+
+
+class Gathered:
+    """What has been said of images, one after the other, in columns: this is what grows with their number.
+
+    Args:
+        images: how many there will be.
+        scratch: a folder for a file of the features, which would take most of the memory; None keeps them in
+            memory.
+    """
+
+    def __init__(self, asked: Asked, images: int, scratch: Path | None = None):
+        self.asked, self.images, self.scratch = asked, images, scratch
+        self.count, self.sides, self.measures = 0, (), ({}, {})
+        self.answers: dict[tuple[str, str], np.ndarray] = {}
+        self.certificates: dict[str, tuple[list[Certificate], list[Certificate]]] = {}
+        self.features = np.empty((0, 0, 0), np.float32)
+        self.odd: dict[str, dict[str, None]] = {}
+        self.gradients: dict[str, list[bool]] = {name: [] for name in asked.surrogates}
+
+    def add(self, said: Said) -> None:
+        """The next image, of which everything that is asked for has been said."""
+        row, k = said.row, self.count
+        if k == 0:
+            self.begin(said)
+        for name in self.asked.classifiers:
+            for side in self.sides:
+                found = row["predictions"][name][side]
+                entry = (found["label"] - self.asked.base, found["confidence"], found["true_confidence"])
+                self.answers[name, side][k] = entry
+            for side, certificate in row["certificates"].get(name, {}).items():
+                both = self.certificates.setdefault(name, ([], []))
+                both[side == "after"].append(Certificate(**certificate))
+            self.odd.setdefault(name, {}).update(dict.fromkeys(row["odd"].get(name, ())))
+        for columns, key in zip(self.measures, ("quality", "quality_of_reconstruction")):
+            for name, column in columns.items():
+                value = row[key][name]
+                # JSON has neither; a picture that did not change has an infinite PSNR
+                column[k] = (math.inf if name in INFINITE else math.nan) if value is None else value
+        for name, seen in self.gradients.items():
+            seen.append(not row["no_gradient"][name])
+        self.features[:, k] = said.features
+        self.count += 1
+
+    def begin(self, first: Said) -> None:
+        row = first.row
+        shape = (len(first.features), self.images, first.features.shape[1])
+        if self.scratch is None:
+            self.features = np.empty(shape, np.float32)
+        else:
+            with tempfile.TemporaryFile(dir=self.scratch) as file:
+                self.features = np.memmap(file, np.float32, "w+", shape=shape)
+        some = next(iter(row["predictions"].values()))
+        self.sides = tuple(side for side in SIDES if side in some)
+        for name in self.asked.classifiers:
+            for side in self.sides:
+                self.answers[name, side] = np.zeros((self.images, 3))
+        for columns, key in zip(self.measures, ("quality", "quality_of_reconstruction")):
+            columns |= {name: np.zeros(self.images) for name in row.get(key, ())}
+
+    def results(self, labels: np.ndarray, targets: np.ndarray | None) -> list[ClassifierResult]:
+        """By classifier, the surrogates first."""
+        return [
+            ClassifierResult(
+                name,
+                labels,
+                *(
+                    Predictions.of_columns(self.answers[name, side]) if side in self.sides else None
+                    for side in ("before", "after", "reconstructed")
+                ),
+                targets,
+                self.certificates.get(name),
+            )
+            for name in self.asked.classifiers
+        ]
+
+    def warnings(self, results: Sequence[ClassifierResult]) -> list[str]:
+        """Of what is wrong with the classifiers or the labels."""
+        found, classes = [], len(self.asked.class_names)
+        for result in results:
+            found += self.odd[result.name]
+            if result.name in self.gradients:
+                found += warnings_about_gradients(result.name, self.gradients[result.name])
+            if result.name in self.asked.surrogates or not result.is_defended:
+                found += warnings_about_labels(result.name, result.before, result.labels, classes)
+        return found
+
+    @property
+    def columns(self) -> list[dict[str, np.ndarray]]:
+        """Measures of visibility by name, `(B,)`, of the adversarial pictures, and of the reconstructed."""
+        return [columns for columns in self.measures if columns]
+
+    @property
+    def sides_features(self) -> list[torch.Tensor]:
+        """Of the clean, adversarial and reconstructed pictures, `(B, d)` each."""
+        return [torch.from_numpy(np.asarray(features)) for features in self.features]
