@@ -89,7 +89,8 @@ def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> lis
             times = np.bincount(chosen.ravel(), minlength=block * images).reshape(block, images)
             found.append(statistic(times.astype(np.float64)))
         tails = [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2]
-        lows, highs = np.percentile(np.concatenate(found), tails, axis=0)
+        with np.errstate(invalid="ignore"):  # of figures that are infinite, and get no interval
+            lows, highs = np.percentile(np.concatenate(found), tails, axis=0)
     return [
         Estimate(*map(float, ends))
         if math.isfinite(ends[0])

@@ -44,7 +44,6 @@ def judge_folder(options: Options) -> int:
     if all(path.is_file() for path in extra):
         pairs = [(*pair, path) for pair, path in zip(pairs, extra)]
     layout = Layout(options.save_dir / "judged", len(items))
-    make_folder(layout.folder, *layout.places)
     judging = Judging(
         options,
         asked_of(options, class_names),
@@ -56,6 +55,7 @@ def judge_folder(options: Options) -> int:
     )
     for name in judging.asked.classifiers:
         judging.load(name)  # what is wrong with one is said before hours of judging by the others
+    make_folder(layout.folder, *layout.places)
     processes = options.processes or (processes_for(len(items), BYTES_EACH) if device.type == "cpu" else 1)
     judge_all(judging, items, {}, processes)
     evaluation, _ = judging.evaluate(items)

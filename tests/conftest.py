@@ -41,7 +41,7 @@ from classifiers.registry import load_classifier
 from common.errors import note
 from diffusion.pipeline import load_pipeline
 from evaluation.evaluate import ClassifierResult
-from evaluation.predictions import Prediction
+from evaluation.predictions import Prediction, Predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = [sys.executable, "main.py"]
@@ -212,7 +212,7 @@ def classifier_result(labels, before, after, reconstructed=None, targets=None) -
     """What a classifier said, given by the labels that it answered with."""
 
     def as_predictions(answers):
-        return None if answers is None else [Prediction(label, 0.9, 0.1) for label in answers]
+        return None if answers is None else Predictions(Prediction(label, 0.9, 0.1) for label in answers)
 
     return ClassifierResult(
         "by hand",

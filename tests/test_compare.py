@@ -12,9 +12,9 @@ from conftest import classifier_result, done, flags, pictures, run, start, wait_
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
-from evaluation.comparison import Metric, kernel_difference, sentence, transfer_scores
+from evaluation.comparison import Metric, sentence, transfer_scores
 from evaluation.evaluate import Evaluation, transfer_mean
-from evaluation.quality import kernel_distance
+from evaluation.kernel import kernel_difference, kernel_distance
 from evaluation.stats import (
     Difference,
     Estimate,

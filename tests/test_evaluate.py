@@ -11,6 +11,7 @@ from conftest import TinyClassifier, classifier_result
 from data.images import Pictures
 from evaluation import evaluate
 from evaluation.checks import (
+    has_gradient,
     warnings_about_gradients,
     warnings_about_labels,
     warnings_about_outputs,
@@ -18,8 +19,10 @@ from evaluation.checks import (
     warnings_about_transfer,
 )
 from evaluation.evaluate import joint_success, transfer_mean
-from evaluation.predictions import Prediction
-from evaluation.quality import ClassifierFeatures, frechet_distance, kernel_distance, psnr, visibility
+from evaluation.frechet import frechet_distance
+from evaluation.kernel import kernel_distance
+from evaluation.predictions import Prediction, Predictions
+from evaluation.quality import ClassifierFeatures, psnr, visibility
 from evaluation.stats import Estimate, mean_over_images, share
 
 CPU = torch.device("cpu")
@@ -224,7 +227,7 @@ class Steps(torch.nn.Module):
 
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
-SHIFTED = [Prediction(label, 0.9, 0.0) for label in (11, 21, 31)]
+SHIFTED = Predictions(Prediction(label, 0.9, 0.0) for label in (11, 21, 31))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +241,9 @@ SHIFTED = [Prediction(label, 0.9, 0.0) for label in (11, 21, 31)]
         ),
         (lambda: warnings_about_outputs("m", Noisy(), PIXELS, CPU), "m answers differently"),
         (
-            lambda: warnings_about_gradients("m", Steps(), PIXELS, np.zeros(3, int), CPU),
+            lambda: warnings_about_gradients(
+                "m", [has_gradient(Steps(), picture, np.zeros(1, int), CPU) for picture in PIXELS]
+            ),
             "exactly zero at image 1, 2, 3",
         ),
         (
@@ -263,10 +268,12 @@ def test_each_warning_fires_on_a_case_made_for_it(warnings, text):
 
 def test_warnings_are_silent_where_nothing_is_wrong():
     classifier = TinyClassifier().eval()
-    right = [Prediction(label, 0.9, 0.9) for label in (10, 20, 30)]
+    right = Predictions(Prediction(label, 0.9, 0.9) for label in (10, 20, 30))
     assert (
         warnings_about_outputs("m", classifier, PIXELS, CPU)
-        == warnings_about_gradients("m", classifier, PIXELS, np.zeros(3, int), CPU)
+        == warnings_about_gradients(
+            "m", [has_gradient(classifier, picture, np.zeros(1, int), CPU) for picture in PIXELS]
+        )
         == []
     )
     assert warnings_about_labels("m", right, np.array([10, 20, 30]), 1000) == []
@@ -278,9 +285,9 @@ def test_warnings_are_silent_where_nothing_is_wrong():
 
 
 def test_a_few_images_are_not_made_more_of_than_they_are():
-    right = [Prediction(1, 0.9, 0.9)]
+    right = Predictions([Prediction(1, 0.9, 0.9)])
     assert warnings_about_labels("m", right, np.array([1]), 2) == []  # all are right
-    (line,) = warnings_about_labels("m", right * 2, np.array([0, 0]), 2)
+    (line,) = warnings_about_labels("m", Predictions([*right] * 2), np.array([0, 0]), 2)
     assert "shift" not in line and "look at a few images" in line
     assert str(Estimate(0.0, math.nan, math.nan, is_share=True)) == "0%"
     assert str(share(0, 0)) == "0/0"
@@ -290,7 +297,6 @@ def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
     monkeypatch.setattr(
         evaluate, "load_classifier", lambda name, classes, side, diffusion: TinyClassifier().eval()
     )
-    monkeypatch.setattr(evaluate, "evaluate_quality", lambda *_: {})
     found = evaluate.evaluate(
         Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU
     )

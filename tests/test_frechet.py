@@ -12,8 +12,8 @@ from scipy.linalg import sqrtm
 import main
 from common.errors import InputError
 from data.images import Pictures, read_image
-from evaluation.frechet import Reference, distance_to, read_reference
-from evaluation.quality import evaluate_quality, feature_network, features_of, frechet_distance
+from evaluation.frechet import Reference, distance_to, frechet_distance, read_reference
+from evaluation.quality import evaluate_quality, feature_network, features_of
 
 CPU = torch.device("cpu")
 NETWORK = "efficientnet_lite2"  # what judges where there is no Inception and it is no surrogate
@@ -27,9 +27,9 @@ def pictures() -> np.ndarray:
 @pytest.fixture(scope="module")
 def features(pictures) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the demo's photographs, and of these a little darker: `(12, 1280)` each."""
-    name, network, dimension = feature_network([])
-    assert (name, dimension) == (NETWORK, 1280)
-    return features_of(network, pictures, CPU), features_of(network, pictures // 2, CPU)
+    found = feature_network([])
+    assert (found.name, found.dimension) == (NETWORK, 1280)
+    return features_of(found.network, pictures, CPU), features_of(found.network, pictures // 2, CPU)
 
 
 def reference_of(features: torch.Tensor) -> Reference:

@@ -177,4 +177,4 @@ def test_nothing_is_downloaded_unasked(monkeypatch, tmp_path):
     picture = np.zeros((1, 64, 64, 3), np.uint8)
     with pytest.raises(OSError, match="AlexNet's weights are not in"):
         lpips(picture, picture, CPU)
-    assert feature_network(["efficientnet_lite2@jpeg:75"])[0] == "efficientnet_lite1"  # no surrogate
+    assert feature_network(["efficientnet_lite2@jpeg:75"]).name == "efficientnet_lite1"  # no surrogate
