@@ -20,13 +20,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from accelerate import PartialState
 from tqdm import tqdm
 
 from attacks.pixel import PixelAttack
 from classifiers.registry import ALIASES, REGISTRY
 from common.commands import run_program
-from common.devices import process_device
+from common.devices import process_device, wait_for_the_others
+from common.errors import InputError
 from common.flags import parse_options
 from data.dataset import Item
 from data.layout import Layout
@@ -71,6 +71,9 @@ def run(options: Options) -> int:
     """Attacks, judges, adds up and writes; returns the exit code: 1 if an image could not be attacked."""
     processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     part, parts = check_shards(options, [options.weight_mode], processes, process)
+    if options.merge:
+        check_merge(options)
+        part, parts = 0, 1
     task = read_task(options, options.device if processes == 1 else process_device(options.device))
     configuration = task.configuration(options)
     layout, selected = task.layout(options), task.items[: options.limit]
@@ -80,37 +83,48 @@ def run(options: Options) -> int:
     if not options.overwrite:
         check_folder(options.save_dir, configuration)
         if (options.save_dir / "run.json").exists():
-            drop_unusable(layout, selected if options.merge else mine, identity_of(options.save_dir), checked)
+            drop_unusable(layout, mine, identity_of(options.save_dir), checked)
             if not missing_of(selected, layout) and checked.is_reported(selected, options, judging.asked):
                 return say_again(layout) if process == 0 else 0
     get_ready([(options, layout)], task.device, mine, processes)
     (attack,) = load_attacks(task, [options])
     options.processes = count_processes(options, attack, len(mine), processes)
     if not options.merge:
-        identity = claim(layout, options, configuration, processes, process)
+        identity = claim(task, configuration, processes, process)
         attack_images(task, attack, mine, identity)
     judging = replace(judging, diffusion=attack.diffusion)
     given = dict(zip(options.model_name, attack.classifiers))
     finished = layout.finished()
-    own = [item for item in (selected if options.merge else mine) if item.index in finished]
-    judge_all(judging, own, given, options.processes)
-    others = [item for item in selected if item.index in finished and item not in own]
-    left = unattempted(selected, layout), judging.unjudged(others)
-    if parts > 1 and any(left):
-        return say_what_is_left(mine, layout, *left)
-    with adding_up(options.save_dir) as is_mine:
-        return report(judging, selected, attack, checked) if is_mine else 0
+    judge_all(judging, [item for item in mine if item.index in finished], given, options.processes)
+    if parts > 1:
+        others = [item for item in selected if item.index in finished and item.index % parts != part]
+        left = unattempted(selected, layout), judging.unjudged(others)
+        if any(left):
+            return say_what_is_left(mine, layout, *left)
+    with adding_up(options.save_dir):
+        if Checked(layout, task.masks).is_reported(selected, options, judging.asked):
+            return say_again(layout) if parts == 1 else 0  # meanwhile, by another process
+        return report(judging, selected, attack, checked)
 
 
-def claim(layout: Layout, options: Options, configuration: dict, processes: int, process: int) -> str:
-    """Makes the folder that of this run, and returns the run's identity."""
-    make_folder(layout.folder, *layout.places)
+def check_merge(options: Options) -> None:
+    """Raises InputError where there is nothing to add up."""
     if options.overwrite:
+        raise InputError("--overwrite deletes what --merge would add up; give one of them")
+    if not (options.save_dir / "run.json").exists():
+        raise InputError(f"--merge: there is no run in {str(options.save_dir)!r}; give its --save_dir")
+
+
+def claim(task: Task, configuration: dict, processes: int, process: int) -> str:
+    """Makes the folder that of this run, and returns the run's identity."""
+    layout = task.layout(task.options)
+    make_folder(layout.folder, *layout.places)
+    if task.options.overwrite:
         if process == 0:
             clear_folder(layout.folder)
             make_folder(layout.folder, *layout.places)
         if processes > 1:
-            PartialState().wait_for_everyone()
+            wait_for_the_others(task.device)
     return claim_folder(layout.folder, configuration)
 
 
@@ -151,9 +165,8 @@ def say_what_is_left(
     failures = read_failures(layout, mine)
     lines = [f"not attacked: {failure}" for failure in failures]
     lines.append(
-        f"{len(mine) - len(failures)} images are done here; still to be attacked: {len(unattempted)}, to be "
-        f"judged: {len(unjudged)}, by others of this run, of which the last adds up; main.py --merge does it "
-        f"before"
+        f"still to be attacked: {len(unattempted)} images, to be judged: {len(unjudged)}, by others of this "
+        f"run, of which the last adds up; the same command with --merge adds up what there is"
     )
     print("\n".join(lines))
     return 1 if failures else 0

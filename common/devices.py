@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,12 +32,25 @@ def resolve_device(name: str) -> torch.device:
 
 
 def process_device(name: str) -> str:
-    """The device of one of several processes: its own GPU, unless the flag names a device without a number of
-    its own.
+    """The device of one of several processes that a launcher started: its own GPU, unless the flag names a
+    device without a number of its own.
     """
-    # the first to finish waits for the last
-    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available(), timeout=timedelta(weeks=8))
-    return str(state.device) if name in ("auto", "cuda") else name
+    if name not in ("auto", "cuda"):
+        return name
+    if not torch.cuda.is_available():
+        return "cpu" if name == "auto" else name
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+def wait_for_the_others(device: torch.device) -> None:
+    """Until all processes that a launcher started, on all machines, have come here.
+
+    Nothing else makes one process wait for another: each attacks and judges its own images, and says what it
+    has done by the files that it writes.
+    """
+    state = PartialState(cpu=device.type != "cuda", timeout=timedelta(minutes=10))
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

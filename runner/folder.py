@@ -240,24 +240,21 @@ def claim_folder(folder: Path, configuration: dict) -> str:
 
 
 @contextmanager
-def adding_up(folder: Path) -> Iterator[bool]:
-    """Whether this process is the one that adds up: not while another one does. The lock ends with the
-    process that holds it, however that ends.
+def adding_up(folder: Path) -> Iterator[None]:
+    """Where one process at a time adds up: another waits here. The lock ends with the process that holds it,
+    however that ends.
     """
     try:
         import fcntl
-    except ImportError:  # not on Windows
-        yield True
+    except ImportError:  # not on Windows: two that add up at once write the same
+        yield
         return
     with open(folder / "run.json") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             pass
-        yield True
+        yield
 
 
 def clear_folder(folder: Path) -> None:

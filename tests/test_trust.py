@@ -52,7 +52,7 @@ def test_a_record_of_another_run_is_refused(finished):
     configuration = json.loads((finished / "run.json").read_text())
     (finished / "run.json").write_text(json.dumps(configuration | {"guidance": 3.0}))
     with pytest.raises(ValueError, match="0000_record.npz is of another run than run.json; delete it"):
-        read_run(finished)
+        list(read_run(finished).records)
     with pytest.raises(RunError, match="taken over"):
         check_still_ours(finished, "of the first run")
 
@@ -98,7 +98,7 @@ DAMAGES = {
 def test_a_damaged_record_is_named_with_what_to_do(finished, damage):
     DAMAGES[damage](finished / "0001_record.npz")
     with pytest.raises(ValueError, match=r"0001_record\.npz .*(delete it|--overwrite)") as caught:
-        read_run(finished)
+        list(read_run(finished).records)
     assert "\n" not in str(caught.value)
     drawn = subprocess.run(
         [sys.executable, "utils.py", finished], cwd=ROOT, capture_output=True, text=True, timeout=120
