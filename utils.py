@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.records import read_run
+from data.sample import FIGURE_IMAGES
 from plotting.draw import draw_comparison, draw_folders
 from plotting.figures import (  # all of them, so that one import gives a notebook what it draws with
     plot_average_loss_per_timestep,
@@ -31,10 +32,10 @@ from plotting.figures import (  # all of them, so that one import gives a notebo
     plot_overlay,
     plot_success_against_visibility,
     plot_tradeoff,
-    plot_weight_curves,
 )
 from plotting.image_figures import plot_attention, plot_contact_sheet, plot_losses, short
 from plotting.report import write_page
+from plotting.weight_figures import plot_weight_curves
 
 __all__ = [
     "plot_attention",
@@ -74,7 +75,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="each image's figures as PDF, too; those that are pooled over images always are",
     )
+    parser.add_argument(
+        "--figure_images",
+        type=int,
+        default=FIGURE_IMAGES,
+        metavar="K",
+        help="of more images than K, contact sheets and figures of single images show the most visible, the "
+        "least visible and some drawn by the run's seed, a third each (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.figure_images < 1:
+        parser.error(f"--figure_images is {arguments.figure_images}; expected at least 1")
     from timestep_weights import named_schedules  # takes torch, which the processes that draw do without
 
     try:
@@ -84,7 +95,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             for k, (name, folder) in enumerate(zip(names, arguments.runs), 1)
         }
         anew = arguments.anew or arguments.pdf
-        draw_folders(runs.values(), named_schedules, anew=anew, pdf=arguments.pdf)
+        draw_folders(
+            runs.values(),
+            named_schedules,
+            anew=anew,
+            pdf=arguments.pdf,
+            figure_images=arguments.figure_images,
+        )
         for run in runs.values():
             if (run.folder / "results.json").is_file():
                 write_page(run)

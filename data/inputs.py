@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.flags import SIDE, count, flag
+from common.flags import COUNT, SIDE, count, flag
 from data.dataset import PRESETS, TARGET_COLUMN, target_label
+from data.sample import FIGURE_IMAGES
 
 
 @dataclass
@@ -68,6 +69,14 @@ class DataOptions:
         "draw at the end: each image's figures and those pooled over the images, with the page report.html; "
         "only the pooled ones and the page; nothing",
         choices=("all", "pooled", "none"),
+        identifies_run=False,
+    )
+    figure_images: int = flag(
+        FIGURE_IMAGES,
+        "of more images than K, contact sheets and figures of single images show the most visible, the least "
+        "visible and some drawn by --seed, a third each",
+        "K",
+        range=COUNT,
         identifies_run=False,
     )
     check: bool = flag(

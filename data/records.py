@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import warnings
@@ -17,6 +18,7 @@ from PIL import Image
 from common.errors import RecordError, one_line
 from data.images import replacing
 from data.layout import Layout, index_of
+from data.pooled import Pooled, pooled
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
@@ -170,10 +172,37 @@ class Run:
     def layout(self) -> Layout:
         return Layout(self.folder, len(self.configuration["images"]))
 
-    @property
+    def of(self, places: Sequence[int]) -> Run:
+        """Of the images at these places alone, without what run.json says of each image, so that it is small
+        to be sent to another process.
+        """
+        some = {key: value for key, value in self.configuration.items() if key not in ("labels", "targets")}
+        some["images"] = range(len(some["images"]))  # how many there are says where files lie
+        if isinstance(self.records, Records):
+            records = Records([self.records.paths[k] for k in places], self.records.identity)
+        else:
+            records = [self.records[k] for k in places]
+        return Run(self.folder, some, records)
+
+    @functools.cached_property
     def timesteps(self) -> list[int]:
         """N, early to late."""
         return self.records[0].timesteps.tolist()
+
+    @functools.cached_property
+    def layers(self) -> list[str]:
+        """L, by place and grid."""
+        return self.records[0].layers
+
+    @functools.cached_property
+    def gradient_iterations(self) -> list[int]:
+        """M of them, counted from 1, in which gradients were measured."""
+        return self.records[0].gradient_iterations
+
+    @functools.cached_property
+    def pooled(self) -> Pooled:
+        """What all images say together: all records are read, once."""
+        return pooled(self.records, has_norm=self.configuration.get("layer_norm", "mse") != "mse")
 
     @property
     def rows(self) -> list[dict]:
@@ -183,13 +212,10 @@ class Run:
         return [record.row for record in self.records]
 
     @property
-    def layers(self) -> list[str]:
-        """L, by place and grid."""
-        return self.records[0].layers
-
-    @property
     def layer_losses(self) -> np.ndarray:
-        """`(images, K, N, L)`."""
+        """`(images, K, N, L)`, for a notebook: of thousands of images this does not fit into memory, and
+        `pooled.structure` has what figures are drawn from.
+        """
         return np.stack([record.layer_losses for record in self.records])
 
     @property
@@ -197,11 +223,11 @@ class Run:
         """`(images, M, 2)`: norms of the self- and cross-attention terms' gradients on the latent over the
         attack's.
         """
-        norms = np.stack([record.gradient_norms for record in self.records])  # (images, M, 3)
+        norms = self.pooled.gradient_norms  # (images, M, 3)
         with np.errstate(divide="ignore", invalid="ignore"):
             return norms[..., 1:] / norms[..., :1]
 
-    @property
+    @functools.cached_property
     def gradient_shares(self) -> np.ndarray:
         """`(M, 2)`, the same, median over the images that were still attacked."""
         with warnings.catch_warnings():
@@ -213,20 +239,14 @@ class Run:
         """The iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the
         clean image there, before rounding; `(images,)` each, NaN for an image that never does.
         """
-        first, distance = [], []
-        for record in self.records:
-            k = int(record.fooled.argmax())
-            ever = bool(record.fooled.any())
-            first.append(k + 1.0 if ever else np.nan)
-            distance.append(record.distance[k] if ever else np.nan)
-        return np.array(first), np.array(distance)
+        return self.pooled.first_fooled, self.pooled.distance_then
 
     @property
     def factors(self) -> np.ndarray:
         """`(images, 4, K)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part
         of it, but has the same factor as the weighted.
         """
-        structure = np.stack([record.self_attention_factor for record in self.records])
+        structure = self.pooled.self_attention_factor
         attack, cross = (
             np.full_like(structure, self.configuration[f"{name}_loss_weight"])
             for name in ("attack", "cross_attn")
@@ -379,56 +399,6 @@ def layer_names(layers: Sequence[str], grids: Sequence[int]) -> list[str]:
     return [
         name if names.count(name) == 1 else f"{name} ({names[:k].count(name) + 1})"
         for k, name in enumerate(names)
-    ]
-
-
-def timestep_shares(layer_losses: np.ndarray) -> np.ndarray:
-    """Each timestep's share of the self-attention loss, before weights, summed over iterations and layers:
-    `(..., K, N, L)` to `(..., N)`, sum 1.
-    """
-    return normalised(np.nansum(layer_losses, (-3, -1)))
-
-
-def layer_shares(layer_losses: np.ndarray) -> np.ndarray:
-    """Each layer's share of the self-attention loss, before weights, summed over iterations and timesteps:
-    `(..., K, N, L)` to `(..., L)`, sum 1.
-    """
-    return normalised(np.nansum(layer_losses, (-3, -2)))
-
-
-def normalised(values: np.ndarray) -> np.ndarray:
-    """`(..., M)` over its sum over the last axis; NaN where that is zero, as in the first iteration, in which
-    nothing has changed yet.
-    """
-    total = values.sum(-1, keepdims=True)
-    return np.divide(values, total, out=np.full_like(values, np.nan, dtype=np.float64), where=total > 0)
-
-
-def mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Over the first axis, NaN left out; NaN where there is nothing else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nanmean(values, 0), np.nanstd(values, 0)
-
-
-def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[list[str]]:
-    """The table of what each timestep costs: `L_i`, mean and standard deviation over images of its mean over
-    iterations, its share, and how many times the share is that of uniform losses; from losses `(images,
-    iterations, N, L)`."""
-    mean, deviation = mean_and_deviation(
-        mean_and_deviation(layer_losses.sum(-1, dtype=np.float64).swapaxes(0, 1))[0]
-    )
-    share, share_deviation = mean_and_deviation(timestep_shares(layer_losses))
-    return [["timestep", "mean L_i", "deviation", "share %", "deviation", "times uniform"]] + [
-        [
-            f"{i}: t = {t}",
-            f"{mean[i]:.3g}",
-            f"{deviation[i]:.2g}",
-            f"{100 * share[i]:.1f}",
-            f"{100 * share_deviation[i]:.1f}",
-            f"{share[i] * len(timesteps):.2f}",
-        ]
-        for i, t in enumerate(timesteps)
     ]
 
 

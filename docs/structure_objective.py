@@ -29,7 +29,7 @@ from common.environment import mend_torchvision
 from data.class_names import IMAGENET_CLASSES
 from data.dataset import read_dataset
 from data.images import read_image, to_pixels, to_tensor
-from data.records import timestep_shares
+from data.shares import timestep_shares
 from diff_latent_attack import DiffAttack
 from diffusion.course import Going
 from diffusion.pipeline import load_pipeline

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.records import Run, layer_shares, timestep_shares
+from data.records import Run
+from data.shares import LossSums, loss_sums
 from evaluation.checks import COLLAPSED_BELOW
 from evaluation.comparison import Comparison
 
@@ -27,20 +28,21 @@ class ModeWeights:
         return self.effective < COLLAPSED_BELOW
 
 
-def loss_shares(layer_losses: np.ndarray) -> dict[str, np.ndarray]:
+def loss_shares(layer_losses: np.ndarray | LossSums) -> dict[str, np.ndarray]:
     """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N,
-    layers)` to `(B, N)` or `(B, layers)`, rows of sum 1.
+    layers)`, or their sums, to `(B, N)` or `(B, layers)`, rows of sum 1.
     """
+    sums = loss_sums(layer_losses)
     return {
-        "timesteps, all layers": timestep_shares(layer_losses),
-        "timesteps, first layer": timestep_shares(layer_losses[..., :1]),
-        "layers": layer_shares(layer_losses),
+        "timesteps, all layers": sums.timestep_shares,
+        "timesteps, first layer": sums.first_layer_shares,
+        "layers": sums.layer_shares,
     }
 
 
 def add_weights(comparison: Comparison, first: Run, weights: Sequence[ModeWeights]) -> None:
     """Adds what is said of timesteps and their weights, with the shares of the first mode's run."""
-    names, layers, shares = comparison.names, first.layers, loss_shares(first.layer_losses)
+    names, layers, shares = comparison.names, first.layers, loss_shares(first.pooled.structure)
     comparison.sections[1:1] = [
         ("Weights", weight_rows(names, weights)),
         ("Shares of the self-attention loss by timestep, %", share_rows(shares)),

@@ -7,17 +7,23 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import note
+from common.progress import progress
 from common.workers import end_with_parent, interrupts_held
 from data.images import replacing, write_image
 from data.records import ANALYSIS, ImageRecord, Run, read_pair
+from data.sample import FIGURE_IMAGES, Sample, choose
 from plotting.figures import (
     DPI,
     STYLE,
@@ -27,14 +33,24 @@ from plotting.figures import (
     plot_loss_per_timestep,
     plot_overlay,
     plot_tradeoff,
-    plot_weight_curves,
 )
 from plotting.image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
+from plotting.weight_figures import plot_weight_curves
 
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
 
 SHEET = 12  # images on a page of contact sheets
+# of a run, where there are timesteps, and of an image, of which the last alone is drawn without them
+POOLED_FIGURES = (
+    "weight_curves",
+    "loss_per_timestep",
+    "loss_heatmap",
+    "average_loss_per_timestep",
+    "layer_shares",
+    "losses",
+)
+IMAGE_FIGURES = (*POOLED_FIGURES, "attention", "contact_sheet")
 
 Schedules = Callable[[int], Mapping[str, np.ndarray]]  # of N timesteps, schedules `(N,)` by name
 
@@ -48,63 +64,59 @@ def draw_runs(runs: Mapping[str, Run], schedules: Mapping[str, np.ndarray]) -> I
     first = next(iter(runs.values()))
     if not any(run.timesteps for run in runs.values()):
         return  # nothing to pool of attacks that know none
-    timesteps, layers = first.timesteps, first.records[0].layers
-    if any(run.timesteps != timesteps or run.records[0].layers != layers for run in runs.values()):
+    timesteps, layers = first.timesteps, first.layers
+    if any(run.timesteps != timesteps or run.layers != layers for run in runs.values()):
         raise ValueError(f"the runs {', '.join(runs)} differ in timesteps or layers; draw them one by one")
-    layer_losses = {name: run.layer_losses for name, run in runs.items()}
-    timestep_losses = {name: losses.sum(-1) for name, losses in layer_losses.items()}
-    weights = {name: np.concatenate([record.weights for record in run.records]) for name, run in runs.items()}
+    everything = {name: run.pooled for name, run in runs.items()}
+    timestep_losses = {name: pooled.structure.by_timestep for name, pooled in everything.items()}
     curves = {name: loss_curves(run) for name, run in runs.items()}
     images = {len(run.records) for run in runs.values()}
     yield (
         "weight_curves",
-        plot_weight_curves(weights, timesteps, schedules, images.pop() if len(images) == 1 else 1),
+        plot_weight_curves(
+            {name: pooled.weights for name, pooled in everything.items()},
+            timesteps,
+            schedules,
+            images.pop() if len(images) == 1 else 1,
+        ),
     )
     yield "loss_per_timestep", plot_loss_per_timestep(timestep_losses, timesteps)
     yield "loss_heatmap", plot_loss_heatmap(timestep_losses, timesteps)
-    yield "average_loss_per_timestep", plot_average_loss_per_timestep(layer_losses, timesteps)
+    structure = {name: pooled.structure for name, pooled in everything.items()}
+    yield "average_loss_per_timestep", plot_average_loss_per_timestep(structure, timesteps)
     yield "layer_shares", plot_layer_shares(before_and_after_norm(runs), timesteps, layers)
     yield "losses", plot_losses(curves)
     if len(runs) > 1:
-        yield (
-            "overlay",
-            plot_overlay(
-                {
-                    name: (layer_losses[name], curve.losses[:, 0], curve.confidence)
-                    for name, curve in curves.items()
-                },
-                timesteps,
-            ),
-        )
+        overlaid = {
+            name: (structure[name], curve.losses[:, 0], curve.confidence) for name, curve in curves.items()
+        }
+        yield "overlay", plot_overlay(overlaid, timesteps)
 
 
 def loss_curves(run: Run) -> LossCurves:
-    losses, confidence, fooled = (
-        np.stack([getattr(record, field) for record in run.records])
-        for field in ("losses", "confidence", "fooled")
-    )
+    pooled = run.pooled
     return LossCurves(
-        losses,
+        pooled.losses,
         run.factors,
-        confidence,
-        fooled,
+        pooled.confidence,
+        pooled.fooled,
         run.gradient_shares_by_image,
-        run.records[0].gradient_iterations,
+        run.gradient_iterations,
     )
 
 
 def before_and_after_norm(runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
-    """Losses by layer `(images, K, N, L)` by name; of a run whose layers are normalised, also what they would
-    have been without.
+    """Losses by layer by name, summed over iterations, `(images, 1, N, L)`; of a run whose layers are
+    normalised, also what they would have been without.
     """
     shown = {}
     for name, run in runs.items():
+        by_layer = run.pooled.structure.by_layer
         if run.configuration["layer_norm"] == "mse":
-            shown[name] = run.layer_losses
+            shown[name] = by_layer[:, None]
         else:
-            squares = np.stack([record.reference_squares for record in run.records])  # (images, N, L)
-            shown[f"{name}, mse"] = run.layer_losses * squares[:, None]
-            shown[f"{name}, relative"] = run.layer_losses
+            shown[f"{name}, mse"] = (by_layer * run.pooled.reference_squares)[:, None]
+            shown[f"{name}, relative"] = by_layer[:, None]
     return shown
 
 
@@ -112,6 +124,8 @@ def draw_tradeoff(runs: Mapping[str, Run]) -> Iterator[tuple[str, Figure]]:
     """Success over visibility of all images at several iterations, where pictures were judged on the way."""
     from evaluation.curves import curve_points  # takes torch, which the processes that draw do without
 
+    if not all(map(has_curve, runs.values())):
+        return
     rates = {
         name: [point.figures for point in curve_points(run.rows, run.configuration)]
         for name, run in runs.items()
@@ -120,9 +134,15 @@ def draw_tradeoff(runs: Mapping[str, Run]) -> Iterator[tuple[str, Figure]]:
         yield "tradeoff", plot_tradeoff(rates, "Attack success against visibility, by iteration")
 
 
+def has_curve(run: Run) -> bool:
+    """Whether pictures were judged on the way."""
+    return bool(run.configuration.get("judge_at"))
+
+
 def draw_image(run: Run, schedules: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Figure]]:
     """The figures of one image, by name; `run` has its record alone."""
     (record,) = run.records
+    run = replace(run, records=[record])  # read once
     yield from draw_runs({short(record.row["file"]): run}, schedules)
     clean, adversarial = read_pair(run.layout, record.index)
     if run.timesteps:
@@ -135,26 +155,23 @@ def draw_image(run: Run, schedules: Mapping[str, np.ndarray]) -> Iterator[tuple[
     yield "contact_sheet", plot_contact_sheet([(clean, adversarial, *captions(record))])
 
 
-def draw_contact_sheets(run: Run) -> Iterator[tuple[str, Figure]]:
-    """All images of a run, SHEET on a page."""
-    for page, first in enumerate(range(0, len(run.records), SHEET), 1):
-        yield (
-            f"contact_sheet_{page}",
-            plot_contact_sheet(
-                [
-                    (*read_pair(run.layout, record.index), *captions(record))
-                    for record in run.records[first : first + SHEET]
-                ]
-            ),
-        )
+def draw_contact_sheet(run: Run, reasons: Sequence[str]) -> Figure:
+    """All images of `run` on a page, and why each was chosen, "" where there is nothing to say."""
+    return plot_contact_sheet(
+        [
+            (*read_pair(run.layout, record.index), *captions(record, why))
+            for record, why in zip(run.records, reasons)
+        ]
+    )
 
 
-def captions(record: ImageRecord) -> tuple[str, str]:
+def captions(record: ImageRecord, why: str = "") -> tuple[str, str]:
     """What is said of the clean and of the adversarial picture."""
     before, after = record.row["before"], record.row["after"]
+    chosen = f"; {why}, {record.row['psnr']:.1f} dB" if why else ""
     return (
         f"{short(record.row['file'])}\n{short(before['class'])} {before['confidence']:.2f}",
-        f"{record.outcome}:\n{short(after['class'])} {after['confidence']:.2f}",
+        f"{record.outcome}{chosen}:\n{short(after['class'])} {after['confidence']:.2f}",
     )
 
 
@@ -206,8 +223,8 @@ def places_of(figure: Figure) -> list:
 LAYOUTS: dict[tuple[Path, str, int], list] = {}
 
 
-def save_image_figures(run: Run, first: Run, schedules: Mapping[str, np.ndarray], pdf: bool) -> None:
-    """Draws the one image of `run`, in a process of a pool.
+def save_image_figures(run: Run, first: Run, schedules: Mapping[str, np.ndarray], pdf: bool) -> int:
+    """Draws the one image of `run`, in a process of a pool; returns how many figures.
 
     Its figures are laid out like those of the run's first image, `first`, so that they do not depend on which
     process draws which images, and when.
@@ -215,15 +232,18 @@ def save_image_figures(run: Run, first: Run, schedules: Mapping[str, np.ndarray]
     if not any(folder == run.folder for folder, _, _ in LAYOUTS):
         for name, figure in draw_image(first, schedules):
             LAYOUTS[run.folder, name, len(figure.axes)] = places_of(figure)
-    for name, figure in draw_image(run, schedules):
-        path = run.folder / ANALYSIS / f"{run.records[0].index:04d}_{name}"
+    (record,), count = run.records, 0
+    for name, figure in draw_image(replace(run, records=[record]), schedules):
+        path = run.folder / ANALYSIS / f"{record.index:04d}_{name}"
         save_figure(figure, path, pdf, LAYOUTS.get((run.folder, name, len(figure.axes))))
+        count += 1
+    return count
 
 
-def save_contact_sheets(run: Run) -> None:
-    """Draws all images of a run, in a process of a pool."""
-    for name, figure in draw_contact_sheets(run):
-        save_figure(figure, run.folder / ANALYSIS / name)
+def save_contact_sheet(run: Run, page: int, reasons: Sequence[str]) -> int:
+    """Draws all images of `run` on a page, in a process of a pool; returns how many figures, 1."""
+    save_figure(draw_contact_sheet(run, reasons), run.folder / ANALYSIS / f"contact_sheet_{page}")
+    return 1
 
 
 def draw_folders(
@@ -232,11 +252,13 @@ def draw_folders(
     each_image: bool = True,
     anew: bool = True,
     pdf: bool = False,
+    figure_images: int = FIGURE_IMAGES,
 ) -> None:
     """Draws the figures of runs into their ANALYSIS folders.
 
-    Those that are pooled over images are written as PNG and as PDF. Each image's, and the contact sheets,
-    take most of the time and are drawn by several processes.
+    Those that are pooled over all images are written as PNG and as PDF. Each image's, and the contact sheets,
+    take most of the time and are drawn by several processes, of a sample of the images where there are more
+    than `figure_images`; those of images that are no longer in it are deleted.
 
     Args:
         schedules: the reference lines of weight curves.
@@ -244,45 +266,96 @@ def draw_folders(
         anew: also those that are there and up to date.
         pdf: each image's as PDF, too.
     """
-    runs = list(runs)
-    work = [
-        tuple(Run(run.folder, run.configuration, [one]) for one in (record, run.records[0]))
-        for run in runs
-        for record in run.records
-        if each_image and (anew or not is_drawn(record.path))
-    ]
+    runs, work = list(runs), []
+    lines = {run.folder: schedules(len(run.timesteps)) if run.timesteps else {} for run in runs}
+    for run in runs:
+        (run.folder / ANALYSIS).mkdir(exist_ok=True)
+        sample = choose(run.pooled.psnr, figure_images, run.configuration.get("seed", 0))
+        if sample.is_part:
+            note(f"{sample}; --figure_images says how many")
+        delete_others(run, sample)
+        if each_image:
+            work += works_of_images(run, sample, lines[run.folder], anew, pdf)
+        work += works_of_sheets(run, sample)
+    if not work:
+        return
+    total = sum(figures for figures, *_ in work) + sum(map(count_pooled, runs))
     pool = ProcessPoolExecutor(
-        min(os.cpu_count() or 1, 16, len(work) + len(runs)),
+        min(os.cpu_count() or 1, 16, len(work)),
         multiprocessing.get_context("spawn"),
         initializer=end_with_parent,
     )
     try:
-        for run in runs:
-            (run.folder / ANALYSIS).mkdir(exist_ok=True)
-        lines = {run.folder: schedules(len(run.timesteps)) if run.timesteps else {} for run in runs}
-        with interrupts_held():  # submitting starts the processes
-            images = [
-                pool.submit(save_image_figures, image, first, lines[image.folder], pdf)
-                for image, first in work
-            ]
-            sheets = [pool.submit(save_contact_sheets, run) for run in runs]
-        for run in runs:
-            named = {short(run.folder.absolute().name): run}
-            for name, figure in (*draw_runs(named, lines[run.folder]), *draw_tradeoff(named)):
-                save_figure(figure, run.folder / ANALYSIS / name)
-        for drawn in (*images, *sheets):
-            drawn.result()
+        with progress(total=total, desc="figures", unit="figure") as bar:
+            with interrupts_held():  # submitting starts the processes
+                submitted = [pool.submit(function, *arguments) for _, function, *arguments in work]
+            for run in runs:
+                named = {short(run.folder.absolute().name): run}
+                for name, figure in chain(draw_runs(named, lines[run.folder]), draw_tradeoff(named)):
+                    save_figure(figure, run.folder / ANALYSIS / name)
+                    bar.update()
+            for drawn in as_completed(submitted):
+                bar.update(drawn.result())
     finally:  # after Ctrl-C, no more than what is being drawn is waited for
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def is_drawn(record: Path) -> bool:
+# of how many figures, by which function, with which arguments, all of them small
+Work = tuple[Any, ...]
+
+
+def works_of_images(
+    run: Run, sample: Sample, schedules: Mapping[str, np.ndarray], anew: bool, pdf: bool
+) -> list[Work]:
+    """Each image's figures, of those images of which they are missing or `anew`."""
+    figures = IMAGE_FIGURES if run.timesteps else IMAGE_FIGURES[-1:]
+    code, first = newest_code(), run.of([0])
+    return [
+        (len(figures), save_image_figures, run.of([k]), first, schedules, pdf)
+        for k in sample.why
+        if anew or not is_drawn(run, int(run.pooled.indices[k]), code)
+    ]
+
+
+def works_of_sheets(run: Run, sample: Sample) -> list[Work]:
+    """The contact sheets, SHEET images on a page."""
+    chosen = list(sample.why.items())
+    pages = [chosen[first : first + SHEET] for first in range(0, len(chosen), SHEET)]
+    return [
+        (1, save_contact_sheet, run.of([k for k, _ in page]), number, [why for _, why in page])
+        for number, page in enumerate(pages, 1)
+    ]
+
+
+def count_pooled(run: Run) -> int:
+    """How many figures are pooled over the images of a run."""
+    return (len(POOLED_FIGURES) if run.timesteps else 0) + has_curve(run)
+
+
+def delete_others(run: Run, sample: Sample) -> None:
+    """Deletes the figures of images that are not in the sample, and contact sheets beyond its last."""
+    kept = {int(run.pooled.indices[k]) for k in sample.why}
+    pages = -(-len(sample.why) // SHEET)
+    of_image = re.compile(rf"(\d{{4,}})_({'|'.join(IMAGE_FIGURES)})\.(png|pdf)")
+    of_sheet = re.compile(r"contact_sheet_([1-9]\d*)\.(png|pdf)")
+    for path in (run.folder / ANALYSIS).iterdir():
+        image, sheet = of_image.fullmatch(path.name), of_sheet.fullmatch(path.name)
+        if (image and int(image[1]) not in kept) or (sheet and int(sheet[1]) > pages):
+            path.unlink(missing_ok=True)
+
+
+def newest_code() -> float:
+    """When the code that draws was last changed."""
+    return max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
+
+
+def is_drawn(run: Run, index: int, code: float) -> bool:
     """Whether the figure of an image that is written last is there, and younger than the image's record and
-    the code that draws it.
+    the code that draws it, which is of the time `code`.
     """
-    last = record.parent / ANALYSIS / record.name.replace("record.npz", "contact_sheet.png")
-    code = Path(__file__).parent.glob("*.py")
-    return last.exists() and last.stat().st_mtime >= max(path.stat().st_mtime for path in (record, *code))
+    last = run.folder / ANALYSIS / f"{index:04d}_{IMAGE_FIGURES[-1]}.png"
+    record = run.layout.record(index)
+    return last.exists() and last.stat().st_mtime >= max(record.stat().st_mtime, code)
 
 
 def draw_comparison(runs: Mapping[str, Run], schedules: Schedules, folder: Path, prefix: str = "") -> None:
@@ -292,5 +365,5 @@ def draw_comparison(runs: Mapping[str, Run], schedules: Schedules, folder: Path,
     (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
     timesteps = next(iter(runs.values())).timesteps
     lines = schedules(len(timesteps)) if timesteps else {}
-    for name, figure in (*draw_runs(runs, lines), *draw_tradeoff(runs)):
+    for name, figure in chain(draw_runs(runs, lines), draw_tradeoff(runs)):
         save_figure(figure, folder / ANALYSIS / f"{prefix}{name}")

@@ -1,4 +1,4 @@
-"""Figures of runs: arrays in, a matplotlib `Figure` out. Weights, losses by timestep and layer, success."""
+"""Figures of runs: arrays in, a matplotlib `Figure` out. Losses by timestep and layer, success."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.records import layer_shares, mean_and_deviation, timestep_shares
+from data.shares import LossSums, loss_sums, mean_and_deviation, mean_without_nan, normalised
 
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.axes import Axes
@@ -117,53 +117,6 @@ def plot_curve(panel: Axes, x: Sequence[float], values: np.ndarray, **options) -
 
 
 @styled
-def plot_weight_curves(
-    runs: Mapping[str, np.ndarray],
-    timesteps: Sequence[int],
-    schedules: Mapping[str, np.ndarray] | None = None,
-    images: int = 1,
-) -> Figure:
-    """The weight of each timestep over iterations, a panel for each run.
-
-    Args:
-        runs: by name, weights `(iterations, N)` that sum to 1 over N; of several images one after the other.
-        timesteps: the N attacked timesteps, early to late.
-        schedules: by name, weights `(N,)` that are drawn as reference lines.
-        images: how many there are in a run, marked by lines between them.
-    """
-    from matplotlib.lines import Line2D
-
-    figure, panels = new_figure("Weights of the attacked timesteps", 1, len(runs), sharey=True)
-    colours, styles = (
-        timestep_colours(len(timesteps)),
-        dict(zip(schedules or {}, itertools.cycle(REFERENCE_LINES))),
-    )
-    for panel, (name, weights) in zip(panels[0], runs.items()):
-        for i, t in enumerate(timesteps):
-            panel.plot(
-                np.arange(1, len(weights) + 1),
-                weights[:, i],
-                color=colours[i],
-                label=f"t = {t}",
-                marker="." if len(weights) == 1 else None,
-            )
-        for schedule, style in styles.items():
-            for i, value in enumerate(schedules[schedule]):
-                panel.axhline(value, color=colours[i], linestyle=style, linewidth=0.6, alpha=0.7)
-        for k in range(1, images):
-            panel.axvline(k * len(weights) / images + 0.5, color="0.85", linewidth=0.5, zorder=0)
-        panel.set(title=name, ylim=(0, 1))
-        iteration_axis(panel, "iteration" if images == 1 else f"iteration, over {images} images")
-    panels[0, 0].set_ylabel("weight (sum 1)")
-    handles = panels[0, 0].get_legend_handles_labels()[0] + [
-        Line2D([], [], color="0.4", linestyle=style, linewidth=0.8, label=name)
-        for name, style in styles.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    return figure
-
-
-@styled
 def plot_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
     """`L_i` over the timesteps at the first, middle and last iterations; the median over images, with
     quartiles.
@@ -213,7 +166,7 @@ def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) 
     figure, panels = new_figure(
         "Self-attention loss by timestep and iteration", 1, len(runs), height=2.0, sharey=True
     )
-    means = [mean_and_deviation(losses.astype(np.float64))[0] for losses in runs.values()]
+    means = [mean_without_nan(losses) for losses in runs.values()]
     positive = np.concatenate([mean[mean > 0] for mean in means])
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else Normalize(0, 1)
     for panel, name, mean in zip(panels[0], runs, means):
@@ -235,13 +188,15 @@ def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) 
 
 
 @styled
-def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
+def plot_average_loss_per_timestep(
+    runs: Mapping[str, np.ndarray | LossSums], timesteps: Sequence[int]
+) -> Figure:
     """Each timestep's share of the self-attention loss, mean and standard deviation; above over all layers,
     below at the first layer alone.
 
     Args:
-        runs: by name, losses `(images, iterations, N, L)`. The deviation is over images, of a single one over
-            its iterations.
+        runs: by name, losses `(images, iterations, N, L)`, or their sums. The deviation is over images, of a
+            single one over its iterations.
         timesteps: the N attacked timesteps, early to late.
     """
     single = all(len(losses) == 1 for losses in runs.values())
@@ -254,8 +209,12 @@ def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Se
         sharey=True,
     )
     for column, (name, losses) in zip(panels.T, runs.items()):
-        for panel, counted in zip(column, (losses, losses[..., :1])):
-            shares = timestep_shares(counted[0][:, None] if single else counted)
+        sums = loss_sums(losses)
+        if single:
+            shown = [normalised(of_image[0]) for of_image in (sums.by_timestep, sums.of_first_layer)]
+        else:
+            shown = [sums.timestep_shares, sums.first_layer_shares]
+        for panel, shares in zip(column, shown):
             mean, deviation = mean_and_deviation(shares)
             panel.bar(
                 range(len(timesteps)),
@@ -286,13 +245,13 @@ def plot_average_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Se
 
 @styled
 def plot_layer_shares(
-    runs: Mapping[str, np.ndarray], timesteps: Sequence[int], layers: Sequence[str]
+    runs: Mapping[str, np.ndarray | LossSums], timesteps: Sequence[int], layers: Sequence[str]
 ) -> Figure:
     """Each layer's share of each timestep's self-attention loss, and of all of it, in percent; the mean over
     images.
 
     Args:
-        runs: by name, losses `(images, iterations, N, L)`.
+        runs: by name, losses `(images, iterations, N, L)`, or their sums.
         timesteps: the N attacked timesteps, early to late.
         layers: L names.
     """
@@ -305,10 +264,10 @@ def plot_layer_shares(
     )
     means = []
     for losses in runs.values():
-        by_timestep = np.stack(
-            [layer_shares(losses[:, :, i : i + 1]) for i in range(len(timesteps))] + [layer_shares(losses)], 1
-        )  # (images, N + 1, L)
-        means.append(100 * mean_and_deviation(by_timestep)[0].T)
+        sums = loss_sums(losses)
+        # one timestep after the other, since shares take more memory than the sums
+        by_timestep = [mean_without_nan(normalised(sums.by_layer[:, i])) for i in range(len(timesteps))]
+        means.append(100 * np.stack([*by_timestep, mean_without_nan(sums.layer_shares)], 1))
     top = max(1.0, np.nan_to_num(means).max())
     for panel, name, mean in zip(panels[0], runs, means):
         panel.imshow(mean, aspect="auto", vmin=0, vmax=top, cmap="cividis", interpolation="none")
@@ -334,14 +293,14 @@ def plot_layer_shares(
 
 @styled
 def plot_overlay(
-    runs: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], timesteps: Sequence[int]
+    runs: Mapping[str, tuple[np.ndarray | LossSums, np.ndarray, np.ndarray]], timesteps: Sequence[int]
 ) -> Figure:
     """Several runs on the same axes: self-attention and attack loss, confidence, and each timestep's share;
     medians over images, with quartiles.
 
     Args:
-        runs: by name, losses by layer `(images, iterations, N, L)`, cross-entropy and confidence `(images,
-            iterations)`.
+        runs: by name, losses by layer `(images, iterations, N, L)` or their sums, cross-entropy and
+            confidence `(images, iterations)`.
         timesteps: the N attacked timesteps, early to late.
     """
     figure, ((structure, attack), (confidence_panel, share)) = new_figure(
@@ -354,14 +313,15 @@ def plot_overlay(
             np.arange(1, confidence.shape[1] + 1),
             {"color": colour, "label": name, "marker": "." if confidence.shape[1] == 1 else None},
         )
-        total = layer_losses.sum((-2, -1), dtype=np.float64)
+        sums = loss_sums(layer_losses)
+        total = sums.by_iteration
         plot_curve(structure, x, np.where(total > 0, total, np.nan), **options)
         plot_curve(attack, x, cross_entropy, **options)
         plot_curve(confidence_panel, x, confidence, **options)
         plot_curve(
             share,
             range(len(timesteps)),
-            100 * timestep_shares(layer_losses),
+            100 * sums.timestep_shares,
             **options | {"marker": "o", "markersize": 3},
         )
     share.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")

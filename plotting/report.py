@@ -13,7 +13,8 @@ import math
 
 import numpy as np
 
-from data.records import ANALYSIS, ImageRecord, Run, read_pair, timestep_rows, timestep_shares
+from data.records import ANALYSIS, ImageRecord, Run, read_pair
+from data.shares import timestep_rows, timestep_shares
 from plotting.figures import timestep_colours
 from plotting.image_figures import AMPLIFIED
 from plotting.pages import PICTURES_BUDGET, amplified_difference, data_url, encode, write_filled
@@ -44,21 +45,25 @@ def write_page(run: Run) -> None:
     """
     results = json.loads((run.folder / "results.json").read_text())
     rows = {row["index"]: row for row in results["images"]}
-    records = [record for record in run.records if record.index in rows]
-    budget = min(LARGEST_SHARE, PICTURES_BUDGET // max(1, len(records)))
+    shown = len(rows.keys() & set(run.pooled.indices.tolist()))
+    budget = min(LARGEST_SHARE, PICTURES_BUDGET // max(1, shown))
     write_filled(
         run.folder / "report.html",
         "report_template.html",
         name=run.folder.absolute().name,
         results=results,
         amplified=AMPLIFIED,
-        timestep_table=timestep_rows(run.layer_losses, run.timesteps) if run.timesteps else None,
+        timestep_table=timestep_rows(run.pooled.structure, run.timesteps) if run.timesteps else None,
         figures=[
             (name, alternative, data_url((run.folder / ANALYSIS / f"{name}.png").read_bytes(), "image/png"))
             for name, alternative in FIGURES.items()
-            if run.timesteps and (name != "tradeoff" or "curve" in run.rows[0])
+            if run.timesteps and (name != "tradeoff" or "curve" in run.records[0].row)
         ],
-        images=[describe_image(run, record, rows[record.index], budget) for record in records],
+        images=[
+            describe_image(run, record, rows[record.index], budget)
+            for record in run.records
+            if record.index in rows
+        ],
     )
 
 

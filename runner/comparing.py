@@ -122,7 +122,7 @@ def write_comparison(
         },
     )
     if options.figures != "none":
-        draw(comparison.names, runs, evaluations, folder, each_image=options.figures == "all")
+        draw(options, comparison.names, runs, evaluations, folder)
         if all(curves):
             rates = {name: [point.figures for point in points] for name, points in zip(names, curves)}
             title = "Attack success against visibility, by parts of the change"
@@ -263,16 +263,17 @@ def weights_of(mode: Mode, run: Run) -> ModeWeights:
 
 
 def draw(
+    options: CompareOptions,
     names: Sequence[str],
     runs: Sequence[Run],
     evaluations: Sequence[Evaluation],
     folder: Path,
-    each_image: bool,
 ) -> None:
     """The figures of each mode in its own folder, and those that compare the modes in that of the
     comparison.
     """
-    draw_folders(runs, named_schedules, each_image, anew=False)
+    each_image = options.figures == "all"
+    draw_folders(runs, named_schedules, each_image, anew=False, figure_images=options.figure_images)
     (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
     if all(run.timesteps for run in runs):
         draw_comparison(dict(zip(names, runs)), named_schedules, folder)

@@ -12,7 +12,8 @@ import torch
 
 from attacks.pixel import PixelAttack
 from data.dataset import Item
-from data.records import ANALYSIS, Run, read_run, timestep_rows
+from data.records import ANALYSIS, Run, read_run
+from data.shares import timestep_rows
 from diff_latent_attack import DiffAttack
 from evaluation.by_image import row_of_results
 from evaluation.checks import COLLAPSED_BELOW, warnings_about_rounding
@@ -92,14 +93,14 @@ def weights_at_the_end(attack: DiffAttack | PixelAttack, run: Run | None) -> tor
         return weights
     if weights.ndim == 1 or run is None:
         return weights.view(attack.num_timesteps, -1).mean(1)
-    return torch.from_numpy(np.mean([record.weights[-1] for record in run.records], 0))
+    return torch.from_numpy(run.pooled.weights[:, -1].mean(0, dtype=np.float64))
 
 
 def gradient_rows(run: Run) -> list[list[str]]:
     """How strong the two attention terms are beside the attack's."""
     return [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]] + [
         [f"iteration {iteration}", *(f"{100 * share:.2g}" for share in shares)]
-        for iteration, shares in zip(run.records[0].gradient_iterations, run.gradient_shares)
+        for iteration, shares in zip(run.gradient_iterations, run.gradient_shares)
     ]
 
 
@@ -110,7 +111,7 @@ def shares_by_iteration(run: Run) -> dict[str, dict[str, float]]:
             name: share if math.isfinite(share) else None
             for name, share in zip(("self-attention", "cross-attention"), shares.tolist())
         }
-        for iteration, shares in zip(run.records[0].gradient_iterations, run.gradient_shares)
+        for iteration, shares in zip(run.gradient_iterations, run.gradient_shares)
     }
 
 
@@ -134,7 +135,7 @@ def lines_about(finished: Run, rows: Sequence[dict], points: Sequence[CurvePoint
         lines += [
             "",
             "self-attention loss by timestep, over all layers, before weights",
-            *table(timestep_rows(finished.layer_losses, finished.timesteps)),
+            *table(timestep_rows(finished.pooled.structure, finished.timesteps)),
             "",
             *table(gradient_rows(finished)),
             *advice_on_strength(finished),
@@ -194,7 +195,13 @@ def report(
     images = (row_of_results(judging.store.read(item).row, names) for item in done)
     write_report(options.save_dir, "results.json", "log.txt", results, images, text)
     if finished and not left and options.figures != "none":
-        draw_folders([finished], named_schedules, each_image=options.figures == "all", anew=False)
+        draw_folders(
+            [finished],
+            named_schedules,
+            each_image=options.figures == "all",
+            anew=False,
+            figure_images=options.figure_images,
+        )
         write_page(finished)
         print(
             f"\nfigures in {options.save_dir / ANALYSIS}, and a page to look through in "

@@ -1,0 +1,358 @@
+"""Figures of runs of thousands of images: what is chosen, deleted and kept in memory."""
+
+import json
+import pickle
+import re
+import tracemalloc
+import weakref
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.layout import Layout
+from data.pooled import pooled
+from data.records import ANALYSIS, AttackRecord, read_run, run_identity, write_record
+from data.sample import DRAWN, LEAST, MOST, choose
+from data.shares import loss_sums, timestep_rows, timestep_shares
+from evaluation.weights import loss_shares
+from plotting.draw import (
+    IMAGE_FIGURES,
+    delete_others,
+    draw_folders,
+    draw_runs,
+    is_drawn,
+    loss_curves,
+    newest_code,
+    works_of_images,
+    works_of_sheets,
+)
+from plotting.figures import plot_average_loss_per_timestep, plot_layer_shares, plot_overlay
+from plotting.weight_figures import plot_weight_curves
+
+ITERATIONS, TIMESTEPS, LAYERS = 6, [51, 26, 1], ["down_blocks.0.attn1", "mid_block.attn1"]
+
+
+def made_up_record(random: np.random.Generator, weights: np.ndarray) -> AttackRecord:
+    """Of one image, zero in the first iteration."""
+
+    def numbers(*shape: int, low: float = 1e-6, high: float = 1.0) -> torch.Tensor:
+        return torch.from_numpy(random.uniform(low, high, shape).astype(np.float32))
+
+    layer_losses = numbers(ITERATIONS, len(TIMESTEPS), len(LAYERS), 1, high=1e-4)
+    layer_losses[0] = 0
+    return AttackRecord(
+        timesteps=torch.tensor(TIMESTEPS),
+        layers=LAYERS,
+        grids=[7, 4],
+        class_tokens=[["cat"]],
+        gradient_iterations=[2, ITERATIONS],
+        attack_loss=numbers(ITERATIONS, 1),
+        self_attention_loss=numbers(ITERATIONS, 1),
+        cross_attention_loss=numbers(ITERATIONS, 1),
+        total_loss=numbers(ITERATIONS, 1),
+        weights=torch.from_numpy(weights),
+        self_attention_factor=numbers(ITERATIONS, 1),
+        layer_losses=layer_losses,
+        reference_squares=numbers(len(TIMESTEPS), len(LAYERS), 1),
+        confidence=numbers(ITERATIONS, 1),
+        fooled=torch.from_numpy(random.random((ITERATIONS, 1)) < 0.2),
+        distance=numbers(ITERATIONS, 1),
+        gradient_norms=numbers(2, 3, 1),
+        class_attention=numbers(2, 1, 4, 4, 1),
+        components=numbers(2, 3, 4, 4, 1),
+    )
+
+
+def made_up_run(folder: Path, images: int, own_weights: bool = False, first: int = 0):
+    """A finished run, as far as figures are drawn from it; its images' indices count from `first`."""
+    random = np.random.default_rng(images)
+    configuration = {
+        "images": [f"img{k}.png" for k in range(first + images)],
+        "labels": [1] * (first + images),
+        "targets": [None] * (first + images),
+        "seed": 42,
+        "layer_norm": "relative",
+        "attack_loss_weight": 10.0,
+        "cross_attn_loss_weight": 100.0,
+        "label_base": 1,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(configuration))
+    layout = Layout(folder, first + images)
+    for place in layout.places:
+        place.mkdir(exist_ok=True)
+    weights = np.full((ITERATIONS, len(TIMESTEPS)), 1 / len(TIMESTEPS))
+    for index in range(first, first + images):
+        if own_weights:
+            weights = np.vstack([weights[:1], random.dirichlet(np.ones(len(TIMESTEPS)), ITERATIONS - 1)])
+        said = {"class": "cat", "confidence": 0.5, "true_confidence": 0.5}
+        row = {
+            "index": index,
+            "file": f"img{index}.png",
+            "psnr": random.uniform(30, 40),
+            "before": said,
+            "after": said,
+            "success": True,
+        }
+        clean = random.integers(0, 255, (32, 32, 3), np.uint8)
+        for kind in ("originImage", "adv_image"):
+            Image.fromarray(clean).save(layout.file(index, f"{kind}.png"))
+        write_record(
+            made_up_record(random, weights),
+            torch.zeros(1),
+            row,
+            layout.record(index),
+            run_identity(configuration),
+        )
+    return read_run(folder)
+
+
+# ---------------------------------------------------------------- which images are drawn
+
+
+def test_a_sample_is_the_extremes_and_some_of_the_rest():
+    psnr = np.random.default_rng(0).permutation(5_000) / 100
+    sample = choose(psnr, 50, seed=42)
+    assert Counter(sample.why.values()) == {MOST: 17, LEAST: 17, DRAWN: 16}
+    by_reason = {reason: [k for k, why in sample.why.items() if why == reason] for reason in (MOST, LEAST)}
+    assert psnr[by_reason[MOST]].tolist() == [k / 100 for k in range(17)]
+    assert psnr[by_reason[LEAST]].tolist() == [k / 100 for k in range(4_999, 4_982, -1)]
+    assert sample == choose(psnr, 50, seed=42)
+    other = choose(psnr, 50, seed=43)
+    assert [k for k, why in other.why.items() if why != DRAWN] == by_reason[MOST] + by_reason[LEAST]
+    assert set(other.why) != set(sample.why)
+    assert str(sample) == (
+        "figures of 50 of 5,000 images: the 17 most visible, the 17 least visible and 16 drawn by seed 42"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 99, 100, 1_000])
+def test_a_sample_has_as_many_as_it_should_each_once(count):
+    psnr = [np.inf, np.nan, *np.full(98, 30.0)]  # equal ones, and two pictures in which nothing has changed
+    sample = choose(psnr, count, seed=0)
+    assert len(sample.why) == min(count, 100) and set(sample.why) <= set(range(100))
+    assert sample.is_part == (count < 100)
+    if not sample.is_part:
+        assert list(sample.why) == list(range(100)) and set(sample.why.values()) == {""}
+    elif count > 4:
+        assert {sample.why[0], sample.why[1]} == {LEAST} and sample.why[2] == MOST
+
+
+def test_figures_that_no_longer_belong_are_deleted_and_no_others(tmp_path):
+    run = made_up_run(tmp_path / "run", 30)
+    folder = run.folder / ANALYSIS
+    folder.mkdir()
+    sample = choose(run.pooled.psnr, 6, seed=42)
+    outside = next(k for k in range(30) if k not in sample.why)
+    inside = next(iter(sample.why))
+    gone = {
+        *(f"{outside:04d}_{name}.{ending}" for name in IMAGE_FIGURES for ending in ("png", "pdf")),
+        "contact_sheet_2.png",
+        "contact_sheet_3.pdf",
+    }
+    kept = {
+        f"{inside:04d}_losses.png",
+        f"{outside:04d}_mine.png",
+        f"{outside:04d}_losses.svg",
+        f"x{outside:04d}_losses.png",
+        f"{outside}_losses.png",
+        "contact_sheet_1.png",
+        "contact_sheet_02.png",
+        "contact_sheet_mine.png",
+        "losses.png",
+        "compared_losses.pdf",
+    }
+    for name in gone | kept:
+        (folder / name).write_bytes(b"")
+    delete_others(run, sample)
+    assert {path.name for path in folder.iterdir()} == kept
+
+
+def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
+    run = made_up_run(tmp_path / "run", 30)
+    (run.folder / ANALYSIS).mkdir()
+    stale = run.folder / ANALYSIS / "contact_sheet_2.png"
+    stale.write_bytes(b"")
+    draw_folders([run], lambda count: {}, figure_images=4)
+    names = [path.name for path in (run.folder / ANALYSIS).iterdir()]
+    sample = choose(run.pooled.psnr, 4, seed=42)
+    drawn = {int(match[1]) for name in names if (match := re.match(r"(\d{4,})_", name))}
+    assert drawn == set(sample.why) and "contact_sheet_1.png" in names and not stale.exists()
+    assert len([name for name in names if re.match(r"\d", name)]) == 4 * len(IMAGE_FIGURES)
+    assert (
+        "figures of 4 of 30 images: the 2 most visible, the 1 least visible and 1 drawn by seed 42"
+        in capsys.readouterr().err
+    )
+    works = works_of_images(run, sample, {}, anew=False, pdf=False)
+    assert works == [] and all(is_drawn(run, index, newest_code()) for index in drawn)
+
+
+def test_processes_are_sent_little(tmp_path):
+    """In subfolders, too, where an image's files lie elsewhere than its figures."""
+    run = made_up_run(tmp_path / "run", 13, first=12_000)
+    assert run.records[0].path.parent != run.folder
+    sample = choose(run.pooled.psnr, 13, seed=0)
+    works = [*works_of_images(run, sample, {}, True, False), *works_of_sheets(run, sample)]
+    assert len(works) == 13 + 2
+    for _, _, *arguments in works:
+        assert len(pickle.dumps(arguments)) < 4_000
+        alone = pickle.loads(pickle.dumps(arguments[0]))
+        assert alone.layout.record(alone.records[0].index) == alone.records[0].path
+    assert not is_drawn(run, 12_000, newest_code())
+
+
+# ---------------------------------------------------------------- one pass over the records
+
+
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
+    run = made_up_run(tmp_path / "run", 5, own_weights)
+    records, found = list(run.records), run.pooled
+
+    def stacked(name):
+        return np.stack([getattr(record, name) for record in records])
+
+    losses = stacked("layer_losses")
+    close = {"rtol": 1e-6, "atol": 1e-12}
+    np.testing.assert_allclose(found.structure.by_timestep, losses.sum(-1), **close)
+    np.testing.assert_allclose(found.structure.by_layer, losses.sum(1), **close)
+    for name in ("losses", "confidence", "fooled", "self_attention_factor", "gradient_norms", "weights"):
+        np.testing.assert_allclose(getattr(found, name), stacked(name), **close)
+    np.testing.assert_allclose(found.reference_squares, stacked("reference_squares"))
+    assert found.psnr.tolist() == [record.row["psnr"] for record in records]
+    assert found.indices.tolist() == [record.index for record in records]
+    shares = loss_shares(found.structure)
+    np.testing.assert_allclose(shares["timesteps, all layers"], timestep_shares(losses), **close)
+    np.testing.assert_allclose(shares["timesteps, first layer"], timestep_shares(losses[..., :1]), **close)
+    by_layer = losses.sum((1, 2), dtype=np.float64)
+    np.testing.assert_allclose(shares["layers"], by_layer / by_layer.sum(-1, keepdims=True), **close)
+    assert timestep_rows(found.structure, TIMESTEPS) == timestep_rows(losses, TIMESTEPS)
+    first = [record.fooled.argmax() + 1.0 if record.fooled.any() else np.nan for record in records]
+    np.testing.assert_array_equal(run.first_fooled[0], first)
+    assert loss_curves(run).factors.shape == (5, 4, ITERATIONS)
+    kept_once = found.weights.strides[0] == 0
+    assert kept_once != own_weights and (not own_weights or found.weights.dtype == np.float32)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_sums_are_drawn_as_all_losses_are(images):
+    losses = np.random.default_rng(0).uniform(1e-7, 1e-5, (images, 6, 3, 2)).astype(np.float32)
+    losses[:, 0] = 0
+    other = np.random.default_rng(1).uniform(0, 1, (2, images, 6))
+
+    def drawn(of):
+        return [
+            plot_average_loss_per_timestep({"a": of}, TIMESTEPS),
+            plot_layer_shares({"a": of}, TIMESTEPS, ["one", "two"]),
+            plot_overlay({"a": (of, *other)}, TIMESTEPS),
+        ]
+
+    for expected, found in zip(drawn(losses), drawn(loss_sums(losses))):
+        for one, two in zip(expected.axes, found.axes):
+            assert [text.get_text() for text in one.texts] == [text.get_text() for text in two.texts]
+            for line, same in zip(one.lines, two.lines, strict=True):
+                ys = (np.asarray(one_of_them.get_ydata(), float) for one_of_them in (line, same))
+                np.testing.assert_allclose(*ys, rtol=1e-6)
+            for picture, same in zip(one.images, two.images, strict=True):
+                np.testing.assert_allclose(picture.get_array(), same.get_array(), rtol=1e-6)
+
+
+def test_records_that_differ_are_named(tmp_path):
+    run = made_up_run(tmp_path / "run", 2)
+    first, second = run.records
+    shorter = replace(second, losses=second.losses[:, :3], weights=second.weights[:3])
+    with pytest.raises(ValueError, match="0001_record.npz has other iterations"):
+        pooled([first, shorter])
+
+
+def test_attacks_without_timesteps_may_look_at_each_image_as_often_as_they_like(tmp_path):
+    records = []
+    for record, looks in zip(made_up_run(tmp_path / "run", 3).records, (2, 5, 3)):
+        fooled = np.arange(looks) == looks - 1
+        nothing = {"timesteps": np.zeros(0, np.int64), "layers": [], "layer_losses": np.zeros((looks, 0, 0))}
+        of_looks = {"weights": np.zeros((looks, 0)), "fooled": fooled, "distance": np.arange(looks) / 10}
+        losses = {"losses": np.ones((4, looks)), "gradient_norms": np.zeros((0, 3))}
+        records.append(replace(record, **nothing, **of_looks, **losses))
+    found = pooled(records)
+    assert found.first_fooled.tolist() == [2, 5, 3] and found.distance_then.tolist() == [0.1, 0.4, 0.2]
+    assert found.losses.shape == (3, 4, 0) and found.gradient_norms.shape == (3, 0, 3)
+
+
+def test_memory_does_not_hold_the_records(tmp_path):
+    """Ten times as many images add their numbers, and nothing of their attention maps."""
+    run = made_up_run(tmp_path / "run", 20)
+
+    def peak(images: int) -> int:
+        many = replace(run, records=run.of([k % 20 for k in range(images)]).records)
+        tracemalloc.start()
+        for _ in draw_runs({"a": many}, {}):
+            pass
+        return tracemalloc.get_traced_memory()[1], tracemalloc.stop()
+
+    list(draw_runs({"a": run}, {}))  # what is imported and cached stays
+    few, many = peak(60)[0], peak(600)[0]
+    assert many - few < 540 * 4_000
+    alive, most = 0, 0
+
+    class Counted:
+        """Records of which it counts how many are there at once."""
+
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, k):
+            nonlocal alive, most
+            if k >= 60:
+                raise IndexError
+            record = replace(run.records[k % 20])
+            alive += 1
+            most = max(most, alive)
+            weakref.finalize(record, left)
+            return record
+
+    def left():
+        nonlocal alive
+        alive -= 1
+
+    list(draw_runs({"a": replace(run, records=Counted())}, {}))
+    assert most <= 3
+
+
+# ---------------------------------------------------------------- weights of many images
+
+
+def weights_of(images: int, goes_on: bool) -> np.ndarray:
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), (images, 6))
+    return weights if goes_on else np.concatenate([np.full((images, 1, 3), 1 / 3), weights[:, 1:]], 1)
+
+
+def test_weights_of_many_images_are_medians_and_quartiles():
+    weights = weights_of(60, goes_on=False)
+    for given in (weights, weights.reshape(-1, 3)):
+        figure = plot_weight_curves({"a": given}, TIMESTEPS, images=60)
+        (panel,) = figure.axes
+        assert "median and quartiles over 60 images" in figure.get_suptitle()
+        for i in range(3):
+            np.testing.assert_allclose(panel.lines[i].get_ydata(), np.median(weights[..., i], 0))
+        assert len(panel.collections) == 3 and panel.get_xlabel() == "iteration"
+
+
+def test_weights_that_go_on_are_shown_at_the_end_of_each_image():
+    weights = weights_of(60, goes_on=True)
+    figure = plot_weight_curves({"a": weights}, TIMESTEPS, images=60)
+    assert "at the end of each of 60 images" in figure.get_suptitle()
+    for i in range(3):
+        assert np.array_equal(figure.axes[0].lines[i].get_ydata(), weights[:, -1, i])
+    both = {"goes on": weights, "starts anew": weights_of(60, goes_on=False)}
+    assert "where they go on" in plot_weight_curves(both, TIMESTEPS, images=60).get_suptitle()
+
+
+def test_weights_that_are_all_the_same_are_drawn_once():
+    same = np.broadcast_to(np.full((6, 3), 1 / 3), (5_000, 6, 3))
+    panel = plot_weight_curves({"a": same}, TIMESTEPS, images=5_000).axes[0]
+    assert not panel.collections and panel.lines[0].get_ydata().tolist() == [1 / 3] * 6
