@@ -8,6 +8,7 @@ with progress(total=5_000, desc="figures", unit="figure") as bar:
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 
@@ -49,11 +50,21 @@ def progress(
         unit: one of what is counted, in the singular.
     """
     if sys.stderr.isatty():
-        return tqdm(iterable, desc, total, leave=False, unit=unit, dynamic_ncols=True, delay=1)
+        width = {"dynamic_ncols": True} if columns() else {"ncols": 80}
+        return tqdm(iterable, desc, total, leave=False, unit=unit, delay=1, **width)
     delay = max(quiet, 1e-9)  # without any it would say something at once
     lines = Lines(iterable, desc, total, unit=unit, mininterval=every, miniters=1, delay=delay)
     lines.last_print_t = lines.start_t + quiet - every  # so that the first comes after `quiet` seconds
     return lines
+
+
+def columns() -> int:
+    """How wide the terminal is, 0 where it does not say so, as in some containers: there tqdm's bar would be
+    as narrow."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def line_of(desc: str, count: int, total: int | None, unit: str, seconds: float) -> str:

@@ -1,6 +1,15 @@
 """A sign of life of what takes long, on a clock of its own."""
 
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
 import pytest
+from conftest import ROOT
 
 from common.progress import in_words, line_of, progress
 
@@ -71,6 +80,27 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
         bar.update(5)
     shown = capsys.readouterr().err
     assert "figures:  50%" in shown and "5/10" in shown and "figure/s" in shown and shown.endswith("\r")
+
+
+@pytest.mark.parametrize("width", [0, 50, 90])
+def test_a_bar_is_seen_on_a_terminal_of_any_width(width):
+    """A real one, of which one with 0 columns does not say how wide it is."""
+    program = (
+        "import time\n"
+        "from common.progress import progress\n"
+        "for _ in progress(range(15), desc='figures', unit='figure'):\n"
+        "    time.sleep(0.1)\n"
+    )
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    try:
+        done = subprocess.run([sys.executable, "-c", program], stderr=theirs, cwd=ROOT, timeout=60)
+        shown = os.read(ours, 100_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0 and "figures:  80%" in shown and "12/15" in shown
+    assert all(len(line) <= (width or 80) for line in shown.split("\r"))
 
 
 @pytest.mark.parametrize(
