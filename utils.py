@@ -34,7 +34,7 @@ from plotting.figures import (  # all of them, so that one import gives a notebo
     plot_weight_curves,
 )
 from plotting.image_figures import plot_attention, plot_contact_sheet, plot_losses, short
-from plotting.report import write_page
+from plotting.report import SMALL, read_results, write_page
 
 __all__ = [
     "plot_attention",
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_folders(runs.values(), named_schedules, anew=anew, pdf=arguments.pdf)
         for run in runs.values():
             if (run.folder / "results.json").is_file():
-                write_page(run)
+                write_page(run, read_results(run.folder, images=len(run.records) <= SMALL))
         if len(runs) > 1:
             draw_comparison(runs, named_schedules, arguments.runs[0], "compared_")
     except (ValueError, OSError) as error:

@@ -378,14 +378,23 @@ def mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.nanmean(values, 0), np.nanstd(values, 0)
 
 
+def timestep_means(layer_losses: np.ndarray) -> np.ndarray:
+    """`L_i`, over all layers, and its mean over iterations: losses `(..., K, N, L)` to `(..., N)`."""
+    return mean_and_deviation(np.moveaxis(layer_losses.sum(-1, dtype=np.float64), -2, 0))[0]
+
+
 def timestep_rows(layer_losses: np.ndarray, timesteps: Sequence[int]) -> list[list[str]]:
+    """The table of what each timestep costs, from losses `(images, iterations, N, L)`."""
+    return timestep_table(timestep_means(layer_losses), timestep_shares(layer_losses), timesteps)
+
+
+def timestep_table(means: np.ndarray, shares: np.ndarray, timesteps: Sequence[int]) -> list[list[str]]:
     """The table of what each timestep costs: `L_i`, mean and standard deviation over images of its mean over
-    iterations, its share, and how many times the share is that of uniform losses; from losses `(images,
-    iterations, N, L)`."""
-    mean, deviation = mean_and_deviation(
-        mean_and_deviation(layer_losses.sum(-1, dtype=np.float64).swapaxes(0, 1))[0]
-    )
-    share, share_deviation = mean_and_deviation(timestep_shares(layer_losses))
+    iterations, its share, and how many times the share is that of uniform losses; from what `timestep_means`
+    and `timestep_shares` say of each image, `(images, N)` each.
+    """
+    mean, deviation = mean_and_deviation(means)
+    share, share_deviation = mean_and_deviation(shares)
     return [["timestep", "mean L_i", "deviation", "share %", "deviation", "times uniform"]] + [
         [
             f"{i}: t = {t}",

@@ -25,6 +25,7 @@ from data.images import Pictures, delete_abandoned, read_image, replacing, tempo
 from data.layout import Layout
 from data.records import ANALYSIS, Run, read_configuration, read_record, run_identity
 from options import Options
+from plotting.large_page import remove_files_of_large_page
 
 WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
 RUN_FILES = ("run.json", "results.json", "log.txt", "report.html")
@@ -236,6 +237,7 @@ def clear_folder(folder: Path) -> None:
             of_image = re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name)
             if path.is_file() and (of_image or (place == folder and path.name in RUN_FILES)):
                 path.unlink()
+    remove_files_of_large_page(folder)
     for path in (folder / ANALYSIS).glob("*"):
         if re.fullmatch(r"\w+\.(png|pdf)(\.[\w-]*\.?partial)?", path.name):
             path.unlink()

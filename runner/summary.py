@@ -208,7 +208,7 @@ def report(
     write_report(options.save_dir, "results.json", "log.txt", results, text)
     if finished and not left and options.figures != "none":
         draw_folders([finished], named_schedules, each_image=options.figures == "all", anew=False)
-        write_page(finished)
+        write_page(finished, results)
         print(
             f"\nfigures in {options.save_dir / ANALYSIS}, and a page to look through in "
             f"{options.save_dir / 'report.html'}"

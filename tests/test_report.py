@@ -17,8 +17,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+from plotting.charts import polylines
 from plotting.pages import PICTURES_BUDGET, encode
-from plotting.report import polylines
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
