@@ -4,6 +4,7 @@ it into elements, by the macro `chart` of page_macros.html or by a script that d
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -31,10 +32,7 @@ def charts(record: ImageRecord) -> list[dict]:
     }
     if not len(record.timesteps):
         return [confidence]
-    colours = [
-        "#" + "".join(f"{round(255 * c):02x}" for c in colour[:3])
-        for colour in timestep_colours(len(record.timesteps))
-    ]
+    colours = colours_of(len(record.timesteps))
     shares = timestep_shares(record.layer_losses)
     highest = max(0.01, np.nanmax(np.nan_to_num(shares)))
     return [
@@ -62,6 +60,13 @@ def charts(record: ImageRecord) -> list[dict]:
             "x": (1, len(total)),
             "lines": [(colour, polylines(record.weights[:, i], 0, 1)) for i, colour in enumerate(colours)],
         },
+    ]
+
+
+@functools.cache
+def colours_of(timesteps: int) -> list[str]:
+    return [
+        "#" + "".join(f"{round(255 * c):02x}" for c in colour[:3]) for colour in timestep_colours(timesteps)
     ]
 
 

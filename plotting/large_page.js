@@ -308,12 +308,22 @@ const report = (() => {
     at("least").addEventListener("click", () => sortByVisibility(-1));
     for (const id of ["sort", "direction"]) at(id).addEventListener("change", () => sortBy(at("sort").value, Number(at("direction").value)));
     at("filters").addEventListener("submit", event => event.preventDefault());
-    at("filters").addEventListener("reset", () => setTimeout(arrange));
+    at("filters").addEventListener("reset", () => setTimeout(() => at("measure").dispatchEvent(new Event("change"))));
     let typed = 0;
     at("filters").addEventListener("input", event => {
+      if (event.target.matches("select")) return;
       clearTimeout(typed);
-      if (event.target === at("measure") && sorted.key.startsWith("measure ")) sorted = { key: `measure ${measure()}`, direction: sorted.direction };
-      typed = setTimeout(arrange, event.target.matches("select") ? 0 : 150);
+      typed = setTimeout(arrange, 150);
+    });
+    at("outcome").addEventListener("change", arrange);
+    let last = measure();
+    at("measure").addEventListener("change", () => {
+      at("low").value = at("high").value = "";  // they were of the other measure
+      if (sorted.key === `measure ${last}`) {  // the most visible stay first, or the least
+        sorted = { key: `measure ${measure()}`, direction: nearerIfHigher(last) === nearerIfHigher(measure()) ? sorted.direction : -sorted.direction };
+      }
+      last = measure();
+      arrange();
     });
     for (const [id, to] of [["first", () => 0], ["previous", () => page - 1], ["next", () => page + 1], ["last", () => pages() - 1]]) {
       at(id).addEventListener("click", () => {
@@ -338,7 +348,11 @@ const report = (() => {
     at("opened-previous").addEventListener("click", () => open(opened - 1));
     at("opened-next").addEventListener("click", () => open(opened + 1));
     at("close").addEventListener("click", () => at("dialog").close());
-    at("dialog").addEventListener("click", event => { if (event.target === at("dialog")) at("dialog").close(); });  // beside it
+    at("dialog").addEventListener("click", event => {
+      const { left, right, top, bottom } = at("dialog").getBoundingClientRect();
+      const isInside = event.clientX >= left && event.clientX <= right && event.clientY >= top && event.clientY <= bottom;
+      if (event.target === at("dialog") && !isInside) at("dialog").close();
+    });
     document.addEventListener("keydown", actInDialog);  // a button that has gone off keeps no focus
     at("dialog").addEventListener("close", () => {
       goTo(opened);

@@ -1,14 +1,13 @@
-"""Writes the page of a run of many images: report.html, and beside it a folder with all that it shows, which is
-loaded as it is looked at. The two go together wherever they are put in the run's folder, and need no server.
+"""Writes the page of a run of many images: report.html, and beside it a folder with all that it shows,
+which is loaded as it is looked at. Both stay in the run's folder, whose pictures they show.
 
     report.html                         summary, figures, and a table of all images, from large_template.html
     report_files/columns.js             what the table shows, a column an array
     report_files/thumbnails/12/12345.webp    the clean and the adversarial picture, side by side
     report_files/details/0/246.js       what is shown of images 12,300 to 12,349 when one of them is opened
 
-Pictures are shown from the run's own files, its figures from timestep_analysis. A run of any size takes the memory
-of the columns. What is up to date is kept: thumbnails that are younger than their pictures, and details of the
-records that they were written from.
+A run of any size takes the memory of the columns. What is up to date is kept: thumbnails that are younger
+than their pictures, and details as long as the records that they were written from have not changed.
 """
 
 from __future__ import annotations
@@ -198,17 +197,19 @@ def write_part(layout: Layout, part: Part) -> list[dict]:
         lines = ",\n".join(script_json(entry) for entry in entries)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_text(
-                f"report.details({part.number}, [\n{lines}\n], {script_json(part.stamp)});\n"
-            )
+            temporary.write_text(f"report.details({part.number}, [\n{lines}\n{foot_of(part.stamp)}\n")
     return [{key: value for key, value in entry.items() if key != "charts"} for entry in entries]
+
+
+def foot_of(stamp: str) -> str:
+    return f"], {script_json(stamp)});"
 
 
 def read_details(path: Path, stamp: str) -> list[dict] | None:
     """What is in a file of details, None if it has another stamp or is not there."""
     try:
         head, *lines, foot = path.read_text().splitlines()
-        if foot == f"], {script_json(stamp)});":
+        if foot == foot_of(stamp):
             return [json.loads(line.rstrip(",")) for line in lines]
     except (OSError, ValueError):
         pass
@@ -222,7 +223,7 @@ def script_json(value: object) -> str:
 
 
 def write_thumbnail(layout: Layout, index: int, path: Path) -> None:
-    """Writes the clean and the adversarial picture side by side, unless what is there is younger than both."""
+    """Writes the clean and the adversarial picture side by side, unless what is there is younger."""
     pictures = [layout.file(index, f"{kind}.png") for kind in ("originImage", "adv_image")]
     try:
         if path.stat().st_mtime_ns > max(picture.stat().st_mtime_ns for picture in pictures):

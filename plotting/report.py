@@ -3,8 +3,8 @@
     python main.py --save_dir output_fixed/      # writes output_fixed/report.html at its end
     python utils.py output_fixed                 # writes it anew, with the figures
 
-That one is filled in from report_template.html; pictures are part of it (plotting/pages.py). Of more images it
-is that of plotting/large_page.py. What both show is in report_base.html.
+That one is filled in from report_template.html; pictures are part of it (plotting/pages.py). Of more images
+it is that of plotting/large_page.py. What both show is in report_base.html.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ def write_page(run: Run, results: dict) -> None:
     ]
     content = {"name": run.folder.absolute().name, "results": results, "amplified": AMPLIFIED}
     if is_large:
-        figures = [(name, FIGURES[name], f"{ANALYSIS}/{name}.png") for name in names]
+        figures = [
+            (name, FIGURES[name], path.as_posix())
+            for name in names
+            if (run.folder / (path := Path(ANALYSIS, f"{name}.png"))).is_file()
+        ]
         write_large_page(run, content | {"figures": figures})
         return
     figures = [
