@@ -160,6 +160,7 @@ const report = (() => {
       }
       const cell = element("td", { role: "cell", textContent: text(k) });
       if (number) cell.className = key.startsWith("measure") ? "number measured" : "number";
+      if (key === "class" || key === "before" || key === "after") cell.className = "class";
       if (key === "outcome") cell.className = `outcome ${outcomes[table.outcome[k]].split(" ")[0]}`;
       if (label) cell.dataset.label = label;
       row.append(cell);
