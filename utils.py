@@ -34,7 +34,7 @@ from plotting.figures import (  # all of them, so that one import gives a notebo
     plot_tradeoff,
 )
 from plotting.image_figures import plot_attention, plot_contact_sheet, plot_losses, short
-from plotting.report import write_page
+from plotting.report import SMALL, read_results, write_page
 from plotting.weight_figures import plot_weight_curves
 
 __all__ = [
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for run in runs.values():
             if (run.folder / "results.json").is_file():
-                write_page(run)
+                write_page(run, read_results(run.folder, images=len(run.records) <= SMALL))
         if len(runs) > 1:
             draw_comparison(runs, named_schedules, arguments.runs[0], "compared_")
     except (ValueError, OSError) as error:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import RecordError, one_line
+from data.arrays import read_arrays
 from data.images import replacing
 from data.layout import Layout, index_of
 from data.pooled import Pooled, pooled
@@ -264,9 +265,9 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
             another run.
     """
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            record = record_of(path, saved)
-            index, run = record.index, str(saved["run"])
+        saved = read_arrays(path)
+        record = record_of(path, saved)
+        index, run = record.index, str(saved["run"])
     except KeyError as error:
         raise RecordError(
             f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"

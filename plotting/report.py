@@ -1,22 +1,22 @@
-"""Writes report.html, one self-contained page on which a run is looked through.
+"""Writes report.html, a page on which a run is looked through: of up to SMALL images one self-contained file.
 
     python main.py --save_dir output_fixed/      # writes output_fixed/report.html at its end
     python utils.py output_fixed                 # writes it anew, with the figures
 
-The page is filled in from report_template.html; pictures are part of it (plotting/pages.py).
+That one is filled in from report_template.html; pictures are part of it (plotting/pages.py). Of more images
+it is that of plotting/large_page.py. What both show is in report_base.html.
 """
 
 from __future__ import annotations
 
 import json
-import math
-
-import numpy as np
+from pathlib import Path
 
 from data.records import ANALYSIS, ImageRecord, Run, read_pair
-from data.shares import timestep_rows, timestep_shares
-from plotting.figures import timestep_colours
+from data.shares import timestep_rows
+from plotting.charts import charts
 from plotting.image_figures import AMPLIFIED
+from plotting.large_page import remove_files_of_large_page, row_shown, write_large_page
 from plotting.pages import PICTURES_BUDGET, amplified_difference, data_url, encode, write_filled
 
 FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
@@ -36,35 +36,81 @@ FIGURES = {  # pooled, in the order of the page: what is shown, for those who do
 LARGEST_SHARE = 120_000  # bytes of one image's pictures, before base64
 
 
-def write_page(run: Run) -> None:
-    """Writes `report.html` into the folder of a finished run, from its records, pictures, figures and
-    results.json.
+SMALL = 50  # images, up to which the page is one file that holds their pictures, too
 
+
+def write_page(run: Run, results: dict) -> None:
+    """Writes `report.html` into the folder of a finished run, from its records, pictures and figures; of more
+    than SMALL images, with the folder that plotting/large_page.py describes beside it.
+
+    Args:
+        results: of results.json. What it says of each image under "images" is shown of that image, and no
+            other images are; without "images", which large runs do without, what the records' rows say.
     Raises:
-        OSError: results.json or a figure is missing, or the page cannot be written.
+        OSError: a picture or a figure is missing, or the page cannot be written.
+        RecordError: a record cannot be used.
     """
-    results = json.loads((run.folder / "results.json").read_text())
-    rows = {row["index"]: row for row in results["images"]}
-    shown = len(rows.keys() & set(run.pooled.indices.tolist()))
-    budget = min(LARGEST_SHARE, PICTURES_BUDGET // max(1, shown))
+    is_large = len(run.records) > SMALL
+    names = [
+        name for name in FIGURES if run.timesteps and (name != "tradeoff" or "curve" in run.records[0].row)
+    ]
+    content = {"name": run.folder.absolute().name, "results": results, "amplified": AMPLIFIED}
+    if is_large:
+        figures = [
+            (name, FIGURES[name], path.as_posix())
+            for name in names
+            if (run.folder / (path := Path(ANALYSIS, f"{name}.png"))).is_file()
+        ]
+        write_large_page(run, content | {"figures": figures})
+        return
+    figures = [
+        (name, FIGURES[name], data_url((run.folder / ANALYSIS / f"{name}.png").read_bytes(), "image/png"))
+        for name in names
+    ]
+    shown = shown_images(run, results)
     write_filled(
         run.folder / "report.html",
         "report_template.html",
-        name=run.folder.absolute().name,
-        results=results,
-        amplified=AMPLIFIED,
+        **content,
+        figures=figures,
+        count=len(shown),
         timestep_table=timestep_rows(run.pooled.structure, run.timesteps) if run.timesteps else None,
-        figures=[
-            (name, alternative, data_url((run.folder / ANALYSIS / f"{name}.png").read_bytes(), "image/png"))
-            for name, alternative in FIGURES.items()
-            if run.timesteps and (name != "tradeoff" or "curve" in run.records[0].row)
-        ],
-        images=[
-            describe_image(run, record, rows[record.index], budget)
-            for record in run.records
-            if record.index in rows
-        ],
+        images=shown,
     )
+    remove_files_of_large_page(run.folder)
+
+
+def shown_images(run: Run, results: dict) -> list[dict]:
+    """What the gallery shows of each image."""
+    models = [classifier["model"] for classifier in results.get("classifiers", ())]
+    if "images" in results:
+        rows = {row["index"]: row for row in results["images"]}
+        records = [record for record in run.records if record.index in rows]
+    else:
+        records = list(run.records)
+        rows = {record.index: row_shown(record.row, models) for record in records}
+    budget = min(LARGEST_SHARE, PICTURES_BUDGET // max(1, len(records)))
+    return [describe_image(run, record, rows[record.index], budget) for record in records]
+
+
+def read_results(folder: Path, images: bool = False) -> dict:
+    """results.json, without what it says of each image unless that is asked for: it is most of the file, and
+    is not read where it is written last.
+
+    Raises:
+        OSError: it is missing.
+        ValueError: it is no JSON.
+    """
+    lines = []
+    with open(folder / "results.json", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith('  "images": [') and len(lines) > 1 and not images:
+                return json.loads("".join(lines).rstrip().rstrip(",") + "}")
+            lines.append(line)
+    results = json.loads("".join(lines))
+    if not images:
+        results.pop("images", None)
+    return results
 
 
 def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dict:
@@ -80,129 +126,3 @@ def describe_image(run: Run, record: ImageRecord, row: dict, budget: int) -> dic
         **dict(zip(("clean", "adversarial", "difference"), encode([clean, adversarial, difference], budget))),
         "charts": charts(record),
     }
-
-
-# ---------------------------------------------------------------- an image's own curves, as SVG in the
-# template
-
-CHART = {"left": 38, "right": 254, "top": 8, "bottom": 92}  # of the axes inside a chart of 260 x 120
-
-
-def charts(record: ImageRecord) -> list[dict]:
-    """Confidence, self-attention loss and weights over iterations, and the shares of the timesteps, in the
-    coordinates of CHART.
-    """
-    total = record.layer_losses.sum((1, 2), dtype=np.float64)
-    flip = int(record.fooled.argmax()) + 1 if record.fooled.any() else None
-    confidence = {
-        "title": "confidence in the true class" + (f"; fooled at iteration {flip}" if flip else ""),
-        "low": "0",
-        "high": "1",
-        "bars": [],
-        "x": (1, len(total)),
-        "lines": [("currentColor", polylines(record.confidence, 0, 1))],
-        "mark": None if flip is None else horizontal(flip - 1, len(total)),
-    }
-    if not len(record.timesteps):
-        return [confidence]
-    colours = [
-        "#" + "".join(f"{round(255 * c):02x}" for c in colour[:3])
-        for colour in timestep_colours(len(record.timesteps))
-    ]
-    shares = timestep_shares(record.layer_losses)
-    highest = max(0.01, np.nanmax(np.nan_to_num(shares)))
-    return [
-        confidence,
-        log_chart("self-attention loss (log)", total),
-        log_chart("self-attention's gradient, % of the attack's (log)", gradient_curve(record)),
-        {
-            "title": "share of the loss by timestep",
-            "low": "0",
-            "high": f"{100 * highest:.0f}%",
-            "lines": [],
-            "mark": None,
-            "x": record.timesteps[[0, -1]].tolist(),
-            "bars": [
-                (colour, *bar(i, len(shares), value / highest))
-                for i, (colour, value) in enumerate(zip(colours, np.nan_to_num(shares)))
-            ],
-        },
-        {
-            "title": "weight of each timestep",
-            "low": "0",
-            "high": "1",
-            "bars": [],
-            "mark": None,
-            "x": (1, len(total)),
-            "lines": [(colour, polylines(record.weights[:, i], 0, 1)) for i, colour in enumerate(colours)],
-        },
-    ]
-
-
-def log_chart(title: str, values: np.ndarray) -> dict:
-    """A curve of values `(K,)` on a logarithmic axis, with gaps where they are not above zero."""
-    logarithm = np.log10(values, out=np.full(len(values), np.nan), where=values > 0)
-    finite = logarithm[np.isfinite(logarithm)]
-    low, high = (math.floor(finite.min()), math.ceil(finite.max() + 1e-9)) if len(finite) else (-1, 0)
-    return {
-        "title": title,
-        "low": f"1e{low}",
-        "high": f"1e{high}",
-        "bars": [],
-        "x": (1, len(values)),
-        "lines": [("currentColor", polylines(logarithm, low, high))],
-        "mark": None,
-    }
-
-
-def gradient_curve(record: ImageRecord) -> np.ndarray:
-    """`(K,)`, how long the self-attention term's gradient is in percent of the attack's, straight between the
-    iterations in which it was measured; NaN before the first of them.
-    """
-    attack, structure = record.gradient_norms.T[:2].astype(np.float64)
-    shares = 100 * np.divide(structure, attack, out=np.full(len(attack), np.nan), where=attack > 0)
-    iterations = np.arange(1, len(record.fooled) + 1)
-    return np.interp(iterations, record.gradient_iterations, shares, left=np.nan)
-
-
-def horizontal(k: int, count: int) -> float:
-    return round(
-        CHART["left"] + (CHART["right"] - CHART["left"]) * (k / (count - 1) if count > 1 else 0.5), 1
-    )
-
-
-def polylines(values: np.ndarray, low: float, high: float) -> list[str]:
-    """Points of the pieces of a curve, which has gaps where values `(K,)` are not finite; a piece of one
-    point becomes a short dash.
-    """
-    pieces: list[list[str]] = [[]]
-    for k, value in enumerate(values):
-        if not np.isfinite(value):
-            pieces.append([])
-            continue
-        x, y = (
-            horizontal(k, len(values)),
-            CHART["bottom"] - (CHART["bottom"] - CHART["top"]) * (value - low) / (high - low),
-        )
-        pieces[-1].append(f"{x:.1f},{y:.1f}")
-    return [
-        " ".join(
-            piece
-            if len(piece) > 1
-            else [piece[0], f"{float(piece[0].split(',')[0]) + 2:.1f},{piece[0].split(',')[1]}"]
-        )
-        for piece in pieces
-        if piece
-    ]
-
-
-def bar(i: int, count: int, height: float) -> tuple[float, float, float, float]:
-    """x, y, width and height of the i-th bar."""
-    width = (CHART["right"] - CHART["left"]) / count
-    full = (CHART["bottom"] - CHART["top"]) * height
-    return (
-        round(CHART["left"] + width * (i + 0.1), 1),
-        round(CHART["bottom"] - full, 1),
-        round(0.8 * width, 1),
-        round(full, 1),
-    )

@@ -26,6 +26,7 @@ from data.images import delete_abandoned, replacing, temporary_name
 from data.layout import Layout
 from data.records import ANALYSIS, read_configuration, read_record, run_identity
 from options import Options
+from plotting.large_page import remove_files_of_large_page
 from runner.checked import Checked
 
 WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
@@ -264,6 +265,7 @@ def clear_folder(folder: Path) -> None:
             of_image = re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name)
             if path.is_file() and (of_image or (place == folder and path.name in RUN_FILES)):
                 path.unlink()
+    remove_files_of_large_page(folder)
     for path in (folder / ANALYSIS).glob("*"):
         if re.fullmatch(r"\w+\.(png|pdf)(\.[\w-]*\.?partial)?", path.name):
             path.unlink()

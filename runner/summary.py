@@ -202,7 +202,7 @@ def report(
             anew=False,
             figure_images=options.figure_images,
         )
-        write_page(finished)
+        write_page(finished, results)
         print(
             f"\nfigures in {options.save_dir / ANALYSIS}, and a page to look through in "
             f"{options.save_dir / 'report.html'}"

@@ -46,6 +46,7 @@ from evaluation.predictions import Prediction, Predictions
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = [sys.executable, "main.py"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+HOSTILE = "<img src=x onerror=alert(1)>.png"
 CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
 
 
@@ -347,6 +348,25 @@ def whole(data, shared) -> Callable[[str], Path]:
         return out
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(data, shared) -> Path:
+    """A run on four images, one of which has a hostile name and another a name that would be a formula."""
+    folder = shared / "hostile"
+    with FileLock(shared / "hostile.lock"):
+        if not (folder / "out" / "report.html").exists():
+            (folder / "images").mkdir(parents=True)
+            for source, name in zip(
+                sorted((data / "images").iterdir()), ("img2.png", "img10.png", HOSTILE, "$x_1.png")
+            ):
+                shutil.copy(source, folder / "images" / name)
+            result = run(
+                [*MAIN, *flags(data, folder / "out", "--images_root", folder / "images", "--figures", "all")]
+            )
+            assert result.returncode == 0, result.stderr
+            assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
+    return folder / "out"
 
 
 def flags(data: Path, out: Path, *extra: object) -> list[str]:

@@ -5,41 +5,17 @@ not installed.
 import base64
 import json
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MAIN, flags, run
-from filelock import FileLock
+from conftest import HOSTILE
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+from plotting.charts import polylines
 from plotting.pages import PICTURES_BUDGET, encode
-from plotting.report import polylines
-
-HOSTILE = "<img src=x onerror=alert(1)>.png"
-
-
-@pytest.fixture(scope="session")
-def finished(data, shared) -> Path:
-    """A run on four images, one of which has a hostile name and another a name that would be a formula."""
-    folder = shared / "hostile"
-    with FileLock(shared / "hostile.lock"):
-        if not (folder / "out" / "report.html").exists():
-            (folder / "images").mkdir(parents=True)
-            for source, name in zip(
-                sorted((data / "images").iterdir()), ("img2.png", "img10.png", HOSTILE, "$x_1.png")
-            ):
-                shutil.copy(source, folder / "images" / name)
-            result = run(
-                [*MAIN, *flags(data, folder / "out", "--images_root", folder / "images", "--figures", "all")]
-            )
-            assert result.returncode == 0, result.stderr
-            assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
-    return folder / "out"
 
 
 @pytest.fixture

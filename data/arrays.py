@@ -1,0 +1,41 @@
+"""Reads npz files of many small arrays, as records are: most of the time that `numpy.load` takes for one
+goes into parsing what each array says of itself, which is the same in all records of a run.
+
+    arrays = read_arrays(Path("output/0000_record.npz"))
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `numpy.load` reads of an npz file without pickled objects, in a third of the time."""
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as file:
+        return {name.removesuffix(".npy"): array_of(file.read(name)) for name in file.namelist()}
+
+
+def array_of(content: bytes) -> np.ndarray:
+    """The array of an npy file."""
+    if content[:8] != b"\x93NUMPY\x01\x00":  # none, or of a version for headers that are longer than ours
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    start = 10 + int.from_bytes(content[8:10], "little")
+    shape, is_fortran, dtype = header_of(content[:start])
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects")
+    values = np.frombuffer(content, dtype, math.prod(shape), start)
+    return values.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+@functools.lru_cache(4096)
+def header_of(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape of an npy file's array, whether it is in Fortran's order, and its kind."""
+    file = io.BytesIO(start)
+    np.lib.format.read_magic(file)
+    return np.lib.format.read_array_header_1_0(file)
