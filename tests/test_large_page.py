@@ -459,7 +459,7 @@ def test_each_record_is_read_once_and_the_table_of_timesteps_is_that_of_all(some
         return of_one(self, k)
 
     run = read_run(some)
-    expected = timestep_rows(run.layer_losses, run.timesteps)
+    expected = timestep_rows(run.pooled.structure, run.timesteps)  # read before
     monkeypatch.setattr(Records, "__getitem__", counted)
     write_page(run, read_results(some))
     first = run.records.paths[0].name
