@@ -7,7 +7,8 @@ matters, run the attacks at several budgets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from classifiers.registry import load_classifier
 from data.images import Pictures
 from evaluation.curves import CurvePoint
 from evaluation.evaluate import Evaluation
-from evaluation.predictions import ClassifierResult, evaluate_classifier
+from evaluation.predictions import Predictions, predict
 from evaluation.quality import Quality, visibility
 from evaluation.stats import mean_over_images
 
@@ -30,7 +31,7 @@ def scaled(clean: np.ndarray, adversarial: np.ndarray, part: float) -> np.ndarra
 
 
 def scaled_points(
-    pictures: Pictures,
+    chunks: Iterable[Pictures],
     evaluation: Evaluation,
     surrogates: Mapping[str, torch.nn.Module],
     device: torch.device,
@@ -38,26 +39,36 @@ def scaled_points(
 ) -> list[CurvePoint]:
     """Each of the PARTS as if a run had ended with it, judged by the classifiers of `evaluation` that stand
     behind no defence; `evaluation` itself is the last.
+
+    Args:
+        chunks: the pictures of the run, some at a time, in the order of the evaluation.
     """
-    parts = PARTS[:-1]
-    versions = [scaled(pictures.clean, pictures.adversarial, part) for part in parts]
-    answers: list[list[ClassifierResult]] = [[] for _ in parts]
     undefended = [
         result for k, result in enumerate(evaluation.classifiers) if evaluation.role(k) != "defended"
     ]
-    for result in undefended:
-        classifier = surrogates.get(result.name)
-        if classifier is None:
-            classifier = load_classifier(result.name, class_names, pictures.clean.shape[1]).to(device)
-        for found, version in zip(answers, versions):
-            version_of = Pictures(pictures.clean, version, pictures.labels, None, pictures.targets)
-            found.append(evaluate_classifier(result.name, classifier, version_of, device, result))
+    answers = {(part, result.name): [] for part in PARTS[:-1] for result in undefended}
+    visible: dict[float, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS[:-1]}
+    classifiers = dict(surrogates)
+    for pictures in chunks:
+        for part in PARTS[:-1]:
+            version = scaled(pictures.clean, pictures.adversarial, part)
+            visible[part].append(visibility(pictures.clean, version))
+            for result in undefended:
+                if result.name not in classifiers:
+                    side = pictures.clean.shape[1]
+                    classifiers[result.name] = load_classifier(result.name, class_names, side).to(device)
+                classifier = classifiers[result.name]
+                answers[part, result.name] += predict(classifier, version, pictures.labels, device)
     points = []
-    for part, results, version in zip(parts, answers, versions):
+    for part in PARTS[:-1]:
         quality = {}
-        for name, values in visibility(pictures.clean, version).items():
-            finite = values[np.isfinite(values)]
-            quality[name] = Quality(mean_over_images(finite), None, values)
+        for name in visible[part][0]:
+            values = np.concatenate([found[name] for found in visible[part]])
+            quality[name] = Quality(mean_over_images(values[np.isfinite(values)]), None, values)
+        results = [
+            replace(result, after=Predictions(answers[part, result.name]), reconstructed=None)
+            for result in undefended
+        ]
         points.append(CurvePoint(round(100 * part), Evaluation(results, quality, [], evaluation.surrogates)))
     whole = Evaluation(undefended, evaluation.quality, [], evaluation.surrogates)
     return [*points, CurvePoint(100, whole)]

@@ -63,7 +63,8 @@ class Checked:
 
     def has(self, item: Item) -> bool:
         """Whether the image's files are as they were when they were found whole."""
-        return self.images.get(str(item.index)) == digest(self.stamps(item))
+        known = self.images.get(str(item.index))
+        return known is not None and known == digest(self.stamps(item))
 
     def add(self, item: Item) -> None:
         self.images[str(item.index)] = digest(self.stamps(item))

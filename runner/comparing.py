@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from common.progress import progress
 from data.dataset import Item
 from data.images import Pictures
 from data.records import ANALYSIS, Run, read_run
@@ -28,7 +29,7 @@ from plotting.figures import plot_success_against_visibility, plot_tradeoff
 from plotting.judging_page import write_judging_page
 from runner.compared import CompareOptions, Mode
 from runner.folder import provenance, read_failures, unattempted, write_texts
-from runner.judges import judge_all, judging_of
+from runner.judges import CHUNK, Judging, judge_all, judging_of
 from runner.summary import weights_at_the_end
 from runner.task import Task
 from timestep_weights import effective_timesteps, named_schedules
@@ -62,8 +63,7 @@ def report(task: Task, options: CompareOptions, modes: Sequence[Mode], items: Se
         given = dict(zip(judging.asked.surrogates, mode.job.attack.classifiers))
         judge_all(judging, compared, given, mode.job.options.processes)
         evaluations.append(judging.evaluate(compared)[0])
-        pictures = judging.read_pictures(compared) if has_curves else None
-        curves.append(curve_of_attack(mode, pictures, evaluations[-1], device) if has_curves else None)
+        curves.append(curve_of_attack(mode, judging, compared, evaluations[-1]) if has_curves else None)
     if options.sweep:
         write_sweep(options, modes, runs, evaluations, failures, device)
     else:
@@ -75,12 +75,19 @@ def report(task: Task, options: CompareOptions, modes: Sequence[Mode], items: Se
 
 
 def curve_of_attack(
-    mode: Mode, pictures: Pictures, evaluation: Evaluation, device: torch.device
+    mode: Mode, judging: Judging, items: Sequence[Item], evaluation: Evaluation
 ) -> list[CurvePoint]:
     """Of parts of each picture's change."""
-    attack = mode.job.attack
-    surrogates = dict(zip(mode.job.options.model_name, attack.classifiers))
-    return scaled_points(pictures, evaluation, surrogates, device, attack.class_names)
+    surrogates = dict(zip(judging.asked.surrogates, mode.job.attack.classifiers))
+    with progress(total=len(items), desc=f"parts of the change, {mode.name}", unit="image") as bar:
+
+        def chunks() -> Iterator[Pictures]:
+            for start in range(0, len(items), CHUNK):
+                chunk = items[start : start + CHUNK]
+                yield judging.read_pictures(chunk)
+                bar.update(len(chunk))
+
+        return scaled_points(chunks(), evaluation, surrogates, judging.device, judging.asked.class_names)
 
 
 def write_comparison(
