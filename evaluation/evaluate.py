@@ -1,10 +1,10 @@
 """Judges an attack by the files that were written: who is fooled, how much of the picture changed, and how
 sure that is.
 
-    from evaluation.evaluate import Pictures, evaluate_classifier, evaluate_quality
+    from evaluation.evaluate import evaluate
     pictures = Pictures(clean, adversarial, labels, reconstructed)       # uint8 (B, H, W, 3), read from PNGs
-    evaluate_classifier("efficientnet_lite1", classifier, pictures, device).success
-    evaluate_quality(pictures, surrogates=["efficientnet_lite0"], device=device)["PSNR dB"].adversarial
+    evaluation = evaluate(pictures, {"efficientnet_lite0": classifier}, ["efficientnet_lite1"], device)
+    evaluation.classifiers[1].success, evaluation.quality["PSNR dB"].adversarial
 
 Three figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it
 and the tables of papers have it; `success` counts those that this classifier had right before; and
