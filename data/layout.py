@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SUBFOLDERS_ABOVE, IMAGES_EACH = 10_000, 1_000
+SUBFOLDERS = f"{5 * '[0-9]'}*/"  # those of any run, for glob
 
 
 def index_of(path: Path) -> int | None:

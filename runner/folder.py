@@ -23,7 +23,7 @@ from common.errors import InputError, RunError, note
 from common.progress import progress
 from data.dataset import Item
 from data.images import delete_abandoned, replacing, temporary_name
-from data.layout import Layout
+from data.layout import SUBFOLDERS, Layout
 from data.records import ANALYSIS, read_configuration, read_record, run_identity
 from options import Options
 from plotting.large_page import remove_files_of_large_page
@@ -260,7 +260,7 @@ def adding_up(folder: Path) -> Iterator[None]:
 
 def clear_folder(folder: Path) -> None:
     """Deletes what a run writes, and nothing else."""
-    for place in (folder, *folder.glob("[0-9]*000/")):
+    for place in (folder, *folder.glob(SUBFOLDERS)):
         for path in place.iterdir():
             of_image = re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name)
             if path.is_file() and (of_image or (place == folder and path.name in RUN_FILES)):

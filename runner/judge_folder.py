@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.progress import progress
 from common.workers import processes_for
 from data.dataset import TARGET_COLUMN, Item, Labels, check_target, read_lines
-from data.layout import Layout
+from data.layout import SUBFOLDERS, Layout
 from data.records import read_configuration
 from evaluation.by_image import row_of_results
 from evaluation.quality import check_reference, feature_network
@@ -107,7 +107,7 @@ def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
     clean, adversarial = (
         natsorted(
             # also in the subfolders of a run of many images
-            (path for pattern in ("", "[0-9]*000/") for path in folder.glob(f"{pattern}*{kind}*.png")),
+            (path for pattern in ("", SUBFOLDERS) for path in folder.glob(f"{pattern}*{kind}*.png")),
             key=lambda path: path.name,
         )
         for kind in ("originImage", "adv_image")

@@ -50,7 +50,11 @@ def made_runs(folder: Path, attacks: int, images: int) -> list[Run]:
             write_image(clean[k], of_run / f"{k:04d}_originImage.png")
             write_image(adversarial, of_run / f"{k:04d}_adv_image.png")
         made.append(
-            Run(of_run, {}, [SimpleNamespace(row={"file": f"{k}.png", "index": k}) for k in range(images)])
+            Run(
+                of_run,
+                {"images": []},
+                [SimpleNamespace(row={"file": f"{k}.png", "index": k}) for k in range(images)],
+            )
         )
     return made
 
