@@ -84,9 +84,14 @@ class AttackRecord:
         return replace(self, **cut, class_tokens=[self.class_tokens[k]])
 
 
+def json_digest(value: object) -> str:
+    """A digest of what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def run_identity(configuration: dict) -> str:
     """A digest of a run's run.json, which each of its records carries."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(configuration)
 
 
 def write_record(

@@ -7,7 +7,6 @@ need not be read again. And where nothing at all has changed, the report is what
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from data.dataset import Item
 from data.images import replacing
 from data.layout import Layout
+from data.records import json_digest
 from evaluation.by_image import Asked
 from options import Options
 
@@ -26,10 +26,6 @@ REPORT = ("results.json", "log.txt")
 CODE = Path(__file__).parent.parent
 # flags that change nothing in a report
 IDLE = ("device", "batch_size", "processes", "compile", "shard", "overwrite", "check")
-
-
-def digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stamp(path: Path | None) -> tuple[int, int] | None:
@@ -64,10 +60,10 @@ class Checked:
     def has(self, item: Item) -> bool:
         """Whether the image's files are as they were when they were found whole."""
         known = self.images.get(str(item.index))
-        return known is not None and known == digest(self.stamps(item))
+        return known is not None and known == json_digest(self.stamps(item))
 
     def add(self, item: Item) -> None:
-        self.images[str(item.index)] = digest(self.stamps(item))
+        self.images[str(item.index)] = json_digest(self.stamps(item))
 
     def add_finished(self, items: Iterable[Item]) -> None:
         """Adds images that this run has finished: their record, which is written last, is younger than all
@@ -90,7 +86,7 @@ class Checked:
         code = max(
             path.stat().st_mtime_ns for kind in ("*.py", "*/*.py", "*/*.html") for path in CODE.glob(kind)
         )
-        return digest(
+        return json_digest(
             [
                 flags,
                 code,

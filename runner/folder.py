@@ -24,7 +24,7 @@ from common.progress import progress
 from data.dataset import Item
 from data.images import delete_abandoned, replacing, temporary_name
 from data.layout import SUBFOLDERS, Layout
-from data.records import ANALYSIS, read_configuration, read_record, run_identity
+from data.records import ANALYSIS, json_digest, read_configuration, read_record, run_identity
 from options import Options
 from plotting.large_page import remove_files_of_large_page
 from runner.checked import Checked
@@ -370,7 +370,7 @@ def folder_digest(folder: Path) -> str:
     """A digest of the names and contents of all files of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = [(str(path.relative_to(folder)), file_digest(path)) for path in files]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+    return json_digest(digests)
 
 
 def content_digests(
@@ -379,7 +379,7 @@ def content_digests(
     """Digests by name of the class names, and of the diffusion model and the surrogates as far as they are
     files here.
     """
-    digests = {"the class names": hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:16]}
+    digests = {"the class names": json_digest(class_names)}
     found = {checkpoint: path_digest(checkpoint), **{name: classifier_digest(name) for name in classifiers}}
     return digests | {name: digest for name, digest in found.items() if digest}
 
