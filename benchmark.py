@@ -38,7 +38,7 @@ from classifiers.registry import REGISTRY, load_classifier
 from common.costs import BACKWARD, measured
 from common.devices import resolve_device, set_up
 from common.flags import HelpFormatter
-from data.class_names import IMAGENET_CLASSES
+from data.classes import IMAGENET_CLASSES
 from data.dataset import read_dataset
 from data.images import read_image, to_tensor
 from diff_latent_attack import DiffAttack

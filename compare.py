@@ -25,6 +25,7 @@ from tqdm import tqdm
 from common.commands import run_program
 from common.flags import parse_options
 from runner.checked import Checked
+from runner.clean_check import check_labels, clean_accuracies
 from runner.compared import CompareOptions, Mode, check_options, entries
 from runner.comparing import report
 from runner.folder import check_folder, claim_folder, drop_unusable, make_folder
@@ -50,6 +51,8 @@ def run(options: CompareOptions) -> int:
     items = [item for item in selected if item.index % parts == part]
     get_ready([(one, task.layout(one)) for one in each], task.device, items)
     attacks = load_attacks(task, each)
+    if not any(task.layout(one).finished() for one in each):
+        check_labels(clean_accuracies(task, selected, attacks[0].classifiers), options.trust_labels)
     modes, judges = [], load_judges(task, attacks[0])
     for entry, attack, configuration in zip(compared, attacks, configurations):
         layout = task.layout(entry.options)

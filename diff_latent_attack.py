@@ -27,7 +27,7 @@ from common.compiling import stance
 from common.devices import bytes_saved, free_memory
 from common.errors import InputError
 from common.frozen import frozen
-from data.class_names import IMAGENET_CLASSES
+from data.classes import IMAGENET_CLASSES
 from data.history import AttackResult, joined_results
 from data.images import rounded
 from diffusion.attention import (

@@ -27,7 +27,7 @@ from attacks.names import parse_attack
 from attacks.search import Found, strongest
 from classifiers.defences import Defended, Denoise, defend
 from common.errors import AttackError, InputError, NonFiniteLossError, one_line
-from data.class_names import IMAGENET_CLASSES
+from data.classes import IMAGENET_CLASSES
 from data.history import AttackResult, joined_results, stacked
 from data.records import AttackRecord
 from diffusion.composition import Composition, change_limits

@@ -27,7 +27,7 @@ from classifiers.fused import fused
 from classifiers.preprocessing import Preprocessed
 from classifiers.sources import code_classifier, hugging_face_classifier, program_classifier, timm_classifier
 from common.errors import ClassifierError, InputError, note, one_line
-from data.class_names import permutation_of, spoken
+from data.classes import permutation_of, spoken
 
 if TYPE_CHECKING:
     from diffusion.inversion import LatentDiffusion

@@ -3,15 +3,14 @@
     images = read_dataset(Path("photos"), Path("labels.txt"), class_names)      # a list of Item
 
 Labels: a text file with a line for each image in natural order, a number or several ("3 17"), or an image's
-name or number and its label; a table (commas, semicolons or tabs) with columns ImageId,TrueLabel (and
-TargetClass), as NIPS 2017's, or filename,label, matched by name; or no file where the images lie in one
-folder a class.
+name or number and its label; a table with columns ImageId,TrueLabel (and TargetClass), as NIPS 2017's, or
+filename,label, matched by name (label_rows.py has all the forms); or no file where the images lie in one
+folder a class, have a metadata.csv beside them, or the WordNet ids of their classes in their names.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ import numpy as np
 from natsort import natsorted
 
 from common.errors import DatasetError, note
-from data.class_names import spoken
+from data.classes import WORDNET_ID, ClassFinder, wordnet_id_of
 from data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES
-
-TARGET_COLUMN = "TargetClass"
+from data.label_rows import IMAGE_TITLES, LABEL_TITLES, TARGET_COLUMN, TARGET_TITLES, simple
+from data.labels import Labels, check_target, numbered, numbers_of
+from data.texts import read_text
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,15 @@ PRESETS = {
 
 
 NOT_OF_THE_USER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+METADATA = ("metadata.csv", "metadata.jsonl")  # as Hugging Face's imagefolder has them
 
 
 def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    """Whether its name is one of an image, and it is no folder or pipe of that name. A link that leads
+    nowhere is one: skipped, it would shift the labels of all that follow.
+    """
+    has_name = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return has_name and (path.is_file() or not path.exists())
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -100,7 +105,7 @@ def list_images(folder: Path) -> list[Path]:
             f"--images_root: no image in {str(folder)!r}; expected files ending in "
             f"{', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
         )
-    skipped = [path for path in skipped if path.name not in NOT_OF_THE_USER]
+    skipped = [path for path in skipped if path.name not in (*NOT_OF_THE_USER, *METADATA)]
     if skipped:
         names = sorted(path.name + ("/" if path.is_dir() else "") for path in skipped)
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -139,17 +144,18 @@ def read_dataset(
         DatasetError: something does not fit.
     """
     images = list_images(folder)
+    label_path = label_path or metadata_of(folder)
     if label_path is None:
-        labels = labels_of_folders(folder, images, class_names, label_base)
+        labels = labels_of_names(folder, images, class_names) or labels_of_folders(
+            folder, images, class_names, label_base
+        )
         targets = [None] * len(images)
     else:
-        lines = read_lines(label_path)
-        read = Labels(label_path, len(class_names), label_base, target == TARGET_COLUMN)
-        labels, targets = read.of_file(lines, images)
+        labels, targets = Labels(label_path, class_names, label_base).of_images(images, folder)
     if target is None:
         targets = [None] * len(images)
     elif target != TARGET_COLUMN:
-        targets = [check_target(target, len(class_names), label_base)] * len(images)
+        targets = [check_target(target, class_names, label_base)] * len(images)
     elif None in targets:
         raise DatasetError(
             f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN} in "
@@ -167,146 +173,45 @@ def read_dataset(
     ]
 
 
-def read_lines(label_path: Path) -> list[str]:
-    """The lines of a file of labels."""
-    if not label_path.is_file():
-        raise DatasetError(
-            f"--label_path: there is no file {str(label_path)!r}; give a text file with one class number a "
-            f"line, or a CSV"
-        )
-    try:
-        return label_path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise DatasetError(
-            f"--label_path: {str(label_path)!r} is no text file; give one class number a line"
-        ) from None
+def metadata_of(folder: Path) -> Path | None:
+    """The table of labels that lies in a folder of images, if one does."""
+    for path in (folder / name for name in METADATA):
+        if not path.is_file():
+            continue
+        try:
+            title = read_text(path).lstrip().split("\n", 1)[0]
+        except UnicodeDecodeError:
+            continue
+        titles = {simple(part) for part in re.split(r"[,;\t:{}]", title)}
+        if titles & set(LABEL_TITLES) and titles & set(IMAGE_TITLES):  # it may hold other things than labels
+            note(f"--images_root: labels are those of {path.name} in it")
+            return path
+    return None
 
 
-# of the columns of a table
-TITLES = {"imageid", "filename", "truelabel", "label", TARGET_COLUMN.lower()}
-
-
-def check_target(target: int, classes: int, base: int) -> int:
-    """A target that counts from `base`, counted from 0."""
-    if not base <= target < base + classes:
-        raise DatasetError(
-            f"--target_label is {target}; expected a label from {base} to {base + classes - 1}"
-        )
-    return target - base
-
-
-@dataclass(frozen=True)
-class Labels:
-    """A file of labels that count from `base`, of so many classes; with targets if asked for."""
-
-    path: Path
-    classes: int
-    base: int
-    targeted: bool = False
-
-    def number(self, text: str, line: int) -> int:
-        """A label, counted from 0."""
-        last = self.base + self.classes - 1
-        if not re.fullmatch(r"[+-]?\d+", text.strip()):
-            raise DatasetError(
-                f"--label_path: line {line} of {str(self.path)!r} is {text.strip()[:40]!r}; expected an "
-                f"integer from {self.base} to {last}"
-            )
-        if not self.base <= int(text) <= last:
-            raise DatasetError(
-                f"--label_path: line {line} of {str(self.path)!r} is {int(text)}; labels count from "
-                f"{self.base}, so expected {self.base} to {last}"
-            )
-        return int(text) - self.base
-
-    def several(self, text: str, line: int) -> tuple[int, ...]:
-        """One label or several, each once."""
-        return tuple(dict.fromkeys(self.number(part, line) for part in text.split() or [""]))
-
-    def of_file(
-        self, lines: Sequence[str], images: Sequence[Path]
-    ) -> tuple[list[tuple[int, ...]], list[int | None]]:
-        """The labels, and targets or None, of a table or of lines."""
-        title = re.split(r"[,;\t]", lines[0].lower()) if lines else []
-        is_table = self.path.suffix.lower() in (".csv", ".tsv") or any(
-            name.strip("\"' ") in TITLES for name in title
-        )
-        if is_table:
-            return self.of_table(lines, images)
-        return self.of_lines(self.without_numbers(lines, images), images)
-
-    def without_numbers(self, lines: Sequence[str], images: Sequence[Path]) -> Sequence[str]:
-        """The lines without the image's name or number before the label, in the order of the images.
-
-        CUB's image_class_labels.txt numbers its images, and such a number is no second label.
-        """
-        pairs = [line.split() for line in lines]
-        if not lines or any(len(pair) != 2 for pair in pairs):
-            return lines
-        names = {name: label for name, label in pairs}
-        files = [next((n for n in (path.name, path.stem) if n in names), None) for path in images]
-        if not any(re.fullmatch(r"[+-]?\d+", name) for name in names) and None not in files:
-            return [names[name] for name in files]
-        counted = [pair[0] for pair in pairs] == [str(k) for k in range(1, len(pairs) + 1)]
-        if counted and (len(pairs) > 2 or self.path.name == "image_class_labels.txt"):
-            note(f"--label_path: the first column of {str(self.path)!r} is the image's number")
-            return [label for _, label in pairs]
-        return lines
-
-    def of_lines(
-        self, lines: Sequence[str], images: Sequence[Path]
-    ) -> tuple[list[tuple[int, ...]], list[None]]:
-        """A line for each image."""
-        labels = [self.several(text, line) for line, text in enumerate(lines, 1)]
-        if len(labels) != len(images):
-            raise DatasetError(
-                f"--label_path: {str(self.path)!r} has {len(labels)} labels but --images_root has "
-                f"{len(images)} images; expected one label an image"
-            )
-        return labels, [None] * len(images)
-
-    def of_table(
-        self, lines: Sequence[str], images: Sequence[Path]
-    ) -> tuple[list[tuple[int, ...]], list[int | None]]:
-        """A table whose rows name their image, with or without its suffix."""
-        separator = max(",;\t", key=(lines or [""])[0].count)
-        rows = csv.DictReader(lines, delimiter=separator)
-        columns = {name.strip().lower(): name for name in rows.fieldnames or []}
-        image = columns.get("imageid") or columns.get("filename")
-        label = columns.get("truelabel") or columns.get("label")
-        if not image or not label:
-            raise DatasetError(
-                f"--label_path: {str(self.path)!r} has the columns {', '.join(columns) or 'none'}; expected "
-                f"ImageId,TrueLabel or filename,label"
-            )
-        target = columns.get(TARGET_COLUMN.lower()) if self.targeted else None
-        found: dict[str, tuple[tuple[int, ...], int | None]] = {}
-        for line, row in enumerate(rows, 2):
-            # a path in a table is of another machine
-            name = re.split(r"[/\\]", (row[image] or "").strip())[-1]
-            goal = self.number(row[target], line) if target and (row[target] or "").strip() else None
-            entry = self.several(row[label] or "", line), goal
-            if found.setdefault(name, entry) != entry:
-                raise DatasetError(
-                    f"--label_path: line {line} of {str(self.path)!r} gives {name!r} another label than a "
-                    f"line above it"
-                )
-        missing = [path.name for path in images if path.name not in found and path.stem not in found]
-        if missing:
-            raise DatasetError(
-                f"--label_path: {str(self.path)!r} has no row for {missing[0]}"
-                + (f" and {len(missing) - 1} more images" if len(missing) > 1 else "")
-                + "; expected one an image"
-            )
-        pairs = [found.get(path.name) or found[path.stem] for path in images]
-        return [classes for classes, _ in pairs], [goal for _, goal in pairs]
+def labels_of_names(
+    folder: Path, images: Sequence[Path], class_names: Sequence[str]
+) -> list[tuple[int, ...]] | None:
+    """The classes of images that lie together and have WordNet ids in their names, as in ImageNet's training
+    set; None where some have none.
+    """
+    ids = [re.findall(rf"(?<![A-Za-z0-9]){WORDNET_ID}(?!\d)", path.stem) for path in images]
+    if images[0].parent != folder or any(len(set(found)) != 1 for found in ids):
+        return None
+    finder = ClassFinder(class_names)
+    places = [finder.places(found[0]) for found in ids]
+    if not all(places):
+        return None
+    note(f"--images_root: labels are the WordNet ids in the names of the images, such as {images[0].name}")
+    return [tuple(found) for found in places]
 
 
 def labels_of_folders(
     folder: Path, images: Sequence[Path], class_names: Sequence[str], base: int
 ) -> list[tuple[int, ...]]:
-    """The class of the folder that each image lies in: the one of its name; or, where all are numbers, the
-    label of that number; or else the folder's place among all of them in natural order, which is said.
+    """The class of the folder that each image lies in: the one of its name or WordNet id; or, where all are
+    numbers, the label of that number; or else the folder's place among all of them in natural order, which is
+    said.
     """
     if images[0].parent == folder:
         raise DatasetError(
@@ -314,43 +219,81 @@ def labels_of_folders(
             f"of images a class"
         )
     folders = [path.name for path in class_folders(folder)]
-    by_name = {spoken(name): k for k, name in enumerate(class_names)}
-    if all(spoken(name) in by_name for name in folders):
-        numbers = {name: by_name[spoken(name)] for name in folders}
+    finder = ClassFinder(class_names)
+    found = {name: places_of_folder(name, finder, base) for name in folders}
+    unknown = [name for name, places in found.items() if not places]
+    if not unknown:
+        numbers = {name: the_only(folder, name, places, finder, base) for name, places in found.items()}
     elif all(re.fullmatch(r"\d+", name) for name in folders):
-        numbers = labels_of_numbers(folder, folders, len(class_names), base)
-    elif len(folders) == len(class_names):
+        numbers = labels_of_numbers(folder, folders, class_names, base)
+    elif len(folders) == len(class_names) and not (finder.classes.wordnet_ids and wordnet_id_of(unknown[0])):
         numbers = {name: k for k, name in enumerate(folders)}
+        elsewhere = next((name for name, k in numbers.items() if found[name] and k not in found[name]), None)
+        if elsewhere:
+            raise DatasetError(
+                f"--images_root: no class is called {unknown[0]!r}, as one of the folders of {str(folder)!r} "
+                f"is, and {elsewhere!r} does not have the place of its class among them, so that they are "
+                f"neither the names of the classes nor in their order; rename them, or give --label_path"
+            )
         say_mapping("in natural order", numbers, class_names)
     else:
-        strange = next(name for name in folders if spoken(name) not in by_name)
+        kind = (
+            "has the WordNet id" if finder.classes.wordnet_ids and wordnet_id_of(unknown[0]) else "is called"
+        )
         raise DatasetError(
             f"--images_root: {str(folder)!r} has {len(folders)} folders but there are {len(class_names)} "
-            f"classes, and no class is called {strange!r}; "
+            f"classes, and no class {kind} {unknown[0]!r}; "
             "name the folders after the class names, have one for each class, or give --label_path"
         )
     return [(numbers[path.parent.name],) for path in images]
 
 
-def labels_of_numbers(folder: Path, folders: Sequence[str], classes: int, base: int) -> dict[str, int]:
+def places_of_folder(name: str, finder: ClassFinder, base: int) -> list[int]:
+    """The classes that a folder's name can mean; one that begins with a number, as CUB-200-2011's have the
+    label before the name, must mean both.
+    """
+    places, match = finder.places(name), re.fullmatch(r"(\d+)[\W_]+(\D.*)", name)
+    if places or not match:
+        return places
+    return [k for k in finder.places(match[2]) if int(match[1]) in (k + base, k + 1, k)]
+
+
+def the_only(folder: Path, name: str, places: Sequence[int], finder: ClassFinder, base: int) -> int:
+    """The class of a folder.
+
+    Raises:
+        DatasetError: its name may be that of several.
+    """
+    if len(places) > 1:
+        raise DatasetError(
+            f"--images_root: the folder {name!r} of {str(folder)!r} may be of "
+            f"{finder.described(places, base)}; call it by its WordNet id, where there is one, or "
+            f"exactly as the class, or give --label_path"
+        )
+    return places[0]
+
+
+def labels_of_numbers(
+    folder: Path, folders: Sequence[str], class_names: Sequence[str], base: int
+) -> dict[str, int]:
     """Of folders that are called by numbers, the labels: they count from 0 where one is called 0, and else
     from `base`.
     """
     start = 0 if any(int(name) == 0 for name in folders) else base
-    numbers = {name: int(name) - start for name in folders}
-    beyond = [name for name, label in numbers.items() if label >= classes]
-    if beyond or len(set(numbers.values())) < len(numbers):
+    start, last = numbers_of(class_names, start)
+    beyond = [name for name in folders if not start <= int(name) <= last]
+    if beyond or len(set(map(int, folders))) < len(folders):
         raise DatasetError(
             f"--images_root: the folders of {str(folder)!r} are numbers, and "
             + (
-                f"{beyond[0]!r} is none of the {classes} classes, which count from {start}"
+                f"{beyond[0]!r} is none of the {len(class_names)} classes, which count from {start}"
                 if beyond
                 else "two are the same one"
             )
             + "; name them after the classes, or give --label_base or --label_path"
         )
     note(f"--images_root: the folders of {str(folder)!r} are labels that count from {start}")
-    return numbers
+    return {name: numbered(int(name), class_names, start) for name in folders}
 
 
 def say_mapping(how: str, numbers: Mapping[str, int], class_names: Sequence[str]) -> None:
@@ -365,8 +308,10 @@ def say_mapping(how: str, numbers: Mapping[str, int], class_names: Sequence[str]
 
 def target_label(text: str) -> int | str:
     """What a flag says: a label, or the column that has them."""
-    if text != TARGET_COLUMN and not re.fullmatch(r"\d+", text):
+    if simple(text) in TARGET_TITLES:
+        return TARGET_COLUMN
+    if not re.fullmatch(r"\d+", text):
         raise argparse.ArgumentTypeError(
             f"expected a label, or {TARGET_COLUMN} for the column of that name, not {text!r}"
         )
-    return text if text == TARGET_COLUMN else int(text)
+    return int(text)

@@ -19,19 +19,24 @@ class DataOptions:
     )
     label_path: Path | None = flag(
         None,
-        "true classes: one number a line in the order of the images (several for an image that shows "
-        "several), or a CSV with columns ImageId,TrueLabel or filename,label; without it the demo's for the "
-        "demo, else the folder that an image lies in",
+        "true classes: one a line in the order of the images (a number, a WordNet id or a name; several for "
+        "an image that shows several), or a table with columns ImageId,TrueLabel or filename,label; without "
+        "it the demo's for the demo, metadata.csv in the folder, or the folder that an image lies in",
         "FILE",
         parse=Path,
     )
     label_base: int | None = flag(None, "what labels count from (default: 1)", parse=int, choices=(0, 1))
     captions: Path | None = flag(
         None,
-        "names of the classes: one a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, or a JSON with "
-        "id2label (default: ImageNet's 1000)",
+        "names of the classes: one a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, ImageNet's "
+        "meta.mat or map_clsloc.txt, or a JSON with id2label (default: ImageNet's 1000)",
         "FILE",
         parse=Path,
+    )
+    trust_labels: bool = flag(
+        False,
+        "attack although the classifiers' answers to the clean images say that the labels are wrong",
+        identifies_run=False,
     )
     dataset_name: str = flag(
         "imagenet_compatible", "presets of captions, label base and logit temperature", choices=tuple(PRESETS)

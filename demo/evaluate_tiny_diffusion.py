@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from classifiers.registry import REGISTRY, load_classifier
 from common.devices import keep_freed_memory, resolve_device
-from data.class_names import IMAGENET_CLASSES
+from data.classes import IMAGENET_CLASSES
 from data.dataset import read_dataset
 from data.images import read_image, to_pixels, to_tensor
 from data.records import ImageRecord, read_run

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from common.compiling import stance
 from common.errors import CheckpointError
 from common.frozen import frozen
-from data.class_names import IMAGENET_CLASSES
+from data.classes import IMAGENET_CLASSES
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
 from common.devices import set_up
 from common.environment import mend_torchvision
-from data.class_names import IMAGENET_CLASSES
+from data.classes import IMAGENET_CLASSES
 from data.dataset import read_dataset
 from data.images import read_image, to_pixels, to_tensor
 from data.shares import timestep_shares

@@ -26,6 +26,7 @@ from evaluation.quality import psnr
 from evaluation.tables import table
 from losses import measured_iterations
 from options import Options
+from runner.clean_check import check_labels, clean_accuracies
 from runner.folder import name_of
 from runner.processes import count_processes
 from runner.runner import Job, Picture, invert, read_picture
@@ -51,6 +52,8 @@ def check(options: Options) -> int:
         torch.set_num_threads(threads_of_each(processes))
     picture = first_picture(item, Job(attack, options, "", task.layout(options), task.masks, {}))
     clean = picture.pixels
+    accuracies = clean_accuracies(task, items[: options.limit], attack.classifiers)
+    check_labels([accuracy for accuracy in accuracies if accuracy.doubt], options.trust_labels)
     predictions = [
         predict(classifier, clean[None], np.array([item.labels]), device)[0]
         for classifier in attack.classifiers
@@ -79,6 +82,7 @@ def check(options: Options) -> int:
             [f"{name} says", f"{class_names[prediction.label]} {prediction.confidence:.2f}"]
             for name, prediction in zip(options.model_name, predictions)
         ),
+        ["clean images", "; ".join(accuracy.described for accuracy in accuracies)],
         *rows_about(attack, inversion, clean, record),
         ["peak memory", f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process")],
         [

@@ -15,7 +15,9 @@ from common.environment import mend_torchvision
 from common.errors import InputError
 from common.progress import progress
 from common.workers import processes_for
-from data.dataset import TARGET_COLUMN, Item, Labels, check_target, read_lines
+from data.dataset import TARGET_COLUMN, Item
+from data.label_rows import read_rows
+from data.labels import Labels, check_target
 from data.layout import SUBFOLDERS, Layout
 from data.records import read_configuration
 from evaluation.by_image import row_of_results
@@ -146,13 +148,12 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
             f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other "
             f"names than the CSV; give a label"
         )
-    labels, _ = Labels(options.label_path, len(class_names), options.label_base).of_lines(
-        read_lines(options.label_path), clean
-    )
+    rows = read_rows(options.label_path, clean)
+    labels, _ = Labels(options.label_path, class_names, options.label_base).in_order(rows, len(clean))
     target = (
         None
         if options.target_label is None
-        else check_target(options.target_label, len(class_names), options.label_base)
+        else check_target(options.target_label, class_names, options.label_base)
     )
     return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
 

@@ -21,7 +21,8 @@ from classifiers.registry import load_classifier
 from common.devices import resolve_device, resolve_dtype, set_up
 from common.environment import mend_torchvision
 from common.errors import InputError, note
-from data.class_names import IMAGENET_CLASSES, read_class_names
+from data.class_names import read_class_names
+from data.classes import IMAGENET_CLASSES
 from data.dataset import PRESETS, Item, read_dataset
 from data.images import read_image, to_tensor
 from data.layout import Layout

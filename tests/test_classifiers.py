@@ -7,7 +7,7 @@ from natsort import natsorted
 from classifiers.preprocessing import from_processor, from_timm
 from classifiers.registry import ALIASES, REGISTRY, check_name, load_classifier
 from common.errors import ClassifierError
-from data.class_names import IMAGENET_CLASSES
+from data.classes import IMAGENET_CLASSES
 from data.images import read_image
 from evaluation.predictions import predict
 

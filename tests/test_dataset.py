@@ -6,7 +6,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from common.errors import DatasetError
-from data.class_names import IMAGENET_CLASSES, permutation_of, read_class_names
+from data.class_names import read_class_names
+from data.classes import IMAGENET_CLASSES, permutation_of
 from data.dataset import list_images, read_dataset
 
 CAPTIONS = ("black footed albatross", "laysan albatross", "sooty albatross")

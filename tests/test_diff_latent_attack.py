@@ -14,7 +14,7 @@ import diff_latent_attack
 from classifiers.registry import load_classifier
 from common.errors import NonFiniteLossError
 from common.frozen import frozen
-from data.class_names import IMAGENET_CLASSES
+from data.classes import IMAGENET_CLASSES
 from data.images import read_image, to_pixels, to_tensor
 from diff_latent_attack import DiffAttack
 from diffusion.composition import attention_mask

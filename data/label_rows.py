@@ -1,0 +1,309 @@
+"""Rows of files of labels, in the forms in which data sets and tools write them: what stands there of each
+image, before anything is looked up.
+
+    rows = read_rows(Path("labels.csv"), images)        # a list of Row, all named or all in the images' order
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import DatasetError, note
+from data.classes import WORDNET_ID, composed
+from data.texts import read_text
+
+TARGET_COLUMN = "TargetClass"
+# of the columns of a table, in small letters without spaces and underscores
+IMAGE_TITLES = ("imageid", "filename", "imagename", "imagepath", "filepath", "image", "path")
+LABEL_TITLES = (
+    "truelabel",
+    "label",
+    "labels",
+    "classid",
+    "class",
+    "classname",
+    "wnid",
+    "synset",
+    "wordnetid",
+)
+LABEL_TITLES += ("predictionstring",)  # of Kaggle's copy of ImageNet: WordNet ids, each with a box
+TARGET_TITLES = (TARGET_COLUMN.lower(), "targetlabel", "targetedlabel")
+FEW = 5  # lines, whose labels may look like the numbers of images by chance
+INTEGER = r"[+-]?\d+(?:\.0+)?"  # pandas writes a column of integers with gaps as 3.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a file says of an image."""
+
+    line: int
+    name: str | None  # None where the images come in natural order
+    labels: str
+    target: str = ""
+    others: tuple[str, ...] = ()  # what further columns say of its class
+
+
+def read_rows(path: Path, images: Sequence[Path]) -> list[Row]:
+    """The rows of a file of labels.
+
+    Raises:
+        DatasetError: there is no such file, or it is in none of the forms.
+    """
+    if not path.is_file():
+        raise DatasetError(
+            f"--label_path: there is no file {str(path)!r}; give a text file with one class number a line, "
+            f"or a CSV"
+        )
+    if path.suffix.lower() == ".mat":
+        return rows_of_cars(path)
+    try:
+        text = read_text(path)
+    except UnicodeDecodeError:
+        raise DatasetError(
+            f"--label_path: {str(path)!r} is no text file; give one class number a line"
+        ) from None
+    if path.suffix.lower() in (".json", ".jsonl"):
+        return rows_of_json(path, text)
+    lines = text.rstrip().split("\n") if text.strip() else []
+    first = re.split(r"[,;\t\s]", lines[0]) if lines else []
+    known = {*IMAGE_TITLES, *LABEL_TITLES, *TARGET_TITLES}
+    has_title = len(lines) > 1 and len({simple(cell) for cell in first} & known) > 1
+    if has_title or (path.suffix.lower() in (".csv", ".tsv") and not is_headless(lines)):
+        return rows_of_table(path, text)
+    return rows_of_lines(path, lines, images)
+
+
+def simple(title: str) -> str:
+    """A column's title without what spellings differ in."""
+    return re.sub(r"[\s_\"']", "", title).lower()
+
+
+def is_headless(lines: Sequence[str]) -> bool:
+    """Whether a table begins with an image and its label at once."""
+    cells = re.split(r"[,;\t]", lines[0]) if lines else []
+    return len(cells) == 1 or any(re.fullmatch(rf"\s*({INTEGER}|{WORDNET_ID})\s*", cell) for cell in cells)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def rows_of_table(path: Path, text: str) -> list[Row]:
+    """A table with a title, separated by commas, semicolons, tabs or spaces."""
+    title = text.lstrip().split("\n", 1)[0]
+    separator = max(",;\t", key=title.count) if re.search(r"[,;\t]", title) else " "
+    table = csv.DictReader(io.StringIO(text.lstrip(), newline=""), delimiter=separator, skipinitialspace=True)
+    return rows_of_dictionaries(path, table, table.fieldnames or [], lambda: table.line_num)
+
+
+def rows_of_dictionaries(
+    path: Path, rows: Iterable[Mapping[str, object]], titles: Sequence[str], line: Callable[[], int]
+) -> list[Row]:
+    """Rows whose columns have titles, of which some are known."""
+    columns: dict[str, str] = {}
+    for title in titles:
+        if columns.setdefault(simple(title or ""), title) != title:
+            raise DatasetError(
+                f"--label_path: {str(path)!r} has two columns {title.strip()!r}; take one of them out"
+            )
+    image, *_ = [columns[title] for title in IMAGE_TITLES if title in columns] or [None]
+    labels = [columns[title] for title in LABEL_TITLES if title in columns]
+    target, *_ = [columns[title] for title in TARGET_TITLES if title in columns] or [None]
+    if not image or not labels:
+        raise DatasetError(
+            f"--label_path: {str(path)!r} has the columns {', '.join(map(str.strip, titles)) or 'none'}; "
+            f"expected ImageId,TrueLabel or filename,label"
+        )
+
+    def cell(row: Mapping[str, object], title: str | None) -> str:
+        value = row.get(title) if title else None
+        if isinstance(value, list):
+            return " ".join(map(str, value))
+        text = "" if value is None else str(value).strip()
+        if title and simple(title) == "predictionstring":
+            return " ".join(dict.fromkeys(re.findall(WORDNET_ID, text)))
+        return text
+
+    return [
+        Row(
+            line(),
+            cell(row, image),
+            cell(row, labels[0]),
+            cell(row, target),
+            tuple(cell(row, t) for t in labels[1:]),
+        )
+        for row in rows
+        if any(value not in (None, "", []) for value in row.values())
+    ]
+
+
+def rows_of_json(path: Path, text: str) -> list[Row]:
+    """JSON lines of rows, a list of them, a mapping from names to labels, or pairs of both in `labels`."""
+    try:
+        if path.suffix.lower() == ".jsonl":
+            content = [json.loads(line) for line in text.split("\n") if line.strip()]
+        else:
+            content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"--label_path: {str(path)!r} is no JSON ({error})") from None
+    if isinstance(content, dict) and isinstance(content.get("labels"), (list, dict)):
+        content = content["labels"]
+    if isinstance(content, dict):
+        content = list(content.items())
+    if content and isinstance(content, list) and all(isinstance(row, dict) for row in content):
+        titles = list(dict.fromkeys(title for row in content for title in row))
+        lines = iter(range(1, len(content) + 1))
+        return rows_of_dictionaries(path, content, titles, lambda: next(lines))
+    if not isinstance(content, list) or not all(
+        isinstance(r, (list, tuple)) and len(r) == 2 for r in content
+    ):
+        raise DatasetError(
+            f"--label_path: {str(path)!r} is JSON of another form; expected rows with file_name and label, "
+            f"or a mapping from names to labels"
+        )
+    return [
+        Row(k, str(name), " ".join(map(str, label)) if isinstance(label, list) else str(label))
+        for k, (name, label) in enumerate(content, 1)
+    ]
+
+
+def rows_of_cars(path: Path) -> list[Row]:
+    """Stanford Cars' annotations: `fname` and `class` of each picture."""
+    from scipy.io import loadmat
+
+    try:
+        annotations = loadmat(path, squeeze_me=True)["annotations"].reshape(-1)
+        names, classes = annotations["fname"].tolist(), annotations["class"].tolist()
+    # what scipy raises on files that are none of its own, and numpy on other contents
+    except (ValueError, KeyError, TypeError, NotImplementedError, AttributeError, IndexError):
+        raise DatasetError(
+            f"--label_path: {str(path)!r} is not Stanford Cars' annotations with labels, such as "
+            f"cars_test_annos_withlabels.mat"
+        ) from None
+    return [Row(k, str(name), str(label)) for k, (name, label) in enumerate(zip(names, classes), 1)]
+
+
+# ---------------------------------------------------------------- lines
+
+
+def rows_of_lines(path: Path, lines: Sequence[str], images: Sequence[Path]) -> list[Row]:
+    """A line for each image, by itself or after the image's name or number."""
+    cells = [re.split(r"[\s,;]+", line.strip(), maxsplit=1) for line in lines]
+    if len(lines) > 0 and all(len(row) == 2 and re.fullmatch(r"\d+", row[0]) for row in cells):
+        listed = names_in_list(path, [row[0] for row in cells])
+        if listed:
+            return [Row(k, name, row[1]) for k, (name, row) in enumerate(zip(listed, cells), 1)]
+        counted = images_counted(path, cells, images)
+        if counted:
+            return [
+                Row(k, str(image), row[1]) for k, (image, row) in enumerate(zip(counted, cells), 1) if image
+            ]
+    numbered = {path.stem for path in images if path.stem.isdigit()}
+    if cells and len(numbered) == len(images) and numbered <= {row[-1] for row in cells if len(row) == 2}:
+        note(f"--label_path: the second column of {str(path)!r} is the image's name")
+        return [Row(k, row[1], row[0]) for k, row in enumerate(cells, 1) if len(row) == 2]
+    names = {*(composed(path.name) for path in images), *(composed(path.stem) for path in images)}
+    for split in SPLITS:
+        pairs = [split(line) for line in lines]
+        found = {composed(last_part(pair[0])) for pair in pairs if pair} & names
+        if None not in pairs and len(found) >= max(1, len(images) / 2) and not all(map(str.isdigit, found)):
+            return [Row(k, name, labels) for k, (name, labels) in enumerate(pairs, 1)]
+    several = [k for k, row in enumerate(cells) if len(row) > 1 and re.fullmatch(r"[\d\s,;]+", " ".join(row))]
+    if several:
+        note(
+            f"--label_path: {len(several)} of {len(lines)} lines of {str(path)!r} give several labels, such "
+            f"as line {several[0] + 1}: {lines[several[0]].strip()[:40]}"
+        )
+    return [Row(k, None, line) for k, line in enumerate(lines, 1)]
+
+
+def last_part(name: str) -> str:
+    """A path's last part, whatever system the path is of."""
+    return re.split(r"[/\\]", name.strip())[-1]
+
+
+def splitting(pattern: str, name: int, labels: int) -> Callable[[str], tuple[str, str] | None]:
+    """A function from a line to an image's name and its labels."""
+
+    def split(line: str) -> tuple[str, str] | None:
+        match = re.fullmatch(pattern, line.strip())
+        return match and (match[name].strip().strip("\"'"), match[labels].strip())
+
+    return split
+
+
+# A name may have spaces or commas in it, and labels may be several or have spaces, too; and labels may come
+# first. The shortest name is tried first, since the end of a path is a name as well.
+AT_FIRST, AT_LAST, AT_FIRST_SPACE, AT_LAST_SPACE = (
+    r"(.+?)[,;\t](.+)",
+    r"(.+)[,;\t](.+)",
+    r"(\S+)\s+(.+)",
+    r"(.+)\s+(\S+)",
+)
+SPLITS = (
+    *(splitting(pattern, 1, 2) for pattern in (AT_FIRST, AT_LAST, AT_FIRST_SPACE, AT_LAST_SPACE)),
+    *(splitting(pattern, 2, 1) for pattern in (AT_LAST, AT_FIRST, AT_LAST_SPACE, AT_FIRST_SPACE)),
+)
+
+
+def names_in_list(path: Path, numbers: Sequence[str]) -> list[str] | None:
+    """The names of numbered images, from the list that lies beside CUB-200-2011's image_class_labels.txt."""
+    beside = path.parent / "images.txt"
+    if path.name != "image_class_labels.txt" or not beside.is_file():
+        return None
+    names = dict(
+        line.split(None, 1) for line in read_text(beside).split("\n") if len(line.split(None, 1)) == 2
+    )
+    missing = next((number for number in numbers if number not in names), None)
+    if missing is not None:
+        raise DatasetError(f"--label_path: {str(beside)!r} has no image {missing}, which {path.name} labels")
+    note(f"--label_path: the images of {str(path)!r} have their names from images.txt beside it")
+    return [names[number].strip() for number in numbers]
+
+
+def images_counted(
+    path: Path, cells: Sequence[Sequence[str]], images: Sequence[Path]
+) -> list[Path | None] | None:
+    """The images that the first column numbers, or None, a line each: by their names, by the numbers at the
+    ends of their names, or by their place; None where it numbers none.
+
+    Raises:
+        DatasetError: it may be meant in two ways.
+    """
+    firsts = [row[0] for row in cells]
+    numbers = [int(text) for text in firsts]
+    only_numbers = all(re.fullmatch(rf"{INTEGER}([\s,;]+{INTEGER})*", row[1].strip()) for row in cells)
+    stems = {image.stem: image for image in images}
+    ends = {int(match[1]): image for image in images if (match := re.search(r"(\d+)\D*$", image.stem))}
+    found = None
+    if len(stems) == len(images) and set(stems) <= set(firsts) and len(set(firsts)) == len(firsts):
+        found, by = [stems.get(text) for text in firsts], "its name"
+    elif len(ends) == len(images) and set(ends) <= set(numbers) and len(set(numbers)) == len(numbers):
+        found, by = [ends.get(number) for number in numbers], "the number in its name"
+    in_order = [image for image in found or () if image is not None] == list(images)
+    counts = numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
+    counts = counts and len(numbers) == len(images)
+    if counts and found and not in_order:
+        raise DatasetError(
+            f"--label_path: the first column of {str(path)!r} counts the images, but in another order than "
+            f"the numbers in their names; give a table with columns filename,label"
+        )
+    if not counts and not found:
+        return None
+    by_chance = len(numbers) == 1 or (not counts and not in_order and len(numbers) < FEW)
+    if only_numbers and by_chance and not (found and by == "its name"):
+        raise DatasetError(
+            f"--label_path: line 1 of {str(path)!r}, {' '.join(cells[0])[:40]!r}, may be an image's number "
+            f"and its label, or two labels; give a table with columns filename,label"
+        )
+    note(
+        f"--label_path: the first column of {str(path)!r} is the image's number, by "
+        f"{by if found else 'its place in natural order'}; for several labels an image give a table with "
+        f"columns filename,label"
+    )
+    return found if found else list(images)

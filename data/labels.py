@@ -1,0 +1,133 @@
+"""What files of labels mean: the classes of each image, and its target.
+
+    labels = Labels(Path("labels.csv"), IMAGENET_CLASSES, base=1)
+    classes, targets = labels.of_images(images, Path("photos"))     # ((3,), (17, 20), ...), (None, ...)
+
+A label is a number, a WordNet id, or the name of a class; `label_rows.py` says in which forms files come.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from common.errors import DatasetError
+from data.classes import ClassFinder, ClassNames, wordnet_id_of
+from data.image_names import rows_of_images
+from data.label_rows import INTEGER, Row, read_rows
+
+
+def numbered(number: int, class_names: Sequence[str], base: int) -> int:
+    """The class of a number that counts from `base`; where the class names say how a file of labels counts,
+    that is followed.
+    """
+    numbering = ClassNames.of(class_names).numbering
+    return numbering[number - 1] if numbering else number - base
+
+
+def check_target(target: int, class_names: Sequence[str], base: int) -> int:
+    """The class of a target that counts from `base`."""
+    first, last = numbers_of(class_names, base)
+    if not first <= target <= last:
+        raise DatasetError(f"--target_label is {target}; expected a label from {first} to {last}")
+    return numbered(target, class_names, base)
+
+
+def numbers_of(class_names: Sequence[str], base: int) -> tuple[int, int]:
+    """The first and the last number of a label."""
+    first = 1 if ClassNames.of(class_names).numbering else base
+    return first, first + len(class_names) - 1
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A file of labels that count from `base`."""
+
+    path: Path
+    class_names: Sequence[str]
+    base: int
+
+    @cached_property
+    def finder(self) -> ClassFinder:
+        return ClassFinder(self.class_names)
+
+    @cached_property
+    def called_by_numbers(self) -> dict[str, int]:
+        """Classes whose names are numbers, as those of digits are."""
+        return {name: k for k, name in enumerate(self.class_names) if name.isdigit()}
+
+    def of_images(self, images: Sequence[Path], root: Path) -> tuple[list[tuple[int, ...]], list[int | None]]:
+        """The classes of each image, and its target or None.
+
+        Raises:
+            DatasetError: something does not fit.
+        """
+        rows = read_rows(self.path, images)
+        if any(row.name is not None for row in rows):
+            rows = rows_of_images(self.path, rows, images, root)
+        return self.in_order(rows, len(images))
+
+    def in_order(self, rows: Sequence[Row], images: int) -> tuple[list[tuple[int, ...]], list[int | None]]:
+        """The classes and targets of a row for each image."""
+        labels = [self.several(row) for row in rows]
+        if len(labels) != images:
+            raise DatasetError(
+                f"--label_path: {str(self.path)!r} has {len(labels)} labels but --images_root has "
+                f"{images} images; expected one label an image"
+            )
+        return labels, [self.one(row.target, row.line) if row.target else None for row in rows]
+
+    def several(self, row: Row) -> tuple[int, ...]:
+        """The classes of a row, each once."""
+        text = row.labels.strip().strip("[]()").strip()
+        parts = [part.strip("\"'") for part in re.split(r"[\s,;|]+", text)] if text else [""]
+        if not all(re.fullmatch(INTEGER, part) or wordnet_id_of(part) for part in parts):
+            parts = [text]  # the name of a class, or several names
+            if "|" in text and not self.finder.places(text):
+                parts = text.split("|")
+        labels = tuple(dict.fromkeys(self.one(part, row.line) for part in parts))
+        self.check_others(row, labels)
+        return labels
+
+    def check_others(self, row: Row, labels: Sequence[int]) -> None:
+        """Raises DatasetError where another column of a row names another class."""
+        for text in row.others:
+            places = [] if re.fullmatch(INTEGER, text) else self.finder.places(text)
+            if places and not set(places) & set(labels):
+                raise DatasetError(
+                    f"--label_path: line {row.line} of {str(self.path)!r} has the label {row.labels}, which "
+                    f"counted from {self.base} is {self.class_names[labels[0]]!r}, and beside it {text!r}; "
+                    f"--label_base says what labels count from"
+                )
+
+    def one(self, text: str, line: int) -> int:
+        """The class of a label."""
+        text = text.strip()
+        first, last = numbers_of(self.class_names, self.base)
+        where, expected = f"--label_path: line {line} of {str(self.path)!r} is", f"{first} to {last}"
+        if re.fullmatch(INTEGER, text):
+            number = int(text.split(".")[0])
+            if not first <= number <= last:
+                raise DatasetError(f"{where} {number}; labels count from {first}, so expected {expected}")
+            found = numbered(number, self.class_names, self.base)
+            if self.called_by_numbers.get(text, found) != found:
+                raise DatasetError(
+                    f"{where} {text}, which as a name and as a label that counts from {first} is not the "
+                    f"same class; --label_base says what labels count from"
+                )
+            return found
+        places = self.finder.places(text) if text else []
+        if not places:
+            raise DatasetError(
+                f"{where} {text[:40]!r}; expected an integer from {expected}, or a WordNet id or the name of "
+                f"a class"
+            )
+        if len(places) > 1:
+            raise DatasetError(
+                f"{where} {text[:40]!r}, which may be {self.finder.described(places, first)}; give the label "
+                f"or WordNet id"
+            )
+        return places[0]

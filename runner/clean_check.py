@@ -1,0 +1,69 @@
+"""What is looked at before an attack: whether the classifiers see in the clean pictures what the labels
+say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from common.errors import InputError, note
+from data.dataset import Item, labels_and_targets
+from data.images import read_image
+from evaluation.clean_accuracy import CleanAccuracy, clean_accuracy, readings
+from evaluation.predictions import Prediction, Predictions, predict
+from runner.task import Task
+
+IMAGES = 200  # that are looked at, evenly out of all
+SECONDS = 15  # of all classifiers; what is not looked at by then is left
+BATCH = 16
+
+
+def clean_accuracies(
+    task: Task, items: Sequence[Item], classifiers: Sequence[torch.nn.Module]
+) -> list[CleanAccuracy]:
+    """Of how many clean pictures each surrogate says a true class, out of the items that are attacked."""
+    options, device = task.options, task.device
+    chosen = [items[k * len(items) // IMAGES] for k in range(IMAGES)] if len(items) > IMAGES else list(items)
+    predicted: list[list[Prediction]] = [[] for _ in classifiers]
+    looked_at: list[int] = []
+    started = time.monotonic()
+    for start in range(0, len(chosen), BATCH):
+        pictures, batch = [], []
+        for item in chosen[start : start + BATCH]:
+            try:
+                pictures.append(read_image(item.path, options.res))
+                batch.append(item)
+            except OSError:
+                continue  # said where it is attacked
+        if not batch:
+            continue
+        labels, _ = labels_and_targets(batch)
+        for answers, classifier in zip(predicted, classifiers):
+            answers += predict(classifier, np.stack(pictures), labels, device)
+        looked_at += [item.index for item in batch]
+        if time.monotonic() - started > SECONDS:
+            break
+    base, classes = options.label_base, len(task.class_names)
+    others = readings(task.items, task.class_names, options.images_root, options.label_path, base)
+    labels = [item.labels for item in task.items]
+    return [
+        clean_accuracy(name, Predictions(answers), looked_at, labels, others, classes)
+        for name, answers in zip(options.model_name, predicted)
+    ]
+
+
+def check_labels(accuracies: Sequence[CleanAccuracy], trusted: bool) -> None:
+    """Says what there is to say of the labels.
+
+    Raises:
+        InputError: they are wrong, and `trusted` does not say otherwise.
+    """
+    for accuracy in accuracies:
+        if accuracy.is_certain and not trusted:
+            raise InputError(
+                f"--label_path: {accuracy.doubt}; if they are right all the same, give --trust_labels"
+            )
+        note(accuracy.doubt or accuracy.described)

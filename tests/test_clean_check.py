@@ -1,0 +1,130 @@
+"""Labels that are not those of the images are recognised before an attack, by what a classifier sees in real
+photographs; right ones are left alone.
+"""
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from classifiers.registry import load_classifier
+from common.errors import InputError
+from data.class_names import read_class_names
+from data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES
+from data.dataset import read_dataset
+from options import Options
+from runner.clean_check import check_labels, clean_accuracies
+from runner.task import Task
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> tuple[Path, list[int]]:
+    """34 photographs, img1 to img34, and their labels, counted from 1."""
+    folder, numbers = tmp_path_factory.mktemp("clean") / "photos", []
+    folder.mkdir()
+    for place, file in (("images", "labels.txt"), ("heldout", "heldout_labels.txt")):
+        for item in read_dataset(ROOT / "demo" / place, ROOT / "demo" / file, IMAGENET_CLASSES):
+            numbers.append(item.labels[0] + 1)
+            shutil.copy(item.path, folder / f"img{len(numbers)}{item.path.suffix}")
+    return folder, numbers
+
+
+@pytest.fixture(scope="module")
+def surrogate() -> torch.nn.Module:
+    return load_classifier("efficientnet_lite0", 1000)
+
+
+def looked_at(folder, path, surrogate, base=1, captions=None, limit=None):
+    options = Options(images_root=folder, label_path=path, label_base=base, limit=limit)
+    options.fill_in_defaults()
+    names = IMAGENET_CLASSES if captions is None else read_class_names(captions)
+    items = read_dataset(folder, path, names, base)
+    task = Task(options, names, items, torch.device("cpu"), torch.float32, {})
+    return clean_accuracies(task, items[:limit], [surrogate])
+
+
+def file_of(tmp_path, labels) -> Path:
+    path = tmp_path / "labels.txt"
+    path.write_text("\n".join(map(str, labels)))
+    return path
+
+
+def test_right_labels_are_counted(photos, surrogate, tmp_path, capsys):
+    (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), surrogate)
+    assert accuracy.images == 34 and accuracy.right >= 28 and not accuracy.doubt
+    check_labels([accuracy], trusted=False)
+    assert "is right on" in capsys.readouterr().err
+
+
+def as_text(labels):
+    """The labels in the order of the names sorted as text."""
+    order = sorted(range(len(labels)), key=lambda k: f"img{k + 1}")
+    return [labels[k] for k in order]
+
+
+def of_the_kit(labels):
+    return [DEVELOPMENT_KIT.index(label - 1) + 1 for label in labels]
+
+
+def mixed(labels):
+    return random.Random(0).sample(labels, len(labels))
+
+
+@pytest.mark.parametrize(
+    "made, base, advice",
+    [
+        (lambda labels: [label - 1 or 1 for label in labels], 1, "labels one higher; give --label_base 0"),
+        (lambda labels: labels, 0, "labels one lower; give --label_base 1"),
+        (lambda labels: [label + 1 for label in labels], 1, "labels one lower"),
+        (as_text, 1, "sorted as text .*give a table"),
+        (of_the_kit, 1, "development kit; give its meta.mat"),
+        (mixed, 1, "as by chance: the labels are not those of the images"),
+    ],
+)
+def test_labels_that_are_off_stop_a_run_with_what_would_fit(photos, surrogate, tmp_path, made, base, advice):
+    (accuracy,) = looked_at(photos[0], file_of(tmp_path, made(photos[1])), surrogate, base)
+    with pytest.raises(InputError, match=f"is right on .*{advice}.*--trust_labels"):
+        check_labels([accuracy], trusted=False)
+    check_labels([accuracy], trusted=True)
+
+
+def test_the_order_of_the_development_kit_is_read_where_it_is_given(photos, surrogate, tmp_path):
+    kit = tmp_path / "map_clsloc.txt"
+    rows = [
+        f"{IMAGENET_CLASSES.wordnet_ids[k]} {number} {IMAGENET_CLASSES[k].replace(' ', '_')}"
+        for number, k in enumerate(DEVELOPMENT_KIT, 1)
+    ]
+    kit.write_text("\n".join(rows) + "\n")
+    (accuracy,) = looked_at(photos[0], file_of(tmp_path, of_the_kit(photos[1])), surrogate, captions=kit)
+    assert accuracy.right >= 28 and not accuracy.doubt
+    (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), surrogate, captions=kit)
+    assert accuracy.is_certain and accuracy.doubt.endswith("leave --captions out")
+
+
+def test_few_images_are_enough_to_see_a_shift(photos, surrogate, tmp_path):
+    (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), surrogate, 0, limit=4)
+    assert accuracy.is_certain
+
+
+def test_random_weights_are_no_evidence(photos, tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Flatten(), torch.nn.Linear(3136, 1000)
+    )
+    (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), network.eval())
+    assert accuracy.doubt and not accuracy.is_certain and "is not trained" in accuracy.doubt
+
+
+def test_two_hundred_images_take_seconds(photos, surrogate, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for k in range(200):
+        shutil.copy(photos[0] / f"img{k % 34 + 1}.jpg", folder / f"img{k + 1}.jpg")
+    started = time.monotonic()
+    (accuracy,) = looked_at(folder, file_of(tmp_path, [photos[1][k % 34] for k in range(200)]), surrogate)
+    assert time.monotonic() - started < 20
+    assert not accuracy.doubt
