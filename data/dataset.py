@@ -86,7 +86,7 @@ def list_images(folder: Path) -> list[Path]:
         raise DatasetError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
     images = natsorted(filter(is_image, folder.iterdir()), key=lambda path: path.name)
     folders = class_folders(folder)
-    skipped = [path for path in folder.iterdir() if path.is_file() and not is_image(path)]
+    skipped = [path for path in folder.iterdir() if not path.is_dir() and not is_image(path)]
     if images:
         skipped += folders
     for inner in folders if not images else []:

@@ -29,14 +29,16 @@ def rows_of_images(path: Path, rows: Sequence[Row], images: Sequence[Path], root
     for parts, row in named:
         by_name.setdefault(parts[-1], []).append((parts[:-1], row))
     folders = {parts[:-1] for parts, _ in named}
-    in_classes = any(image.parent != root for image in images)
+    in_classes = images[0].parent != root
+    places = {image.parent for image in images}
+    folders_of = {place: tuple(map(composed, place.resolve().parts)) for place in places}
     root_name = composed(root.resolve().name)
     folders_tell = len(folders) > 1 and (
         in_classes or any(parts[-1] == root_name for parts in folders if parts)
     )
     found, missing = [], []
     for image in images:
-        own = tuple(map(composed, image.resolve().parent.parts))
+        own = folders_of[image.parent]
         candidates = by_name.get(composed(image.name)) or by_name.get(composed(image.stem)) or []
         if folders_tell:
             candidates = [(parts, row) for parts, row in candidates if parts and parts[-1] == own[-1]]
