@@ -5,6 +5,7 @@ attack, and writes evaluation.json and evaluation.txt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from natsort import natsorted
@@ -23,10 +24,11 @@ from data.records import read_configuration
 from evaluation.by_image import row_of_results
 from evaluation.quality import check_reference, feature_network
 from options import Options
+from runner.clean_check import check_labels, clean_accuracies
 from runner.folder import check_save_dir, counted, make_folder, provenance
 from runner.judges import FileStore, Judging, asked_of, judge_all
 from runner.summary import write_report
-from runner.task import class_names_of
+from runner.task import Task, class_names_of
 
 BYTES_EACH = 1_500_000_000  # of a process that judges
 
@@ -55,8 +57,11 @@ def judge_folder(options: Options) -> int:
         resolve_dtype(options.dtype, device),
         feature_network(options.model_name),
     )
-    for name in judging.asked.classifiers:
-        judging.load(name)  # what is wrong with one is said before hours of judging by the others
+    # what is wrong with one is said before hours of judging by the others
+    loaded = [judging.load(name) for name in judging.asked.classifiers][: len(options.model_name)]
+    if options.label_path is not None:
+        task = Task(replace(options, res=size), class_names, items, device, judging.dtype, {})
+        check_labels(clean_accuracies(task, items, loaded), options.trust_labels)
     make_folder(layout.folder, *layout.places)
     processes = options.processes or (processes_for(len(items), BYTES_EACH) if device.type == "cpu" else 1)
     judge_all(judging, items, {}, processes)
