@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,15 @@ from classifiers.fused import fused
 from classifiers.preprocessing import Preprocessed
 from classifiers.sources import code_classifier, hugging_face_classifier, program_classifier, timm_classifier
 from common.errors import ClassifierError, InputError, note, one_line
-from data.classes import permutation_of, spoken
+from data.classes import (
+    IMAGENET_CLASSES,
+    ClassFinder,
+    ClassNames,
+    indistinct,
+    misplaced,
+    permutation_of,
+    spoken,
+)
 
 if TYPE_CHECKING:
     from diffusion.inversion import LatentDiffusion
@@ -47,11 +55,15 @@ class WithoutBackground(torch.nn.Module):
 
 
 class Reordered(torch.nn.Module):
-    """A classifier whose outputs are put into the order of `order`, `(classes,)`."""
+    """A classifier whose outputs are put into the order of `order`, `(classes,)`.
 
-    def __init__(self, classifier: torch.nn.Module, order: list[int]):
+    Args:
+        indistinct: the classes whose outputs have one name, so that which is which is not known.
+    """
+
+    def __init__(self, classifier: torch.nn.Module, order: list[int], indistinct: Collection[int] = ()):
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.indistinct = classifier, frozenset(indistinct)
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -91,7 +103,9 @@ def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     size = EfficientNet.get_image_size(f"efficientnet-lite{variant}")
     quick = fused(network.eval())
-    return Preprocessed(quick, (size, size), mean=127 / 255, std=128 / 255, channels_last=True)
+    classifier = Preprocessed(quick, (size, size), mean=127 / 255, std=128 / 255, channels_last=True)
+    classifier.class_names = IMAGENET_CLASSES
+    return classifier
 
 
 REGISTRY: dict[str, Callable[[], torch.nn.Module]] = {
@@ -198,13 +212,14 @@ def load_undefended(
             parameter.requires_grad_(False)
     if classes is None:
         return classifier
-    class_names = None if isinstance(classes, int) else tuple(classes)
+    class_names = None if isinstance(classes, int) else ClassNames.of(classes)
     own_names = getattr(classifier, "class_names", None)
     classifier, outputs = examine(name, classifier, side, attacked)
     expected = classes if class_names is None else len(class_names)
     if outputs == 1001 and expected == 1000:
         note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
-        return WithoutBackground(classifier)
+        classifier, outputs = WithoutBackground(classifier), 1000
+        own_names = own_names and own_names[1:]
     if outputs != expected:
         raise ClassifierError(
             f"classifier {name!r} has {outputs} outputs, but there are {expected} classes; give --captions "
@@ -270,13 +285,19 @@ def in_order(
     name: str,
     classifier: torch.nn.Module,
     own_names: Sequence[str] | None,
-    class_names: Sequence[str] | None,
+    class_names: ClassNames | None,
 ) -> torch.nn.Module:
     """The classifier with its outputs in the order of the class names, as far as it has names for them."""
     if not own_names or not class_names or len(own_names) != len(class_names):
+        if class_names and is_imagenet_in_another_order(class_names):
+            note(
+                f"{name} has no names for its classes: its outputs are taken to be in the order of "
+                f"--captions, which is not the one that classifiers of ImageNet have"
+            )
         return classifier
     order = permutation_of(own_names, class_names)
     if order is None:
+        check_not_misplaced(name, own_names, class_names)
         ours, theirs = next(
             (ours, theirs) for ours, theirs in zip(class_names, own_names) if spoken(ours) != spoken(theirs)
         )
@@ -286,8 +307,44 @@ def in_order(
         )
     elif order != list(range(len(order))):
         note(f"{name} has the classes in another order than --captions; they are matched by their names")
-        return Reordered(classifier, order)
+        return Reordered(classifier, order, indistinct(own_names, order))
     return classifier
+
+
+def is_imagenet_in_another_order(class_names: ClassNames) -> bool:
+    ids = class_names.wordnet_ids
+    return ids != IMAGENET_CLASSES.wordnet_ids and set(ids) == set(IMAGENET_CLASSES.wordnet_ids)
+
+
+def check_not_misplaced(name: str, own_names: Sequence[str], class_names: Sequence[str]) -> None:
+    """Raises ClassifierError where names say that the outputs are in another order than the classes, but not
+    in which.
+    """
+    place = misplaced(own_names, class_names)
+    if place is not None:
+        ours, theirs = place
+        raise ClassifierError(
+            f"classifier {name!r} has its classes in another order than --captions: {class_names[ours]!r} is "
+            f"its output {theirs} and class {ours}, counted from 0; and not all can be matched by name, "
+            f"since it calls some otherwise; give its own names as --captions"
+        )
+
+
+def check_distinct(
+    name: str, classifier: torch.nn.Module, class_names: Sequence[str], used: set[int]
+) -> None:
+    """Raises ClassifierError where images or targets are of classes of which a classifier has several outputs
+    of one name.
+    """
+    for module in classifier.modules():
+        unknown = sorted(getattr(module, "indistinct", frozenset()) & used)
+        if unknown:
+            others = ClassFinder(class_names).described(sorted(module.indistinct), 1)
+            raise ClassifierError(
+                f"classifier {name!r} has several outputs of one name, and an image is of such a class: "
+                f"which is which of {others}, counted from 1, is not known; give its outputs different "
+                f"names, such as WordNet ids, or take images of these classes out"
+            )
 
 
 def file_name(name: str) -> str:

@@ -19,6 +19,7 @@ import torch
 from classifiers.preprocessing import Preprocessed, from_processor, from_timm
 from common.checkpoints import check_files, check_loaded, stay_offline_if_out_of_reach
 from common.errors import ClassifierError, one_line
+from data.classes import IMAGENET_CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
@@ -52,7 +53,20 @@ def timm_classifier(name: str) -> Preprocessed:
             f"the weights of 'timm:{name}' are not here and cannot be fetched ({one_line(error)}); give a "
             f"local folder in transformers format as hf:FOLDER, or a program FILE.pt2"
         ) from None
-    return from_timm(network, timm.data.resolve_model_data_config(network))
+    classifier = from_timm(network, timm.data.resolve_model_data_config(network))
+    classifier.class_names = names_of_timm(network)
+    return classifier
+
+
+def names_of_timm(network: torch.nn.Module) -> tuple[str, ...] | None:
+    """The names that a model of timm has for its outputs, where it has some: those of its configuration,
+    which are often WordNet ids, or those of ImageNet.
+    """
+    configuration = network.pretrained_cfg
+    if configuration.get("label_names"):
+        return tuple(map(str, configuration["label_names"]))
+    # timm's own way to say what weights were trained on is the end of their tag
+    return IMAGENET_CLASSES if str(configuration.get("tag")).endswith("in1k") else None
 
 
 def hugging_face_classifier(name: str) -> torch.nn.Module:

@@ -205,3 +205,17 @@ def indistinct(outputs: Sequence[str], order: Sequence[int]) -> list[int]:
         return []
     count = Counter(map(composed, outputs))
     return [k for k, place in enumerate(order) if count[composed(outputs[place])] > 1]
+
+
+def misplaced(outputs: Sequence[str], class_names: Sequence[str]) -> tuple[int, int] | None:
+    """A class that one output alone has the name of, at another place than its own: that class and that
+    output, or None.
+    """
+    theirs = listed((spoken(name), place) for place, name in enumerate(outputs))
+    ours = listed((spoken(name), k) for k, name in enumerate(class_names))
+    pairs = (
+        (places[0], theirs[name][0])
+        for name, places in ours.items()
+        if len(places) == 1 == len(theirs.get(name, ()))
+    )
+    return next(((k, place) for k, place in pairs if k != place), None)

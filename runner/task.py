@@ -17,7 +17,7 @@ from attacks.library import load_attack
 from attacks.names import OURS, parse_attack
 from attacks.pixel import PixelAttack
 from classifiers.defences import check_defence, needs_diffusion, split_name
-from classifiers.registry import load_classifier
+from classifiers.registry import check_distinct, load_classifier
 from common.devices import resolve_device, resolve_dtype, set_up
 from common.environment import mend_torchvision
 from common.errors import InputError, note
@@ -129,8 +129,10 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
             raise InputError(f"--attack {name} is not targeted; leave --target_label out")
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
+    used = {label for item in task.items for label in (*item.labels, item.target) if label is not None}
     for name in dict.fromkeys(split_name(name)[0] for name in options.transfer_models) if is_first else ():
-        load_classifier(name, task.class_names, options.res)
+        judge = load_classifier(name, task.class_names, options.res)
+        check_distinct(name, judge, task.class_names, used)
     # before the pipeline, which takes longer, except where they need it
     pipeline = task.load_pipeline() if needs_diffusion(options.model_name) else None
     classifiers = [
@@ -146,6 +148,7 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     ]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
     for name, classifier in zip(options.model_name, classifiers) if is_first else ():
+        check_distinct(name, classifier, task.class_names, used)
         for warning in warnings_about_outputs(name, classifier, noise, task.device):
             note(warning)
     if pipeline is None and needs_pipeline(each):

@@ -1,5 +1,6 @@
 """Labels in the forms of data sets of the field, and names that could be those of several classes."""
 
+import copy
 import json
 import os
 import random
@@ -7,10 +8,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 
-from common.errors import DatasetError
+from classifiers.registry import check_distinct, load_classifier
+from common.errors import ClassifierError, DatasetError, note
 from data.class_names import read_class_names
 from data.classes import (
     DEVELOPMENT_KIT,
@@ -108,6 +111,72 @@ def test_outputs_that_are_called_by_wordnet_ids():
 
 def test_names_that_differ_in_case_alone_are_matched_exactly():
     assert permutation_of(("Cardigan", "cardigan", "hen"), ("hen", "cardigan", "Cardigan")) == [2, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A folder in transformers format with a random network of 1000 classes, and how to write it anew with
+    outputs in another order.
+    """
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    network = ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=16, num_labels=1000))
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+    def ordered(names, order):
+        """Output k is that of class order[k], and has the name names[order[k]]."""
+        shown = copy.deepcopy(network)
+        shown.classifier.weight.data = network.classifier.weight.data[order]
+        shown.classifier.bias.data = network.classifier.bias.data[order]
+        shown.config.id2label = {k: names[place] for k, place in enumerate(order)}
+        shown.config.label2id = {name: k for k, name in shown.config.id2label.items()}
+        shown.save_pretrained(folder)
+        return f"hf:{folder}"
+
+    return ordered
+
+
+OFFICIAL = ["crane" if k == 134 else name for k, name in enumerate(IMAGENET_CLASSES)]
+
+
+def test_a_head_with_imagenets_names_in_another_order_is_put_right(vit, capsys):
+    picture = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    straight = load_classifier(vit(IMAGENET_CLASSES, list(range(1000))), IMAGENET_CLASSES)(picture)
+    order = random.Random(0).sample(range(1000), 1000)
+    for names in (IMAGENET_CLASSES, OFFICIAL, IDS):
+        other = load_classifier(vit(names, order), IMAGENET_CLASSES)
+        apart = (other(picture) != straight)[0].nonzero().flatten().tolist()
+        assert set(apart) <= ({134, 517} if names is OFFICIAL else set())
+        assert "matched by their names" in capsys.readouterr().err
+        check_distinct("hf", other, IMAGENET_CLASSES, {0, 264})
+        if names is OFFICIAL:
+            with pytest.raises(
+                ClassifierError, match="'crane bird' .label 135, n02012849. or 'crane' .label 518"
+            ):
+                check_distinct("hf", other, IMAGENET_CLASSES, {0, 517})
+        note.cache_clear()
+
+
+def test_a_head_in_an_order_that_cannot_be_worked_out_is_refused(vit):
+    strange = ["kit fox", *(f"thing {k}" for k in range(999))]
+    with pytest.raises(
+        ClassifierError, match="another order than --captions: 'kit fox' is its output 0 and class 2"
+    ):
+        load_classifier(vit(strange, list(range(1000))), IMAGENET_CLASSES)
+
+
+def test_captions_in_another_order_than_imagenets_are_matched_by_their_ids(tmp_path, capsys):
+    rows = [f"{IDS[k]} {IMAGENET_CLASSES[k]}" for k in reversed(range(1000))]
+    names = read_class_names(written(tmp_path / "c.txt", "\n".join(rows)))
+    picture = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    straight, turned = (
+        load_classifier("efficientnet_lite0", some)(picture) for some in (IMAGENET_CLASSES, names)
+    )
+    assert torch.equal(turned, straight.flip(1))
+    assert "matched by their names" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- WordNet ids
