@@ -26,10 +26,11 @@ from common.commands import run_program
 from common.flags import parse_options
 from runner.checked import Checked
 from runner.clean_check import check_labels, clean_accuracies
-from runner.compared import CompareOptions, Mode, check_options, entries
+from runner.compared import CompareOptions, Mode, check_options, check_reports, entries
 from runner.comparing import report
 from runner.folder import check_folder, claim_folder, drop_unusable, make_folder
 from runner.modes import attack_in_modes
+from runner.own_files import check_nothing_is_in_the_way
 from runner.processes import get_ready
 from runner.runner import Job, restore_weights
 from runner.summary import weights_at_the_end
@@ -47,6 +48,8 @@ def run(options: CompareOptions) -> int:
     configurations = [task.configuration(one) for one in each]
     for one, configuration in zip(each, configurations):
         check_folder(one.save_dir, configuration)
+        check_nothing_is_in_the_way(task.layout(one), one)
+    check_reports(options)
     selected = task.items[: options.limit]
     items = [item for item in selected if item.index % parts == part]
     get_ready([(one, task.layout(one)) for one in each], task.device, items)

@@ -28,6 +28,7 @@ from common.commands import run_program
 from common.devices import process_device, wait_for_the_others
 from common.errors import InputError
 from common.flags import parse_options
+from common.launched import launched
 from data.dataset import Item
 from data.layout import Layout
 from diff_latent_attack import DiffAttack
@@ -40,7 +41,6 @@ from runner.folder import (
     adding_up,
     check_folder,
     claim_folder,
-    clear_folder,
     drop_unusable,
     identity_of,
     make_folder,
@@ -50,6 +50,7 @@ from runner.folder import (
 )
 from runner.judge_folder import judge_folder
 from runner.judges import judge_all, judging_of
+from runner.own_files import check_nothing_is_in_the_way, clear_run
 from runner.processes import count_processes, get_ready
 from runner.runner import Runner, job_of, restore_weights, share_out
 from runner.summary import report
@@ -70,7 +71,7 @@ def list_models() -> str:
 
 def run(options: Options) -> int:
     """Attacks, judges, adds up and writes; returns the exit code: 1 if an image could not be attacked."""
-    processes, process = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    processes, process = launched().processes, launched().process
     part, parts = check_shards(options, [options.weight_mode], processes, process)
     if options.merge:
         check_merge(options)
@@ -79,8 +80,14 @@ def run(options: Options) -> int:
     configuration = task.configuration(options)
     layout, selected = task.layout(options), task.items[: options.limit]
     mine = [item for item in selected if item.index % parts == part]
+    if processes > 1:
+        print(
+            f"process {process} of {processes}: {len(mine)} of {len(selected)} images are its part",
+            file=sys.stderr,
+        )
     checked = Checked(layout, task.masks)
     judging = judging_of(task, options)
+    check_nothing_is_in_the_way(layout, options)
     if not options.overwrite:
         check_folder(options.save_dir, configuration)
         if (options.save_dir / "run.json").exists():
@@ -134,7 +141,8 @@ def claim(task: Task, configuration: dict, processes: int, process: int) -> str:
     make_folder(layout.folder, *layout.places)
     if task.options.overwrite:
         if process == 0:
-            clear_folder(layout.folder)
+            clear_run(layout.folder)
+            check_nothing_is_in_the_way(layout, task.options)
             make_folder(layout.folder, *layout.places)
         if processes > 1:
             wait_for_the_others(task.device)

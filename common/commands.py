@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import signal
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from common.errors import CheckpointError, ClassifierError, DatasetError, InputError, RunError
+from common.launched import LauncherError, is_first_process
 
 GOES_ON = "the images done so far are complete, and the same command goes on with the rest"
 
@@ -61,8 +61,8 @@ def run_program(name: str, work: Callable[[], int]) -> int:
     try:
         with signals_raised():
             return work()
-    except (InputError, DatasetError, ClassifierError, CheckpointError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:  # every process finds the same
+    except (InputError, DatasetError, ClassifierError, CheckpointError, LauncherError) as error:
+        if is_first_process():  # every process finds the same
             say(f"{name}: error: {error}")
         return 2
     except RunError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +15,8 @@ import psutil
 import torch
 from accelerate import PartialState
 
-from common.errors import InputError
+from common.errors import InputError, RunError, one_line
+from common.launched import launched
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,15 +45,55 @@ def process_device(name: str) -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
+PATIENCE, SAID_AFTER = 300, 10  # seconds
+
+
 def wait_for_the_others(device: torch.device) -> None:
     """Until all processes that a launcher started, on all machines, have come here.
 
     Nothing else makes one process wait for another: each attacks and judges its own images, and says what it
-    has done by the files that it writes.
+    has done by the files that it writes. The waiting itself is done by code that no signal ends, so another
+    thread does it.
+
+    Raises:
+        RunError: they have not come in `PATIENCE` seconds.
     """
-    state = PartialState(cpu=device.type != "cuda", timeout=timedelta(minutes=10))
-    state.wait_for_everyone()
-    state.destroy_process_group()
+    here = launched()
+    place = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    if not all(place.values()):
+        raise InputError(
+            f"the environment says that this is process {here.process} of {here.processes}, but not where "
+            f"they meet (MASTER_ADDR, MASTER_PORT), which --overwrite needs; start it by torchrun or "
+            f"accelerate launch, or unset RANK and WORLD_SIZE"
+        )
+    raised: list[BaseException] = []
+
+    def meet() -> None:
+        try:
+            state = PartialState(cpu=device.type != "cuda", timeout=timedelta(seconds=PATIENCE))
+            state.wait_for_everyone()
+            state.destroy_process_group()
+        except Exception as error:  # whatever torch's back ends raise where others do not come
+            raised.append(error)
+
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    started, said = time.monotonic(), False
+    while thread.is_alive() and time.monotonic() - started < PATIENCE:
+        thread.join(0.2)
+        if thread.is_alive() and not said and time.monotonic() - started > SAID_AFTER:
+            said = True
+            print(
+                f"process {here.process} of {here.processes} waits for the others at {place['MASTER_ADDR']}:"
+                f"{place['MASTER_PORT']}; if there are none, unset RANK and WORLD_SIZE",
+                file=sys.stderr,
+            )
+    if thread.is_alive() or raised:
+        reason = one_line(raised[0]) if raised else f"not in {PATIENCE} s"
+        raise RunError(
+            f"the other processes that WORLD_SIZE={here.processes} speaks of did not come ({reason}); start "
+            f"all of them, or unset RANK and WORLD_SIZE"
+        )
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -3,6 +3,9 @@ setting of the user's wins.
 """
 
 import os
+import threading
+
+from tqdm import tqdm
 
 # GNU OpenMP, which PyTorch uses on Linux, lets threads that wait for others spin by default. Where other
 # processes keep the cores busy, the thread that has work to do then waits for one that only spins: an
@@ -10,7 +13,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Its advice on image processors has nothing to do with these programs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
+# tqdm's own lock is shared by processes that nobody starts here in its way; of each process that is ended
+# while it has one, multiprocessing complains at the very end that something leaked.
+tqdm.set_lock(threading.RLock())
 
 DECLARED: list = []  # what torch.library declares lasts as long as these objects
 

@@ -4,8 +4,9 @@ answer.
 
 import functools
 import multiprocessing
-import os
 import sys
+
+from common.launched import is_first_process
 
 
 class InputError(ValueError):
@@ -57,7 +58,7 @@ class NonFiniteLossError(ArithmeticError):
 @functools.cache
 def note(text: str) -> None:
     """Says something once; of several processes, the first says it."""
-    if int(os.environ.get("RANK", 0)) == 0 and multiprocessing.parent_process() is None:
+    if is_first_process() and multiprocessing.parent_process() is None:
         print(f"note: {text}", file=sys.stderr)
 
 

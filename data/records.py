@@ -374,7 +374,7 @@ def read_configuration(folder: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(
             f"{path} cannot be read ({one_line(error, 120)}), so that nothing says what the folder "
-            f"holds; put it back, or start over with --overwrite"
+            f"holds; put it back or give another folder (--overwrite deletes what it names, no more)"
         ) from None
     return configuration
 

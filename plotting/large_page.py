@@ -18,7 +18,6 @@ import json
 import math
 import multiprocessing
 import re
-import shutil
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -96,15 +95,24 @@ def write_large_page(run: Run, content: Mapping[str, object]) -> None:
     remove_others(run.folder / FILES, parts)
 
 
+def files_of_large_page(folder: Path) -> list[Path]:
+    """What lies beside the page, in the folder of a run."""
+    kinds = (("thumbnails", "webp"), ("details", "js"))
+    found = [path for kind, ending in kinds for path in (folder / FILES / kind).glob(f"*/*.{ending}")]
+    own = [path for path in found if path.stem.isdecimal() and path.parent.name.isdecimal()]
+    return own + [path for path in [folder / FILES / "columns.js"] if path.is_file()]
+
+
 def remove_files_of_large_page(folder: Path) -> None:
-    """Of a run that has become another, or a small one."""
-    for name in ("thumbnails", "details"):
-        shutil.rmtree(folder / FILES / name, ignore_errors=True)
-    (folder / FILES / "columns.js").unlink(missing_ok=True)
-    try:
-        (folder / FILES).rmdir()
-    except OSError:  # it is not there, or holds what is not the page's
-        pass
+    """Of a run that has become another, or a small one; what is not the page's stays."""
+    for path in files_of_large_page(folder):
+        path.unlink(missing_ok=True)
+    files = folder / FILES
+    for place in (*files.glob("*/*"), *files.glob("*"), files):
+        if place.is_dir():
+            delete_abandoned(place)
+            if not any(place.iterdir()):
+                place.rmdir()
 
 
 def remove_others(files: Path, parts: Sequence[Part]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -13,9 +12,12 @@ import torch
 from attacks.names import OURS, attack_names, parse_attack
 from common.errors import InputError
 from common.flags import flag
+from common.launched import launched
+from data.records import ANALYSIS
 from evaluation.judging import KEY, read_judgements, read_key
 from evaluation.sweep import Sweep, parse_sweep
 from options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
+from runner.own_files import check_reports_are_ours
 from runner.runner import Job
 from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES
 
@@ -120,7 +122,7 @@ def check_options(options: CompareOptions) -> None:
         )
     if options.check:
         raise InputError("--check is for main.py; give it one of the modes or attacks")
-    if "WORLD_SIZE" in os.environ or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
+    if not launched().is_alone or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
         raise InputError(
             "--overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares "
             "out its images by --processes and --shard"
@@ -139,6 +141,19 @@ def check_options(options: CompareOptions) -> None:
         key = read_key(options.save_dir / KEY)
         for path in options.judged:
             read_judgements(path, key)
+
+
+def check_reports(options: CompareOptions) -> None:
+    """Raises InputError where reports of others would be written over."""
+    endings, figures = ("md", "tex", "csv", "html"), f"{ANALYSIS}/success_against_visibility.png"
+    comparison = [f"comparison.{ending}" for ending in endings] + ["judging.html", KEY, figures]
+    if not options.sweep:
+        check_reports_are_ours(options.save_dir, "comparison.json", comparison)
+        return
+    sweep = [f"sweep.{ending}" for ending in endings] + [f"{ANALYSIS}/sweep.png"]
+    check_reports_are_ours(options.save_dir, "sweep.json", sweep)
+    for value in options.sweep.values:
+        check_reports_are_ours(options.save_dir / options.sweep.folder(value), "comparison.json", comparison)
 
 
 def entries(options: CompareOptions) -> list[Entry]:

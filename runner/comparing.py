@@ -119,10 +119,11 @@ def write_comparison(
     write_texts(
         folder,
         {
+            # first, since it says that the others are this tool's
+            "comparison.json": json.dumps(comparison.results | provenance(options, device), indent=2),
             "comparison.md": markdown(title_of(modes), comparison.sections, comparison.remarks),
             # without the notes
             "comparison.tex": latex([row[:-1] for row in comparison.sections[0][1]], comparison.caption),
-            "comparison.json": json.dumps(comparison.results | provenance(options, device), indent=2),
             "comparison.csv": csv_text(
                 comparison.names, [run.rows for run in runs], evaluations, options.label_base
             ),
@@ -243,9 +244,9 @@ def write_sweep(
     write_texts(
         options.save_dir,
         {
+            "sweep.json": json.dumps(found.results | provenance(options, device), indent=2),
             "sweep.md": markdown(f"Sweep of {sweep.flag}", found.sections, found.remarks),
             "sweep.tex": latex(found.sections[0][1], found.remarks[0]),
-            "sweep.json": json.dumps(found.results | provenance(options, device), indent=2),
             "sweep.csv": sweep_csv(curves),
         },
     )

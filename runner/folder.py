@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -23,14 +22,12 @@ from common.errors import InputError, RunError, note
 from common.progress import progress
 from data.dataset import Item
 from data.images import delete_abandoned, replacing, temporary_name
-from data.layout import SUBFOLDERS, Layout
-from data.records import ANALYSIS, json_digest, read_configuration, read_record, run_identity
+from data.layout import Layout
+from data.records import json_digest, read_configuration, read_record, run_identity
 from options import Options
-from plotting.large_page import remove_files_of_large_page
 from runner.checked import Checked
 
 WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
-RUN_FILES = ("run.json", "results.json", "log.txt", "report.html", "checked.json")
 PACKAGES = (
     "torch",
     "torchvision",
@@ -104,7 +101,7 @@ def check_folder(folder: Path, configuration: dict) -> None:
         if any(folder.glob("*_record.npz")):
             raise InputError(
                 f"--save_dir: {str(folder)!r} holds results but no run.json that says of what; give another "
-                f"folder, or --overwrite to start over"
+                f"folder, or move them away"
             )
         return
     try:
@@ -256,19 +253,6 @@ def adding_up(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
-
-
-def clear_folder(folder: Path) -> None:
-    """Deletes what a run writes, and nothing else."""
-    for place in (folder, *folder.glob(SUBFOLDERS)):
-        for path in place.iterdir():
-            of_image = re.fullmatch(r"\d{4,}_[\w.+-]+\.(png|npz|txt)(\.[\w-]*\.?partial)?", path.name)
-            if path.is_file() and (of_image or (place == folder and path.name in RUN_FILES)):
-                path.unlink()
-    remove_files_of_large_page(folder)
-    for path in (folder / ANALYSIS).glob("*"):
-        if re.fullmatch(r"\w+\.(png|pdf)(\.[\w-]*\.?partial)?", path.name):
-            path.unlink()
 
 
 def shortened(value: object) -> str:

@@ -27,6 +27,7 @@ from options import Options
 from runner.clean_check import check_labels, clean_accuracies
 from runner.folder import check_save_dir, counted, make_folder, provenance
 from runner.judges import FileStore, Judging, asked_of, judge_all
+from runner.own_files import check_reports_are_ours
 from runner.summary import write_report
 from runner.task import Task, class_names_of
 
@@ -41,6 +42,7 @@ def judge_folder(options: Options) -> int:
     items = label_pairs(options, [clean for clean, _ in pairs], class_names)
     device = resolve_device(options.device)
     check_save_dir(options.save_dir)
+    check_reports_are_ours(options.save_dir, "evaluation.json", ["evaluation.txt"])
     check_reference(options.fid_reference, options.model_name)
     size = common_side(pairs)
     # which the original tool does not write

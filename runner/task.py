@@ -34,6 +34,7 @@ from evaluation.checks import warnings_about_outputs
 from evaluation.quality import check_reference
 from options import Options
 from runner.folder import check_save_dir, configuration_of, content_digests, file_digest
+from runner.own_files import check_apart, check_images_are_no_results, check_inputs_are_safe
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -100,6 +101,9 @@ def read_task(options: Options, device: str | None = None) -> Task:
     Raises:
         InputError, DatasetError: something named cannot be used.
     """
+    check_apart(options.save_dir, options.images_root)
+    check_images_are_no_results(options.images_root)
+    check_inputs_are_safe(options)
     class_names = class_names_of(options)
     items = read_items(options, class_names)
     resolved = resolve_device(device or options.device)

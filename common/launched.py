@@ -1,0 +1,56 @@
+"""What a launcher such as torchrun, accelerate launch or Slurm says in the environment: which of how many
+processes this one is.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+class LauncherError(ValueError):
+    """What a launcher said does not fit together; the message says what, and what to do, in one line."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One process of several on one or more machines; or the only one."""
+
+    process: int = 0
+    processes: int = 1
+
+    @property
+    def is_alone(self) -> bool:
+        return self.processes == 1
+
+
+def launched() -> Launched:
+    """By RANK and WORLD_SIZE.
+
+    Raises:
+        LauncherError: they do not fit together.
+    """
+    said = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)}
+    if not said:
+        return Launched()
+    shown = ", ".join(f"{name}={text}" for name, text in said.items())
+    advice = "start it by torchrun or accelerate launch, which set both, or unset RANK and WORLD_SIZE"
+    if len(said) == 1 and said.get("WORLD_SIZE") != "1":
+        missing = "WORLD_SIZE" if "RANK" in said else "RANK"
+        raise LauncherError(f"the environment has {shown} but no {missing}; {advice}")
+    if not all(text.isdecimal() for text in said.values()):
+        raise LauncherError(f"the environment has {shown}, which are no numbers of processes; {advice}")
+    found = Launched(int(said.get("RANK", 0)), int(said["WORLD_SIZE"]))
+    if found.process >= found.processes:
+        raise LauncherError(
+            f"the environment has {shown}, but processes count from 0 to WORLD_SIZE - 1; {advice}"
+        )
+    return found
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks for all."""
+    try:
+        return launched().process == 0
+    except LauncherError:
+        return True  # who else would say it

@@ -1,0 +1,124 @@
+"""What launchers say in the environment: what fits together, and waiting for processes that never come."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ENVIRONMENT, MAIN, ROOT, flags, run
+
+import common.devices
+from common.devices import wait_for_the_others
+from common.errors import InputError, RunError
+from common.launched import Launched, LauncherError, launched
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def put(**variables):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "variables, found",
+    [
+        ({}, Launched(0, 1)),
+        ({"LOCAL_RANK": "3"}, Launched(0, 1)),
+        ({"WORLD_SIZE": "1"}, Launched(0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Launched(0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, Launched(2, 4)),
+        ({"RANK": "", "WORLD_SIZE": ""}, Launched(0, 1)),
+    ],
+)
+def test_which_process_this_is(environment, variables, found):
+    environment(**variables)
+    assert launched() == found
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"RANK": "1"}, "has RANK=1 but no WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "has WORLD_SIZE=2 but no RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2, WORLD_SIZE=2, but processes count from 0"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "are no numbers"),
+        ({"RANK": "a", "WORLD_SIZE": "2"}, "are no numbers"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "processes count from 0"),
+    ],
+)
+def test_variables_that_do_not_fit_together(environment, data, tmp_path, variables, message):
+    environment(**variables)
+    with pytest.raises(LauncherError, match=message):
+        launched()
+    result = run([*MAIN, *flags(data, tmp_path / "out")])
+    assert (
+        result.returncode == 2 and result.stderr.count("\n") == 1 and message.split(",")[0] in result.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_of_the_images_is_said(environment, data, quick, tmp_path):
+    environment(RANK="1", WORLD_SIZE="2")
+    result = run([*MAIN, *flags(data, tmp_path / "out", "--model_name", quick)])
+    assert result.returncode == 0
+    environment(RANK="0", WORLD_SIZE="2")
+    result = run([*MAIN, *flags(data, tmp_path / "out", "--model_name", quick)])
+    assert "process 0 of 2: 2 of 4 images are its part" in result.stderr
+
+
+def test_starting_over_needs_a_place_to_meet(environment):
+    environment(RANK="0", WORLD_SIZE="2")
+    with pytest.raises(InputError, match="MASTER_ADDR, MASTER_PORT.*unset RANK and WORLD_SIZE"):
+        wait_for_the_others(common.devices.torch.device("cpu"))
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, capsys):
+    environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+    monkeypatch.setattr(common.devices, "SAID_AFTER", 0.3)
+    monkeypatch.setattr(common.devices, "PATIENCE", 2)
+    started = time.monotonic()
+    with pytest.raises(RunError, match="WORLD_SIZE=2 speaks of did not come"):
+        wait_for_the_others(common.devices.torch.device("cpu"))
+    assert time.monotonic() - started < 20
+    assert "process 0 of 2 waits for the others at 127.0.0.1:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_ends_at_once(data, quick, tmp_path, number):
+    environment = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    command = [*MAIN, *flags(data, tmp_path / "out", "--overwrite", "--model_name", quick)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment | {"MASTER_PORT": free_port()}, stderr=subprocess.PIPE, text=True
+    )
+    said = iter(process.stderr.readline, "")
+    assert any("waits for the others" in line for line in said)
+    started = time.monotonic()
+    process.send_signal(number)
+    rest = process.communicate(timeout=30)[1]
+    assert time.monotonic() - started < 5 and process.returncode == 128 + number
+    assert "Traceback" not in rest and "interrupted" in rest
+
+
+def test_a_run_in_two_processes_has_the_last_word(data, quick, tmp_path):
+    command = [*MAIN, *flags(data, tmp_path / "out", "--model_name", quick, "--processes", "2")]
+    environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("RANK", "WORLD_SIZE")}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and "resource_tracker" not in result.stderr, result.stderr
+    locks = "import common.environment, tqdm; print(type(tqdm.tqdm.get_lock()).__module__)"
+    shown = subprocess.run(
+        [sys.executable, "-c", locks], cwd=ROOT, env=os.environ, capture_output=True, text=True
+    )
+    assert shown.stdout.strip() == "_thread"  # and not of multiprocessing, whose locks outlive processes

@@ -1,0 +1,188 @@
+"""No file is deleted or written over but those that a run recorded as its own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import MAIN, ROOT, flags, run
+
+from common.errors import InputError
+from data.layout import Layout
+from data.records import ANALYSIS
+from options import Options
+from runner.own_files import (
+    OwnFiles,
+    check_apart,
+    check_images_are_no_results,
+    check_inputs_are_safe,
+    check_nothing_is_in_the_way,
+    check_reports_are_ours,
+    clear_run,
+)
+
+COMPARE = [MAIN[0], "compare.py"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def photos(data, tmp_path) -> Path:
+    """A folder of images, one of which is called as a result might be."""
+    shutil.copytree(data / "images", tmp_path / "photos")
+    (tmp_path / "photos/img1.png").rename(tmp_path / "photos/0001_panda.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+@pytest.mark.parametrize("place", [".", "..", "out", "../photos", "../link"])
+def test_a_save_dir_that_holds_inputs_is_refused(data, photos, tmp_path, more, place):
+    (tmp_path / "link").symlink_to(photos)
+    before = contents(tmp_path)
+    command = flags(data, photos / place, "--images_root", photos, *more)
+    result = run([*MAIN, *command])
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "--save_dir" in result.stderr and "give a folder beside it" in result.stderr
+    assert contents(tmp_path) == before and not (photos / "out").exists()
+
+
+def test_a_comparison_among_the_images_is_refused(data, photos, tmp_path):
+    before = contents(tmp_path)
+    result = run([*COMPARE, *flags(data, photos, "--images_root", photos, "--modes", "uniform,fixed")])
+    assert result.returncode == 2 and "is --images_root" in result.stderr
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_beside_the_images_is_none_of_theirs(tmp_path):
+    (tmp_path / "photos").mkdir()
+    check_apart(tmp_path / "photos2", tmp_path / "photos")
+    check_apart(tmp_path / "out/photos", tmp_path / "photos")
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """The folder of a finished run of four images."""
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+THEIRS = (
+    "0001_panda.png",
+    "0004_adv_image.png",  # of an image that the run does not have
+    "0001_adv_image.png.bak",
+    "00001_adv_image.png",
+    "0001_diff_resnet_image_Fail.png",
+    "labels.txt",
+    f"{ANALYSIS}/notes.txt",
+    f"{ANALYSIS}/my_plot.png",
+    f"{ANALYSIS}/9999_losses.png",
+    "report_files/thumbnails/mine.webp",
+    "00000/0001_adv_image.png",
+    "comparison.md",
+)
+
+
+def test_starting_over_deletes_what_the_run_wrote_and_nothing_else(copied):
+    (copied / "0001_adv_image.png.host-999999999.partial").write_bytes(b"half")
+    for name in THEIRS:
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_text("mine")
+    clear_run(copied)
+    assert set(contents(copied)) == set(THEIRS)
+    assert all(text == b"mine" for text in contents(copied).values())
+
+
+def test_starting_over_leaves_an_empty_folder(copied):
+    clear_run(copied)
+    assert not list(copied.iterdir())
+
+
+def test_every_file_of_a_run_is_known_as_its_own(copied):
+    configuration = json.loads((copied / "run.json").read_text())
+    own = OwnFiles(Layout(copied, 4), configuration["model_name"])
+    assert {str(path.relative_to(copied)) for path in own.existing()} == set(contents(copied))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"name": "theirs", "images": 3}'])
+def test_a_run_json_of_others_says_nothing_of_what_may_go(copied, content):
+    (copied / "run.json").write_text(content)
+    before = contents(copied)
+    with pytest.raises(InputError, match="--overwrite: .*run.json.*give another --save_dir"):
+        clear_run(copied)
+    assert contents(copied) == before
+
+
+def test_without_a_run_json_nothing_is_deleted(data, copied):
+    (copied / "run.json").unlink()
+    before = contents(copied)
+    result = run([*MAIN, *flags(data, copied, "--overwrite")])
+    assert result.returncode == 2 and "which a run would write over" in result.stderr
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "log.txt",
+        "results.json",
+        "report.html",
+        "0000_adv_image.png",
+        f"{ANALYSIS}/losses.png",
+        "0003_failed.txt",
+    ],
+)
+def test_a_users_own_file_is_not_written_over(tmp_path, name):
+    options, layout = Options(save_dir=tmp_path), Layout(tmp_path, 4)
+    check_nothing_is_in_the_way(layout, options)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"holds '{name}', which a run would write over"):
+        check_nothing_is_in_the_way(layout, options)
+    (tmp_path / "run.json").write_text("{}")  # then another check answers
+    check_nothing_is_in_the_way(layout, options)
+
+
+def test_starting_over_with_more_images_does_not_write_over_a_users_file(data, copied):
+    (copied / "0002_adv_image.png").unlink()
+    configuration = json.loads((copied / "run.json").read_text())
+    configuration["images"] = configuration["images"][:2]
+    (copied / "run.json").write_text(json.dumps(configuration))
+    (copied / "0002_adv_image.png").write_text("mine")
+    result = run([*MAIN, *flags(data, copied, "--overwrite")])
+    assert result.returncode == 2 and "which a run would write over" in result.stderr
+    assert (copied / "0002_adv_image.png").read_text() == "mine"
+
+
+def test_results_are_not_attacked_again(data, copied, tmp_path):
+    result = run([*MAIN, *flags(data, tmp_path / "new", "--images_root", copied)])
+    assert (
+        result.returncode == 2 and "is the folder of a run" in result.stderr and "--is_test" in result.stderr
+    )
+    assert not (tmp_path / "new").exists()
+    check_images_are_no_results(ROOT / "demo/images")
+
+
+def test_judging_a_folder_loses_nothing_in_it(data, copied):
+    before = contents(copied)
+    judge = ["--is_test", "--images_root", copied, "--save_dir", copied, "--transfer_models", ""]
+    assert run([*MAIN, *map(str, judge)]).returncode == 0
+    after = contents(copied)
+    assert before.items() <= after.items() and "evaluation.json" in after
+    assert run([*MAIN, *map(str, judge)]).returncode == 0  # its own report is written anew
+
+
+@pytest.mark.parametrize("name, content", [("evaluation.txt", "mine"), ("evaluation.json", '{"mine": 1}')])
+def test_reports_of_others_are_not_written_over(tmp_path, name, content):
+    check_reports_are_ours(tmp_path, "evaluation.json", ["evaluation.txt"])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"holds '{name}', which would be written over"):
+        check_reports_are_ours(tmp_path, "evaluation.json", ["evaluation.txt"])
+
+
+def test_a_file_that_the_command_names_is_not_written_over(tmp_path):
+    (tmp_path / "log.txt").write_text("1\n")
+    with pytest.raises(InputError, match="--label_path: .*log.txt' is called as a result"):
+        check_inputs_are_safe(Options(save_dir=tmp_path, label_path=tmp_path / "log.txt"))
+    check_inputs_are_safe(Options(save_dir=tmp_path, label_path=tmp_path / "labels.txt"))
