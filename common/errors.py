@@ -2,9 +2,14 @@
 answer.
 """
 
+from __future__ import annotations
+
 import functools
 import multiprocessing
 import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
 
 from common.launched import is_first_process
 
@@ -60,6 +65,42 @@ def note(text: str) -> None:
     """Says something once; of several processes, the first says it."""
     if is_first_process() and multiprocessing.parent_process() is None:
         print(f"note: {text}", file=sys.stderr)
+
+
+# What several processes may find, each of them in files that the others do not see, and how often each kind
+# has been said. In a process of `common.workers`, what is found goes to the one that started it.
+_said: Counter[str] = Counter()
+_relay: Callable[[Finding], object] | None = None
+
+
+class Finding(NamedTuple):
+    """What is said of a file: the text, its kind, and how many of a kind are said."""
+
+    text: str
+    kind: str
+    at_most: int
+
+
+def note_of_file(text: str, kind: str, at_most: int = 20) -> None:
+    """Says once what was found in a file, and of a kind no more than so many; whichever process finds it."""
+    _found(Finding(text, kind, at_most))
+
+
+@functools.lru_cache(4096)
+def _found(finding: Finding) -> None:
+    if _relay is not None:
+        _relay(finding)
+        return
+    _said[finding.kind] += 1
+    if _said[finding.kind] <= finding.at_most:
+        last = " (more of the kind are not said)" if _said[finding.kind] == finding.at_most > 1 else ""
+        print(f"note: {finding.text}{last}", file=sys.stderr)
+
+
+def relay_findings(relay: Callable[[Finding], object]) -> None:
+    """To be called in a process of `common.workers`."""
+    global _relay
+    _relay = relay
 
 
 def one_line(error: BaseException, longest: int = 160) -> str:

@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 
 import psutil
 
+from common.errors import Finding, note_of_file, relay_findings
+
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
 
 
@@ -118,6 +120,9 @@ def run_in_processes(
                     process.join()
                     killed.append(process.exitcode)
                     continue
+                if isinstance(message, Finding):
+                    note_of_file(*message)
+                    continue
                 if isinstance(message, int):
                     told(message)
                     continue
@@ -139,6 +144,7 @@ def _run(sender: Connection, threads: int, work: Callable[..., None], arguments:
 
     global _parent
     _parent = sender
+    relay_findings(sender.send)
     end_with_parent()
     torch.set_num_threads(threads)
     try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +20,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps, features
 
+from common.errors import note_of_file, one_line
+from data.colour import (
+    SRGB_GAMMA,
+    ProfileError,
+    RangeError,
+    floats_in_8_bits,
+    in_8_bits,
+    to_srgb,
+    with_gamma,
+)
+from data.deep import is_deep, range_of, read_deep
 from data.layout import Layout
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
 
+HEAD = 2**16  # bytes that say what a file holds
 IMAGE_SUFFIXES = tuple(
     suffix
     for suffix, codec in {
@@ -53,67 +67,111 @@ PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jpeg2000", ".j
 def read_image(path: Path, size: int) -> np.ndarray:
     """A picture as a person sees it, Lanczos-resized: uint8 `(size, size, 3)`.
 
-    EXIF rotation is applied, transparency is laid over white, and 16-bit greyscale and floating point are
-    scaled to 8 bits.
+    EXIF rotation is applied, colours are those of its ICC profile, transparency is laid over white, and 16
+    bits and floating point are scaled to 8 bits. What of the file is not shown is said.
 
     Raises:
         OSError: the file is missing, truncated, no image, or its numbers have no range that is known.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-            # Pillow takes all of these for inverted, as Adobe's are
-            inverted = file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:  # what Pillow raises on broken files
-        raise OSError(f"{path.name} is not a readable image ({error})") from error
-    if inverted:
-        image = ImageChops.invert(image)
-    try:
-        image = to_rgb(image)
-    except ValueError as error:
-        raise OSError(f"{path.name} cannot be shown: {error}") from error
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError(f"{path.name} is not a readable image (it is no file)")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            image = to_rgb(read_upright(path), path.name)
+        except RangeError as error:
+            raise OSError(f"{path.name} cannot be shown: {error}") from error
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            struct.error,
+            Image.DecompressionBombError,
+        ) as error:  # what Pillow raises on broken files
+            raise OSError(f"{path.name} is not a readable image ({one_line(error)})") from error
+    for warning in caught:
+        text = one_line(warning.message)
+        note_of_file(f"{path.name}: {text}", re.sub(r"\d+", "", text)[:60], at_most=1)
     return np.asarray(image.resize((size, size), Image.LANCZOS))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def read_upright(path: Path) -> Image.Image:
+    """A picture as its file has it, turned as its EXIF says."""
+    with Image.open(path) as file, open(path, "rb") as content:
+        head = content.read(HEAD)
+        frames = (
+            getattr(file, "n_frames", 1) if file.format != "MPO" else 1
+        )  # a phone's photo with its preview
+        if frames > 1:
+            note_of_file(f"{path.name} has {frames} frames or pages, of which the first is taken", "frames")
+        if is_deep(file, head):
+            return read_deep(path, file, head)
+        range_said = range_of(file, head)  # while its tags are there
+        image = ImageOps.exif_transpose(file)
+        image.load()
+        # Pillow takes all of these for inverted, as Adobe's are
+        if file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info:
+            profile = image.info.get("icc_profile")
+            image = ImageChops.invert(image)
+            image.info |= {"icc_profile": profile} if profile else {}
+    if image.mode.startswith("I"):
+        return grey_in_8_bits(image, *range_said)
+    return image
+
+
+def grey_in_8_bits(image: Image.Image, white: int | None, significant: int | None) -> Image.Image:
+    """Whole numbers of 16 or 32 bits, as mode L.
+
+    Raises:
+        RangeError: what they mean cannot be told.
+    """
+    values = np.asarray(image, np.int64)
+    if values.min() < 0:
+        raise RangeError("its values are negative or not finite; save it with values from 0 to 255")
+    if values.max() > 65535:
+        raise RangeError(f"its values go up to {values.max():.3g}; save it with 8 bits")
+    shown = Image.fromarray(in_8_bits(values, white, significant))
+    shown.info |= {key: image.info[key] for key in ("icc_profile",) if key in image.info}
+    return shown
+
+
+def to_rgb(image: Image.Image, name: str = "") -> Image.Image:
     """An image of any of Pillow's modes in RGB.
 
     Raises:
-        ValueError: its numbers have no range that is known.
+        RangeError: its numbers have no range that is known.
     """
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip both at 255
-        image = Image.fromarray(in_8_bits(np.asarray(image, np.float64), image.mode))
+    info = dict(image.info)
+    if image.mode == "F":  # Pillow would clip it at 255
+        image = Image.fromarray(floats_in_8_bits(np.asarray(image, np.float64)))
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     if image.mode in ("La", "RGBa"):  # colours that are multiplied by their opacity already
         image = image.convert(image.mode.upper())
+    if image.mode in ("1", "P", "PA", "YCbCr", "HSV"):
+        colours = "L" if image.mode == "1" else "RGB"
+        image = image.convert("RGBA" if image.has_transparency_data else colours)
+    elif image.has_transparency_data and image.mode in ("L", "RGB"):  # one colour of them is transparent
+        image = image.convert("RGBA")
+    image = in_srgb(image, info, name)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def in_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey values `(H, W)` of 16 bits, or of floating point in [0, 1] or [0, 255], as uint8."""
-    if not np.isfinite(values).all() or values.min() < 0:
-        raise ValueError("its values are negative or not finite; save it with values from 0 to 255")
-    largest = values.max()
-    if mode == "F" and largest <= 1:
-        values = 255 * values
-    elif mode != "F" and 0 < largest <= 4095:
-        raise ValueError("of its 16 bits it uses 12 or fewer, so that it is almost black; scale it to 65535")
-    elif mode != "F" and largest <= 65535:
-        values = values / 257
-    elif largest > 255:
-        raise ValueError(f"its values go up to {largest:.3g}; save it with 8 bits")
-    return values.round().clip(0, 255).astype(np.uint8)
+def in_srgb(image: Image.Image, info: dict, name: str) -> Image.Image:
+    """A picture with the colours of its ICC profile, or else of PNG's gamma."""
+    profile, gamma = info.get("icc_profile"), info.get("gamma")
+    if profile:
+        try:
+            return to_srgb(image, profile)
+        except ProfileError as error:
+            note_of_file(f"{name}: its colour profile is ignored, since {error}", "profile")
+    elif gamma and "srgb" not in info and abs(gamma / SRGB_GAMMA - 1) > 0.05:
+        return with_gamma(image, gamma)
+    return image
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -118,7 +118,5 @@ def test_a_run_in_two_processes_has_the_last_word(data, quick, tmp_path):
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and "resource_tracker" not in result.stderr, result.stderr
     locks = "import common.environment, tqdm; print(type(tqdm.tqdm.get_lock()).__module__)"
-    shown = subprocess.run(
-        [sys.executable, "-c", locks], cwd=ROOT, env=os.environ, capture_output=True, text=True
-    )
+    shown = subprocess.run([sys.executable, "-c", locks], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.strip() == "_thread"  # and not of multiprocessing, whose locks outlive processes
