@@ -183,6 +183,13 @@ class LatentDiffusion:
         """The caption of each image's class, or of all its classes."""
         return [", ".join(self.class_names[label] for label in row if label >= 0) for row in labels.tolist()]
 
+    def remains(self, prompt: str) -> tuple[int, str] | None:
+        """How many tokens a prompt has, and what remains of it, where the text encoder does not take all."""
+        tokenizer = self.pipeline.tokenizer
+        room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        return (len(ids), tokenizer.decode(ids[:room]).strip()) if len(ids) > room else None
+
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Text embeddings `(B, tokens, width)`, and which of the tokens are the prompt's own, `(B, tokens)`:

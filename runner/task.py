@@ -158,6 +158,8 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     if pipeline is None and needs_pipeline(each):
         pipeline = task.load_pipeline()
     diffusion = pipeline and LatentDiffusion(pipeline, task.class_names)
+    if diffusion and is_first and any(one.attack == OURS for one in each):
+        say_what_remains_of_prompts(diffusion, task.items)
     return [
         DiffAttack(pipeline, classifiers, task.class_names, one)
         if one.attack == OURS
@@ -177,6 +179,18 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
         )
         for one in each
     ]
+
+
+def say_what_remains_of_prompts(diffusion: LatentDiffusion, items: Sequence[Item]) -> None:
+    """Says what is left of the names of classes that are longer than the text encoder takes."""
+    for labels in dict.fromkeys(item.labels for item in items):
+        (prompt,) = diffusion.prompts(torch.tensor([labels]))
+        cut = diffusion.remains(prompt)
+        if cut:
+            note(
+                f"the class name {prompt[:60]!r} has {cut[0]} tokens, of which the text encoder takes the "
+                f"first: {cut[1]!r} remains"
+            )
 
 
 def needs_pipeline(each: Sequence[Options]) -> bool:
