@@ -13,11 +13,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attacks.names import OURS, attack_name
-from classifiers.defences import DEFENCES, check_defence, defence_names, split_name
+from classifiers.defences import DEFENCES, attack_draws, check_defence, defence_names, split_name
 from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
 from common.errors import InputError
 from common.flags import (
-    COUNT,
     NOT_NEGATIVE,
     POSITIVE,
     check_values,
@@ -213,7 +212,11 @@ class AttackOptions(WeightOptions):
         "DEFENCES",
         parse=defence_names,
     )
-    draws: int = flag(8, "draws of a random defence in each iteration of an attack", "K", range=COUNT)
+    draws: int | None = count(
+        "draws of a random defence in each iteration of an attack (default: 8; 2 through diffpure, of which "
+        "each is a purification and back)",
+        "K",
+    )
     stop_margin: float | None = flag(
         None,
         "end an image where every surrogate's largest wrong logit exceeds the true one by M, in 8 bits",
@@ -269,6 +272,8 @@ class AttackOptions(WeightOptions):
         if self.attack_through is None:
             ours = self.attack == OURS and self.stop_margin is None
             self.attack_through = ("resize:0.9",) if ours else ()
+        if self.draws is None:
+            self.draws = attack_draws(self.attack_through)
 
     @property
     def allowed_change(self) -> Budget | None:
@@ -325,11 +330,7 @@ class AttackOptions(WeightOptions):
         if self.attack == OURS and self.latent_optimizer == "momentum" and budget is None:
             raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=37; or give adamw")
         for text in self.attack_through:
-            if not check_defence(text)[0].can_be_attacked:
-                raise InputError(
-                    f"--attack_through {text} cannot be attacked through, since a gradient would have to go "
-                    f"back through all of its steps; give it to --defences"
-                )
+            check_defence(text)
         if max(self.judge_at, default=0) > self.iterations:
             raise InputError(
                 f"--judge_at names iteration {max(self.judge_at)}, and --iterations is {self.iterations}"
@@ -350,8 +351,11 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
     """All flags of main.py. What a preset decides is None until `fill_in_defaults`."""
 
     def __post_init__(self) -> None:
-        if self.attack_through is None and any(split_name(name)[1] for name in self.model_name):
+        behind = [text for name in self.model_name for text in split_name(name)[1]]
+        if self.attack_through is None and behind:
             self.attack_through = ()
+        if self.draws is None and behind:
+            self.draws = attack_draws([*behind, *self.attack_through])
         super().__post_init__()
 
     def fill_in_defaults(self) -> None:

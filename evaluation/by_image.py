@@ -14,7 +14,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from classifiers.defences import Certificate, split_name
+from classifiers.certificates import Certificate
+from classifiers.defences import split_name
 from common.devices import memory_is_short
 from data.images import Pictures
 from evaluation.checks import has_gradient, warnings_about_outputs

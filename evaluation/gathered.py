@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classifiers.defences import Certificate
+from classifiers.certificates import Certificate
 from evaluation.by_image import SIDES, Asked, Said
 from evaluation.checks import warnings_about_gradients, warnings_about_labels
 from evaluation.predictions import ClassifierResult, Predictions
