@@ -17,6 +17,7 @@ from classifiers.defences import DEFENCES, attack_draws, check_defence, defence_
 from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
 from common.errors import InputError
 from common.flags import (
+    COUNT,
     NOT_NEGATIVE,
     POSITIVE,
     check_values,
@@ -83,6 +84,14 @@ class ModelOptions:
         f"{', '.join(DEFENCES)}, with their numbers, such as jpeg:75,bits:4,diffpure:100",
         "DEFENCES",
         parse=defence_names,
+        identifies_run=False,
+    )
+    judge_draws: int = flag(
+        1,
+        "judge random defences (resize, smoothing, diffpure) by each of K draws alone, too, where K is above "
+        "1: by the worst of them, their mean and their majority vote",
+        "K",
+        range=COUNT,
         identifies_run=False,
     )
     fid_reference: Path | None = flag(

@@ -301,11 +301,6 @@ class Defended(torch.nn.Module):
         seeds = range(first, first + self.draws)
         return mean_logits([self.classifier(self.changed(images, seed)) for seed in seeds])
 
-    @torch.no_grad()
-    def votes(self, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """The class seen at the draw of each seed alone, `(seeds, B)`."""
-        return torch.stack([self.classifier(self.changed(images, seed)).argmax(-1) for seed in seeds])
-
     def attacked(self, images: torch.Tensor) -> torch.Tensor:
         """As an attack sees it: new draws in each of its passes, which depend on how many there were of an
         image and not on those beside it. The graph of one draw at a time is alive.
@@ -387,6 +382,11 @@ class Smoothed(Defended):
             with torch.no_grad():
                 self._classes = self.classifier(images[:1]).shape[-1]
         return self._classes
+
+    @torch.no_grad()
+    def votes(self, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """The class seen at the draw of each seed alone, `(seeds, B)`."""
+        return torch.stack([self.classifier(self.changed(images, seed)).argmax(-1) for seed in seeds])
 
     def certify(self, images: torch.Tensor) -> list[Certificate]:
         """Cohen's certificate of each image, with SMOOTHING_CHOICE draws for the class and the others for the
