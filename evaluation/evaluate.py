@@ -291,8 +291,8 @@ class Evaluation:
         lines = [certified_line(result) for result in self.classifiers if result.certificates]
         if any(self.role(k) == "defended" for k in range(len(self.classifiers))):
             lines.append(
-                "classifiers behind defences that the images were not made through, by --attack_through DEFENCE "
-                "or --model_name NAME@DEFENCE, look stronger than they are"
+                "classifiers behind defences that the images were not made through (--attack_through "
+                "DEFENCE, --model_name NAME@DEFENCE) look stronger than they are"
             )
         return lines
 
