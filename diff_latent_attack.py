@@ -22,7 +22,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attentionControl import make_controller
-from classifiers.defences import defend, under_attack
+from classifiers.defences import at_a_stop, defend, under_attack
 from common.compiling import stance
 from common.devices import bytes_saved, free_memory
 from common.errors import InputError
@@ -366,7 +366,7 @@ class DiffAttack(LatentDiffusion):
     def margins(self, images: torch.Tensor, inversion: Inversion) -> torch.Tensor:
         """By how much every classifier is wrong about images `(b, 3, H, W)` once they are written, `(b,)`."""
         written = rounded(images, truncated=self.inversion == "diffattack")
-        logits = torch.stack([classifier(written) for classifier in self.classifiers])
+        logits = torch.stack([at_a_stop(classifier, written) for classifier in self.classifiers])
         return margin(logits.float(), inversion.labels, inversion.targets).amin(0)
 
     def descend(self, passed: Pass, going: Going, measured: torch.Tensor) -> torch.Tensor | None:

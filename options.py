@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attacks.names import OURS, attack_name
-from classifiers.defences import DEFENCES, check_defence, defence_names, split_name
+from classifiers.defences import DEFENCES, attack_draws, check_defence, defence_names, split_name
 from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
 from common.errors import InputError
 from common.flags import (
@@ -84,6 +84,14 @@ class ModelOptions:
         f"{', '.join(DEFENCES)}, with their numbers, such as jpeg:75,bits:4,diffpure:100",
         "DEFENCES",
         parse=defence_names,
+        identifies_run=False,
+    )
+    judge_draws: int = flag(
+        1,
+        "judge random defences (resize, smoothing, diffpure) by each of K draws alone, too, where K is above "
+        "1: by the worst of them, their mean and their majority vote",
+        "K",
+        range=COUNT,
         identifies_run=False,
     )
     fid_reference: Path | None = flag(
@@ -213,7 +221,11 @@ class AttackOptions(WeightOptions):
         "DEFENCES",
         parse=defence_names,
     )
-    draws: int = flag(8, "draws of a random defence in each iteration of an attack", "K", range=COUNT)
+    draws: int | None = count(
+        "draws of a random defence in each iteration of an attack (default: 8; 2 through diffpure, of which "
+        "each is a purification and back)",
+        "K",
+    )
     stop_margin: float | None = flag(
         None,
         "end an image where every surrogate's largest wrong logit exceeds the true one by M, in 8 bits",
@@ -269,6 +281,8 @@ class AttackOptions(WeightOptions):
         if self.attack_through is None:
             ours = self.attack == OURS and self.stop_margin is None
             self.attack_through = ("resize:0.9",) if ours else ()
+        if self.draws is None:
+            self.draws = attack_draws(self.attack_through)
 
     @property
     def allowed_change(self) -> Budget | None:
@@ -325,11 +339,7 @@ class AttackOptions(WeightOptions):
         if self.attack == OURS and self.latent_optimizer == "momentum" and budget is None:
             raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=37; or give adamw")
         for text in self.attack_through:
-            if not check_defence(text)[0].can_be_attacked:
-                raise InputError(
-                    f"--attack_through {text} cannot be attacked through, since a gradient would have to go "
-                    f"back through all of its steps; give it to --defences"
-                )
+            check_defence(text)
         if max(self.judge_at, default=0) > self.iterations:
             raise InputError(
                 f"--judge_at names iteration {max(self.judge_at)}, and --iterations is {self.iterations}"
@@ -350,8 +360,11 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
     """All flags of main.py. What a preset decides is None until `fill_in_defaults`."""
 
     def __post_init__(self) -> None:
-        if self.attack_through is None and any(split_name(name)[1] for name in self.model_name):
+        behind = [text for name in self.model_name for text in split_name(name)[1]]
+        if self.attack_through is None and behind:
             self.attack_through = ()
+        if self.draws is None and behind:
+            self.draws = attack_draws([*behind, *self.attack_through])
         super().__post_init__()
 
     def fill_in_defaults(self) -> None:

@@ -82,7 +82,7 @@ class Seen(torch.nn.Module):
         self.looks: list[torch.Tensor] = []  # (classifiers, 1, classes) each
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = torch.stack([classifier(images) for classifier in self.classifiers])
+        logits = torch.stack([looked_at(classifier, images) for classifier in self.classifiers])
         self.looks.append(logits[:, :1].detach())
         logits = logits.mean(0) / self.temperature
         if len(self.true) > 1:
@@ -90,6 +90,13 @@ class Seen(torch.nn.Module):
             logits = logits.index_fill(1, self.true, OUT_OF_THE_WAY)
             logits = logits.index_copy(1, self.true[:1], together)
         return logits
+
+
+def looked_at(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """A classifier's logits for an attack: behind random defences also without a gradient of its own draws,
+    never of those that judge the picture.
+    """
+    return classifier.attacked(images) if isinstance(classifier, Defended) else classifier(images)
 
 
 class PixelAttack:

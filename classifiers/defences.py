@@ -14,10 +14,11 @@ draws in each iteration.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from classifiers.certificates import Certificate, certificate
 from common.errors import InputError
 from data.contrast import blurred, gaussian_kernel
 
@@ -34,15 +36,18 @@ if TYPE_CHECKING:
     from diffusion.inversion import LatentDiffusion
 
 SEED = 0  # of the draws with which pictures are judged
-ATTACK_SEED = 1_000_004  # of those that an attack sees
-SMOOTHING_CHOICE = 10  # of its draws choose the class that the others certify
-ALPHA = 0.001  # of a certificate, as in Cohen et al.
+# of those that an attack sees, and of those by which it ends: other ones, which nobody knows beforehand
+ATTACK_SEED, STOP_SEED = 1_000_004, 500_009
 
 
 class Defence(torch.nn.Module):
-    """Maps images `(B, 3, H, W)` in [0, 1] to the same; `draws` is how many a picture is judged by."""
+    """Maps images `(B, 3, H, W)` in [0, 1] to the same; `draws` is how many a picture is judged by, more than
+    one of a random defence alone, and `attack_draws` in how many an iteration of an attack looks through it
+    unless told otherwise.
+    """
 
-    draws = 1
+    draws, attack_draws = 1, 8
+    keeps_graph = True  # for the way back; else it is small, or computed anew by the defence itself
 
     def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         raise NotImplementedError
@@ -153,13 +158,15 @@ class Smoothing(Defence):
 class Denoise(Defence):
     """The diffusion model's autoencoder alone: encoded and decoded."""
 
+    keeps_graph = False
+
     def __init__(self, diffusion: LatentDiffusion):
         super().__init__()
         self.diffusion = [diffusion]  # in a list, so that its weights are not taken for the classifier's
 
     def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         (diffusion,) = self.diffusion
-        return diffusion.decode(diffusion.encode(images.to(diffusion.dtype))).clamp(0, 1).to(images)
+        return diffusion.autoencoded(images.to(diffusion.dtype)).clamp(0, 1).to(images)
 
 
 class DiffPure(Denoise):
@@ -167,18 +174,16 @@ class DiffPure(Denoise):
     prompt (Nie et al., "Diffusion Models for Adversarial Purification", ICML 2022).
     """
 
-    draws = 5
+    draws, attack_draws = 5, 2
 
     def __init__(self, timestep: float, diffusion: LatentDiffusion):
         super().__init__(diffusion)
         self.timestep = int(timestep)
 
-    @torch.no_grad()
     def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         (diffusion,) = self.diffusion
-        latents = diffusion.encode(images.to(diffusion.dtype))
-        noise = torch.randn(latents.shape[1:], generator=random).to(latents)
-        return diffusion.decode(diffusion.purify(latents, noise, self.timestep)).clamp(0, 1).to(images)
+        noise = functools.partial(torch.randn, generator=random)
+        return diffusion.purified(images.to(diffusion.dtype), self.timestep, noise).clamp(0, 1).to(images)
 
 
 # ---------------------------------------------------------------- by name
@@ -188,11 +193,10 @@ class DiffPure(Denoise):
 class Entry:
     """A defence by name: how it is made, and what its parameter may be."""
 
-    make: Callable[..., Defence]
+    make: type[Defence]
     parameter: str | None = None  # its letter, and the numbers it takes
     holds: Callable[[float], bool] = lambda value: True
     needs_diffusion: bool = False
-    can_be_attacked: bool = True
 
 
 DEFENCES: dict[str, Entry] = {
@@ -204,11 +208,7 @@ DEFENCES: dict[str, Entry] = {
     "smoothing": Entry(Smoothing, "SIGMA, above 0 and up to 2", lambda s: 0 < s <= 2),
     "denoise": Entry(Denoise, needs_diffusion=True),
     "diffpure": Entry(
-        DiffPure,
-        "T, a whole number from 1 to 999",
-        lambda t: t == int(t) and 1 <= t <= 999,
-        needs_diffusion=True,
-        can_be_attacked=False,
+        DiffPure, "T, a whole number from 1 to 999", lambda t: t == int(t) and 1 <= t <= 999, True
     ),
 }
 
@@ -294,9 +294,12 @@ class Defended(torch.nn.Module):
         self.passes = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.requires_grad:
-            return self.attacked(images)
-        return mean_logits([self.classifier(self.changed(images, SEED + seed)) for seed in range(self.draws)])
+        return self.attacked(images) if images.requires_grad else self.judged(images)
+
+    def judged(self, images: torch.Tensor, first: int = SEED) -> torch.Tensor:
+        """As pictures are judged, by draws from the seed `first` on."""
+        seeds = range(first, first + self.draws)
+        return mean_logits([self.classifier(self.changed(images, seed)) for seed in seeds])
 
     def attacked(self, images: torch.Tensor) -> torch.Tensor:
         """As an attack sees it: new draws in each of its passes, which depend on how many there were of an
@@ -306,25 +309,32 @@ class Defended(torch.nn.Module):
         self.passes = self.passes + 1 if isinstance(self.passes, int) else [number + 1 for number in passes]
         if self.attack_draws == 1:
             return self.draw(images, passes, 0)
+        anew = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
-            return mean_logits(
-                [
-                    checkpoint(self.draw, images, passes, k, use_reentrant=False, preserve_rng_state=False)
-                    for k in range(self.attack_draws)
-                ]
-            )
+            draws = range(self.attack_draws)
+            if all(defence.keeps_graph for defence in self.defences):
+                return mean_logits([anew(self.draw, images, passes, k) for k in draws])
+            # what a defence computes anew itself is not computed a third time
+            return mean_logits([anew(self.answer, self.seen(images, passes, k), passes, k) for k in draws])
 
     def draw(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
         """The classifier's logits at the k-th draw of the pass that each image is in."""
+        return self.answer(self.seen(images, passes, k), passes, k)
+
+    def seen(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
+        """The images at that draw, as the classifier sees them."""
         groups = [[row for row, own in enumerate(passes) if own == number] for number in sorted(set(passes))]
         seeds = [ATTACK_SEED + passes[group[0]] * self.attack_draws + k for group in groups]
         if len(groups) == 1:
-            changed = self.changed(images, seeds[0])
-        else:
-            changed = torch.cat([self.changed(images[group], seed) for group, seed in zip(groups, seeds)])
-            changed = changed[torch.tensor(sum(groups, []), device=images.device).argsort()]
-        # a classifier that has random defences, too, must draw the same when this is computed anew
-        return under_attack(self.classifier, changed, [number * self.attack_draws + k for number in passes])
+            return self.changed(images, seeds[0])
+        changed = torch.cat([self.changed(images[group], seed) for group, seed in zip(groups, seeds)])
+        return changed[torch.tensor(sum(groups, []), device=images.device).argsort()]
+
+    def answer(self, seen: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
+        """The classifier's logits of what it sees at that draw; if it has random defences, too, they draw the
+        same when this is computed anew.
+        """
+        return under_attack(self.classifier, seen, [number * self.attack_draws + k for number in passes])
 
     def changed(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """The images at one draw, as the classifier sees them."""
@@ -345,6 +355,13 @@ def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: Sequ
         classifier.restart()
 
 
+def at_a_stop(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """A classifier's logits by which an attack ends an image: behind random defences of other draws than
+    those that judge the picture.
+    """
+    return classifier.judged(images, STOP_SEED) if isinstance(classifier, Defended) else classifier(images)
+
+
 def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
     """Those of the mean of the probabilities."""
     if len(logits) == 1:
@@ -352,22 +369,12 @@ def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(logits)).log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """What smoothing guarantees of one image: its class within an L2 ball, with probability 1 - ALPHA."""
-
-    label: int
-    radius: float  # L2 with values in [0, 1]; 0 where it abstains
-    abstains: bool
-
-
 class Smoothed(Defended):
     """A classifier behind `smoothing`: judged by the class most often seen over draws."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.requires_grad:
-            return super().forward(images)
-        shares = F.one_hot(self.votes(images), self.classes(images)).double().mean(0)
+    def judged(self, images: torch.Tensor, first: int = SEED) -> torch.Tensor:
+        votes = self.votes(images, range(first, first + self.draws))
+        shares = F.one_hot(votes, self.classes(images)).double().mean(0)
         return (shares + 1e-9).log().to(images)
 
     def classes(self, images: torch.Tensor) -> int:
@@ -377,35 +384,17 @@ class Smoothed(Defended):
         return self._classes
 
     @torch.no_grad()
-    def votes(self, images: torch.Tensor) -> torch.Tensor:
-        """The class seen at each draw, `(draws, B)`."""
-        return torch.stack(
-            [self.classifier(self.changed(images, SEED + seed)).argmax(-1) for seed in range(self.draws)]
-        )
+    def votes(self, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """The class seen at the draw of each seed alone, `(seeds, B)`."""
+        return torch.stack([self.classifier(self.changed(images, seed)).argmax(-1) for seed in seeds])
 
     def certify(self, images: torch.Tensor) -> list[Certificate]:
         """Cohen's certificate of each image, with SMOOTHING_CHOICE draws for the class and the others for the
         bound; it speaks of what the first smoothing sees.
         """
         sigma = next(defence.sigma for defence in self.defences if isinstance(defence, Smoothing))
-        return [certificate(votes, sigma) for votes in self.votes(images).T.cpu().numpy()]
-
-
-def certificate(votes: np.ndarray, sigma: float) -> Certificate:
-    """The radius `sigma * Phi^-1(p)`, p the Clopper-Pearson bound below the share of the class that the first
-    draws choose among the others; it abstains where p is not above a half.
-
-    Args:
-        votes: `(draws,)`, classes.
-    """
-    from scipy.stats import beta, norm
-
-    label = int(np.bincount(votes[:SMOOTHING_CHOICE]).argmax())
-    others = votes[SMOOTHING_CHOICE:]
-    count = int((others == label).sum())
-    bound = beta.ppf(ALPHA, count, len(others) - count + 1) if count else 0.0
-    abstains = not bound > 0.5
-    return Certificate(label, 0.0 if abstains else float(sigma * norm.ppf(bound)), abstains)
+        votes = self.votes(images, range(SEED, SEED + self.draws))
+        return [certificate(each, sigma) for each in votes.T.cpu().numpy()]
 
 
 def defend(
@@ -427,6 +416,18 @@ def undefended(classifier: torch.nn.Module) -> torch.nn.Module:
     while isinstance(classifier, Defended):
         classifier = classifier.classifier
     return classifier
+
+
+def attack_draws(defences: Iterable[str]) -> int:
+    """In how many draws an iteration of an attack through these looks at an image, unless told otherwise."""
+    kinds = [text.partition(":")[0] for text in defences]
+    numbers = [DEFENCES[kind].make.attack_draws for kind in kinds if kind in DEFENCES]
+    return min(numbers, default=Defence.attack_draws)
+
+
+def is_random(name: str) -> bool:
+    """Whether a defence of the classifier of this name draws random numbers."""
+    return any(check_defence(text)[0].make.draws > 1 for text in split_name(name)[1])
 
 
 def needs_diffusion(names: Sequence[str]) -> bool:

@@ -180,13 +180,6 @@ def load_classifier(
         InputError: a defence needs a diffusion model, and there is none.
     """
     name, defences = split_name(name)
-    if attacked:
-        for text in defences:
-            if not check_defence(text)[0].can_be_attacked:
-                raise ClassifierError(
-                    f"{text} cannot be attacked through, since a gradient would have to go back through all "
-                    f"of its steps; give it to --defences or --transfer_models"
-                )
     classifier = load_undefended(name, classes, side, attacked)
     return defend(classifier, defences, diffusion, attack_draws)
 

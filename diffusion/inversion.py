@@ -9,12 +9,13 @@ model.reconstruct(inversion)                      # the images again, (B, 3, H, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from common.compiling import stance
 from common.errors import CheckpointError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad 
 
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+# DDIM steps between noise and image of a purification: of a defence, which no flag of the attack may change
+PURIFICATION_STEPS = 20
 
 
 @dataclass
@@ -210,24 +213,24 @@ class LatentDiffusion:
             text_encoder.device
         )
 
-    @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [0, 1] to scaled latents `(B, C, h, w)`: a sample of the posterior, every
-        image with the same noise.
+        image with the same noise; with a graph where the images have one.
 
         An autoencoder without a posterior, as AutoencoderDC and AutoencoderTiny are, gives the latents
         themselves.
         """
-        encoded = self.vae.encode((2 * images - 1).to(self.vae.dtype))
-        if "latent_dist" in encoded:
-            posterior = encoded.latent_dist
-            noise = torch.randn(
-                posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed)
-            ).to(images)
-            latents = posterior.mean.to(images) + posterior.std.to(images) * noise
-        else:
-            latents = encoded[0].to(images)
-        return self.vae.config.scaling_factor * latents
+        with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+            encoded = self.vae.encode((2 * images - 1).to(self.vae.dtype))
+            if "latent_dist" in encoded:
+                posterior = encoded.latent_dist
+                noise = torch.randn(
+                    posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed)
+                ).to(images)
+                latents = posterior.mean.to(images) + posterior.std.to(images) * noise
+            else:
+                latents = encoded[0].to(images)
+            return self.vae.config.scaling_factor * latents
 
     @torch.no_grad()
     def ddim_inversion(self, latents: torch.Tensor, embeddings: torch.Tensor) -> list[torch.Tensor]:
@@ -291,19 +294,49 @@ class LatentDiffusion:
             latents = self.guided_step(latents, i, inversion)
         return self.decode(latents)
 
-    @torch.no_grad()
-    def purify(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
-        """Clean latents `(B, C, h, w)` noised to a timestep of training and denoised without a prompt, in
-        DDIM steps of the usual stride (Nie et al., arXiv 2205.07460).
+    def autoencoded(self, images: torch.Tensor) -> torch.Tensor:
+        """What the autoencoder alone makes of images `(B, 3, H, W)` in [0, 1]."""
+        return self.anew(self.decode, self.anew(self.encode, images))
+
+    def purified(
+        self, images: torch.Tensor, timestep: int, noise: Callable[[torch.Size], torch.Tensor]
+    ) -> torch.Tensor:
+        """Images `(B, 3, H, W)` in [0, 1], noised to a timestep of training and denoised without a prompt, in
+        DDIM steps (Nie et al., arXiv 2205.07460); with the exact gradient through all of them.
+
+        Args:
+            noise: from a shape to the noise of all images, `(C, h, w)`.
         """
-        embeddings, _ = self.embed([""] * len(latents))
-        stride = self.scheduler.config.num_train_timesteps // self.scheduler.num_inference_steps
+        latents = self.anew(self.encode, images)
+        embeddings = self.embed([""])[0].expand(len(latents), -1, -1)
+        stride = self.scheduler.config.num_train_timesteps // PURIFICATION_STEPS
         alpha, sigma = self.signal_and_noise(timestep)
-        latents = alpha * latents + sigma * noise
+        latents = alpha * latents + sigma * noise(latents.shape[1:]).to(latents)
         for t in range(timestep, -1, -stride):
-            predicted = self.predicted_noise(latents, self.predict(latents, t, embeddings), t)
-            latents = self.ddim_step(latents, predicted, t, max(t - stride, -1))
-        return latents
+            latents = self.anew(self.purification_step, latents, t, max(t - stride, -1), embeddings)
+        return self.anew(self.decode, latents)
+
+    def purification_step(
+        self, latents: torch.Tensor, t_from: int, t_to: int, embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        """One DDIM step of a purification, `(B, C, h, w)` to the same."""
+        predicted = self.predicted_noise(latents, self.predict(latents, t_from, embeddings), t_from)
+        return self.ddim_step(latents, predicted, t_from, t_to)
+
+    def anew(self, function: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
+        """What a function of the networks makes of its arguments, the first of them a tensor. Where that has
+        a graph, the function's own is not kept but computed anew in the backward pass, so that memory grows
+        with the number of such calls by their arguments alone.
+        """
+        if not (torch.is_grad_enabled() and arguments[0].requires_grad):
+            with torch.no_grad():
+                return function(*arguments)
+
+        def with_fixed_weights(*arguments: object) -> torch.Tensor:
+            with frozen(self.unet, self.vae):  # in here, so that it is so in the backward pass, too
+                return function(*arguments)
+
+        return checkpoint(with_fixed_weights, *arguments, use_reentrant=False, preserve_rng_state=False)
 
     def guided_step(self, latents: torch.Tensor, i: int, inversion: Inversion) -> torch.Tensor:
         """One DDIM step at the i-th attacked timestep with classifier-free guidance, `(B, C, h, w)` to the

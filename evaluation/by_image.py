@@ -14,10 +14,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from classifiers.defences import Certificate, split_name
+from classifiers.certificates import Certificate
+from classifiers.defences import is_random, split_name
 from common.devices import memory_is_short
 from data.images import Pictures
 from evaluation.checks import has_gradient, warnings_about_outputs
+from evaluation.draws import OneDraw, add_draw, draw_of, drawn, first_draws
 from evaluation.predictions import ClassifierResult, Prediction, Predictions, evaluate_classifier
 from evaluation.quality import FeatureNetwork, features_of, measures, measures_at_hand
 
@@ -28,6 +30,7 @@ KEPT = (
     "features_of",
     "quality_of_reconstruction",
     "certificates",
+    "draws",
     "odd",
     "no_gradient",
     "judged",
@@ -45,11 +48,17 @@ class Asked:
     class_names: Sequence[str]
     base: int  # that labels count from in rows
     digests: Mapping[str, str] = field(default_factory=dict)  # of classifiers that are files here, by name
+    draws: int = 1  # by each of which a random defence is judged alone, too, where it is more than one
 
     @property
     def classifiers(self) -> tuple[str, ...]:
         """All that judge, the surrogates first."""
         return (*self.surrogates, *(name for name in self.others if name not in self.surrogates))
+
+    @cached_property
+    def drawn(self) -> tuple[str, ...]:
+        """Those of them that are judged by each draw alone."""
+        return tuple(name for name in self.classifiers if self.draws > 1 and is_random(name))
 
     @cached_property
     def measures(self) -> frozenset[str]:
@@ -118,12 +127,13 @@ class Lacking:
     """What has not been said of an image yet."""
 
     classifiers: frozenset[str]
+    draws: Mapping[str, int]  # by classifier, the first draw that it has not been asked about
     gradients: frozenset[str]  # surrogates whose gradient has not been looked at
     measures: frozenset[str]
     features: bool
 
     def __bool__(self) -> bool:
-        return bool(self.classifiers or self.gradients or self.measures or self.features)
+        return bool(self.classifiers or self.draws or self.gradients or self.measures or self.features)
 
 
 def lacking(said: Said, asked: Asked, network: str) -> Lacking:
@@ -134,8 +144,11 @@ def lacking(said: Said, asked: Asked, network: str) -> Lacking:
         for name in row.get("predictions", {})
         if name in asked.surrogates or judged_by.get(name) == asked.digests.get(name, "")
     }
+    # of a classifier that has become another one since, none of its draws is of use
+    so_many = {name: drawn(row, name) if name in known else 0 for name in asked.drawn}
     return Lacking(
         frozenset(asked.classifiers) - known,
+        {name: count for name, count in so_many.items() if count < asked.draws},
         frozenset(asked.surrogates) - row.get("no_gradient", {}).keys(),
         asked.measures - row.get("quality", {}).keys(),
         row.get("features_of") != network or said.features is None,
@@ -158,8 +171,9 @@ def judge(
     wanted = [lacking(one, asked, network.name) for one in said]
     rows = [{**one.row} for one in said]
     for row in rows:
-        for key in ("predictions", "judged_by", "certificates", "odd", "no_gradient"):
+        for key in ("predictions", "judged_by", "certificates", "draws", "odd", "no_gradient"):
             row[key] = dict(row.get(key, {}))
+    judge_draws(rows, wanted, pictures, asked, judges, of_clean)
     for name in asked.classifiers:
         chosen = [k for k, one in enumerate(wanted) if name in one.classifiers]
         if chosen:
@@ -187,6 +201,46 @@ def judge(
             features[k] = np.stack([side[place] for side in sides])
             rows[k]["features_of"] = network.name
     return [Said(row, one) for row, one in zip(rows, features)]
+
+
+def judge_draws(
+    rows: Sequence[dict],
+    wanted: Sequence[Lacking],
+    pictures: Pictures,
+    asked: Asked,
+    judges: Judges,
+    of_clean: Sequence[Said | None],
+) -> None:
+    """Adds to the rows what each draw of random defences says, as far as it is lacking."""
+    for name in asked.drawn:
+        for number in range(asked.draws):
+            chosen = [k for k, one in enumerate(wanted) if one.draws.get(name, asked.draws) <= number]
+            if not chosen:
+                continue
+            for k in chosen:
+                kept = rows[k]["draws"].get(name, {}) if number else {}
+                rows[k]["draws"][name] = first_draws(kept, number)  # a copy, without what is to be said anew
+            before = clean_draws(name, number, [of_clean[k] if of_clean else None for k in chosen], asked)
+            result = evaluate_classifier(
+                name,
+                OneDraw(judges[name], number),
+                pictures.of(chosen),
+                judges.device,
+                before,
+                judges.batch,
+            )
+            for place, k in enumerate(chosen):
+                add_draw(rows[k], result, place, asked.base)
+
+
+def clean_draws(
+    name: str, number: int, others: Sequence[Said | None], asked: Asked
+) -> ClassifierResult | None:
+    """What the draw of that number has said of clean pictures elsewhere, where it has of all of them."""
+    if clean_results(name, others, asked) is None or any(drawn(one.row, name) <= number for one in others):
+        return None
+    before = Predictions(draw_of(one.row["draws"][name], "before", number, asked.base) for one in others)
+    return ClassifierResult(name, np.zeros(len(before), int), before, before, None)
 
 
 def clean_results(name: str, others: Sequence[Said | None], asked: Asked) -> ClassifierResult | None:
@@ -228,7 +282,10 @@ def add_measures(
             rows[k][key] = {name: v if math.isfinite(v) else None for name, v in values.items()}
 
 
-def row_of_results(row: dict, classifiers: Sequence[str]) -> dict:
-    """What results.json says of an image: what these classifiers said, and how visible its change is."""
+def row_of_results(row: dict, asked: Asked) -> dict:
+    """What results.json says of an image: what the classifiers said, and how visible its change is."""
     shown = {key: value for key, value in row.items() if key not in KEPT}
-    return shown | {"predictions": {name: row["predictions"][name] for name in classifiers}}
+    shown["predictions"] = {name: row["predictions"][name] for name in asked.classifiers}
+    if asked.drawn:
+        shown["draws"] = {name: first_draws(row["draws"][name], asked.draws) for name in asked.drawn}
+    return shown

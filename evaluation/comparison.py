@@ -12,6 +12,7 @@ import numpy as np
 
 from data.records import Run
 from evaluation.costs import cost_dict, cost_rows
+from evaluation.draws import LEGEND, RULES
 from evaluation.evaluate import Evaluation, joint, plain
 from evaluation.kernel import kernel_difference
 from evaluation.legend import COUNTED, legend
@@ -70,6 +71,8 @@ def compare_runs(
     """
     metrics, images = metrics_of(evaluations, runs), len(runs[0].records)
     described = legend(metric.name for metric in metrics)
+    if any(evaluation.draws for evaluation in evaluations):
+        described.insert(0, LEGEND)
     sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
     sections = [
         (f"Figures; attack success {COUNTED}", metric_rows(names, metrics)),
@@ -115,6 +118,7 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
                 else None,
             )
         )
+        lines += metrics_of_draws(f"{ROLES[evaluations[0].role(k)]}, {result.name}", result.name, evaluations)
     if evaluations[0].surrogates > 1:
         together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
         lines.append(
@@ -164,6 +168,24 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
     tested = [difference for line in lines for difference in line.differences if difference is not None]
     for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
         difference.corrected = corrected
+    return lines
+
+
+def metrics_of_draws(title: str, name: str, evaluations: Sequence[Evaluation]) -> list[Metric]:
+    """The lines of a classifier's draws below its own, where it was judged by several."""
+    each = [evaluation.draws.get(name) for evaluation in evaluations]
+    if None in each:
+        return []
+    lines = []
+    for rule in RULES:
+        counted, *_ = each[0].by_image(rule, "success")  # by the clean pictures alone, the same of all
+        fooled = [over.by_image(rule, "success")[1] for over in each]
+        if rule == "mean" and counted.any():
+            differences = [None] + [mean_difference((of - fooled[0])[counted]) for of in fooled[1:]]
+        else:
+            differences = success_differences(counted, [of.astype(bool) for of in fooled])
+        rates = [over.rate(rule, "success") for over in each]
+        lines.append(Metric(f"{title}, {each[0].title(rule)}", rates, differences))
     return lines
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from classifiers.registry import load_classifier
 from data.images import Pictures, to_tensor
 from evaluation.by_image import Asked, Judges, Said, judge
 from evaluation.checks import warnings_about_transfer
+from evaluation.draws import LEGEND, RULES, OverDraws
 from evaluation.gathered import Gathered
 from evaluation.legend import COUNTED, legend
 from evaluation.predictions import ClassifierResult, certified, certified_line
@@ -83,6 +84,8 @@ class Evaluation:
     quality: dict[str, Quality]
     warnings: list[str]
     surrogates: int = 1
+    # of random defences that were judged by each of several draws, by classifier
+    draws: Mapping[str, OverDraws] = field(default_factory=dict)
 
     @property
     def transfers(self) -> list[ClassifierResult]:
@@ -153,6 +156,7 @@ class Evaluation:
                 "role": self.role(k),
                 **{name: plain(figure) for name, figure in result.figures().items()},
                 **({"certified": certified(result)} if result.certificates else {}),
+                **({"draws": self.draws_as_dict(result.name)} if result.name in self.draws else {}),
             }
             for k, result in enumerate(self.classifiers)
         ]
@@ -179,6 +183,24 @@ class Evaluation:
             "warnings": self.warnings,
         }
 
+    def draws_as_dict(self, name: str) -> dict:
+        """What a classifier's draws say, for JSON."""
+        over = self.draws[name]
+        rules = {rule: {f: plain(v) for f, v in over.figures(rule).items()} for rule in RULES}
+        return {"count": len(over.each), **rules}
+
+    def rows_of(self, k: int, shown: str, figures: Sequence[str]) -> list[list[str]]:
+        """The rows of the k-th classifier in a table that calls it so: its own, and those of its draws."""
+        result, role = self.classifiers[k], self.role(k)
+        rows = [[shown, role, *(str(getattr(result, figure)) for figure in figures)]]
+        if over := self.draws.get(result.name):
+            indent = " " * (2 + len(shown) - len(shown.lstrip()))
+            rows += [
+                [indent + over.title(rule), role, *(str(over.rate(rule, figure)) for figure in figures)]
+                for rule in RULES
+            ]
+        return rows
+
     def tables(self) -> list[list[list[str]]]:
         """The same as rows of cells: one table of the classifiers, one of the images' quality. Columns are
         left out where no reconstructions were written.
@@ -197,10 +219,8 @@ class Evaluation:
                 if column[1] not in ("accuracy_reconstructed", "success_of_attack_alone")
             ]
         rows = [["classifier", "role", *(title for title, _ in columns)]]
-        rows += [
-            [shown, self.role(k), *(str(getattr(self.classifiers[k], name)) for _, name in columns)]
-            for k, shown in self.grouped
-        ]
+        for k, shown in self.grouped:
+            rows += self.rows_of(k, shown, [name for _, name in columns])
         means = {
             "accuracy_after": self.transfer_accuracy_after,
             "success": self.transfer_success,
@@ -261,6 +281,7 @@ class Evaluation:
         """What is counted, and which way the measures go."""
         return [
             f"attack success is {COUNTED}; the JSON has it of all images, too (success_of_all)",
+            *([LEGEND] if self.draws else []),
             *legend(self.quality),
         ]
 
@@ -270,8 +291,8 @@ class Evaluation:
         lines = [certified_line(result) for result in self.classifiers if result.certificates]
         if any(self.role(k) == "defended" for k in range(len(self.classifiers))):
             lines.append(
-                "the images were not made through the defences above, so that these look stronger than they "
-                "are; --model_name NAME@DEFENCE attacks through one"
+                "classifiers behind defences that the images were not made through (--attack_through "
+                "DEFENCE, --model_name NAME@DEFENCE) look stronger than they are"
             )
         return lines
 
@@ -293,7 +314,8 @@ def add_up(
     asked, results = gathered.asked, gathered.results(labels, targets)
     quality = quality_of(gathered.columns, gathered.sides_features, network, fid_reference)
     warnings = warnings_about_transfer(asked.surrogates, asked.others) + gathered.warnings(results)
-    return Evaluation(results, quality, warnings, len(asked.surrogates))
+    over_draws = gathered.over_draws(labels, targets)
+    return Evaluation(results, quality, warnings, len(asked.surrogates), over_draws)
 
 
 def evaluate(

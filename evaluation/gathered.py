@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classifiers.defences import Certificate
+from classifiers.certificates import Certificate
 from evaluation.by_image import SIDES, Asked, Said
 from evaluation.checks import warnings_about_gradients, warnings_about_labels
+from evaluation.draws import OverDraws, draw_of
 from evaluation.predictions import ClassifierResult, Predictions
 from evaluation.quality import INFINITE
 
@@ -30,6 +31,7 @@ class Gathered:
         self.asked, self.images, self.scratch = asked, images, scratch
         self.count, self.sides, self.measures = 0, (), ({}, {})
         self.answers: dict[tuple[str, str], np.ndarray] = {}
+        self.draws: dict[tuple[str, str], np.ndarray] = {}
         self.certificates: dict[str, tuple[list[Certificate], list[Certificate]]] = {}
         self.features = np.empty((0, 0, 0), np.float32)
         self.odd: dict[str, dict[str, None]] = {}
@@ -45,6 +47,10 @@ class Gathered:
                 found = row["predictions"][name][side]
                 entry = (found["label"] - self.asked.base, found["confidence"], found["true_confidence"])
                 self.answers[name, side][k] = entry
+            for side in self.sides if name in self.asked.drawn else ():
+                for number in range(self.asked.draws):
+                    one = draw_of(row["draws"][name], side, number, self.asked.base)
+                    self.draws[name, side][number, k] = (one.label, one.confidence, one.true_confidence)
             for side, certificate in row["certificates"].get(name, {}).items():
                 both = self.certificates.setdefault(name, ([], []))
                 both[side == "after"].append(Certificate(**certificate))
@@ -72,6 +78,8 @@ class Gathered:
         for name in self.asked.classifiers:
             for side in self.sides:
                 self.answers[name, side] = np.zeros((self.images, 3))
+                if name in self.asked.drawn:
+                    self.draws[name, side] = np.zeros((self.asked.draws, self.images, 3))
         for columns, key in zip(self.measures, ("quality", "quality_of_reconstruction")):
             columns |= {name: np.zeros(self.images) for name in row.get(key, ())}
 
@@ -90,6 +98,28 @@ class Gathered:
             )
             for name in self.asked.classifiers
         ]
+
+    def over_draws(self, labels: np.ndarray, targets: np.ndarray | None) -> dict[str, OverDraws]:
+        """Of the classifiers that are judged by each draw alone, by name."""
+        found = {}
+        for name in self.asked.drawn:
+            found[name] = OverDraws(
+                [
+                    ClassifierResult(
+                        name,
+                        labels,
+                        *(
+                            Predictions.of_columns(self.draws[name, side][number])
+                            if side in self.sides
+                            else None
+                            for side in ("before", "after", "reconstructed")
+                        ),
+                        targets,
+                    )
+                    for number in range(self.asked.draws)
+                ]
+            )
+        return found
 
     def warnings(self, results: Sequence[ClassifierResult]) -> list[str]:
         """Of what is wrong with the classifiers or the labels."""

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from classifiers.defences import ALPHA, Certificate, Smoothed, split_name
+from classifiers.certificates import ALPHA, Certificate
+from classifiers.defences import Smoothed, split_name
 from data.images import Pictures, to_tensor
 from evaluation.stats import Estimate, share
 

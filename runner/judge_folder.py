@@ -71,7 +71,7 @@ def judge_folder(options: Options) -> int:
     names = [result.name for result in evaluation.classifiers]
 
     def row(item: Item) -> dict:
-        said = row_of_results(judging.store.read(item).row, names)
+        said = row_of_results(judging.store.read(item).row, judging.asked)
         return {
             "file": item.path.name,
             "label": counted(item.labels, options.label_base),

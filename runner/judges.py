@@ -211,7 +211,14 @@ def asked_of(options: Options, class_names: Sequence[str]) -> Asked:
         if needs_diffusion([name]) and options.pretrained_diffusion_path:
             parts.append(path_digest(options.pretrained_diffusion_path))
         digests[name] = " ".join(filter(None, parts))
-    return Asked(options.model_name, options.judges, class_names, options.label_base, digests)
+    return Asked(
+        options.model_name,
+        options.judges,
+        class_names,
+        options.label_base,
+        digests,
+        options.judge_draws,
+    )
 
 
 @contextmanager

@@ -191,8 +191,7 @@ def report(
         "mean_psnr": float(np.mean([row["psnr"] for row in rows])) if rows else None,
         **provenance(options, judging.device),
     }
-    names = judging.asked.classifiers
-    images = (row_of_results(judging.store.read(item).row, names) for item in done)
+    images = (row_of_results(judging.store.read(item).row, judging.asked) for item in done)
     write_report(options.save_dir, "results.json", "log.txt", results, images, text)
     if finished and not left and options.figures != "none":
         draw_folders(

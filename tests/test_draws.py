@@ -1,0 +1,238 @@
+"""Random defences judged by each of several draws: figures against counts by hand, what records keep when the
+number of draws rises, and runs.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import MAIN, classifier_result, flags, network, run
+
+from classifiers.defences import SEED, defend, is_random
+from common.errors import InputError
+from data.images import Pictures, to_tensor
+from data.records import read_said
+from evaluation.by_image import Asked, Judges, Said, judge, lacking, row_of_results
+from evaluation.comparison import metrics_of_draws
+from evaluation.draws import LEGEND, OverDraws
+from evaluation.evaluate import Evaluation
+from evaluation.gathered import Gathered
+from evaluation.quality import FeatureNetwork
+from options import Options
+
+NAME = "net@smoothing:0.9"
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+PICTURES = Pictures(PIXELS, 255 - PIXELS, np.array([[0], [1], [2]]))
+CPU = torch.device("cpu")
+
+
+# ---------------------------------------------------------------- figures
+
+LABELS = [0, 0, 0, 0]
+# by draw; the second image is right in one clean draw alone, and the last in none
+BEFORE = [[0, 0, 0, 3], [0, 1, 0, 3], [0, 2, 0, 3]]
+AFTER = [[1, 0, 0, 0], [0, 0, 4, 5], [0, 0, 5, 5]]
+
+
+def over(after=AFTER) -> OverDraws:
+    return OverDraws([classifier_result(LABELS, b, a) for b, a in zip(BEFORE, after)])
+
+
+@pytest.mark.parametrize(
+    "rule, before, after, success, of_all",
+    [
+        # right in every draw: images 0 and 2; after it image 1 alone; fooled in any draw: 0 and 2, of 0, 1, 2
+        ("worst", 2 / 4, 1 / 4, 2 / 3, 3 / 4),
+        ("mean", (1 + 1 / 3 + 1) / 4, (2 / 3 + 1 + 1 / 3 + 1 / 3) / 4, (1 / 3 + 0 + 2 / 3) / 3, 5 / 12),
+        # votes before: 0, 0 (the first of equals), 0, 3; after: 0, 0, 0 (first of equals), 5
+        ("majority", 3 / 4, 3 / 4, 0, 1 / 4),
+    ],
+)
+def test_rules_are_what_one_counts_by_hand(rule, before, after, success, of_all):
+    figures = over().figures(rule)
+    assert figures["accuracy_before"].value == pytest.approx(before)
+    assert figures["accuracy_after"].value == pytest.approx(after)
+    assert figures["success"].value == pytest.approx(success)
+    assert figures["success_of_all"].value == pytest.approx(of_all)
+    assert figures["accuracy_reconstructed"] is figures["success_of_attack_alone"] is None
+
+
+def test_a_target_and_a_reconstruction_are_judged_draw_by_draw():
+    draws = [
+        classifier_result([0, 0], [0, 0], after, reconstructed, targets=[7, 7])
+        for after, reconstructed in (([7, 1], [0, 0]), ([1, 7], [0, 4]))
+    ]
+    figures = OverDraws(draws).figures("worst")
+    assert figures["success"].count == 2  # each in the draw that says 7
+    assert figures["success_of_attack_alone"].count == 1  # the other's reconstruction failed in that draw
+    assert figures["accuracy_reconstructed"].count == 1
+
+
+def test_worst_is_never_less_than_mean():
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        before, after = random.integers(0, 3, (2, 4, 30))
+        labels = np.zeros(30, int)
+        drawn = OverDraws([classifier_result(labels, b, a) for b, a in zip(before, after)])
+        worst, mean = (drawn.rate(rule, "success").value for rule in ("worst", "mean"))
+        assert worst >= mean
+        assert drawn.rate("worst", "accuracy_after").value <= drawn.rate("mean", "accuracy_after").value
+
+
+# ---------------------------------------------------------------- what is kept of an image
+
+
+class Counting(torch.nn.Module):
+    """Counts the pictures that it looks at."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.count = network(5), 0
+
+    def forward(self, images):
+        self.count += len(images)
+        return self.inner(images)
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """Judges by so many draws on top of what was said; and how many pictures the network was shown."""
+    inner, features = Counting(), FeatureNetwork("efficientnet_lite2")
+    judges = Judges({"net": network(5), NAME: defend(inner, ["smoothing:0.9"])}, None, CPU)
+
+    def on(said: list[Said], draws: int, digest: str = "", of_clean=()) -> tuple[list[Said], int]:
+        asked = Asked(("net",), (NAME,), [str(k) for k in range(5)], 1, {NAME: digest}, draws)
+        inner.count = 0
+        found = judge(said, PICTURES, asked, judges, features, of_clean)
+        assert not any(lacking(one, asked, features.name) for one in found)
+        return found, inner.count
+
+    return on
+
+
+def kept(said: list[Said]) -> list[dict]:
+    return [one.row["draws"].get(NAME) for one in said]
+
+
+def test_a_rise_of_draws_adds_those_that_are_missing_and_a_fall_shows_the_first(judged):
+    nothing = [Said({})] * 3
+    one, _ = judged(nothing, 1)
+    assert kept(one) == [None] * 3  # as without
+    three, looked = judged(one, 3)
+    assert looked == 3 * 3 * 2  # draws, images, before and after
+    five, looked = judged(three, 5)
+    assert looked == 2 * 3 * 2
+    assert kept(five) == kept(judged(nothing, 5)[0])
+    assert kept(judged(five, 2)[0]) == kept(five)
+    asked = Asked(("net",), (NAME,), [str(k) for k in range(5)], 1, {NAME: ""}, 2)
+    shown = row_of_results(five[1].row, asked)["draws"]
+    assert set(shown) == {NAME}
+    assert all(
+        shown[NAME][side][field] == five[1].row["draws"][NAME][side][field][:2]
+        for side in ("before", "after")
+        for field in ("label", "confidence", "true_confidence")
+    )
+    gathered = Gathered(asked, 3)
+    for said in five:
+        gathered.add(said)
+    over = gathered.over_draws(PICTURES.labels, None)[NAME]
+    assert len(over.each) == 2
+    inner, images = network(5).requires_grad_(False), to_tensor(PICTURES.adversarial)
+    for seed, result in enumerate(over.each):  # each by its own seed, whatever else was judged with it
+        noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(SEED + seed))
+        logits = inner(images + 0.9 * noise)
+        assert result.after.labels.tolist() == logits.argmax(-1).tolist()
+        assert np.allclose(result.after.confidences, logits.softmax(-1).amax(-1), atol=1e-6)
+
+
+def test_draws_of_another_classifier_are_never_mixed_with_new_ones(judged):
+    old, _ = judged([Said({})] * 3, 3, "old weights")
+    new, looked = judged(old, 4, "new weights")
+    assert looked >= 4 * 3 * 2 and {len(one["after"]["label"]) for one in kept(new)} == {4}
+
+
+def test_what_draws_said_of_clean_pictures_is_taken_from_another_attack(judged):
+    first, _ = judged([Said({})] * 3, 3)
+    second, looked = judged([Said({})] * 3, 3, of_clean=first)
+    assert kept(second) == kept(first)
+    few, _ = judged([Said({})] * 3, 2)
+    assert looked < judged([Said({})] * 3, 3, of_clean=few)[1]  # the third draw was not asked for there
+
+
+def test_deterministic_defences_are_judged_once():
+    names = ("a@resize:0.9", "a@jpeg:75", "a@denoise", "a@jpeg:75@diffpure:100", "a@smoothing:1", "a")
+    assert [is_random(name) for name in names] == [True, False, False, True, True, False]
+    assert Asked(names[:2], names[2:], [], 0, {}, 2).drawn == (names[0], names[3], names[4])
+    assert not Asked(names[:2], names[2:], [], 0).drawn
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def evaluation(after) -> Evaluation:
+    plain, defended = (
+        replace(classifier_result(LABELS, BEFORE[0], after[0]), name=name) for name in ("a", "a@resize:0.9")
+    )
+    return Evaluation([plain, defended], {}, [], 1, {"a@resize:0.9": over(after)})
+
+
+def test_the_table_names_what_each_row_is():
+    found = evaluation(AFTER)
+    first, *rows = [row[0] for row in found.tables()[0]]
+    assert rows == [
+        "a",
+        "  @resize:0.9",
+        "    worst of 3 draws",
+        "    mean of 3 draws",
+        "    majority of 3 draws",
+    ]
+    assert found.tables()[0][3][-1].startswith("2/3 = 67%")
+    assert LEGEND in found.lines() and LEGEND not in Evaluation(found.classifiers, {}, []).lines()
+    draws = json.loads(json.dumps(found.as_dict()))["classifiers"][1]["draws"]
+    assert draws["count"] == 3 and draws["worst"]["success"]["count"] == 2
+
+
+def test_a_comparison_has_the_draws_of_each_attack():
+    found = [evaluation(AFTER), evaluation([AFTER[0]] * 3)]
+    metrics = metrics_of_draws("behind a defence, a@resize:0.9", "a@resize:0.9", found)
+    assert [metric.name.split(", ")[-1] for metric in metrics] == [
+        f"{rule} of 3 draws" for rule in ("worst", "mean", "majority")
+    ]
+    worst, mean, _ = metrics
+    assert [value.count for value in worst.values] == [2, 1]
+    assert worst.differences[0] is None and worst.differences[1].estimate.value == pytest.approx(-1 / 3)
+    # image 0 in all draws instead of one, image 2 in none instead of two of three
+    assert mean.differences[1].estimate.value == pytest.approx((2 / 3 + 0 - 2 / 3) / 3)
+
+
+def test_no_draw_at_all_is_refused():
+    with pytest.raises(InputError, match="--judge_draws is 0; expected at least 1"):
+        Options(judge_draws=0).verify()
+
+
+# ---------------------------------------------------------------- as a command
+
+
+def test_a_run_judged_by_draws_and_by_more_of_them_later(data, quick, tmp_path):
+    defences = ["--defences", "smoothing:0.5,jpeg:75", "--limit", "2", "--model_name", f"{quick}@resize:0.5"]
+    command = [*MAIN, *flags(data, tmp_path / "out", "--draws", "1", *defences)]
+    assert run([*command, "--judge_draws", "2"]).returncode == 0
+    row, _ = read_said(tmp_path / "out/0000_record.npz")
+    answer = run([*command, "--judge_draws", "3", "--processes", "2"])
+    assert answer.returncode == 0 and "majority of 3 draws" in answer.stdout, answer.stderr
+    assert LEGEND in answer.stdout
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    names = {f"{quick}@resize:0.5", f"{quick}@resize:0.5@smoothing:0.5", f"{quick}@resize:0.5@jpeg:75"}
+    assert {one["model"] for one in results["classifiers"] if "draws" in one} == names
+    for name in names:
+        more = results["images"][0]["draws"][name]["after"]["label"]
+        assert len(more) == 3 and more[:2] == row["draws"][name]["after"]["label"]
+    again = ["--is_test", "--images_root", tmp_path / "out", "--save_dir", tmp_path / "judged"]
+    again += [*defences[:2], "--model_name", f"{quick}@resize:0.5", "--transfer_models", ""]
+    answer = run([*MAIN, *map(str, again), "--judge_draws", "3"])
+    assert answer.returncode == 0, answer.stderr
+    judged = json.loads((tmp_path / "judged/evaluation.json").read_text())
+    assert judged["classifiers"] == results["classifiers"]
+    assert judged["images"][0]["draws"] == results["images"][0]["draws"]
