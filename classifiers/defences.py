@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from classifiers.heads import SOFTMAX, Head
 from common.errors import InputError
 from data.contrast import blurred, gaussian_kernel
 
@@ -280,10 +281,18 @@ class Defended(torch.nn.Module):
     Args:
         defences: the one that sees the image first in front.
         attack_draws: draws in each iteration of an attack through it.
+        head: of the classifier.
     """
 
-    def __init__(self, classifier: torch.nn.Module, defences: Sequence[Defence], attack_draws: int = 1):
+    def __init__(
+        self,
+        classifier: torch.nn.Module,
+        defences: Sequence[Defence],
+        attack_draws: int = 1,
+        head: Head = SOFTMAX,
+    ):
         super().__init__()
+        self.head = head
         self.classifier, self.defences = classifier, torch.nn.ModuleList(defences)
         self.draws = max(defence.draws for defence in defences)
         self.attack_draws = attack_draws if self.draws > 1 else 1
@@ -296,7 +305,8 @@ class Defended(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.requires_grad:
             return self.attacked(images)
-        return mean_logits([self.classifier(self.changed(images, SEED + seed)) for seed in range(self.draws)])
+        draws = (self.changed(images, SEED + seed) for seed in range(self.draws))
+        return self.head.mean_logits([self.classifier(changed) for changed in draws])
 
     def attacked(self, images: torch.Tensor) -> torch.Tensor:
         """As an attack sees it: new draws in each of its passes, which depend on how many there were of an
@@ -307,12 +317,9 @@ class Defended(torch.nn.Module):
         if self.attack_draws == 1:
             return self.draw(images, passes, 0)
         with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
-            return mean_logits(
-                [
-                    checkpoint(self.draw, images, passes, k, use_reentrant=False, preserve_rng_state=False)
-                    for k in range(self.attack_draws)
-                ]
-            )
+            settings, draws = {"use_reentrant": False, "preserve_rng_state": False}, range(self.attack_draws)
+            logits = [checkpoint(self.draw, images, passes, k, **settings) for k in draws]
+        return self.head.mean_logits(logits)
 
     def draw(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
         """The classifier's logits at the k-th draw of the pass that each image is in."""
@@ -343,13 +350,6 @@ def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: Sequ
         return classifier(images)
     finally:
         classifier.restart()
-
-
-def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Those of the mean of the probabilities."""
-    if len(logits) == 1:
-        return logits[0]
-    return torch.stack(list(logits)).log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 @dataclass(frozen=True)
@@ -413,13 +413,16 @@ def defend(
     defences: Sequence[str],
     diffusion: LatentDiffusion | None = None,
     attack_draws: int = 1,
+    head: Head = SOFTMAX,
 ) -> torch.nn.Module:
-    """The classifier behind these defences, itself where there are none."""
+    """The classifier behind these defences, itself where there are none. Smoothing certifies the one class
+    that is most often seen, which a sigmoid head does not have: of that it gives the mean of probabilities.
+    """
     if not defences:
         return classifier
     made = [make_defence(text, diffusion) for text in defences]
-    kind = Smoothed if any(isinstance(defence, Smoothing) for defence in made) else Defended
-    return kind(classifier, made, attack_draws).eval()
+    is_smoothed = head.threshold is None and any(isinstance(defence, Smoothing) for defence in made)
+    return (Smoothed if is_smoothed else Defended)(classifier, made, attack_draws, head).eval()
 
 
 def undefended(classifier: torch.nn.Module) -> torch.nn.Module:

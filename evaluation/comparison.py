@@ -14,7 +14,7 @@ from data.records import Run
 from evaluation.costs import cost_dict, cost_rows
 from evaluation.evaluate import Evaluation, joint, plain
 from evaluation.kernel import kernel_difference
-from evaluation.legend import COUNTED, legend
+from evaluation.legend import COUNTED, legend, legend_of_head
 from evaluation.stats import (
     ALPHA,
     Difference,
@@ -69,7 +69,10 @@ def compare_runs(
     them; runs and evaluations are by mode, and failures say which images are left out, and why.
     """
     metrics, images = metrics_of(evaluations, runs), len(runs[0].records)
-    described = legend(metric.name for metric in metrics)
+    described = [
+        *legend_of_head(evaluations[0].classifiers[0]),
+        *legend(metric.name for metric in metrics),
+    ]
     sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
     sections = [
         (f"Figures; attack success {COUNTED}", metric_rows(names, metrics)),
@@ -115,6 +118,7 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
                 else None,
             )
         )
+    lines += precision_metrics(evaluations)
     if evaluations[0].surrogates > 1:
         together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
         lines.append(
@@ -165,6 +169,20 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
     for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
         difference.corrected = corrected
     return lines
+
+
+def precision_metrics(evaluations: Sequence[Evaluation]) -> list[Metric]:
+    """Of sigmoid heads, mAP after each mode's attack; it is of no single image, so there are no pairs."""
+    return [
+        Metric(
+            f"mAP after, {result.name}",
+            [e.classifiers[k].mean_precisions["mAP_after"] for e in evaluations],
+            [None] * len(evaluations),
+            f"{result.mean_precisions['mAP_before']} before",
+        )
+        for k, result in enumerate(evaluations[0].classifiers)
+        if result.precisions
+    ]
 
 
 def means(name: str, by_image: Sequence[np.ndarray], note: str) -> Metric:

@@ -52,7 +52,7 @@ def check(options: Options) -> int:
     picture = first_picture(item, Job(attack, options, "", task.layout(options), task.masks, {}))
     clean = picture.pixels
     predictions = [
-        predict(classifier, clean[None], np.array([item.labels]), device)[0]
+        predict(classifier, clean[None], np.array([item.labels]), device, head=attack.head)[0]
         for classifier in attack.classifiers
     ]
 

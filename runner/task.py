@@ -81,7 +81,13 @@ def class_names_of(options: Options) -> tuple[str, ...]:
             f"--dataset_name {options.dataset_name} needs --captions with the path of {needed}, which comes "
             f"with the data set"
         )
-    return IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
+    names = IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
+    if len(names) == 1 and options.classifier_head.threshold is None:
+        raise InputError(
+            f"--captions: {str(options.captions)!r} names one class, which --head softmax always sees; name "
+            f"two, or give --head sigmoid"
+        )
+    return names
 
 
 def read_items(options: Options, class_names: Sequence[str]) -> list[Item]:
@@ -114,7 +120,7 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
 
     Transfer classifiers are loaded, too, so that what is wrong with them is said before the attack.
     """
-    options = task.options
+    options, head = task.options, task.options.classifier_head
     mend_torchvision()
     torch.manual_seed(options.seed)
     set_up(task.device)
@@ -129,7 +135,7 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
     for name in dict.fromkeys(split_name(name)[0] for name in options.transfer_models) if is_first else ():
-        load_classifier(name, task.class_names, options.res)
+        load_classifier(name, task.class_names, options.res, head=head)
     # before the pipeline, which takes longer, except where they need it
     pipeline = task.load_pipeline() if needs_diffusion(options.model_name) else None
     classifiers = [
@@ -140,12 +146,13 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
             attacked=True,
             diffusion=pipeline and LatentDiffusion(pipeline, task.class_names),
             attack_draws=options.draws,
+            head=head,
         ).to(task.device)
         for name in options.model_name
     ]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
     for name, classifier in zip(options.model_name, classifiers) if is_first else ():
-        for warning in warnings_about_outputs(name, classifier, noise, task.device):
+        for warning in warnings_about_outputs(name, classifier, noise, task.device, head):
             note(warning)
     if pipeline is None and needs_pipeline(each):
         pipeline = task.load_pipeline()
@@ -166,6 +173,7 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
             device=task.device,
             diffusion=diffusion,
             others=OtherPictures(task.items, options.res),
+            head=head,
         )
         for one in each
     ]
@@ -212,9 +220,10 @@ def load_judges(task: Task, attack: DiffAttack | PixelAttack) -> dict[str, torch
     judges = dict(zip(task.options.model_name, attack.classifiers))
     for name in task.options.judges:
         if name not in judges:
-            judges[name] = load_classifier(
-                name, task.class_names, task.options.res, diffusion=attack.diffusion
-            ).to(task.device)
+            loaded = load_classifier(
+                name, task.class_names, task.options.res, diffusion=attack.diffusion, head=attack.head
+            )
+            judges[name] = loaded.to(task.device)
     return judges
 
 
