@@ -107,9 +107,10 @@ def warnings_about_labels(
         for shift in (-1, 1)
     }
     shift, found = max(shifted.items(), key=lambda item: item[1])
+    is_better = found > count and binomtest(found, len(labels), chance, alternative="greater").pvalue <= 0.05
     advice = (
         f"labels {'one higher' if shift > 0 else 'one lower'} would give {found}/{len(labels)}, so shift them"
-        if found > count and classes > 2  # of two, the other is always one higher or lower
+        if is_better and classes > 2  # of two, the other is always one higher or lower
         else "look at a few images beside their labels"
     )
     guessing = (

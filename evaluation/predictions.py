@@ -256,7 +256,22 @@ class ClassifierResult:
 
     def described(self, k: int, class_names: Sequence[str], base: int) -> dict[str, dict]:
         """The predictions of the k-th image, for results.json."""
-        return {side: said[k].described(class_names, base) for side, said in self.sides.items()}
+        described = {side: said[k].described(class_names, base) for side, said in self.sides.items()}
+        for side, said in self.sides.items():
+            if said.logits is not None:
+                described[side]["of_classes"] = self.of_classes(k, said.logits[k], class_names)
+        return described
+
+    def of_classes(self, k: int, logits: np.ndarray, class_names: Sequence[str]) -> list[list]:
+        """Of the k-th image the names and probabilities of its target, if it has one, and its true classes,
+        the surest first: the first of all is what decides.
+        """
+        probabilities = self.head.probabilities(torch.from_numpy(logits)).tolist()
+        own = self.labels.reshape(len(self.labels), -1)[k]
+        classes = sorted(own[own >= 0].tolist(), key=lambda label: -probabilities[label])
+        if self.targets is not None and self.targets[k] >= 0:
+            classes.insert(0, int(self.targets[k]))
+        return [[class_names[label], probabilities[label]] for label in classes]
 
     def figures(self) -> dict[str, Estimate | None]:
         return {
