@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def in_words(said: dict) -> str:
-    """The class that it says and how sure it is; with a sigmoid head how sure it is of the target, if there is
-    one, and of each true class.
+    """The class that it says and how sure it is; with a sigmoid head how sure it is of the target, if there
+    is one, and of each true class.
     """
     pairs = said.get("of_classes") or [(said["class"], said["confidence"])]
     return ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
