@@ -43,7 +43,6 @@ from diffusion.course import Course, Going, result_of
 from diffusion.inversion import Inversion, LatentDiffusion
 from diffusion.latent_optimizers import AdamW, Momentum, norm
 from evaluation.budget import least_change
-from evaluation.logits import cross_entropy, margin
 from losses import (
     Losses,
     Pass,
@@ -111,9 +110,11 @@ class DiffAttack(LatentDiffusion):
             inversion=options.inversion,
         )
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
+        self.head = options.classifier_head
         # what the gradient goes through; what judges is without these defences
         self.attacked = [
-            defend(classifier, options.attack_through, self, options.draws) for classifier in self.classifiers
+            defend(classifier, options.attack_through, self, options.draws, self.head)
+            for classifier in self.classifiers
         ]
         self.checkpointing = checkpointing
         self.controller = make_controller(
@@ -322,7 +323,8 @@ class DiffAttack(LatentDiffusion):
             weights = self.controller.weights()
             measured = torch.tensor([n + 1 in self.measured_iterations for n in going.iterations]) & ~ended
             norms = None if ended.all() else self.descend(passed, going, measured.to(terms.device))
-        said = verdict(passed.losses, going.factors, going.inversion.labels, going.inversion.targets)
+        labels, targets = going.inversion.labels, going.inversion.targets
+        said = verdict(passed.losses, going.factors, labels, targets, self.head)
         going.note(said | {"weights": weights}, norms, measured, ~last)
         if progress is not None:
             progress(passes, read[:-1])
@@ -367,7 +369,7 @@ class DiffAttack(LatentDiffusion):
         """By how much every classifier is wrong about images `(b, 3, H, W)` once they are written, `(b,)`."""
         written = rounded(images, truncated=self.inversion == "diffattack")
         logits = torch.stack([at_a_stop(classifier, written) for classifier in self.classifiers])
-        return margin(logits.float(), inversion.labels, inversion.targets).amin(0)
+        return self.head.margin(logits.float(), inversion.labels, inversion.targets).amin(0)
 
     def descend(self, passed: Pass, going: Going, measured: torch.Tensor) -> torch.Tensor | None:
         """One step down the gradient; the norms `(3, b)` of the terms' gradients, if those of any image are
@@ -415,7 +417,7 @@ class DiffAttack(LatentDiffusion):
             logits = torch.stack(seen).to(self.dtype)
             temperature = self.options.logit_temperature or 1.0  # None where no preset has decided
             losses = Losses(
-                attack=cross_entropy(logits, inversion.labels, inversion.targets, temperature),
+                attack=self.head.cross_entropy(logits, inversion.labels, inversion.targets, temperature),
                 self_attention=self.controller.weighted_sum(layer_losses.sum(-1)),
                 cross_attention=masked_variance(class_attention, inversion.class_tokens),
                 layer_losses=layer_losses,

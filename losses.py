@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from classifiers.heads import Head, marked
 from common.errors import NonFiniteLossError
 from diffusion.course import Course
-from evaluation.logits import fooled, marked
 from options import AttackOptions
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
@@ -19,7 +19,7 @@ LOSS_TERMS = ("attack", "self-attention", "cross-attention")
 class Losses:
     """The three terms of the loss before their factors, and what they are made of."""
 
-    attack: torch.Tensor  # (B,), cross-entropy in nats
+    attack: torch.Tensor  # (B,), cross-entropy in nats, binary with a sigmoid head
     self_attention: torch.Tensor  # (B,), sum_i c_i L_i
     cross_attention: torch.Tensor  # (B,), variance
     layer_losses: torch.Tensor  # (N, B, layers): L_i by layer
@@ -66,7 +66,7 @@ def factors_at_start(targets: torch.Tensor, options: AttackOptions) -> torch.Ten
 
 
 def verdict(
-    losses: Losses, factors: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
+    losses: Losses, factors: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, head: Head
 ) -> dict[str, torch.Tensor]:
     """What the record keeps of an iteration beside the weights; factors `(3, B)` are those of the terms."""
     terms, logits = losses.terms.detach(), losses.logits.detach()
@@ -77,8 +77,8 @@ def verdict(
         "self_attention_factor": factors[1],
         "layer_losses": losses.layer_losses.detach().movedim(1, -1),
         "distance": losses.distance,
-        "confidence": (logits.softmax(-1).mean(0) * true_classes).sum(-1),
-        "fooled": fooled(logits, labels, targets).all(0),
+        "confidence": head.confidence(head.probabilities(logits).mean(0), true_classes),
+        "fooled": head.fooled(logits, labels, targets).all(0),
     }
 
 

@@ -9,17 +9,20 @@ where its readers look for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attacks.names import OURS, attack_name
 from classifiers.defences import DEFENCES, attack_draws, check_defence, defence_names, split_name
-from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
-from common.errors import InputError
+from classifiers.heads import HEADS, THRESHOLD, Head, head_named, head_of
+from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name, classifier_names
+from common.errors import InputError, RecordError
 from common.flags import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
+    SHARE,
     check_values,
     count,
     flag,
@@ -30,6 +33,7 @@ from common.flags import (
 from common.machine import MachineOptions
 from data.dataset import PRESETS
 from data.inputs import DataOptions
+from data.records import read_configuration
 from evaluation.budget import Budget, budget_or_none, parse_budget
 from timestep_weights import SCHEDULES, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
@@ -228,7 +232,8 @@ class AttackOptions(WeightOptions):
     )
     stop_margin: float | None = flag(
         None,
-        "end an image where every surrogate's largest wrong logit exceeds the true one by M, in 8 bits",
+        "end an image where every surrogate's largest wrong logit exceeds the true one by M, in 8 bits; with "
+        "--head sigmoid where that of the threshold exceeds each true one",
         "M",
         parse=number_or_none,
         range=NOT_NEGATIVE,
@@ -271,6 +276,22 @@ class AttackOptions(WeightOptions):
         parse=float,
         range=POSITIVE,
     )
+    head: str | None = flag(
+        None,
+        "softmax: an image shows one class, that of the largest logit; sigmoid: any number, each with its "
+        "own probability: the loss is binary cross-entropy, and an image is fooled where none of its true "
+        "classes, or where its target, is above --threshold (default: what a model of transformers says of "
+        "itself, else softmax)",
+        parse=str,
+        choices=HEADS,
+    )
+    threshold: float | None = flag(
+        None,
+        f"with --head sigmoid, above which probability a class is seen (default: {THRESHOLD:g})",
+        "P",
+        parse=float,
+        range=SHARE,
+    )
     is_apply_mask: bool = flag(False, "change the image only where the true class is looked at")
     is_hard_mask: bool = flag(False, "the same with a mask of zeros and ones")
     seed: int = flag(42, "the same command with the same seed on the same machine writes identical images")
@@ -283,6 +304,11 @@ class AttackOptions(WeightOptions):
             self.attack_through = ("resize:0.9",) if ours else ()
         if self.draws is None:
             self.draws = attack_draws(self.attack_through)
+
+    @property
+    def classifier_head(self) -> Head:
+        """How logits are read; InputError for a threshold beside a head that has none."""
+        return head_named(self.head, self.threshold)
 
     @property
     def allowed_change(self) -> Budget | None:
@@ -300,6 +326,7 @@ class AttackOptions(WeightOptions):
         does not fit them.
         """
         check_values(self)
+        head_named(self.head, self.threshold)
         self.verify_attack()
         if not 1 <= self.start_step < self.diffusion_steps <= 1000:
             raise InputError(
@@ -346,7 +373,17 @@ class AttackOptions(WeightOptions):
             )
 
 
-FOR_ALL = ("attack", "budget", "contrast_limit", "attack_through", "draws", "logit_temperature", "seed")
+FOR_ALL = (
+    "attack",
+    "budget",
+    "contrast_limit",
+    "attack_through",
+    "draws",
+    "logit_temperature",
+    "head",
+    "threshold",
+    "seed",
+)
 DEFAULTS = AttackOptions()
 
 
@@ -376,16 +413,34 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             self.logit_temperature = preset.logit_temperature
         if self.transfer_models is None:
             self.transfer_models = () if self.captions or preset.class_names else DEFAULT_TRANSFER_MODELS
+        self.fill_in_head()
         if self.pretrained_diffusion_path is None and not self.is_test:
             self.pretrained_diffusion_path = "demo/tiny_diffusion"
         if self.label_path is None and self.images_root == Path("demo/images"):
             self.label_path = Path("demo/labels.txt")
+
+    def fill_in_head(self) -> None:
+        """Fills in what a run that is judged had, or else what the classifiers say of themselves."""
+        if self.is_test and self.head is None and (self.images_root / "run.json").is_file():
+            with suppress(RecordError):  # which is said where its labels are read
+                run = read_configuration(self.images_root)
+                self.head = run.get("head", self.head)
+                self.threshold = run.get("threshold") if self.threshold is None else self.threshold
+        names = (*self.model_name, *self.transfer_models)
+        self.head = head_of(self.head, (check_name(name) for name in names))
+        if self.head == "sigmoid" and self.threshold is None:
+            self.threshold = THRESHOLD
 
     def verify(self) -> None:
         super().verify()
         if self.mask_root is not None and self.is_apply_mask:
             raise InputError(
                 "--is_apply_mask takes its mask from the attention, --mask_root from files; give one of them"
+            )
+        if self.judge_draws > 1 and self.classifier_head.threshold is not None:
+            raise InputError(
+                "--judge_draws takes the vote of the classes that draws see, and --head sigmoid sees several; "
+                "leave --judge_draws out"
             )
         if not self.model_name:
             raise InputError(

@@ -67,7 +67,7 @@ class TorchAttack:
             raise InputError(f"--attack {name.text} cannot be made ({one_line(error)})") from None
         classes_of = parameters.get("num_classes")
         if classes_of is not None and classes_of.default == 1000:  # of all, not of those it looks at
-            self.arguments["num_classes"] = classes
+            self.arguments["num_classes"] = max(2, classes)
 
     def __call__(
         self,

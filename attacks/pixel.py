@@ -26,13 +26,13 @@ from attacks.library import TorchAttack, UsersAttack, load_attack
 from attacks.names import parse_attack
 from attacks.search import Found, strongest
 from classifiers.defences import Defended, Denoise, defend
+from classifiers.heads import SOFTMAX, Head, Sigmoid, marked
 from common.errors import AttackError, InputError, NonFiniteLossError, one_line
 from data.classes import IMAGENET_CLASSES
 from data.history import AttackResult, joined_results, stacked
 from data.records import AttackRecord
 from diffusion.composition import Composition, change_limits
 from evaluation.budget import Budget
-from evaluation.logits import cross_entropy, fooled, marked
 
 if TYPE_CHECKING:
     from diffusion.inversion import LatentDiffusion
@@ -70,26 +70,51 @@ class Seen(torch.nn.Module):
     whose logits are the mean of theirs (Dong et al., CVPR 2018); it keeps what it says of the first image of
     each batch.
 
+    With a sigmoid head a library's cross-entropies and largest logits mean nothing. It sees two classes then:
+    its target or first label, with how far the logit of the target or of the surest true class is above the
+    threshold; and another at 0. So cross-entropy is the binary one, and the largest says what is seen.
+
     Args:
         labels: `(1, L)`. Where an image has several, the first of them stands for all: its probability is
             theirs together, and the others' is none.
+        target: of a targeted attack.
     """
 
-    def __init__(self, classifiers: Sequence[torch.nn.Module], labels: torch.Tensor, temperature: float):
+    def __init__(
+        self,
+        classifiers: Sequence[torch.nn.Module],
+        labels: torch.Tensor,
+        temperature: float,
+        head: Head = SOFTMAX,
+        target: int | None = None,
+    ):
         super().__init__()
         self.classifiers, self.temperature = torch.nn.ModuleList(classifiers), temperature
         self.true = labels[0][labels[0] >= 0]
+        self.head, self.target = head, target
         self.looks: list[torch.Tensor] = []  # (classifiers, 1, classes) each
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = torch.stack([looked_at(classifier, images) for classifier in self.classifiers])
         self.looks.append(logits[:, :1].detach())
-        logits = logits.mean(0) / self.temperature
+        logits = logits.mean(0)
+        if isinstance(self.head, Sigmoid):
+            return self.of_two(logits)
+        logits = logits / self.temperature
         if len(self.true) > 1:
             together = logits[:, self.true].logsumexp(1, keepdim=True)
             logits = logits.index_fill(1, self.true, OUT_OF_THE_WAY)
             logits = logits.index_copy(1, self.true[:1], together)
         return logits
+
+    def of_two(self, logits: torch.Tensor) -> torch.Tensor:
+        """What a sigmoid head says of one question, as logits `(N, classes)`, at least two."""
+        asked = self.true if self.target is None else self.true.new_tensor([self.target])
+        over = (logits[:, asked].amax(1, keepdim=True) - self.head.edge) / self.temperature
+        classes = max(2, logits.shape[1])
+        answers = logits.new_full((len(logits), classes), OUT_OF_THE_WAY)
+        answers = answers.index_fill(1, (asked[:1] + 1) % classes, 0.0)
+        return answers.index_copy(1, asked[:1], over)
 
 
 def looked_at(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -110,6 +135,7 @@ class PixelAttack:
         contrast_limit: no pixel changes by more than 1/255 + this times the local contrast.
         attack_through, draws: defences that the gradient goes through, and how often a random one is drawn.
         logit_temperature: that the attack sees logits divided by.
+        head: of the classifiers; see `Seen` for what the attack sees of a sigmoid head.
         seed: of what the attack draws, the same for each image.
         diffusion: the model of defences that need one.
         others: for attacks that mix an image with others: from its labels `(L,)` to some of other classes,
@@ -135,15 +161,17 @@ class PixelAttack:
         device: torch.device | str = "cpu",
         diffusion: LatentDiffusion | None = None,
         others: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        head: Head = SOFTMAX,
     ):
         if isinstance(attack, str):
             attack = load_attack(parse_attack(attack), len(class_names))
+        self.head = head
         self.method, self.name, self.class_names = attack, attack.name, class_names
         self.budget, self.contrast_limit = budget, contrast_limit
         self.temperature, self.seed = logit_temperature, seed
         self.device, self.diffusion, self.others = torch.device(device), diffusion, others
         self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
-        self.attacked = [defend(one, attack_through, diffusion, draws) for one in self.classifiers]
+        self.attacked = [defend(one, attack_through, diffusion, draws, head) for one in self.classifiers]
         self.controller, self.pipeline = NoWeights(), diffusion and diffusion.pipeline
         defences = [module for one in self.attacked for module in one.modules()]
         self.needs_diffusion = any(isinstance(module, Denoise) for module in defences)
@@ -208,10 +236,11 @@ class PixelAttack:
         clean, labels = given.images[k : k + 1], given.labels[k : k + 1]
         mask = None if given.masks is None else given.masks[k : k + 1]
         target, first = given.targets[k : k + 1], self.method.radius
+        goal = int(target) if bool(target >= 0) else None
         looks: dict[float | None, list[torch.Tensor]] = {}  # by the radius of the run
 
         def run(radius: float | None) -> torch.Tensor:
-            seen = Seen(self.attacked, labels, self.temperature)
+            seen = Seen(self.attacked, labels, self.temperature, self.head, goal)
             picture = self.run(seen, clean, labels, target, mask, radius, place)
             if not picture.isfinite().all():
                 raise NonFiniteLossError(len(seen.looks), "attack", place)
@@ -224,7 +253,7 @@ class PixelAttack:
             found = Found(picture, None, 1)
         else:
             found = strongest(run, clean, self.budget, first)
-        return PixelCourse(found, looks[found.radius], labels, target)
+        return PixelCourse(found, looks[found.radius], labels, target, self.head)
 
     def run(
         self,
@@ -296,6 +325,7 @@ class PixelCourse:
     looks: list[torch.Tensor]  # (classifiers, 1, classes) each
     labels: torch.Tensor  # (1, L)
     target: torch.Tensor  # (1,)
+    head: Head
 
     def as_result(self, iterations: int | None = None) -> AttackResult:
         """As a batch of one, its record filled up to so many looks; of timesteps and attention there is
@@ -309,14 +339,15 @@ class PixelCourse:
 
     def said(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the record keeps of one look."""
-        loss, nothing = cross_entropy(logits, self.labels, self.target, 1.0), torch.full((1,), torch.nan)
+        loss = self.head.cross_entropy(logits, self.labels, self.target, 1.0)
+        nothing = torch.full((1,), torch.nan)
         true_classes = marked(self.labels, logits.shape[-1])
         unknown = ("self_attention_loss", "cross_attention_loss", "self_attention_factor", "distance")
         return {
             "attack_loss": loss,
             "total_loss": loss,
-            "confidence": (logits.softmax(-1).mean(0) * true_classes).sum(-1),
-            "fooled": fooled(logits, self.labels, self.target).all(0),
+            "confidence": self.head.confidence(self.head.probabilities(logits).mean(0), true_classes),
+            "fooled": self.head.fooled(logits, self.labels, self.target).all(0),
             **{name: nothing for name in unknown},
             "layer_losses": torch.zeros(0, 0, 1),
             "weights": torch.zeros(0),

@@ -29,6 +29,7 @@ from PIL import Image
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from classifiers.certificates import Certificate, certificate
+from classifiers.heads import SOFTMAX, Head
 from common.errors import InputError
 from data.contrast import blurred, gaussian_kernel
 
@@ -280,10 +281,18 @@ class Defended(torch.nn.Module):
     Args:
         defences: the one that sees the image first in front.
         attack_draws: draws in each iteration of an attack through it.
+        head: of the classifier.
     """
 
-    def __init__(self, classifier: torch.nn.Module, defences: Sequence[Defence], attack_draws: int = 1):
+    def __init__(
+        self,
+        classifier: torch.nn.Module,
+        defences: Sequence[Defence],
+        attack_draws: int = 1,
+        head: Head = SOFTMAX,
+    ):
         super().__init__()
+        self.head = head
         self.classifier, self.defences = classifier, torch.nn.ModuleList(defences)
         self.draws = max(defence.draws for defence in defences)
         self.attack_draws = attack_draws if self.draws > 1 else 1
@@ -299,7 +308,7 @@ class Defended(torch.nn.Module):
     def judged(self, images: torch.Tensor, first: int = SEED) -> torch.Tensor:
         """As pictures are judged, by draws from the seed `first` on."""
         seeds = range(first, first + self.draws)
-        return mean_logits([self.classifier(self.changed(images, seed)) for seed in seeds])
+        return self.head.mean_logits([self.classifier(self.changed(images, seed)) for seed in seeds])
 
     def attacked(self, images: torch.Tensor) -> torch.Tensor:
         """As an attack sees it: new draws in each of its passes, which depend on how many there were of an
@@ -313,9 +322,10 @@ class Defended(torch.nn.Module):
         with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
             draws = range(self.attack_draws)
             if all(defence.keeps_graph for defence in self.defences):
-                return mean_logits([anew(self.draw, images, passes, k) for k in draws])
-            # what a defence computes anew itself is not computed a third time
-            return mean_logits([anew(self.answer, self.seen(images, passes, k), passes, k) for k in draws])
+                logits = [anew(self.draw, images, passes, k) for k in draws]
+            else:  # what a defence computes anew itself is not computed a third time
+                logits = [anew(self.answer, self.seen(images, passes, k), passes, k) for k in draws]
+        return self.head.mean_logits(logits)
 
     def draw(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
         """The classifier's logits at the k-th draw of the pass that each image is in."""
@@ -362,13 +372,6 @@ def at_a_stop(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor
     return classifier.judged(images, STOP_SEED) if isinstance(classifier, Defended) else classifier(images)
 
 
-def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Those of the mean of the probabilities."""
-    if len(logits) == 1:
-        return logits[0]
-    return torch.stack(list(logits)).log_softmax(-1).logsumexp(0) - math.log(len(logits))
-
-
 class Smoothed(Defended):
     """A classifier behind `smoothing`: judged by the class most often seen over draws."""
 
@@ -402,13 +405,16 @@ def defend(
     defences: Sequence[str],
     diffusion: LatentDiffusion | None = None,
     attack_draws: int = 1,
+    head: Head = SOFTMAX,
 ) -> torch.nn.Module:
-    """The classifier behind these defences, itself where there are none."""
+    """The classifier behind these defences, itself where there are none. Smoothing certifies the one class
+    that is most often seen, which a sigmoid head does not have: of that it gives the mean of probabilities.
+    """
     if not defences:
         return classifier
     made = [make_defence(text, diffusion) for text in defences]
-    kind = Smoothed if any(isinstance(defence, Smoothing) for defence in made) else Defended
-    return kind(classifier, made, attack_draws).eval()
+    is_smoothed = head.threshold is None and any(isinstance(defence, Smoothing) for defence in made)
+    return (Smoothed if is_smoothed else Defended)(classifier, made, attack_draws, head).eval()
 
 
 def undefended(classifier: torch.nn.Module) -> torch.nn.Module:

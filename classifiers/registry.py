@@ -24,6 +24,7 @@ from efficientnet_lite_pytorch import EfficientNet
 
 from classifiers.defences import check_defence, defend, split_name
 from classifiers.fused import fused
+from classifiers.heads import SOFTMAX, Head
 from classifiers.preprocessing import Preprocessed
 from classifiers.sources import code_classifier, hugging_face_classifier, program_classifier, timm_classifier
 from common.errors import ClassifierError, InputError, note, one_line
@@ -52,6 +53,20 @@ class WithoutBackground(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(images)[:, 1:]
+
+
+class OfOneLogit(torch.nn.Module):
+    """A classifier with one output, the logit of the second of two classes, as one of both: the softmax of 0
+    and z has the probability of the sigmoid of z.
+    """
+
+    def __init__(self, classifier: torch.nn.Module):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logit = self.classifier(images)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
 
 
 class Reordered(torch.nn.Module):
@@ -165,6 +180,7 @@ def load_classifier(
     attacked: bool = False,
     diffusion: LatentDiffusion | None = None,
     attack_draws: int = 1,
+    head: Head = SOFTMAX,
 ) -> torch.nn.Module:
     """The classifier of that name on the CPU, in eval mode, without parameter gradients, behind its defences.
 
@@ -175,17 +191,18 @@ def load_classifier(
         attacked: whether it needs a gradient at the images.
         diffusion: the model of the defences that need one.
         attack_draws: of its defences, in each iteration of an attack through them.
+        head: how its logits are read.
     Raises:
         ClassifierError: the name has none of the forms, its classifier is unavailable, or cannot be used.
         InputError: a defence needs a diffusion model, and there is none.
     """
     name, defences = split_name(name)
-    classifier = load_undefended(name, classes, side, attacked)
-    return defend(classifier, defences, diffusion, attack_draws)
+    classifier = load_undefended(name, classes, side, attacked, head)
+    return defend(classifier, defences, diffusion, attack_draws, head)
 
 
 def load_undefended(
-    name: str, classes: int | Sequence[str] | None, side: int, attacked: bool
+    name: str, classes: int | Sequence[str] | None, side: int, attacked: bool, head: Head = SOFTMAX
 ) -> torch.nn.Module:
     """The classifier of a name without defences; see `load_classifier`."""
     resolved = check_name(name)
@@ -213,6 +230,15 @@ def load_undefended(
         note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
         classifier, outputs = WithoutBackground(classifier), 1000
         own_names = own_names and own_names[1:]
+    if outputs == 1 and expected == 2 and head.threshold is None:
+        told = "the second class" if class_names is None else repr(class_names[1])
+        note(f"{name} has one output for two classes: it is the logit of {told} against the other")
+        return OfOneLogit(classifier)
+    if outputs == 1 and expected == 2:
+        raise ClassifierError(
+            f"classifier {name!r} has one output for two classes, and --head sigmoid sees each by itself; "
+            f"leave --head sigmoid out, or give --captions with the one class that it sees"
+        )
     if outputs != expected:
         raise ClassifierError(
             f"classifier {name!r} has {outputs} outputs, but there are {expected} classes; give --captions "

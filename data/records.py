@@ -95,16 +95,22 @@ def run_identity(configuration: dict) -> str:
 
 
 def write_record(
-    record: AttackRecord, controller_state: torch.Tensor, row: dict, path: Path, identity: str = ""
+    record: AttackRecord,
+    controller_state: torch.Tensor,
+    row: dict,
+    path: Path,
+    identity: str = "",
+    logits: Mapping[str, np.ndarray] = {},
 ) -> None:
-    """Saves a record with one array a field, the row of the results, the weights' state after the image, and
-    the identity of the run; `numpy.load` reads it.
+    """Saves a record with one array a field, the row of the results, the weights' state after the image, the
+    identity of the run, and what `write_said` has of logits; `numpy.load` reads it.
     """
     fields = {field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
             **fields,
+            **logit_arrays(logits),
             controller_state=controller_state.numpy(),
             row=np.array(json.dumps(row)),
             run=np.array(identity),
@@ -293,35 +299,54 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
     return record
 
 
-def read_said(path: Path) -> tuple[dict, np.ndarray | None]:
-    """What a record holds of what has been said of its image: the row, and the features of its pictures.
+SAID = ("row", "features", "logits_of", "logits")  # arrays of a record, of what was said of its image
+
+
+def read_said(path: Path) -> tuple[dict, np.ndarray | None, dict[str, np.ndarray]]:
+    """What a record holds of what has been said of its image: the row, the features of its pictures, and of
+    classifiers with a sigmoid head by name the logits of its pictures, `(2 or 3, classes)`.
 
     Raises:
         RecordError: the record is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as saved:
-            return json.loads(str(saved["row"])), saved["features"] if "features" in saved else None
+            features = saved["features"] if "features" in saved else None
+            named = saved["logits_of"].tolist() if "logits_of" in saved else []
+            return json.loads(str(saved["row"])), features, dict(zip(named, saved["logits"] if named else ()))
     except Exception as error:  # as in `read_record`
         raise RecordError(
             f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
         ) from None
 
 
-def write_said(path: Path, row: dict, features: np.ndarray | None, **others: np.ndarray) -> None:
+def logit_arrays(logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits by classifier as two arrays of a record: the names, and all of them in this order."""
+    return {"logits_of": np.array(list(logits)), "logits": np.stack(list(logits.values()))} if logits else {}
+
+
+def write_said(
+    path: Path,
+    row: dict,
+    features: np.ndarray | None,
+    logits: Mapping[str, np.ndarray] = {},
+    **others: np.ndarray,
+) -> None:
     """Saves what has been said of an image, and other arrays, so that `read_said` reads it."""
-    arrays = others | {"row": np.array(json.dumps(row))}
+    arrays = others | {"row": np.array(json.dumps(row))} | logit_arrays(logits)
     if features is not None:
         arrays["features"] = features
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def update_said(path: Path, row: dict, features: np.ndarray | None) -> None:
-    """Puts another row, and features, into a record; all else in it stays."""
+def update_said(
+    path: Path, row: dict, features: np.ndarray | None, logits: Mapping[str, np.ndarray] = {}
+) -> None:
+    """Puts another row, features and logits into a record; all else in it stays."""
     with np.load(path, allow_pickle=False) as saved:
-        others = {name: saved[name] for name in saved.files if name not in ("row", "features")}
-    write_said(path, row, features, **others)
+        others = {name: saved[name] for name in saved.files if name not in SAID}
+    write_said(path, row, features, logits, **others)
 
 
 # arrays whose last axis is the batch, which in a file is one image

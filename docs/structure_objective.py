@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from classifiers.heads import SOFTMAX
 from classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
 from common.devices import set_up
 from common.environment import mend_torchvision
@@ -33,7 +34,6 @@ from data.shares import timestep_shares
 from diff_latent_attack import DiffAttack
 from diffusion.course import Going
 from diffusion.pipeline import load_pipeline
-from evaluation.logits import margin
 from evaluation.quality import psnr
 from evaluation.stats import mean_over_images, share
 from evaluation.tables import table
@@ -67,7 +67,8 @@ class StructureOnceFooled(DiffAttack):
             for loss in (-losses.attack, losses.self_attention)
         )
         holds = (
-            margin(losses.logits.detach(), going.inversion.labels, going.inversion.targets).amin(0) >= MARGIN
+            SOFTMAX.margin(losses.logits.detach(), going.inversion.labels, going.inversion.targets).amin(0)
+            >= MARGIN
         )
         chosen = torch.where(holds.view(-1, 1, 1, 1), structure if self.moves_on else 0 * structure, attack)
         length = chosen.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, 1, 1, 1)

@@ -16,6 +16,7 @@ import torch
 
 from classifiers.certificates import Certificate
 from classifiers.defences import is_random, split_name
+from classifiers.heads import SOFTMAX, Head
 from common.devices import memory_is_short
 from data.images import Pictures
 from evaluation.checks import has_gradient, warnings_about_outputs
@@ -49,6 +50,7 @@ class Asked:
     base: int  # that labels count from in rows
     digests: Mapping[str, str] = field(default_factory=dict)  # of classifiers that are files here, by name
     draws: int = 1  # by each of which a random defence is judged alone, too, where it is more than one
+    head: Head = SOFTMAX  # of all of them
 
     @property
     def classifiers(self) -> tuple[str, ...]:
@@ -68,16 +70,24 @@ class Asked:
 
 @dataclass(frozen=True)
 class Said:
-    """What has been said of an image: a row of results.json with more in it, and the features of its
-    pictures, `(2 or 3, d)`: clean, adversarial, reconstructed.
+    """What has been said of an image: a row of results.json with more in it, the features of its pictures,
+    `(2 or 3, d)`: clean, adversarial, reconstructed; and by classifier with a sigmoid head the logits of its
+    pictures, `(2 or 3, classes)`, in the order of SIDES.
     """
 
     row: dict
     features: np.ndarray | None = None
+    logits: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def of_pictures(self, digests: Sequence[str], labels: Sequence[int | None]) -> Said:
-        """The same, or nothing where it was said of other files than these, or for other labels."""
+    def of_pictures(
+        self, digests: Sequence[str], labels: Sequence[int | None], head: str = SOFTMAX.name
+    ) -> Said:
+        """The same, or nothing where it was said of other files than these, for other labels, or with another
+        head.
+        """
         judged = {"files": list(digests), "labels": list(labels)}
+        if head != SOFTMAX.name:
+            judged["head"] = head
         return self if self.row.get("judged") == judged else Said({"judged": judged})
 
 
@@ -115,10 +125,10 @@ class Judges:
         """
         return 1 if self.device.type == "cpu" else 16
 
-    def oddities(self, name: str, clean: np.ndarray) -> list[str]:
+    def oddities(self, name: str, clean: np.ndarray, head: Head = SOFTMAX) -> list[str]:
         """What is wrong with a classifier's outputs, found on the first pictures that it sees."""
         if name not in self.looked_at:
-            self.looked_at[name] = warnings_about_outputs(name, self[name], clean, self.device)
+            self.looked_at[name] = warnings_about_outputs(name, self[name], clean, self.device, head)
         return self.looked_at[name]
 
 
@@ -144,6 +154,8 @@ def lacking(said: Said, asked: Asked, network: str) -> Lacking:
         for name in row.get("predictions", {})
         if name in asked.surrogates or judged_by.get(name) == asked.digests.get(name, "")
     }
+    if asked.head.threshold is not None:
+        known &= said.logits.keys()
     # of a classifier that has become another one since, none of its draws is of use
     so_many = {name: drawn(row, name) if name in known else 0 for name in asked.drawn}
     return Lacking(
@@ -169,7 +181,7 @@ def judge(
         of_clean: what has been said elsewhere of the same clean pictures.
     """
     wanted = [lacking(one, asked, network.name) for one in said]
-    rows = [{**one.row} for one in said]
+    rows, logits = [{**one.row} for one in said], [dict(one.logits) for one in said]
     for row in rows:
         for key in ("predictions", "judged_by", "certificates", "draws", "odd", "no_gradient"):
             row[key] = dict(row.get(key, {}))
@@ -179,15 +191,18 @@ def judge(
         if chosen:
             before = clean_results(name, [of_clean[k] if of_clean else None for k in chosen], asked)
             result = evaluate_classifier(
-                name, judges[name], pictures.of(chosen), judges.device, before, judges.batch
+                name, judges[name], pictures.of(chosen), judges.device, before, judges.batch, asked.head
             )
             add_result([rows[k] for k in chosen], result, asked)
+            for place, k in enumerate(chosen):
+                logits[k] |= logits_of([result], place)
             if name in asked.surrogates or name == split_name(name)[0]:
                 for k in chosen:
-                    rows[k]["odd"][name] = judges.oddities(name, pictures.clean[chosen[:1]])
+                    rows[k]["odd"][name] = judges.oddities(name, pictures.clean[chosen[:1]], asked.head)
     for k, one in enumerate(wanted):
         for name in one.gradients:
-            alive = has_gradient(judges[name], pictures.clean[k], pictures.labels[k], judges.device)
+            labels = pictures.labels[k]
+            alive = has_gradient(judges[name], pictures.clean[k], labels, judges.device, asked.head)
             rows[k]["no_gradient"][name] = not alive
     add_measures(rows, pictures, [k for k, one in enumerate(wanted) if one.measures], judges.device)
     features = [one.features for one in said]
@@ -200,7 +215,16 @@ def judge(
         for place, k in enumerate(chosen):
             features[k] = np.stack([side[place] for side in sides])
             rows[k]["features_of"] = network.name
-    return [Said(row, one) for row, one in zip(rows, features)]
+    return [Said(*one) for one in zip(rows, features, logits)]
+
+
+def logits_of(results: Sequence[ClassifierResult], k: int) -> dict[str, np.ndarray]:
+    """Of the k-th image's pictures by classifier, where these have a sigmoid head."""
+    return {
+        result.name: np.stack([side.logits[k] for side in result.sides.values()])
+        for result in results
+        if result.after.logits is not None
+    }
 
 
 def judge_draws(
@@ -251,10 +275,14 @@ def clean_results(name: str, others: Sequence[Said | None], asked: Asked) -> Cla
         for one in others
     ):
         return None
+    logits = None
+    if asked.head.threshold is not None:
+        if not all(name in one.logits for one in others):
+            return None
+        logits = np.stack([one.logits[name][SIDES.index("before")] for one in others])
     certificates = [one.row["certificates"].get(name) for one in others]
-    before = Predictions(
-        Prediction.of_description(one.row["predictions"][name]["before"], asked.base) for one in others
-    )
+    descriptions = [one.row["predictions"][name]["before"] for one in others]
+    before = Predictions((Prediction.of_description(one, asked.base) for one in descriptions), logits)
     sides = None if None in certificates else ([Certificate(**one["before"]) for one in certificates], [])
     return ClassifierResult(name, np.zeros(len(before), int), before, before, None, None, sides)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from natsort import natsorted, ns
 
+from classifiers.heads import SOFTMAX, Head
 from data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, ClassNames
 from data.dataset import Item, class_folders
 from evaluation.predictions import Predictions
@@ -109,13 +110,15 @@ def clean_accuracy(
     labels: Sequence[tuple[int, ...]],
     others: Sequence[Reading],
     classes: int,
+    head: Head = SOFTMAX,
 ) -> CleanAccuracy:
-    """Judges labels by a classifier's answers.
+    """Judges labels by a classifier's answers, by which class each has the largest logit of.
 
     Labels are taken for wrong where another reading fits so well that a classifier which is given the right
     ones would hardly ever answer so (it mistakes images for the class beside theirs in `MISTAKES` of them, or
     by chance); or where it is right no more often than by chance, one that is right on half of what chance
-    leaves would hardly ever be so wrong, and it does not look like one that was never trained.
+    leaves would hardly ever be so wrong, and it does not look like one that was never trained. What chance is
+    for a sigmoid head, nobody knows.
 
     Args:
         predictions: what it says of the images at the places `chosen`.
@@ -124,15 +127,17 @@ def clean_accuracy(
     from scipy.stats import binom
 
     predicted = predictions.labels
-    hits = np.array([answer in labels[k] for answer, k in zip(predicted, chosen)])
-    right, images = int(hits.sum()), len(hits)
+    hits = sum(answer in labels[k] for answer, k in zip(predicted, chosen))
+    sure = predictions.true_confidences
+    right = hits if head.threshold is None else int((sure > head.threshold).sum())
+    images = len(predicted)
     found = CleanAccuracy(name, right, images)
     best: tuple[int, float, Reading] | None = None
     for other in others:
         apart = [(answer, k) for answer, k in zip(predicted, chosen) if other.labels[k] != labels[k]]
         fitting = sum(answer in other.labels[k] for answer, k in apart)
         kept = sum(answer in labels[k] for answer, k in apart)
-        total = right - kept + fitting
+        total = hits - kept + fitting
         chance = float(binom.sf(fitting - 1, len(apart), max(MISTAKES, 1 / classes)))
         if fitting > 2 * kept and chance < LIKELY and (best is None or total > best[0]):
             best = total, chance, other
@@ -142,7 +147,7 @@ def clean_accuracy(
         return CleanAccuracy(name, right, images, text, chance < CERTAIN)
     guessing = float(binom.sf(right - 1, images, chance_of_a_hit(predicted, chosen, labels, classes))) > 0.01
     too_few = float(binom.cdf(right, images, (1 + 1 / classes) / 2))
-    if guessing and too_few < LIKELY:
+    if guessing and too_few < LIKELY and head.threshold is None:
         untrained = "" if is_trained(predictions, classes) else ", or it is not trained"
         text = (
             f"{found.described}, as by chance: the labels are not those of the images, or its classes are "

@@ -15,7 +15,7 @@ from evaluation.costs import cost_dict, cost_rows
 from evaluation.draws import LEGEND, RULES
 from evaluation.evaluate import Evaluation, joint, plain
 from evaluation.kernel import kernel_difference
-from evaluation.legend import COUNTED, legend
+from evaluation.legend import COUNTED, legend, legend_of_head
 from evaluation.stats import (
     ALPHA,
     Difference,
@@ -70,7 +70,10 @@ def compare_runs(
     them; runs and evaluations are by mode, and failures say which images are left out, and why.
     """
     metrics, images = metrics_of(evaluations, runs), len(runs[0].records)
-    described = legend(metric.name for metric in metrics)
+    described = [
+        *legend_of_head(evaluations[0].classifiers[0]),
+        *legend(metric.name for metric in metrics),
+    ]
     if any(evaluation.draws for evaluation in evaluations):
         described.insert(0, LEGEND)
     sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
@@ -119,6 +122,7 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
             )
         )
         lines += metrics_of_draws(f"{ROLES[evaluations[0].role(k)]}, {result.name}", result.name, evaluations)
+    lines += precision_metrics(evaluations)
     if evaluations[0].surrogates > 1:
         together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
         lines.append(
@@ -187,6 +191,20 @@ def metrics_of_draws(title: str, name: str, evaluations: Sequence[Evaluation]) -
         rates = [over.rate(rule, "success") for over in each]
         lines.append(Metric(f"{title}, {each[0].title(rule)}", rates, differences))
     return lines
+
+
+def precision_metrics(evaluations: Sequence[Evaluation]) -> list[Metric]:
+    """Of sigmoid heads, mAP after each mode's attack; it is of no single image, so there are no pairs."""
+    return [
+        Metric(
+            f"mAP after, {result.name}",
+            [e.classifiers[k].mean_precisions["mAP_after"] for e in evaluations],
+            [None] * len(evaluations),
+            f"{result.mean_precisions['mAP_before']} before",
+        )
+        for k, result in enumerate(evaluations[0].classifiers)
+        if result.precisions
+    ]
 
 
 def means(name: str, by_image: Sequence[np.ndarray], note: str) -> Metric:

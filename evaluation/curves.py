@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from classifiers.heads import SOFTMAX, Head, head_named
 from data.images import Pictures
 from evaluation.evaluate import Evaluation, plain
 from evaluation.predictions import ClassifierResult, Prediction, Predictions, evaluate_classifier
@@ -29,6 +30,7 @@ def judged(
     targets: np.ndarray,
     judges: Mapping[str, torch.nn.Module],
     device: torch.device,
+    head: Head = SOFTMAX,
 ) -> list[dict]:
     """What is said of one image at several iterations, for its row.
 
@@ -39,7 +41,9 @@ def judged(
     rows = []
     for iteration, picture in sorted(pictures_at.items()):
         pictures = Pictures(clean[None], picture[None], labels, targets=targets)
-        answers = [evaluate_classifier(name, judge, pictures, device) for name, judge in judges.items()]
+        answers = [
+            evaluate_classifier(name, judge, pictures, device, head=head) for name, judge in judges.items()
+        ]
         rows.append(
             {
                 "iteration": iteration,
@@ -81,6 +85,7 @@ def curve_points(rows: Sequence[dict], configuration: dict) -> list[CurvePoint]:
     if not configuration["judge_at"]:
         return []
     points, base = [], configuration["label_base"]
+    head = head_named(configuration.get("head"), configuration.get("threshold"))
     labels = [row["label"] if isinstance(row["label"], list) else [row["label"]] for row in rows]
     longest = max(map(len, labels))
     labels = np.array([[label - base for label in one] + [-1] * (longest - len(one)) for one in labels])
@@ -96,6 +101,8 @@ def curve_points(rows: Sequence[dict], configuration: dict) -> list[CurvePoint]:
                 ),
                 None,
                 targets,
+                None,
+                head,
             )
             # a run that went on with other judges has the curve of those that judged all of its images
             for name in at_iteration[0]["predictions"]

@@ -57,7 +57,7 @@ class OverDraws:
         voted = {}
         for side in sides:
             votes = np.stack([getattr(result, side).labels for result in self.each], 1)  # (B, K)
-            columns = np.full((len(votes), 3), np.nan)
+            columns = np.full((len(votes), 4), np.nan)
             columns[:, 0] = [Counter(row).most_common(1)[0][0] for row in votes.tolist()]
             voted[side] = Predictions.of_columns(columns)
         return replace(first, **voted)

@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from classifiers.heads import SOFTMAX, Head
 from classifiers.registry import load_classifier
 from data.images import Pictures, to_tensor
 from evaluation.by_image import Asked, Judges, Said, judge
 from evaluation.checks import warnings_about_transfer
 from evaluation.draws import LEGEND, RULES, OverDraws
 from evaluation.gathered import Gathered
-from evaluation.legend import COUNTED, legend
+from evaluation.legend import COUNTED, legend, legend_of_head
+from evaluation.precision import described
 from evaluation.predictions import ClassifierResult, certified, certified_line
 from evaluation.quality import FeatureNetwork, Quality, feature_network, quality_of
 from evaluation.stats import Estimate, resampled, share
@@ -86,6 +88,7 @@ class Evaluation:
     surrogates: int = 1
     # of random defences that were judged by each of several draws, by classifier
     draws: Mapping[str, OverDraws] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
     @property
     def transfers(self) -> list[ClassifierResult]:
@@ -142,6 +145,15 @@ class Evaluation:
             else None
         )
 
+    @property
+    def transfer_mean_precisions(self) -> dict[str, Estimate]:
+        """mAP by kind of picture, the mean over the transfer classifiers; of sigmoid heads alone."""
+        of_each = [result.mean_precisions for result in self.transfers]
+        return {
+            name: Estimate(sum(one[name].value for one in of_each) / len(of_each), math.nan, math.nan)
+            for name in (of_each[0] if of_each else ())
+        }
+
     def role(self, k: int) -> str:
         """Of the k-th classifier."""
         if k < self.surrogates:
@@ -157,6 +169,11 @@ class Evaluation:
                 **{name: plain(figure) for name, figure in result.figures().items()},
                 **({"certified": certified(result)} if result.certificates else {}),
                 **({"draws": self.draws_as_dict(result.name)} if result.name in self.draws else {}),
+                **(
+                    {"average_precision": described(result.precisions, self.class_names)}
+                    if result.precisions
+                    else {}
+                ),
             }
             for k, result in enumerate(self.classifiers)
         ]
@@ -177,6 +194,7 @@ class Evaluation:
             "transfer_success": plain(self.transfer_success),
             "transfer_success_of_all": plain(self.transfer_success_of_all),
             "transfer_accuracy_after": plain(self.transfer_accuracy_after),
+            **{f"transfer_{name}": plain(figure) for name, figure in self.transfer_mean_precisions.items()},
             "quality": quality,
             "transfer_success_of_attack_alone": plain(self.transfer_success_of_attack_alone),
             "legend": self.legend,
@@ -192,7 +210,8 @@ class Evaluation:
     def rows_of(self, k: int, shown: str, figures: Sequence[str]) -> list[list[str]]:
         """The rows of the k-th classifier in a table that calls it so: its own, and those of its draws."""
         result, role = self.classifiers[k], self.role(k)
-        rows = [[shown, role, *(str(getattr(result, figure)) for figure in figures)]]
+        own = result.figures()
+        rows = [[shown, role, *(str(own[figure]) for figure in figures)]]
         if over := self.draws.get(result.name):
             indent = " " * (2 + len(shown) - len(shown.lstrip()))
             rows += [
@@ -218,6 +237,8 @@ class Evaluation:
                 for column in columns
                 if column[1] not in ("accuracy_reconstructed", "success_of_attack_alone")
             ]
+        if self.classifiers[0].precisions:
+            columns += [("mAP before", "mAP_before"), ("mAP after", "mAP_after")]
         rows = [["classifier", "role", *(title for title, _ in columns)]]
         for k, shown in self.grouped:
             rows += self.rows_of(k, shown, [name for _, name in columns])
@@ -225,6 +246,7 @@ class Evaluation:
             "accuracy_after": self.transfer_accuracy_after,
             "success": self.transfer_success,
             "success_of_attack_alone": self.transfer_success_of_attack_alone,
+            **self.transfer_mean_precisions,
         }
         if self.surrogates > 1:
             rows.insert(
@@ -282,6 +304,7 @@ class Evaluation:
         return [
             f"attack success is {COUNTED}; the JSON has it of all images, too (success_of_all)",
             *([LEGEND] if self.draws else []),
+            *legend_of_head(self.classifiers[0]),
             *legend(self.quality),
         ]
 
@@ -315,7 +338,7 @@ def add_up(
     quality = quality_of(gathered.columns, gathered.sides_features, network, fid_reference)
     warnings = warnings_about_transfer(asked.surrogates, asked.others) + gathered.warnings(results)
     over_draws = gathered.over_draws(labels, targets)
-    return Evaluation(results, quality, warnings, len(asked.surrogates), over_draws)
+    return Evaluation(results, quality, warnings, len(asked.surrogates), over_draws, asked.class_names)
 
 
 def evaluate(
@@ -326,6 +349,7 @@ def evaluate(
     class_names: Sequence[str] | None = None,
     diffusion: LatentDiffusion | None = None,
     fid_reference: Path | None = None,
+    head: Head = SOFTMAX,
 ) -> Evaluation:
     """Judges pictures in memory by surrogates, which are loaded already, and by transfer classifiers and
     others behind defences; runs keep what is said of each image instead (`evaluation.by_image`).
@@ -334,6 +358,7 @@ def evaluate(
         class_names: to compare with those of a transfer classifier that has names for its outputs.
         diffusion: the model of defences that need one.
         fid_reference: a file of statistics for a Frechet distance to them.
+        head: of all classifiers.
 
     Raises:
         ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
@@ -342,11 +367,12 @@ def evaluate(
     with torch.no_grad():
         classes = first(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
     names = class_names or [str(k) for k in range(classes)]
-    asked = Asked(tuple(surrogates), tuple(transfer), names, 0)
+    asked = Asked(tuple(surrogates), tuple(transfer), names, 0, head=head)
 
     def load(name: str) -> torch.nn.Module:
         side = pictures.clean.shape[1]
-        return load_classifier(name, class_names or classes, side, diffusion=diffusion).to(device)
+        known = class_names or classes
+        return load_classifier(name, known, side, diffusion=diffusion, head=head).to(device)
 
     judges, network = Judges(surrogates, load, device), feature_network(asked.surrogates)
     gathered = Gathered(asked, len(pictures.clean))

@@ -14,7 +14,7 @@ from classifiers.certificates import Certificate
 from evaluation.by_image import SIDES, Asked, Said
 from evaluation.checks import warnings_about_gradients, warnings_about_labels
 from evaluation.draws import OverDraws, draw_of
-from evaluation.predictions import ClassifierResult, Predictions
+from evaluation.predictions import ClassifierResult, Prediction, Predictions
 from evaluation.quality import INFINITE
 
 
@@ -23,8 +23,8 @@ class Gathered:
 
     Args:
         images: how many there will be.
-        scratch: a folder for a file of the features, which would take most of the memory; None keeps them in
-            memory.
+        scratch: a folder for files of the features and logits, which would take most of the memory; None
+            keeps them in memory.
     """
 
     def __init__(self, asked: Asked, images: int, scratch: Path | None = None):
@@ -32,6 +32,7 @@ class Gathered:
         self.count, self.sides, self.measures = 0, (), ({}, {})
         self.answers: dict[tuple[str, str], np.ndarray] = {}
         self.draws: dict[tuple[str, str], np.ndarray] = {}
+        self.logits: dict[str, np.ndarray] = {}  # (sides, B, classes), of classifiers with a sigmoid head
         self.certificates: dict[str, tuple[list[Certificate], list[Certificate]]] = {}
         self.features = np.empty((0, 0, 0), np.float32)
         self.odd: dict[str, dict[str, None]] = {}
@@ -45,12 +46,13 @@ class Gathered:
         for name in self.asked.classifiers:
             for side in self.sides:
                 found = row["predictions"][name][side]
-                entry = (found["label"] - self.asked.base, found["confidence"], found["true_confidence"])
-                self.answers[name, side][k] = entry
+                self.answers[name, side][k] = Prediction.of_description(found, self.asked.base).numbers
             for side in self.sides if name in self.asked.drawn else ():
                 for number in range(self.asked.draws):
                     one = draw_of(row["draws"][name], side, number, self.asked.base)
-                    self.draws[name, side][number, k] = (one.label, one.confidence, one.true_confidence)
+                    self.draws[name, side][number, k] = one.numbers
+            if name in self.logits:
+                self.logits[name][:, k] = said.logits[name]
             for side, certificate in row["certificates"].get(name, {}).items():
                 both = self.certificates.setdefault(name, ([], []))
                 both[side == "after"].append(Certificate(**certificate))
@@ -67,21 +69,33 @@ class Gathered:
 
     def begin(self, first: Said) -> None:
         row = first.row
-        shape = (len(first.features), self.images, first.features.shape[1])
-        if self.scratch is None:
-            self.features = np.empty(shape, np.float32)
-        else:
-            with tempfile.TemporaryFile(dir=self.scratch) as file:
-                self.features = np.memmap(file, np.float32, "w+", shape=shape)
+        self.features = self.room_for(first.features)
         some = next(iter(row["predictions"].values()))
         self.sides = tuple(side for side in SIDES if side in some)
         for name in self.asked.classifiers:
             for side in self.sides:
-                self.answers[name, side] = np.zeros((self.images, 3))
+                self.answers[name, side] = np.zeros((self.images, 4))
                 if name in self.asked.drawn:
-                    self.draws[name, side] = np.zeros((self.asked.draws, self.images, 3))
+                    self.draws[name, side] = np.zeros((self.asked.draws, self.images, 4))
+            if self.asked.head.threshold is not None:
+                self.logits[name] = self.room_for(first.logits[name])
         for columns, key in zip(self.measures, ("quality", "quality_of_reconstruction")):
             columns |= {name: np.zeros(self.images) for name in row.get(key, ())}
+
+    def room_for(self, of_first: np.ndarray) -> np.ndarray:
+        """Room for what takes most of the memory, `(sides, n)` of each image: `(sides, B, n)`."""
+        shape = (len(of_first), self.images, of_first.shape[1])
+        if self.scratch is None:
+            return np.empty(shape, np.float32)
+        with tempfile.TemporaryFile(dir=self.scratch) as file:
+            return np.memmap(file, np.float32, "w+", shape=shape)
+
+    def said_by(self, name: str, side: str) -> Predictions | None:
+        """What a classifier says of a kind of picture, None where there are none."""
+        if side not in self.sides:
+            return None
+        logits = self.logits[name][self.sides.index(side)] if name in self.logits else None
+        return Predictions.of_columns(self.answers[name, side], logits)
 
     def results(self, labels: np.ndarray, targets: np.ndarray | None) -> list[ClassifierResult]:
         """By classifier, the surrogates first."""
@@ -89,12 +103,10 @@ class Gathered:
             ClassifierResult(
                 name,
                 labels,
-                *(
-                    Predictions.of_columns(self.answers[name, side]) if side in self.sides else None
-                    for side in ("before", "after", "reconstructed")
-                ),
+                *(self.said_by(name, side) for side in ("before", "after", "reconstructed")),
                 targets,
                 self.certificates.get(name),
+                self.asked.head,
             )
             for name in self.asked.classifiers
         ]
@@ -129,7 +141,9 @@ class Gathered:
             if result.name in self.gradients:
                 found += warnings_about_gradients(result.name, self.gradients[result.name])
             if result.name in self.asked.surrogates or not result.is_defended:
-                found += warnings_about_labels(result.name, result.before, result.labels, classes)
+                found += warnings_about_labels(
+                    result.name, result.before, result.labels, classes, result.head
+                )
         return found
 
     @property

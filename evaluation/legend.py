@@ -5,6 +5,10 @@ realism goes, from where to where.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evaluation.predictions import ClassifierResult
 
 COUNTED = "of the images that a classifier had right before"  # by ClassifierResult.success
 
@@ -27,6 +31,28 @@ MEASURES = {
     "Frechet distance": ("lower", "0 up"),
     "FID": ("lower", "0 up"),
 }
+
+
+def legend_of_head(result: ClassifierResult) -> list[str]:
+    """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid."""
+    if result.head.threshold is None:
+        return []
+    limit, is_targeted = (
+        f"{result.head.threshold:g}",
+        result.targets is not None and (result.targets >= 0).any(),
+    )
+    lines = [
+        f"right: at least one of an image's true classes has a probability above {limit}"
+        + (", and before the attack its target has none" if is_targeted else "")
+        + (f"; fooled: {'its target has one' if is_targeted else 'none of them has'}")
+    ]
+    if result.precisions:
+        positives = result.precisions["after"].positives
+        lines.append(
+            f"mAP: the mean average precision over those {(positives > 0).sum()} of {len(positives)} classes "
+            f"that an image shows"
+        )
+    return lines
 
 
 def legend(rows: Iterable[str]) -> list[str]:

@@ -56,9 +56,12 @@ def scaled_points(
             for result in undefended:
                 if result.name not in classifiers:
                     side = pictures.clean.shape[1]
-                    classifiers[result.name] = load_classifier(result.name, class_names, side).to(device)
-                classifier = classifiers[result.name]
-                answers[part, result.name] += predict(classifier, version, pictures.labels, device)
+                    loaded = load_classifier(result.name, class_names, side, head=result.head)
+                    classifiers[result.name] = loaded.to(device)
+                classifier, labels, targets = classifiers[result.name], pictures.labels, pictures.targets
+                answers[part, result.name] += predict(
+                    classifier, version, labels, device, head=result.head, targets=targets
+                )
     points = []
     for part in PARTS[:-1]:
         quality = {}

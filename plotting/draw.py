@@ -21,6 +21,7 @@ import numpy as np
 from common.errors import note
 from common.progress import progress
 from common.workers import end_with_parent, interrupts_held
+from data.answers import deciding
 from data.images import replacing, write_image
 from data.records import ANALYSIS, ImageRecord, Run, read_pair
 from data.sample import FIGURE_IMAGES, Sample, choose
@@ -170,9 +171,15 @@ def captions(record: ImageRecord, why: str = "") -> tuple[str, str]:
     before, after = record.row["before"], record.row["after"]
     chosen = f"; {why}, {record.row['psnr']:.1f} dB" if why else ""
     return (
-        f"{short(record.row['file'])}\n{short(before['class'])} {before['confidence']:.2f}",
-        f"{record.outcome}{chosen}:\n{short(after['class'])} {after['confidence']:.2f}",
+        f"{short(record.row['file'])}\n{caption(before)}",
+        f"{record.outcome}{chosen}:\n{caption(after)}",
     )
+
+
+def caption(said: dict) -> str:
+    """What a classifier says, as far as there is room."""
+    name, probability = deciding(said)
+    return f"{short(name)} {probability:.2f}"
 
 
 def save_figure(figure: Figure, path: Path, pdf: bool = True, places: list | None = None) -> None:

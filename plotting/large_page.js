@@ -255,7 +255,7 @@ const report = (() => {
     at("opened-predictions").replaceChildren(...predictions.map(([model, before, after, between]) => element("tr", {},
       element("th", { scope: "row", textContent: model }),
       ...(reconstructed ? [before, between, after] : [before, after]).map(said =>
-        element("td", { textContent: said ? `${said[0]} ${fixed(said[1] ?? NaN)}` : "–" })))));
+        element("td", { textContent: said ? said[2] ?? `${said[0]} ${fixed(said[1] ?? NaN)}` : "–" })))));
     at("opened-quality").replaceChildren(...(of?.quality ?? []).map(([name, value]) =>
       element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: written(value ?? Infinity) }))));
     at("opened-charts").replaceChildren(...(of?.charts ?? []).map(chart));

@@ -29,6 +29,7 @@ from PIL import Image
 
 from common.progress import progress
 from common.workers import end_with_parent, interrupts_held, processes_for
+from data.answers import deciding, in_words
 from data.images import delete_abandoned, replacing
 from data.layout import Layout, index_of
 from data.records import ImageRecord, Run
@@ -274,8 +275,13 @@ def describe(layout: Layout, record: ImageRecord) -> dict:
 
 
 def said(prediction: dict | None) -> list | None:
-    """The class that a classifier says, and how sure it is."""
-    return None if prediction is None else [prediction["class"], finite(prediction["confidence"])]
+    """The class that a classifier says, and how sure it is; of several classes all that there is to say,
+    too.
+    """
+    if prediction is None:
+        return None
+    name, probability = deciding(prediction)
+    return [name, finite(probability), *([in_words(prediction)] if "of_classes" in prediction else [])]
 
 
 # ---------------------------------------------------------------- the table
@@ -293,7 +299,7 @@ class Columns:
 
     def add(self, entry: dict) -> None:
         """Adds an image, from what `describe` says of it."""
-        (before, how_sure), (after, how_sure_after) = entry["said"]
+        (before, how_sure, *_), (after, how_sure_after, *_) = entry["said"]
         count = len(self.file)
         self.file.append(entry["file"])
         for name, value in (

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.answers import in_words
 from data.images import replacing
 
 PICTURES_BUDGET = 6_000_000  # bytes of all pictures of a run's page, before base64
@@ -44,6 +45,7 @@ def write_filled(path: Path, template: str, **content: object) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["in_words"] = in_words
     page = environment.get_template(template).render(**content)
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name need not be Unicode

@@ -55,7 +55,7 @@ def check(options: Options) -> int:
     accuracies = clean_accuracies(task, items[: options.limit], attack.classifiers)
     check_labels([accuracy for accuracy in accuracies if accuracy.doubt], options.trust_labels)
     predictions = [
-        predict(classifier, clean[None], np.array([item.labels]), device)[0]
+        predict(classifier, clean[None], np.array([item.labels]), device, head=attack.head)[0]
         for classifier in attack.classifiers
     ]
 

@@ -25,7 +25,7 @@ def clean_accuracies(
     task: Task, items: Sequence[Item], classifiers: Sequence[torch.nn.Module]
 ) -> list[CleanAccuracy]:
     """Of how many clean pictures each surrogate says a true class, out of the items that are attacked."""
-    options, device = task.options, task.device
+    options, device, head = task.options, task.device, task.options.classifier_head
     chosen = [items[k * len(items) // IMAGES] for k in range(IMAGES)] if len(items) > IMAGES else list(items)
     predicted: list[list[Prediction]] = [[] for _ in classifiers]
     looked_at: list[int] = []
@@ -42,7 +42,7 @@ def clean_accuracies(
             continue
         labels, _ = labels_and_targets(batch)
         for answers, classifier in zip(predicted, classifiers):
-            answers += predict(classifier, np.stack(pictures), labels, device)
+            answers += predict(classifier, np.stack(pictures), labels, device, head=head)
         looked_at += [item.index for item in batch]
         if time.monotonic() - started > SECONDS:
             break
@@ -50,7 +50,7 @@ def clean_accuracies(
     others = readings(task.items, task.class_names, options.images_root, options.label_path, base)
     labels = [item.labels for item in task.items]
     return [
-        clean_accuracy(name, Predictions(answers), looked_at, labels, others, classes)
+        clean_accuracy(name, Predictions(answers), looked_at, labels, others, classes, head)
         for name, answers in zip(options.model_name, predicted)
     ]
 

@@ -53,7 +53,7 @@ def judge_folder(options: Options) -> int:
     judging = Judging(
         options,
         asked_of(options, class_names),
-        FileStore(layout, dict(enumerate(pairs))),
+        FileStore(layout, dict(enumerate(pairs)), options.classifier_head.name),
         size,
         device,
         resolve_dtype(options.dtype, device),

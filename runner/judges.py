@@ -66,7 +66,7 @@ class RecordStore:
         return Said(*read_said(self.layout.record(item.index)))
 
     def write(self, item: Item, said: Said) -> None:
-        update_said(self.layout.record(item.index), said.row, said.features)
+        update_said(self.layout.record(item.index), said.row, said.features, said.logits)
 
     def pictures(self, item: Item) -> list[Path]:
         kinds = pictures_of(self.read(item).row)
@@ -76,11 +76,12 @@ class RecordStore:
 @dataclass(frozen=True)
 class FileStore:
     """Pictures of any output folder, and files of what is said of them in a folder of their own; what was
-    said of other pictures or for other labels than now is forgotten.
+    said of other pictures, for other labels or with another head than now is forgotten.
     """
 
     layout: Layout  # of what is said
     paths: dict[int, tuple[Path, ...]]  # of pictures, by the image's index
+    head: str  # with which they are judged
 
     @property
     def folder(self) -> Path:
@@ -90,10 +91,11 @@ class FileStore:
         path = self.layout.file(item.index, "judged.npz")
         said = Said(*read_said(path)) if path.exists() else Said({})
         digests = [file_digest(picture) for picture in self.pictures(item)]
-        return said.of_pictures(digests, [*item.labels, item.target])
+        return said.of_pictures(digests, [*item.labels, item.target], self.head)
 
     def write(self, item: Item, said: Said) -> None:
-        write_said(self.layout.file(item.index, "judged.npz"), said.row, said.features)
+        path = self.layout.file(item.index, "judged.npz")
+        write_said(path, said.row, said.features, said.logits)
 
     def pictures(self, item: Item) -> list[Path]:
         return list(self.paths[item.index])
@@ -119,7 +121,8 @@ class Judging:
         return Judges(given or {}, self.load, self.device)
 
     def load(self, name: str) -> torch.nn.Module:
-        return load_classifier(name, self.asked.class_names, self.size, diffusion=self.model).to(self.device)
+        names, head = self.asked.class_names, self.asked.head
+        return load_classifier(name, names, self.size, diffusion=self.model, head=head).to(self.device)
 
     @cached_property
     def model(self) -> LatentDiffusion | None:
@@ -218,6 +221,7 @@ def asked_of(options: Options, class_names: Sequence[str]) -> Asked:
         options.label_base,
         digests,
         options.judge_draws,
+        options.classifier_head,
     )
 
 

@@ -29,8 +29,8 @@ from data.masks import read_mask
 from data.records import write_record
 from diff_latent_attack import DiffAttack
 from diffusion.inversion import Inversion
+from evaluation.by_image import logits_of
 from evaluation.curves import judged
-from evaluation.logits import fooled as logits_fooled
 from evaluation.predictions import ClassifierResult, evaluate_classifier, fooled
 from evaluation.quality import psnr
 from losses import LOSS_TERMS
@@ -150,10 +150,10 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Co
         clean[None], written[None], labels, reconstructed[0][None] if reconstructed else None, targets
     )
     answers = [
-        evaluate_classifier(name, classifier, pictures, attack.device)
+        evaluate_classifier(name, classifier, pictures, attack.device, head=attack.head)
         for name, classifier in zip(options.model_name, attack.classifiers)
     ]
-    success = all(fooled(answer.after, labels, targets).all() for answer in answers)
+    success = all(fooled(answer.after, labels, targets, attack.head).all() for answer in answers)
     write_result(layout, index, clean, written, "+".join(map(file_name, options.model_name)), success)
     row = row_of(job, result, picture, answers) | {
         "success": success if all(answer.correct_before.all() for answer in answers) else None,
@@ -165,7 +165,12 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Co
     }
     check_still_ours(layout.folder, job.identity)
     write_record(
-        result.record.of_image(0), attack.controller.state(), row, layout.record(index), job.identity
+        result.record.of_image(0),
+        attack.controller.state(),
+        row,
+        layout.record(index),
+        job.identity,
+        logits_of(answers, 0),
     )
 
 
@@ -177,7 +182,7 @@ def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[C
     with torch.no_grad():  # of interest only where the file says otherwise
         image = result.adversarial.float()
         as_tensor = torch.stack([classifier(image) for classifier in job.attack.classifiers])
-    fooled_as_tensor = logits_fooled(
+    fooled_as_tensor = job.attack.head.fooled(
         as_tensor, torch.tensor(labels, device=device), torch.tensor(targets, device=device)
     )
     predictions = {answer.name: answer.described(0, class_names, base) for answer in answers}
@@ -208,7 +213,8 @@ def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[C
             step: to_pixels(images[0], truncated)
             for step, images in (result.pictures_at | {options.iterations: result.adversarial}).items()
         }
-        row["curve"] = judged(pictures_at, picture.pixels, labels, targets, job.judges, device)
+        head = job.attack.head
+        row["curve"] = judged(pictures_at, picture.pixels, labels, targets, job.judges, device, head)
     return row
 
 

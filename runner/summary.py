@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from attacks.pixel import PixelAttack
+from data.answers import deciding
 from data.dataset import Item
 from data.records import ANALYSIS, Run, read_run
 from data.shares import timestep_rows
@@ -43,10 +44,8 @@ def summarise(
             [
                 row["file"],
                 row["class"] + (f" -> {row['target_class']}" if "target" in row else ""),
-                row["before"]["class"],
-                f"{row['before']['confidence']:.2f}",
-                row["after"]["class"],
-                f"{row['after']['confidence']:.2f}",
+                *two_columns(row["before"]),
+                *two_columns(row["after"]),
                 {True: "yes", False: "no", None: "wrong before"}[row["success"]],
                 f"{row['psnr']:.1f}",
                 f"{row['seconds']:.0f}",
@@ -68,6 +67,12 @@ def summarise(
         ]
     lines += [f"not attacked: {failure}" for failure in failures]
     return "\n".join(lines)
+
+
+def two_columns(said: dict) -> tuple[str, str]:
+    """What a classifier says, and how sure it is."""
+    name, probability = deciding(said)
+    return name, f"{probability:.2f}"
 
 
 def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:

@@ -83,7 +83,13 @@ def class_names_of(options: Options) -> tuple[str, ...]:
             f"--dataset_name {options.dataset_name} needs --captions with the path of {needed}, which comes "
             f"with the data set"
         )
-    return IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
+    names = IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
+    if len(names) == 1 and options.classifier_head.threshold is None:
+        raise InputError(
+            f"--captions: {str(options.captions)!r} names one class, which --head softmax always sees; name "
+            f"two, or give --head sigmoid"
+        )
+    return names
 
 
 def read_items(options: Options, class_names: Sequence[str]) -> list[Item]:
@@ -119,7 +125,7 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
 
     Transfer classifiers are loaded, too, so that what is wrong with them is said before the attack.
     """
-    options = task.options
+    options, head = task.options, task.options.classifier_head
     mend_torchvision()
     torch.manual_seed(options.seed)
     set_up(task.device)
@@ -135,7 +141,7 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     is_first = multiprocessing.parent_process() is None
     used = {label for item in task.items for label in (*item.labels, item.target) if label is not None}
     for name in dict.fromkeys(split_name(name)[0] for name in options.transfer_models) if is_first else ():
-        judge = load_classifier(name, task.class_names, options.res)
+        judge = load_classifier(name, task.class_names, options.res, head=head)
         check_distinct(name, judge, task.class_names, used)
     # before the pipeline, which takes longer, except where they need it
     pipeline = task.load_pipeline() if needs_diffusion(options.model_name) else None
@@ -147,13 +153,14 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
             attacked=True,
             diffusion=pipeline and LatentDiffusion(pipeline, task.class_names),
             attack_draws=options.draws,
+            head=head,
         ).to(task.device)
         for name in options.model_name
     ]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
     for name, classifier in zip(options.model_name, classifiers) if is_first else ():
         check_distinct(name, classifier, task.class_names, used)
-        for warning in warnings_about_outputs(name, classifier, noise, task.device):
+        for warning in warnings_about_outputs(name, classifier, noise, task.device, head):
             note(warning)
     if pipeline is None and needs_pipeline(each):
         pipeline = task.load_pipeline()
@@ -176,6 +183,7 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
             device=task.device,
             diffusion=diffusion,
             others=OtherPictures(task.items, options.res),
+            head=head,
         )
         for one in each
     ]
@@ -234,9 +242,10 @@ def load_judges(task: Task, attack: DiffAttack | PixelAttack) -> dict[str, torch
     judges = dict(zip(task.options.model_name, attack.classifiers))
     for name in task.options.judges:
         if name not in judges:
-            judges[name] = load_classifier(
-                name, task.class_names, task.options.res, diffusion=attack.diffusion
-            ).to(task.device)
+            loaded = load_classifier(
+                name, task.class_names, task.options.res, diffusion=attack.diffusion, head=attack.head
+            )
+            judges[name] = loaded.to(task.device)
     return judges
 
 

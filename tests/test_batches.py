@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_picture_of_the_attack import build
 
+from classifiers.heads import SOFTMAX
 from common.errors import NonFiniteLossError
 from data.images import rounded
-from evaluation.logits import margin
 
 DRAWS = dict(attack_through=("resize:0.8",), draws=2)
 
@@ -46,7 +46,7 @@ def test_others_take_the_places_of_those_that_have_ended(
     with torch.no_grad():
         none = torch.full((5,), -1)
         margins = torch.stack(
-            [margin(classifier(rounded(free[k])), true[:, None], none) for k in range(1, 7)]
+            [SOFTMAX.margin(classifier(rounded(free[k])), true[:, None], none) for k in range(1, 7)]
         )
     options["stop_margin"] = max(0.0, margins[2].median().item() - 1e-6)
     # first one that ends early, and beside it one that ends late or never
@@ -99,7 +99,7 @@ def test_an_image_that_ends_where_gradients_are_measured_is_not_measured_for_its
     options = dict(iterations=4, structure_share=0.3, contrast_limit=None, budget="l2=8", attack_through=())
     free = build(checkpoint, classifier, judge_at=(1,), **options)(images, labels).pictures_at[1]
     with torch.no_grad():
-        margins = margin(classifier(rounded(free)), labels[:, None], torch.full((3,), -1))
+        margins = SOFTMAX.margin(classifier(rounded(free)), labels[:, None], torch.full((3,), -1))
     order = margins.argsort(descending=True)[[0, 2]]  # the first of them ends before iteration 2
     attack = build(checkpoint, classifier, stop_margin=margins.max().item() - 1e-6, **options)
     together = attack(images[order], labels[order])

@@ -22,10 +22,10 @@ from classifiers.defences import (
     Smoothed,
     defend,
     make_defence,
-    mean_logits,
     split_name,
     under_attack,
 )
+from classifiers.heads import SOFTMAX
 from classifiers.registry import load_classifier
 from common.errors import InputError
 from evaluation.evaluate import Evaluation
@@ -286,8 +286,10 @@ def test_draws_before_draws_are_the_same_when_they_are_made_anew():
     for k in range(3):
         changed = through.changed(images, ATTACK_SEED + 4 * 3 + k)
         seeds = [ATTACK_SEED + (4 * 3 + k) * 2 + j for j in range(2)]
-        logits.append(mean_logits([behind.classifier(behind.changed(changed, seed)) for seed in seeds]))
-    (expected,) = torch.autograd.grad(mean_logits(logits)[:, 1].sum(), images)
+        logits.append(
+            SOFTMAX.mean_logits([behind.classifier(behind.changed(changed, seed)) for seed in seeds])
+        )
+    (expected,) = torch.autograd.grad(SOFTMAX.mean_logits(logits)[:, 1].sum(), images)
     assert torch.equal(first, again) and torch.allclose(first, expected, rtol=1e-4, atol=1e-7)
     assert through.passes == behind.passes == 0  # nothing is left behind
 

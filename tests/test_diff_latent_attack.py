@@ -11,6 +11,7 @@ from diffusers import AutoencoderTiny, PNDMScheduler
 from natsort import natsorted
 
 import diff_latent_attack
+from classifiers.heads import SOFTMAX
 from classifiers.registry import load_classifier
 from common.errors import NonFiniteLossError
 from common.frozen import frozen
@@ -19,7 +20,6 @@ from data.images import read_image, to_pixels, to_tensor
 from diff_latent_attack import DiffAttack
 from diffusion.composition import attention_mask
 from diffusion.pipeline import load_pipeline
-from evaluation.logits import fooled
 from evaluation.quality import psnr
 from losses import measured_iterations, timestep_gradient_norms
 from options import ATTACK_PRESETS
@@ -742,7 +742,7 @@ def test_logit_temperature(checkpoint, classifier, images, labels):
 )
 def test_what_counts_as_fooled(predicted, target, expected):
     logits = torch.nn.functional.one_hot(torch.tensor([[predicted]]), 5).double()  # (classifiers, B, classes)
-    assert fooled(logits, torch.tensor([[1, 4]]), torch.tensor([target])).tolist() == [[expected]]
+    assert SOFTMAX.fooled(logits, torch.tensor([[1, 4]]), torch.tensor([target])).tolist() == [[expected]]
 
 
 @pytest.mark.slow

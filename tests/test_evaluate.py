@@ -294,9 +294,7 @@ def test_a_few_images_are_not_made_more_of_than_they_are():
 
 
 def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
-    monkeypatch.setattr(
-        evaluate, "load_classifier", lambda name, classes, side, diffusion: TinyClassifier().eval()
-    )
+    monkeypatch.setattr(evaluate, "load_classifier", lambda *args, **settings: TinyClassifier().eval())
     found = evaluate.evaluate(
         Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU
     )

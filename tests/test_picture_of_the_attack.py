@@ -9,12 +9,12 @@ import torch
 from conftest import CLASS_NAMES
 from test_diff_latent_attack import compare, going_on
 
+from classifiers.heads import SOFTMAX
 from common.errors import InputError
 from common.frozen import frozen
 from data.images import rounded
 from diff_latent_attack import DiffAttack
 from evaluation.budget import parse_budget
-from evaluation.logits import margin
 
 # which a random model fools in some of its steps
 ADAMW = dict(latent_optimizer="adamw", budget=None, contrast_limit=None, attack_through=())
@@ -131,7 +131,7 @@ def test_an_image_ends_at_its_margin_whoever_is_beside_it(
     targets, ways = torch.full((3,), -1), {0: images, **free.pictures_at}
     with torch.no_grad():
         margins = torch.stack(
-            [margin(classifier(rounded(ways[k])), labels[:, None], targets) for k in sorted(ways)]
+            [SOFTMAX.margin(classifier(rounded(ways[k])), labels[:, None], targets) for k in sorted(ways)]
         )  # (9, B), from no step on
     wanted = margins[4].median().item() - 1e-6  # some image reaches it after four steps
     counting = Counting(classifier)
@@ -146,7 +146,9 @@ def test_an_image_ends_at_its_margin_whoever_is_beside_it(
         assert torch.allclose(part, factor * whole, rtol=0, atol=1e-9)
         if len(reached):  # no more of its change than is needed
             held = [images[k] + (factor + extra) * whole for extra in (0, -1 / 250)]
-            enough, less = margin(classifier(rounded(torch.stack(held))), labels[[k, k], None], targets[:2])
+            enough, less = SOFTMAX.margin(
+                classifier(rounded(torch.stack(held))), labels[[k, k], None], targets[:2]
+            )
             assert enough >= wanted and (less < wanted or factor < 1 / 250)
         else:
             assert factor == pytest.approx(1)
@@ -175,10 +177,10 @@ def test_an_image_that_is_wrong_before_ends_as_it_was(checkpoint, classifier, im
 def test_a_margin_is_of_the_true_classes_or_of_the_target():
     logits = torch.tensor([[[1.0, 4.0, 2.0, 0.5]]])
     labels, none = torch.tensor([[0, 2]]), torch.tensor([-1])
-    assert margin(logits, labels, none).tolist() == [[2.0]]
-    assert margin(logits, torch.tensor([[1, -1]]), none).tolist() == [[-2.0]]
-    assert margin(logits, labels, torch.tensor([3])).tolist() == [[-3.5]]
-    assert margin(logits, labels, torch.tensor([1])).tolist() == [[2.0]]
+    assert SOFTMAX.margin(logits, labels, none).tolist() == [[2.0]]
+    assert SOFTMAX.margin(logits, torch.tensor([[1, -1]]), none).tolist() == [[-2.0]]
+    assert SOFTMAX.margin(logits, labels, torch.tensor([3])).tolist() == [[-3.5]]
+    assert SOFTMAX.margin(logits, labels, torch.tensor([1])).tolist() == [[2.0]]
 
 
 def test_attacked_through_a_defence_and_judged_without(checkpoint, classifier, images, labels):

@@ -1,0 +1,421 @@
+"""Images of several classes and sigmoid heads: what is counted is what a script counts that shares no code
+with the evaluation, from the written PNG files and the network alone.
+"""
+
+import importlib.util
+import json
+import math
+import shutil
+
+import common.mended  # isort: skip  # noqa: F401
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import MAIN, ROOT, classifier_result, flags, run, save_vit
+from PIL import Image
+
+from attacks.pixel import PixelAttack, Seen
+from classifiers.defences import Defended, Smoothed, defend
+from classifiers.heads import SOFTMAX, Sigmoid, head_of
+from classifiers.registry import load_classifier
+from common.errors import ClassifierError, InputError
+from data.answers import in_words
+from data.records import read_said
+from evaluation.by_image import Said
+from evaluation.checks import warnings_about_labels, warnings_about_outputs
+from evaluation.precision import average_precision
+from evaluation.predictions import ClassifierResult, Prediction, Predictions, predict
+from options import AttackOptions
+
+SIGMOID, CPU = Sigmoid(0.5), torch.device("cpu")
+CLASSES = 20
+NETWORK = """import torch
+
+
+class Network(torch.nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 5, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 32, 3, 2), torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(3), torch.nn.Flatten(), torch.nn.Linear(288, 20),
+        )
+        with torch.no_grad():
+            self.usual = torch.nn.Parameter(self.layers(torch.rand(8, 3, 96, 96)).mean(0))
+
+    def forward(self, images):
+        return 40 * (self.layers(images) - self.usual)
+
+
+def make():
+    return Network(0).eval()
+
+
+def other():
+    return Network(1).eval()
+"""
+
+
+# ---------------------------------------------------------------- whole runs, counted by a plain script
+
+
+def count(folder, network, labels, threshold, target=None) -> dict:
+    """Of a run: the images right before, those fooled of these, and the mean average precisions."""
+    logits, images = {}, len(labels)
+    for side in ("originImage", "adv_image"):
+        rows = []
+        for k in range(images):
+            picture = np.array(Image.open(folder / f"{k:04d}_{side}.png").convert("RGB"))
+            with torch.no_grad():
+                x = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+                rows.append([float(z) for z in network(x)[0]])
+        logits[side] = rows
+
+    def seen(side, k, classes):
+        return any(1 / (1 + math.exp(-logits[side][k][c])) > threshold for c in classes)
+
+    right, fooled = [], []
+    for k in range(images):
+        is_right = seen("originImage", k, labels[k])
+        if target is not None:
+            is_right = is_right and not seen("originImage", k, [target])
+        if is_right:
+            right.append(k)
+            goal = not seen("adv_image", k, labels[k]) if target is None else seen("adv_image", k, [target])
+            if goal:
+                fooled.append(k)
+    precisions = {}
+    for side, rows in logits.items():
+        of_classes = []
+        for c in sorted(set(sum(labels, []))):
+            order = sorted(range(images), key=lambda k: -rows[k][c])  # noqa: B023
+            hits, total = 0, 0.0
+            for place, k in enumerate(order, 1):
+                if c in labels[k]:
+                    hits += 1
+                    total += hits / place
+            of_classes.append(total / hits)
+        precisions[side] = sum(of_classes) / len(of_classes)
+    return {"right": right, "fooled": fooled, "precisions": precisions}
+
+
+def loaded(path, function):
+    specification = importlib.util.spec_from_file_location("network", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return getattr(module, function)()
+
+
+@pytest.fixture(scope="module")
+def several(data, tmp_path_factory):
+    """Six photographs with one to three labels of twenty classes, and a random network of these."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "network.py").write_text(NETWORK)
+    (folder / "names.txt").write_text("\n".join(f"thing {chr(97 + k)}" for k in range(CLASSES)) + "\n")
+    (folder / "images").mkdir()
+    for path in sorted((ROOT / "demo/images").iterdir())[:6]:
+        shutil.copy(path, folder / "images")
+    random = np.random.default_rng(1)
+    labels = [sorted(random.choice(CLASSES - 2, 1 + k % 3, replace=False).tolist()) for k in range(6)]
+    (folder / "labels.txt").write_text("".join(" ".join(map(str, one)) + "\n" for one in labels))
+    return folder, labels
+
+
+def command(data, folder, out, *extra):
+    named = {
+        "--images_root": folder / "images",
+        "--label_path": folder / "labels.txt",
+        "--label_base": 0,
+        "--captions": folder / "names.txt",
+        "--model_name": f"{folder / 'network.py'}:make",
+        "--budget": "psnr=28",
+        "--contrast_limit": "none",
+        "--processes": 1,
+        "--iterations": 2,
+        "--attack_through": "",
+    }
+    pairs = [str(part) for pair in named.items() for part in pair]
+    return [*MAIN, *flags(data, out), *pairs, *map(str, extra)]
+
+
+@pytest.mark.parametrize("target, threshold", [(None, 0.5), (18, 0.45)])
+def test_success_and_precision_are_what_a_plain_script_counts(data, several, tmp_path, target, threshold):
+    folder, labels = several
+    extra = ["--head", "sigmoid", "--threshold", threshold, "--transfer_models", f"{folder}/network.py:other"]
+    extra += [] if target is None else ["--target_label", target]
+    if target is None:
+        extra += ["--judge_at", "1"]
+    result = run(command(data, folder, tmp_path / "out", *extra))
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    for of, function in zip(results["classifiers"], ("make", "other")):
+        counted = count(tmp_path / "out", loaded(folder / "network.py", function), labels, threshold, target)
+        assert (of["success"]["count"], of["success"]["total"]) == (
+            len(counted["fooled"]),
+            len(counted["right"]),
+        )
+        if function == "make":
+            assert 0 < len(counted["fooled"]) < 6
+            told = {True: [], False: [], None: []}
+            for row in results["images"]:
+                told[row["success"]].append(row["index"])
+            assert told[True] == counted["fooled"]
+            assert sorted(told[True] + told[False]) == counted["right"]
+        for side, name in (("originImage", "mAP_before"), ("adv_image", "mAP_after")):
+            assert of[name]["value"] == pytest.approx(counted["precisions"][side], abs=1e-6)
+        shown = {label for one in labels for label in one}
+        assert {one["class"] for one in of["average_precision"]} == {f"thing {chr(97 + k)}" for k in shown}
+    assert f"probability above {threshold:g}" in result.stdout and "mAP after" in result.stdout
+    row = results["images"][0]
+    decides = row["after"]["of_classes"][0]
+    if target is not None:
+        assert decides == ["thing s", pytest.approx(row["after"]["target_confidence"])]
+    else:
+        assert decides[1] == pytest.approx(row["after"]["true_confidence"])
+        assert (
+            results["curve"][-1]["white-box, " + results["classifiers"][0]["model"]]
+            == (results["classifiers"][0]["success"])
+        )
+        assert in_words(row["after"]).split(", ")[0] == f"{decides[0]} {decides[1]:.2f}"
+        judge_again(data, folder, tmp_path, results)
+
+
+def judge_again(data, folder, tmp_path, results):
+    """A judge that comes later, and `--is_test`, which knows the run's head by itself, say the same."""
+    extra = ["--head", "sigmoid", "--threshold", 0.5, "--judge_at", "1", "--transfer_models"]
+    later = run(command(data, folder, tmp_path / "out", *extra, f"{folder}/network.py:make@bits:8"))
+    assert later.returncode == 0, later.stderr
+    again = json.loads((tmp_path / "out/results.json").read_text())["classifiers"]
+    assert again[0] == results["classifiers"][0] and again[1]["success"] == again[0]["success"]
+    _, _, logits = read_said(tmp_path / "out/0003_record.npz")
+    assert [one.shape for one in logits.values()] == [(2, CLASSES)] * 3 and len(logits) == 3
+    judged = run(
+        [*MAIN, "--is_test", "--images_root", str(tmp_path / "out"), "--save_dir", str(tmp_path / "judged")]
+        + ["--captions", str(folder / "names.txt"), "--label_base", "0", "--transfer_models", ""]
+        + ["--model_name", f"{folder / 'network.py'}:make"]
+    )
+    assert judged.returncode == 0, judged.stderr
+    (of,) = json.loads((tmp_path / "judged/evaluation.json").read_text())["classifiers"]
+    first = results["classifiers"][0]
+    assert of["success"] == first["success"] and of["mAP_after"] == first["mAP_after"]
+
+
+# ---------------------------------------------------------------- the head
+
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5, -3.0], [-1.0, 40.0, 3.0, 0.2]])
+LABELS, NONE = torch.tensor([[0, 2], [1, -1]]), torch.tensor([-1, -1])
+
+
+def test_loss_margin_and_success_of_a_sigmoid_head():
+    both = torch.stack([LOGITS, LOGITS / 2])
+    expected = []
+    for k, classes in enumerate(([0, 2], [1])):
+        z = both[:, k, classes] / 2.0
+        expected.append(F.binary_cross_entropy_with_logits(z, torch.ones_like(z)))
+    assert torch.allclose(SIGMOID.cross_entropy(both, LABELS, NONE, 2.0), torch.stack(expected))
+    targets = torch.tensor([3, -1])
+    towards = SIGMOID.cross_entropy(LOGITS[None], LABELS, targets, 1.0)
+    assert towards[0] == pytest.approx(math.log1p(math.exp(3)))
+    for threshold in (0.1, 0.5, 0.9):
+        head, edge = Sigmoid(threshold), math.log(threshold / (1 - threshold))
+        assert head.margin(LOGITS, LABELS, NONE).tolist() == pytest.approx([edge - 2, edge - 40])
+        assert head.margin(LOGITS, LABELS, targets)[0].item() == pytest.approx(-3 - edge)
+        # of many, a margin above 0 is a success
+        logits = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
+        labels, goals = torch.tensor([[0, 2]] * 50), torch.tensor([-1, 3] * 25)
+        assert torch.equal(head.fooled(logits, labels, goals), head.margin(logits, labels, goals) > 0)
+    # so sure that float32 knows no difference to 1, and still with a gradient
+    sure = torch.tensor([[40.0, 0.0]], requires_grad=True)
+    SIGMOID.cross_entropy(sure[None], torch.tensor([[0]]), NONE[:1], 1.0).sum().backward()
+    assert sure.grad[0, 0] < 0 and sure.grad[0, 1] == 0
+    mean = SIGMOID.mean_logits([LOGITS, -LOGITS / 3])
+    assert torch.allclose(mean.sigmoid(), (LOGITS.sigmoid() + (-LOGITS / 3).sigmoid()) / 2)
+
+
+def test_an_image_that_shows_the_target_already_is_not_counted():
+    def said(*columns):
+        return Predictions(Prediction(0, 0.9, true, target) for true, target in columns)
+
+    before, after = said((0.9, 0.2), (0.9, 0.7), (0.3, 0.1)), said((0.9, 0.8), (0.9, 0.9), (0.1, 0.9))
+    result = ClassifierResult(
+        "m", np.array([0, 0, 0]), before, after, None, np.array([1, 1, 1]), None, SIGMOID
+    )
+    assert result.correct_before.tolist() == [True, False, False]
+    assert result.fooled.tolist() == [True, False, False] and result.misled.all()
+    assert (result.accuracy_before.count, result.accuracy_after.count) == (2, 2)
+    untargeted = classifier_result([1, 2], before=[1, 2], after=[1, 3])
+    assert untargeted.head is SOFTMAX and untargeted.fooled.tolist() == [False, True]
+
+
+def test_average_precision_is_torchmetrics_without_the_classes_that_no_image_shows():
+    from torchmetrics.classification import MultilabelAveragePrecision
+
+    random = np.random.default_rng(0)
+    labels = np.array([sorted(random.choice(5, 2, replace=False)) for _ in range(40)])
+    labels[::3, 1] = -1
+    logits = random.normal(size=(40, 7)).astype(np.float32)
+    found = average_precision(logits, labels)
+    true = torch.zeros(40, 7, dtype=torch.long)
+    for row, one in zip(true, labels):
+        row[one[one >= 0]] = 1
+    metric = MultilabelAveragePrecision(5, average="macro", thresholds=None)
+    assert found.mean.value == pytest.approx(float(metric(torch.from_numpy(logits)[:, :5], true[:, :5])))
+    assert np.isnan(found.by_class[5:]).all() and found.positives.tolist()[5:] == [0, 0]
+    # sure answers, whose probabilities are all 1 in float32, keep their order
+    sure = average_precision(50 + logits, labels)
+    assert np.array_equal(sure.by_class, found.by_class, equal_nan=True)
+
+
+def test_draws_of_a_defence_are_averaged_as_the_head_reads_them():
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    behind = defend(network, ["resize:0.5"], head=SIGMOID)
+    with torch.no_grad():
+        draws = [network(behind.changed(pictures, seed)).sigmoid() for seed in range(behind.draws)]
+        assert torch.allclose(behind(pictures).sigmoid(), torch.stack(draws).mean(0), atol=1e-6)
+    assert type(defend(network, ["smoothing:0.1"], head=SIGMOID)) is Defended
+    assert type(defend(network, ["smoothing:0.1"])) is Smoothed
+
+
+# ---------------------------------------------------------------- attacks of a library
+
+
+def test_an_attack_of_a_library_sees_one_question_of_two_answers():
+    network, labels = torch.nn.Flatten(), torch.tensor([[0, 2]])
+    images = LOGITS[:, :, None, None]
+    head = Sigmoid(0.8)
+    over = LOGITS[:, [0, 2]].amax(1) - math.log(4)
+    seen = Seen([network], labels, 1.0, head)(images)
+    assert torch.equal(seen.argmax(1) == 0, over > 0)
+    assert torch.allclose(F.cross_entropy(seen, torch.tensor([0, 0]), reduction="none"), F.softplus(-over))
+    towards = Seen([network], labels, 1.0, head, target=3)(images)
+    loss = F.cross_entropy(towards, torch.tensor([3, 3]), reduction="none")
+    assert torch.allclose(loss, F.softplus(math.log(4) - LOGITS[:, 3]))
+    alone = Seen([network], torch.tensor([[0]]), 1.0, head)(images[:, :1])  # one class, yes or no
+    assert alone.shape == (2, 2) and (alone.argmax(1) == 0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("target", [None, 4])
+def test_pgd_hides_every_true_class_or_shows_the_target(target):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 6))
+    pictures = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        network[2].weight *= 5
+        network[2].bias -= network(pictures).mean(0)
+        network[2].bias += torch.tensor([0.05, 0.05, 0.05, 0, -0.05, 0])
+    attack = PixelAttack("torchattack:PGD(eps=8/255)", network, [str(k) for k in range(6)], head=SIGMOID)
+    targets = None if target is None else torch.full((2,), target)
+    result = attack(pictures, torch.tensor([[0, 1], [2, -1]]), targets)
+    with torch.no_grad():
+        after = network(result.adversarial) > 0
+    if target is None:
+        assert not after[0, [0, 1]].any() and not after[1, 2]
+    else:
+        assert after[:, target].all()
+    assert result.record.fooled[-1].all()
+
+
+# ---------------------------------------------------------------- what classifiers are
+
+
+def test_one_output_is_the_logit_of_the_second_of_two_classes(tmp_path, capsys):
+    path = tmp_path / "one.py"
+    path.write_text(
+        "import torch\ndef make():\n    torch.manual_seed(0)\n    return torch.nn.Sequential("
+        "torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 1))\n"
+    )
+    images = torch.rand(3, 3, 96, 96)
+    two = load_classifier(f"{path}:make", ("benign", "malignant"), 96, attacked=True)
+    one = load_classifier(f"{path}:make", ("malignant",), 96, head=SIGMOID)
+    assert torch.allclose(two(images).softmax(-1)[:, 1:], one(images).sigmoid())
+    assert "the logit of 'malignant' against the other" in capsys.readouterr().err
+    with pytest.raises(ClassifierError, match="leave --head sigmoid out"):
+        load_classifier(f"{path}:make", ("benign", "malignant"), 96, head=SIGMOID)
+
+
+def test_models_of_transformers_say_which_head_they_have(tmp_path, capsys):
+    kinds = {"several": "multi_label_classification", "single": "single_label_classification", "silent": None}
+    for name, problem in kinds.items():
+        save_vit(tmp_path / name, num_labels=3, problem_type=problem)
+    several, single, silent = (f"hf:{tmp_path / name}" for name in kinds)
+    assert head_of(None, [silent]) == "softmax" and head_of(None, [single, silent]) == "softmax"
+    assert capsys.readouterr().err == ""
+    assert head_of(None, [silent, several]) == "sigmoid"
+    assert "images show several classes: --head sigmoid" in capsys.readouterr().err
+    with pytest.raises(InputError, match="one head judges all of a run; give --head"):
+        head_of(None, [several, single])
+    assert head_of("softmax", [several, single]) == "softmax"
+    assert "its head is sigmoid; --head softmax is given, and counts" in capsys.readouterr().err
+
+
+def test_what_does_not_go_with_a_head_is_said(data, several, tmp_path):
+    folder, _ = several
+    with pytest.raises(InputError, match="--threshold is 0.3, and --head softmax takes the largest"):
+        AttackOptions(threshold=0.3).verify()
+    with pytest.raises(InputError, match="above 0 and below 1"):
+        AttackOptions(head="sigmoid", threshold=1.0).verify()
+    (tmp_path / "one.txt").write_text("tumour\n")
+    result = run(command(data, folder, tmp_path / "out", "--captions", tmp_path / "one.txt"))
+    assert result.returncode == 2 and "names one class" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+class Outputs(torch.nn.Module):
+    """Something of the mean colour, of three classes."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.of = of
+
+    def forward(self, images):
+        return self.of(9 * images.mean((2, 3)) - 4)
+
+
+def test_probabilities_of_a_sigmoid_are_noticed():
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    for head, more in ((SIGMOID, False), (SOFTMAX, True)):
+        (line,) = warnings_about_outputs("m", Outputs(torch.sigmoid), pictures, CPU, head)
+        assert "take the sigmoid off" in line and ("give --head sigmoid" in line) is more
+        # of noise from 0 to 1, but not of everything
+        assert warnings_about_outputs("m", Outputs(lambda z: z - z.mean() + 0.5), pictures, CPU, head) == []
+    (line,) = warnings_about_outputs("m", Outputs(lambda z: z.softmax(-1)), pictures, CPU, SIGMOID)
+    assert "take the softmax off" in line
+
+
+def test_labels_that_are_no_better_than_those_of_others_are_noticed():
+    random = np.random.default_rng(0)
+    labels = np.array([sorted(random.choice(18, 2, replace=False)) + np.array([1, 1]) for _ in range(30)])
+    logits = random.normal(-2, 1, (30, 20)).astype(np.float32)
+
+    def said(logits, labels):
+        found = torch.from_numpy(np.take_along_axis(logits, labels, 1)).sigmoid().amax(1).tolist()
+        return Predictions((Prediction(0, 0.9, true) for true in found), logits)
+
+    trained = logits.copy()
+    np.put_along_axis(trained, labels, 3.0, 1)
+    assert warnings_about_labels("m", said(trained, labels), labels, 20, SIGMOID) == []
+    (line,) = warnings_about_labels("m", said(trained, labels - 1), labels - 1, 20, SIGMOID)
+    assert "labels one higher would give 30/30, so shift them" in line
+    (line,) = warnings_about_labels("m", said(logits + 9, labels), labels, 20, SIGMOID)  # says everything
+    assert "30/30 of the clean images right, and 100% with the labels of other images" in line
+    alike = np.array([[3, 4]] * 30)  # nothing to compare with
+    assert warnings_about_labels("m", said(logits, alike), alike, 20, SIGMOID) == []
+
+
+def test_what_was_said_with_another_head_is_forgotten():
+    said = Said({}).of_pictures(["a"], [1, None], "sigmoid")
+    assert said.of_pictures(["a"], [1, None], "sigmoid") is said
+    assert said.of_pictures(["a"], [1, None]) == Said({"judged": {"files": ["a"], "labels": [1, None]}})
+
+
+def test_what_is_said_of_one_image_does_not_depend_on_the_batch():
+    network = Outputs(lambda z: z)
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    labels, targets = np.array([[0, 1], [2, -1], [1, 2], [0, -1], [1, -1]]), np.array([2, -1, 0, 1, -1])
+    whole = predict(network, pictures, labels, CPU, 5, SIGMOID, targets)
+    parts = predict(network, pictures, labels, CPU, 2, SIGMOID, targets)
+    assert list(whole) == list(parts) and np.allclose(whole.logits, parts.logits)
+    assert [p.target_confidence is None for p in whole] == [False, True, False, False, True]
