@@ -439,7 +439,7 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             )
         if self.judge_draws > 1 and self.classifier_head.threshold is not None:
             raise InputError(
-                "--judge_draws takes the vote of the classes that draws see, of which --head sigmoid has many; "
+                "--judge_draws takes the vote of the classes that draws see, and --head sigmoid sees many; "
                 "leave --judge_draws out"
             )
         if not self.model_name:
