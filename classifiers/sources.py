@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from classifiers.preprocessing import Preprocessed, from_processor, from_timm
-from common.checkpoints import check_files, check_loaded, stay_offline_if_out_of_reach
+from common.checkpoints import check_loaded, check_weights, stay_offline_if_out_of_reach
 from common.errors import ClassifierError, one_line
 from data.classes import IMAGENET_CLASSES
 
@@ -87,7 +87,7 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
         )
     try:
         if Path(name).is_dir():
-            check_files(Path(name))
+            check_weights(Path(name), "model")
         network, info = AutoModelForImageClassification.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )

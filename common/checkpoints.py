@@ -16,27 +16,56 @@ from common.errors import CheckpointError
 HARMLESS = ("position_ids", "num_batches_tracked")
 
 
-def check_files(folder: Path) -> None:
-    """Looks through a folder in transformers or diffusers format before anything in it is opened.
+def weight_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
+    """The files of weights that a loader would take from a folder: one, or an index with those that it names.
+    What else lies there, of other variants, in pickles, or left behind by file managers, is none of them.
+    """
+    ending = f".{variant}" if variant else ""
+    index = folder / f"{stem}.safetensors.index{ending}.json"
+    single = folder / f"{stem}{ending}.safetensors"
+    shards = [folder / name for name in names_of_index(index)] if index.is_file() else []
+    return [path for path in (index, single) if path.is_file()] + shards
+
+
+def names_of_index(path: Path) -> list[str]:
+    """The files that an index of weights names.
 
     Raises:
-        CheckpointError: weights are empty or a Git LFS pointer, or an index names a file that is no
-            safetensors or lies elsewhere, which would reach a loader of pickles.
+        CheckpointError: it is none, or names a file that is no safetensors or lies elsewhere, which would
+            reach a loader of pickles.
     """
-    for path in sorted(folder.glob("**/*.index.json")):
-        try:
-            names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{path.name} is no index of weights ({type(error).__name__})") from None
-        for name in sorted(map(str, names)):
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise CheckpointError(
-                    f"{path.name} names {name!r}; expected .safetensors files beside it, and nothing else"
-                )
-            if not (path.parent / name).is_file():
-                raise CheckpointError(f"{path.name} names {name!r}, which is not there")
-    for path in sorted(folder.glob("**/*.safetensors")):
-        check_safetensors(path)
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no index of weights ({type(error).__name__})") from None
+    for name in sorted(map(str, names)):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path.name} names {name!r}; expected .safetensors files beside it, and nothing else"
+            )
+        if not (path.parent / name).is_file():
+            raise CheckpointError(f"{path.name} names {name!r}, which is not there")
+    return sorted(map(str, names))
+
+
+def check_weights(folder: Path, stem: str, variant: str | None = None) -> None:
+    """Looks at the weights that would be loaded from a folder before any of them is opened.
+
+    Raises:
+        CheckpointError: there are none, or they are empty, damaged or a Git LFS pointer.
+    """
+    files = weight_files(folder, stem, variant)
+    if not files:
+        others = sorted(
+            path.name for path in folder.glob("*") if path.suffix in (".bin", ".ckpt", ".pt", ".pth")
+        )
+        raise CheckpointError(
+            f"there is no {stem}.safetensors"
+            + (f", only {others[0]}, a pickle, which is not loaded" if others else "")
+        )
+    for path in files:
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
 
 
 def check_safetensors(path: Path) -> None:

@@ -10,20 +10,28 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.checkpoints import check_files, check_loaded, check_safetensors, stay_offline_if_out_of_reach
+from common.checkpoints import (
+    check_loaded,
+    check_safetensors,
+    check_weights,
+    stay_offline_if_out_of_reach,
+    weight_files,
+)
 from common.compiling import check_compiler, compile_blocks
 from common.environment import mend_torchvision
 from common.errors import CheckpointError, InputError, one_line
 from diffusion.inversion import PREDICTION_TYPES
+from diffusion.lora import Lora, fuse_lora
+from diffusion.parts import check_parts
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline
 
 
 def load_pipeline(
-    path: str, device: torch.device, dtype: torch.dtype = torch.float32
+    path: str, device: torch.device, dtype: torch.dtype = torch.float32, lora: Lora | None = None
 ) -> StableDiffusionPipeline:
-    """The checkpoint from a folder, a single file or the hub; safetensors only.
+    """The checkpoint from a folder, a single file or the hub, with a LoRA in its weights; safetensors only.
 
     On a CPU the networks are laid out channels-last: on two cores an iteration on the small model then took
     1.39 s instead of 1.54.
@@ -51,6 +59,8 @@ def load_pipeline(
     try:
         pipeline = from_single_file(path, dtype) if file else from_parts(path, dtype)
         check_pipeline(pipeline)
+        if lora is not None:
+            fuse_lora(pipeline, lora)
     except InputError:
         raise
     # whatever a damaged file or a configuration of other numbers makes the loaders stumble over
@@ -88,6 +98,10 @@ PARTS = {
 }
 
 
+# how the files of their weights begin
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
 def quiet(with_downloads: bool) -> None:
     """Silences the libraries; a download keeps its progress bar, reading a file needs none."""
     from diffusers.utils import logging as diffusers_logging
@@ -117,24 +131,27 @@ def from_parts(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     import diffusers
     import transformers
 
-    if Path(path).is_dir():
-        check_files(Path(path))
     with warnings.catch_warnings():
         # of the hub's client, about how diffusers calls it
         warnings.simplefilter("ignore", UserWarning)
         index = diffusers.StableDiffusionPipeline.load_config(path)
     kind = index["_class_name"]
-    if kind != "StableDiffusionPipeline":
+    if kind not in ("StableDiffusionPipeline", "LatentConsistencyModelPipeline"):
         raise InputError(
             f"--pretrained_diffusion_path: {path!r} is a {kind}; expected a Stable Diffusion 1.x or "
             f"2.x checkpoint, a StableDiffusionPipeline (SDXL has two text encoders, which this "
             f"attack does not know)"
         )
-    parts, variant = {}, variant_of(path)
+    if Path(path).is_dir():
+        check_parts(Path(path), index)
+    parts = {}
     for part, kinds in PARTS.items():
         library, kind = index[part]
         if kind not in kinds:
             raise CheckpointError(f"its {part} is a {kind}; expected {' or '.join(kinds)}")
+        variant = variant_of(Path(path) / part, STEMS[part])
+        if Path(path).is_dir():
+            check_weights_of(Path(path), part, variant)
         network = getattr(transformers if library == "transformers" else diffusers, kind)
         parts[part], info = network.from_pretrained(
             path,
@@ -149,6 +166,14 @@ def from_parts(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         except CheckpointError as error:
             raise CheckpointError(f"{part}: {error}") from None
     return diffusers.StableDiffusionPipeline.from_pretrained(path, dtype=dtype, **parts, **UNUSED)
+
+
+def check_weights_of(folder: Path, part: str, variant: str | None) -> None:
+    """Raises CheckpointError, which names the part, where its weights cannot be loaded."""
+    try:
+        check_weights(folder / part, STEMS[part], variant)
+    except CheckpointError as error:
+        raise CheckpointError(f"{part}: {error}") from None
 
 
 def check_pipeline(pipeline: StableDiffusionPipeline) -> None:
@@ -198,7 +223,24 @@ def check_scheduler(scheduler: object) -> None:
         raise CheckpointError("scheduler: its betas do not make noise that grows from 0 to 1")
 
 
-def variant_of(path: str) -> str | None:
-    """The variant "fp16" for a folder that holds the UNet's weights in that variant alone."""
-    weights = [file.name for file in (Path(path) / "unet").glob("*.safetensors")]
-    return "fp16" if weights and all(".fp16" in name for name in weights) else None
+def variant_of(folder: Path, stem: str) -> str | None:
+    """The variant "fp16" of a part of which there is no other; of the hub none."""
+    try:
+        has_plain = bool(weight_files(folder, stem))
+    except CheckpointError:  # of an index that is none, which is said where it is read
+        has_plain = True
+    return "fp16" if not has_plain and weight_files(folder, stem, "fp16") else None
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """The files of a folder in diffusers format that are read: these are the checkpoint, and no others."""
+    tokenizer = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+    named = ["model_index.json", "scheduler/scheduler_config.json"]
+    named += [f"tokenizer/{name}" for name in (*tokenizer, "special_tokens_map.json", "added_tokens.json")]
+    files = [folder / name for name in (*named, *(f"{part}/config.json" for part in PARTS))]
+    for part, stem in STEMS.items():
+        try:
+            files += weight_files(folder / part, stem, variant_of(folder / part, stem))
+        except CheckpointError:
+            continue  # said where it is loaded
+    return [path for path in files if path.is_file()]

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
@@ -18,12 +18,15 @@ import torch
 from PIL import Image
 
 from classifiers.registry import check_name
-from common.errors import InputError, RunError, note
+from common.checkpoints import weight_files
+from common.errors import CheckpointError, InputError, RunError, note
 from common.progress import progress
 from data.dataset import Item
 from data.images import delete_abandoned, replacing, temporary_name
 from data.layout import Layout
 from data.records import json_digest, read_configuration, read_record, run_identity
+from diffusion.lora import Lora
+from diffusion.pipeline import loaded_files
 from options import Options
 from runner.checked import Checked
 
@@ -113,17 +116,27 @@ def check_folder(folder: Path, configuration: dict) -> None:
         for key in sorted({*found, *configuration} - {"contents"})
         if found.get(key) != configuration.get(key)
     ]
-    contents = found.get("contents", {})
-    differing += [
-        f"the content of {name} has changed"
-        for name, digest in configuration.get("contents", {}).items()
-        if contents.get(name, digest) != digest
-    ]
+    differing += changed_contents(found.get("contents", {}), configuration.get("contents", {}))
     if differing:
         raise InputError(
             f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; "
             f"give another folder, or --overwrite to start over"
         )
+
+
+def changed_contents(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Which files of the diffusion model and the classifiers are others than they were."""
+    unknown = sorted(name for name in before.keys() - now.keys() if not Path(name).is_dir())
+    if any(Path(name).is_dir() for name in before):
+        note(
+            "this run is of an earlier version, which does not say of single files whether they have changed"
+        )
+        before = before | {name: before.get(name, digest) for name, digest in now.items()}
+    return [
+        *(f"the content of {name} has changed" for name in now if before.get(name, now[name]) != now[name]),
+        *(f"{name} was read then and is gone" for name in unknown),
+        *(f"{name} is read now and was not there" for name in sorted(now.keys() - before.keys())),
+    ]
 
 
 def identity_of(folder: Path) -> str:
@@ -350,32 +363,50 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def folder_digest(folder: Path) -> str:
-    """A digest of the names and contents of all files of a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digests = [(str(path.relative_to(folder)), file_digest(path)) for path in files]
-    return json_digest(digests)
-
-
 def content_digests(
-    checkpoint: str, classifiers: tuple[str, ...], class_names: tuple[str, ...]
+    checkpoint: str, classifiers: tuple[str, ...], class_names: tuple[str, ...], lora: Lora | None = None
 ) -> dict[str, str]:
-    """Digests by name of the class names, and of the diffusion model and the surrogates as far as they are
-    files here.
+    """Digests by name of the class names, and of the files of the diffusion model and the surrogates, as far
+    as they are read from here.
     """
-    digests = {"the class names": json_digest(class_names)}
-    found = {checkpoint: path_digest(checkpoint), **{name: classifier_digest(name) for name in classifiers}}
-    return digests | {name: digest for name, digest in found.items() if digest}
+    named = [*files_of(checkpoint, loaded_files), *([(str(lora.path), lora.path)] if lora else [])]
+    for name in classifiers:
+        named += files_of(path_of_classifier(name), classifier_files)
+    found = {name: file_digest(path) for name, path in named if path.is_file()}
+    return {"the class names": json_digest(class_names)} | found
+
+
+def files_of(place: str, read: Callable[[Path], list[Path]]) -> list[tuple[str, Path]]:
+    """The names and paths of what is read of a file or folder."""
+    return [(str(path), path) for path in (read(Path(place)) if Path(place).is_dir() else [Path(place)])]
+
+
+def classifier_files(folder: Path) -> list[Path]:
+    """The files of a folder in transformers format that are read."""
+    named = ("config.json", "preprocessor_config.json", "processor_config.json")
+    try:
+        weights = weight_files(folder, "model")
+    except CheckpointError:  # said where it is loaded
+        weights = []
+    return [path for path in (*(folder / name for name in named), *weights) if path.is_file()]
+
+
+def path_of_classifier(name: str) -> str:
+    """The file or folder that a classifier's name names, without defences; of others no path."""
+    resolved = check_name(name).removeprefix("hf:")
+    return resolved.rsplit(":", 1)[0] if ".py:" in resolved else resolved
 
 
 def classifier_digest(name: str) -> str:
     """Of a classifier that is a file or a folder here, else nothing."""
-    resolved = check_name(name).removeprefix("hf:")
-    return path_digest(resolved.rsplit(":", 1)[0] if ".py:" in resolved else resolved)
+    return digest_of(files_of(path_of_classifier(name), classifier_files))
 
 
-def path_digest(path: str) -> str:
-    """Of a file or folder, or nothing where there is none."""
-    if Path(path).is_dir():
-        return folder_digest(Path(path))
-    return file_digest(Path(path)) if Path(path).is_file() else ""
+def checkpoint_digest(path: str) -> str:
+    """Of a diffusion model that is a file or a folder here, else nothing."""
+    return digest_of(files_of(path, loaded_files))
+
+
+def digest_of(files: Sequence[tuple[str, Path]]) -> str:
+    digests = [(path.name, file_digest(path)) for _, path in files if path.is_file()]
+    return json_digest(digests) if digests else ""

@@ -32,7 +32,7 @@ from evaluation.evaluate import Evaluation, add_up
 from evaluation.gathered import Gathered
 from evaluation.quality import FeatureNetwork, feature_network
 from options import Options
-from runner.folder import classifier_digest, file_digest, path_digest, pictures_of
+from runner.folder import checkpoint_digest, classifier_digest, file_digest, pictures_of
 from runner.processes import NEEDED
 from runner.task import Task
 
@@ -130,7 +130,9 @@ class Judging:
         path = self.options.pretrained_diffusion_path
         if self.diffusion is not None or not needs_diffusion(self.asked.classifiers) or path is None:
             return self.diffusion
-        return LatentDiffusion(load_pipeline(path, self.device, self.dtype), self.asked.class_names)
+        return LatentDiffusion(
+            load_pipeline(path, self.device, self.dtype, self.options.lora), self.asked.class_names
+        )
 
     def unjudged(self, items: Sequence[Item]) -> list[Item]:
         """Those of which something has not been said."""
@@ -212,7 +214,7 @@ def asked_of(options: Options, class_names: Sequence[str]) -> Asked:
     for name in options.judges:
         parts = [classifier_digest(split_name(name)[0])]
         if needs_diffusion([name]) and options.pretrained_diffusion_path:
-            parts.append(path_digest(options.pretrained_diffusion_path))
+            parts.append(checkpoint_digest(options.pretrained_diffusion_path))
         digests[name] = " ".join(filter(None, parts))
     return Asked(
         options.model_name,

@@ -62,7 +62,9 @@ class Task:
         return Layout(options.save_dir, len(self.items))
 
     def load_pipeline(self) -> StableDiffusionPipeline:
-        pipeline = load_pipeline(self.options.pretrained_diffusion_path, self.device, self.dtype)
+        pipeline = load_pipeline(
+            self.options.pretrained_diffusion_path, self.device, self.dtype, self.options.lora
+        )
         if self.options.compile:
             compile_pipeline(pipeline)
         return pipeline
@@ -70,8 +72,9 @@ class Task:
     @functools.cached_property
     def contents(self) -> dict[str, str]:
         """Digests of what is compared by content, read once for all that ask."""
+        options = self.options
         return content_digests(
-            self.options.pretrained_diffusion_path, self.options.model_name, self.class_names
+            options.pretrained_diffusion_path, options.model_name, self.class_names, options.lora
         )
 
 

@@ -109,7 +109,10 @@ BROKEN = {
     "index of pickles": (index(["pytorch_model.bin"]), "names 'pytorch_model.bin'; expected .safetensors"),
     "index that leaves": (index(["../../x.safetensors"]), "names '../../x.safetensors'; expected"),
     "index of nothing": (index(["x.safetensors"]), "names 'x.safetensors', which is not there"),
-    "no index": (write("unet/x.safetensors.index.json", b"[1"), "is no index of weights"),
+    "no index": (
+        write("unet/diffusion_pytorch_model.safetensors.index.json", b"[1"),
+        "is no index of weights",
+    ),
     "unet of no width": (edit_json("unet/config.json", block_out_channels=[0, 0, 0, 0]), "cannot be loaded"),
     "unet of 10^12": (edit_json("unet/config.json", in_channels=10**12), "cannot be loaded"),
     "negative heads": (edit_json("unet/config.json", attention_head_dim=-1), "expected no negative numbers"),

@@ -1,0 +1,253 @@
+"""Checkpoints whose parts do not fit or are of other models, files in their folders that are never loaded,
+and LoRA.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import MAIN, ROOT, flags, run, save_checkpoint
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from common.errors import InputError
+from diffusion.lora import Lora, fuse_lora, names_in, parse_lora
+from diffusion.pipeline import load_pipeline, loaded_files
+from runner.folder import changed_contents, content_digests
+
+CPU = torch.device("cpu")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("intact") / "model")
+
+
+@pytest.fixture
+def folder(intact, tmp_path):
+    return shutil.copytree(intact, tmp_path / "model")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "file, changes, message",
+    [
+        ("unet/config.json", {"in_channels": 9}, "unet: with 9 input channels it is of an inpainting model"),
+        ("unet/config.json", {"in_channels": 8}, "unet: with 8 .*InstructPix2Pix"),
+        ("unet/config.json", {"in_channels": 5}, "unet: with 5 .* depth"),
+        ("unet/config.json", {"in_channels": 16, "out_channels": 16}, "latents of this vae have 4"),
+        ("vae/config.json", {"latent_channels": 16}, "latents of this vae have 16"),
+        ("unet/config.json", {"cross_attention_dim": 1024}, "are 16 wide, and the unet takes 1024"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "latent-consistency model"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "further embeddings .as SDXL"),
+        ("unet/config.json", {"class_embed_type": "projection"}, "noise level or class"),
+        ("unet/config.json", {"encoder_hid_dim_type": "image_proj"}, "embeddings of pictures"),
+        ("model_index.json", {"scheduler": ["diffusers", "LCMScheduler"]}, "scheduler is a LCMScheduler"),
+        ("model_index.json", {"transformer": ["diffusers", "SD3Transformer2DModel"]}, "it has a transformer"),
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionInpaintPipeline"},
+            "is a StableDiffusionInpaint",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_in_one_line(folder, file, changes, message):
+    edit(folder / file, **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        load_pipeline(str(folder), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def beside(name, content):
+    def add(folder):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return add
+
+
+def only_fp16(folder):
+    path = folder / "text_encoder/model.safetensors"
+    path.rename(path.with_name("model.fp16.safetensors"))
+
+
+INDEX = b'{"weight_map": {"x": "pytorch_model.bin"}}'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        beside("unet/diffusion_pytorch_model.non_ema.safetensors", POINTER),
+        beside("v1-5-pruned.safetensors", POINTER),
+        beside("unet/._diffusion_pytorch_model.safetensors", b"Mac"),
+        beside("unet/diffusion_pytorch_model.bin.index.json", INDEX),
+        beside("unet/diffusion_pytorch_model.safetensors.index.fp16.json", INDEX),
+        beside("text_encoder/pytorch_model.bin", b"cos\nsystem\n"),
+        beside("safety_checker/model.safetensors", POINTER),
+        only_fp16,
+    ],
+)
+def test_files_that_are_not_loaded_do_not_matter(folder, intact, change):
+    change(folder)
+    pipeline = load_pipeline(str(folder), CPU)
+    assert torch.equal(pipeline.unet.conv_in.weight, load_pipeline(str(intact), CPU).unet.conv_in.weight)
+
+
+def test_weights_that_are_not_there_are_named_with_their_part(folder):
+    (folder / "vae/diffusion_pytorch_model.safetensors").rename(folder / "vae/diffusion_pytorch_model.bin")
+    with pytest.raises(InputError, match="vae: there is no .*safetensors, only .*bin, a pickle"):
+        load_pipeline(str(folder), CPU)
+
+
+def test_what_lies_in_the_folder_and_is_no_part_is_said(folder, capsys):
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(POINTER)
+    load_pipeline(str(folder), CPU)
+    assert "pytorch_lora_weights.safetensors in" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- identity
+
+
+def test_a_checkpoint_is_the_files_that_are_loaded(folder):
+    before = content_digests(str(folder), (), ())
+    assert len(before) == 1 + len(loaded_files(folder)) > 8
+    for name in (".DS_Store", "README.md", "unet/diffusion_pytorch_model.bin", "._x"):
+        (folder / name).write_bytes(b"x")
+    assert content_digests(str(folder), (), ()) == before
+    edit(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    now = content_digests(str(folder), (), ())
+    (line,) = changed_contents(before, now)
+    assert line == f"the content of {folder / 'scheduler/scheduler_config.json'} has changed"
+    (folder / "tokenizer/added_tokens.json").write_text("{}")
+    assert changed_contents(now, content_digests(str(folder), (), ())) == [
+        f"{folder / 'tokenizer/added_tokens.json'} is read now and was not there"
+    ]
+
+
+def test_runs_of_earlier_versions_go_on(folder, capsys):
+    now = content_digests(str(folder), (), ())
+    assert changed_contents({"the class names": now["the class names"], str(folder): "1234"}, now) == []
+    assert "of an earlier version" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- LoRA
+
+MODEL = ROOT / "demo/tiny_diffusion"
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A random LoRA of rank 4 for the small model's UNet and text encoder, saved by diffusers."""
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline, folder = load_pipeline(str(MODEL), CPU), tmp_path_factory.mktemp("lora")
+    torch.manual_seed(0)
+    layers = {}
+    for part, names in (
+        ("unet", ["to_k", "to_q", "to_v", "to_out.0"]),
+        ("text_encoder", ["q_proj", "k_proj", "v_proj", "out_proj"]),
+    ):
+        network = getattr(pipeline, part)
+        network.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights=False, target_modules=names))
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(network, save_embedding_layers=False)
+    StableDiffusionPipeline.save_lora_weights(folder, **layers)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def weights(lora=None):
+    pipeline = load_pipeline(str(MODEL), CPU, lora=lora)
+    parts = ("unet", "text_encoder")
+    return {f"{part}.{k}": v for part in parts for k, v in getattr(pipeline, part).state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return weights()
+
+
+def low_rank(file):
+    """What the file adds to each layer, multiplied out."""
+    tensors = load_file(file)
+    ends = (".lora_A.weight", ".lora_B.weight")
+    layers = {name.removesuffix(ends[0]) for name in tensors if name.endswith(ends[0])}
+    return {f"{name}.weight": tensors[name + ends[1]] @ tensors[name + ends[0]] for name in layers}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_lora_is_added_to_the_weights(lora, plain, scale):
+    added, changed = low_rank(lora), weights(Lora(lora, scale))
+    assert set(changed) == set(plain)
+    assert len(added) == sum(not torch.equal(changed[k], plain[k]) for k in plain)
+    for name, difference in added.items():
+        assert torch.allclose(changed[name], plain[name] + scale * difference, atol=1e-5)
+
+
+def test_a_lora_as_kohyas_scripts_write_it(lora, plain, tmp_path):
+    tensors = {}
+    for name, value in load_file(lora).items():
+        part, module = name.rsplit(".lora_", 1)[0].split(".", 1)
+        module = module.replace(".", "_")
+        layer = f"lora_unet_{module}" if part == "unet" else f"lora_te_text_model_{module}"
+        tensors[f"{layer}.lora_{'down' if '.lora_A.' in name else 'up'}.weight"] = value
+        tensors[f"{layer}.alpha"] = torch.tensor(2.0)  # half of the rank
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    found, expected = weights(Lora(tmp_path / "kohya.safetensors")), weights(Lora(lora, 0.5))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+@pytest.mark.parametrize("end, scale", [("", 1.0), (":0.8", 0.8), (":-1", -1)])
+def test_how_much_of_a_lora(end, scale):
+    found = parse_lora(f"a.safetensors{end}")
+    assert (found.path.name, found.scale) == ("a.safetensors", scale)
+
+
+@pytest.mark.parametrize("text", ["a.safetensors:x", "a.safetensors:nan"])
+def test_a_scale_that_is_no_number(text):
+    with pytest.raises(ValueError):
+        parse_lora(text)
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (None, "there is no such file"),
+        (b"cos\nsystem\n", "no safetensors file; only safetensors are loaded"),
+        (POINTER, "Git LFS pointer"),
+        ({"x.weight": torch.zeros(2, 2)}, "has no LoRA in it, but tensors such as 'x.weight'"),
+        ({"lora_te2_x.lora_down.weight": torch.zeros(2, 2)}, "is of SDXL"),
+        ({"unet.x.hada_w1_a": torch.zeros(2, 2)}, "is of LoHa"),
+        ("wide", "does not fit the diffusion model"),
+        ({f"unet.other.lora_{k}.weight": torch.zeros(4, 4) for k in "AB"}, "does not fit"),
+    ],
+)
+def test_files_that_are_no_lora_of_this_model(lora, tmp_path, made, message):
+    path = tmp_path / "a.safetensors"
+    if made == "wide":
+        made = {k: torch.zeros(v.shape[0], 320) if "_A" in k else v for k, v in load_file(lora).items()}
+    if isinstance(made, bytes):
+        path.write_bytes(made)
+    elif made is not None:
+        save_file(made, path)
+    with pytest.raises(InputError, match=f"--lora: .*{message}") as caught:
+        fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attack_with_a_lora_differs_and_is_a_run_of_its_own(lora, quick, data, tmp_path):
+    shared = ["--pretrained_diffusion_path", MODEL, "--model_name", quick, "--limit", "1", "--processes", "1"]
+    command = lambda out, *more: [*MAIN, *flags(data, tmp_path / out, *shared, *more)]  # noqa: E731
+    assert run(command("plain")).returncode == 0
+    result = run(command("lora", "--lora", f"{lora}:0.5"))
+    assert result.returncode == 0, result.stderr
+    pictures = [Image.open(tmp_path / out / "0000_adv_image.png").tobytes() for out in ("plain", "lora")]
+    assert pictures[0] != pictures[1]
+    again = run(command("lora", "--lora", str(lora)))
+    assert again.returncode == 2 and "lora was" in again.stderr
+    assert names_in(lora)
