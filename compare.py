@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from common.commands import run_program
 from common.flags import parse_options
+from diff_latent_attack import DiffAttack
 from runner.checked import Checked
-from runner.clean_check import check_labels, clean_accuracies
+from runner.clean_check import look_at_clean_images
 from runner.compared import CompareOptions, Mode, check_options, check_reports, entries
 from runner.comparing import report
 from runner.folder import check_folder, claim_folder, drop_unusable, make_folder
@@ -55,7 +56,9 @@ def run(options: CompareOptions) -> int:
     get_ready([(one, task.layout(one)) for one in each], task.device, items)
     attacks = load_attacks(task, each)
     if not any(task.layout(one).finished() for one in each):
-        check_labels(clean_accuracies(task, selected, attacks[0].classifiers), options.trust_labels)
+        look_at_clean_images(
+            task, next((a for a in attacks if isinstance(a, DiffAttack)), attacks[0]), selected
+        )
     modes, judges = [], load_judges(task, attacks[0])
     for entry, attack, configuration in zip(compared, attacks, configurations):
         layout = task.layout(entry.options)

@@ -36,7 +36,7 @@ from evaluation.tables import table
 from options import Options
 from runner.check import check
 from runner.checked import Checked
-from runner.clean_check import check_labels, clean_accuracies
+from runner.clean_check import look_at_clean_images
 from runner.folder import (
     adding_up,
     check_folder,
@@ -98,7 +98,8 @@ def run(options: Options) -> int:
     (attack,) = load_attacks(task, [options])
     options.processes = count_processes(options, attack, len(mine), processes)
     if not options.merge:
-        check_clean_pictures(task, attack, selected)
+        if options.overwrite or not layout.finished():
+            look_at_clean_images(task, attack, selected)
         identity = claim(task, configuration, processes, process)
         attack_images(task, attack, mine, identity)
     judging = replace(judging, diffusion=attack.diffusion)
@@ -122,17 +123,6 @@ def check_merge(options: Options) -> None:
         raise InputError("--overwrite deletes what --merge would add up; give one of them")
     if not (options.save_dir / "run.json").exists():
         raise InputError(f"--merge: there is no run in {str(options.save_dir)!r}; give its --save_dir")
-
-
-def check_clean_pictures(task: Task, attack: DiffAttack | PixelAttack, selected: Sequence[Item]) -> None:
-    """Compares labels with what classifiers see, unless a run goes on that has been looked at before.
-
-    Raises:
-        InputError: they are wrong.
-    """
-    options = task.options
-    if options.overwrite or not task.layout(options).finished():
-        check_labels(clean_accuracies(task, selected, attack.classifiers), options.trust_labels)
 
 
 def claim(task: Task, configuration: dict, processes: int, process: int) -> str:

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.layout import shortened
+
 FORMS = (
     "diffattack, torchattack:NAME, torchattack:NAME(eps=8/255,steps=10), FILE.py:FUNCTION or "
     "FILE.py:FUNCTION(ARGUMENTS)"
@@ -36,7 +38,7 @@ class AttackName:
         """A folder's name of its own that says which it is; where signs are lost, with a digest."""
         source = Path(self.source).name if self.source.endswith(".py") else self.source
         told = f"{source}:{self.text[len(self.source) + 1 :]}" if self.function else source
-        name = re.sub(r"[^\w.+=-]+", "_", told).strip("_")[:80]
+        name = shortened(re.sub(r"[^\w.+=-]+", "_", told).strip("_"), 80)
         is_plain = re.fullmatch(r"[\w:]+", self.text)
         return name if is_plain else f"{name}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 

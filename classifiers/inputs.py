@@ -8,6 +8,7 @@ from pathlib import Path
 from classifiers.defences import DEFENCES, defence_names
 from classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
 from common.flags import COUNT, flag
+from diffusion.inversion import PREDICTION_TYPES
 from diffusion.lora import Lora, parse_lora
 
 
@@ -28,6 +29,13 @@ class ModelOptions:
         "adds so much of it",
         "FILE[:SCALE]",
         parse=parse_lora,
+    )
+    prediction_type: str | None = flag(
+        None,
+        "what the UNet predicts, where the checkpoint does not say it, as single files do not (default: what "
+        "its scheduler says)",
+        parse=str,
+        choices=PREDICTION_TYPES,
     )
     model_name: tuple[str, ...] = flag(
         ("efficientnet_lite0",),

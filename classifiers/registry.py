@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +37,7 @@ from data.classes import (
     permutation_of,
     spoken,
 )
+from data.layout import LONGEST_IN_A_NAME, shortened
 
 if TYPE_CHECKING:
     from diffusion.inversion import LatentDiffusion
@@ -286,6 +287,7 @@ def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
         )
     if not outputs.isfinite().all():
         raise ClassifierError(f"classifier {name!r} returns numbers that are not finite; {wanted}")
+    check_by_itself(name, classifier, images.detach(), outputs.detach())
     if attacked:
         gradient = (
             torch.autograd.grad(outputs.float().log_softmax(-1)[:, 0].sum(), images, allow_unused=True)[0]
@@ -298,6 +300,37 @@ def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
                 f"torch.no_grad, inference_mode, detach or NumPy inside it"
             )
     return classifier, outputs.shape[1]
+
+
+@torch.no_grad()
+def check_by_itself(
+    name: str, classifier: torch.nn.Module, images: torch.Tensor, outputs: torch.Tensor
+) -> None:
+    """Raises ClassifierError where what a classifier says of an image depends on which others it is asked
+    about with it, beyond rounding and beyond what it says at random.
+    """
+    first, second = images.split(1)
+    try:
+        asked = {
+            "alone": torch.cat([classifier(first), classifier(second)]),
+            "twice at once": classifier(torch.cat([first, first, second, second]))[::2],
+        }
+    except Exception as error:  # BatchNorm in training mode may not bear a single image
+        raise ClassifierError(
+            f"classifier {name!r} takes two images and fails on one alone or on four ({one_line(error)}); it "
+            f"must take any number of them: {IN_EVAL_MODE}"
+        ) from None
+    rounding = 0.02 if isinstance(classifier, InPrecision) or outputs.dtype != torch.float32 else 2e-3
+    allowed = rounding * float(outputs.abs().max()) + 2 * float((classifier(images) - outputs).abs().max())
+    for how, answers in asked.items():
+        if float((answers - outputs).abs().max()) > allowed:
+            raise ClassifierError(
+                f"classifier {name!r} answers otherwise about an image {how} than beside another: its "
+                f"answers depend on the batch, as with BatchNorm in training mode; {IN_EVAL_MODE}"
+            )
+
+
+IN_EVAL_MODE = "call .eval() before it is exported or returned, and normalise over no batch"
 
 
 def in_order(
@@ -368,7 +401,12 @@ def check_distinct(
 
 def file_name(name: str) -> str:
     """A classifier's name as it may stand in the name of a file: without folders, and not too long."""
-    return re.sub(r"[^\w.+-]+", "_", name.rsplit("/", 1)[-1])[:100]
+    return shortened(re.sub(r"[^\w.+-]+", "_", name.rsplit("/", 1)[-1]), 100)
+
+
+def joined_names(names: Iterable[str]) -> str:
+    """The names of surrogates as they stand in the names of a run's files."""
+    return shortened("+".join(map(file_name, names)), LONGEST_IN_A_NAME)
 
 
 def classifier_names(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ subfolders of 1,000, since no tool likes a folder of half a million files.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Collection
@@ -15,6 +16,19 @@ from pathlib import Path
 
 SUBFOLDERS_ABOVE, IMAGES_EACH = 10_000, 1_000
 SUBFOLDERS = f"{5 * '[0-9]'}*/"  # those of any run, for glob
+
+
+# Bytes. File systems take 255 in a name; what stands around one of ours is an image's number, a word or two,
+# and, while it is written, the machine and process.
+LONGEST_IN_A_NAME = 150
+
+
+def shortened(text: str, longest: int) -> str:
+    """A part of a file's name, cut where it has more bytes than that, with a digest of all at the end."""
+    if len(text.encode()) <= longest:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text.encode()[: longest - len(digest) - 1].decode(errors="ignore") + "-" + digest
 
 
 def index_of(path: Path) -> int | None:

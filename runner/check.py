@@ -26,7 +26,7 @@ from evaluation.quality import psnr
 from evaluation.tables import table
 from losses import measured_iterations
 from options import Options
-from runner.clean_check import check_labels, clean_accuracies
+from runner.clean_check import check_diffusion_model, check_labels, clean_accuracies
 from runner.folder import name_of
 from runner.processes import count_processes
 from runner.runner import Job, Picture, invert, read_picture
@@ -54,6 +54,7 @@ def check(options: Options) -> int:
     clean = picture.pixels
     accuracies = clean_accuracies(task, items[: options.limit], attack.classifiers)
     check_labels([accuracy for accuracy in accuracies if accuracy.doubt], options.trust_labels)
+    check_diffusion_model(task, attack, items)
     predictions = [
         predict(classifier, clean[None], np.array([item.labels]), device, head=attack.head)[0]
         for classifier in attack.classifiers

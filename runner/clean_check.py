@@ -9,9 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from attacks.pixel import PixelAttack
 from common.errors import InputError, note
 from data.dataset import Item, labels_and_targets
-from data.images import read_image
+from data.images import read_image, to_tensor
+from diff_latent_attack import DiffAttack
+from diffusion.prediction import check_prediction_type
 from evaluation.clean_accuracy import CleanAccuracy, clean_accuracy, readings
 from evaluation.predictions import Prediction, Predictions, predict
 from runner.task import Task
@@ -53,6 +56,35 @@ def clean_accuracies(
         clean_accuracy(name, Predictions(answers), looked_at, labels, others, classes, head)
         for name, answers in zip(options.model_name, predicted)
     ]
+
+
+def look_at_clean_images(task: Task, attack: DiffAttack | PixelAttack, items: Sequence[Item]) -> None:
+    """Looks before the attack whether labels are those of the images, and whether the diffusion model is read
+    as it was trained.
+
+    Raises:
+        InputError: they are not, or it is not.
+    """
+    check_labels(clean_accuracies(task, items, attack.classifiers), task.options.trust_labels)
+    check_diffusion_model(task, attack, items)
+
+
+def check_diffusion_model(task: Task, attack: DiffAttack | PixelAttack, items: Sequence[Item]) -> None:
+    """Looks by the first image that can be read whether the UNet predicts what its scheduler says.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not isinstance(attack, DiffAttack):
+        return
+    for item in items[:IMAGES]:
+        try:
+            picture = read_image(item.path, task.options.res)
+        except OSError:
+            continue
+        labels, _ = labels_and_targets([item])
+        check_prediction_type(attack.diffusion, to_tensor(picture), torch.from_numpy(labels))
+        return
 
 
 def check_labels(accuracies: Sequence[CleanAccuracy], trusted: bool) -> None:

@@ -6,12 +6,15 @@ Only these are deleted to start over, and no other file is ever written over.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from classifiers.registry import file_name
+from classifiers.registry import joined_names
 from common.errors import InputError, RecordError
+from data.images import temporary_name
 from data.layout import SUBFOLDERS, Layout
 from data.records import ANALYSIS, read_configuration
 from options import Options
@@ -39,8 +42,24 @@ class OwnFiles:
 
     def __init__(self, layout: Layout, model_name: Iterable[str]):
         self.layout = layout
-        names = "+".join(map(file_name, model_name))
+        names = joined_names(model_name)
         self.of_image = {*OF_IMAGE, *(f"diff_{names}_image_{how}.png" for how in ("ATKSuccess", "Fail"))}
+
+    def check_lengths(self) -> None:
+        """Raises InputError where the longest path, while it is written, is more than the system takes."""
+        name = max(self.of_image, key=lambda name: len(name.encode()))
+        path = temporary_name(self.layout.file(self.layout.images - 1, name)).absolute()
+        there = next(folder for folder in path.parents if folder.exists())
+        longest = {"PC_NAME_MAX": 255, "PC_PATH_MAX": 4096}
+        for what in longest if hasattr(os, "pathconf") else ():
+            with suppress(OSError, ValueError):  # of a file system that does not say
+                longest[what] = os.pathconf(there, what)
+        in_name, in_all = len(os.fsencode(path.name)), len(os.fsencode(path))
+        if in_name > longest["PC_NAME_MAX"] or in_all >= longest["PC_PATH_MAX"]:
+            raise InputError(
+                f"--save_dir: files such as {path.name[:60]!r}... would have longer names than "
+                f"{str(there)[:60]!r} takes; give a folder with a shorter name, or elsewhere"
+            )
 
     def existing(self) -> Iterator[Path]:
         """Those that are there; those that say what the others are come last."""
@@ -97,11 +116,12 @@ def clear_run(folder: Path) -> None:
 
 
 def check_nothing_is_in_the_way(layout: Layout, options: Options) -> None:
-    """Raises InputError where a new run would write over a file that no run recorded."""
-    folder = layout.folder
+    """Raises InputError where a new run would write over a file that no run recorded, or can write none."""
+    folder, own = layout.folder, OwnFiles(layout, options.model_name)
+    own.check_lengths()
     if (folder / "run.json").exists():
         return
-    for path in OwnFiles(layout, options.model_name).existing():
+    for path in own.existing():
         if path.name.endswith(".partial"):
             continue
         if (folder / "run.json").exists():  # of a process of this run that started together with this one

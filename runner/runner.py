@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from attacks.pixel import GivenImages, PixelAttack
 from classifiers.defences import undefended
-from classifiers.registry import file_name
+from classifiers.registry import joined_names
 from common.costs import Cost, measured, memory_peak
 from common.devices import free_memory
 from common.errors import AttackError, InputError, NonFiniteLossError, RunError
@@ -154,7 +154,7 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Co
         for name, classifier in zip(options.model_name, attack.classifiers)
     ]
     success = all(fooled(answer.after, labels, targets, attack.head).all() for answer in answers)
-    write_result(layout, index, clean, written, "+".join(map(file_name, options.model_name)), success)
+    write_result(layout, index, clean, written, joined_names(options.model_name), success)
     row = row_of(job, result, picture, answers) | {
         "success": success if all(answer.correct_before.all() for answer in answers) else None,
         "fooled": success,

@@ -62,8 +62,9 @@ class Task:
         return Layout(options.save_dir, len(self.items))
 
     def load_pipeline(self) -> StableDiffusionPipeline:
+        options = self.options
         pipeline = load_pipeline(
-            self.options.pretrained_diffusion_path, self.device, self.dtype, self.options.lora
+            options.pretrained_diffusion_path, self.device, self.dtype, options.lora, options.prediction_type
         )
         if self.options.compile:
             compile_pipeline(pipeline)

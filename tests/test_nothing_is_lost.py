@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import MAIN, ROOT, flags, run
 
+from classifiers.registry import file_name, joined_names
 from common.errors import InputError
+from data.images import temporary_name
 from data.layout import Layout
 from data.records import ANALYSIS
 from options import Options
@@ -186,3 +188,27 @@ def test_a_file_that_the_command_names_is_not_written_over(tmp_path):
     with pytest.raises(InputError, match="--label_path: .*log.txt' is called as a result"):
         check_inputs_are_safe(Options(save_dir=tmp_path, label_path=tmp_path / "log.txt"))
     check_inputs_are_safe(Options(save_dir=tmp_path, label_path=tmp_path / "labels.txt"))
+
+
+# ---------------------------------------------------------------- long names
+
+
+def test_long_names_of_surrogates_are_shortened_and_stay_apart(tmp_path):
+    long = [f"timm:hf-hub:somebody/{'a very long name '.replace(' ', '_') * 6}{k}" for k in range(3)]
+    names = {joined_names(some) for some in (long, long[::-1], long[:2], long[:1])}
+    assert len(names) == 4 and all(len(name.encode()) <= 150 for name in names)
+    assert joined_names(["timm:resnet50.tv_in1k", "hf:a/b"]) == "timm_resnet50.tv_in1k+b"
+    wide = [f"\u9ad8\u7684{k}" * 40 + ".pt2" for k in range(2)]
+    assert len({file_name(name) for name in wide}) == 2
+    assert all(len(file_name(name).encode()) <= 100 for name in wide)
+    layout = Layout(tmp_path, 50_000)
+    OwnFiles(layout, long).check_lengths()
+    path = temporary_name(layout.file(49_999, f"diff_{joined_names(long)}_image_ATKSuccess.png"))
+    path.parent.mkdir()
+    path.write_text("x")  # no name is too long
+
+
+def test_a_save_dir_whose_files_would_have_too_long_names_is_refused(tmp_path):
+    deep = tmp_path.joinpath(*["x" * 200] * 20)
+    with pytest.raises(InputError, match="would have longer names than"):
+        check_nothing_is_in_the_way(Layout(deep, 4), Options(save_dir=deep))

@@ -12,8 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from common.errors import InputError
+from data.images import read_image, to_tensor
+from diffusion.inversion import LatentDiffusion
 from diffusion.lora import Lora, fuse_lora, names_in, parse_lora
 from diffusion.pipeline import load_pipeline, loaded_files
+from diffusion.prediction import check_prediction_type, prediction_errors
 from runner.folder import changed_contents, content_digests
 
 CPU = torch.device("cpu")
@@ -251,3 +254,29 @@ def test_an_attack_with_a_lora_differs_and_is_a_run_of_its_own(lora, quick, data
     again = run(command("lora", "--lora", str(lora)))
     assert again.returncode == 2 and "lora was" in again.stderr
     assert names_in(lora)
+
+
+# ---------------------------------------------------------------- what the UNet predicts
+
+
+def test_a_scheduler_that_says_something_else_than_the_unet_predicts(tmp_path):
+    """The small model predicts noise; its copy says that it predicts velocity."""
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    edit(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    command = [*MAIN, "--pretrained_diffusion_path", str(folder), "--limit", "1", "--check"]
+    result = run(command)
+    assert result.returncode == 2 and result.stderr.rstrip().endswith("give --prediction_type epsilon")
+    assert "its UNet predicts epsilon and not v_prediction (relative errors" in result.stderr
+    given = load_pipeline(str(folder), CPU, prediction_type="epsilon")
+    model = LatentDiffusion(given)
+    picture = to_tensor(read_image(ROOT / "demo/images/bison.jpg", 224))
+    errors = prediction_errors(model, picture, torch.tensor([[347]]))
+    assert errors["epsilon"] < 0.4 and errors["v_prediction"] > 0.8
+    check_prediction_type(model, picture, torch.tensor([[347]]))
+
+
+def test_random_weights_are_no_evidence_of_what_they_predict(intact):
+    picture = to_tensor(read_image(ROOT / "demo/images/bison.jpg", 64))
+    for prediction_type in ("epsilon", "v_prediction", "sample"):
+        pipeline = load_pipeline(str(intact), CPU, prediction_type=prediction_type)
+        check_prediction_type(LatentDiffusion(pipeline, ("cat",)), picture, torch.tensor([[0]]))
