@@ -162,7 +162,7 @@ class AttackOptions(WeightOptions):
         parse=defence_names,
     )
     draws: int | None = count(
-        "draws of a random defence in each iteration of an attack (default: 8; 2 through diffpure, of which "
+        "draws of a random defence in each iteration of an attack (default: 8; 4 through diffpure, of which "
         "each is a purification and back)",
         "K",
     )

@@ -175,7 +175,7 @@ class DiffPure(Denoise):
     prompt (Nie et al., "Diffusion Models for Adversarial Purification", ICML 2022).
     """
 
-    draws, attack_draws = 5, 2
+    draws, attack_draws = 5, 4
 
     def __init__(self, timestep: float, diffusion: LatentDiffusion):
         super().__init__(diffusion)

@@ -186,7 +186,7 @@ def test_which_defaults_a_preset_sets():
         (["--budget", "37"], "--budget: '37' is no budget"),
         (["--budget", "none"], "momentum needs a --budget"),
         (["--attack_through", "resize:2"], "defence 'resize:2': expected resize:F"),
-        (["--attack_through", "diffpure:100"], "cannot be attacked through"),
+        (["--attack_through", "diffpure:1000"], "diffpure:T, a whole number from 1 to 999"),
         (["--draws", "0"], "--draws is 0; expected at least 1"),
         (["--stop_margin", "-1"], "--stop_margin is -1.0"),
         (["--judge_at", "3,x"], "--judge_at: expected numbers of iterations from 1"),

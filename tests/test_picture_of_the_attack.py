@@ -231,7 +231,7 @@ def test_defaults_that_depend_on_others_in_the_library(checkpoint, classifier):
         (dict(latent_optimizer="sgd"), "--latent_optimizer is 'sgd'; expected one of momentum, adamw"),
         (dict(judge_at=(2, 9)), "--judge_at names iteration 9, and --iterations is 4"),
         (dict(stop_margin=-1.0), "--stop_margin is -1.0"),
-        (dict(attack_through=("diffpure:100",)), "diffpure:100 cannot be attacked through"),
+        (dict(attack_through=("diffpure:1000",)), "expected diffpure:T, a whole number from 1 to 999"),
         (dict(attack_through=("jpg:75",)), "unknown defence 'jpg:75'"),
     ],
 )

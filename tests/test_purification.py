@@ -198,7 +198,7 @@ def test_attacks_end_and_look_by_other_draws_than_those_that_judge():
 
 def test_draws_of_an_attack_by_default():
     assert AttackOptions().draws == 8
-    assert AttackOptions(attack_through=("resize:0.9", "diffpure:100")).draws == 2
+    assert AttackOptions(attack_through=("resize:0.9", "diffpure:100")).draws == 4
     assert AttackOptions(attack_through=("diffpure:100",), draws=5).draws == 5
-    assert Options(model_name=("efficientnet_lite0@diffpure:100",)).draws == 2
+    assert Options(model_name=("efficientnet_lite0@diffpure:100",)).draws == 4
     assert Options(model_name=("efficientnet_lite0@jpeg:75",)).draws == 8
