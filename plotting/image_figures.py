@@ -59,6 +59,8 @@ def plot_losses(runs: Mapping[str, LossCurves]) -> Figure:
         plot_curve(
             column[3], x, confidence, color=PALETTE[6], label="confidence in the true class", marker=marker
         )
+        for panel in column[:3]:  # before there is a line that marks an iteration, and is no curve
+            log_scale(panel)
         ever = np.maximum.accumulate(fooled, axis=-1)
         if len(fooled) > 1:
             column[3].step(
@@ -76,8 +78,6 @@ def plot_losses(runs: Mapping[str, LossCurves]) -> Figure:
             column[3].annotate(
                 f"fooled at iteration {flip}", (flip, 0.5), (4, 0), textcoords="offset points", fontsize=7
             )
-        for panel in column[:3]:
-            log_scale(panel)
         column[0].set_title(name)
         column[3].set_ylim(-0.02, 1.02)
         iteration_axis(column[3])

@@ -35,7 +35,7 @@ def command_of(data: Path, quick: str, out: Path, *extra: str) -> list[str]:
 
 
 def saids(out: Path) -> list[tuple[dict, object]]:
-    return [read_said(path) for path in sorted(out.glob("*_record.npz"))]
+    return [read_said(path)[:2] for path in sorted(out.glob("*_record.npz"))]
 
 
 def judged_anew(monkeypatch) -> list[str]:

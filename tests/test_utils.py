@@ -276,6 +276,14 @@ def test_losses_of_an_image_mark_where_it_was_fooled(iterations):
     )
 
 
+def test_losses_of_an_image_that_ends_before_gradients_are_measured_are_drawn():
+    image = curves(1, 6)
+    image.gradient_shares[:] = np.nan
+    figure = plot_losses({"a": image})
+    drawn(figure)
+    assert [panel.get_yscale() for panel in figure.axes] == ["log", "log", "linear", "linear"]
+
+
 def test_losses_of_many_images_show_the_share_that_was_fooled():
     images = curves(4, 10)
     images.fooled[1, 2] = True  # fooled once, and then right again
