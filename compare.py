@@ -43,13 +43,15 @@ def run(options: CompareOptions) -> int:
     each = [entry.options for entry in compared]
     # each mode has as many processes as it may have
     part, parts = check_shards(replace(options, processes=1), [one.weight_mode for one in each])
-    configurations = [task.configuration(one) for one in each]
-    for one, configuration in zip(each, configurations):
-        check_folder(one.save_dir, configuration)
+    for one in each:
+        check_folder(one.save_dir, task.configuration(one))
     selected = task.items[: options.limit]
     items = [item for item in selected if item.index % parts == part]
     get_ready([(one, task.layout(one)) for one in each], task.device, items)
     attacks = load_attacks(task, each)
+    configurations = [task.configuration(one) for one in each]  # which now say what the classifiers are
+    for one, configuration in zip(each, configurations):
+        check_folder(one.save_dir, configuration)
     modes, judges = [], load_judges(task, attacks[0])
     for entry, attack, configuration in zip(compared, attacks, configurations):
         layout = task.layout(entry.options)

@@ -25,6 +25,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from classifiers.defences import check_defence, defend, split_name
 from classifiers.examination import examine
 from classifiers.fused import fused
+from classifiers.identity import identity_of
 from classifiers.preprocessing import Preprocessed
 from classifiers.sources import code_classifier, hugging_face_classifier, program_classifier, timm_classifier
 from common.errors import ClassifierError, InputError, note
@@ -131,7 +132,8 @@ def load_classifier(
     diffusion: LatentDiffusion | None = None,
     attack_draws: int = 1,
 ) -> torch.nn.Module:
-    """The classifier of that name on the CPU, in eval mode, without parameter gradients, behind its defences.
+    """The classifier of that name on the CPU, in eval mode, without parameter gradients, behind its defences;
+    the network that `undefended` finds there has an `identity`, where classes are given.
 
     Args:
         name: of any form, see above.
@@ -180,17 +182,19 @@ def load_undefended(
     class_names = None if isinstance(classes, int) else tuple(classes)
     own_names = getattr(classifier, "class_names", None)
     examined = examine(name, classifier, side, attacked)
-    classifier, outputs = examined.classifier, examined.outputs
-    expected = classes if class_names is None else len(class_names)
-    if outputs == 1001 and expected == 1000:
+    classifier, expected = examined.classifier, classes if class_names is None else len(class_names)
+    if examined.outputs == 1001 and expected == 1000:
         note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
-        return WithoutBackground(classifier)
-    if outputs != expected:
+        classifier = WithoutBackground(classifier)
+    elif examined.outputs != expected:
         raise ClassifierError(
-            f"classifier {name!r} has {outputs} outputs, but there are {expected} classes; give --captions "
-            f"with a line for each of its outputs, or another classifier"
+            f"classifier {name!r} has {examined.outputs} outputs, but there are {expected} classes; give "
+            f"--captions with a line for each of its outputs, or another classifier"
         )
-    return in_order(name, classifier, own_names, class_names)
+    else:
+        classifier = in_order(name, classifier, own_names, class_names)
+    classifier.identity = identity_of(classifier, examined, side, resolved in REGISTRY)
+    return classifier
 
 
 def in_order(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from classifiers.registry import check_name
+from classifiers.identity import difference
 from common.errors import InputError, RunError, note
 from common.progress import progress
 from data.dataset import Item
@@ -48,10 +48,14 @@ PACKAGES = (
 
 
 def configuration_of(
-    options: Options, dtype: torch.dtype, items: Sequence[Item], contents: dict[str, str]
+    options: Options,
+    dtype: torch.dtype,
+    items: Sequence[Item],
+    contents: dict[str, str],
+    classifiers: dict[str, dict],
 ) -> dict:
-    """All that the files of a run depend on, with `content_digests`; the digest of an image's content is in
-    its record.
+    """All that the files of a run depend on, with `content_digests` and identities of classifiers by name;
+    the digest of an image's content is in its record.
     """
     flags = {
         declared.name: plain(getattr(options, declared.name))
@@ -64,6 +68,7 @@ def configuration_of(
         "labels": [counted(item.labels, options.label_base) for item in items],
         "targets": [None if item.target is None else item.target + options.label_base for item in items],
         "contents": contents,
+        "classifiers": classifiers,
     }
 
 
@@ -113,7 +118,7 @@ def check_folder(folder: Path, configuration: dict) -> None:
         raise InputError(f"--save_dir: {error}") from None
     differing = [
         f"{key} was {shortened(found.get(key))} and is {shortened(configuration.get(key))}"
-        for key in sorted({*found, *configuration} - {"contents"})
+        for key in sorted({*found, *configuration} - {"contents", "classifiers"})
         if found.get(key) != configuration.get(key)
     ]
     contents = found.get("contents", {})
@@ -122,6 +127,11 @@ def check_folder(folder: Path, configuration: dict) -> None:
         for name, digest in configuration.get("contents", {}).items()
         if contents.get(name, digest) != digest
     ]
+    known = found.get("classifiers")
+    for name, identity in configuration.get("classifiers", {}).items():
+        change = difference(known.get(name) if isinstance(known, dict) else None, identity)
+        if change:
+            differing.append(f"the classifier {name} is not the one that it was ({change})")
     if differing:
         raise InputError(
             f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; "
@@ -373,21 +383,11 @@ def folder_digest(folder: Path) -> str:
     return json_digest(digests)
 
 
-def content_digests(
-    checkpoint: str, classifiers: tuple[str, ...], class_names: tuple[str, ...]
-) -> dict[str, str]:
-    """Digests by name of the class names, and of the diffusion model and the surrogates as far as they are
-    files here.
-    """
+def content_digests(checkpoint: str, class_names: tuple[str, ...]) -> dict[str, str]:
+    """Digests by name of the class names, and of the diffusion model as far as it is files here."""
     digests = {"the class names": json_digest(class_names)}
-    found = {checkpoint: path_digest(checkpoint), **{name: classifier_digest(name) for name in classifiers}}
+    found = {checkpoint: path_digest(checkpoint)}
     return digests | {name: digest for name, digest in found.items() if digest}
-
-
-def classifier_digest(name: str) -> str:
-    """Of a classifier that is a file or a folder here, else nothing."""
-    resolved = check_name(name).removeprefix("hf:")
-    return path_digest(resolved.rsplit(":", 1)[0] if ".py:" in resolved else resolved)
 
 
 def path_digest(path: str) -> str:

@@ -5,11 +5,13 @@ attack, and writes evaluation.json and evaluation.txt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from natsort import natsorted
 from PIL import Image
 
+from classifiers.defences import split_name, undefended
 from common.devices import resolve_device, resolve_dtype
 from common.environment import mend_torchvision
 from common.errors import InputError
@@ -53,8 +55,11 @@ def judge_folder(options: Options) -> int:
         resolve_dtype(options.dtype, device),
         feature_network(options.model_name),
     )
+    identities = {}
     for name in judging.asked.classifiers:
-        judging.load(name)  # what is wrong with one is said before hours of judging by the others
+        # what is wrong with one is said before hours of judging by the others
+        identities[split_name(name)[0]] = undefended(judging.load(name)).identity
+    judging = replace(judging, asked=asked_of(options, class_names, identities))
     make_folder(layout.folder, *layout.places)
     processes = options.processes or (processes_for(len(items), BYTES_EACH) if device.type == "cpu" else 1)
     judge_all(judging, items, {}, processes)
