@@ -46,19 +46,20 @@ def run(options: CompareOptions) -> int:
     each = [entry.options for entry in compared]
     # each mode has as many processes as it may have
     part, parts = check_shards(replace(options, processes=1), [one.weight_mode for one in each])
-    configurations = [task.configuration(one) for one in each]
-    for one, configuration in zip(each, configurations):
-        check_folder(one.save_dir, configuration)
+    for one in each:
+        check_folder(one.save_dir, task.configuration(one))
         check_nothing_is_in_the_way(task.layout(one), one)
     check_reports(options)
     selected = task.items[: options.limit]
     items = [item for item in selected if item.index % parts == part]
     get_ready([(one, task.layout(one)) for one in each], task.device, items)
     attacks = load_attacks(task, each)
+    configurations = [task.configuration(one) for one in each]  # which now say what the classifiers are
+    for one, configuration in zip(each, configurations):
+        check_folder(one.save_dir, configuration)
     if not any(task.layout(one).finished() for one in each):
-        look_at_clean_images(
-            task, next((a for a in attacks if isinstance(a, DiffAttack)), attacks[0]), selected
-        )
+        ours = (attack for attack in attacks if isinstance(attack, DiffAttack))
+        look_at_clean_images(task, next(ours, attacks[0]), selected)
     modes, judges = [], load_judges(task, attacks[0])
     for entry, attack, configuration in zip(compared, attacks, configurations):
         layout = task.layout(entry.options)

@@ -18,7 +18,6 @@ import common.environment  # isort: skip  # noqa: F401
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -54,7 +53,7 @@ from runner.own_files import check_nothing_is_in_the_way, clear_run
 from runner.processes import count_processes, get_ready
 from runner.runner import Runner, job_of, restore_weights, share_out
 from runner.summary import report
-from runner.task import Task, check_shards, load_attacks, read_task
+from runner.task import Task, check_shards, load_attacks, read_task, undefended_names
 
 
 def list_models() -> str:
@@ -85,24 +84,27 @@ def run(options: Options) -> int:
             f"process {process} of {processes}: {len(mine)} of {len(selected)} images are its part",
             file=sys.stderr,
         )
-    checked = Checked(layout, task.masks)
-    judging = judging_of(task, options)
+    classifiers = undefended_names((*options.model_name, *options.judges))
+    checked = Checked(layout, task.masks, classifiers)
     check_nothing_is_in_the_way(layout, options)
     if not options.overwrite:
         check_folder(options.save_dir, configuration)
         if (options.save_dir / "run.json").exists():
             drop_unusable(layout, mine, identity_of(options.save_dir), checked)
-            if not missing_of(selected, layout) and checked.is_reported(selected, options, judging.asked):
+            if not missing_of(selected, layout) and checked.is_reported(selected, options, task.identity):
                 return say_again(layout) if process == 0 else 0
     get_ready([(options, layout)], task.device, mine, processes)
     (attack,) = load_attacks(task, [options])
+    configuration = task.configuration(options)  # which now says what the classifiers are
+    if not options.overwrite:
+        check_folder(options.save_dir, configuration)
     options.processes = count_processes(options, attack, len(mine), processes)
     if not options.merge:
         if options.overwrite or not layout.finished():
             look_at_clean_images(task, attack, selected)
         identity = claim(task, configuration, processes, process)
         attack_images(task, attack, mine, identity)
-    judging = replace(judging, diffusion=attack.diffusion)
+    judging = judging_of(task, options, diffusion=attack.diffusion)
     given = dict(zip(options.model_name, attack.classifiers))
     finished = layout.finished()
     judge_all(judging, [item for item in mine if item.index in finished], given, options.processes)
@@ -112,7 +114,7 @@ def run(options: Options) -> int:
         if any(left):
             return say_what_is_left(mine, layout, *left)
     with adding_up(options.save_dir):
-        if Checked(layout, task.masks).is_reported(selected, options, judging.asked):
+        if Checked(layout, task.masks, classifiers).is_reported(selected, options, task.identity):
             return say_again(layout) if parts == 1 else 0  # meanwhile, by another process
         return report(judging, selected, attack, checked)
 

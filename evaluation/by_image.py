@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from classifiers.certificates import Certificate
-from classifiers.defences import is_random, split_name
+from classifiers.defences import is_random, needs_diffusion, split_name
 from classifiers.heads import SOFTMAX, Head
+from classifiers.identity import difference
 from common.devices import memory_is_short
 from data.images import Pictures
 from evaluation.checks import has_gradient, warnings_about_outputs
@@ -48,7 +49,9 @@ class Asked:
     others: tuple[str, ...]  # transfer classifiers, and those behind defences
     class_names: Sequence[str]
     base: int  # that labels count from in rows
-    digests: Mapping[str, str] = field(default_factory=dict)  # of classifiers that are files here, by name
+    # of classifiers, by their names without defences
+    identities: Mapping[str, dict] = field(default_factory=dict)
+    diffusion: str = ""  # a digest of the diffusion model, which some defences run
     draws: int = 1  # by each of which a random defence is judged alone, too, where it is more than one
     head: Head = SOFTMAX  # of all of them
 
@@ -56,6 +59,22 @@ class Asked:
     def classifiers(self) -> tuple[str, ...]:
         """All that judge, the surrogates first."""
         return (*self.surrogates, *(name for name in self.others if name not in self.surrogates))
+
+    def identity(self, name: str) -> dict | None:
+        """Of a classifier, with what its defences depend on; None where it is not known."""
+        known = self.identities.get(split_name(name)[0])
+        return known and known | ({"diffusion": self.diffusion} if needs_diffusion([name]) else {})
+
+    def is_of(self, row: Mapping, name: str) -> bool:
+        """Whether a row says what a classifier of this name says, and not what another one did; of the
+        surrogates of a run its folder answers for that.
+        """
+        if name not in row.get("predictions", {}):
+            return False
+        if name not in row.get("judged_by", {}):
+            return name in self.surrogates
+        known, found = row["judged_by"][name], self.identity(name)
+        return known == found if found is None else difference(known, found) is None
 
     @cached_property
     def drawn(self) -> tuple[str, ...]:
@@ -148,20 +167,17 @@ class Lacking:
 
 def lacking(said: Said, asked: Asked, network: str) -> Lacking:
     """What is asked for and has not been said of an image; `network` is the feature network's name."""
-    row, judged_by = said.row, said.row.get("judged_by", {})
-    known = {
-        name
-        for name in row.get("predictions", {})
-        if name in asked.surrogates or judged_by.get(name) == asked.digests.get(name, "")
-    }
+    row = said.row
+    known = {name for name in asked.classifiers if asked.is_of(row, name)}
     if asked.head.threshold is not None:
         known &= said.logits.keys()
     # of a classifier that has become another one since, none of its draws is of use
     so_many = {name: drawn(row, name) if name in known else 0 for name in asked.drawn}
+    unknown = frozenset(asked.classifiers) - known
     return Lacking(
-        frozenset(asked.classifiers) - known,
+        unknown,
         {name: count for name, count in so_many.items() if count < asked.draws},
-        frozenset(asked.surrogates) - row.get("no_gradient", {}).keys(),
+        frozenset(asked.surrogates) - (row.get("no_gradient", {}).keys() - unknown),
         asked.measures - row.get("quality", {}).keys(),
         row.get("features_of") != network or said.features is None,
     )
@@ -269,11 +285,9 @@ def clean_draws(
 
 def clean_results(name: str, others: Sequence[Said | None], asked: Asked) -> ClassifierResult | None:
     """What a classifier has said of clean pictures elsewhere, where it has of all of them."""
-    digest = asked.digests.get(name, "")
-    if any(
-        one is None or name not in one.row.get("predictions", {}) or one.row["judged_by"].get(name) != digest
-        for one in others
-    ):
+    if any(one is None or name not in one.row.get("judged_by", {}) for one in others):
+        return None
+    if not all(asked.is_of(one.row, name) for one in others):
         return None
     logits = None
     if asked.head.threshold is not None:
@@ -290,7 +304,7 @@ def clean_results(name: str, others: Sequence[Said | None], asked: Asked) -> Cla
 def add_result(rows: Sequence[dict], result: ClassifierResult, asked: Asked) -> None:
     for k, row in enumerate(rows):
         row["predictions"][result.name] = result.described(k, asked.class_names, asked.base)
-        row["judged_by"][result.name] = asked.digests.get(result.name, "")
+        row["judged_by"][result.name] = asked.identity(result.name)
         if result.certificates:
             row["certificates"][result.name] = {
                 side: asdict(found[k]) for side, found in zip(("before", "after"), result.certificates)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from classifiers.identity import difference
+from classifiers.registry import REGISTRY, check_name
 from data.dataset import Item
 from data.images import replacing
 from data.layout import Layout
 from data.records import json_digest
-from evaluation.by_image import Asked
+from evaluation.quality import measures_at_hand
 from options import Options
 
 FILE = "checked.json"
@@ -39,17 +41,34 @@ def stamp(path: Path | None) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-class Checked:
-    """The images of a run whose files have been found whole, by how they were then."""
+def seen_of(classifier: str) -> str:
+    """What can be seen of a classifier without loading it, by sizes and times of the files of its name; ""
+    where that is not all of it: a user's code reads weights from wherever it likes, and a hub may have new
+    ones of the same name. Of an embedded one nothing changes, unless its package does, which is not seen.
+    """
+    name = check_name(classifier)
+    path = Path(name.removeprefix("hf:").removeprefix("timm:local-dir:"))
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    if not files:
+        return name if name in REGISTRY else ""
+    return json_digest([(str(file), stamp(file)) for file in files])
 
-    def __init__(self, layout: Layout, masks: Mapping[int, Path]):
+
+class Checked:
+    """The images of a run whose files have been found whole, by how they were then; and the classifiers of
+    its report, by what was seen of them and what they were.
+    """
+
+    def __init__(self, layout: Layout, masks: Mapping[int, Path], classifiers: Iterable[str] = ()):
         self.layout, self.masks = layout, masks
         self.images: dict[str, str] = {}
-        self.report = ""
+        self.report, self.identities = "", {}
+        self.seen = {name: seen_of(name) for name in classifiers}  # before they are loaded
         try:
             saved = json.loads((layout.folder / FILE).read_text())
             self.images, self.report = dict(saved["images"]), str(saved["report"])
-        except (OSError, ValueError, KeyError, TypeError):
+            self.identities = {name: (seen, known) for name, (seen, known) in saved["classifiers"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # it only spares time
 
     def stamps(self, item: Item) -> list[tuple[int, int] | None]:
@@ -76,8 +95,10 @@ class Checked:
             else:
                 self.images.pop(str(item.index), None)
 
-    def report_of(self, items: Sequence[Item], options: Options, asked: Asked) -> str:
-        """A digest of all that a report of these images says, and of the code that says it."""
+    def report_of(self, items: Sequence[Item], options: Options) -> str:
+        """A digest of all that a report of these images says, but for what its classifiers are, and of the
+        code that says it.
+        """
         flags = {
             declared.name: str(getattr(options, declared.name))
             for declared in fields(options)
@@ -90,21 +111,37 @@ class Checked:
             [
                 flags,
                 code,
-                sorted(asked.digests.items()),
-                sorted(asked.measures),
+                sorted(measures_at_hand()),
                 stamp(options.fid_reference),
                 [self.images.get(str(item.index)) for item in items],
                 [stamp(self.layout.failure(index)) for index in sorted(self.layout.failed())],
             ]
         )
 
-    def is_reported(self, items: Sequence[Item], options: Options, asked: Asked) -> bool:
-        """Whether the report in the folder is of these images as they are now."""
+    def is_reported(
+        self, items: Sequence[Item], options: Options, identity_of: Callable[[str], dict]
+    ) -> bool:
+        """Whether the report in the folder is of these images and classifiers as they are now; a classifier
+        is loaded, by `identity_of` its name, only where what can be seen of it is not all, or has changed.
+        """
         files = REPORT if options.figures == "none" else (*REPORT, "report.html")
-        return all((self.layout.folder / name).is_file() for name in files) and self.report == self.report_of(
-            items, options, asked
+        return (
+            all((self.layout.folder / name).is_file() for name in files)
+            and self.report == self.report_of(items, options)
+            and all(self.is_as_reported(name, identity_of) for name in self.seen)
         )
 
-    def write(self) -> None:
+    def is_as_reported(self, name: str, identity_of: Callable[[str], dict]) -> bool:
+        """Whether a classifier is what it was when the report was written."""
+        seen, identity = self.identities.get(name, ("", None))
+        if identity is None:
+            return False
+        return bool(seen and seen == self.seen[name]) or difference(identity, identity_of(name)) is None
+
+    def write_reported(self, items: Sequence[Item], options: Options, identities: Mapping[str, dict]) -> None:
+        """Keeps that the report in the folder is of these images, by classifiers with these identities."""
+        self.report = self.report_of(items, options)
+        self.identities = {name: (seen, identities.get(name)) for name, seen in self.seen.items()}
+        content = {"report": self.report, "images": self.images, "classifiers": self.identities}
         with replacing(self.layout.folder / FILE) as temporary:
-            temporary.write_text(json.dumps({"report": self.report, "images": self.images}))
+            temporary.write_text(json.dumps(content))

@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from classifiers.registry import check_name
-from common.checkpoints import weight_files
-from common.errors import CheckpointError, InputError, RunError, note
+from classifiers.identity import difference
+from common.errors import InputError, RunError, note
 from common.progress import progress
 from data.dataset import Item
 from data.images import delete_abandoned, replacing, temporary_name
@@ -48,10 +47,14 @@ PACKAGES = (
 
 
 def configuration_of(
-    options: Options, dtype: torch.dtype, items: Sequence[Item], contents: dict[str, str]
+    options: Options,
+    dtype: torch.dtype,
+    items: Sequence[Item],
+    contents: dict[str, str],
+    classifiers: dict[str, dict],
 ) -> dict:
-    """All that the files of a run depend on, with `content_digests`; the digest of an image's content is in
-    its record.
+    """All that the files of a run depend on, with `content_digests` and identities of classifiers by name;
+    the digest of an image's content is in its record.
     """
     flags = {
         declared.name: plain(getattr(options, declared.name))
@@ -64,6 +67,7 @@ def configuration_of(
         "labels": [counted(item.labels, options.label_base) for item in items],
         "targets": [None if item.target is None else item.target + options.label_base for item in items],
         "contents": contents,
+        "classifiers": classifiers,
     }
 
 
@@ -113,10 +117,15 @@ def check_folder(folder: Path, configuration: dict) -> None:
         raise InputError(f"--save_dir: {error}") from None
     differing = [
         f"{key} was {shortened(found.get(key))} and is {shortened(configuration.get(key))}"
-        for key in sorted({*found, *configuration} - {"contents"})
+        for key in sorted({*found, *configuration} - {"contents", "classifiers"})
         if found.get(key) != configuration.get(key)
     ]
     differing += changed_contents(found.get("contents", {}), configuration.get("contents", {}))
+    known = found.get("classifiers")
+    for name, identity in configuration.get("classifiers", {}).items():
+        change = difference(known.get(name) if isinstance(known, dict) else None, identity)
+        if change:
+            differing.append(f"the classifier {name} is not the one that it was ({change})")
     if differing:
         raise InputError(
             f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; "
@@ -364,14 +373,12 @@ def file_digest(path: Path) -> str:
 
 
 def content_digests(
-    checkpoint: str, classifiers: tuple[str, ...], class_names: tuple[str, ...], lora: Lora | None = None
+    checkpoint: str, class_names: tuple[str, ...], lora: Lora | None = None
 ) -> dict[str, str]:
-    """Digests by name of the class names, and of the files of the diffusion model and the surrogates, as far
-    as they are read from here.
+    """Digests by name of the class names, and of the files of the diffusion model as far as they are read
+    from here.
     """
     named = [*files_of(checkpoint, loaded_files), *([(str(lora.path), lora.path)] if lora else [])]
-    for name in classifiers:
-        named += files_of(path_of_classifier(name), classifier_files)
     found = {name: file_digest(path) for name, path in named if path.is_file()}
     return {"the class names": json_digest(class_names)} | found
 
@@ -379,27 +386,6 @@ def content_digests(
 def files_of(place: str, read: Callable[[Path], list[Path]]) -> list[tuple[str, Path]]:
     """The names and paths of what is read of a file or folder."""
     return [(str(path), path) for path in (read(Path(place)) if Path(place).is_dir() else [Path(place)])]
-
-
-def classifier_files(folder: Path) -> list[Path]:
-    """The files of a folder in transformers format that are read."""
-    named = ("config.json", "preprocessor_config.json", "processor_config.json")
-    try:
-        weights = weight_files(folder, "model")
-    except CheckpointError:  # said where it is loaded
-        weights = []
-    return [path for path in (*(folder / name for name in named), *weights) if path.is_file()]
-
-
-def path_of_classifier(name: str) -> str:
-    """The file or folder that a classifier's name names, without defences; of others no path."""
-    resolved = check_name(name).removeprefix("hf:")
-    return resolved.rsplit(":", 1)[0] if ".py:" in resolved else resolved
-
-
-def classifier_digest(name: str) -> str:
-    """Of a classifier that is a file or a folder here, else nothing."""
-    return digest_of(files_of(path_of_classifier(name), classifier_files))
 
 
 def checkpoint_digest(path: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from natsort import natsorted
 from PIL import Image
 
+from classifiers.defences import split_name, undefended
 from common.devices import resolve_device, resolve_dtype
 from common.environment import mend_torchvision
 from common.errors import InputError
@@ -60,10 +61,13 @@ def judge_folder(options: Options) -> int:
         feature_network(options.model_name),
     )
     # what is wrong with one is said before hours of judging by the others
-    loaded = [judging.load(name) for name in judging.asked.classifiers][: len(options.model_name)]
+    loaded = {name: judging.load(name) for name in judging.asked.classifiers}
+    identities = {split_name(name)[0]: undefended(one).identity for name, one in loaded.items()}
+    judging = replace(judging, asked=asked_of(options, class_names, identities))
     if options.label_path is not None:
         task = Task(replace(options, res=size), class_names, items, device, judging.dtype, {})
-        check_labels(clean_accuracies(task, items, loaded), options.trust_labels)
+        surrogates = [loaded[name] for name in options.model_name]
+        check_labels(clean_accuracies(task, items, surrogates), options.trust_labels)
     make_folder(layout.folder, *layout.places)
     processes = options.processes or (processes_for(len(items), BYTES_EACH) if device.type == "cpu" else 1)
     judge_all(judging, items, {}, processes)

@@ -4,7 +4,7 @@ attacked an image does, or several share out what is still to be judged; then al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,11 +14,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from classifiers.defences import needs_diffusion, split_name
+from classifiers.defences import needs_diffusion, split_name, undefended
+from classifiers.identity import difference
 from classifiers.registry import load_classifier
 from common.devices import set_up
 from common.environment import mend_torchvision
-from common.errors import RecordError, note
+from common.errors import InputError, RecordError, note
 from common.progress import progress
 from common.workers import import_ahead, run_in_processes, tell_parent
 from data.dataset import Item, labels_and_targets
@@ -32,7 +33,7 @@ from evaluation.evaluate import Evaluation, add_up
 from evaluation.gathered import Gathered
 from evaluation.quality import FeatureNetwork, feature_network
 from options import Options
-from runner.folder import checkpoint_digest, classifier_digest, file_digest, pictures_of
+from runner.folder import checkpoint_digest, file_digest, pictures_of
 from runner.processes import NEEDED
 from runner.task import Task
 
@@ -121,8 +122,19 @@ class Judging:
         return Judges(given or {}, self.load, self.device)
 
     def load(self, name: str) -> torch.nn.Module:
+        """A classifier, on the device.
+
+        Raises:
+            InputError: it is not the one that is asked for, since it has changed meanwhile.
+        """
         names, head = self.asked.class_names, self.asked.head
-        return load_classifier(name, names, self.size, diffusion=self.model, head=head).to(self.device)
+        loaded = load_classifier(name, names, self.size, diffusion=self.model, head=head)
+        network = split_name(name)[0]
+        found = undefended(loaded).identity
+        change = difference(self.asked.identities.get(network, found), found)
+        if change:
+            raise InputError(f"the classifier {network} has changed since this run began ({change})")
+        return loaded.to(self.device)
 
     @cached_property
     def model(self) -> LatentDiffusion | None:
@@ -197,7 +209,7 @@ def judging_of(
     """
     return Judging(
         options,
-        asked_of(options, task.class_names),
+        asked_of(options, task.class_names, task.identities),
         RecordStore(task.layout(options)),
         options.res,
         task.device,
@@ -208,20 +220,18 @@ def judging_of(
     )
 
 
-def asked_of(options: Options, class_names: Sequence[str]) -> Asked:
-    """What these options ask of each image."""
-    digests = {}
-    for name in options.judges:
-        parts = [classifier_digest(split_name(name)[0])]
-        if needs_diffusion([name]) and options.pretrained_diffusion_path:
-            parts.append(checkpoint_digest(options.pretrained_diffusion_path))
-        digests[name] = " ".join(filter(None, parts))
+def asked_of(
+    options: Options, class_names: Sequence[str], identities: Mapping[str, dict] | None = None
+) -> Asked:
+    """What these options ask of each image, of classifiers with these identities."""
+    path, is_run = options.pretrained_diffusion_path, needs_diffusion(options.judges)
     return Asked(
         options.model_name,
         options.judges,
         class_names,
         options.label_base,
-        digests,
+        identities or {},
+        checkpoint_digest(path) if path and is_run else "",
         options.judge_draws,
         options.classifier_head,
     )

@@ -212,8 +212,7 @@ def report(
             f"{options.save_dir / 'report.html'}"
         )
     checked.add_finished(done)
-    checked.report = checked.report_of(selected, options, judging.asked)
-    checked.write()
+    checked.write_reported(selected, options, judging.asked.identities)
     return 1 if failures else 0
 
 

@@ -6,7 +6,7 @@ import functools
 import multiprocessing
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ import torch
 from attacks.library import load_attack
 from attacks.names import OURS, parse_attack
 from attacks.pixel import PixelAttack
-from classifiers.defences import check_defence, needs_diffusion, split_name
+from classifiers.defences import check_defence, needs_diffusion, split_name, undefended
+from classifiers.identity import difference
 from classifiers.registry import check_distinct, load_classifier
 from common.devices import resolve_device, resolve_dtype, set_up
 from common.environment import mend_torchvision
@@ -50,12 +51,40 @@ class Task:
     device: torch.device
     dtype: torch.dtype  # of the diffusion model
     masks: dict[int, Path]  # by the image's index; empty where there are none
+    # of the classifiers that have been loaded, by their names without defences
+    identities: dict[str, dict] = field(default_factory=dict)
 
     def configuration(self, options: Options) -> dict:
         """What the files of a run with these options depend on."""
         file = Path(parse_attack(options.attack).source)
         contents = self.contents | ({options.attack: file_digest(file)} if file.is_file() else {})
-        return configuration_of(options, self.dtype, self.items, contents)
+        # others judge written pictures, which can be judged again, but for those that were judged on the way
+        needed = (*options.model_name, *(options.judges if options.judge_at else ()))
+        known = {name: self.identities.get(name) for name in undefended_names(needed)}
+        classifiers = {name: identity for name, identity in known.items() if identity}
+        return configuration_of(options, self.dtype, self.items, contents, classifiers)
+
+    def load_classifier(self, name: str, **how: object) -> torch.nn.Module:
+        """A classifier on the device, with how it is to be used as `classifiers.registry` takes it.
+
+        Raises:
+            ClassifierError: it cannot be used.
+            InputError: it is no longer what it was when it was first loaded, in this process or in the one
+                that started it.
+        """
+        classifier = load_classifier(name, self.class_names, self.options.res, **how)
+        ((network,), found) = undefended_names([name]), undefended(classifier).identity
+        change = difference(self.identities.setdefault(network, found), found)
+        if change:
+            raise InputError(f"the classifier {network} has changed since this run began ({change})")
+        return classifier.to(self.device)
+
+    def identity(self, name: str) -> dict:
+        """Of a classifier without defences, which is loaded if it has not been."""
+        if name not in self.identities:
+            mend_torchvision()
+            self.load_classifier(name, head=self.options.classifier_head)
+        return self.identities[name]
 
     def layout(self, options: Options) -> Layout:
         """Where a run with these options keeps its files."""
@@ -74,9 +103,12 @@ class Task:
     def contents(self) -> dict[str, str]:
         """Digests of what is compared by content, read once for all that ask."""
         options = self.options
-        return content_digests(
-            options.pretrained_diffusion_path, options.model_name, self.class_names, options.lora
-        )
+        return content_digests(options.pretrained_diffusion_path, self.class_names, options.lora)
+
+
+def undefended_names(names: Sequence[str]) -> list[str]:
+    """The classifiers of these names without their defences, each once."""
+    return list(dict.fromkeys(split_name(name)[0] for name in names))
 
 
 def class_names_of(options: Options) -> tuple[str, ...]:
@@ -144,21 +176,18 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
     used = {label for item in task.items for label in (*item.labels, item.target) if label is not None}
-    for name in dict.fromkeys(split_name(name)[0] for name in options.transfer_models) if is_first else ():
-        judge = load_classifier(name, task.class_names, options.res, head=head)
-        check_distinct(name, judge, task.class_names, used)
+    for name in undefended_names(options.transfer_models) if is_first else ():
+        check_distinct(name, task.load_classifier(name, head=head), task.class_names, used)
     # before the pipeline, which takes longer, except where they need it
     pipeline = task.load_pipeline() if needs_diffusion(options.model_name) else None
     classifiers = [
-        load_classifier(
+        task.load_classifier(
             name,
-            task.class_names,
-            options.res,
             attacked=True,
             diffusion=pipeline and LatentDiffusion(pipeline, task.class_names),
             attack_draws=options.draws,
             head=head,
-        ).to(task.device)
+        )
         for name in options.model_name
     ]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
@@ -246,10 +275,7 @@ def load_judges(task: Task, attack: DiffAttack | PixelAttack) -> dict[str, torch
     judges = dict(zip(task.options.model_name, attack.classifiers))
     for name in task.options.judges:
         if name not in judges:
-            loaded = load_classifier(
-                name, task.class_names, task.options.res, diffusion=attack.diffusion, head=attack.head
-            )
-            judges[name] = loaded.to(task.device)
+            judges[name] = task.load_classifier(name, diffusion=attack.diffusion, head=attack.head)
     return judges
 
 

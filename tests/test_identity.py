@@ -1,0 +1,192 @@
+"""A classifier is what it computes: its weights and its answers, whatever files they come from."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import IMAGES, MAIN, flags, network, run, save_vit
+
+from classifiers.identity import TOLERANCE, difference
+from classifiers.registry import load_classifier
+from evaluation.by_image import Asked, Said, lacking
+
+CODE = """import torch
+from pathlib import Path
+
+
+def make():
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, {}))
+    net.load_state_dict(torch.load(Path(__file__).parent / "w.pt", weights_only=True))
+    return net
+"""
+
+
+def write_code(folder, classes: int = 10, seed: int = 0) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "clf.py").write_text(CODE.format(classes))
+    write_weights(folder, classes, seed)
+    return f"{folder}/clf.py:make"
+
+
+def write_weights(folder, classes: int, seed: int) -> None:
+    net = network(classes)
+    if seed:
+        with torch.no_grad():
+            random = torch.Generator().manual_seed(seed)
+            net[2].weight += 0.01 * torch.randn(net[2].weight.shape, generator=random)
+    torch.save(net.state_dict(), folder / "w.pt")
+
+
+def identity(name) -> dict:
+    return load_classifier(str(name), 10, 96).identity
+
+
+def rewrite(path, before: str, after: str) -> None:
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+
+
+def test_weights_behind_unchanged_code_and_a_comment(tmp_path):
+    name = write_code(tmp_path)
+    first = json.loads(json.dumps(identity(name)))
+    rewrite(tmp_path / "clf.py", "def make", "# a comment\ndef make")
+    assert difference(first, identity(name)) is None
+    write_weights(tmp_path, 10, seed=1)
+    assert difference(first, identity(name)) == "its weights are others"
+    write_weights(tmp_path, 10, seed=0)
+    assert difference(first, identity(name)) is None
+    rewrite(tmp_path / "clf.py", "return net", "return torch.nn.Sequential(net, torch.nn.Tanh())")
+    assert "answers otherwise with the same weights" in difference(first, identity(name))
+
+
+def save_program(path, net, frozen=False):
+    if path.suffix == ".pt2":
+        torch.export.save(
+            torch.export.export(net, (IMAGES[:2],), dynamic_shapes=({0: torch.export.Dim("b")},)), path
+        )
+    else:
+        script = torch.jit.script(net.eval())
+        (torch.jit.freeze(script) if frozen else script).save(path)
+
+
+@pytest.mark.parametrize("kind, frozen", [("pt2", False), ("ts", False), ("ts", True)])
+def test_programs(tmp_path, kind, frozen):
+    """Also one whose weights lie in its graph; a weight that the answer does not show counts, too."""
+    path, net = tmp_path / f"net.{kind}", network(10)
+    save_program(path, net, frozen)
+    first = identity(path)
+    save_program(path, net, frozen)  # other bytes, such as times
+    assert difference(first, identity(path)) is None
+    with torch.no_grad():
+        net[2].weight[0, 0] += 1e-6
+    save_program(path, net, frozen)
+    changed = identity(path)
+    assert difference(first, changed) == "its weights are others"
+    assert difference(first | {"weights": ""}, changed | {"weights": ""}) is None
+
+
+def test_folders_of_transformers(tmp_path):
+    from transformers import ViTImageProcessor
+
+    save_vit(tmp_path, num_labels=10)
+    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path)
+    first = identity(f"hf:{tmp_path}")
+    (tmp_path / "README.md").write_text("of no importance")
+    assert difference(first, identity(f"hf:{tmp_path}")) is None
+    rewrite(tmp_path / "preprocessor_config.json", '"image_std": [\n    0.5', '"image_std": [\n    0.25')
+    assert "its preprocessing" in difference(first, identity(f"hf:{tmp_path}"))
+
+
+def test_numbers_are_compared_and_not_their_digits():
+    known = load_classifier("efficientnet_lite0", 1000, 96).identity
+    assert known["weights"] == "" and len(json.dumps(known)) < 300
+    for factor, same in ((1 + TOLERANCE / 2, True), (1 + 2 * TOLERANCE, False)):
+        other = known | {"answer": [factor * number for number in known["answer"]]}
+        assert (difference(known, other) is None) == same
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    try:
+        assert difference(known, load_classifier("efficientnet_lite0", 1000, 96).identity) is None
+    finally:
+        torch.set_num_threads(threads)
+    for damaged in (
+        None,
+        "a digest",
+        {},
+        {"weights": "", "answer": "7"},
+        {"weights": "", "answer": [float("nan")] * 8},
+    ):
+        assert isinstance(difference(damaged, known), str)
+
+
+def test_what_another_classifier_of_the_same_name_said_is_not_said():
+    one, other = ({"weights": w, "answer": [1.0] * 8, "tolerance": TOLERANCE} for w in "ab")
+    row = {"predictions": {"s": {}, "t": {}, "t@jpeg:75": {}}, "judged_by": {"t": one, "t@jpeg:75": one}}
+    row["no_gradient"] = {"s": False}
+    names = ("t", "t@jpeg:75")
+    assert not lacking(Said(row), Asked(("s",), names, (), 0, {"s": one, "t": one}), "n").classifiers
+    assert lacking(Said(row), Asked(("s",), names, (), 0, {"s": one, "t": other}), "n").classifiers == {
+        *names
+    }
+    row["judged_by"]["s"] = one  # judged afterwards, as --is_test does
+    found = lacking(Said(row), Asked(("s",), names, (), 0, {"s": other, "t": one}), "n")
+    assert found.classifiers == found.gradients == {"s"}
+
+
+def test_a_run_goes_on_with_the_same_classifier_alone(data, tmp_path):
+    """The surrogate's weights are replaced: refused, by name. A judge's are: it judges anew."""
+    surrogate, judge = (write_code(tmp_path / name, 1000) for name in ("surrogate", "judge"))
+    out = tmp_path / "out"
+
+    def attack(*more):
+        given = ("--model_name", surrogate, "--transfer_models", judge, "--processes", "1", *more)
+        return run([*MAIN, *flags(data, out, *given)])
+
+    def judged():
+        rows = json.loads((out / "results.json").read_text())["images"]
+        return [row["predictions"][judge]["after"]["true_confidence"] for row in rows]
+
+    assert attack("--limit", "1").returncode == 0
+    rewrite(tmp_path / "surrogate/clf.py", "def make", "# a comment\ndef make")
+    assert attack("--limit", "2").returncode == 0
+    before = judged()
+    again = attack("--limit", "2")
+    assert again.returncode == 0 and "nothing has changed since" in again.stderr
+
+    write_weights(tmp_path / "judge", 1000, seed=1)
+    again = attack("--limit", "2")
+    assert again.returncode == 0 and "nothing has changed since" not in again.stderr
+    assert all(old != new for old, new in zip(before, judged()))
+
+    write_weights(tmp_path / "surrogate", 1000, seed=1)
+    for limit in "24":
+        refused = attack("--limit", limit)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+        assert (
+            f"the classifier {surrogate} is not the one that it was (its weights are others)"
+            in refused.stderr
+        )
+    assert len(list(out.glob("*_record.npz"))) == 2
+
+
+def test_judging_a_folder_again_by_other_weights(data, tmp_path):
+    name = write_code(tmp_path / "judge", 1000)
+    (tmp_path / "pictures").mkdir()
+    for k, path in enumerate(sorted((data / "images").iterdir())[:2]):
+        for kind in ("originImage", "adv_image"):
+            shutil.copy(path, tmp_path / f"pictures/000{k}_{kind}.png")
+    (tmp_path / "labels.txt").write_text("1\n22\n")
+
+    def judge():
+        given = ["--is_test", "--images_root", tmp_path / "pictures", "--label_path", tmp_path / "labels.txt"]
+        result = run([*MAIN, *map(str, given), "--save_dir", str(tmp_path / "said"), "--model_name", name,
+                      "--transfer_models", "", "--processes", "1"])  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        rows = json.loads((tmp_path / "said/evaluation.json").read_text())["images"]
+        return [row["after"]["true_confidence"] for row in rows]
+
+    first = judge()
+    assert judge() == first
+    write_weights(tmp_path / "judge", 1000, seed=1)
+    assert all(old != new for old, new in zip(first, judge()))
