@@ -42,11 +42,9 @@ ATTACK_SEED, STOP_SEED = 1_000_004, 500_009
 
 
 class Defence(torch.nn.Module):
-    """Maps images `(B, 3, H, W)` in [0, 1] to the same; `draws` is how many a picture is judged by, more than
-    one of a random defence alone, and `attack_draws` in how many an iteration of an attack looks through it
-    unless told otherwise.
-    """
+    """Maps images `(B, 3, H, W)` in [0, 1] to the same."""
 
+    # of a random defence, as many as a picture is judged by, and an iteration of an attack looks through
     draws, attack_draws = 1, 8
     keeps_graph = True  # for the way back; else it is small, or computed anew by the defence itself
 
@@ -444,10 +442,9 @@ def needs_diffusion(names: Sequence[str]) -> bool:
 def defence_names(text: str) -> tuple[str, ...]:
     """The defences that a flag lists, each looked at."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        for part in name.split("@"):
-            try:
-                check_defence(part)
-            except InputError as error:
-                raise argparse.ArgumentTypeError(str(error)) from None
+    for part in (part for name in names for part in name.split("@")):
+        try:
+            check_defence(part)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
     return names

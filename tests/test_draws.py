@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import MAIN, classifier_result, flags, network, run
 
-from classifiers.defences import SEED, defend, is_random
+from classifiers.defences import SEED, defend, is_random, split_name
 from common.errors import InputError
 from data.images import Pictures, to_tensor
 from data.records import read_said
@@ -103,7 +103,8 @@ def judged():
     judges = Judges({"net": network(5), NAME: defend(inner, ["smoothing:0.9"])}, None, CPU)
 
     def on(said: list[Said], draws: int, digest: str = "", of_clean=()) -> tuple[list[Said], int]:
-        asked = Asked(("net",), (NAME,), [str(k) for k in range(5)], 1, {NAME: digest}, draws)
+        known = {split_name(NAME)[0]: {"weights": digest, "answer": None, "tolerance": 1e-3}}
+        asked = Asked(("net",), (NAME,), [str(k) for k in range(5)], 1, known, draws=draws)
         inner.count = 0
         found = judge(said, PICTURES, asked, judges, features, of_clean)
         assert not any(lacking(one, asked, features.name) for one in found)
@@ -126,7 +127,7 @@ def test_a_rise_of_draws_adds_those_that_are_missing_and_a_fall_shows_the_first(
     assert looked == 2 * 3 * 2
     assert kept(five) == kept(judged(nothing, 5)[0])
     assert kept(judged(five, 2)[0]) == kept(five)
-    asked = Asked(("net",), (NAME,), [str(k) for k in range(5)], 1, {NAME: ""}, 2)
+    asked = Asked(("net",), (NAME,), [str(k) for k in range(5)], 1, draws=2)
     shown = row_of_results(five[1].row, asked)["draws"]
     assert set(shown) == {NAME}
     assert all(
@@ -164,7 +165,7 @@ def test_what_draws_said_of_clean_pictures_is_taken_from_another_attack(judged):
 def test_deterministic_defences_are_judged_once():
     names = ("a@resize:0.9", "a@jpeg:75", "a@denoise", "a@jpeg:75@diffpure:100", "a@smoothing:1", "a")
     assert [is_random(name) for name in names] == [True, False, False, True, True, False]
-    assert Asked(names[:2], names[2:], [], 0, {}, 2).drawn == (names[0], names[3], names[4])
+    assert Asked(names[:2], names[2:], [], 0, draws=2).drawn == (names[0], names[3], names[4])
     assert not Asked(names[:2], names[2:], [], 0).drawn
 
 
@@ -219,7 +220,7 @@ def test_a_run_judged_by_draws_and_by_more_of_them_later(data, quick, tmp_path):
     defences = ["--defences", "smoothing:0.5,jpeg:75", "--limit", "2", "--model_name", f"{quick}@resize:0.5"]
     command = [*MAIN, *flags(data, tmp_path / "out", "--draws", "1", *defences)]
     assert run([*command, "--judge_draws", "2"]).returncode == 0
-    row, _ = read_said(tmp_path / "out/0000_record.npz")
+    row, *_ = read_said(tmp_path / "out/0000_record.npz")
     answer = run([*command, "--judge_draws", "3", "--processes", "2"])
     assert answer.returncode == 0 and "majority of 3 draws" in answer.stdout, answer.stderr
     assert LEGEND in answer.stdout

@@ -43,7 +43,7 @@ def test_a_program_frozen_in_training_mode_is_refused(tmp_path, kind, batch, dro
     """Also one of a single image, whose answers are steady, and are not its authors'; and a random one."""
     name = export(normalised(dropout=dropout).train(), tmp_path / f"net.{kind}", batch)
     for attacked in (True, False):  # a surrogate, a judge
-        with pytest.raises(ClassifierError, match=r"as in training; .*call .eval\(\) .* before") as caught:
+        with pytest.raises(ClassifierError, match=r"in training mode; .*call .eval\(\) .* before") as caught:
             load_classifier(name, 10, 96, attacked)
         assert "\n" not in str(caught.value)
 
