@@ -2,10 +2,17 @@
 answer.
 """
 
+from __future__ import annotations
+
 import functools
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
 
 
 class InputError(ValueError):
@@ -59,6 +66,42 @@ def note(text: str) -> None:
     """Says something once; of several processes, the first says it."""
     if int(os.environ.get("RANK", 0)) == 0 and multiprocessing.parent_process() is None:
         print(f"note: {text}", file=sys.stderr)
+
+
+class ImageNote(NamedTuple):
+    """What is said of an image: of each, or where it is of a kind of the first of that kind alone."""
+
+    image: str
+    text: str
+    kind: str = ""
+
+
+said_of_images: set[tuple[str, str]] = set()
+_passed_on: list[Callable[[ImageNote], None]] = []
+
+
+def note_of_image(path: Path, text: str, kind: str = "") -> None:
+    """Says something of an image once, in whichever process reads it; of a `kind`, of the first image alone.
+    A process of `common.workers` leaves it to the one that started it; of those that a launcher started, each
+    says it of the images that it reads.
+    """
+    say_of_image(ImageNote("/".join(path.parts[-2:]), text, kind))
+
+
+def say_of_image(said: ImageNote) -> None:
+    key = ("", said.kind) if said.kind else (said.image, said.text)
+    if key in said_of_images:
+        return
+    said_of_images.add(key)
+    if _passed_on:
+        _passed_on[0](said)
+    else:  # above the bars that are shown
+        tqdm.write(f"note: {said.image}: {said.text}", file=sys.stderr)
+
+
+def pass_on(send: Callable[[ImageNote], None]) -> None:
+    """From now on this process passes on what it says of images."""
+    _passed_on[:] = [send]
 
 
 def one_line(error: BaseException, longest: int = 160) -> str:

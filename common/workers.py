@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 
 import psutil
 
+from common.errors import ImageNote, pass_on, say_of_image
+
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
 
 
@@ -121,6 +123,9 @@ def run_in_processes(
                 if isinstance(message, int):
                     told(message)
                     continue
+                if isinstance(message, ImageNote):
+                    say_of_image(message)
+                    continue
                 del running[receiver]
                 process.join()  # while its number is still its own
                 if message is not None:
@@ -139,6 +144,7 @@ def _run(sender: Connection, threads: int, work: Callable[..., None], arguments:
 
     global _parent
     _parent = sender
+    pass_on(sender.send)
     end_with_parent()
     torch.set_num_threads(threads)
     try:

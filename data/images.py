@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps, features
 
+from common.errors import note_of_image
+from data.colour import ProfileError, checked, in_srgb, profile_of
 from data.layout import Layout
+from data.opened import UnreadableImageError, opened, say_frames
+from data.pixels import Deep, RangeError, deep_pixels
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
@@ -49,71 +53,102 @@ IMAGE_SUFFIXES = tuple(
 # what people keep pictures in, whether they can be read here or not
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jpeg2000", ".jxl", ".svg", ".raw", ".dng")
 
+ORIENTATION = 0x0112  # EXIF's
+
 
 def read_image(path: Path, size: int) -> np.ndarray:
     """A picture as a person sees it, Lanczos-resized: uint8 `(size, size, 3)`.
 
-    EXIF rotation is applied, transparency is laid over white, and 16-bit greyscale and floating point are
-    scaled to 8 bits.
+    A colour profile is followed to sRGB, EXIF rotation applied, transparency laid over white, and more than 8
+    bits and floating point scaled to 8. Of an animation it is the first frame. What a user should know of the
+    picture is said.
 
     Raises:
         OSError: the file is missing, truncated, no image, or its numbers have no range that is known.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-            # Pillow takes all of these for inverted, as Adobe's are
-            inverted = file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:  # what Pillow raises on broken files
-        raise OSError(f"{path.name} is not a readable image ({error})") from error
-    if inverted:
+    with opened(path) as file:
+        say_frames(path, file)
+        deep = deep_pixels(path, file)
+        try:
+            if deep is None:
+                image = in_rgb(path, file)
+            else:
+                image = deep_in_rgb(path, file, deep)
+        except RangeError as error:
+            raise UnreadableImageError(f"{path.name} cannot be shown: {error}") from error
+        return np.asarray(image.resize((size, size), Image.LANCZOS))
+
+
+def in_rgb(path: Path, file: Image.Image) -> Image.Image:
+    """A file of 8 bits, of any of Pillow's modes, in RGB."""
+    profile = usable_profile(path, file, space_of(file.mode))
+    image = ImageOps.exif_transpose(file)
+    image.load()
+    # Pillow takes all of these for inverted, as Adobe's are
+    if file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info:
         image = ImageChops.invert(image)
-    try:
-        image = to_rgb(image)
-    except ValueError as error:
-        raise OSError(f"{path.name} cannot be shown: {error}") from error
-    return np.asarray(image.resize((size, size), Image.LANCZOS))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any of Pillow's modes in RGB.
-
-    Raises:
-        ValueError: its numbers have no range that is known.
-    """
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip both at 255
-        image = Image.fromarray(in_8_bits(np.asarray(image, np.float64), image.mode))
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     if image.mode in ("La", "RGBa"):  # colours that are multiplied by their opacity already
         image = image.convert(image.mode.upper())
+    opacity = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        opacity = image.getchannel("A")
+    if profile is not None:
+        mode = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK"}[space_of(file.mode)]
+        values = in_srgb(np.asarray(image.convert(mode)), profile, space_of(file.mode))
+        image = Image.fromarray(values)
+    return over_white(image.convert("RGB"), opacity)
 
 
-def in_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey values `(H, W)` of 16 bits, or of floating point in [0, 1] or [0, 255], as uint8."""
-    if not np.isfinite(values).all() or values.min() < 0:
-        raise ValueError("its values are negative or not finite; save it with values from 0 to 255")
-    largest = values.max()
-    if mode == "F" and largest <= 1:
-        values = 255 * values
-    elif mode != "F" and 0 < largest <= 4095:
-        raise ValueError("of its 16 bits it uses 12 or fewer, so that it is almost black; scale it to 65535")
-    elif mode != "F" and largest <= 65535:
-        values = values / 257
-    elif largest > 255:
-        raise ValueError(f"its values go up to {largest:.3g}; save it with 8 bits")
-    return values.round().clip(0, 255).astype(np.uint8)
+def space_of(mode: str) -> str:
+    """The space of the colours of one of Pillow's modes, as `data.colour` names it."""
+    if mode in ("1", "L", "LA", "La"):
+        return "gray"
+    return {"CMYK": "cmyk", "LAB": "lab"}.get(mode, "rgb")
+
+
+def deep_in_rgb(path: Path, file: Image.Image | None, deep: Deep) -> Image.Image:
+    """Pixels of more than 8 bits in 8.
+
+    Raises:
+        RangeError: it is not known which of their numbers is white.
+    """
+    values, opacity = deep.in_16_bits()
+    profile = usable_profile(path, file, deep.space, deep.profile)
+    if profile is not None:
+        values = in_srgb(values, profile, deep.space)
+    values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[values.size // (values.shape[0] * values.shape[1])]
+    image = Image.frombytes(mode, values.shape[1::-1], values.tobytes()).convert("RGB")
+    if opacity is not None:
+        opacity = Image.fromarray((255 * opacity).round().astype(np.uint8))
+    image = over_white(image, opacity)
+    image.getexif()[ORIENTATION] = deep.orientation or (file and file.getexif().get(ORIENTATION)) or 1
+    return ImageOps.exif_transpose(image)
+
+
+def usable_profile(
+    path: Path, file: Image.Image | None, space: str, given: bytes | None = None
+) -> bytes | None:
+    """The colour profile by which the numbers of a space have to be converted; what is wrong with one is
+    said.
+    """
+    try:
+        return checked(given if given or file is None else profile_of(file), space)
+    except ProfileError as error:
+        note_of_image(path, f"its {error}")
+        return None
+
+
+def over_white(image: Image.Image, opacity: Image.Image | None) -> Image.Image:
+    """RGB, with an opacity of mode L laid over white."""
+    if opacity is None:
+        return image
+    image.putalpha(opacity)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
