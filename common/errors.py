@@ -71,7 +71,7 @@ def note(text: str) -> None:
 class ImageNote(NamedTuple):
     """What is said of an image: of each, or where it is of a kind of the first of that kind alone."""
 
-    image: str
+    path: str
     text: str
     kind: str = ""
 
@@ -85,18 +85,19 @@ def note_of_image(path: Path, text: str, kind: str = "") -> None:
     A process of `common.workers` leaves it to the one that started it; of those that a launcher started, each
     says it of the images that it reads.
     """
-    say_of_image(ImageNote("/".join(path.parts[-2:]), text, kind))
+    say_of_image(ImageNote(str(path), text, kind))
 
 
 def say_of_image(said: ImageNote) -> None:
-    key = ("", said.kind) if said.kind else (said.image, said.text)
+    key = ("", said.kind) if said.kind else (said.path, said.text)
     if key in said_of_images:
         return
     said_of_images.add(key)
     if _passed_on:
         _passed_on[0](said)
     else:  # above the bars that are shown
-        tqdm.write(f"note: {said.image}: {said.text}", file=sys.stderr)
+        name = "/".join(Path(said.path).parts[-2:])  # folders are classes
+        tqdm.write(f"note: {name}: {said.text}", file=sys.stderr)
 
 
 def pass_on(send: Callable[[ImageNote], None]) -> None:

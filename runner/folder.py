@@ -44,6 +44,8 @@ PACKAGES = (
     "scipy",
     "torchmetrics",
     "pillow",
+    "imagecodecs",
+    "tifffile",
 )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from natsort import natsorted
-from PIL import Image
 
 from common.devices import resolve_device, resolve_dtype
 from common.environment import mend_torchvision
@@ -17,6 +16,7 @@ from common.progress import progress
 from common.workers import processes_for
 from data.dataset import TARGET_COLUMN, Item, Labels, check_target, read_lines
 from data.layout import SUBFOLDERS, Layout
+from data.opened import opened
 from data.records import read_configuration
 from evaluation.by_image import row_of_results
 from evaluation.quality import check_reference, feature_network
@@ -184,10 +184,10 @@ def items_of_run(options: Options, clean: Sequence[Path]) -> list[Item]:
 
 def side_of(path: Path) -> int:
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             width, height = image.size
     except OSError as error:
-        raise InputError(f"--images_root: {path.name} is not a readable image ({error})") from None
+        raise InputError(f"--images_root: {error}") from None
     if width != height:
         raise InputError(f"--images_root: {path.name} is {width} x {height} pixels; expected a square")
     return width

@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from common.errors import said_of_images
+from common.workers import run_in_processes
 from data.images import read_image
 
 RANDOM = np.random.default_rng(0)
@@ -169,10 +170,8 @@ def test_twelve_bits_in_sixteen_are_refused_with_both_readings(tmp_path, kind, c
             png(path, values)
         else:
             tiff(path, values, photometric="rgb" if kind[0] == "a" else "minisblack")
-    with pytest.raises(
-        OSError,
-        match="cannot be shown: .*12 or fewer.*over 0 to 65535 its mean is .* over 0 to 4095 it is 12",
-    ):
+    message = "cannot be shown: .*12 or fewer.*over 0 to 65535 its mean is .* over 0 to 4095 it is 12"
+    with pytest.raises(OSError, match=message):
         read(path)
 
 
@@ -329,3 +328,25 @@ def test_damaged_files_are_refused_or_shown_and_nothing_else(tmp_path, suffix, c
         except OSError as error:
             assert str(error).startswith(path.name)
     assert all(line.startswith("note: ") for line in capfd.readouterr().err.splitlines())
+
+
+def read_all(paths) -> None:
+    for path in paths:
+        read_image(path, 32)
+
+
+@pytest.mark.slow
+def test_of_several_processes_each_picture_is_said_once_by_the_one_that_started_them(tmp_path, capfd):
+    said_of_images.clear()
+    buffer = io.BytesIO()
+    Image.fromarray(COLOURS).save(buffer, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0")
+    paths = [tmp_path / name for name in ("a.gif", "b.gif", "c.jpg", "d.jpg")]
+    for path in paths[:2]:
+        FRAMES[0].save(path, save_all=True, append_images=FRAMES[1:])
+    for path in paths[2:]:
+        path.write_bytes(buffer.getvalue())
+    assert run_in_processes(read_all, [(paths,), (paths[::-1],)]) == []
+    read_all(paths)  # as where a process was killed
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert sum("3 frames" in line for line in lines) == 2 and sum("EXIF" in line for line in lines) == 1
+    assert len(lines) == 3 and all(line.startswith("note: ") for line in lines)
