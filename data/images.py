@@ -21,7 +21,7 @@ from PIL import Image, ImageChops, ImageCms, ImageOps, features
 from common.errors import note_of_image
 from data.colour import ProfileError, checked, in_srgb, profile_of
 from data.layout import Layout
-from data.opened import UnreadableImageError, opened, say_frames
+from data.opened import UnreadableImageError, opened, printed_said, say_frames
 from data.pixels import Deep, RangeError, deep_pixels
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
@@ -82,8 +82,9 @@ def read_image(path: Path, size: int) -> np.ndarray:
 def in_rgb(path: Path, file: Image.Image) -> Image.Image:
     """A file of 8 bits, of any of Pillow's modes, in RGB."""
     profile = usable_profile(path, file, space_of(file.mode))
-    image = ImageOps.exif_transpose(file)
-    image.load()
+    with printed_said(path, file):
+        image = ImageOps.exif_transpose(file)
+        image.load()
     # Pillow takes all of these for inverted, as Adobe's are
     if file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info:
         image = ImageChops.invert(image)

@@ -8,9 +8,11 @@ are not taken.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,12 +72,36 @@ def warnings_said(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for text in [*(one_line(warning.message) for warning in caught), *messages]:
-                note_of_image(
-                    path,
-                    f"{text} (said of the first such image only)",
-                    kind=re.sub(r"['\"<].*?['\">]|[\d.]+|0x\w+", "*", text),
-                )
+            say_kinds(path, [*(one_line(warning.message) for warning in caught), *messages])
+
+
+def say_kinds(path: Path, messages: Iterable[str]) -> None:
+    """Says what libraries said of an image, each kind of it once."""
+    for text in messages:
+        kind = re.sub(r"['\"<].*?['\">]|[\d.]+|0x\w+", "*", text)  # whatever the numbers and names
+        note_of_image(path, f"{text} (said of the first such image only)", kind)
+
+
+@contextmanager
+def printed_said(path: Path, file: Image.Image) -> Iterator[None]:
+    """What libtiff prints meanwhile, which is no warning of Python's, is said of an image likewise."""
+    try:
+        stderr = os.dup(2) if file.format == "TIFF" else None
+    except OSError:  # there is none
+        stderr = None
+    if stderr is None:
+        yield
+        return
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            printed.seek(0)
+            lines = printed.read().decode(errors="replace").splitlines()
+            say_kinds(path, [" ".join(line.split())[:160] for line in lines if line.strip()])
 
 
 class _Listed(logging.Handler):

@@ -157,10 +157,13 @@ def deep_pixels(path: Path, file: Image.Image | None) -> Deep | None:
         return deep_tiff(path)
     if file.format == "PNG" and "16B" in str(file.tile[0][3]):
         return deep_png(path, file)
+    deep = None
     if file.format == "JPEG2000":
-        return deep_jpeg2000(path, file)
-    if file.format == "PPM":
-        return deep_ppm(path)
+        deep = deep_jpeg2000(path, file)
+    elif file.format == "PPM":
+        deep = deep_ppm(path)
+    if deep is not None:
+        return deep
     if file.mode == "F" or file.mode.startswith("I"):
         return Deep(np.asarray(file), "gray")
     return None

@@ -302,7 +302,7 @@ def test_what_is_no_file_neither_hangs_nor_ends_in_a_traceback(tmp_path):
             read(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "jp2", "ppm", "gif", "webp", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "8.tif", "jp2", "ppm", "gif", "webp", "jpg"])
 def test_damaged_files_are_refused_or_shown_and_nothing_else(tmp_path, suffix, capfd):
     """Whatever a decoder stumbles over."""
     path = tmp_path / f"a.{suffix}"
@@ -311,6 +311,8 @@ def test_damaged_files_are_refused_or_shown_and_nothing_else(tmp_path, suffix, c
         png(path, deep)
     elif suffix == "tif":
         tiff(path, deep, compression="lzw", predictor=True)
+    elif suffix == "8.tif":
+        tiff(path, COLOURS, compression="lzw")  # which Pillow has libtiff read
     elif suffix == "jp2":
         path.write_bytes(imagecodecs.jpeg2k_encode(deep, level=0))
     elif suffix == "ppm":
