@@ -52,9 +52,12 @@ def profile_of(file: Image.Image) -> bytes | None:
         cicp = png_chunks(file).get(b"cICP")
         if cicp is not None and len(cicp) == 4:  # which comes before all others
             return profile_of_code(cicp[0], cicp[1])
-    profile = file.info.get("icc_profile")
-    if profile or "srgb" in file.info:
-        return profile or None
+    if "icc_profile" in file.info:
+        if not file.info["icc_profile"]:  # Pillow could not unpack it, or a part of it is missing
+            raise ProfileError("colour profile is broken and ignored")
+        return file.info["icc_profile"]
+    if "srgb" in file.info:
+        return None
     if file.format == "PNG" and "gamma" in file.info:
         return profile_of_gamma(file.info["gamma"], file.info.get("chromaticity"), is_grey(file))
     if file.format == "AVIF":
@@ -67,6 +70,11 @@ def profile_of(file: Image.Image) -> bytes | None:
         place = head.find(b"colr\x02")  # a restricted profile, and any
         if place >= 4:
             return head[place + 7 : place - 4 + int.from_bytes(head[place - 4 : place], "big")]
+    if file.format == "BMP":
+        head = start_of(file, 138)
+        if head[14:18] == b"\x7c\0\0\0" and head[70:74] == b"DEBM":  # a V5 header with a profile
+            place, length = struct.unpack("<2I", head[126:134])
+            return start_of(file, 14 + place + length)[14 + place :]
     if file.format in ("JPEG", "MPO") and says_adobe_rgb(file.getexif()):
         raise ProfileError("EXIF data says Adobe RGB and it has no colour profile; browsers take it for sRGB")
     return None
@@ -189,9 +197,20 @@ def largest_change(profile: bytes, space: str) -> float:
         steps = steps[::6]
     grid = np.stack(np.meshgrid(*[steps] * channels), -1).reshape(1, -1, channels)
     shown = in_srgb(grid[..., 0] if channels == 1 else grid, profile, space)
+    if not keeps_light(profile, space, channels):
+        raise ProfileError("colour profile makes white dark or black bright, so it is broken and ignored")
     if channels == 4:
         return np.inf
     return float(np.abs(shown.astype(int) - grid).max())
+
+
+def keeps_light(profile: bytes, space: str, channels: int) -> bool:
+    """Whether white is bright and black is dark by a profile, and neither is what greys near the other are."""
+    ramp = np.array([[0, 64, 192, 255]], np.uint8)
+    ramp = 255 - ramp if space == "cmyk" else ramp
+    values = ramp if channels == 1 else np.repeat(ramp[..., None], channels, -1)
+    black, dark, bright, white = in_srgb(values, profile, space)[0].mean(-1)
+    return black < 100 and dark < 250 and bright > 5 and white > 200
 
 
 def in_srgb(values: np.ndarray, profile: bytes, space: str) -> np.ndarray:

@@ -26,6 +26,16 @@ def swapped() -> bytes:
     return SRGB.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
 
 
+def all_black() -> bytes:
+    """A profile whose white point and primaries were lost."""
+    profile = bytearray(SRGB)
+    for name in (b"rXYZ", b"gXYZ", b"bXYZ"):
+        entry = SRGB.index(name)
+        place = int.from_bytes(SRGB[entry + 4 : entry + 8], "big")
+        profile[place + 8 : place + 20] = bytes(12)
+    return bytes(profile)
+
+
 def inks() -> bytes:
     """A CMYK profile by hand, as ICC.1:2001 has it: L* falls with the inks and from 100 to 0 with black, a*
     and b* are those of no colour but where cyan or yellow are.
@@ -147,6 +157,7 @@ def test_palette_and_opacity(tmp_path):
     [
         (b"rubbish", "RGB", "broken and ignored"),
         (SRGB[:200], "RGB", "broken and ignored"),
+        (all_black(), "RGB", "makes white dark"),
         (LINEAR_GREY, "RGB", "is of GRAY and its pixels are RGB, so it is ignored"),
         (ADOBE, "L", "is of RGB and its pixels are GRAY, so it is ignored"),
     ],
@@ -160,6 +171,12 @@ def test_a_profile_that_cannot_be_used_is_said_once_and_ignored(tmp_path, said, 
     assert (
         text.count("note: ") == 1 and f"{tmp_path.name}/a.png: its colour profile" in text and message in text
     )
+
+
+def test_a_profile_that_cannot_be_unpacked_is_said(tmp_path, said):
+    path = saved(tmp_path / "a.png", Image.fromarray(COLOURS))
+    assert np.array_equal(read(with_chunk(path, b"iCCP", b"name\0\0no stream")), COLOURS)
+    assert "a.png: its colour profile is broken and ignored" in said()
 
 
 def test_grey_that_says_srgb_is_grey(tmp_path, said):
@@ -229,6 +246,18 @@ def test_adobe_rgb_by_exif_alone_is_said(tmp_path, said):
     path = saved(tmp_path / "_DSC1.jpg", Image.fromarray(COLOURS), exif=exif)
     read(path)
     assert "_DSC1.jpg: its EXIF data says Adobe RGB" in said()
+
+
+def test_profile_of_a_bitmap(tmp_path):
+    plain = saved(tmp_path / "a.bmp", Image.fromarray(COLOURS)).read_bytes()
+    pixels = plain[54:]
+    header = struct.pack("<IiiHHIIiiII", 124, 16, 16, 1, 24, 0, len(pixels), 0, 0, 0, 0)
+    header = header.ljust(56, b"\0") + b"DEBM" + bytes(52)
+    header += struct.pack("<3I", 124 + len(pixels), len(swapped()), 0)
+    size = 14 + len(header) + len(pixels) + len(swapped())
+    head = b"BM" + struct.pack("<IHHI", size, 0, 0, 14 + len(header))
+    (tmp_path / "a.bmp").write_bytes(head + header + pixels + swapped())
+    assert abs(read(tmp_path / "a.bmp") - expected(Image.fromarray(COLOURS), swapped())).max() <= 1
 
 
 def test_profile_of_a_jpeg_2000(tmp_path):
