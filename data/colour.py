@@ -205,7 +205,7 @@ def largest_change(profile: bytes, space: str) -> float:
 
 
 def keeps_light(profile: bytes, space: str, channels: int) -> bool:
-    """Whether white is bright and black is dark by a profile, and neither is what greys near the other are."""
+    """Whether white is bright and black dark by a profile, and greys near one are not the other."""
     ramp = np.array([[0, 64, 192, 255]], np.uint8)
     ramp = 255 - ramp if space == "cmyk" else ramp
     values = ramp if channels == 1 else np.repeat(ramp[..., None], channels, -1)
