@@ -138,10 +138,12 @@ def white_of_integers(
 
 
 def repeats(values: np.ndarray, bits: int) -> bool:
-    """Whether 16-bit values are so many bits, followed by their own first ones."""
-    upper = values.astype(np.uint32) >> (16 - bits)
+    """Whether 16-bit values are of so many bits, scaled to all: followed by their own first bits, but for
+    rounding.
+    """
+    upper = values.astype(np.int32) >> (16 - bits)
     expected = (upper << (16 - bits)) | (upper >> max(0, 2 * bits - 16))
-    return bits >= 8 and (expected == values).mean() >= 1 - OUTLIERS
+    return bits >= 8 and (abs(expected - values.astype(np.int32)) <= 1).mean() >= 1 - OUTLIERS
 
 
 # ---------------------------------------------------------------- from files

@@ -205,7 +205,7 @@ def test_what_a_png_says_its_bits_are(tmp_path):
     below = read(png(tmp_path / "a.png", TWELVE, bytes([12, 12, 12])))
     assert abs(below - TWELVE / 4095 * 255).max() <= 0.51
     dark = TWELVE // 32
-    for upper in (dark << 4, dark << 4 | dark >> 8):
+    for upper in (dark << 4, dark << 4 | dark >> 8, (dark * 65535 / 4095).round().astype(np.uint16)):
         assert abs(read(png(tmp_path / "a.png", upper, bytes([12, 12, 12]))) - upper / 257).max() <= 0.51
 
 
