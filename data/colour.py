@@ -1,6 +1,6 @@
 """Colours as a viewer shows them: the numbers of a picture that has a colour profile, in sRGB.
 
-    profile = checked(profile_of(file), "rgb")
+    profile = checked(profile_of(file, "rgb"), "rgb")
     pixels = in_srgb(pixels, profile, "rgb")            # (H, W, 3)
 
 A profile is an ICC profile, or what a PNG says by gAMA and cHRM or by cICP, an AVIF by nclx, made into one.
@@ -41,9 +41,9 @@ class ProfileError(ValueError):
     """A profile cannot be used; the message says why, as the end of a sentence that begins with "its"."""
 
 
-def profile_of(file: Image.Image) -> bytes | None:
-    """The ICC profile of a picture, or one made of what it says of its colours otherwise; None where it says
-    nothing, or that they are sRGB.
+def profile_of(file: Image.Image, space: str) -> bytes | None:
+    """The ICC profile of a picture whose numbers are of a space, or one made of what it says of its colours
+    otherwise; None where it says nothing, or that they are sRGB.
 
     Raises:
         ProfileError: it says what cannot be converted.
@@ -51,7 +51,7 @@ def profile_of(file: Image.Image) -> bytes | None:
     if file.format == "PNG":
         cicp = png_chunks(file).get(b"cICP")
         if cicp is not None and len(cicp) == 4:  # which comes before all others
-            return profile_of_code(cicp[0], cicp[1])
+            return profile_of_code(cicp[0], cicp[1], space == "gray")
     if "icc_profile" in file.info:
         if not file.info["icc_profile"]:  # Pillow could not unpack it, or a part of it is missing
             raise ProfileError("colour profile is broken and ignored")
@@ -59,12 +59,12 @@ def profile_of(file: Image.Image) -> bytes | None:
     if "srgb" in file.info:
         return None
     if file.format == "PNG" and "gamma" in file.info:
-        return profile_of_gamma(file.info["gamma"], file.info.get("chromaticity"), is_grey(file))
+        return profile_of_gamma(file.info["gamma"], file.info.get("chromaticity"), space == "gray")
     if file.format == "AVIF":
         head = start_of(file, 2**16)
         place = head.find(b"colrnclx")
         if place >= 0 and len(head) >= place + 12:
-            return profile_of_code(*struct.unpack(">HH", head[place + 8 : place + 12]))
+            return profile_of_code(*struct.unpack(">HH", head[place + 8 : place + 12]), space == "gray")
     if file.format == "JPEG2000":
         head = start_of(file, 2**22).split(b"\xff\x4f\xff\x51")[0]  # what comes before the codestream
         place = head.find(b"colr\x02")  # a restricted profile, and any
@@ -78,10 +78,6 @@ def profile_of(file: Image.Image) -> bytes | None:
     if file.format in ("JPEG", "MPO") and says_adobe_rgb(file.getexif()):
         raise ProfileError("EXIF data says Adobe RGB and it has no colour profile; browsers take it for sRGB")
     return None
-
-
-def is_grey(file: Image.Image) -> bool:
-    return file.mode in ("1", "L", "LA", "La", "F") or file.mode.startswith("I")
 
 
 def says_adobe_rgb(exif: Image.Exif) -> bool:
@@ -113,7 +109,7 @@ def png_chunks(file: Image.Image) -> dict[bytes, bytes]:
     return chunks
 
 
-def profile_of_code(primaries: int, transfer: int) -> bytes | None:
+def profile_of_code(primaries: int, transfer: int, grey: bool) -> bytes | None:
     """A profile of colours that are coded as in ITU-T H.273."""
     if primaries == UNSPECIFIED and transfer in SDR | {UNSPECIFIED}:
         return None
@@ -122,7 +118,7 @@ def profile_of_code(primaries: int, transfer: int) -> bytes | None:
             f"colours are coded as ITU-T H.273 has it by {primaries} and {transfer} (HDR, or a rare kind), "
             f"which is not converted; convert it to sRGB"
         )
-    if primaries == 1:
+    if primaries == 1 or grey:
         return None
     curve = np.linspace(0, 1, 4096)
     curve = np.where(curve <= 0.04045, curve / 12.92, ((curve + 0.055) / 1.055) ** 2.4)

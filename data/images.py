@@ -138,7 +138,7 @@ def usable_profile(
     said.
     """
     try:
-        return checked(given if given or file is None else profile_of(file), space)
+        return checked(given if given or file is None else profile_of(file, space), space)
     except ProfileError as error:
         note_of_image(path, f"its {error}")
         return None

@@ -224,6 +224,14 @@ def test_gamma_of_a_png(tmp_path):
     assert abs(read(grey)[..., 0] - curve[..., 0]).max() <= 2
 
 
+def test_gamma_of_grey_with_opacity_in_16_bits(tmp_path, said):
+    light = np.full((16, 16, 2), 65535, np.uint16)
+    light[..., 0] = 16448
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(light))
+    path = with_chunk(tmp_path / "a.png", b"gAMA", struct.pack(">I", 100000))
+    assert abs(read(path) - 137).max() <= 1 and said() == ""
+
+
 def test_colours_that_are_coded_by_numbers(tmp_path, said):
     wide = with_chunk(saved(tmp_path / "p3.png", Image.fromarray(COLOURS)), b"cICP", bytes([12, 13, 0, 1]))
     grey = with_chunk(
