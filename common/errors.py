@@ -95,9 +95,12 @@ def say_of_image(said: ImageNote) -> None:
     said_of_images.add(key)
     if _passed_on:
         _passed_on[0](said)
-    else:  # above the bars that are shown
-        name = "/".join(Path(said.path).parts[-2:])  # folders are classes
-        tqdm.write(f"note: {name}: {said.text}", file=sys.stderr)
+        return
+    line = f"note: {'/'.join(Path(said.path).parts[-2:])}: {said.text}"  # folders are classes
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stderr)  # above the bars that are shown
+    else:  # on a line of its own in a file, where bars end without one
+        print("\n" * bool(getattr(tqdm, "_instances", ())) + line, file=sys.stderr)
 
 
 def pass_on(send: Callable[[ImageNote], None]) -> None:
