@@ -7,9 +7,11 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import sys
-from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 from common.launched import is_first_process
 
@@ -67,40 +69,44 @@ def note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
 
 
-# What several processes may find, each of them in files that the others do not see, and how often each kind
-# has been said. In a process of `common.workers`, what is found goes to the one that started it.
-_said: Counter[str] = Counter()
-_relay: Callable[[Finding], object] | None = None
+class ImageNote(NamedTuple):
+    """What is said of an image: of each, or where it is of a kind of the first of that kind alone."""
 
-
-class Finding(NamedTuple):
-    """What is said of a file: the text, its kind, and how many of a kind are said."""
-
+    path: str
     text: str
-    kind: str
-    at_most: int
+    kind: str = ""
 
 
-def note_of_file(text: str, kind: str, at_most: int = 20) -> None:
-    """Says once what was found in a file, and of a kind no more than so many; whichever process finds it."""
-    _found(Finding(text, kind, at_most))
+said_of_images: set[tuple[str, str]] = set()
+_passed_on: list[Callable[[ImageNote], None]] = []
 
 
-@functools.lru_cache(4096)
-def _found(finding: Finding) -> None:
-    if _relay is not None:
-        _relay(finding)
+def note_of_image(path: Path, text: str, kind: str = "") -> None:
+    """Says something of an image once, in whichever process reads it; of a `kind`, of the first image alone.
+    A process of `common.workers` leaves it to the one that started it; of those that a launcher started, each
+    says it of the images that it reads.
+    """
+    say_of_image(ImageNote(str(path), text, kind))
+
+
+def say_of_image(said: ImageNote) -> None:
+    key = ("", said.kind) if said.kind else (said.path, said.text)
+    if key in said_of_images:
         return
-    _said[finding.kind] += 1
-    if _said[finding.kind] <= finding.at_most:
-        last = " (more of the kind are not said)" if _said[finding.kind] == finding.at_most > 1 else ""
-        print(f"note: {finding.text}{last}", file=sys.stderr)
+    said_of_images.add(key)
+    if _passed_on:
+        _passed_on[0](said)
+        return
+    line = f"note: {'/'.join(Path(said.path).parts[-2:])}: {said.text}"  # folders are classes
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stderr)  # above the bars that are shown
+    else:  # on a line of its own in a file, where bars end without one
+        print("\n" * bool(getattr(tqdm, "_instances", ())) + line, file=sys.stderr)
 
 
-def relay_findings(relay: Callable[[Finding], object]) -> None:
-    """To be called in a process of `common.workers`."""
-    global _relay
-    _relay = relay
+def pass_on(send: Callable[[ImageNote], None]) -> None:
+    """From now on this process passes on what it says of images."""
+    _passed_on[:] = [send]
 
 
 def one_line(error: BaseException, longest: int = 160) -> str:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 
 import psutil
 
-from common.errors import Finding, note_of_file, relay_findings
+from common.errors import ImageNote, pass_on, say_of_image
 
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
 
@@ -120,11 +120,11 @@ def run_in_processes(
                     process.join()
                     killed.append(process.exitcode)
                     continue
-                if isinstance(message, Finding):
-                    note_of_file(*message)
-                    continue
                 if isinstance(message, int):
                     told(message)
+                    continue
+                if isinstance(message, ImageNote):
+                    say_of_image(message)
                     continue
                 del running[receiver]
                 process.join()  # while its number is still its own
@@ -144,7 +144,7 @@ def _run(sender: Connection, threads: int, work: Callable[..., None], arguments:
 
     global _parent
     _parent = sender
-    relay_findings(sender.send)
+    pass_on(sender.send)
     end_with_parent()
     torch.set_num_threads(threads)
     try:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import struct
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,23 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps, features
 
-from common.errors import note_of_file, one_line
-from data.colour import (
-    SRGB_GAMMA,
-    ProfileError,
-    RangeError,
-    floats_in_8_bits,
-    in_8_bits,
-    to_srgb,
-    with_gamma,
-)
-from data.deep import is_deep, range_of, read_deep
+from common.errors import note_of_image
+from data.colour import ProfileError, checked, in_srgb, profile_of
 from data.layout import Layout
+from data.opened import UnreadableImageError, opened, printed_said, say_frames
+from data.pixels import Deep, RangeError, deep_pixels
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
 
-HEAD = 2**16  # bytes that say what a file holds
 IMAGE_SUFFIXES = tuple(
     suffix
     for suffix, codec in {
@@ -63,115 +53,103 @@ IMAGE_SUFFIXES = tuple(
 # what people keep pictures in, whether they can be read here or not
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jpeg2000", ".jxl", ".svg", ".raw", ".dng")
 
+ORIENTATION = 0x0112  # EXIF's
+
 
 def read_image(path: Path, size: int) -> np.ndarray:
     """A picture as a person sees it, Lanczos-resized: uint8 `(size, size, 3)`.
 
-    EXIF rotation is applied, colours are those of its ICC profile, transparency is laid over white, and 16
-    bits and floating point are scaled to 8 bits. What of the file is not shown is said.
+    A colour profile is followed to sRGB, EXIF rotation applied, transparency laid over white, and more than 8
+    bits and floating point scaled to 8. Of an animation it is the first frame. What a user should know of the
+    picture is said.
 
     Raises:
         OSError: the file is missing, truncated, no image, or its numbers have no range that is known.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise OSError(f"{path.name} is not a readable image (it is no file)")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with opened(path) as file:
+        say_frames(path, file)
+        deep = deep_pixels(path, file)
         try:
-            image = to_rgb(read_upright(path), path.name)
+            if deep is None:
+                image = in_rgb(path, file)
+            else:
+                image = deep_in_rgb(path, file, deep)
         except RangeError as error:
-            raise OSError(f"{path.name} cannot be shown: {error}") from error
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            struct.error,
-            Image.DecompressionBombError,
-        ) as error:  # what Pillow raises on broken files
-            raise OSError(f"{path.name} is not a readable image ({one_line(error)})") from error
-    for warning in caught:
-        text = one_line(warning.message)
-        note_of_file(f"{path.name}: {text}", re.sub(r"\d+", "", text)[:60], at_most=1)
-    return np.asarray(image.resize((size, size), Image.LANCZOS))
+            raise UnreadableImageError(f"{path.name} cannot be shown: {error}") from error
+        return np.asarray(image.resize((size, size), Image.LANCZOS))
 
 
-def read_upright(path: Path) -> Image.Image:
-    """A picture as its file has it, turned as its EXIF says."""
-    with Image.open(path) as file, open(path, "rb") as content:
-        head = content.read(HEAD)
-        frames = (
-            getattr(file, "n_frames", 1) if file.format != "MPO" else 1
-        )  # a phone's photo with its preview
-        if frames > 1:
-            note_of_file(f"{path.name} has {frames} frames or pages, of which the first is taken", "frames")
-        if is_deep(file, head):
-            return read_deep(path, file, head)
-        range_said = range_of(file, head)  # while its tags are there
+def in_rgb(path: Path, file: Image.Image) -> Image.Image:
+    """A file of 8 bits, of any of Pillow's modes, in RGB."""
+    profile = usable_profile(path, file, space_of(file.mode))
+    with printed_said(path, file):
         image = ImageOps.exif_transpose(file)
         image.load()
-        # Pillow takes all of these for inverted, as Adobe's are
-        if file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info:
-            profile = image.info.get("icc_profile")
-            image = ImageChops.invert(image)
-            image.info |= {"icc_profile": profile} if profile else {}
-    if image.mode.startswith("I"):
-        return grey_in_8_bits(image, *range_said)
-    return image
-
-
-def grey_in_8_bits(image: Image.Image, white: int | None, significant: int | None) -> Image.Image:
-    """Whole numbers of 16 or 32 bits, as mode L.
-
-    Raises:
-        RangeError: what they mean cannot be told.
-    """
-    values = np.asarray(image, np.int64)
-    if values.min() < 0:
-        raise RangeError("its values are negative or not finite; save it with values from 0 to 255")
-    if values.max() > 65535:
-        raise RangeError(f"its values go up to {values.max():.3g}; save it with 8 bits")
-    shown = Image.fromarray(in_8_bits(values, white, significant))
-    shown.info |= {key: image.info[key] for key in ("icc_profile",) if key in image.info}
-    return shown
-
-
-def to_rgb(image: Image.Image, name: str = "") -> Image.Image:
-    """An image of any of Pillow's modes in RGB.
-
-    Raises:
-        RangeError: its numbers have no range that is known.
-    """
-    info = dict(image.info)
-    if image.mode == "F":  # Pillow would clip it at 255
-        image = Image.fromarray(floats_in_8_bits(np.asarray(image, np.float64)))
+    # Pillow takes all of these for inverted, as Adobe's are
+    if file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info:
+        image = ImageChops.invert(image)
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     if image.mode in ("La", "RGBa"):  # colours that are multiplied by their opacity already
         image = image.convert(image.mode.upper())
-    if image.mode in ("1", "P", "PA", "YCbCr", "HSV"):
-        colours = "L" if image.mode == "1" else "RGB"
-        image = image.convert("RGBA" if image.has_transparency_data else colours)
-    elif image.has_transparency_data and image.mode in ("L", "RGB"):  # one colour of them is transparent
-        image = image.convert("RGBA")
-    image = in_srgb(image, info, name)
+    opacity = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        opacity = image.getchannel("A")
+    if profile is not None:
+        mode = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK"}[space_of(file.mode)]
+        values = in_srgb(np.asarray(image.convert(mode)), profile, space_of(file.mode))
+        image = Image.fromarray(values)
+    return over_white(image.convert("RGB"), opacity)
 
 
-def in_srgb(image: Image.Image, info: dict, name: str) -> Image.Image:
-    """A picture with the colours of its ICC profile, or else of PNG's gamma."""
-    profile, gamma = info.get("icc_profile"), info.get("gamma")
-    if profile:
-        try:
-            return to_srgb(image, profile)
-        except ProfileError as error:
-            note_of_file(f"{name}: its colour profile is ignored, since {error}", "profile")
-    elif gamma and "srgb" not in info and abs(gamma / SRGB_GAMMA - 1) > 0.05:
-        return with_gamma(image, gamma)
-    return image
+def space_of(mode: str) -> str:
+    """The space of the colours of one of Pillow's modes, as `data.colour` names it."""
+    if mode in ("1", "L", "LA", "La"):
+        return "gray"
+    return {"CMYK": "cmyk", "LAB": "lab"}.get(mode, "rgb")
+
+
+def deep_in_rgb(path: Path, file: Image.Image | None, deep: Deep) -> Image.Image:
+    """Pixels of more than 8 bits in 8.
+
+    Raises:
+        RangeError: it is not known which of their numbers is white.
+    """
+    values, opacity = deep.in_16_bits()
+    profile = usable_profile(path, file, deep.space, deep.profile)
+    if profile is not None:
+        values = in_srgb(values, profile, deep.space)
+    values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[values.size // (values.shape[0] * values.shape[1])]
+    image = Image.frombytes(mode, values.shape[1::-1], values.tobytes()).convert("RGB")
+    if opacity is not None:
+        opacity = Image.fromarray((255 * opacity).round().astype(np.uint8))
+    image = over_white(image, opacity)
+    image.getexif()[ORIENTATION] = deep.orientation or (file and file.getexif().get(ORIENTATION)) or 1
+    return ImageOps.exif_transpose(image)
+
+
+def usable_profile(
+    path: Path, file: Image.Image | None, space: str, given: bytes | None = None
+) -> bytes | None:
+    """The colour profile by which the numbers of a space have to be converted; what is wrong with one is
+    said.
+    """
+    try:
+        return checked(given if given or file is None else profile_of(file, space), space)
+    except ProfileError as error:
+        note_of_image(path, f"its {error}")
+        return None
+
+
+def over_white(image: Image.Image, opacity: Image.Image | None) -> Image.Image:
+    """RGB, with an opacity of mode L laid over white."""
+    if opacity is None:
+        return image
+    image.putalpha(opacity)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

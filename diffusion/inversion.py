@@ -9,7 +9,7 @@ model.reconstruct(inversion)                      # the images again, (B, 3, H, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -186,12 +186,18 @@ class LatentDiffusion:
         """The caption of each image's class, or of all its classes."""
         return [", ".join(self.class_names[label] for label in row if label >= 0) for row in labels.tolist()]
 
-    def remains(self, prompt: str) -> tuple[int, str] | None:
-        """How many tokens a prompt has, and what remains of it, where the text encoder does not take all."""
-        tokenizer = self.pipeline.tokenizer
-        room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-        ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-        return (len(ids), tokenizer.decode(ids[:room]).strip()) if len(ids) > room else None
+    def cut(self, prompts: Iterable[str]) -> dict[str, tuple[int, int, str]]:
+        """Prompts that are longer than the text encoder takes: how many tokens they have, how many are taken,
+        without BOS and EOS, and the words of these.
+        """
+        tokenizer, found = self.pipeline.tokenizer, {}
+        for prompt in dict.fromkeys(prompts):
+            tokens = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+            ends = tokenizer.num_special_tokens_to_add()
+            taken = tokenizer.model_max_length - ends
+            if len(tokens) > taken:
+                found[prompt] = len(tokens), taken, tokenizer.decode(tokens[:taken]).strip()
+        return found
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,6 +43,8 @@ PACKAGES = (
     "scipy",
     "torchmetrics",
     "pillow",
+    "imagecodecs",
+    "tifffile",
 )
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from natsort import natsorted
-from PIL import Image
 
 from classifiers.defences import split_name, undefended
 from common.devices import resolve_device, resolve_dtype
@@ -21,6 +20,7 @@ from data.dataset import TARGET_COLUMN, Item
 from data.label_rows import read_rows
 from data.labels import Labels, check_target
 from data.layout import SUBFOLDERS, Layout
+from data.opened import opened
 from data.records import read_configuration
 from evaluation.by_image import row_of_results
 from evaluation.quality import check_reference, feature_network
@@ -196,10 +196,10 @@ def items_of_run(options: Options, clean: Sequence[Path]) -> list[Item]:
 
 def side_of(path: Path) -> int:
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             width, height = image.size
     except OSError as error:
-        raise InputError(f"--images_root: {path.name} is not a readable image ({error})") from None
+        raise InputError(f"--images_root: {error}") from None
     if width != height:
         raise InputError(f"--images_root: {path.name} is {width} x {height} pixels; expected a square")
     return width

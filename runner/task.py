@@ -24,7 +24,7 @@ from common.environment import mend_torchvision
 from common.errors import InputError, note
 from data.class_names import read_class_names
 from data.classes import IMAGENET_CLASSES
-from data.dataset import PRESETS, Item, read_dataset
+from data.dataset import PRESETS, Item, labels_and_targets, read_dataset
 from data.images import read_image, to_tensor
 from data.layout import Layout
 from data.masks import masks_of
@@ -34,7 +34,7 @@ from diffusion.pipeline import compile_pipeline, load_pipeline
 from evaluation.checks import warnings_about_outputs
 from evaluation.quality import check_reference
 from options import Options
-from runner.folder import check_save_dir, configuration_of, content_digests, file_digest
+from runner.folder import check_save_dir, configuration_of, content_digests, file_digest, shortened
 from runner.own_files import check_apart, check_images_are_no_results, check_inputs_are_safe
 
 if TYPE_CHECKING:
@@ -198,8 +198,8 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     if pipeline is None and needs_pipeline(each):
         pipeline = task.load_pipeline()
     diffusion = pipeline and LatentDiffusion(pipeline, task.class_names)
-    if diffusion and is_first and any(one.attack == OURS for one in each):
-        say_what_remains_of_prompts(diffusion, task.items)
+    if any(one.attack == OURS for one in each) and is_first:
+        say_cut_names(diffusion, task.items[: options.limit])
     return [
         DiffAttack(pipeline, classifiers, task.class_names, one)
         if one.attack == OURS
@@ -222,16 +222,15 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     ]
 
 
-def say_what_remains_of_prompts(diffusion: LatentDiffusion, items: Sequence[Item]) -> None:
-    """Says what is left of the names of classes that are longer than the text encoder takes."""
-    for labels in dict.fromkeys(item.labels for item in items):
-        (prompt,) = diffusion.prompts(torch.tensor([labels]))
-        cut = diffusion.remains(prompt)
-        if cut:
-            note(
-                f"the class name {prompt[:60]!r} has {cut[0]} tokens, of which the text encoder takes the "
-                f"first: {cut[1]!r} remains"
-            )
+def say_cut_names(diffusion: LatentDiffusion, items: Sequence[Item]) -> None:
+    """Says of which of the images' classes the text encoder does not take the whole name."""
+    labels, _ = labels_and_targets(items)
+    prompts = diffusion.prompts(torch.from_numpy(np.unique(labels, axis=0)))
+    for name, (tokens, taken, rest) in diffusion.cut(prompts).items():
+        note(
+            f"the class name {shortened(name)} has {tokens} tokens and the text encoder takes {taken}; what "
+            f"remains of it is {rest!r}; a shorter name in --captions is taken whole"
+        )
 
 
 def needs_pipeline(each: Sequence[Options]) -> bool:

@@ -38,7 +38,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from classifiers.registry import load_classifier
-from common.errors import note
+from common.errors import note, said_of_images
 from diffusion.pipeline import load_pipeline
 from evaluation.evaluate import ClassifierResult
 from evaluation.predictions import Prediction, Predictions
@@ -63,6 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def notes_are_said_anew():
     note.cache_clear()
+    said_of_images.clear()
 
 
 def small_unet(latent_channels: int, heads: int | tuple, linear_projection: bool) -> UNet2DConditionModel:
@@ -428,6 +429,7 @@ def run_here(command: list[str]) -> subprocess.CompletedProcess:
     program = importlib.import_module(command[1].removesuffix(".py"))
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     note.cache_clear()
+    said_of_images.clear()
     sys.argv = [*map(str, command[1:])]
     try:
         with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

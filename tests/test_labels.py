@@ -23,7 +23,7 @@ from data.classes import (
     indistinct,
     permutation_of,
 )
-from data.dataset import Item, list_images, read_dataset, target_label
+from data.dataset import list_images, read_dataset, target_label
 
 IDS = IMAGENET_CLASSES.wordnet_ids
 
@@ -402,18 +402,3 @@ def test_many_labels_are_read_in_seconds(tmp_path):
     items = read_dataset(root, written(tmp_path / "val.txt", rows), IMAGENET_CLASSES)
     assert time.monotonic() - started < 10
     assert [item.labels[0] for item in items] == [k % 1000 for k in range(10_000)]
-
-
-def test_names_that_the_text_encoder_does_not_take_are_said(data, capsys):
-    from diffusion.inversion import LatentDiffusion
-    from diffusion.pipeline import load_pipeline
-    from runner.task import say_what_remains_of_prompts
-
-    names = ("cat", "a class with a very long name")
-    diffusion = LatentDiffusion(load_pipeline(str(data / "model"), torch.device("cpu")), names)
-    room = diffusion.pipeline.tokenizer.model_max_length - 2  # a letter a token, in this tokenizer
-    items = [Item(0, data / "a.png", (0,)), Item(1, data / "b.png", (1,)), Item(2, data / "c.png", (1,))]
-    say_what_remains_of_prompts(diffusion, items)
-    said, letters = capsys.readouterr().err, names[1].replace(" ", "")
-    assert said.count("\n") == 1 and f"{names[1]!r} has {len(letters)} tokens" in said
-    assert said.replace(" ", "").endswith(f"first:'{letters[:room]}'remains\n")
