@@ -8,7 +8,6 @@ import io
 import multiprocessing
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -35,6 +34,7 @@ from plotting.figures import (
     plot_overlay,
     plot_tradeoff,
 )
+from plotting.fonts import can_draw, give_fonts
 from plotting.image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
 from plotting.weight_figures import plot_weight_curves
 
@@ -167,8 +167,13 @@ def draw_contact_sheet(run: Run, reasons: Sequence[str]) -> Figure:
 
 
 def captions(record: ImageRecord, why: str = "") -> tuple[str, str]:
-    """What is said of the clean and of the adversarial picture."""
-    before, after = record.row["before"], record.row["after"]
+    """What is said of the clean and of the adversarial picture; of a class whose name no font has, its
+    number.
+    """
+    before, after = (
+        side if can_draw(side["class"]) else side | {"class": f"class {side['label']}"}
+        for side in (record.row["before"], record.row["after"])
+    )
     chosen = f"; {why}, {record.row['psnr']:.1f} dB" if why else ""
     return (
         f"{short(record.row['file'])}\n{caption(before)}",
@@ -193,8 +198,8 @@ def save_figure(figure: Figure, path: Path, pdf: bool = True, places: list | Non
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks shows as boxes
+    with rc_context(STYLE):
+        give_fonts(figure)
         figure.set_dpi(DPI)
         if places is not None:
             figure.set_layout_engine("none")
@@ -218,8 +223,8 @@ def places_of(figure: Figure) -> list:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")
+    with rc_context(STYLE):
+        give_fonts(figure)
         figure.set_dpi(DPI)
         FigureCanvasAgg(figure)
         figure.draw_without_rendering()
