@@ -15,6 +15,7 @@ import torch
 
 from classifiers.examination import HALF, Examined, answer, fixed_images
 from classifiers.sources import Program, Script
+from common.errors import InputError
 
 NUMBERS = 8  # that an answer is kept as
 TOLERANCE = 1e-3  # of the largest of them: another machine, or another number of threads
@@ -103,6 +104,16 @@ def difference(known: object, found: dict) -> str | None:
             f"preprocessing or the order of its classes is another"
         )
     return None
+
+
+def check_unchanged(name: str, known: dict, found: dict) -> None:
+    """Raises InputError where a classifier that is loaded again in a run is another than before."""
+    change = difference(known, found)
+    if change:
+        raise InputError(
+            f"the classifier {name} has changed since this run began ({change}); it must be the same each "
+            f"time that it is loaded, so leave its files alone meanwhile, and seed what it draws"
+        )
 
 
 def are_numbers(value: object) -> bool:

@@ -195,11 +195,12 @@ def load_function(
 
 
 def code_classifier(path: str, function: str) -> torch.nn.Module:
-    """What a function in a file of the user's returns."""
+    """What a function in a file of the user's returns; weights that it draws are the same each time."""
     name = f"{path}:{function}"
     make, place = load_function(f"classifier {name!r}", path, function)
     try:
-        with place.entered():
+        with place.entered(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             classifier = make()
     except (Exception, SystemExit) as error:  # the code may raise whatever it likes
         hint = (

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from classifiers.defences import needs_diffusion, split_name, undefended
-from classifiers.identity import difference
+from classifiers.identity import check_unchanged
 from classifiers.registry import load_classifier
 from common.devices import set_up
 from common.environment import mend_torchvision
-from common.errors import InputError, RecordError, note
+from common.errors import RecordError, note
 from common.progress import progress
 from common.workers import import_ahead, run_in_processes, tell_parent
 from data.dataset import Item, labels_and_targets
@@ -131,9 +131,7 @@ class Judging:
         loaded = load_classifier(name, names, self.size, diffusion=self.model, head=head)
         network = split_name(name)[0]
         found = undefended(loaded).identity
-        change = difference(self.asked.identities.get(network, found), found)
-        if change:
-            raise InputError(f"the classifier {network} has changed since this run began ({change})")
+        check_unchanged(network, self.asked.identities.get(network, found), found)
         return loaded.to(self.device)
 
     @cached_property
@@ -224,7 +222,7 @@ def asked_of(
     options: Options, class_names: Sequence[str], identities: Mapping[str, dict] | None = None
 ) -> Asked:
     """What these options ask of each image, of classifiers with these identities."""
-    path, is_run = options.pretrained_diffusion_path, needs_diffusion(options.judges)
+    path, is_run = options.pretrained_diffusion_path, needs_diffusion(options.model_name + options.judges)
     return Asked(
         options.model_name,
         options.judges,

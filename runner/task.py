@@ -17,7 +17,7 @@ from attacks.library import load_attack
 from attacks.names import OURS, parse_attack
 from attacks.pixel import PixelAttack
 from classifiers.defences import check_defence, needs_diffusion, split_name, undefended
-from classifiers.identity import difference
+from classifiers.identity import check_unchanged
 from classifiers.registry import check_distinct, load_classifier
 from common.devices import resolve_device, resolve_dtype, set_up
 from common.environment import mend_torchvision
@@ -74,9 +74,7 @@ class Task:
         """
         classifier = load_classifier(name, self.class_names, self.options.res, **how)
         ((network,), found) = undefended_names([name]), undefended(classifier).identity
-        change = difference(self.identities.setdefault(network, found), found)
-        if change:
-            raise InputError(f"the classifier {network} has changed since this run began ({change})")
+        check_unchanged(network, self.identities.setdefault(network, found), found)
         return classifier.to(self.device)
 
     def identity(self, name: str) -> dict:

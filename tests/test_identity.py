@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import IMAGES, MAIN, flags, network, run, save_vit
+from conftest import IMAGES, MAIN, QUICK, flags, network, run, save_vit
 
 from classifiers.identity import TOLERANCE, difference
 from classifiers.registry import load_classifier
@@ -168,6 +168,24 @@ def test_a_run_goes_on_with_the_same_classifier_alone(data, tmp_path):
             in refused.stderr
         )
     assert len(list(out.glob("*_record.npz"))) == 2
+
+
+def test_weights_that_are_drawn_anew_each_time_are_refused(data, tmp_path):
+    """Each process, and each defence, would have another classifier."""
+    path = tmp_path / "mine.py"
+    path.write_text(QUICK.replace("    torch.manual_seed(0)\n", ""))
+    given = (
+        "--model_name",
+        f"{path}:build",
+        "--transfer_models",
+        f"{path}:build@jpeg:75",
+        "--processes",
+        "1",
+    )
+    refused = run([*MAIN, *flags(data, tmp_path / "out", *given, "--limit", "1")])
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "has changed since this run began (its weights are others); it must be the same" in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_judging_a_folder_again_by_other_weights(data, tmp_path):
