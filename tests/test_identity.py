@@ -173,12 +173,18 @@ def test_a_run_goes_on_with_the_same_classifier_alone(data, tmp_path):
 def test_weights_that_are_drawn_anew_each_time_are_refused(data, tmp_path):
     """Each process, and each defence, would have another classifier."""
     path = tmp_path / "mine.py"
-    path.write_text(QUICK.replace("    torch.manual_seed(0)\n", ""))
+    unseeded = QUICK.replace("    torch.manual_seed(0)\n", "")
+    path.write_text(
+        f"import numpy\n{unseeded}\n\ndef drawn():\n    net = build()\n    with torch.no_grad():\n"
+        "        net[2].bias += torch.from_numpy(numpy.random.rand(1000))\n    return net\n"
+    )
+    first, second = (load_classifier(f"{path}:build", 1000, 96).identity for _ in range(2))
+    assert first == second  # torch draws the same each time
     given = (
         "--model_name",
-        f"{path}:build",
+        f"{path}:drawn",
         "--transfer_models",
-        f"{path}:build@jpeg:75",
+        f"{path}:drawn@jpeg:75",
         "--processes",
         "1",
     )
