@@ -12,16 +12,22 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
 import psutil
+from tqdm import tqdm
+
+from common.errors import RunError
 
 from common.errors import ImageNote, pass_on, say_of_image
 
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
+STARTS_WITHIN, ENDS_WITHIN = 0.5, 5.0  # seconds, after a signal
 
 
 def processes_for(images: int, bytes_each: int = 1) -> int:
@@ -95,21 +101,22 @@ def run_in_processes(
         the exit codes of processes that were killed, which left their work undone.
     Raises:
         the first exception of a process; the others are then ended. KeyboardInterrupt likewise.
+        RunError: a process cannot be started.
     """
     context = multiprocessing.get_context("forkserver" if _has_server else "spawn")
     threads = threads_of_each(len(arguments))
     running, started, killed = {}, [], []
-    with (
-        interrupts_held()
-    ):  # by the processes: Ctrl-C reaches the whole group, and this process answers for all
-        for part in arguments:
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(sender, threads, work, part), daemon=True)
-            process.start()
-            sender.close()
-            running[receiver] = process
-            started.append(process)
     try:
+        # by the processes: Ctrl-C reaches the whole group, and this process answers for all
+        with interrupts_held() as received:
+            for part in arguments:
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(sender, threads, work, part), daemon=True)
+                if not start(process, received):
+                    break  # the interrupt is answered at the end of this block
+                sender.close()
+                running[receiver] = process
+                started.append(process)
         while running:
             for receiver in wait(list(running), timeout=0.5):
                 process = running[receiver]
@@ -135,8 +142,40 @@ def run_in_processes(
         for process in started:
             if process.is_alive():
                 process.terminate()
-            process.join()
+        for process in started:
+            process.join(ENDS_WITHIN)
+            if process.is_alive():  # one that is stopped, say
+                process.kill()
+                process.join(ENDS_WITHIN)
     return killed
+
+
+def start(process: BaseProcess, received: Sequence[int]) -> bool:
+    """Starts a process, for which the server has to have imported all it should; returns False where that is
+    given up, because a signal was received and it takes long.
+    """
+    failed = []
+
+    def work() -> None:
+        try:
+            process.start()
+        except Exception as error:
+            failed.append(error)
+
+    # starting waits in one call for the server, and this thread has to see signals
+    thread, received_at = threading.Thread(target=work, daemon=True), None
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+        if received and received_at is None:
+            received_at = time.monotonic()
+        if received_at is not None and time.monotonic() - received_at > STARTS_WITHIN and thread.is_alive():
+            return False
+    if failed and isinstance(failed[0], EOFError):
+        raise RunError("a process could not be started, since what starts it was killed; try again")
+    if failed:
+        raise failed[0]
+    return True
 
 
 def _run(sender: Connection, threads: int, work: Callable[..., None], arguments: tuple) -> None:
@@ -165,19 +204,21 @@ def end_with_parent() -> None:
     left to the parent to answer, and when the parent is gone this process ends, too.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # its own takes a semaphore of the system, which nobody gives back for a process that is ended
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_wait_for_the_end, daemon=True).start()
 
 
 @contextmanager
-def interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[Sequence[int]]:
     """A process that is started meanwhile never sees Ctrl-C; this one sees it, and what else ends it, only
-    afterwards, so that no process is left half started.
+    afterwards, so that no process is left half started. Yields the signals that have been received so far.
 
     Blocking the signal is for those that are started. It is not enough here, since Python answers in its main
     thread a signal that any other thread receives.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
     received = []
     handlers = {
@@ -188,7 +229,7 @@ def interrupts_held() -> Iterator[None]:
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else None
     try:
-        yield
+        yield received
     finally:
         if can_block:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
