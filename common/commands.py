@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from common.errors import CheckpointError, ClassifierError, DatasetError, InputError, RunError
@@ -67,6 +68,9 @@ def run_program(name: str, work: Callable[[], int]) -> int:
         return 2
     except RunError as error:
         say(f"\n{name}: error: {error}")
+        return 1
+    except BrokenProcessPool:
+        say(f"\n{name}: error: a process was killed, perhaps for want of memory; {GOES_ON}")
         return 1
     # images that cannot be read and folders that cannot be written are dealt with before
     except OSError as error:

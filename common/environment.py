@@ -3,9 +3,20 @@ setting of the user's wins.
 """
 
 import os
+import sys
 import threading
 
 from tqdm import tqdm
+
+# A standard stream that is closed would lend its number to the next file that is opened, which what writes to
+# the stream, here or in another process, would then write into.
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    try:
+        os.fstat(number)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if getattr(sys, name) is None:
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
 
 # GNU OpenMP, which PyTorch uses on Linux, lets threads that wait for others spin by default. Where other
 # processes keep the cores busy, the thread that has work to do then waits for one that only spins: an
@@ -13,8 +24,8 @@ from tqdm import tqdm
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Its advice on image processors has nothing to do with these programs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# tqdm's own lock is shared by processes that nobody starts here in its way; of each process that is ended
-# while it has one, multiprocessing complains at the very end that something leaked.
+# tqdm's own lock takes a semaphore of the system, of which multiprocessing complains at the very end where a
+# process was ended that had one.
 tqdm.set_lock(threading.RLock())
 
 DECLARED: list = []  # what torch.library declares lasts as long as these objects
@@ -28,7 +39,6 @@ def mend_torchvision() -> None:
     """
     import importlib.util
     import re
-    import sys
 
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return

@@ -22,9 +22,7 @@ from multiprocessing.process import BaseProcess
 import psutil
 from tqdm import tqdm
 
-from common.errors import RunError
-
-from common.errors import ImageNote, pass_on, say_of_image
+from common.errors import ImageNote, RunError, pass_on, say_of_image
 
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
 STARTS_WITHIN, ENDS_WITHIN = 0.5, 5.0  # seconds, after a signal
