@@ -141,6 +141,7 @@ def read_task(options: Options, device: str | None = None) -> Task:
     Raises:
         InputError, DatasetError: something named cannot be used.
     """
+    check_save_dir(options.save_dir)
     check_apart(options.save_dir, options.images_root)
     check_images_are_no_results(options.images_root)
     check_inputs_are_safe(options)
@@ -149,7 +150,6 @@ def read_task(options: Options, device: str | None = None) -> Task:
     resolved = resolve_device(device or options.device)
     dtype = resolve_dtype(options.dtype, resolved)
     masks = {} if options.mask_root is None else masks_of(options.mask_root, options.images_root, items)
-    check_save_dir(options.save_dir)
     check_reference(options.fid_reference, options.model_name)
     return Task(options, class_names, items, resolved, dtype, masks)
 

@@ -136,7 +136,7 @@ def test_a_checkpoint_that_has_changed_is_named(data, tmp_path):
     assert run(command).returncode == 0
     save_checkpoint(model, scaling_factor=0.25)
     result = run(command)
-    assert result.returncode == 2 and f"the content of {model} has changed" in result.stderr
+    assert result.returncode == 2 and f"the content of {model}/vae/config.json has changed" in result.stderr
 
 
 RUN_FILES = {
