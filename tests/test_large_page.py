@@ -446,7 +446,11 @@ def test_what_is_up_to_date_is_kept_and_what_is_not_part_of_the_run_goes(some):
     for k in range(40, 59):
         layout.record(k).unlink()
     write_page(read_run(some), read_results(some))
-    assert not (some / FILES).exists() and (some / "report.html").read_text().count("data:image/webp") == 120
+    assert (some / "report.html").read_text().count("data:image/webp") == 120
+    assert [path for path in (some / FILES).rglob("*") if path.is_file()] == [half]
+    half.unlink()
+    write_page(read_run(some), read_results(some))
+    assert not (some / FILES).exists()
 
 
 def test_each_record_is_read_once_and_the_table_of_timesteps_is_that_of_all(some, monkeypatch):
