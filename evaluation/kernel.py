@@ -100,11 +100,6 @@ class KernelDistance:
         return distances(self.within, Sums(other, other, self.step), Sums(self.clean, other, self.step))
 
 
-def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> Estimate:
-    """The kernel distance of two sets of features `(B, d)` of the same pictures."""
-    return KernelDistance(clean).to(other)
-
-
 def kernel_difference(clean: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Difference:
     """Of the kernel distances of two attacks to the clean images, all features `(B, d)`: the second's minus
     the first's, with the jackknife's interval, and the p of swapping images' two results at random.

@@ -18,7 +18,7 @@ from classifiers.defences import split_name
 from classifiers.registry import REGISTRY, load_classifier
 from common.progress import progress
 from data.contrast import change_where_smooth
-from data.images import Pictures, to_tensor
+from data.images import to_tensor
 from evaluation.frechet import distance_to, frechet_distance, read_reference
 from evaluation.kernel import KernelDistance, blocks_of
 from evaluation.perceptual import perceptual, perceptual_is_at_hand
@@ -223,26 +223,13 @@ def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict
     return found
 
 
-def evaluate_quality(
-    pictures: Pictures,
-    surrogates: Sequence[str],
-    device: torch.device,
-    fid_reference: Path | None = None,
-) -> dict[str, Quality]:
-    """All figures of visibility and realism; each of the attack beside that of the reconstruction alone."""
-    network = feature_network(surrogates)
-    features = [features_of(network.loaded(device), side, device) for side in pictures.sides]
-    by_image = [measures(pictures.clean, side, device) for side in pictures.sides[1:]]
-    return quality_of(by_image, features, network, fid_reference)
-
-
 def quality_of(
     by_image: Sequence[Mapping[str, np.ndarray]],
     features: Sequence[torch.Tensor],
     network: FeatureNetwork,
     fid_reference: Path | None = None,
 ) -> dict[str, Quality]:
-    """The same from what is known of each image.
+    """All figures of visibility and realism; each of the attack beside that of the reconstruction alone.
 
     Args:
         by_image: measures by name, `(B,)`, of the adversarial pictures, and of the reconstructed, if any.

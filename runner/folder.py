@@ -118,7 +118,7 @@ def check_folder(folder: Path, configuration: dict) -> None:
     except ValueError as error:
         raise InputError(f"--save_dir: {error}") from None
     differing = [
-        f"{key} was {shortened(found.get(key))} and is {shortened(configuration.get(key))}"
+        f"{key} was {in_brief(found.get(key))} and is {in_brief(configuration.get(key))}"
         for key in sorted({*found, *configuration} - {"contents", "classifiers"})
         if found.get(key) != configuration.get(key)
     ]
@@ -281,7 +281,7 @@ def adding_up(folder: Path) -> Iterator[None]:
         yield
 
 
-def shortened(value: object) -> str:
+def in_brief(value: object) -> str:
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
 
 

@@ -34,7 +34,7 @@ from diffusion.pipeline import compile_pipeline, load_pipeline
 from evaluation.checks import warnings_about_outputs
 from evaluation.quality import check_reference
 from options import Options
-from runner.folder import check_save_dir, configuration_of, content_digests, file_digest, shortened
+from runner.folder import check_save_dir, configuration_of, content_digests, file_digest, in_brief
 from runner.own_files import check_apart, check_images_are_no_results, check_inputs_are_safe
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def say_cut_names(diffusion: LatentDiffusion, items: Sequence[Item]) -> None:
     prompts = diffusion.prompts(torch.from_numpy(np.unique(labels, axis=0)))
     for name, (tokens, taken, rest) in diffusion.cut(prompts).items():
         note(
-            f"the class name {shortened(name)} has {tokens} tokens and the text encoder takes {taken}; what "
+            f"the class name {in_brief(name)} has {tokens} tokens and the text encoder takes {taken}; what "
             f"remains of it is {rest!r}; a shorter name in --captions is taken whole"
         )
 

@@ -14,7 +14,7 @@ from scipy.stats import kstest
 
 from evaluation.comparison import Metric, sentence, transfer_scores
 from evaluation.evaluate import Evaluation, transfer_mean
-from evaluation.kernel import kernel_difference, kernel_distance
+from evaluation.kernel import KernelDistance, kernel_difference
 from evaluation.stats import (
     Difference,
     Estimate,
@@ -57,7 +57,7 @@ def test_the_kernel_difference_is_of_two_distances_and_finds_only_what_is_there(
     clean, first, second = (torch.randn(30, 6, generator=random, dtype=torch.float64) for _ in range(3))
     nothing, shift = kernel_difference(clean, first, second), kernel_difference(clean, first, second + 0.8)
     assert shift.estimate.value == pytest.approx(
-        kernel_distance(clean, second + 0.8).value - kernel_distance(clean, first).value
+        KernelDistance(clean).to(second + 0.8).value - KernelDistance(clean).to(first).value
     )
     assert (
         nothing.p > 0.05

@@ -20,7 +20,7 @@ from evaluation.checks import (
 )
 from evaluation.evaluate import joint_success, transfer_mean
 from evaluation.frechet import frechet_distance
-from evaluation.kernel import kernel_distance
+from evaluation.kernel import KernelDistance
 from evaluation.predictions import Prediction, Predictions
 from evaluation.quality import ClassifierFeatures, psnr, visibility
 from evaluation.stats import Estimate, mean_over_images, share
@@ -190,7 +190,7 @@ def test_frechet_distance_of_two_gaussians(dimension):
 def test_kernel_distance_sees_a_shift_and_nothing_where_there_is_nothing():
     random = torch.Generator().manual_seed(0)
     a, b = (torch.randn(60, 8, generator=random, dtype=torch.float64) for _ in range(2))
-    same, shifted = kernel_distance(a, b), kernel_distance(a, b + 1)
+    same, shifted = map(KernelDistance(a).to, (b, b + 1))
     assert same.low < 0 < same.high and shifted.low > 0
 
     def kernel(x, y):

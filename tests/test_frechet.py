@@ -11,9 +11,9 @@ from scipy.linalg import sqrtm
 
 import main
 from common.errors import InputError
-from data.images import Pictures, read_image
+from data.images import read_image
 from evaluation.frechet import Reference, distance_to, frechet_distance, read_reference
-from evaluation.quality import evaluate_quality, feature_network, features_of
+from evaluation.quality import feature_network, features_of, measures, quality_of
 
 CPU = torch.device("cpu")
 NETWORK = "efficientnet_lite2"  # what judges where there is no Inception and it is no surrogate
@@ -64,8 +64,8 @@ def test_the_distance_to_the_clean_pictures_own_statistics_is_the_other_row(feat
 def test_the_row_is_its_own_and_its_note_has_the_clean_images(pictures, features, tmp_path):
     clean, other = features
     np.savez(tmp_path / "ref.npz", mu=other.mean(0), sigma=np.cov(other.numpy().T), arr_0=np.zeros(3))
-    given = Pictures(pictures, pictures // 2, np.zeros(12, int))
-    quality = evaluate_quality(given, [], CPU, tmp_path / "ref.npz")
+    by_image = [measures(pictures, pictures // 2, CPU)]
+    quality = quality_of(by_image, features, feature_network([]), tmp_path / "ref.npz")
     row = quality[f"Frechet distance to ref.npz, {NETWORK}"]
     assert row.adversarial.value == pytest.approx(0, abs=1e-4) and row.by_image is None
     expected = distance_to(reference_of(other), clean)

@@ -8,7 +8,7 @@ from scipy.stats import bootstrap
 from common.environment import mend_torchvision
 from evaluation import frechet, kernel, stats
 from evaluation.frechet import Reference, distance_to, frechet_distance
-from evaluation.kernel import kernel_difference, kernel_distance
+from evaluation.kernel import KernelDistance, kernel_difference
 from evaluation.stats import means_over_images, resampled
 
 COUNT = 50
@@ -37,7 +37,7 @@ def left_out(k: int) -> list[int]:
 def test_the_distance_and_its_interval_are_those_of_leaving_each_image_out(features, monkeypatch, rows):
     monkeypatch.setattr(kernel, "ROWS", rows)
     clean, _, other = features
-    estimate = kernel_distance(clean, other)
+    estimate = KernelDistance(clean).to(other)
     assert estimate.value == pytest.approx(plain_distance(clean, other), abs=1e-9)
     without = np.array([plain_distance(clean[left_out(k)], other[left_out(k)]) for k in range(COUNT)])
     error = 1.96 * np.sqrt((COUNT - 1) / COUNT * np.square(without - without.mean()).sum())

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from data.images import Pictures, read_image
+from data.images import read_image
 from evaluation.legend import MEASURES, legend
 from evaluation.perceptual import colour_difference, perceptual
-from evaluation.quality import evaluate_quality, feature_network, lpips, visibility
+from evaluation.quality import feature_network, features_of, lpips, measures, quality_of, visibility
 
 CPU = torch.device("cpu")
 
@@ -154,9 +154,10 @@ def test_ciede2000_is_the_mean_over_the_pixels(photograph):
 
 def test_every_row_of_the_table_is_in_the_legend(photograph):
     clean = np.stack([photograph[:96, :96], photograph[96:, 96:]])
-    quality = evaluate_quality(
-        Pictures(clean, np.stack([noisy(p, 3) for p in clean]), np.zeros(2, int)), [], CPU
-    )
+    other = np.stack([noisy(p, 3) for p in clean])
+    network = feature_network([])
+    features = [features_of(network.loaded(CPU), side, CPU) for side in (clean, other)]
+    quality = quality_of([measures(clean, other, CPU)], features, network)
     higher, lower = legend(quality)
     for name in quality:
         known = name.split(",")[0].removesuffix(" (levels)")
