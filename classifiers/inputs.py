@@ -82,9 +82,12 @@ class ModelOptions:
     @property
     def judges(self) -> tuple[str, ...]:
         """The classifiers that judge beside the surrogates: the transfer classifiers, and all of them behind
-        `defences`.
+        `defences`, but for those that are behind the same defence already.
         """
         behind = (
-            f"{name}@{text}" for name in self.model_name + self.transfer_models for text in self.defences
+            f"{name}@{text}"
+            for name in self.model_name + self.transfer_models
+            for text in self.defences
+            if f"@{text}@" not in f"{name}@"
         )
         return tuple(dict.fromkeys((*self.transfer_models, *behind)))

@@ -26,6 +26,7 @@ from classifiers.defences import (
     under_attack,
 )
 from classifiers.heads import SOFTMAX
+from classifiers.inputs import ModelOptions
 from classifiers.registry import load_classifier
 from common.errors import InputError
 from evaluation.evaluate import Evaluation
@@ -227,6 +228,18 @@ def test_defended_rows_stand_below_their_network_and_outside_the_mean():
 
 
 # ---------------------------------------------------------------- as a command
+
+
+def test_nothing_is_judged_behind_the_same_defence_twice():
+    surrogates = ("a", "a@jpeg:75", "a@resize:0.9@bits:4@blur:1")
+    options = ModelOptions(
+        model_name=surrogates, transfer_models=("b",), defences=("jpeg:75", "resize:0.9@bits:4", "bits:4")
+    )
+    assert options.judges == (
+        *("b", "a@jpeg:75", "a@resize:0.9@bits:4", "a@bits:4"),
+        *("a@jpeg:75@resize:0.9@bits:4", "a@jpeg:75@bits:4", "a@resize:0.9@bits:4@blur:1@jpeg:75"),
+        *("b@jpeg:75", "b@resize:0.9@bits:4", "b@bits:4"),
+    )
 
 
 def test_a_run_judged_behind_defences_and_judged_again(data, quick, tmp_path):
