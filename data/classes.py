@@ -84,14 +84,20 @@ def spaced(name: str) -> str:
     return " ".join(composed(name).replace("_", " ").split())
 
 
+def joined(name: str) -> str:
+    """A name as one word, "hotdog" of "hot-dog"; not where its digits would become another number."""
+    words = spoken(name)
+    return words if re.search(r"\d", words) else words.replace(" ", "")
+
+
 # how alike two names may be, from the strictest on
-LIKENESS: tuple[Callable[[str], str], ...] = (composed, spaced, spoken)
+LIKENESS: tuple[Callable[[str], str], ...] = (composed, spaced, spoken, joined)
 
 
 def wordnet_id_of(text: str) -> str | None:
     """The WordNet id that a name begins with, as folders of ImageNet and Stanford Dogs do."""
-    match = re.match(rf"({WORDNET_ID})(?![0-9A-Za-z])", text.strip())
-    return match[1] if match else None
+    match = re.match(rf"({WORDNET_ID})(?![0-9A-Za-z])", text.strip(), re.IGNORECASE)
+    return match[1].lower() if match else None
 
 
 class ClassFinder:
@@ -110,8 +116,8 @@ class ClassFinder:
 
     def places(self, name: str) -> list[int]:
         """Those of its WordNet id, else those of exactly its name, else those whose names differ in
-        underscores, else in case and punctuation, else those of which it is one of several names, as in
-        "tench, Tinca tinca"; none if it means none.
+        underscores, else in case and punctuation, else in spaces, else those of which it is one of several
+        names, as in "tench, Tinca tinca"; none if it means none.
         """
         wordnet_id = wordnet_id_of(name)
         if wordnet_id and self._by_id:

@@ -60,6 +60,9 @@ def labels_of(*arguments, **options):
         ("Great-White_Shark", [2]),
         ("n02113186", [264]),
         ("n02113186-Cardigan", [264]),
+        ("N02113186", [264]),
+        ("hot_dog", [934]),
+        ("Bath Tub", [435]),
         ("n00000001", []),
         ("no class", []),
     ],
@@ -71,6 +74,7 @@ def test_which_classes_a_name_can_mean(name, labels):
 def test_names_that_are_equal_are_not_told_apart():
     assert ClassFinder(("cat", "dog", "cat")).places("cat") == [0, 2]
     assert ClassFinder(("tench, Tinca tinca", "hen")).places("Tinca_tinca") == [0]
+    assert ClassFinder(("10", "x 1 0")).places("1.0") == []
 
 
 def test_a_folder_of_an_ambiguous_name_is_refused_with_what_tells_apart(tmp_path):
