@@ -176,7 +176,11 @@ def names_of_matlab(path: Path) -> Sequence[str]:
 
 
 def names_of_object(content: object) -> Sequence[str]:
-    """A list of names, or a mapping from numbers to them, perhaps as `id2label` of another."""
+    """A list of names, or a mapping from numbers to them, perhaps as `id2label` of another; or the categories
+    of COCO in the order of their ids, which leave numbers out.
+    """
+    if isinstance(content, Mapping) and "categories" in content:
+        return [str(one["name"]) for one in sorted(content["categories"], key=lambda one: one["id"])]
     if isinstance(content, Mapping) and "id2label" in content:
         content = content["id2label"]
     if isinstance(content, list):

@@ -100,6 +100,12 @@ def list_images(folder: Path) -> list[Path]:
             )
         images += found
         skipped += others if found else [inner]
+    deeper = next(filter(is_image, folder.glob("*/*/*")), None) if not images else None
+    if deeper:
+        raise DatasetError(
+            f"--images_root: images of {str(folder)!r} lie deeper, as {str(deeper.relative_to(folder))!r}; "
+            f"give --images_root {str(deeper.parents[1])!r}, with one folder a class"
+        )
     if not images:
         raise DatasetError(
             f"--images_root: no image in {str(folder)!r}; expected files ending in "

@@ -11,16 +11,17 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.errors import DatasetError, note
+from common.errors import DatasetError, note, one_line
 from data.classes import WORDNET_ID, composed
 from data.texts import read_text
 
 TARGET_COLUMN = "TargetClass"
 # of the columns of a table, in small letters without spaces and underscores
-IMAGE_TITLES = ("imageid", "filename", "imagename", "imagepath", "filepath", "image", "path")
+IMAGE_TITLES = ("imageid", "filename", "imagename", "imagepath", "filepath", "imageindex", "image", "path")
+IMAGE_TITLES += ("file", "id")  # of Kaggle's tables
 LABEL_TITLES = (
     "truelabel",
     "label",
@@ -32,10 +33,13 @@ LABEL_TITLES = (
     "synset",
     "wordnetid",
 )
+LABEL_TITLES += ("findinglabels",)  # of ChestX-ray14
 LABEL_TITLES += ("predictionstring",)  # of Kaggle's copy of ImageNet: WordNet ids, each with a box
 TARGET_TITLES = (TARGET_COLUMN.lower(), "targetlabel", "targetedlabel")
 FEW = 5  # lines, whose labels may look like the numbers of images by chance
 INTEGER = r"[+-]?\d+(?:\.0+)?"  # pandas writes a column of integers with gaps as 3.0
+# of a column that says of each image whether it shows a class
+SHOWN, NOT_SHOWN = re.compile(r"1(\.0+)?|true|yes", re.I), re.compile(r"0(\.0+)?|false|no|", re.I)
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,14 @@ class Row:
     labels: str
     target: str = ""
     others: tuple[str, ...] = ()  # what further columns say of its class
+    unclear: str = ""  # of a column of a class, what is neither 1 nor 0
 
 
-def read_rows(path: Path, images: Sequence[Path]) -> list[Row]:
+def read_rows(path: Path, images: Sequence[Path], is_class: Callable[[str], bool]) -> list[Row]:
     """The rows of a file of labels.
 
+    Args:
+        is_class: whether a name is that of a class, by which the columns of classes are known.
     Raises:
         DatasetError: there is no such file, or it is in none of the forms.
     """
@@ -69,19 +76,26 @@ def read_rows(path: Path, images: Sequence[Path]) -> list[Row]:
             f"--label_path: {str(path)!r} is no text file; give one class number a line"
         ) from None
     if path.suffix.lower() in (".json", ".jsonl"):
-        return rows_of_json(path, text)
+        return rows_of_json(path, text, is_class)
     lines = text.rstrip().split("\n") if text.strip() else []
     first = re.split(r"[,;\t\s]", lines[0]) if lines else []
     known = {*IMAGE_TITLES, *LABEL_TITLES, *TARGET_TITLES}
     has_title = len(lines) > 1 and len({simple(cell) for cell in first} & known) > 1
     if has_title or (path.suffix.lower() in (".csv", ".tsv") and not is_headless(lines)):
-        return rows_of_table(path, text)
+        return rows_of_table(path, text, is_class)
+    if len(lines) == len(images) + 1 and is_heading(lines[0]) and not is_class(lines[0]):
+        return [replace(row, line=row.line + 1) for row in rows_of_lines(path, lines[1:], images)]
     return rows_of_lines(path, lines, images)
 
 
 def simple(title: str) -> str:
     """A column's title without what spellings differ in."""
     return re.sub(r"[\s_\"']", "", title).lower()
+
+
+def is_heading(line: str) -> bool:
+    """Whether the first line says what stands below it."""
+    return simple(line) in LABEL_TITLES or line.startswith("#")
 
 
 def is_headless(lines: Sequence[str]) -> bool:
@@ -93,16 +107,20 @@ def is_headless(lines: Sequence[str]) -> bool:
 # ---------------------------------------------------------------- tables
 
 
-def rows_of_table(path: Path, text: str) -> list[Row]:
+def rows_of_table(path: Path, text: str, is_class: Callable[[str], bool]) -> list[Row]:
     """A table with a title, separated by commas, semicolons, tabs or spaces."""
     title = text.lstrip().split("\n", 1)[0]
     separator = max(",;\t", key=title.count) if re.search(r"[,;\t]", title) else " "
     table = csv.DictReader(io.StringIO(text.lstrip(), newline=""), delimiter=separator, skipinitialspace=True)
-    return rows_of_dictionaries(path, table, table.fieldnames or [], lambda: table.line_num)
+    return rows_of_dictionaries(path, table, table.fieldnames or [], lambda: table.line_num, is_class)
 
 
 def rows_of_dictionaries(
-    path: Path, rows: Iterable[Mapping[str, object]], titles: Sequence[str], line: Callable[[], int]
+    path: Path,
+    rows: Iterable[Mapping[str, object]],
+    titles: Sequence[str],
+    line: Callable[[], int],
+    is_class: Callable[[str], bool],
 ) -> list[Row]:
     """Rows whose columns have titles, of which some are known."""
     columns: dict[str, str] = {}
@@ -114,6 +132,15 @@ def rows_of_dictionaries(
     image, *_ = [columns[title] for title in IMAGE_TITLES if title in columns] or [None]
     labels = [columns[title] for title in LABEL_TITLES if title in columns]
     target, *_ = [columns[title] for title in TARGET_TITLES if title in columns] or [None]
+    if image and not labels:
+        classes = [title for title in titles if title and title != image and is_class(title.strip())]
+        if len(classes) > 1:
+            left = [title.strip() for title in titles if title and title not in (image, *classes)]
+            note(
+                f"--label_path: {len(classes)} columns in {str(path)!r} are classes: 1 if an image shows it"
+                + (f"; not {', '.join(left)[:80]}" if left else "")
+            )
+            return [row_of_classes(line(), row, image, classes) for row in rows]
     if not image or not labels:
         raise DatasetError(
             f"--label_path: {str(path)!r} has the columns {', '.join(map(str.strip, titles)) or 'none'}; "
@@ -124,10 +151,7 @@ def rows_of_dictionaries(
         value = row.get(title) if title else None
         if isinstance(value, list):
             return " ".join(map(str, value))
-        text = "" if value is None else str(value).strip()
-        if title and simple(title) == "predictionstring":
-            return " ".join(dict.fromkeys(re.findall(WORDNET_ID, text)))
-        return text
+        return "" if value is None else str(value).strip()
 
     return [
         Row(
@@ -142,8 +166,25 @@ def rows_of_dictionaries(
     ]
 
 
-def rows_of_json(path: Path, text: str) -> list[Row]:
-    """JSON lines of rows, a list of them, a mapping from names to labels, or pairs of both in `labels`."""
+def row_of_classes(line: int, row: Mapping[str, object], image: str, classes: Sequence[str]) -> Row:
+    """A row with a column for each class, as tables of medical data and Kaggle's have them."""
+    cells = {title: "" if row.get(title) is None else str(row[title]).strip() for title in classes}
+    shown = [title.strip() for title, cell in cells.items() if SHOWN.fullmatch(cell)]
+    unclear = next(
+        (
+            f"{cell[:20]} of {title.strip()!r}"
+            for title, cell in cells.items()
+            if not SHOWN.fullmatch(cell) and not NOT_SHOWN.fullmatch(cell)
+        ),
+        "",
+    )
+    return Row(line, str(row.get(image) or "").strip(), "|".join(shown), unclear=unclear)
+
+
+def rows_of_json(path: Path, text: str, is_class: Callable[[str], bool]) -> list[Row]:
+    """JSON lines of rows, a list of them, a mapping from names to labels, pairs of both in `labels`, or the
+    annotations of COCO.
+    """
     try:
         if path.suffix.lower() == ".jsonl":
             content = [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -151,6 +192,8 @@ def rows_of_json(path: Path, text: str) -> list[Row]:
             content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"--label_path: {str(path)!r} is no JSON ({error})") from None
+    if isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content):
+        return rows_of_coco(path, content)
     if isinstance(content, dict) and isinstance(content.get("labels"), (list, dict)):
         content = content["labels"]
     if isinstance(content, dict):
@@ -158,7 +201,7 @@ def rows_of_json(path: Path, text: str) -> list[Row]:
     if content and isinstance(content, list) and all(isinstance(row, dict) for row in content):
         titles = list(dict.fromkeys(title for row in content for title in row))
         lines = iter(range(1, len(content) + 1))
-        return rows_of_dictionaries(path, content, titles, lambda: next(lines))
+        return rows_of_dictionaries(path, content, titles, lambda: next(lines), is_class)
     if not isinstance(content, list) or not all(
         isinstance(r, (list, tuple)) and len(r) == 2 for r in content
     ):
@@ -170,6 +213,26 @@ def rows_of_json(path: Path, text: str) -> list[Row]:
         Row(k, str(name), " ".join(map(str, label)) if isinstance(label, list) else str(label))
         for k, (name, label) in enumerate(content, 1)
     ]
+
+
+def rows_of_coco(path: Path, content: Mapping) -> list[Row]:
+    """Of each image the names of the categories that are annotated in it, each once; their ids leave numbers
+    out, so that they are no labels.
+    """
+    try:
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        shown: dict[object, dict[str, None]] = {image["id"]: {} for image in content["images"]}
+        for annotation in content["annotations"]:
+            shown[annotation["image_id"]][names[annotation["category_id"]]] = None
+        return [
+            Row(k, str(image["file_name"]), "|".join(shown[image["id"]]))
+            for k, image in enumerate(content["images"], 1)
+        ]
+    except (KeyError, TypeError) as error:
+        raise DatasetError(
+            f"--label_path: {str(path)!r} is not as COCO's instances_val2017.json ({one_line(error, 40)} is "
+            f"missing)"
+        ) from None
 
 
 def rows_of_cars(path: Path) -> list[Row]:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from common.errors import DatasetError
+from natsort import natsorted
+
+from common.errors import DatasetError, note
 from data.classes import ClassFinder, ClassNames, wordnet_id_of
-from data.image_names import rows_of_images
+from data.image_names import parts_of, rows_of_images
 from data.label_rows import INTEGER, Row, read_rows
 
 
@@ -65,10 +67,27 @@ class Labels:
         Raises:
             DatasetError: something does not fit.
         """
-        rows = read_rows(self.path, images)
+        rows = read_rows(self.path, images, self.is_class)
         if any(row.name is not None for row in rows):
             rows = rows_of_images(self.path, rows, images, root)
         return self.in_order(rows, len(images))
+
+    def is_class(self, name: str) -> bool:
+        return bool(self.finder.places(name))
+
+    def of_images_in_order(self, images: Sequence[Path]) -> list[tuple[int, ...]]:
+        """The classes of images that have other names than those in the file, in which they are all there is.
+
+        Raises:
+            DatasetError: something does not fit.
+        """
+        rows = read_rows(self.path, images, self.is_class)
+        if any(row.name is not None for row in rows):
+            note(
+                f"--label_path: the rows of {str(self.path)!r} are taken in the natural order of their names"
+            )
+            rows = natsorted(rows, key=lambda row: parts_of(row.name))
+        return self.in_order(rows, len(images))[0]
 
     def in_order(self, rows: Sequence[Row], images: int) -> tuple[list[tuple[int, ...]], list[int | None]]:
         """The classes and targets of a row for each image."""
@@ -82,8 +101,18 @@ class Labels:
 
     def several(self, row: Row) -> tuple[int, ...]:
         """The classes of a row, each once."""
+        where = f"--label_path: line {row.line} of {str(self.path)!r}"
+        if row.unclear:
+            raise DatasetError(
+                f"{where} says {row.unclear}; expected 1, or 0 where an image does not show it"
+            )
         text = row.labels.strip().strip("[]()").strip()
-        parts = [part.strip("\"'") for part in re.split(r"[\s,;|]+", text)] if text else [""]
+        if not text:
+            raise DatasetError(f"{where} has no label; give it one, or leave the image out")
+        parts = [part.strip("\"'") for part in re.split(r"[\s,;|]+", text)]
+        ids = [part for part in parts if wordnet_id_of(part)]
+        if len(parts) == 5 * len(ids):  # each with a box
+            parts = ids
         if not all(re.fullmatch(INTEGER, part) or wordnet_id_of(part) for part in parts):
             parts = [text]  # the name of a class, or several names
             if "|" in text and not self.finder.places(text):

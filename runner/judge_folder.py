@@ -17,7 +17,6 @@ from common.errors import InputError
 from common.progress import progress
 from common.workers import processes_for
 from data.dataset import TARGET_COLUMN, Item
-from data.label_rows import read_rows
 from data.labels import Labels, check_target
 from data.layout import SUBFOLDERS, Layout
 from data.opened import opened
@@ -159,8 +158,7 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
             f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other "
             f"names than the CSV; give a label"
         )
-    rows = read_rows(options.label_path, clean)
-    labels, _ = Labels(options.label_path, class_names, options.label_base).in_order(rows, len(clean))
+    labels = Labels(options.label_path, class_names, options.label_base).of_images_in_order(clean)
     target = (
         None
         if options.target_label is None

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from data.classes import (
     permutation_of,
 )
 from data.dataset import list_images, read_dataset, target_label
+from data.labels import Labels
 
 IDS = IMAGENET_CLASSES.wordnet_ids
 
@@ -363,6 +365,78 @@ def test_labels_in_json(tmp_path):
     for content in ({"a.png": 4, "b.png": [7, 9]}, {"labels": [["x/b.png", [7, 9]], ["x/a.png", 4]]}):
         items = read_dataset(root, written(tmp_path / "l.json", json.dumps(content)), IMAGENET_CLASSES)
         assert [item.labels for item in items] == [(3,), (6, 8)]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.csv", "image,No Finding,cat,Red_Fox,sex\nb.jpg,0,1,1,m\nc.jpg,0,0,0,\na.jpg,,0.0,1.0,f\n"),
+        ("a.csv", "Image Index,Finding Labels\nb.jpg,cat|red fox\na.jpg,red fox\n"),
+        ("a.jsonl", '{"file_name": "b", "cat": true, "red fox": 1}\n{"file_name": "a", "red fox": true}\n'),
+        (
+            "a.json",
+            json.dumps(
+                {
+                    "images": [{"id": 7, "file_name": "b.jpg"}, {"id": 9, "file_name": "a.jpg"}],
+                    "annotations": [
+                        {"image_id": image, "category_id": category}
+                        for image, category in ((9, 18), (7, 17), (7, 18), (7, 17))
+                    ],
+                    "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "red fox"}],
+                }
+            ),
+        ),
+    ],
+)
+def test_several_labels_in_the_forms_of_medical_data_and_coco(tmp_path, name, text):
+    images(tmp_path / "photos", "a.jpg", "b.jpg")
+    found = read_dataset(tmp_path / "photos", written(tmp_path / name, text), ("cat", "hen", "red fox"))
+    assert [item.labels for item in found] == [(2,), (0, 2)]
+
+
+def test_what_columns_of_classes_leave_open_is_refused_where_it_is_used(tmp_path):
+    images(tmp_path / "photos", "a.jpg")
+    table = written(tmp_path / "l.csv", "image,cat,hen\na.jpg,-1.0,0\nb.jpg,0,1\n")
+    with pytest.raises(DatasetError, match="line 2 of .* says -1.0 of 'cat'; expected 1"):
+        read_dataset(tmp_path / "photos", table, ("cat", "hen"))
+    (tmp_path / "photos/a.jpg").rename(tmp_path / "photos/b.jpg")
+    assert labels_of(tmp_path / "photos", table, ("cat", "hen")) == {"b.jpg": 1}
+    written(table, "image,cat,hen\nb.jpg,0,0\n")
+    with pytest.raises(DatasetError, match="line 2 of .* has no label; give it one"):
+        read_dataset(tmp_path / "photos", table, ("cat", "hen"))
+
+
+def test_cocos_categories_are_classes_in_the_order_of_their_ids(tmp_path):
+    categories = [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}, {"id": 17, "name": "cat"}]
+    path = written(tmp_path / "instances.json", json.dumps({"categories": categories, "images": []}))
+    assert read_class_names(path) == ("person", "cat", "dog")
+
+
+def test_tiny_imagenets_annotations_with_boxes(tmp_path):
+    images(tmp_path / "photos", "val_0.JPEG", "val_1.JPEG")
+    text = f"val_0.JPEG\t{IDS[5]}\t0\t32\t44\t62\nval_1.JPEG\t{IDS[3]}\t52\t55\t57\t59\n"
+    path = written(tmp_path / "val_annotations.txt", text)
+    assert list(labels_of(tmp_path / "photos", path, IMAGENET_CLASSES).values()) == [5, 3]
+
+
+@pytest.mark.parametrize("heading", ["label", "# labels of 2026", "Class"])
+def test_a_heading_above_labels_a_line(tmp_path, heading):
+    images(tmp_path / "photos", "a.jpg", "b.jpg")
+    path = written(tmp_path / "l.csv", f"{heading}\n2\n1\n")
+    assert list(labels_of(tmp_path / "photos", path, ("cat", "hen")).values()) == [1, 0]
+
+
+def test_rows_of_images_that_are_called_otherwise_now(tmp_path, capsys):
+    path = written(tmp_path / "l.csv", "image,label\nc2/img10.png,1\nc2/img2.png,2\nc1/img3.png,3\n")
+    clean = [Path(f"000{k}_originImage.png") for k in range(3)]
+    assert Labels(path, ("cat", "hen", "fox"), 1).of_images_in_order(clean) == [(2,), (1,), (0,)]
+    assert "in the natural order of their names" in capsys.readouterr().err
+
+
+def test_images_that_lie_deeper(tmp_path):
+    images(tmp_path, "val/cat/a.jpg")
+    with pytest.raises(DatasetError, match="lie deeper, as 'val/cat/a.jpg'; give --images_root '.*val'"):
+        list_images(tmp_path)
 
 
 def test_classes_that_are_called_by_numbers(tmp_path):
