@@ -36,6 +36,7 @@ LABEL_TITLES = (
 LABEL_TITLES += ("findinglabels",)  # of ChestX-ray14
 LABEL_TITLES += ("predictionstring",)  # of Kaggle's copy of ImageNet: WordNet ids, each with a box
 TARGET_TITLES = (TARGET_COLUMN.lower(), "targetlabel", "targetedlabel")
+TITLES = {*IMAGE_TITLES, *LABEL_TITLES, *TARGET_TITLES}
 FEW = 5  # lines, whose labels may look like the numbers of images by chance
 INTEGER = r"[+-]?\d+(?:\.0+)?"  # pandas writes a column of integers with gaps as 3.0
 # of a column that says of each image whether it shows a class
@@ -79,8 +80,7 @@ def read_rows(path: Path, images: Sequence[Path], is_class: Callable[[str], bool
         return rows_of_json(path, text, is_class)
     lines = text.rstrip().split("\n") if text.strip() else []
     first = re.split(r"[,;\t\s]", lines[0]) if lines else []
-    known = {*IMAGE_TITLES, *LABEL_TITLES, *TARGET_TITLES}
-    has_title = len(lines) > 1 and len({simple(cell) for cell in first} & known) > 1
+    has_title = len(lines) > 1 and len({simple(cell) for cell in first} & TITLES) > 1
     if has_title or (path.suffix.lower() in (".csv", ".tsv") and not is_headless(lines)):
         return rows_of_table(path, text, is_class)
     if len(lines) == len(images) + 1 and is_heading(lines[0]) and not is_class(lines[0]):
@@ -124,8 +124,9 @@ def rows_of_dictionaries(
 ) -> list[Row]:
     """Rows whose columns have titles, of which some are known."""
     columns: dict[str, str] = {}
-    for title in titles:
-        if columns.setdefault(simple(title or ""), title) != title:
+    for k, title in enumerate(titles):
+        known = columns.setdefault(simple(title or ""), title)
+        if title in titles[:k] or (known != title and simple(title) in TITLES):
             raise DatasetError(
                 f"--label_path: {str(path)!r} has two columns {title.strip()!r}; take one of them out"
             )

@@ -93,7 +93,8 @@ def lines_alone(made: Made):
         made.several()
     separator = made.chance.choice((" ", ",", ", ", "  "))
     lines = [separator.join(made.text_of(k, kind) for k in made.labels[file]) for file in made.in_order()]
-    return made.write("l.txt", "\n".join(lines))
+    heading = made.chance.choice(([], [], ["label"], ["# true classes"]))
+    return made.write("l.txt", "\n".join([*heading, *lines]))
 
 
 def lines_counted(made: Made):
@@ -124,7 +125,8 @@ def table(made: Made):
     shown = made.chance.choice(
         (str, str, lambda f: "/data/set/" + f, lambda f: "C:\\data\\" + f.replace("/", "\\"))
     )
-    columns = made.chance.sample([image, label, "x", "URL"], 4)
+    columns = made.chance.sample([image, label, "x", "URL", *made.chance.choice(([], ["id"], [""]))], 4)
+    columns += {image, label}.difference(columns)
     rows = [columns]
     for file in [*files, *(["extra/none.png"] if made.chance.random() < 0.3 else [])]:
         classes = made.labels.get(file, (0,))
@@ -133,9 +135,44 @@ def table(made: Made):
             label: " ".join(made.text_of(k, kind) for k in classes),
             "x": "0",
             "URL": "http://a/b?c",
+            "id": str(len(rows)),
+            "": str(len(rows) - 1),
         }
         rows.append([f'"{cells[c]}"' for c in columns])
     return made.write("l.csv", "\n".join(separator.join(row) for row in rows))
+
+
+def columns_of_classes(made: Made):
+    made.several()
+    chance, separator = made.chance, made.chance.choice((",", ";", "\t"))
+    shown, hidden = chance.choice((("1", "0"), ("1.0", "0.0"), ("True", "False"), ("1", "")))
+    places = chance.sample(range(len(made.classes)), len(made.classes))
+    titles = ["image", *(f'"{made.classes[k]}"' for k in places), "age"]
+    rows = [titles] + [
+        [f'"{file}"', *(shown if k in made.labels[file] else hidden for k in places), "64"]
+        for file in chance.sample(made.files, len(made.files))
+    ]
+    made.labels = {file: tuple(sorted(labels, key=places.index)) for file, labels in made.labels.items()}
+    return made.write("l.csv", "\n".join(separator.join(row) for row in rows))
+
+
+def coco(made: Made):
+    made.several()
+    chance = made.chance
+    ids = sorted(chance.sample(range(1, 2000), len(made.classes)))
+    numbers = dict(zip(made.files, chance.sample(range(10**6), len(made.files))))
+    content = {
+        "categories": [{"id": ids[k], "name": name} for k, name in enumerate(made.classes)],
+        "images": [
+            {"id": numbers[file], "file_name": file} for file in chance.sample(made.files, len(made.files))
+        ],
+        "annotations": [
+            {"image_id": numbers[file], "category_id": ids[label]}
+            for file in made.files
+            for label in made.labels[file] * chance.choice((1, 2))
+        ],
+    }
+    return made.write("l.json", json.dumps(content))
 
 
 def json_rows(made: Made):
@@ -178,7 +215,8 @@ def faulty(made: Made):
 
 
 FILES = 100  # of each form
-FORMS = (lines_alone, lines_counted, lines_named, table, json_rows, development_kit, faulty)
+FORMS = (lines_alone, lines_counted, lines_named, table, columns_of_classes, coco, json_rows)
+FORMS += (development_kit, faulty)
 
 
 @pytest.mark.parametrize("form", FORMS)
