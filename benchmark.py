@@ -35,6 +35,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from classifiers.registry import REGISTRY, load_classifier
+from common.commands import run_program
 from common.costs import BACKWARD, measured
 from common.devices import resolve_device, set_up
 from common.flags import HelpFormatter
@@ -419,11 +420,16 @@ def describe(results: dict) -> list[str]:
     return lines + table(rows)
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def report(arguments: argparse.Namespace) -> int:
     results = compare(arguments)
     print(json.dumps(results, indent=2) if arguments.json else "\n".join(describe(results)))
+    return 0
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    return run_program("benchmark.py", lambda: report(arguments), done="")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

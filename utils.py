@@ -18,9 +18,12 @@ from __future__ import annotations
 import common.environment  # isort: skip  # noqa: F401
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.commands import run_program
+from common.errors import InputError
 from data.records import read_run
 from data.sample import FIGURE_IMAGES
 from plotting.draw import draw_comparison, draw_folders
@@ -53,7 +56,7 @@ __all__ = [
 ]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.figure_images < 1:
         parser.error(f"--figure_images is {arguments.figure_images}; expected at least 1")
+    return arguments
+
+
+def draw(arguments: argparse.Namespace) -> int:
     from timestep_weights import named_schedules  # takes torch, which the processes that draw do without
 
     try:
@@ -107,9 +114,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 write_page(run, read_results(run.folder, images=len(run.records) <= SMALL))
         if len(runs) > 1:
             draw_comparison(runs, named_schedules, arguments.runs[0], "compared_")
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except ValueError as error:  # of a folder that is no run, or of what is damaged in it
+        raise InputError(str(error)) from error
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    return run_program("utils.py", lambda: draw(arguments), "the figures drawn so far are complete")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

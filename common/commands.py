@@ -1,4 +1,4 @@
-"""How main.py and compare.py end: the exit code, and one line where input or the machine does not allow the
+"""How the commands end: the exit code, and one line where input or the machine does not allow the
 work.
 """
 
@@ -15,8 +15,6 @@ from contextlib import contextmanager
 
 from common.errors import CheckpointError, ClassifierError, DatasetError, InputError, RunError
 from common.launched import LauncherError, is_first_process
-
-GOES_ON = "the images done so far are complete, and the same command goes on with the rest"
 
 
 class Stopped(BaseException):
@@ -50,8 +48,13 @@ def signals_raised() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def run_program(name: str, work: Callable[[], int]) -> int:
-    """Does the work, and says in one line what kept it from being done; returns the exit code."""
+def run_program(name: str, work: Callable[[], int], done: str = "the images done so far are complete") -> int:
+    """Does the work, and says in one line what kept it from being done; returns the exit code.
+
+    Args:
+        done: what an interrupted one leaves, which the same command goes on from; "" where it leaves nothing.
+    """
+    goes_on = f"; {done}, and the same command goes on with the rest" if done else ""
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
@@ -70,17 +73,17 @@ def run_program(name: str, work: Callable[[], int]) -> int:
         say(f"\n{name}: error: {error}")
         return 1
     except BrokenProcessPool:
-        say(f"\n{name}: error: a process was killed, perhaps for want of memory; {GOES_ON}")
+        say(f"\n{name}: error: a process was killed, perhaps for want of memory{goes_on}")
         return 1
     # images that cannot be read and folders that cannot be written are dealt with before
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        say(
-            f"\n{name}: error: {error.filename or 'writing a result'}: {error.strerror or error}; the images "
-            f"done so far are complete, {'make room' if full else 'put that right'} and run the same command "
-            f"again to go on"
+        remedy = (
+            f"; {done}, {'make room' if full else 'put that right'} and run the same command again to go on"
         )
+        place = error.filename or "writing a result"
+        say(f"\n{name}: error: {place}: {error.strerror or error}{remedy if done else ''}")
         return 1
     except (KeyboardInterrupt, Stopped) as error:
-        say(f"\n{name}: interrupted; {GOES_ON}")
+        say(f"\n{name}: interrupted{goes_on}")
         return 128 + getattr(error, "number", signal.SIGINT)

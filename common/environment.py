@@ -28,6 +28,19 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # process was ended that had one.
 tqdm.set_lock(threading.RLock())
 
+
+
+def say_interrupted(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """Ctrl-C while libraries are imported, before `common.commands.run_program` answers it."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if os.path.dirname(os.path.abspath(sys.argv[0] or "x")) == os.path.dirname(os.path.dirname(__file__)):
+    sys.excepthook = say_interrupted  # of the commands alone
+
 DECLARED: list = []  # what torch.library declares lasts as long as these objects
 
 

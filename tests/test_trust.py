@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -104,6 +105,15 @@ def test_a_damaged_record_is_named_with_what_to_do(finished, damage):
         [sys.executable, "utils.py", finished], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert drawn.returncode == 2 and "0001_record.npz" in drawn.stderr and "Traceback" not in drawn.stderr
+
+
+@pytest.mark.parametrize("command", ["main.py", "compare.py", "utils.py", "benchmark.py"])
+def test_ctrl_c_while_libraries_are_imported_is_one_line(command):
+    program = start([sys.executable, command, "--images_root", "/nowhere"])
+    wait_for(lambda: "numpy" in Path(f"/proc/{program.pid}/maps").read_text(), program)
+    program.send_signal(signal.SIGINT)
+    _, said = program.communicate(timeout=60)
+    assert program.returncode != 0 and said == f"{command}: interrupted\n"
 
 
 def test_only_what_is_damaged_or_has_changed_is_made_again(data, whole, tmp_path):
