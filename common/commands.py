@@ -39,6 +39,8 @@ def signals_raised() -> Iterator[None]:
     numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
+    elif signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by common.environment
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in numbers:
         signal.signal(number, stop)
     try:

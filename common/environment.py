@@ -3,8 +3,10 @@ setting of the user's wins.
 """
 
 import os
+import signal
 import sys
 import threading
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -29,17 +31,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 tqdm.set_lock(threading.RLock())
 
 
-
-def say_interrupted(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    """Ctrl-C while libraries are imported, before `common.commands.run_program` answers it."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-if os.path.dirname(os.path.abspath(sys.argv[0] or "x")) == os.path.dirname(os.path.dirname(__file__)):
-    sys.excepthook = say_interrupted  # of the commands alone
+# Ctrl-C while libraries are imported ends a command at once, as SIGTERM does: an exception may be caught
+# halfway in C, and something else fails then. `common.commands.run_program` answers it from then on. The
+# main module of a process that another one started is none of these while it is imported.
+COMMANDS = [Path(__file__).parents[1] / f"{name}.py" for name in ("main", "compare", "utils", "benchmark")]
+if Path(getattr(sys.modules["__main__"], "__file__", None) or "").absolute() in COMMANDS:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 DECLARED: list = []  # what torch.library declares lasts as long as these objects
 
