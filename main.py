@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import common.environment  # isort: skip  # noqa: F401
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from attacks.pixel import PixelAttack
 from classifiers.registry import ALIASES, REGISTRY
 from common.commands import run_program
-from common.devices import process_device, wait_for_the_others
+from common.devices import once_all_have_come, process_device
 from common.errors import InputError
 from common.flags import parse_options
 from common.launched import launched
@@ -37,7 +36,6 @@ from runner.check import check
 from runner.checked import Checked
 from runner.clean_check import look_at_clean_images
 from runner.folder import (
-    adding_up,
     check_folder,
     claim_folder,
     drop_unusable,
@@ -54,6 +52,7 @@ from runner.processes import count_processes, get_ready
 from runner.runner import Runner, job_of, restore_weights, share_out
 from runner.summary import report
 from runner.task import Task, check_shards, load_attacks, read_task, undefended_names
+from runner.turns import adding_up
 
 
 def list_models() -> str:
@@ -102,7 +101,7 @@ def run(options: Options) -> int:
     if not options.merge:
         if options.overwrite or not layout.finished():
             look_at_clean_images(task, attack, selected)
-        identity = claim(task, configuration, processes, process)
+        identity = claim(task, configuration, processes)
         attack_images(task, attack, mine, identity)
     judging = judging_of(task, options, diffusion=attack.diffusion)
     given = dict(zip(options.model_name, attack.classifiers))
@@ -127,17 +126,20 @@ def check_merge(options: Options) -> None:
         raise InputError(f"--merge: there is no run in {str(options.save_dir)!r}; give its --save_dir")
 
 
-def claim(task: Task, configuration: dict, processes: int, process: int) -> str:
+def claim(task: Task, configuration: dict, processes: int) -> str:
     """Makes the folder that of this run, and returns the run's identity."""
     layout = task.layout(task.options)
     make_folder(layout.folder, *layout.places)
-    if task.options.overwrite:
-        if process == 0:
-            clear_run(layout.folder)
-            check_nothing_is_in_the_way(layout, task.options)
-            make_folder(layout.folder, *layout.places)
-        if processes > 1:
-            wait_for_the_others(task.device)
+
+    def start_over() -> None:
+        clear_run(layout.folder)
+        check_nothing_is_in_the_way(layout, task.options)
+        make_folder(layout.folder, *layout.places)
+
+    if task.options.overwrite and processes > 1:
+        once_all_have_come(task.device, start_over)
+    elif task.options.overwrite:
+        start_over()
     return claim_folder(layout.folder, configuration)
 
 
@@ -156,7 +158,7 @@ def attack_images(task: Task, attack: DiffAttack | PixelAttack, items: Sequence[
         initial=len(items) - len(missing),
         desc="images",
         unit="image",
-        position=int(os.environ.get("LOCAL_RANK", 0)),
+        position=launched().on_its_machine,
     ) as bar:
         if options.processes > 1 and missing:
             share_out(task, items, identity, bar)

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -42,54 +42,78 @@ def process_device(name: str) -> str:
         return name
     if not torch.cuda.is_available():
         return "cpu" if name == "auto" else name
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return f"cuda:{launched().on_its_machine % torch.cuda.device_count()}"
 
 
 PATIENCE, SAID_AFTER = 300, 10  # seconds
 
 
-def wait_for_the_others(device: torch.device) -> None:
-    """Until all processes that a launcher started, on all machines, have come here.
+def check_meeting_place() -> None:
+    """Raises InputError where the environment does not say where processes meet."""
+    here, (address, port) = launched(), (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if not address or not port:
+        raise InputError(
+            f"the environment says that this is process {here.process} of {here.processes}, but not where "
+            f"they meet (MASTER_ADDR, MASTER_PORT), which --overwrite needs; start it by torchrun or "
+            f"accelerate launch, or unset RANK and WORLD_SIZE"
+        )
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(f"the environment has MASTER_PORT={port}; expected a number from 1 to 65535")
+
+
+def once_all_have_come(device: torch.device, first: Callable[[], object]) -> None:
+    """Does something in the first of the processes that a launcher started, on all machines, once all of them
+    have come here; the others wait until it is done.
 
     Nothing else makes one process wait for another: each attacks and judges its own images, and says what it
     has done by the files that it writes. The waiting itself is done by code that no signal ends, so another
     thread does it.
 
     Raises:
-        RunError: they have not come in `PATIENCE` seconds.
+        InputError: the environment does not say where they meet.
+        RunError: they have not come in `PATIENCE` seconds, or the first could not do it.
+        Exception: in the first process, what kept it from doing it.
     """
-    here = launched()
-    place = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
-    if not all(place.values()):
-        raise InputError(
-            f"the environment says that this is process {here.process} of {here.processes}, but not where "
-            f"they meet (MASTER_ADDR, MASTER_PORT), which --overwrite needs; start it by torchrun or "
-            f"accelerate launch, or unset RANK and WORLD_SIZE"
-        )
-    raised: list[BaseException] = []
+    check_meeting_place()
+    here, met = launched(), threading.Event()
+    absent: list[Exception] = []
+    failed: list[Exception] = []
 
     def meet() -> None:
         try:
             state = PartialState(cpu=device.type != "cuda", timeout=timedelta(seconds=PATIENCE))
             state.wait_for_everyone()
-            state.destroy_process_group()
         except Exception as error:  # whatever torch's back ends raise where others do not come
-            raised.append(error)
+            absent.append(error)
+            return
+        met.set()
+        try:
+            if here.process == 0:
+                first()
+            state.wait_for_everyone()
+            state.destroy_process_group()
+        except Exception as error:
+            failed.append(error)
 
     thread = threading.Thread(target=meet, daemon=True)
     thread.start()
     started, said = time.monotonic(), False
-    while thread.is_alive() and time.monotonic() - started < PATIENCE:
+    while thread.is_alive() and (met.is_set() or time.monotonic() - started < PATIENCE):
         thread.join(0.2)
-        if thread.is_alive() and not said and time.monotonic() - started > SAID_AFTER:
+        if not met.is_set() and not said and time.monotonic() - started > SAID_AFTER:
             said = True
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             print(
-                f"process {here.process} of {here.processes} waits for the others at {place['MASTER_ADDR']}:"
-                f"{place['MASTER_PORT']}; if there are none, unset RANK and WORLD_SIZE",
+                f"process {here.process} of {here.processes} waits for the others at {place}; if there are "
+                f"none, unset RANK and WORLD_SIZE",
                 file=sys.stderr,
             )
-    if thread.is_alive() or raised:
-        reason = one_line(raised[0]) if raised else f"not in {PATIENCE} s"
+    if failed and here.process == 0:
+        raise failed[0]
+    if failed:
+        raise RunError("process 0 has ended before it had started over; what it said tells why")
+    if thread.is_alive() or absent:
+        reason = one_line(absent[0]) if absent else f"not in {PATIENCE} s"
         raise RunError(
             f"the other processes that WORLD_SIZE={here.processes} speaks of did not come ({reason}); start "
             f"all of them, or unset RANK and WORLD_SIZE"

@@ -18,6 +18,7 @@ class Launched:
 
     process: int = 0
     processes: int = 1
+    on_its_machine: int = 0  # which of those on its machine it is
 
     @property
     def is_alone(self) -> bool:
@@ -25,7 +26,7 @@ class Launched:
 
 
 def launched() -> Launched:
-    """By RANK and WORLD_SIZE.
+    """By RANK, WORLD_SIZE and LOCAL_RANK.
 
     Raises:
         LauncherError: they do not fit together.
@@ -40,7 +41,10 @@ def launched() -> Launched:
         raise LauncherError(f"the environment has {shown} but no {missing}; {advice}")
     if not all(text.isdecimal() for text in said.values()):
         raise LauncherError(f"the environment has {shown}, which are no numbers of processes; {advice}")
-    found = Launched(int(said.get("RANK", 0)), int(said["WORLD_SIZE"]))
+    local = os.environ.get("LOCAL_RANK") or "0"
+    if not local.isdecimal():
+        raise LauncherError(f"the environment has LOCAL_RANK={local}, which is no number; {advice}")
+    found = Launched(int(said.get("RANK", 0)), int(said["WORLD_SIZE"]), int(local))
     if found.process >= found.processes:
         raise LauncherError(
             f"the environment has {shown}, but processes count from 0 to WORLD_SIZE - 1; {advice}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -48,7 +49,9 @@ def available_cores() -> int:
 
 def threads_of_each(processes: int) -> int:
     """The threads that each of so many processes gets: OMP_NUM_THREADS, or its share of the cores."""
-    return int(os.environ.get("OMP_NUM_THREADS", max(1, available_cores() // processes)))
+    # a number, or one for each level of nesting
+    said = re.match(r"\s*([1-9]\d*)\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(said[1]) if said else max(1, available_cores() // processes)
 
 
 _has_server = False  # of this process, that imports ahead

@@ -21,6 +21,9 @@ from common.errors import DatasetError, note, one_line
 from data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, WORDNET_ID, ClassNames
 from data.texts import read_text
 
+# of a list of names, and of YAML
+HEADING = r"\s*(#.*|(class(es)?|labels?|names?|categor(y|ies))([ _]?names?)?\s*:?)\s*"
+
 
 def read_class_names(path: Path) -> ClassNames:
     """The names of the classes in the order of their labels, from a file in any of the forms above; of
@@ -94,6 +97,9 @@ def names_of_text(text: str) -> Sequence[str]:
     if text.startswith(("{", "[")):
         return names_of_object(ast.literal_eval(text))
     lines = text.split("\n") if text else []
+    if len(lines) > 1 and re.fullmatch(HEADING, lines[0], re.IGNORECASE):
+        note(f"--captions: the first line, {lines[0].strip()[:40]!r}, is taken for a heading")
+        lines = lines[1:]
     if lines and all(re.fullmatch(r"""\s*\d+\s*:\s*['"].*['"]\s*,?\s*""", line) for line in lines):
         return names_of_object(ast.literal_eval("{" + text + "}"))
     return names_of_lines(lines)
@@ -115,13 +121,15 @@ def names_of_lines(lines: Sequence[str]) -> Sequence[str]:
         rows = matches[1:] if lines and not matches[0] and re.match(r"\D", lines[0]) else matches
         if rows and all(rows):
             return of_rows([match.groupdict() for match in rows])
-    spaced = [re.fullmatch(r"\s*(\d+)\s+(.+)", line) for line in lines]
-    numbers = [int(match[1]) for match in spaced if match]
-    if len(numbers) == len(lines) > 1 and numbers in (
-        list(range(len(lines))),
-        list(range(1, len(lines) + 1)),  # else the number may be part of a name
-    ):
-        return [match[2].strip() for match in spaced]
+    for pattern in (r"\s*(?P<number>\d+)\s*[.):-]?\s+(?P<name>.+)", r"\s*(?P<name>.+?)\s+(?P<number>\d+)\s*"):
+        spaced = [re.fullmatch(pattern, line) for line in lines]
+        numbers = sorted(int(match["number"]) for match in spaced if match)
+        names = {match["name"].strip() for match in spaced if match}
+        if len(numbers) == len(names) == len(lines) > 1 and numbers in (
+            list(range(len(lines))),
+            list(range(1, len(lines) + 1)),  # else the number may be part of a name
+        ):
+            return of_rows([match.groupdict() for match in spaced])
     synsets = [re.fullmatch(rf"\s*({WORDNET_ID})[\s,;:]+(.+)", line) for line in lines]
     if lines and all(synsets):
         return ClassNames([unquoted(match[2]) for match in synsets], [match[1] for match in synsets])
@@ -129,6 +137,9 @@ def names_of_lines(lines: Sequence[str]) -> Sequence[str]:
         known = dict(zip(IMAGENET_CLASSES.wordnet_ids, IMAGENET_CLASSES))
         ids = [line.strip() for line in lines]
         return ClassNames([known.get(wordnet_id, wordnet_id) for wordnet_id in ids], ids)
+    listed = [re.fullmatch(r"\s*[-*]\s+(.+)", line) or re.fullmatch(r"/\w/(.+)", line) for line in lines]
+    if lines and all(listed):  # of YAML, and of Places365
+        return [unquoted(match[1]) for match in listed]
     return [line.strip() for line in lines]
 
 

@@ -234,7 +234,8 @@ def labels_of_folders(
         numbers = labels_of_numbers(folder, folders, class_names, base)
     elif len(folders) == len(class_names) and not (finder.classes.wordnet_ids and wordnet_id_of(unknown[0])):
         numbers = {name: k for k, name in enumerate(folders)}
-        elsewhere = next((name for name, k in numbers.items() if found[name] and k not in found[name]), None)
+        alike = {name: found[name] or finder.places(singular(name)) for name in folders}
+        elsewhere = next((name for name, k in numbers.items() if alike[name] and k not in alike[name]), None)
         if elsewhere:
             raise DatasetError(
                 f"--images_root: no class is called {unknown[0]!r}, as one of the folders of {str(folder)!r} "
@@ -252,6 +253,11 @@ def labels_of_folders(
             "name the folders after the class names, have one for each class, or give --label_path"
         )
     return [(numbers[path.parent.name],) for path in images]
+
+
+def singular(name: str) -> str:
+    """A guess, by which a folder is found out to be at another place than its class."""
+    return re.sub(r"(?<=[^s])s$", "", re.sub(r"ies$", "y", name))
 
 
 def places_of_folder(name: str, finder: ClassFinder, base: int) -> list[int]:

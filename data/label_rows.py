@@ -20,8 +20,9 @@ from data.texts import read_text
 
 TARGET_COLUMN = "TargetClass"
 # of the columns of a table, in small letters without spaces and underscores
-IMAGE_TITLES = ("imageid", "filename", "imagename", "imagepath", "filepath", "imageindex", "image", "path")
-IMAGE_TITLES += ("file", "id")  # of Kaggle's tables
+# The first that is there is taken: what names a file before what may be a number.
+IMAGE_TITLES = ("filename", "imagename", "imagepath", "filepath", "filepaths", "file", "path", "image")
+IMAGE_TITLES += ("imageindex", "imageid", "id")
 LABEL_TITLES = (
     "truelabel",
     "label",
@@ -32,9 +33,13 @@ LABEL_TITLES = (
     "wnid",
     "synset",
     "wordnetid",
+    "labelname",
+    "category",
+    "categoryname",
 )
 LABEL_TITLES += ("findinglabels",)  # of ChestX-ray14
 LABEL_TITLES += ("predictionstring",)  # of Kaggle's copy of ImageNet: WordNet ids, each with a box
+NAME_TITLES = ("name", "species", "object")  # which may name a class beside its label
 TARGET_TITLES = (TARGET_COLUMN.lower(), "targetlabel", "targetedlabel")
 TITLES = {*IMAGE_TITLES, *LABEL_TITLES, *TARGET_TITLES}
 FEW = 5  # lines, whose labels may look like the numbers of images by chance
@@ -130,8 +135,10 @@ def rows_of_dictionaries(
             raise DatasetError(
                 f"--label_path: {str(path)!r} has two columns {title.strip()!r}; take one of them out"
             )
-    image, *_ = [columns[title] for title in IMAGE_TITLES if title in columns] or [None]
+    images = [columns[title] for title in IMAGE_TITLES if title in columns]
+    image = min(images, key=is_class, default=None)  # ImageNet has a class "file"
     labels = [columns[title] for title in LABEL_TITLES if title in columns]
+    labels += [columns[title] for title in NAME_TITLES if title in columns and labels]
     target, *_ = [columns[title] for title in TARGET_TITLES if title in columns] or [None]
     if image and not labels:
         classes = [title for title in titles if title and title != image and is_class(title.strip())]
@@ -264,9 +271,14 @@ def rows_of_lines(path: Path, lines: Sequence[str], images: Sequence[Path]) -> l
             return [Row(k, name, row[1]) for k, (name, row) in enumerate(zip(listed, cells), 1)]
         counted = images_counted(path, cells, images)
         if counted:
-            return [
-                Row(k, str(image), row[1]) for k, (image, row) in enumerate(zip(counted, cells), 1) if image
-            ]
+            return check_single(
+                path,
+                [
+                    Row(k, str(image), row[1])
+                    for k, (image, row) in enumerate(zip(counted, cells), 1)
+                    if image
+                ],
+            )
     numbered = {path.stem for path in images if path.stem.isdigit()}
     if cells and len(numbered) == len(images) and numbered <= {row[-1] for row in cells if len(row) == 2}:
         note(f"--label_path: the second column of {str(path)!r} is the image's name")
@@ -276,7 +288,7 @@ def rows_of_lines(path: Path, lines: Sequence[str], images: Sequence[Path]) -> l
         pairs = [split(line) for line in lines]
         found = {composed(last_part(pair[0])) for pair in pairs if pair} & names
         if None not in pairs and len(found) >= max(1, len(images) / 2) and not all(map(str.isdigit, found)):
-            return [Row(k, name, labels) for k, (name, labels) in enumerate(pairs, 1)]
+            return check_single(path, [Row(k, name, labels) for k, (name, labels) in enumerate(pairs, 1)])
     several = [k for k, row in enumerate(cells) if len(row) > 1 and re.fullmatch(r"[\d\s,;]+", " ".join(row))]
     if several:
         note(
@@ -284,6 +296,30 @@ def rows_of_lines(path: Path, lines: Sequence[str], images: Sequence[Path]) -> l
             f"as line {several[0] + 1}: {lines[several[0]].strip()[:40]}"
         )
     return [Row(k, None, line) for k, line in enumerate(lines, 1)]
+
+
+def check_single(path: Path, rows: list[Row]) -> list[Row]:
+    """The rows of lines that name an image.
+
+    Raises:
+        DatasetError: each has as many further numbers as the others, so that these may be labels, or a box, a
+            size, a count, or a one for a class and zeros for the others.
+    """
+    numbers = [re.split(r"[\s,;|]+", row.labels.strip()) for row in rows]
+    counts = {
+        len(parts) if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", part) for part in parts) else 0
+        for parts in numbers
+    }
+    if len(counts) == 1 and counts != {0} and counts != {1}:
+        raise DatasetError(
+            f"--label_path: each line of {str(path)!r} has {counts.pop()} numbers after the image, such as "
+            f"{rows[0].labels[:40]!r}, which may be labels, or a label and a box or a size; give a table "
+            f"with columns filename,label, and several labels in one cell with spaces between"
+        )
+    if max(counts, default=0) > 1:
+        several = next(row for row in rows if len(re.split(r"[\s,;|]+", row.labels.strip())) > 1)
+        note(f"--label_path: lines of {str(path)!r} give several labels, such as line {several.line}")
+    return rows
 
 
 def last_part(name: str) -> str:

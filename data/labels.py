@@ -91,6 +91,7 @@ class Labels:
 
     def in_order(self, rows: Sequence[Row], images: int) -> tuple[list[tuple[int, ...]], list[int | None]]:
         """The classes and targets of a row for each image."""
+        self.check_not_one_hot(rows)
         labels = [self.several(row) for row in rows]
         if len(labels) != images:
             raise DatasetError(
@@ -98,6 +99,18 @@ class Labels:
                 f"{images} images; expected one label an image"
             )
         return labels, [self.one(row.target, row.line) if row.target else None for row in rows]
+
+    def check_not_one_hot(self, rows: Sequence[Row]) -> None:
+        """Raises DatasetError where rows seem to have a number for each class, 1 or 0, and not labels."""
+        parts = [re.split(r"[\s,;|]+", row.labels.strip(" []()")) for row in rows]
+        lengths, values = {len(part) for part in parts}, {value for part in parts for value in part}
+        if len(lengths) == 1 and lengths != {1} and all(re.fullmatch(r"[01](\.0*)?", v) for v in values):
+            if len(self.class_names) in lengths or lengths - {2}:
+                raise DatasetError(
+                    f"--label_path: each row of {str(self.path)!r} is ones and zeros, such as "
+                    f"{rows[0].labels[:40]!r}, which is no list of labels; give the numbers of the classes, "
+                    f"or a table with a column for each class"
+                )
 
     def several(self, row: Row) -> tuple[int, ...]:
         """The classes of a row, each once."""
@@ -113,6 +126,8 @@ class Labels:
         ids = [part for part in parts if wordnet_id_of(part)]
         if len(parts) == 5 * len(ids):  # each with a box
             parts = ids
+        elif ids and len(parts) > len(ids) and all(re.fullmatch(INTEGER, p) for p in parts if p not in ids):
+            raise DatasetError(f"{where} gives a WordNet id and numbers, {text[:40]!r}; give one of them")
         if not all(re.fullmatch(INTEGER, part) or wordnet_id_of(part) for part in parts):
             parts = [text]  # the name of a class, or several names
             if "|" in text and not self.finder.places(text):

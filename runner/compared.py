@@ -17,6 +17,7 @@ from data.records import ANALYSIS
 from evaluation.judging import KEY, read_judgements, read_key
 from evaluation.sweep import Sweep, parse_sweep
 from options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
+from plotting.draw import POOLED_FIGURES
 from runner.own_files import check_reports_are_ours
 from runner.runner import Job
 from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES
@@ -145,12 +146,19 @@ def check_options(options: CompareOptions) -> None:
 
 def check_reports(options: CompareOptions) -> None:
     """Raises InputError where reports of others would be written over."""
-    endings, figures = ("md", "tex", "csv", "html"), f"{ANALYSIS}/success_against_visibility.png"
-    comparison = [f"comparison.{ending}" for ending in endings] + ["judging.html", KEY, figures]
+    if (options.save_dir / "run.json").exists():
+        raise InputError(
+            f"--save_dir: {str(options.save_dir)!r} is the folder of a run of main.py, whose figures would "
+            f"be written over; give another folder"
+        )
+    endings = ("md", "tex", "csv", "html")
+    drawn = (*POOLED_FIGURES, "overlay", "tradeoff", "success_against_visibility", "sweep")
+    figures = [f"{ANALYSIS}/{name}.{ending}" for name in drawn for ending in ("png", "pdf")]
+    comparison = [f"comparison.{ending}" for ending in endings] + ["judging.html", KEY, *figures]
     if not options.sweep:
         check_reports_are_ours(options.save_dir, "comparison.json", comparison)
         return
-    sweep = [f"sweep.{ending}" for ending in endings] + [f"{ANALYSIS}/sweep.png"]
+    sweep = [f"sweep.{ending}" for ending in endings] + figures
     check_reports_are_ours(options.save_dir, "sweep.json", sweep)
     for value in options.sweep.values:
         check_reports_are_ours(options.save_dir / options.sweep.folder(value), "comparison.json", comparison)

@@ -8,8 +8,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -261,24 +260,6 @@ def claim_folder(folder: Path, configuration: dict) -> str:
     finally:
         mine.unlink(missing_ok=True)
     return identity_of(folder)
-
-
-@contextmanager
-def adding_up(folder: Path) -> Iterator[None]:
-    """Where one process at a time adds up: another waits here. The lock ends with the process that holds it,
-    however that ends.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows: two that add up at once write the same
-        yield
-        return
-    with open(folder / "run.json") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 def in_brief(value: object) -> str:

@@ -20,7 +20,7 @@ from data.dataset import TARGET_COLUMN, Item
 from data.labels import Labels, check_target
 from data.layout import SUBFOLDERS, Layout
 from data.opened import opened
-from data.records import read_configuration
+from data.records import json_digest, read_configuration
 from evaluation.by_image import row_of_results
 from evaluation.quality import check_reference, feature_network
 from options import Options
@@ -148,7 +148,7 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
     """
     known = options.images_root / "run.json"
     if options.label_path is None and known.is_file():
-        return items_of_run(options, clean)
+        return items_of_run(options, clean, class_names)
     if options.label_path is None:
         raise InputError(
             "--label_path is missing; give the text file of labels that the images were attacked with"
@@ -167,10 +167,11 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
     return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
 
 
-def items_of_run(options: Options, clean: Sequence[Path]) -> list[Item]:
+def items_of_run(options: Options, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:
     """The clean files of a run of this tool, with the labels and targets that it had."""
     try:
         configuration = read_configuration(options.images_root)
+        named = configuration["contents"].get("the class names")
         base, items = configuration["label_base"], []
         for k, path in enumerate(clean):
             index = int(path.name.split("_")[0])
@@ -189,6 +190,11 @@ def items_of_run(options: Options, clean: Sequence[Path]) -> list[Item]:
             f"--images_root: run.json does not tell the labels ({type(error).__name__}: {error}); give the "
             f"file of labels that the images were attacked with as --label_path"
         ) from None
+    if named is not None and named != json_digest(class_names):
+        raise InputError(
+            f"--images_root: the run in {str(options.images_root)!r} was of other classes than these "
+            f"{len(class_names)}; give the --captions that it had"
+        )
     return items
 
 

@@ -179,6 +179,20 @@ def is_within(path: Path, folder: Path) -> bool:
     )  # where case does not tell names apart
 
 
+def check_links_lead_elsewhere(save_dir: Path, images: Iterable[Path]) -> None:
+    """Raises InputError where images are links to files of a folder of results."""
+    folder = save_dir.resolve()
+    places: dict[Path, bool] = {}
+    for path in images:
+        if path.parent not in places:
+            places[path.parent] = folder in (path.parent.resolve(), *path.parent.resolve().parents)
+        if places[path.parent] or (path.is_symlink() and folder in path.resolve().parents):
+            raise InputError(
+                f"--images_root: {str(path)!r} is a link into --save_dir, where it would be written over; "
+                f"give another --save_dir"
+            )
+
+
 def check_images_are_no_results(images_root: Path) -> None:
     """Raises InputError where a folder of images is that of a run."""
     try:

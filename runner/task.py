@@ -35,7 +35,12 @@ from evaluation.checks import warnings_about_outputs
 from evaluation.quality import check_reference
 from options import Options
 from runner.folder import check_save_dir, configuration_of, content_digests, file_digest, in_brief
-from runner.own_files import check_apart, check_images_are_no_results, check_inputs_are_safe
+from runner.own_files import (
+    check_apart,
+    check_images_are_no_results,
+    check_inputs_are_safe,
+    check_links_lead_elsewhere,
+)
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -147,6 +152,7 @@ def read_task(options: Options, device: str | None = None) -> Task:
     check_inputs_are_safe(options)
     class_names = class_names_of(options)
     items = read_items(options, class_names)
+    check_links_lead_elsewhere(options.save_dir, (item.path for item in items))
     resolved = resolve_device(device or options.device)
     dtype = resolve_dtype(options.dtype, resolved)
     masks = {} if options.mask_root is None else masks_of(options.mask_root, options.images_root, items)

@@ -10,7 +10,7 @@ import pytest
 from conftest import ENVIRONMENT, MAIN, ROOT, flags, run
 
 import common.devices
-from common.devices import wait_for_the_others
+from common.devices import once_all_have_come
 from common.errors import InputError, RunError
 from common.launched import Launched, LauncherError, launched
 
@@ -76,7 +76,7 @@ def test_a_part_of_the_images_is_said(environment, data, quick, tmp_path):
 def test_starting_over_needs_a_place_to_meet(environment):
     environment(RANK="0", WORLD_SIZE="2")
     with pytest.raises(InputError, match="MASTER_ADDR, MASTER_PORT.*unset RANK and WORLD_SIZE"):
-        wait_for_the_others(common.devices.torch.device("cpu"))
+        once_all_have_come(common.devices.torch.device("cpu"))
 
 
 def free_port() -> str:
@@ -91,7 +91,7 @@ def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, ca
     monkeypatch.setattr(common.devices, "PATIENCE", 2)
     started = time.monotonic()
     with pytest.raises(RunError, match="WORLD_SIZE=2 speaks of did not come"):
-        wait_for_the_others(common.devices.torch.device("cpu"))
+        once_all_have_come(common.devices.torch.device("cpu"))
     assert time.monotonic() - started < 20
     assert "process 0 of 2 waits for the others at 127.0.0.1:" in capsys.readouterr().err
 
