@@ -16,6 +16,10 @@ from common.errors import ClassifierError, one_line
 # Largest differences, of the largest logit, that are arithmetic's: between batches of as many images, which
 # are computed alike, and of other sizes; in half precision.
 SAME_SIZE, OTHER_SIZE, HALF = 1e-3, 1e-2, 5e-2
+MANY = 1000  # images at once, which no run has
+FAR = 50  # a logit so far below the largest has no probability, such as that of a class that is masked
+# batches in which each image stands in several places, the dark one first, and which are larger than two
+ORDER = (1, 0, 1, 1, 0)
 
 
 class InPrecision(torch.nn.Module):
@@ -60,11 +64,20 @@ def fixed_images(side: int) -> torch.Tensor:
     return torch.cat([noise, smooth])
 
 
-def answer(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+def answer(classifier: torch.nn.Module, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Logits, with what the network draws of torch's random numbers always the same."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return classifier(images)
+
+
+def comparable(logits: torch.Tensor) -> torch.Tensor:
+    """Logits `(B, classes)` as numbers `(B, 2 classes)` that tell what an answer is: below the largest, which
+    is what a softmax takes of them, and as they are, which a sigmoid does; either no further than `FAR`, so
+    that neither a masked class nor what is added to all of them hides the others.
+    """
+    below = logits - logits.amax(-1, keepdim=True)
+    return torch.cat([below.clamp(-FAR, FAR), logits.clamp(-FAR, FAR)], -1)
 
 
 def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -> Examined:
@@ -94,10 +107,24 @@ def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
         classifier = OneByOne(classifier)
         outputs = answer(classifier, images)
     check_outputs(name, outputs)
+    if not takes_more(classifier, images.detach()):
+        answer_alone(name, classifier, images[:1].detach())
+        classifier = OneByOne(classifier)
     if attacked:
         check_gradient(name, outputs, images)
     is_steady = check_batches(name, classifier, images.detach(), outputs.detach(), precision)
     return Examined(classifier, outputs.shape[1], is_steady, precision)
+
+
+@torch.no_grad()
+def takes_more(classifier: torch.nn.Module, images: torch.Tensor) -> bool:
+    """Whether a classifier takes more than two images, as a program that was exported for few does not."""
+    try:
+        answer(classifier, images[list(ORDER)])
+    except Exception:
+        return False
+    bounds = getattr(getattr(classifier, "program", None), "range_constraints", {}).values()
+    return all(bound.upper > MANY for bound in bounds)
 
 
 def check_outputs(name: str, outputs: object) -> None:
@@ -144,8 +171,8 @@ def check_batches(
     outputs: torch.Tensor,
     precision: torch.dtype,
 ) -> bool:
-    """Asks for the first image beside another, beside itself and alone, which must be the same; returns
-    whether the classifier is steady.
+    """Asks for each image alone, and among others in other places, which must be the same; returns whether
+    the classifier is steady. Of one that draws random numbers, which differ by place, it is the first alone.
 
     Args:
         images, outputs: both images `(2, 3, H, W)`, and their logits `(2, classes)`.
@@ -154,25 +181,30 @@ def check_batches(
             a batch of one image makes another network of it than its authors'.
     """
     with BatchStatistics() as normalisation:
-        beside_itself = answer(classifier, images[:1].repeat(2, 1, 1, 1))
+        again = answer(classifier, images)
     if normalisation.is_training:
         raise ClassifierError(
             f"classifier {name!r} normalises by the batch, in training mode; {remedy(name)}"
         )
     half = precision in (torch.float16, torch.bfloat16)
-    if differ(outputs, beside_itself[:1], HALF if half else SAME_SIZE):
-        if differ(outputs, answer(classifier, images)[:1], HALF if half else SAME_SIZE):
-            return False  # random, so that nothing else can be told: `warnings_about_outputs` says so
+    same, other = (HALF, HALF) if half else (SAME_SIZE, OTHER_SIZE)
+    if change_of(outputs, again) > same:
+        return False  # random, so that nothing else can be told: `warnings_about_outputs` says so
+    alone = torch.cat([answer_alone(name, classifier, image) for image in images.split(1)])
+    if change_of(outputs, answer(classifier, images, seed=1)) > same:  # draws of its own
+        beside_itself = answer(classifier, images[:1].repeat(2, 1, 1, 1))[:1]
+        changes = [(outputs[:1], beside_itself, same), (outputs[:1], alone[:1], other)]
     else:
-        alone = answer_alone(name, classifier, images[:1])
-        if not differ(outputs, alone, HALF if half else OTHER_SIZE):
-            return True
-        beside_itself = alone
-    change = (outputs[:1] - beside_itself[:1]).abs().max() / outputs.abs().max()
-    raise ClassifierError(
-        f"classifier {name!r} says something else of an image with others beside it than without, by "
-        f"{100 * float(change):.2g} % of its largest logit; {remedy(name)}"
-    )
+        order = list(ORDER)
+        changes = [(alone, outputs, other), (alone[order], answer(classifier, images[order]), other)]
+    for expected, found, tolerance in changes:
+        change = change_of(expected, found)
+        if change > tolerance:
+            raise ClassifierError(
+                f"classifier {name!r} says something else of an image with others beside it than without, by "
+                f"{100 * change:.2g} % of its largest logit; {remedy(name)}"
+            )
+    return True
 
 
 def answer_alone(name: str, classifier: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
@@ -194,9 +226,10 @@ def answer_alone(name: str, classifier: torch.nn.Module, image: torch.Tensor) ->
     return outputs
 
 
-def differ(outputs: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
-    """Whether the first image's logits are others, by more than a part of the largest of `outputs`."""
-    return bool((outputs[:1] - other[:1]).abs().max() > tolerance * outputs.abs().max())
+def change_of(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """How far logits `(B, classes)` are from others, as a part of the largest."""
+    expected, found = comparable(expected), comparable(found)
+    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def remedy(name: str) -> str:

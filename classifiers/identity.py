@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-from classifiers.examination import HALF, Examined, answer, fixed_images
+from classifiers.examination import HALF, Examined, answer, comparable, fixed_images
 from classifiers.sources import Program, Script
 from common.errors import InputError
 
@@ -33,7 +33,7 @@ def identity_of(classifier: torch.nn.Module, examined: Examined, side: int, is_e
     numbers = None
     if examined.is_steady:
         with torch.no_grad():
-            logits = answer(classifier, fixed_images(side)).double().flatten()
+            logits = comparable(answer(classifier, fixed_images(side)).double()).flatten()
         signs = (
             torch.randint(0, 2, (NUMBERS, len(logits)), generator=torch.Generator().manual_seed(0)) * 2 - 1
         )

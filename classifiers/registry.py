@@ -214,7 +214,7 @@ def load_undefended(
         classifier, examined = WithoutBackground(classifier), replace(examined, outputs=1000)
         own_names = own_names and own_names[1:]
     if examined.outputs == 1 and expected == 2:
-        classifier = of_one_logit(name, classifier, head, class_names)
+        classifier = of_one_logit(name, classifier, head, class_names, own_names)
     elif examined.outputs != expected:
         raise ClassifierError(
             f"classifier {name!r} has {examined.outputs} outputs, but there are {expected} classes; give "
@@ -227,21 +227,32 @@ def load_undefended(
 
 
 def of_one_logit(
-    name: str, classifier: torch.nn.Module, head: Head, class_names: Sequence[str] | None
+    name: str,
+    classifier: torch.nn.Module,
+    head: Head,
+    class_names: Sequence[str] | None,
+    own_names: Sequence[str] | None,
 ) -> torch.nn.Module:
-    """A classifier with one output for two classes.
+    """A classifier with one output for two classes: the logit of the one of its name, else of the second.
 
     Raises:
-        ClassifierError: it has a sigmoid head, which sees each class by itself.
+        ClassifierError: it has a sigmoid head, which sees each class by itself, or a name of neither class.
     """
     if head.threshold is not None:
         raise ClassifierError(
             f"classifier {name!r} has one output for two classes, and --head sigmoid sees each by itself; "
             f"leave --head sigmoid out, or give --captions with the one class that it sees"
         )
-    told = "the second class" if class_names is None else repr(class_names[1])
+    named = ClassFinder(class_names).places(own_names[0]) if class_names and own_names else []
+    if own_names and class_names and len(named) != 1:
+        raise ClassifierError(
+            f"classifier {name!r} has one output, which it calls {own_names[0]!r}, and that is not the name "
+            f"of one class of --captions; call one so"
+        )
+    place = named[0] if named else 1
+    told = "the second class" if class_names is None else repr(class_names[place])
     note(f"{name} has one output for two classes: it is the logit of {told} against the other")
-    return OfOneLogit(classifier)
+    return OfOneLogit(classifier) if place == 1 else Reordered(OfOneLogit(classifier), [1, 0], [])
 
 
 def in_order(

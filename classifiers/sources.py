@@ -111,6 +111,11 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
             f"classifier 'hf:{name}' {where} ({one_line(error)}); give a folder that holds the model in "
             f"transformers format with safetensors weights"
         ) from None
+    if network.config.problem_type == "regression":
+        raise ClassifierError(
+            f"classifier 'hf:{name}' says that it is a regression, whose outputs are no classes; give a "
+            f"classifier"
+        )
     labels = [network.config.id2label[k] for k in sorted(network.config.id2label)]
     classifier.class_names = None if labels[0] == "LABEL_0" else tuple(labels)
     return classifier

@@ -107,6 +107,8 @@ def names_of_text(text: str) -> Sequence[str]:
 
 def names_of_lines(lines: Sequence[str]) -> Sequence[str]:
     """A name a line, after its number or WordNet id or both where every line but perhaps a title has them."""
+    if all(re.match(r"/\w/", line) for line in lines):  # of Places365, by the first letter
+        lines = [line[3:].replace("_", " ") for line in lines]
     cub = [re.fullmatch(r"\s*(\d+)\s+0*(\d+)\.(\S+)\s*", line) for line in lines]
     if lines and all(match and match[1] == match[2] for match in cub):
         return in_order({int(match[1]): match[3].replace("_", " ") for match in cub}, first=(1,))
@@ -137,8 +139,8 @@ def names_of_lines(lines: Sequence[str]) -> Sequence[str]:
         known = dict(zip(IMAGENET_CLASSES.wordnet_ids, IMAGENET_CLASSES))
         ids = [line.strip() for line in lines]
         return ClassNames([known.get(wordnet_id, wordnet_id) for wordnet_id in ids], ids)
-    listed = [re.fullmatch(r"\s*[-*]\s+(.+)", line) or re.fullmatch(r"/\w/(.+)", line) for line in lines]
-    if lines and all(listed):  # of YAML, and of Places365
+    listed = [re.fullmatch(r"\s*[-*]\s+(.+)", line) for line in lines]
+    if lines and all(listed):  # of YAML
         return [unquoted(match[1]) for match in listed]
     return [line.strip() for line in lines]
 

@@ -54,6 +54,7 @@ IMAGE_SUFFIXES = tuple(
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jpeg2000", ".jxl", ".svg", ".raw", ".dng")
 
 ORIENTATION = 0x0112  # EXIF's
+CLEAR = 1  # of 255, an opacity that is none; also where 8 bits of it are written as if they were 16
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -101,7 +102,7 @@ def in_rgb(path: Path, file: Image.Image) -> Image.Image:
         mode = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK"}[space_of(file.mode)]
         values = in_srgb(np.asarray(image.convert(mode)), profile, space_of(file.mode))
         image = Image.fromarray(values)
-    return over_white(image.convert("RGB"), opacity)
+    return over_white(path, image.convert("RGB"), opacity)
 
 
 def space_of(mode: str) -> str:
@@ -126,7 +127,7 @@ def deep_in_rgb(path: Path, file: Image.Image | None, deep: Deep) -> Image.Image
     image = Image.frombytes(mode, values.shape[1::-1], values.tobytes()).convert("RGB")
     if opacity is not None:
         opacity = Image.fromarray((255 * opacity).round().astype(np.uint8))
-    image = over_white(image, opacity)
+    image = over_white(path, image, opacity)
     image.getexif()[ORIENTATION] = deep.orientation or (file and file.getexif().get(ORIENTATION)) or 1
     return ImageOps.exif_transpose(image)
 
@@ -144,9 +145,14 @@ def usable_profile(
         return None
 
 
-def over_white(image: Image.Image, opacity: Image.Image | None) -> Image.Image:
-    """RGB, with an opacity of mode L laid over white."""
+def over_white(path: Path, image: Image.Image, opacity: Image.Image | None) -> Image.Image:
+    """RGB, with an opacity of mode L laid over white; not one that is nowhere, as in files whose fourth
+    channel is empty.
+    """
     if opacity is None:
+        return image
+    if opacity.getextrema()[1] <= CLEAR:
+        note_of_image(path, "it is transparent all over, so that its opacity is taken for none", "clear")
         return image
     image.putalpha(opacity)
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

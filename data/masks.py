@@ -12,6 +12,7 @@ import numpy as np
 from common.errors import DatasetError
 from data.dataset import Item
 from data.images import IMAGE_SUFFIXES, read_image
+from data.opened import UnreadableImageError, opened
 
 WHITE_FROM = 128  # a mask that is nowhere as bright says nothing that can be meant
 
@@ -45,8 +46,16 @@ def read_mask(path: Path, size: int) -> np.ndarray:
     """Float32 `(size, size)` in [0, 1], resized like the pictures.
 
     Raises:
-        OSError: it cannot be read, or is black all over.
+        OSError: it cannot be read, is black all over, or has transparent parts, by which some tools mean what
+            may change and others what may not.
     """
+    with opened(path) as file:
+        if file is not None and file.has_transparency_data:
+            if file.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+                raise UnreadableImageError(
+                    f"the mask {path.name} has transparent parts, which may mean either; save it without, "
+                    f"white where a picture may change and black elsewhere"
+                )
     grey = read_image(path, size).mean(-1)
     if grey.max() < WHITE_FROM:
         raise OSError(

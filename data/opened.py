@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from common.errors import note_of_image, one_line
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
+REDUCED, MASK = 0b001, 0b100  # of a page's NewSubfileType
 LIBRARIES = ("PIL", "tifffile")  # that log what they stumble over
 SILENT = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning)  # not of the image
 
@@ -55,11 +56,20 @@ def opened(path: Path) -> Iterator[Image.Image | None]:
                 yield None
             else:
                 with image:
+                    seek_whole(image)
                     yield image
     except UnreadableImageError:
         raise
     except Exception as error:
         raise UnreadableImageError(f"{path.name} is not a readable image ({one_line(error)})") from error
+
+
+def seek_whole(image: Image.Image) -> None:
+    """Goes to the first page of a TIFF that is no smaller copy of another."""
+    page = 0
+    while image.format == "TIFF" and image.tag_v2.get(254, 0) & REDUCED and page + 1 < image.n_frames:
+        page += 1
+        image.seek(page)
 
 
 @contextmanager
@@ -153,4 +163,4 @@ def pages_of(path: Path) -> int:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
-        return sum(not page.subfiletype & 0b101 for page in tiff.pages)
+        return sum(not page.subfiletype & (REDUCED | MASK) for page in tiff.pages)

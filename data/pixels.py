@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data.colour import png_chunks
+from data.opened import REDUCED
 
 # A share of pixels, and a number in small pictures, that may be hot, dead or painted over and decide nothing
 OUTLIERS, FEW = 1e-3, 4
@@ -192,7 +193,7 @@ def deep_tiff(path: Path) -> Deep:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
+        page = next((page for page in tiff.pages if not page.subfiletype & REDUCED), tiff.pages.first)
         kind, axes = page.photometric.name, page.axes
         samples = {"MINISBLACK": 1, "MINISWHITE": 1, "RGB": 3, "SEPARATED": 4}.get(kind)
         if samples is None or axes not in ("YX", "YXS", "SYX"):
@@ -204,9 +205,14 @@ def deep_tiff(path: Path) -> Deep:
         values = page.asarray()
         values = np.moveaxis(values, 0, -1) if axes == "SYX" else values
         values = values if values.ndim == 3 else values[..., None]
+        bits, extra = page.bitspersample, [int(sample) for sample in page.extrasamples]
+        if samples == 1 and values.shape[-1] - (extra[:1] in ([1], [2])) > 1:
+            raise ValueError(
+                f"it has {values.shape[-1]} bands of grey and does not say which are red, green and blue; "
+                f"save it as RGB"
+            )
         if values.shape[-1] < samples:
             raise ValueError(f"a TIFF of kind {kind} has {values.shape[-1]} samples a pixel")
-        bits, extra = page.bitspersample, [int(sample) for sample in page.extrasamples]
         # MaxSampleValue, SMaxSampleValue, InterColorProfile, Orientation
         *largest, profile, orientation = (page.tags.valueof(code) for code in (281, 341, 34675, 274))
     is_float = values.dtype.kind == "f"

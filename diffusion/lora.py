@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.checkpoints import check_safetensors
-from common.errors import CheckpointError, InputError, one_line
+from common.errors import CheckpointError, InputError, note, one_line
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 # what tensors of other kinds of changes are called
 OTHERS = {"hada_w": "LoHa", "lokr_w": "LoKr", "dora_scale": "DoRA", "oft_blocks": "OFT", "lora_te2_": "SDXL"}
+# how the names of both matrices of a layer end, in the forms that diffusers knows
+DOWN, UP = r"(lora_A|down)(\.default)?\.weight$", r"(lora_B|up)(\.default)?\.weight$"
 OTHERS |= {"text_encoder_2.": "SDXL", "transformer.": "SD3 or Flux", "lora_transformer": "SD3 or Flux"}
 
 
@@ -66,6 +68,9 @@ def fuse_lora(pipeline: StableDiffusionPipeline, lora: Lora) -> None:
         raise InputError(f"{shown} is of {other}; expected a LoRA for Stable Diffusion 1.x or 2.x")
     if not any("lora" in name for name in names):
         raise InputError(f"{shown} has no LoRA in it, but tensors such as {min(names)[:60]!r}")
+    layers, ups = (sum(bool(re.search(end, name)) for name in names) for end in (DOWN, UP))
+    if layers != ups:
+        raise InputError(f"{shown} is incomplete: {layers} matrices down and {ups} up; give a whole one")
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -73,9 +78,12 @@ def fuse_lora(pipeline: StableDiffusionPipeline, lora: Lora) -> None:
     try:
         pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, local_files_only=True)
         if not any(pipeline.get_list_adapters().values()):
-            raise ValueError("it has no layer of this model")
+            raise ValueError("it has no layer of this model under a name that diffusers knows")
+        check_layers(pipeline, shown, layers)
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()
+    except InputError:
+        raise
     except Exception as error:  # whatever a file of another model makes the loaders stumble over
         sizes = re.search(
             r"size mismatch for (\S+?): .*?(\[[\d, ]+\]).*?(\[[\d, ]+\])", " ".join(str(error).split())
@@ -84,6 +92,28 @@ def fuse_lora(pipeline: StableDiffusionPipeline, lora: Lora) -> None:
         raise InputError(
             f"{shown} does not fit the diffusion model ({reason}); give a LoRA that was made for this model"
         ) from None
+
+
+def check_layers(pipeline: StableDiffusionPipeline, shown: str, layers: int) -> None:
+    """Says how many of the layers of a LoRA, which has been loaded, are none of the model's, which the loader
+    leaves out, and whether it changes anything.
+
+    Raises:
+        InputError: a layer holds numbers that are not finite.
+    """
+    modules = [*pipeline.unet.modules(), *pipeline.text_encoder.modules()]
+    added = [module for module in modules if len(getattr(module, "lora_A", ())) > 0]
+    for module in added:
+        for values in (*module.lora_A.parameters(), *module.lora_B.parameters()):
+            if not values.isfinite().all():
+                raise InputError(f"{shown} holds numbers that are not finite; give another file")
+    if len(added) < layers:
+        note(
+            f"{shown}: {layers - len(added)} of its {layers} layers are none of this model's and left out; "
+            f"it may have been made for another model"
+        )
+    if not any(values.any() for module in added for values in module.lora_B.parameters()):
+        note(f"{shown} changes nothing: all that it would add is zero")
 
 
 def names_in(path: Path) -> set[str]:

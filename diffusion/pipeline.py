@@ -212,6 +212,11 @@ def check_pipeline(pipeline: StableDiffusionPipeline) -> None:
         raise CheckpointError(
             f"tokenizer: it has a token {largest}, but the text encoder knows {config.vocab_size}"
         )
+    if len(tokenizer) < config.vocab_size:  # as one has whose files are missing: every word is unknown to it
+        raise CheckpointError(
+            f"tokenizer: it knows {len(tokenizer)} of the {config.vocab_size} tokens of the text encoder; "
+            f"its vocab.json and merges.txt, or tokenizer.json, are missing or of another model"
+        )
     check_scheduler(pipeline.scheduler)
 
 

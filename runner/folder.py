@@ -378,6 +378,15 @@ def checkpoint_digest(path: str) -> str:
     return digest_of(files_of(path, loaded_files))
 
 
+def diffusion_digest(options: Options) -> str:
+    """Of the diffusion model as these options make it."""
+    found, lora = checkpoint_digest(options.pretrained_diffusion_path), options.lora
+    if lora is None and options.prediction_type is None:
+        return found
+    added = [file_digest(lora.path), lora.scale] if lora and lora.path.is_file() else []
+    return json_digest([found, *added, options.prediction_type])
+
+
 def digest_of(files: Sequence[tuple[str, Path]]) -> str:
     digests = [(path.name, file_digest(path)) for _, path in files if path.is_file()]
     return json_digest(digests) if digests else ""

@@ -33,7 +33,7 @@ from evaluation.evaluate import Evaluation, add_up
 from evaluation.gathered import Gathered
 from evaluation.quality import FeatureNetwork, feature_network
 from options import Options
-from runner.folder import checkpoint_digest, file_digest, pictures_of
+from runner.folder import diffusion_digest, file_digest, pictures_of
 from runner.processes import NEEDED
 from runner.task import Task
 
@@ -140,9 +140,9 @@ class Judging:
         path = self.options.pretrained_diffusion_path
         if self.diffusion is not None or not needs_diffusion(self.asked.classifiers) or path is None:
             return self.diffusion
-        return LatentDiffusion(
-            load_pipeline(path, self.device, self.dtype, self.options.lora), self.asked.class_names
-        )
+        lora, prediction_type = self.options.lora, self.options.prediction_type
+        pipeline = load_pipeline(path, self.device, self.dtype, lora, prediction_type)
+        return LatentDiffusion(pipeline, self.asked.class_names)
 
     def unjudged(self, items: Sequence[Item]) -> list[Item]:
         """Those of which something has not been said."""
@@ -229,7 +229,7 @@ def asked_of(
         class_names,
         options.label_base,
         identities or {},
-        checkpoint_digest(path) if path and is_run else "",
+        diffusion_digest(options) if path and is_run else "",
         options.judge_draws,
         options.classifier_head,
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGES
+from conftest import IMAGES, network
 from torch import nn
 
 from classifiers.examination import BatchStatistics, examine
@@ -107,6 +107,12 @@ OF_BATCH = "says something else of an image with others beside it"
         ("x = self.end(self.conv(x)); return x.softmax(0)", OF_BATCH),
         ("x = self.end(self.conv(x)); return F.dropout(x - x.mean(0), 0.2, True)", OF_BATCH),
         ("return self.end(self.conv(x)) / len(x)", OF_BATCH),
+        ("x = (x - x.min()) / (x.max() - x.min()); return self.end(self.conv(x))", OF_BATCH),
+        ("x = x / x.amax(); return self.end(self.conv(x))", OF_BATCH),
+        ("x = self.end(self.odd(self.conv(x))); return x + torch.tensor([-1e9] + [0.0] * 9)", OF_BATCH),
+        ("return self.end(self.odd(self.conv(x))) + 1000", OF_BATCH),
+        ("x = self.end(self.conv(x)); return x + 0.1 * x.cumsum(0)", OF_BATCH),  # of the first it is the same
+        ("x = self.end(self.conv(x)); return x - x.mean(0) if len(x) > 3 else x", OF_BATCH),
         ("return self.end(self.conv(x)).squeeze()", r"returns \(10,\) for one"),
         ("assert len(x) == 2, 'two alone'; return self.end(self.conv(x))", r"fails on one \(two alone\)"),
         (  # one image at a time, as a program of one image is
@@ -134,6 +140,14 @@ def test_code_that_is_no_classifier_of_an_image_is_refused(tmp_path, body, messa
 )
 def test_what_says_of_each_image_what_it_says_of_it_alone_is_not(tmp_path, body):
     load_classifier(mine(tmp_path, body), 10, 96, True)
+
+
+def test_a_program_of_few_images_is_asked_one_by_one(tmp_path):
+    net, name = network(10).eval(), tmp_path / "few.pt2"
+    few = torch.export.Dim("b", min=1, max=4)
+    torch.export.save(torch.export.export(net, (IMAGES[:2],), dynamic_shapes=({0: few},)), name)
+    images = torch.rand(9, 3, 96, 96)
+    assert torch.allclose(load_classifier(str(name), 10, 96)(images), net(images), atol=1e-5)
 
 
 def test_random_ones_are_told_apart():

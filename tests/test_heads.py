@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import MAIN, ROOT, classifier_result, flags, run, save_vit
 from PIL import Image
+from transformers import ViTImageProcessor
 
 from attacks.pixel import PixelAttack, Seen
 from classifiers.defences import Defended, Smoothed, defend
@@ -334,6 +335,25 @@ def test_one_output_is_the_logit_of_the_second_of_two_classes(tmp_path, capsys):
     assert "the logit of 'malignant' against the other" in capsys.readouterr().err
     with pytest.raises(ClassifierError, match="leave --head sigmoid out"):
         load_classifier(f"{path}:make", ("benign", "malignant"), 96, head=SIGMOID)
+
+
+def test_one_output_with_a_name_is_the_logit_of_that_class(tmp_path, capsys):
+    save_vit(tmp_path / "one", id2label={0: "pneumonia"}, problem_type="multi_label_classification")
+    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path / "one")
+    name, images = f"hf:{tmp_path / 'one'}", torch.rand(2, 3, 96, 96)
+    first = load_classifier(name, ("pneumonia", "normal"), 96)(images)
+    second = load_classifier(name, ("normal", "pneumonia"), 96)(images)
+    assert torch.equal(first, second.flip(-1)) and not first[:, 1].any() and first[:, 0].any()
+    assert "the logit of 'pneumonia' against the other" in capsys.readouterr().err
+    with pytest.raises(ClassifierError, match="calls 'pneumonia', and that is not the name of one class"):
+        load_classifier(name, ("benign", "malignant"), 96)
+
+
+def test_a_regression_is_refused(tmp_path):
+    save_vit(tmp_path / "r", num_labels=3, problem_type="regression")
+    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path / "r")
+    with pytest.raises(ClassifierError, match="is a regression"):
+        load_classifier(f"hf:{tmp_path / 'r'}", 3, 96)
 
 
 def test_models_of_transformers_say_which_head_they_have(tmp_path, capsys):

@@ -60,6 +60,26 @@ def test_weights_behind_unchanged_code_and_a_comment(tmp_path):
     assert "answers otherwise with the same weights" in difference(first, identity(name))
 
 
+MASKED = """import torch
+class Mine(torch.nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        self.W = torch.randn(10, 3, generator=torch.Generator().manual_seed(seed))
+    def forward(self, x):
+        return x.mean((2, 3)) @ self.W.T + torch.tensor([-1e4] + [0.0] * 9)
+def first():
+    return Mine(1)
+def second():
+    return Mine(2)
+"""
+
+
+def test_weights_that_are_no_parameters_beside_a_class_that_is_masked(tmp_path):
+    (tmp_path / "m.py").write_text(MASKED)
+    first, second = (identity(f"{tmp_path}/m.py:{which}") for which in ("first", "second"))
+    assert "answers otherwise with the same weights" in difference(first, second)
+
+
 def save_program(path, net, frozen=False):
     if path.suffix == ".pt2":
         torch.export.save(

@@ -433,6 +433,78 @@ def test_rows_of_images_that_are_called_otherwise_now(tmp_path, capsys):
     assert "in the natural order of their names" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("beagle_1 5 2 2\npug_1 6 2 3\n", "has 3 numbers after the image"),  # Oxford-IIIT Pet
+        ("beagle_1.jpg,10,20,100,200,5\npug_1.jpg,1,2,3,4,6\n", "has 5 numbers after the image"),
+        ("beagle_1.jpg 1.0 0.0\npug_1.jpg 0.0 1.0\n", "has 2 numbers after the image"),
+        ("1 5 500 375\n2 6 500 333\n", "has 3 numbers after the image"),
+        ("0 0 1 0 0\n1 0 0 0 0\n", "ones and zeros|4 numbers after the image"),
+        (f"beagle_1 {IDS[3]} 64 64\npug_1 {IDS[4]} 64 64\n", "gives a WordNet id and numbers"),
+    ],
+)
+def test_numbers_that_are_no_labels_are_refused(tmp_path, lines, message):
+    images(tmp_path / "photos", "beagle_1.jpg", "pug_1.jpg")
+    for base in (0, 1):
+        with pytest.raises(DatasetError, match=message):
+            labels_of(tmp_path / "photos", written(tmp_path / "l.txt", lines), IMAGENET_CLASSES, base)
+
+
+@pytest.mark.parametrize("rows", [([0, 0, 1], [0, 1, 0]), ([0, 1], [1, 0])])
+def test_a_number_for_each_class_is_no_list_of_labels(tmp_path, rows):
+    images(tmp_path / "photos", "a.jpg", "b.jpg")
+    path = written(tmp_path / "l.json", json.dumps(dict(zip(("a.jpg", "b.jpg"), rows))))
+    with pytest.raises(DatasetError, match="is ones and zeros"):
+        labels_of(tmp_path / "photos", path, ("cat", "hen", "fox")[: len(rows[0])], 0)
+
+
+def test_several_labels_of_some_images_are_said(tmp_path, capsys):
+    images(tmp_path / "photos", "a.jpg", "b.jpg")
+    path = written(tmp_path / "l.txt", "a.jpg 1 2\nb.jpg 3\n")
+    assert list(labels_of(tmp_path / "photos", path, ("cat", "hen", "fox")).values()) == [0, 2]
+    assert "give several labels, such as line 1" in capsys.readouterr().err
+
+
+def test_a_column_of_file_names_is_before_one_of_numbers(tmp_path):
+    images(tmp_path / "photos", "0.png", "1.png")
+    path = written(tmp_path / "l.csv", "image_id,file_name,label\n0,1.png,1\n1,0.png,2\n")
+    assert list(labels_of(tmp_path / "photos", path, ("cat", "hen")).values()) == [1, 0]
+
+
+def test_a_name_beside_a_label_is_looked_at(tmp_path):
+    images(tmp_path / "photos", "a.jpg", "b.jpg")
+    path = written(tmp_path / "l.csv", "filename,label,label_name\na.jpg,0,cat\nb.jpg,1,hen\n")
+    assert list(labels_of(tmp_path / "photos", path, ("cat", "hen", "fox"), 0).values()) == [0, 1]
+    written(path, "filename,label,name\na.jpg,1,hen\nb.jpg,2,fox\n")
+    with pytest.raises(DatasetError, match="and beside it 'hen'; --label_base"):
+        labels_of(tmp_path / "photos", path, ("cat", "hen", "fox"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bird 2\ncat 0\ndog 1\n",
+        "2 bird\n0 cat\n1 dog\n",
+        "1. cat\n2. dog\n3. bird\n",
+        "1) cat\n2) dog\n3) bird\n",
+        "1 - cat\n2 - dog\n3 - bird\n",
+        "/c/cat 0\n/d/dog 1\n/b/bird 2\n",
+        "class_name\ncat\ndog\nbird\n",
+        "# classes\ncat\ndog\nbird\n",
+        "names:\n- cat\n- dog\n- bird\n",
+    ],
+)
+def test_numbers_and_headings_are_no_part_of_class_names(tmp_path, text):
+    assert read_class_names(written(tmp_path / "c.txt", text)) == ("cat", "dog", "bird")
+
+
+def test_folders_that_look_like_classes_in_another_order_are_refused(tmp_path):
+    images(tmp_path, "Dogs/a.jpg", "cats/a.jpg")
+    with pytest.raises(DatasetError, match="does not have the place of its class among them"):
+        labels_of(tmp_path, None, ("cat", "dog"))
+
+
 def test_images_that_lie_deeper(tmp_path):
     images(tmp_path, "val/cat/a.jpg")
     with pytest.raises(DatasetError, match="lie deeper, as 'val/cat/a.jpg'; give --images_root '.*val'"):

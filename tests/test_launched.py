@@ -7,12 +7,15 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ENVIRONMENT, MAIN, ROOT, flags, run
 
 import common.devices
 from common.devices import once_all_have_come
 from common.errors import InputError, RunError
 from common.launched import Launched, LauncherError, launched
+from common.workers import available_cores, threads_of_each
+from runner import turns
 
 
 @pytest.fixture
@@ -35,6 +38,9 @@ def environment(monkeypatch):
         ({"RANK": "0", "WORLD_SIZE": "1"}, Launched(0, 1)),
         ({"RANK": "2", "WORLD_SIZE": "4"}, Launched(2, 4)),
         ({"RANK": "", "WORLD_SIZE": ""}, Launched(0, 1)),
+        ({"LOCAL_RANK": ""}, Launched(0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Launched(5, 8, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": ""}, Launched(5, 8, 0)),
     ],
 )
 def test_which_process_this_is(environment, variables, found):
@@ -51,6 +57,7 @@ def test_which_process_this_is(environment, variables, found):
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "are no numbers"),
         ({"RANK": "a", "WORLD_SIZE": "2"}, "are no numbers"),
         ({"RANK": "0", "WORLD_SIZE": "0"}, "processes count from 0"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK=x, which is no number"),
     ],
 )
 def test_variables_that_do_not_fit_together(environment, data, tmp_path, variables, message):
@@ -73,10 +80,49 @@ def test_a_part_of_the_images_is_said(environment, data, quick, tmp_path):
     assert "process 0 of 2: 2 of 4 images are its part" in result.stderr
 
 
-def test_starting_over_needs_a_place_to_meet(environment):
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ({}, "MASTER_ADDR, MASTER_PORT.*unset RANK and WORLD_SIZE"),
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"}, "MASTER_PORT=abc; expected a number"),
+    ],
+)
+def test_starting_over_needs_a_place_to_meet_and_deletes_nothing_before(environment, place, message):
+    environment(RANK="0", WORLD_SIZE="2", **place)
+    with pytest.raises(InputError, match=message):
+        once_all_have_come(CPU, lambda: pytest.fail("others have not come"))
+
+
+def test_a_finished_run_outlives_a_launcher_without_processes(environment, data, quick, tmp_path):
+    command = [*MAIN, *flags(data, tmp_path / "out", "--model_name", quick, "--limit", "1")]
+    assert run(command).returncode == 0
+    before = sorted(tmp_path.rglob("*"))
     environment(RANK="0", WORLD_SIZE="2")
-    with pytest.raises(InputError, match="MASTER_ADDR, MASTER_PORT.*unset RANK and WORLD_SIZE"):
-        once_all_have_come(common.devices.torch.device("cpu"))
+    assert run([*command, "--overwrite"]).returncode == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("text, threads", [("3", 3), ("4,2", 4), ("", None), ("x", None), ("0", None)])
+def test_threads_of_openmp(monkeypatch, text, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert threads_of_each(1) == (threads or available_cores())
+
+
+def test_who_adds_up_is_waited_for_and_named(tmp_path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setattr(turns, "SAID_AFTER", 0.2)
+    monkeypatch.setattr(turns, "PATIENCE", 0.6)
+    with open(tmp_path / "run.json") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another process has been adding up"), turns.adding_up(tmp_path):
+            pass
+    assert "waits for another process, which adds up" in capsys.readouterr().err
+    with turns.adding_up(tmp_path):
+        pass
 
 
 def free_port() -> str:
@@ -91,7 +137,7 @@ def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, ca
     monkeypatch.setattr(common.devices, "PATIENCE", 2)
     started = time.monotonic()
     with pytest.raises(RunError, match="WORLD_SIZE=2 speaks of did not come"):
-        once_all_have_come(common.devices.torch.device("cpu"))
+        once_all_have_come(CPU, lambda: pytest.fail("others have not come"))
     assert time.monotonic() - started < 20
     assert "process 0 of 2 waits for the others at 127.0.0.1:" in capsys.readouterr().err
 

@@ -157,6 +157,35 @@ def test_starting_over_with_more_images_does_not_write_over_a_users_file(data, c
     assert (copied / "0002_adv_image.png").read_text() == "mine"
 
 
+def test_images_that_are_links_into_the_results_are_refused(data, copied, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/img0.png").symlink_to(copied / "0000_adv_image.png")
+    (tmp_path / "labels.txt").write_text("1\n")
+    before = contents(copied)
+    command = flags(
+        data, copied, "--images_root", tmp_path / "links", "--label_path", tmp_path / "labels.txt"
+    )
+    result = run([*MAIN, *command, "--overwrite"])
+    assert result.returncode == 2 and "is a link into --save_dir" in result.stderr
+    assert contents(copied) == before
+
+
+def test_a_comparison_does_not_write_over_figures_of_others(data, copied, tmp_path):
+    result = run([*COMPARE, *flags(data, copied, "--modes", "uniform,fixed", "--figures", "pooled")])
+    assert result.returncode == 2 and "is the folder of a run of main.py" in result.stderr
+    (tmp_path / "mine" / ANALYSIS).mkdir(parents=True)
+    (tmp_path / "mine" / ANALYSIS / "weight_curves.pdf").write_text("mine")
+    result = run([*COMPARE, *flags(data, tmp_path / "mine", "--modes", "uniform,fixed")])
+    assert result.returncode == 2 and f"holds '{ANALYSIS}/weight_curves.pdf'" in result.stderr
+
+
+def test_a_run_of_other_classes_is_not_judged_by_these(data, copied, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(f"class {chr(97 + k % 26)}{k}x" for k in range(1000)))
+    judge = ["--is_test", "--images_root", copied, "--save_dir", tmp_path / "judged", "--captions"]
+    result = run([*MAIN, *map(str, judge), str(tmp_path / "names.txt"), "--transfer_models", ""])
+    assert result.returncode == 2 and "was of other classes than these 1000" in result.stderr
+
+
 def test_results_are_not_attacked_again(data, copied, tmp_path):
     result = run([*MAIN, *flags(data, tmp_path / "new", "--images_root", copied)])
     assert (

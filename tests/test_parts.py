@@ -3,7 +3,9 @@ and LoRA.
 """
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ from diffusion.inversion import LatentDiffusion
 from diffusion.lora import Lora, fuse_lora, names_in, parse_lora
 from diffusion.pipeline import load_pipeline, loaded_files
 from diffusion.prediction import check_prediction_type, prediction_errors
-from runner.folder import changed_contents, content_digests
+from options import Options
+from runner.folder import changed_contents, checkpoint_digest, content_digests
+from runner.judges import asked_of
 
 CPU = torch.device("cpu")
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -99,6 +103,12 @@ def test_files_that_are_not_loaded_do_not_matter(folder, intact, change):
     change(folder)
     pipeline = load_pipeline(str(folder), CPU)
     assert torch.equal(pipeline.unet.conv_in.weight, load_pipeline(str(intact), CPU).unet.conv_in.weight)
+
+
+def test_a_tokenizer_without_its_words_is_refused(folder):
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(InputError, match="tokenizer: it knows .* of the 190 tokens"):
+        load_pipeline(str(folder), CPU)
 
 
 def test_weights_that_are_not_there_are_named_with_their_part(folder):
@@ -241,6 +251,41 @@ def test_files_that_are_no_lora_of_this_model(lora, tmp_path, made, message):
     with pytest.raises(InputError, match=f"--lora: .*{message}") as caught:
         fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
     assert "\n" not in str(caught.value)
+
+
+def test_what_of_a_lora_is_not_used_is_said(lora, tmp_path, capsys):
+    tensors, path = load_file(lora), tmp_path / "a.safetensors"
+    layer = next(name for name in tensors if re.search(r"down_blocks\.\d.*lora_A", name))
+    elsewhere = re.sub(r"down_blocks\.\d", "down_blocks.9", layer)
+    names = {elsewhere.replace("lora_A", k): layer.replace("lora_A", k) for k in ("lora_A", "lora_B")}
+    others = {name: tensors[known].clone() for name, known in names.items()}
+    save_file(tensors | others, path)
+    fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+    assert "1 of its" in (said := capsys.readouterr().err) and "none of this model's" in said
+    save_file({k: torch.zeros_like(v) if ".lora_B." in k else v for k, v in tensors.items()}, path)
+    fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+    assert "changes nothing" in capsys.readouterr().err
+    save_file({k: v * float("nan") for k, v in tensors.items()}, path)
+    with pytest.raises(InputError, match="numbers that are not finite"):
+        fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+    del tensors[next(name for name in tensors if ".lora_B." in name)]
+    save_file(tensors, path)
+    with pytest.raises(InputError, match="is incomplete"):
+        fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+
+
+def test_judges_know_the_diffusion_model_with_what_is_added_to_it(lora):
+    options = Options(pretrained_diffusion_path=str(MODEL), model_name=("a@denoise",), transfer_models=())
+    digests = [
+        asked_of(changed, ("a", "b")).diffusion
+        for changed in (
+            options,
+            replace(options, lora=Lora(lora)),
+            replace(options, lora=Lora(lora, 0.5)),
+            replace(options, prediction_type="v_prediction"),
+        )
+    ]
+    assert len(set(digests)) == 4 and digests[0] == checkpoint_digest(str(MODEL))
 
 
 def test_an_attack_with_a_lora_differs_and_is_a_run_of_its_own(lora, quick, data, tmp_path):

@@ -133,6 +133,38 @@ def test_white_is_zero_and_inks(tmp_path):
     assert abs(read(deep) - read(tmp_path / "8.tif")).max() <= 1
 
 
+SMALL = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+def test_bands_that_do_not_say_which_are_colours_are_refused(tmp_path, kind):
+    values = SMALL.astype(kind) * {"u1": 1, "u2": 257, "f4": 1 / 255}[kind]
+    tifffile.imwrite(tmp_path / "a.tif", values.astype(kind), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(OSError, match="3 bands of grey and does not say which are red"):
+        read_image(tmp_path / "a.tif", 8)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_a_smaller_copy_in_front_is_not_the_picture(tmp_path, kind):
+    values = SMALL.astype(kind) * (257 if kind == "u2" else 1)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(np.zeros((4, 4, 3), kind), photometric="rgb", subfiletype=1)
+        tiff.write(values, photometric="rgb", subfiletype=0)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 8), SMALL)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tga", "tif", "16.tif"])
+def test_opacity_that_is_nowhere_is_none(tmp_path, suffix, said):
+    path, values = tmp_path / f"a.{suffix}", np.dstack([SMALL, np.zeros((8, 8), np.uint8)])
+    if suffix == "16.tif":  # whose opacity is of 8 bits
+        values = np.dstack([SMALL.astype("u2") * 257, np.full((8, 8), 255, "u2")])
+        tifffile.imwrite(path, values, photometric="rgb", extrasamples=["unassalpha"])
+    else:
+        Image.fromarray(values).save(path)
+    assert np.array_equal(read_image(path, 8), SMALL)
+    assert "transparent all over" in said()
+
+
 def test_floats_in_colour(tmp_path):
     for values in (COLOURS / 255, COLOURS.astype(float)):
         for kind in (np.float32, np.float64):
