@@ -351,7 +351,8 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             self.transfer_models = () if self.captions or preset.class_names else DEFAULT_TRANSFER_MODELS
         self.fill_in_head()
         if self.pretrained_diffusion_path is None and not self.is_test:
-            self.pretrained_diffusion_path = "demo/tiny_diffusion"
+            ours = Path("demo/tiny_diffusion")
+            self.pretrained_diffusion_path = str(ours if ours.is_dir() else Path(__file__).parent / ours)
         if self.label_path is None and self.images_root == Path("demo/images"):
             self.label_path = Path("demo/labels.txt")
 

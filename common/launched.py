@@ -52,6 +52,23 @@ def launched() -> Launched:
     return found
 
 
+# of how many processes, by what starts them without setting RANK
+OTHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
+
+
+def check_alone() -> None:
+    """Raises LauncherError where others started several processes, each of which takes itself for the only
+    one.
+    """
+    for name, starter in OTHERS.items():
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            raise LauncherError(
+                f"{starter} has started {count} processes ({name}), each of which would attack all images; "
+                f"give each its --shard K/{count}, start them by accelerate launch, or unset {name}"
+            )
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that speaks for all."""
     try:

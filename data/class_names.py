@@ -189,18 +189,21 @@ def names_of_matlab(path: Path) -> Sequence[str]:
 
 
 def names_of_object(content: object) -> Sequence[str]:
-    """A list of names, or a mapping from numbers to them, perhaps as `id2label` of another; or the categories
-    of COCO in the order of their ids, which leave numbers out.
+    """A list of names, a mapping from numbers to them or from them to numbers, perhaps as `id2label` of
+    another; or the categories of COCO in the order of their ids, which leave numbers out.
     """
-    if isinstance(content, Mapping) and "categories" in content:
-        return [str(one["name"]) for one in sorted(content["categories"], key=lambda one: one["id"])]
-    if isinstance(content, Mapping) and "id2label" in content:
-        content = content["id2label"]
+    for key in ("categories", "id2label", "label2id", "names"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), (list, Mapping)):
+            content = content[key]
+    if isinstance(content, list) and content and all(isinstance(one, Mapping) for one in content):
+        return [str(one["name"]) for one in sorted(content, key=lambda one: one["id"])]
     if isinstance(content, list):
         return of_entries(content)
     if not isinstance(content, Mapping):
         raise TypeError(f"it holds a {type(content).__name__}")
-    return of_entries(in_order({int(key): entry for key, entry in content.items()}, first=(0,)))
+    if content and all(type(value) is int for value in content.values()):
+        return of_entries(in_order({number: name for name, number in content.items()}, first=(0, 1)))
+    return of_entries(in_order({int(key): entry for key, entry in content.items()}, first=(0, 1)))
 
 
 def of_entries(entries: Sequence[object]) -> ClassNames:

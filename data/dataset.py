@@ -64,7 +64,7 @@ PRESETS = {
 }
 
 
-NOT_OF_THE_USER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+NOT_OF_THE_USER = {".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX"}
 METADATA = ("metadata.csv", "metadata.jsonl")  # as Hugging Face's imagefolder has them
 
 
@@ -119,10 +119,14 @@ def list_images(folder: Path) -> list[Path]:
     return images
 
 
+def is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name in NOT_OF_THE_USER
+
+
 def class_folders(folder: Path) -> list[Path]:
     """In natural order."""
     return natsorted(
-        (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
+        (path for path in folder.iterdir() if path.is_dir() and not is_hidden(path)),
         key=lambda path: path.name,
     )
 

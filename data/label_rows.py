@@ -114,6 +114,7 @@ def is_headless(lines: Sequence[str]) -> bool:
 
 def rows_of_table(path: Path, text: str, is_class: Callable[[str], bool]) -> list[Row]:
     """A table with a title, separated by commas, semicolons, tabs or spaces."""
+    text = re.sub(r"^\s*sep=.\s*\n", "", text)  # Excel's
     title = text.lstrip().split("\n", 1)[0]
     separator = max(",;\t", key=title.count) if re.search(r"[,;\t]", title) else " "
     table = csv.DictReader(io.StringIO(text.lstrip(), newline=""), delimiter=separator, skipinitialspace=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from classifiers.registry import check_distinct, load_classifier
 from common.devices import resolve_device, resolve_dtype, set_up
 from common.environment import mend_torchvision
 from common.errors import InputError, note
+from common.launched import check_alone
 from data.class_names import read_class_names
 from data.classes import IMAGENET_CLASSES
 from data.dataset import PRESETS, Item, labels_and_targets, read_dataset
@@ -295,6 +297,8 @@ def check_shards(
     if not match or not int(match[1]) < int(match[2]):
         raise InputError(f"--shard is {options.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
     shard, shards = int(match[1]), int(match[2])
+    if shards == processes == 1 and not os.environ.get("WORLD_SIZE"):
+        check_alone()
     if options.overwrite and shards > 1:
         raise InputError(
             "--overwrite with --shard would delete what the other shards have done; empty --save_dir first"

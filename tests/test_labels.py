@@ -482,6 +482,29 @@ def test_a_name_beside_a_label_is_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        {"1": "cat", "2": "dog", "3": "bird"},  # Oxford's flowers
+        {"dog": 1, "cat": 0, "bird": 2},
+        {"label2id": {"dog": 1, "cat": 0, "bird": 2}},
+        {"names": ["cat", "dog", "bird"]},
+        [{"id": 7, "name": "dog"}, {"id": 9, "name": "bird"}, {"id": 1, "name": "cat"}],
+    ],
+)
+def test_class_names_in_forms_of_json(tmp_path, content):
+    path = written(tmp_path / "c.json", json.dumps(content))
+    assert read_class_names(path) == ("cat", "dog", "bird")
+
+
+def test_a_table_of_excels_and_folders_of_a_macs_archive(tmp_path):
+    images(tmp_path / "photos", "a.jpg", "b.jpg")
+    path = written(tmp_path / "l.csv", "sep=;\nfilename;label\nb.jpg;1\na.jpg;2\n")
+    assert list(labels_of(tmp_path / "photos", path, ("cat", "hen")).values()) == [1, 0]
+    images(tmp_path / "folders", "cat/a.jpg", "__MACOSX/._a.jpg")
+    assert labels_of(tmp_path / "folders", None, ("cat", "hen")) == {"cat/a.jpg": 0}
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "bird 2\ncat 0\ndog 1\n",

@@ -15,7 +15,9 @@ from common.devices import once_all_have_come
 from common.errors import InputError, RunError
 from common.launched import Launched, LauncherError, launched
 from common.workers import available_cores, threads_of_each
+from options import Options
 from runner import turns
+from runner.task import check_shards
 
 
 @pytest.fixture
@@ -69,6 +71,18 @@ def test_variables_that_do_not_fit_together(environment, data, tmp_path, variabl
         result.returncode == 2 and result.stderr.count("\n") == 1 and message.split(",")[0] in result.stderr
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_processes_that_know_nothing_of_each_other_are_refused(environment, monkeypatch, name):
+    environment()
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(LauncherError, match=f"started 4 processes .{name}.*--shard K/4"):
+        check_shards(Options(), ["fixed"])
+    assert check_shards(Options(shard="1/4"), ["fixed"]) == (1, 4)
+    assert check_shards(Options(), ["fixed"], 4, 2) == (2, 4)
+    environment(RANK="0", WORLD_SIZE="1")
+    assert check_shards(Options(), ["fixed"]) == (0, 1)
 
 
 def test_a_part_of_the_images_is_said(environment, data, quick, tmp_path):
