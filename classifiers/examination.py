@@ -99,6 +99,12 @@ def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
         try:
             answer(classifier, images[:1].detach())
         except Exception:
+            count = only_batch(classifier, images.detach())
+            if count:
+                raise ClassifierError(
+                    f"classifier {name!r} takes {count} images at once and no other number; export it again "
+                    f"with a batch of any size, by dynamic_shapes"
+                ) from None
             raise ClassifierError(
                 f"classifier {name!r} fails on images (2, 3, {side}, {side}) in [0, 1] ({one_line(error)}); "
                 f"it must take images of that size, so resize inside it or give its own as --res, on the "
@@ -114,6 +120,18 @@ def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
         check_gradient(name, outputs, images)
     is_steady = check_batches(name, classifier, images.detach(), outputs.detach(), precision)
     return Examined(classifier, outputs.shape[1], is_steady, precision)
+
+
+@torch.no_grad()
+def only_batch(classifier: torch.nn.Module, images: torch.Tensor) -> int | None:
+    """How many images a classifier takes that takes neither one nor two; None where no number was found."""
+    for count in (4, 8, 16, 32, 64, 3):
+        try:
+            answer(classifier, images[:1].expand(count, -1, -1, -1))
+            return count
+        except Exception:
+            continue
+    return None
 
 
 @torch.no_grad()

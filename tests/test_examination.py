@@ -150,6 +150,13 @@ def test_a_program_of_few_images_is_asked_one_by_one(tmp_path):
     assert torch.allclose(load_classifier(str(name), 10, 96)(images), net(images), atol=1e-5)
 
 
+def test_a_program_of_one_number_of_images_says_so(tmp_path):
+    path = tmp_path / "eight.pt2"
+    torch.export.save(torch.export.export(network(10).eval(), (torch.rand(8, 3, 96, 96),)), path)
+    with pytest.raises(ClassifierError, match="takes 8 images at once and no other number"):
+        load_classifier(str(path), 10, 96)
+
+
 def test_random_ones_are_told_apart():
     assert examine("net", normalised().eval(), 96, False).is_steady
     assert examine("net", normalised(dropout=0.5).eval(), 96, False).is_steady

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageChops
 
 from data.images import read_image, to_pixels
+from data.masks import read_mask
 
 GREY = np.tile(np.linspace(0, 255, 16).round(), (16, 1))  # (16, 16), from black to white
 
@@ -93,3 +94,16 @@ def test_levels_are_rounded_or_cut_off_as_in_the_original():
     image = torch.tensor([0.2, 99.4, 99.6, 254.9, 255.0, 300.0]).view(1, 1, 6).expand(3, 1, 6) / 255
     assert to_pixels(image)[0, :, 0].tolist() == [0, 99, 100, 255, 255, 255]
     assert to_pixels(image, truncated=True)[0, :, 0].tolist() == [0, 99, 99, 254, 255, 255]
+
+
+def test_a_mask_with_transparent_parts_is_refused(tmp_path):
+    opacity = Image.new("L", (8, 8), 255)
+    mask = Image.new("RGBA", (8, 8), "white")
+    mask.putalpha(opacity)
+    mask.save(tmp_path / "a.png")
+    assert (read_mask(tmp_path / "a.png", 8) == 1).all()
+    opacity.paste(0, (0, 0, 8, 4))
+    mask.putalpha(opacity)
+    mask.save(tmp_path / "a.png")
+    with pytest.raises(OSError, match="the mask a.png has transparent parts, which may mean either"):
+        read_mask(tmp_path / "a.png", 8)
