@@ -42,7 +42,7 @@ def judge_folder(options: Options) -> int:
     items = label_pairs(options, [clean for clean, _ in pairs], class_names)
     device = resolve_device(options.device)
     check_save_dir(options.save_dir)
-    check_reports_are_ours(options.save_dir, "evaluation.json", ["evaluation.txt"])
+    check_reports_are_ours(options.save_dir, "evaluation.json", ["evaluation.txt"], options.images_root)
     check_reference(options.fid_reference, options.model_name)
     size = common_side(pairs)
     # which the original tool does not write

@@ -132,13 +132,16 @@ def check_nothing_is_in_the_way(layout: Layout, options: Options) -> None:
         )
 
 
-def check_reports_are_ours(folder: Path, kept: str, others: Iterable[str]) -> None:
+def check_reports_are_ours(
+    folder: Path, kept: str, others: Iterable[str], images_root: Path | None = None
+) -> None:
     """Raises InputError where reports would be written over that this tool has not written: what it writes
     lies beside a JSON that says with what options and versions.
 
     Args:
         kept: the name of that JSON.
         others: the names of the other reports.
+        images_root: of which folder the reports have to be, if it matters.
     """
     there = [name for name in (kept, *others) if (folder / name).exists()]
     if not there:
@@ -146,8 +149,17 @@ def check_reports_are_ours(folder: Path, kept: str, others: Iterable[str]) -> No
     try:
         content = json.loads((folder / kept).read_text(encoding="utf-8"))
         if {"configuration", "versions"} <= set(content):
+            was = content["configuration"].get("images_root")
+            known = Path(was).resolve() if was else None
+            if images_root and known and known.exists() and known != images_root.resolve():
+                raise InputError(
+                    f"--save_dir: {str(folder)!r} has the {kept} of another folder, {str(was)!r}; give "
+                    f"another --save_dir"
+                )
             return
-    except (OSError, ValueError, TypeError, RecursionError):
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         pass
     raise InputError(
         f"--save_dir: {str(folder)!r} holds {there[0]!r}, which would be written over, and is not of this "

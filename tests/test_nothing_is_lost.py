@@ -179,6 +179,16 @@ def test_a_comparison_does_not_write_over_figures_of_others(data, copied, tmp_pa
     assert result.returncode == 2 and f"holds '{ANALYSIS}/weight_curves.pdf'" in result.stderr
 
 
+def test_figures_of_another_folder_are_not_written_over(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    content = {"versions": {}, "configuration": {"images_root": str(tmp_path / "a")}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    check_reports_are_ours(tmp_path, "evaluation.json", [], tmp_path / "a")
+    with pytest.raises(InputError, match="has the evaluation.json of another folder"):
+        check_reports_are_ours(tmp_path, "evaluation.json", [], tmp_path / "b")
+
+
 def test_a_run_of_other_classes_is_not_judged_by_these(data, copied, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"class {chr(97 + k % 26)}{k}x" for k in range(1000)))
     judge = ["--is_test", "--images_root", copied, "--save_dir", tmp_path / "judged", "--captions"]
