@@ -4,6 +4,7 @@ and a gradient, and says of each what it would say of it alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -245,7 +246,9 @@ def answer_alone(name: str, classifier: torch.nn.Module, image: torch.Tensor) ->
 
 
 def change_of(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """How far logits `(B, classes)` are from others, as a part of the largest."""
+    """How far logits `(B, classes)` are from others, as a part of the largest; inf where one is no number."""
+    if not (expected.isfinite().all() and found.isfinite().all()):
+        return math.inf
     expected, found = comparable(expected), comparable(found)
     return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
 

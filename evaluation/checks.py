@@ -25,9 +25,11 @@ def warnings_about_outputs(
     device: torch.device,
     head: Head = SOFTMAX,
 ) -> list[str]:
-    """Outputs that are probabilities, and answers that change."""
+    """Outputs that are probabilities or no numbers, and answers that change."""
     x = to_tensor(images[:4]).to(device)
     first, second = classifier(x), classifier(x)
+    if not (first.isfinite().all() and second.isfinite().all()):
+        return [f"{name} returns numbers that are not finite for some pictures, which cannot be attacked"]
     warnings = []
     if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
         warnings.append(

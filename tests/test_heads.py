@@ -401,6 +401,8 @@ def test_probabilities_of_a_sigmoid_are_noticed():
         assert "take the sigmoid off" in line and ("give --head sigmoid" in line) is more
         # of noise from 0 to 1, but not of everything
         assert warnings_about_outputs("m", Outputs(lambda z: z - z.mean() + 0.5), pictures, CPU, head) == []
+        (line,) = warnings_about_outputs("m", Outputs(lambda z: z / 0 * 0), pictures, CPU, head)
+        assert "numbers that are not finite for some pictures" in line
     (line,) = warnings_about_outputs("m", Outputs(lambda z: z.softmax(-1)), pictures, CPU, SIGMOID)
     assert "take the softmax off" in line
 
