@@ -78,7 +78,7 @@ def comparable(logits: torch.Tensor) -> torch.Tensor:
     that neither a masked class nor what is added to all of them hides the others.
     """
     below = logits - logits.amax(-1, keepdim=True)
-    return torch.cat([below.clamp(-FAR, FAR), logits.clamp(-FAR, FAR)], -1)
+    return torch.cat([below.clamp(min=-FAR), logits.clamp(-FAR, FAR)], -1)
 
 
 def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -> Examined:
@@ -114,12 +114,14 @@ def examine(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
         classifier = OneByOne(classifier)
         outputs = answer(classifier, images)
     check_outputs(name, outputs)
-    if not takes_more(classifier, images.detach()):
+    several = answer_several(classifier, images.detach())
+    if several is None:
         answer_alone(name, classifier, images[:1].detach())
         classifier = OneByOne(classifier)
+        several = answer_several(classifier, images.detach())
     if attacked:
         check_gradient(name, outputs, images)
-    is_steady = check_batches(name, classifier, images.detach(), outputs.detach(), precision)
+    is_steady = check_batches(name, classifier, images.detach(), outputs.detach(), several, precision)
     return Examined(classifier, outputs.shape[1], is_steady, precision)
 
 
@@ -136,14 +138,17 @@ def only_batch(classifier: torch.nn.Module, images: torch.Tensor) -> int | None:
 
 
 @torch.no_grad()
-def takes_more(classifier: torch.nn.Module, images: torch.Tensor) -> bool:
-    """Whether a classifier takes more than two images, as a program that was exported for few does not."""
-    try:
-        answer(classifier, images[list(ORDER)])
-    except Exception:
-        return False
+def answer_several(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor | None:
+    """The logits of both images in `ORDER`; None of a classifier that does not take so many, or not many
+    more, as a program that was exported for few.
+    """
     bounds = getattr(getattr(classifier, "program", None), "range_constraints", {}).values()
-    return all(bound.upper > MANY for bound in bounds)
+    if any(bound.upper <= MANY for bound in bounds):
+        return None
+    try:
+        return answer(classifier, images[list(ORDER)])
+    except Exception:
+        return None
 
 
 def check_outputs(name: str, outputs: object) -> None:
@@ -188,6 +193,7 @@ def check_batches(
     classifier: torch.nn.Module,
     images: torch.Tensor,
     outputs: torch.Tensor,
+    several: torch.Tensor,
     precision: torch.dtype,
 ) -> bool:
     """Asks for each image alone, and among others in other places, which must be the same; returns whether
@@ -195,6 +201,7 @@ def check_batches(
 
     Args:
         images, outputs: both images `(2, 3, H, W)`, and their logits `(2, classes)`.
+        several: the logits of both in `ORDER`.
     Raises:
         ClassifierError: the answer depends on the batch, or batch normalisation is in training mode, which in
             a batch of one image makes another network of it than its authors'.
@@ -214,8 +221,7 @@ def check_batches(
         beside_itself = answer(classifier, images[:1].repeat(2, 1, 1, 1))[:1]
         changes = [(outputs[:1], beside_itself, same), (outputs[:1], alone[:1], other)]
     else:
-        order = list(ORDER)
-        changes = [(alone, outputs, other), (alone[order], answer(classifier, images[order]), other)]
+        changes = [(alone, outputs, other), (alone[list(ORDER)], several, other)]
     for expected, found, tolerance in changes:
         change = change_of(expected, found)
         if change > tolerance:

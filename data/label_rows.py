@@ -299,6 +299,11 @@ def rows_of_lines(path: Path, lines: Sequence[str], images: Sequence[Path]) -> l
     return [Row(k, None, line) for k, line in enumerate(lines, 1)]
 
 
+def split_labels(text: str) -> list[str]:
+    """The labels of an image that stand in one text."""
+    return re.split(r"[\s,;|]+", text.strip())
+
+
 def check_single(path: Path, rows: list[Row]) -> list[Row]:
     """The rows of lines that name an image.
 
@@ -306,11 +311,9 @@ def check_single(path: Path, rows: list[Row]) -> list[Row]:
         DatasetError: each has as many further numbers as the others, so that these may be labels, or a box, a
             size, a count, or a one for a class and zeros for the others.
     """
-    numbers = [re.split(r"[\s,;|]+", row.labels.strip()) for row in rows]
-    counts = {
-        len(parts) if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", part) for part in parts) else 0
-        for parts in numbers
-    }
+    parts = [split_labels(row.labels) for row in rows]
+    are_numbers = [all(re.fullmatch(r"[+-]?\d+(\.\d+)?", part) for part in each) for each in parts]
+    counts = {len(each) if numbers else 0 for each, numbers in zip(parts, are_numbers)}
     if len(counts) == 1 and counts != {0} and counts != {1}:
         raise DatasetError(
             f"--label_path: each line of {str(path)!r} has {counts.pop()} numbers after the image, such as "
@@ -318,7 +321,7 @@ def check_single(path: Path, rows: list[Row]) -> list[Row]:
             f"with columns filename,label, and several labels in one cell with spaces between"
         )
     if max(counts, default=0) > 1:
-        several = next(row for row in rows if len(re.split(r"[\s,;|]+", row.labels.strip())) > 1)
+        several = next(row for row, each in zip(rows, parts) if len(each) > 1)
         note(f"--label_path: lines of {str(path)!r} give several labels, such as line {several.line}")
     return rows
 

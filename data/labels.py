@@ -19,7 +19,7 @@ from natsort import natsorted
 from common.errors import DatasetError, note
 from data.classes import ClassFinder, ClassNames, wordnet_id_of
 from data.image_names import parts_of, rows_of_images
-from data.label_rows import INTEGER, Row, read_rows
+from data.label_rows import INTEGER, Row, read_rows, split_labels
 
 
 def numbered(number: int, class_names: Sequence[str], base: int) -> int:
@@ -102,7 +102,7 @@ class Labels:
 
     def check_not_one_hot(self, rows: Sequence[Row]) -> None:
         """Raises DatasetError where rows seem to have a number for each class, 1 or 0, and not labels."""
-        parts = [re.split(r"[\s,;|]+", row.labels.strip(" []()")) for row in rows]
+        parts = [split_labels(row.labels.strip(" []()")) for row in rows]
         lengths, values = {len(part) for part in parts}, {value for part in parts for value in part}
         if len(lengths) == 1 and lengths != {1} and all(re.fullmatch(r"[01](\.0*)?", v) for v in values):
             if len(self.class_names) in lengths or lengths - {2}:
@@ -122,7 +122,7 @@ class Labels:
         text = row.labels.strip().strip("[]()").strip()
         if not text:
             raise DatasetError(f"{where} has no label; give it one, or leave the image out")
-        parts = [part.strip("\"'") for part in re.split(r"[\s,;|]+", text)]
+        parts = [part.strip("\"'") for part in split_labels(text)]
         ids = [part for part in parts if wordnet_id_of(part)]
         if len(parts) == 5 * len(ids):  # each with a box
             parts = ids

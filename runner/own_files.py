@@ -148,23 +148,20 @@ def check_reports_are_ours(
         return
     try:
         content = json.loads((folder / kept).read_text(encoding="utf-8"))
-        if {"configuration", "versions"} <= set(content):
-            was = content["configuration"].get("images_root")
-            known = Path(was).resolve() if was else None
-            if images_root and known and known.exists() and known != images_root.resolve():
-                raise InputError(
-                    f"--save_dir: {str(folder)!r} has the {kept} of another folder, {str(was)!r}; give "
-                    f"another --save_dir"
-                )
-            return
-    except InputError:
-        raise
+        is_ours = {"configuration", "versions"} <= set(content)
+        was = content["configuration"].get("images_root") if is_ours else None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        pass
-    raise InputError(
-        f"--save_dir: {str(folder)!r} holds {there[0]!r}, which would be written over, and is not of this "
-        f"tool; give another folder, or move it away"
-    )
+        is_ours = False
+    if not is_ours:
+        raise InputError(
+            f"--save_dir: {str(folder)!r} holds {there[0]!r}, which would be written over, and is not of "
+            f"this tool; give another folder, or move it away"
+        )
+    if images_root and was and Path(was).exists() and not Path(was).samefile(images_root):
+        raise InputError(
+            f"--save_dir: {str(folder)!r} has the {kept} of another folder, {str(was)!r}; give another "
+            f"--save_dir"
+        )
 
 
 # ---------------------------------------------------------------- inputs
@@ -193,12 +190,11 @@ def is_within(path: Path, folder: Path) -> bool:
 
 def check_links_lead_elsewhere(save_dir: Path, images: Iterable[Path]) -> None:
     """Raises InputError where images are links to files of a folder of results."""
-    folder = save_dir.resolve()
-    places: dict[Path, bool] = {}
+    inside: dict[Path, bool] = {}  # by folder, since most images are no links themselves
     for path in images:
-        if path.parent not in places:
-            places[path.parent] = folder in (path.parent.resolve(), *path.parent.resolve().parents)
-        if places[path.parent] or (path.is_symlink() and folder in path.resolve().parents):
+        if path.parent not in inside:
+            inside[path.parent] = is_within(path.parent, save_dir)
+        if inside[path.parent] or (path.is_symlink() and is_within(path, save_dir)):
             raise InputError(
                 f"--images_root: {str(path)!r} is a link into --save_dir, where it would be written over; "
                 f"give another --save_dir"
