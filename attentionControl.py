@@ -337,14 +337,13 @@ def _layer(processor_name: str) -> AttentionLayer:
 def make_controller(
     mode: str,
     schedule: Sequence[float],
-    weight_lr: float,
     num_timesteps: int,
     seed: int,
-    pace: Pace | None = None,
+    pace: Pace,
 ) -> AttentionControlEdit:
     """The attention controller of a weight mode."""
     if mode in ADAPTIVE_RULES:
-        return AttentionControlEditAdaptive(num_timesteps, ADAPTIVE_RULES[mode], pace or Pace())
+        return AttentionControlEditAdaptive(num_timesteps, ADAPTIVE_RULES[mode], pace)
     if mode == "balanced":
         return AttentionControlEditBalanced(num_timesteps)
     if mode == "uniform":
@@ -355,5 +354,7 @@ def make_controller(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = TimestepWeightNetwork(num_timesteps)
-        return AttentionControlEditLearnable(network, weight_lr, detached=mode == "learnable_detached")
+        return AttentionControlEditLearnable(
+            network, pace.learning_rate, detached=mode == "learnable_detached"
+        )
     raise ValueError(f"unknown weight mode {mode!r}")

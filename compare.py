@@ -34,7 +34,6 @@ from runner.modes import attack_in_modes
 from runner.own_files import check_nothing_is_in_the_way
 from runner.processes import get_ready
 from runner.runner import Job, restore_weights
-from runner.summary import weights_at_the_end
 from runner.task import check_shards, load_attacks, load_judges, read_task
 
 
@@ -68,7 +67,7 @@ def run(options: CompareOptions) -> int:
         checked = Checked(layout, task.masks)
         drop_unusable(layout, items, identity, checked)
         job = Job(attack, entry.options, identity, layout, task.masks, judges)
-        modes.append(Mode(entry.name, entry.value, job, weights_at_the_end(attack, None)))
+        modes.append(Mode(entry.name, entry.value, job))
         done = layout.finished([item.index for item in items])
         if done:
             restore_weights(attack, layout, max(done))

@@ -54,7 +54,6 @@ from losses import (
     verdict,
 )
 from options import AttackOptions
-from timestep_weights import Pace
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline
@@ -120,10 +119,9 @@ class DiffAttack(LatentDiffusion):
         self.controller = make_controller(
             options.weight_mode,
             options.schedule,
-            options.weight_lr,
             self.num_timesteps,
             options.seed,
-            Pace(options.weight_step, options.weight_pull),
+            options.pace,
         )
         # whether images can end before others
         self.ends_early = options.stop_margin is not None or (

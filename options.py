@@ -35,7 +35,14 @@ from data.dataset import PRESETS
 from data.inputs import DataOptions
 from data.records import read_configuration
 from evaluation.budget import Budget, budget_or_none, parse_budget
-from timestep_weights import SCHEDULES, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
+from timestep_weights import (
+    SCHEDULES,
+    STUDY_ITERATIONS,
+    WEIGHT_MODES,
+    Pace,
+    parse_schedule,
+    schedule_weights,
+)
 
 # what --preset stands for, by the names of flags; flags given beside it win
 ATTACK_PRESETS: dict[str, dict[str, object]] = {
@@ -46,7 +53,9 @@ ATTACK_PRESETS: dict[str, dict[str, object]] = {
         "contrast_limit": None,
         "latent_optimizer": "adamw",
         "latent_lr": 0.01,
-        "iterations": 30,
+        "iterations": STUDY_ITERATIONS,
+        "weight_lr": Pace.learning_rate,
+        "weight_step": Pace.step,
         "budget": None,
         "attack_through": (),
         "draws": 1,
@@ -71,13 +80,20 @@ class WeightOptions:
         "0.1,0.1,0.2,0.2,0.4; stretched to the number of attacked timesteps",
         "SCHEDULE",
     )
-    weight_lr: float = flag(
-        1e-4, "learning rate of the weight network in mode learnable", "RATE", range=NOT_NEGATIVE
+    weight_lr: float | None = flag(
+        None,
+        f"learning rate of the weight network in mode learnable (default: the study's {Pace.learning_rate:g} "
+        f"times {STUDY_ITERATIONS} / --iterations, so that weights move as far in an image)",
+        "RATE",
+        parse=float,
+        range=NOT_NEGATIVE,
     )
-    weight_step: float = flag(
-        Pace.step,
-        "how far the weights of modes minimax and uncertainty move in an iteration",
+    weight_step: float | None = flag(
+        None,
+        "how far the weights of modes minimax and uncertainty move in an iteration (default: "
+        f"{Pace.step:g} times {STUDY_ITERATIONS} / --iterations)",
         "STEP",
+        parse=float,
         range=NOT_NEGATIVE,
     )
     weight_pull: float = flag(
@@ -250,6 +266,11 @@ class AttackOptions(WeightOptions):
     def allowed_change(self) -> Budget | None:
         """The `budget`; ValueError where it is none."""
         return None if self.budget is None else parse_budget(self.budget)
+
+    @property
+    def pace(self) -> Pace:
+        """How fast the weights of the modes that move them do."""
+        return Pace.of(self.iterations, self.weight_step, self.weight_pull, self.weight_lr)
 
     @property
     def schedule(self) -> tuple[float, ...]:

@@ -10,7 +10,6 @@ normalised. Add a function to ADAPTIVE_RULES and its name works as `--weight_mod
 during the attack on each image.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+STUDY_ITERATIONS = 30  # on the latent of an image, in the study that this tool extends
 STUDY_MODES = ("uniform", "fixed", "learnable", "learnable_detached")
 
 SCHEDULES: dict[str, tuple[float, ...]] = {
@@ -33,10 +33,24 @@ SCHEDULES: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the weights of the modes in ADAPTIVE_RULES move."""
+    """How fast weights move; the defaults are those of the study, in STUDY_ITERATIONS an image."""
 
-    step: float = 0.1  # of each iteration
+    step: float = 0.1  # of an iteration, in the modes of ADAPTIVE_RULES
     pull: float = 1.0  # towards uniform weights, of minimax
+    learning_rate: float = 1e-4  # of the weight network's Adam
+
+    @classmethod
+    def of(cls, iterations: int, step: float | None, pull: float, learning_rate: float | None) -> "Pace":
+        """What is None moves weights as far in an image of so many iterations as in one of the study: a step
+        of Adam is as long as its rate whatever the gradient (Kingma and Ba, 2015), and that of a rule as its
+        step whatever the losses' scale.
+        """
+        fewer = STUDY_ITERATIONS / iterations
+        return cls(
+            cls.step * fewer if step is None else step,
+            pull,
+            cls.learning_rate * fewer if learning_rate is None else learning_rate,
+        )
 
 
 def minimax_step(logits: torch.Tensor, losses: torch.Tensor, pace: Pace) -> torch.Tensor:
@@ -179,10 +193,3 @@ class TimestepWeightNetwork(torch.nn.Module):
         # the weights stop halfway to their collapse.
         logits = self.out(F.softsign(self.hidden(self.embedding.weight))).squeeze(1)  # (N,)
         return (self.start + logits).softmax(0)
-
-
-def effective_timesteps(weights: torch.Tensor) -> float:
-    """exp(entropy) of weights `(N,)` that sum to 1: N when they are equal, 1 when all the weight is on one
-    timestep.
-    """
-    return math.exp(-torch.special.xlogy(weights, weights).sum().item())

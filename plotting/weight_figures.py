@@ -71,7 +71,7 @@ def plot_weight_curves(
         Line2D([], [], color="0.4", linestyle=style, linewidth=0.8, label=name)
         for name, style in styles.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(2 + len(runs), 4))
     return figure
 
 

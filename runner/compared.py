@@ -7,8 +7,6 @@ import functools
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
-
 from attacks.names import OURS, attack_names, parse_attack
 from common.errors import InputError
 from common.flags import flag
@@ -206,4 +204,3 @@ class Mode:
     name: str
     value: float | None
     job: Job  # with what `main.py` would be called with
-    weights_at_start: torch.Tensor  # (N,)

@@ -22,7 +22,7 @@ from evaluation.published import published_dicts, published_remarks, published_s
 from evaluation.scaled import scaled_points
 from evaluation.sweep import Point, SweepReport, compare_curves, curve_of, pair_rows, report_sweep, sweep_csv
 from evaluation.tables import as_text, latex, markdown
-from evaluation.weights import ModeWeights, add_weights
+from evaluation.weights import add_weights, weight_movement
 from plotting.comparison_page import write_comparison_page
 from plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_figure
 from plotting.figures import plot_success_against_visibility, plot_tradeoff
@@ -32,7 +32,7 @@ from runner.folder import provenance, read_failures, unattempted, write_texts
 from runner.judges import CHUNK, Judging, judge_all, judging_of
 from runner.summary import weights_at_the_end
 from runner.task import Task
-from timestep_weights import effective_timesteps, named_schedules
+from timestep_weights import named_schedules
 
 
 def report(task: Task, options: CompareOptions, modes: Sequence[Mode], items: Sequence[Item]) -> int:
@@ -106,7 +106,8 @@ def write_comparison(
     names, has_transfer = [mode.name for mode in modes], bool(evaluations[0].transfers)
     comparison = compare_runs(names, runs, evaluations, failures)
     if all(run.timesteps for run in runs):
-        add_weights(comparison, runs[0], [weights_of(mode, run) for mode, run in zip(modes, runs)])
+        ends = (weights_at_the_end(mode.job.attack, run).numpy() for mode, run in zip(modes, runs))
+        add_weights(comparison, runs, [weight_movement(run, end) for run, end in zip(runs, ends)])
     add_curves(
         comparison,
         {name: curve_points(run.rows, run.configuration) for name, run in zip(names, runs)},
@@ -263,11 +264,6 @@ def title_of(modes: Sequence[Mode]) -> str:
     return "Comparison of " + (
         "attacks" if len({m.job.options.attack for m in modes}) > 1 else "timestep weights"
     )
-
-
-def weights_of(mode: Mode, run: Run) -> ModeWeights:
-    end = weights_at_the_end(mode.job.attack, run)
-    return ModeWeights(mode.weights_at_start.tolist(), end.tolist(), effective_timesteps(end))
 
 
 def draw(

@@ -17,17 +17,18 @@ from data.records import ANALYSIS, Run, read_run
 from data.shares import timestep_rows
 from diff_latent_attack import DiffAttack
 from evaluation.by_image import row_of_results
-from evaluation.checks import COLLAPSED_BELOW, warnings_about_rounding
+from evaluation.checks import warnings_about_rounding
 from evaluation.costs import cost_dict, cost_rows
 from evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
 from evaluation.evaluate import Evaluation
 from evaluation.tables import table
+from evaluation.weights import lines_about_weights, weight_movement
 from plotting.draw import draw_folders
 from plotting.report import write_page
 from runner.checked import Checked
 from runner.folder import provenance, read_failures, write_results, write_texts
 from runner.judges import Judging
-from timestep_weights import effective_timesteps, named_schedules
+from timestep_weights import named_schedules
 
 SHOWN = 50  # images in the table on the screen
 FELT_ABOVE = 0.01  # of the attack's gradient
@@ -73,22 +74,6 @@ def two_columns(said: dict) -> tuple[str, str]:
     """What a classifier says, and how sure it is."""
     name, probability = deciding(said)
     return name, f"{probability:.2f}"
-
-
-def advice_on_weights(mode: str, weights: torch.Tensor) -> str | None:
-    """What a reader of the weights must know, in one line."""
-    if mode == "learnable_detached":
-        return (
-            "mode learnable_detached: the weight is detached in the loss, so no gradient reaches the weight "
-            "network and unchanged weights are expected"
-        )
-    if mode == "learnable" and effective_timesteps(weights) < COLLAPSED_BELOW:
-        return (
-            f"mode learnable: the weights have collapsed onto timestep {int(weights.argmax())}, because the "
-            f"loss is linear in them and is smallest "
-            "with all weight on the smallest L_i; use --weight_mode fixed"
-        )
-    return None
 
 
 def weights_at_the_end(attack: DiffAttack | PixelAttack, run: Run | None) -> torch.Tensor:
@@ -182,9 +167,11 @@ def report(
     if finished:
         points = curve_points(rows, finished.configuration)
         lines += lines_about(finished, rows, points)
+        if finished.timesteps:
+            lines += lines_about_weights(weight_movement(finished, weights.numpy()), finished)
     if left:
         lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
-    text = "\n".join([*lines, *filter(None, [advice_on_weights(options.weight_mode, weights)])])
+    text = "\n".join(lines)
     results = {
         **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
         "not_attacked": failures,

@@ -90,7 +90,16 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
         assert row["file"] in table and row["class"] in table and row["before"]["label"] == row["label"]
     record = np.load(folder / "0000_record.npz")
     assert record["layer_losses"].shape == (2, 3, 8, 1)
-    assert ("unchanged weights are expected" in table) == (mode == "learnable_detached")
+    last = "\n".join(table.splitlines()[-6:])
+    assert ("unchanged weights are expected" in last) == (mode == "learnable_detached")
+    moved = re.search(
+        r"mode learnable: in (\d+) steps? the weights moved from (.+) to (.+), by .+ at most", last
+    )
+    assert bool(moved) == (mode == "learnable")
+    if moved:
+        ends = [[float(weight) for weight in numbers.split(", ")] for numbers in moved.groups()[1:]]
+        assert ends[0] == pytest.approx(record["weights"][0], abs=1e-3)
+        assert ends[1] == pytest.approx(results["weights_at_the_end"], abs=1e-3) and ends[0] != ends[1]
 
 
 def test_the_same_command_writes_the_same_bytes(runs):

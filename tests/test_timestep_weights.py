@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.weights import effective_timesteps
 from timestep_weights import (
     ADAPTIVE_RULES,
     SCHEDULES,
     Pace,
     TimestepWeightNetwork,
     balanced_weights,
-    effective_timesteps,
     minimax_step,
     parse_schedule,
     relative_losses,
@@ -85,6 +85,52 @@ def test_effective_timesteps_is_the_exponential_of_the_entropy():
     assert effective_timesteps(torch.tensor(weights)) == pytest.approx(
         np.exp(-(weights * np.log(weights)).sum())
     )
+
+
+def moved_by(pace: Pace, iterations: int) -> torch.Tensor:
+    """The logits' change in an image of constant losses, that of the first timestep taken off."""
+    torch.manual_seed(0)
+    network = TimestepWeightNetwork(5)
+    optimizer = torch.optim.Adam(network.parameters(), lr=pace.learning_rate)
+    for _ in range(iterations):
+        (network() @ LOSSES[:, 0]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = (network().log() - network.start).detach()
+    return moved - moved[0]
+
+
+@pytest.mark.parametrize("iterations", [6, 15])
+def test_weights_move_as_far_in_an_image_of_any_number_of_iterations(iterations):
+    ours, study = Pace.of(iterations, None, 1.0, None), Pace.of(30, None, 1.0, None)
+    assert study == Pace(step=0.1, pull=1.0, learning_rate=1e-4)
+    # but for what the layers below the last learn meanwhile
+    difference = moved_by(ours, iterations) - moved_by(study, 30)
+    assert difference.norm() < 0.07 * moved_by(study, 30).norm()
+    # ascent without a pull moves logits by the sum of its steps
+    logits = [torch.zeros(5, 2), torch.zeros(5, 2)]
+    for k, (pace, steps) in enumerate(((ours, iterations), (study, 30))):
+        for _ in range(steps):
+            logits[k] = minimax_step(logits[k], LOSSES, Pace(pace.step, pull=0))
+    assert torch.allclose(*logits) and torch.allclose(logits[0], 3 * LOSSES)
+    assert Pace.of(iterations, 0.3, 2.0, 0.05) == Pace(0.3, 2.0, 0.05)  # given numbers stay as they are
+
+
+def test_the_first_steps_of_the_network_are_those_of_adam():
+    """The output's weights and bias start at zero, so that the first step, of the rate along the gradient's
+    signs (Kingma and Ba, 2015), moves the logits by it times the sum of features whose sign the loss gives.
+    """
+    torch.manual_seed(3)
+    network, rate = TimestepWeightNetwork(5), 1e-3
+    with torch.no_grad():
+        features = torch.nn.functional.softsign(network.hidden(network.embedding.weight)).double()
+    weights, losses = network.start.exp(), LOSSES[:, 0]
+    slope = weights * (losses - weights @ losses)  # of the loss in the logits
+    expected = network.start - rate * features @ torch.sign(slope @ features)
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    (network() @ losses).backward()
+    optimizer.step()
+    assert torch.allclose(network().detach(), expected.softmax(0), rtol=1e-4)
 
 
 LOSSES = torch.tensor([[0.4, 2.0], [0.7, 1.5], [0.9, 0.5], [1.2, 0.6], [1.8, 0.4]], dtype=torch.float64)
