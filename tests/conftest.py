@@ -3,6 +3,8 @@ checkpoint is; and runs of main.py on one of them.
 """
 
 import contextlib
+import copy
+import functools
 import importlib
 import io
 import json
@@ -12,7 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from unittest import mock
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ
@@ -25,6 +29,7 @@ import common.mended  # isort: skip  # noqa: F401
 
 import numpy as np
 import pytest
+import stored
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -34,10 +39,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from filelock import FileLock
+from forked import IS_POSSIBLE, Forked
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from classifiers.registry import load_classifier
+from classifiers.registry import REGISTRY, load_classifier
 from common.errors import note, said_of_images
 from diffusion.pipeline import load_pipeline
 from evaluation.evaluate import ClassifierResult
@@ -54,10 +60,27 @@ CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
 SLOW_FIXTURES = {"data", "quick", "runs", "own", "original", "demo", "pipeline"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is `nightly` unless -m asks for it: addopts would be replaced by -m "not slow"."""
+    is_nightly = "nightly" in config.option.markexpr
+    stored.ANEW = is_nightly
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+        if is_nightly and item.get_closest_marker("reference"):
+            item.add_marker(pytest.mark.nightly)
+    if not is_nightly:
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def embedded_classifiers_are_read_once():
+    """And copied wherever they are loaded."""
+    for name, load in REGISTRY.items():
+        REGISTRY[name] = functools.partial(lambda load: copy.deepcopy(load()), functools.cache(load))
 
 
 @pytest.fixture(autouse=True)
@@ -297,9 +320,18 @@ def shared(tmp_path_factory) -> Path:
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
+QUICK = """import torch
+
+
+def build():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 1000))
+"""
+
+
 @pytest.fixture(scope="session")
 def data(shared) -> Path:
-    """A random checkpoint, and four small pictures with labels."""
+    """A random checkpoint, four small pictures with labels, and a classifier of 1,000 classes."""
     folder = shared / "data"
     with FileLock(shared / "data.lock"):
         if not folder.exists():
@@ -312,26 +344,14 @@ def data(shared) -> Path:
                     folder / "images" / f"img{k}.png"
                 )
             (folder / "labels.txt").write_text("1\n22\n333\n444\n")
+            (folder / "quick.py").write_text(QUICK)
     return folder
-
-
-QUICK = """import torch
-
-
-def build():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 1000))
-"""
 
 
 @pytest.fixture(scope="session")
 def quick(data) -> str:
     """The name of a classifier of 1,000 classes that takes no time, where it does not matter which it is."""
-    path = data / "quick.py"
-    with FileLock(data / "quick.lock"):
-        if not path.exists():
-            path.write_text(QUICK)
-    return f"{path}:build"
+    return f"{data}/quick.py:build"
 
 
 @pytest.fixture(scope="session")
@@ -389,6 +409,10 @@ def flags(data: Path, out: Path, *extra: object) -> list[str]:
                 "3",
                 "--start_step",
                 "18",
+                "--draws",
+                "2",
+                "--model_name",
+                f"{data}/quick.py:build",
                 "--transfer_models",
                 "",
                 "--figures",
@@ -399,30 +423,48 @@ def flags(data: Path, out: Path, *extra: object) -> list[str]:
     )
 
 
-def start(command: list[str], **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        command,
-        **{
-            "cwd": ROOT,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "text": True,
-            "env": ENVIRONMENT,
-            **options,
-        },
-    )
+def start(command: list[str], anew: bool = False, **options) -> subprocess.Popen | Forked:
+    """A command as a process of its own; one of this project's is forked from a process that has imported the
+    libraries, unless it is to be started `anew`.
+    """
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {"cwd": ROOT, "env": ENVIRONMENT, **pipes, **options}
+    if command[0] == sys.executable and command[1].endswith(".py") and IS_POSSIBLE and not anew:
+        return Forked(command[1:], **options)
+    return subprocess.Popen(command, text=True, **options)
+
+
+def launch(command: list[str], processes: int) -> list[subprocess.Popen | Forked]:
+    """So many processes of a command, which know of each other as those of a launcher do."""
+    return [
+        start(command, env=ENVIRONMENT | {"RANK": str(k), "LOCAL_RANK": str(k), "WORLD_SIZE": str(processes)})
+        for k in range(processes)
+    ]
 
 
 def run(command: list[str], **options) -> subprocess.CompletedProcess:
-    """A command as a process; or, for main.py and compare.py without options, in this one, which spares the
-    fifteen seconds that importing the libraries takes.
+    """A command from its start to its end; main.py and compare.py without options in this process, which has
+    imported the libraries.
     """
     if not options and command[0] == sys.executable and command[1] in ("main.py", "compare.py"):
         return run_here(command)
-    return subprocess.run(
-        command,
-        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600, "env": ENVIRONMENT, **options},
-    )
+    process = start(command, **options)
+    out, errors = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+
+class Here(Executor):
+    """Does at once, in this process, what a pool would do; processes that import all the libraries to draw a
+    few figures are those of the commands that are started.
+    """
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def submit(self, function, /, *arguments, **options) -> Future:
+        done = Future()
+        done.set_result(function(*arguments, **options))
+        return done
 
 
 def run_here(command: list[str]) -> subprocess.CompletedProcess:
@@ -432,7 +474,13 @@ def run_here(command: list[str]) -> subprocess.CompletedProcess:
     said_of_images.clear()
     sys.argv = [*map(str, command[1:])]
     try:
-        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            contextlib.chdir(ROOT),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch("plotting.draw.ProcessPoolExecutor", Here),
+            mock.patch("plotting.large_page.ProcessPoolExecutor", Here),
+        ):
             code = program.main(sys.argv[1:])
     except SystemExit as end:  # of --help
         code = end.code or 0

@@ -388,7 +388,7 @@ def test_what_the_latent_attack_asks_is_counted(whole):
     costs = json.loads((whole("fixed") / "results.json").read_text())["costs"]
     # 3 iterations over 2 timesteps: inversion, the unperturbed run, the iterations, and the last look
     assert costs["UNet"] == 2 * (1 + 1 + 3 + 1) and costs["decoder"] == 1 + 3 + 1
-    assert costs["surrogate, backward"] == 3 * 8  # draws of `resize:0.9`
+    assert costs["surrogate, backward"] == 3 * 2  # draws of `resize:0.9`
 
 
 def test_attacks_side_by_side_with_curves_pages_and_published_rows(data, quick, tmp_path):

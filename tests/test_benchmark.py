@@ -8,7 +8,7 @@ import pytest
 import benchmark
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_sides_are_measured(data, monkeypatch, capsys):
     command = ["benchmark.py", "--checkpoint", data / "model", "--res", 96, "--runs", 1]
     command += ["--iterations", 3, "--json"]

@@ -143,7 +143,7 @@ def test_latex_is_well_formed():
     )
 
 
-def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, whole, tmp_path):
+def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, quick, whole, tmp_path):
     np.savez(tmp_path / "ref.npz", mu=np.zeros(1280), sigma=np.eye(1280))
     command = [
         *COMPARE,
@@ -180,7 +180,7 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, who
     assert "| learnable |" in (tmp_path / "comparison.md").read_text()
     rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
     assert len(rows) == 4 * 2 * 2 and {row["mode"] for row in rows} == {"fixed", "learnable"}
-    for name in ("white-box, efficientnet_lite0", "transfer, efficientnet_lite1", "seconds an image"):
+    for name in (f"white-box, {quick}", "transfer, efficientnet_lite1", "seconds an image"):
         assert name in (tmp_path / "comparison.md").read_text() and name in completed.stdout
     assert (
         "learnable: no difference to fixed that these 4 images could show; so few images cannot show any"

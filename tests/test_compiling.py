@@ -23,7 +23,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path, monkeypatch):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 def test_a_compiled_block_attacks_as_an_eager_one_does(checkpoint, classifier, images, labels):
     options = dict(iterations=2, weight_mode="fixed", attack_through=(), contrast_limit=None)

@@ -244,7 +244,7 @@ def test_nothing_is_judged_behind_the_same_defence_twice():
 
 def test_a_run_judged_behind_defences_and_judged_again(data, quick, tmp_path):
     classifiers = ["--model_name", quick, "--transfer_models", "efficientnet_lite1"]
-    options = [*classifiers, "--limit", "2"]
+    options = [*classifiers, "--limit", "1"]
     defences = ["--defences", "jpeg:75,resize:0.9@bits:4,denoise,diffpure:20"]
     whole = run([*MAIN, *flags(data, tmp_path / "out", *options, *defences)])
     assert whole.returncode == 0, whole.stderr

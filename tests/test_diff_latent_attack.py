@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import reference
+import stored
 import torch
 from conftest import CLASS_NAMES, ROOT
 from diffusers import AutoencoderTiny, PNDMScheduler
@@ -71,7 +72,8 @@ def losses_at(attack, going, latents):
 
 def compare(attack: DiffAttack, classifier, image, label, caption, weights, iterations, **options):
     result = attack(image, torch.tensor([label]))
-    expected, history = reference.attack(
+    expected, history = stored.result_of(
+        reference.attack,
         attack.pipeline,
         attack.scheduler,
         classifier,
@@ -82,21 +84,24 @@ def compare(attack: DiffAttack, classifier, image, label, caption, weights, iter
         iterations=iterations,
         **options,
     )
-    record = result.record
+    return result.adversarial, expected, losses_of(result.record), history
+
+
+def losses_of(record) -> np.ndarray:
+    """Of an image, as the reference's history has them: `(iterations, 4 + N)`."""
     ours = torch.stack(
         [record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss],
         dim=1,
     )[..., 0]
-    losses = torch.cat([ours, record.timestep_losses[..., 0]], dim=1).numpy()
-    return result.adversarial, expected, losses, history
+    return torch.cat([ours, record.timestep_losses[..., 0]], dim=1).numpy()
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, mode, schedule",
     [
         ("sd1", "uniform", None),
-        ("sd1", "fixed", "learned"),
         ("sd2", "fixed", "learned"),
         ("sd2-v", "uniform", None),
         ("other", "fixed", "learned"),
@@ -105,37 +110,31 @@ def compare(attack: DiffAttack, classifier, image, label, caption, weights, iter
 def test_all_losses_and_the_image_agree_with_the_reference_in_float64(
     checkpoint, classifier, images, labels, kind, mode, schedule
 ):
-    pipeline = checkpoint(**KINDS[kind])
-    iterations = 20 if kind == "sd1" else 8
-    attack = build(pipeline, classifier, weight_mode=mode, iterations=iterations)
+    attack = build(checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=5)
     weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
     adversarial, expected, losses, history = compare(
-        attack, classifier, images[:1], 1, "polar bear", weights, iterations
+        attack, classifier, images[:1], 1, "polar bear", weights, 5
     )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
     assert (adversarial - expected).abs().max() <= 1 / 255
     assert (adversarial - images[:1]).abs().max() > 0.05  # something happened
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind, mode, schedule",
+    "kind, mode, schedule, batch, checkpointing, keep_maps",
     [
-        ("sd2", "uniform", None),
-        ("sd2-v", "fixed", "learned"),
-        ("sd2", "learnable_detached", "increasing"),
+        ("sd2", "uniform", None, 1, True, True),
+        ("sd2-v", "fixed", "learned", 3, False, True),
+        ("sd2", "learnable_detached", "increasing", 3, True, False),
     ],
-)
-@pytest.mark.parametrize(
-    "batch, checkpointing, keep_maps", [(1, True, True), (3, False, True), (3, True, False)]
 )
 def test_batches_and_savings_of_memory_agree_with_the_reference(
     checkpoint,
     classifier,
     images,
     labels,
-    inverted,
-    expected,
     monkeypatch,
     kind,
     mode,
@@ -149,85 +148,21 @@ def test_batches_and_savings_of_memory_agree_with_the_reference(
     attack = build(
         checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=2, checkpointing=checkpointing
     )
-    result = attack.attack(inverted(attack, kind, batch))
+    result = attack(images[:batch], labels[:batch])
+    weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
     for k in range(batch):
-        slow, history = expected(attack, kind, schedule, k)
-        record = result.record.of_image(k)
-        ours = torch.stack(
-            [record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss],
-            dim=1,
-        )[..., 0]
-        np.testing.assert_allclose(
-            torch.cat([ours, record.timestep_losses[..., 0]], dim=1), history, rtol=1e-6, atol=1e-18
+        given = (images[k : k + 1], labels[k].item(), CLASS_NAMES[labels[k]], weights)
+        slow, history = stored.result_of(
+            reference.attack, attack.pipeline, attack.scheduler, classifier, *given, iterations=2
         )
+        np.testing.assert_allclose(losses_of(result.record.of_image(k)), history, rtol=1e-6, atol=1e-18)
         assert (result.adversarial[k] - slow[0]).abs().max() <= 1 / 255
 
 
-@pytest.fixture(scope="module")
-def inverted(images, labels):
-    """The inversion of the first images; it does not depend on the weights."""
-    known = {}
-
-    def look_up(attack, kind, batch):
-        if (kind, batch) not in known:
-            known[kind, batch] = attack.invert(images[:batch], labels[:batch])
-        return known[kind, batch]
-
-    return look_up
-
-
-@pytest.fixture(scope="module")
-def expected(classifier, images, labels):
-    """The reference on the k-th image for two iterations, its inversion and each schedule computed once."""
-    starts, results = {}, {}
-
-    def look_up(attack, kind, schedule, k):
-        pipeline, scheduler, timesteps, caption = (
-            attack.pipeline,
-            attack.scheduler,
-            attack.timesteps.tolist(),
-            CLASS_NAMES[labels[k]],
-        )
-        if (kind, k) not in starts:
-            text, null = reference.embed(pipeline, caption), reference.embed(pipeline, "")
-            trajectory = reference.invert(
-                pipeline, scheduler, reference.encode(pipeline, images[k : k + 1]), null
-            )
-            starts[kind, k] = (
-                trajectory[5],
-                text,
-                reference.null_text(pipeline, scheduler, trajectory, timesteps, text, null, 2.5),
-            )
-        if (kind, schedule, k) not in results:
-            start, text, nulls = starts[kind, k]
-            own_tokens = slice(1, len(pipeline.tokenizer(caption).input_ids) - 1)
-            weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
-            latents, history = reference.optimise(
-                pipeline,
-                scheduler,
-                classifier,
-                start,
-                labels[k].item(),
-                own_tokens,
-                text,
-                nulls,
-                timesteps,
-                2,
-                weights,
-                iterations=2,
-            )
-            results[kind, schedule, k] = (
-                reference.denoise(pipeline, scheduler, timesteps, start, latents, nulls, text, 2.5),
-                history,
-            )
-        return results[kind, schedule, k]
-
-    return look_up
-
-
+@pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind, checkpointing, given, rate", [("sd2", True, 0.05, 0.05), ("sd2-v", False, None, 1e-4 * 30 / 6)]
+    "kind, checkpointing, given, rate", [("sd2", False, 0.05, 0.05), ("sd2-v", True, None, 1e-4 * 30 / 4)]
 )
 def test_learnable_weights_agree_with_the_reference(
     checkpoint, classifier, images, kind, checkpointing, given, rate
@@ -237,19 +172,20 @@ def test_learnable_weights_agree_with_the_reference(
         classifier,
         weight_mode="learnable",
         weight_lr=given,
-        iterations=6,
+        iterations=4,
         checkpointing=checkpointing,
     )
     network = copy.deepcopy(attack.controller.network)
     learning = torch.optim.Adam(network.parameters(), lr=rate)
     _, _, losses, history = compare(
-        attack, classifier, images[:1], 1, "polar bear", network, 6, learning=learning
+        attack, classifier, images[:1], 1, "polar bear", network, 4, learning=learning
     )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
     assert torch.allclose(attack.controller.weights(), network().detach(), rtol=1e-6)
     assert not torch.allclose(network(), network.start.exp(), atol=0.2 * rate)
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "mode, adaptive, share",
@@ -263,10 +199,10 @@ def test_weights_that_each_image_learns_agree_with_the_reference(
     checkpoint, classifier, images, mode, adaptive, share
 ):
     attack = build(
-        checkpoint(**KINDS["sd2"]), classifier, weight_mode=mode, iterations=9, structure_share=share
+        checkpoint(**KINDS["sd2"]), classifier, weight_mode=mode, iterations=5, structure_share=share
     )
     _, _, losses, history = compare(
-        attack, classifier, images[:1], 1, "polar bear", [0.2] * 5, 9, adaptive=adaptive(5), share=share
+        attack, classifier, images[:1], 1, "polar bear", [0.2] * 5, 5, adaptive=adaptive(5), share=share
     )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
 
@@ -282,9 +218,12 @@ def test_balanced_weights_follow_the_gradient_of_each_timestep(checkpoint, class
     )
     assert torch.equal(weights[2], weights[3]) and not torch.allclose(weights[2], weights[1], atol=1e-3)
 
-    one_step = build(checkpoint(), classifier, iterations=1)
+    one_step = build(checkpoint(), classifier, iterations=1, guidance=1.0)
     inversion = INVERSIONS[tuple(labels[:2].tolist())]
-    with frozen(attack.unet, attack.vae, classifier), one_step.controller.attached(attack.unet):
+    with (
+        frozen(attack.unet, attack.vae, classifier),
+        one_step.controller.attached(attack.unet, 1),
+    ):
         going = going_on(one_step, inversion, steps=1)
         latents = going.optimizer.latents.detach().requires_grad_()
 
@@ -303,10 +242,11 @@ def test_balanced_weights_follow_the_gradient_of_each_timestep(checkpoint, class
     assert torch.allclose(products, products[:1].expand_as(products))
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sd2-v"])
 def test_the_original_inversion_agrees_with_the_reference(checkpoint, classifier, images, kind):
-    attack = build(checkpoint(**KINDS[kind]), classifier, inversion="diffattack", iterations=4)
+    attack = build(checkpoint(**KINDS[kind]), classifier, inversion="diffattack", iterations=2)
     adversarial, expected, losses, history = compare(
         attack,
         classifier,
@@ -314,7 +254,7 @@ def test_the_original_inversion_agrees_with_the_reference(checkpoint, classifier
         1,
         "polar bear",
         None,
-        4,
+        2,
         inversion=reference.invert_as_diffattack,
     )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
@@ -334,13 +274,13 @@ def test_gradients_are_measured_early_and_at_the_end_and_a_share_as_it_grows():
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.03, 2.0])
 def test_the_structure_term_gets_its_share_of_the_gradient(checkpoint, classifier, images, labels, share):
-    result, _ = run(checkpoint, classifier, images, labels, weight_mode="fixed", structure_share=share)
-    record = result.record
-    assert record.gradient_iterations == [2, 3, 5, 6]
+    options = dict(weight_mode="fixed", structure_share=share, iterations=5)
+    record = run(checkpoint, classifier, images[:2], labels[:2], **options)[0].record
+    assert record.gradient_iterations == [2, 3, 5]
     norms, factors = record.gradient_norms, record.self_attention_factor
     assert torch.allclose(norms[:, 1], share * norms[:, 0])
     assert (factors[0] == 0).all() and torch.equal(factors[2], factors[3])  # kept until it is renewed
-    assert len(set(factors[1].tolist())) == (3 if share else 1)  # each image has its own
+    assert len(set(factors[1].tolist())) == (2 if share else 1)  # each image has its own
     total = (
         -10 * record.attack_loss + factors * record.self_attention_loss + 1e4 * record.cross_attention_loss
     )
@@ -351,7 +291,7 @@ def test_the_structure_term_gets_its_share_of_the_gradient(checkpoint, classifie
 def test_a_weight_network_goes_on_from_its_state(checkpoint, classifier, images, labels):
     options = dict(weight_mode="learnable", weight_lr=0.05)
     _, whole = run(checkpoint, classifier, images[:1], labels[:1], **options)
-    fresh = build(checkpoint(), classifier, iterations=6, **options)
+    fresh = build(checkpoint(), classifier, iterations=4, guidance=1.0, **options)
     fresh.controller.load_state(whole.controller.state())
     going_on, anew = (attack(images[1:2], labels[1:2]).record.weights for attack in (whole, fresh))
     assert torch.equal(going_on, anew) and not torch.equal(anew[0], anew[-1])
@@ -369,7 +309,7 @@ def test_checkpointing_starts_by_itself_where_memory_is_short(
     )
     attack = build(checkpoint(), classifier, iterations=1)
     inversion = attack.invert(images[:1], labels[:1])
-    with frozen(attack.unet), attack.controller.attached(attack.unet):
+    with frozen(attack.unet), attack.controller.attached(attack.unet, attack.branches):
         needed = 5 * attack.reference_run(inversion).graph_bytes
     for share, expected in ((1.1, 0), (0.9, 6)):  # each timestep, and the decoder
         monkeypatch.setattr(
@@ -387,7 +327,10 @@ def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels
     """What autograd really keeps for one iteration, counted from outside."""
     attack = build(checkpoint(), classifier, iterations=1, checkpointing=checkpointing)
     inversion = attack.invert(images[:1], labels[:1])
-    with frozen(attack.unet, attack.vae, classifier), attack.controller.attached(attack.unet):
+    with (
+        frozen(attack.unet, attack.vae, classifier),
+        attack.controller.attached(attack.unet, attack.branches),
+    ):
         going = going_on(attack, inversion)
         unperturbed, latents = going.reference, going.optimizer.latents
         with diff_latent_attack.bytes_saved(attack.unet) as saved:
@@ -402,6 +345,7 @@ def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels
     )
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize("steps, start, guidance", [(20, 17, 0.0), (10, 3, 7.5)])
 def test_other_settings_agree_with_the_reference(checkpoint, classifier, images, steps, start, guidance):
@@ -413,7 +357,7 @@ def test_other_settings_agree_with_the_reference(checkpoint, classifier, images,
         diffusion_steps=steps,
         start_step=start,
         guidance=guidance,
-        iterations=5,
+        iterations=3,
         attack_loss_weight=3.0,
         cross_attn_loss_weight=500.0,
         self_attn_loss_weight=70.0,
@@ -426,7 +370,7 @@ def test_other_settings_agree_with_the_reference(checkpoint, classifier, images,
         0,
         "cat",
         weights,
-        5,
+        3,
         start_step=start,
         guidance=guidance,
         attack_weight=3.0,
@@ -467,6 +411,7 @@ def demo():
     )
 
 
+@pytest.mark.reference
 def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
     """Losses at the latents of the reference's first three iterations, and the final images of two
     independent runs.
@@ -476,10 +421,9 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
     """
     pipeline, classifier, picture, label = demo
     image, caption, visited = to_tensor(picture), IMAGENET_CLASSES[label], []
-    attack = DiffAttack(pipeline, classifier, **ORIGINAL | {"iterations": 6})
-    expected, history = reference.attack(
-        pipeline, attack.scheduler, classifier, image, label, caption, visited=visited, iterations=6
-    )
+    attack = DiffAttack(pipeline, classifier, **ORIGINAL | {"iterations": 3})
+    given = (pipeline, attack.scheduler, classifier, image, label, caption)
+    expected, history = stored.result_of(reference.attack, *given, visited=visited, iterations=3)
     inversion = attack.invert(image, torch.tensor([label]))
     result = attack.attack(inversion)
     assert psnr(to_pixels(result.adversarial[0]), to_pixels(expected[0])) >= 40
@@ -501,7 +445,8 @@ INVERSIONS = {}
 
 
 def run(checkpoint, classifier, images, labels, **options):
-    attack = build(checkpoint(), classifier, **{"iterations": 6, **options})
+    """Without guidance, which needs a third of the time; with it is compared with the reference above."""
+    attack = build(checkpoint(), classifier, **{"iterations": 4, "guidance": 1.0, **options})
     key = tuple(labels.tolist())
     if key not in INVERSIONS:
         INVERSIONS[key] = attack.invert(images, labels)
@@ -534,7 +479,7 @@ def test_detached_weights_never_move_and_equal_fixed_increasing(checkpoint, clas
         checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable_detached", weight_lr=1.0
     )
     assert torch.allclose(fixed.adversarial, detached.adversarial, rtol=0, atol=1e-9)
-    assert torch.equal(detached.record.weights, detached.record.weights[:1].expand(6, -1))
+    assert torch.equal(detached.record.weights, detached.record.weights[:1].expand(4, -1))
     assert detached.record.weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
 
 
@@ -562,7 +507,7 @@ def test_the_record_adds_up_to_what_was_minimised(checkpoint, classifier, images
     record = result.record
     by_timestep = record.layer_losses.sum(2)  # (iterations, N, B)
     structure = (5 * record.weights[..., None] * by_timestep).sum(1)
-    assert record.layer_losses.shape == (6, 5, len(record.layers), 2) and len(record.layers) == 10
+    assert record.layer_losses.shape == (4, 5, len(record.layers), 2) and len(record.layers) == 10
     assert torch.allclose(structure, record.self_attention_loss)
     assert torch.allclose(
         -10 * record.attack_loss + 100 * structure + 10000 * record.cross_attention_loss, record.total_loss
@@ -579,9 +524,12 @@ def test_gradient_norms_are_those_of_each_term_by_itself(
     options = dict(weight_mode="fixed", checkpointing=checkpointing)
     result, attack = run(checkpoint, classifier, images[:2], labels[:2], iterations=2, **options)
     assert result.record.gradient_iterations == [2] and result.record.gradient_norms.shape == (1, 3, 2)
-    one_step = build(checkpoint(), classifier, iterations=1, **options)
+    one_step = build(checkpoint(), classifier, iterations=1, guidance=1.0, **options)
     inversion = INVERSIONS[tuple(labels[:2].tolist())]
-    with frozen(attack.unet, attack.vae, classifier), one_step.controller.attached(attack.unet):
+    with (
+        frozen(attack.unet, attack.vae, classifier),
+        one_step.controller.attached(attack.unet, 1),
+    ):
         going = going_on(one_step, inversion, steps=1)
         latents = going.optimizer.latents.detach().requires_grad_()
         for k, factor in enumerate((10, 100, 10000)):
@@ -610,7 +558,7 @@ def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels
     soft, attack = run(checkpoint, classifier, images[:1], labels[:1], is_apply_mask=True)
     hard, _ = run(checkpoint, classifier, images[:1], labels[:1], is_hard_mask=True)
     inversion = attack.invert(images[:1], labels[:1])
-    with attack.controller.attached(attack.unet):
+    with attack.controller.attached(attack.unet, attack.branches):
         attention = attack.reference_run(inversion).class_attention
     mask = attention_mask(attention, inversion.class_tokens, images.shape[-2:])[0, 0]
     cut = (mask > 0.5).double()
@@ -716,7 +664,7 @@ def test_of_several_classifiers_the_mean_of_their_losses_is_attacked(
 @pytest.mark.slow
 def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, classifier, images):
     labels = torch.tensor([[1, 4], [0, -1]])
-    attack = build(checkpoint(), classifier, iterations=4)
+    attack = build(checkpoint(), classifier, iterations=2, guidance=1.0)
     result = attack(images[:2], labels)
     start, record = result.reconstruction, result.record
     losses = cross_entropies(classifier, start[:1])
@@ -726,14 +674,14 @@ def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, clas
     )
     assert record.confidence[0, 0].item() == pytest.approx((-losses[[1, 4]]).exp().sum().item(), rel=1e-9)
     assert attack.prompts(labels) == [f"{CLASS_NAMES[1]}, {CLASS_NAMES[4]}", CLASS_NAMES[0]]
-    single = build(checkpoint(), classifier, iterations=4)
+    single = build(checkpoint(), classifier, iterations=2, guidance=1.0)
     alone = single(images[1:2], labels[1:, :1])
     assert torch.allclose(record.total_loss[:, 1], alone.record.total_loss[:, 0], rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_a_targeted_attack_comes_nearer_to_its_target(checkpoint, classifier, images, labels):
-    attack = build(checkpoint(), classifier, iterations=12)
+    attack = build(checkpoint(), classifier, iterations=8, guidance=1.0)
     target = torch.tensor([4])
     inversion = attack.invert(images[:1], labels[:1], target)
     result = attack.attack(inversion)
@@ -785,7 +733,7 @@ def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
     )
     figures = []
     for source in (pipeline, other):
-        attack = DiffAttack(source, classifier, **ORIGINAL)
+        attack = DiffAttack(source, classifier, **ORIGINAL | {"guidance": 1.0})
         inversion = attack.invert(to_tensor(picture), torch.tensor([label]))
         figures.append(psnr(picture, to_pixels(attack.reconstruct(inversion)[0])))
     assert attack.scheduler.config.prediction_type == "v_prediction" and abs(figures[0] - figures[1]) < 0.5

@@ -212,6 +212,7 @@ def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, t
     assert page.get_log("browser") == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("width, density", [(375, 1), (390, 3), (1280, 1), (1280, 2), (1280, 1.5)])
 def test_a_pixel_is_a_whole_number_of_the_screens(browser, runs, tmp_path, width, density):
     write_judging_page(tmp_path, runs, seed=1)

@@ -214,15 +214,15 @@ def faulty(made: Made):
     return made.write("l.csv", "filename,label\n" + "\n".join(rows))
 
 
-FILES = 100  # of each form
 FORMS = (lines_alone, lines_counted, lines_named, table, columns_of_classes, coco, json_rows)
 FORMS += (development_kit, faulty)
 
 
+@pytest.mark.parametrize("files", [12, pytest.param(100, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("form", FORMS)
-def test_no_label_file_is_read_wrongly_without_a_word(tmp_path, form):
+def test_no_label_file_is_read_wrongly_without_a_word(tmp_path, form, files):
     read = 0
-    for seed in range(FILES):
+    for seed in range(files):
         folder = tmp_path / str(seed)
         folder.mkdir()
         made = Made(folder, seed)
@@ -236,4 +236,4 @@ def test_no_label_file_is_read_wrongly_without_a_word(tmp_path, form):
         found = {str(item.path.relative_to(made.root)): item.labels for item in items}
         assert found == made.labels, f"{form.__name__} {seed}: {path.read_bytes()[:300]}"
         read += 1
-    assert read >= (0 if form is faulty else 80)
+    assert read >= (0 if form is faulty else 0.8 * files)

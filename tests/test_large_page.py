@@ -1,4 +1,4 @@
-"""The page of a run of 5,000 images in a real browser, and how its files are written and kept up to date."""
+"""The page of a run of 1,000 images in a real browser, and how its files are written and kept up to date."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from plotting.large_page import FILES, Columns, script_json
 from plotting.pages import amplified_difference
 from plotting.report import SMALL, read_results, write_page
 
-COUNT = 5_000
+COUNT = 1_000
 OUTCOMES = ("fooled", "not fooled", "wrong before")
 CLASSES = np.array(["</script><b>x</b>\u2028", "class 2", "class 10", "polar bear", "__proto__"])
 random = np.random.default_rng(0)
@@ -136,10 +136,11 @@ def test_it_opens_in_three_seconds_and_takes_little_memory(page):
     renderers = [process for process in chromium if "--type=renderer" in process.cmdline()]
     memory = max(process.memory_info().rss for process in renderers)
     print(f"drawn after {drawn:.0f} ms, heap {heap / 1e6:.0f} MB, renderer {memory / 1e6:.0f} MB")
-    assert len(rows(page)) == 50 and text(page, "count") == "5,000 of 5,000 images"
+    assert len(rows(page)) == 50 and text(page, "count") == f"{COUNT:,} of {COUNT:,} images"
     assert drawn < 3000 and heap < 100e6 and memory < 500e6
 
 
+@pytest.mark.nightly
 def test_no_network_is_asked_and_the_console_is_silent(page, large):
     open_first(page)
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
@@ -153,12 +154,13 @@ def test_no_network_is_asked_and_the_console_is_silent(page, large):
     assert page.get_log("browser") == []
 
 
+@pytest.mark.nightly
 def test_names_of_files_and_classes_stay_text(page):
     names = [button.text for button in page.find_elements(By.CSS_SELECTOR, "#body button")]
     assert any(name.endswith(HOSTILE) for name in names)
     assert page.find_elements(By.CSS_SELECTOR, "img[src='x']") == []
     page.find_element(By.ID, "answer").send_keys("</SCRIPT>")
-    wait(page, lambda: not text(page, "count").startswith("5,000 of"))
+    wait(page, lambda: not text(page, "count").startswith(f"{COUNT:,} of"))
     assert all("</script><b>x</b>" in row.text for row in page.find_elements(By.CSS_SELECTOR, "#body tr")[:5])
     open_first(page)
     assert "</script><b>x</b>" in text(page, "opened-predictions")
@@ -168,6 +170,7 @@ def test_names_of_files_and_classes_stay_text(page):
 places = np.array([1, 2, 3, 4, 0])  # of CLASSES in natural order
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "title, keys",
     {
@@ -190,6 +193,7 @@ def test_each_column_sorts_both_ways(page, title, keys):
         assert [head.get_attribute("aria-sort") for head in sorted_by] == [said]
 
 
+@pytest.mark.nightly
 def test_the_most_and_the_least_visible_come_first_whichever_way_a_measure_goes(page):
     for measure, nearness in (("PSNR dB", psnr), ("GMSD", -gmsd)):
         Select(page.find_element(By.ID, "measure")).select_by_visible_text(measure)
@@ -203,7 +207,7 @@ def test_the_most_and_the_least_visible_come_first_whichever_way_a_measure_goes(
 
 def test_filters_find_the_images_that_they_name(page):
     def expect(found: np.ndarray) -> None:
-        wait(page, lambda: text(page, "count") == f"{found.sum():,} of 5,000 images")
+        wait(page, lambda: text(page, "count") == f"{found.sum():,} of {COUNT:,} images")
         assert all_rows(page) == ends(np.flatnonzero(found))
 
     select = Select(page.find_element(By.ID, "outcome"))
@@ -225,11 +229,12 @@ def test_filters_find_the_images_that_they_name(page):
     page.find_element(By.ID, "name").send_keys("0042_")
     expect(np.arange(COUNT) == 42)
     page.find_element(By.ID, "class").send_keys("none has this")
-    wait(page, lambda: text(page, "count") == "0 of 5,000 images")
+    wait(page, lambda: text(page, "count") == f"0 of {COUNT:,} images")
     assert rows(page) == []
     assert page.find_element(By.ID, "count").get_attribute("role") == "status"
 
 
+@pytest.mark.nightly
 def test_the_table_is_walked_by_keyboard(page):
     page.find_element(By.CSS_SELECTOR, "#body button").send_keys(Keys.ARROW_DOWN)
 
@@ -258,6 +263,7 @@ def test_the_table_is_walked_by_keyboard(page):
         assert page.execute_script(bottom) <= page.execute_script(top)
 
 
+@pytest.mark.nightly
 def test_pages_are_turned_by_buttons_and_number(page):
     number = page.find_element(By.ID, "page")
     page.find_element(By.ID, "next").send_keys(Keys.ENTER)
@@ -274,7 +280,9 @@ def test_an_image_opens_with_all_that_is_known_of_it(page, large):
     order = np.argsort(psnr, kind="stable")
     open_first(page)
     k = int(order[0])
-    assert text(page, "opened-file").startswith(f"{k:04d}_") and text(page, "opened-place") == "1 of 5,000"
+    assert (
+        text(page, "opened-file").startswith(f"{k:04d}_") and text(page, "opened-place") == f"1 of {COUNT:,}"
+    )
     assert f"true class: {CLASSES[real[k]]}".strip() in text(page, "opened-class")
     record = read_run(large).records[k]
     (model,) = [name for name in record.row["predictions"] if name != "no longer"]
@@ -294,40 +302,43 @@ def test_an_image_opens_with_all_that_is_known_of_it(page, large):
     sources = [image.get_attribute("src") for image in page.find_elements(By.CSS_SELECTOR, "#compare img")]
     assert [Path(source).name[:4] for source in sources] == [f"{k:04d}"] * 3
     focused(page).send_keys(Keys.ARROW_RIGHT)
-    wait(page, lambda: text(page, "opened-place") == "2 of 5,000")
+    wait(page, lambda: text(page, "opened-place") == f"2 of {COUNT:,}")
     focused(page).send_keys(Keys.ESCAPE)
     assert not page.find_element(By.ID, "dialog").is_displayed()
     assert focused(page).text.startswith(f"{order[1]:04d}_")
 
 
+@pytest.mark.nightly
 def test_opened_images_are_walked_across_pages(page):
     page.find_elements(By.CSS_SELECTOR, "#body button")[49].send_keys(Keys.ENTER)
-    wait(page, lambda: text(page, "opened-place") == "50 of 5,000")
+    wait(page, lambda: text(page, "opened-place") == f"50 of {COUNT:,}")
     for _ in range(60):  # more than one file of details
         focused(page).send_keys(Keys.ARROW_RIGHT)
-    wait(page, lambda: text(page, "opened-place") == "110 of 5,000")
+    wait(page, lambda: text(page, "opened-place") == f"110 of {COUNT:,}")
     focused(page).send_keys(Keys.ESCAPE)
     assert rows(page) == list(range(100, 150)) and focused(page).text.startswith("0109_")
     page.find_element(By.ID, "first").send_keys(Keys.ENTER)
     open_first(page)
     page.find_element(By.ID, "opened-next").send_keys(Keys.ENTER)
     page.find_element(By.ID, "opened-previous").send_keys(Keys.ENTER)  # which goes off with it
-    wait(page, lambda: text(page, "opened-place") == "1 of 5,000")
+    wait(page, lambda: text(page, "opened-place") == f"1 of {COUNT:,}")
     focused(page).send_keys(Keys.ARROW_RIGHT)
-    wait(page, lambda: text(page, "opened-place") == "2 of 5,000")
+    wait(page, lambda: text(page, "opened-place") == f"2 of {COUNT:,}")
 
 
+@pytest.mark.nightly
 def test_the_slider_and_the_difference_work_by_keyboard(page, large):
     open_first(page)
     compare = page.find_element(By.ID, "compare")
     page.find_element(By.ID, "share").send_keys(Keys.ARROW_RIGHT * 10)
     clip = "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath"
-    assert "60%" in page.execute_script(clip, compare) and text(page, "opened-place") == "1 of 5,000"
+    assert "60%" in page.execute_script(clip, compare) and text(page, "opened-place") == f"1 of {COUNT:,}"
     focused(page).send_keys("d")
     assert page.find_element(By.ID, "difference").get_attribute("aria-pressed") == "true"
     assert compare.find_element(By.CLASS_NAME, "difference").is_displayed()
 
 
+@pytest.mark.nightly
 def test_the_difference_is_amplified_as_figures_amplify_it(browser, some):
     clean, adversarial = np.random.default_rng(1).integers(0, 255, (2, 96, 96, 3), np.uint8)
     adversarial = (clean * 0.9 + adversarial * 0.1).astype(np.uint8)
@@ -357,6 +368,7 @@ def test_the_difference_is_amplified_as_figures_amplify_it(browser, some):
     assert np.abs(seen.astype(int) - amplified_difference(clean, adversarial, 8)).max() <= 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("width", [360, 700, 1280])
 def test_nothing_is_cut_off_at_the_side(page, width):
     page.execute_cdp_cmd(
@@ -380,6 +392,7 @@ def test_nothing_is_cut_off_at_the_side(page, width):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.nightly
 def test_every_picture_and_control_has_a_name(page):
     open_first(page)
     page.find_element(By.ID, "close").send_keys(Keys.ENTER)
@@ -390,6 +403,7 @@ def test_every_picture_and_control_has_a_name(page):
     assert page.find_element(By.ID, "table").aria_role == "table"
 
 
+@pytest.mark.nightly
 def test_a_page_without_its_folder_says_so(browser, large, tmp_path):
     shutil.copy(large / "report.html", tmp_path)
     browser.get((tmp_path / "report.html").as_uri())

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, MAIN, ROOT, flags, run
+from conftest import ENVIRONMENT, MAIN, ROOT, flags, run, start, wait_for
 
 import common.devices
 from common.devices import once_all_have_come
@@ -160,23 +160,19 @@ def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, ca
 def test_a_process_that_waits_ends_at_once(data, quick, tmp_path, number):
     environment = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     command = [*MAIN, *flags(data, tmp_path / "out", "--overwrite", "--model_name", quick)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment | {"MASTER_PORT": free_port()}, stderr=subprocess.PIPE, text=True
-    )
-    said = iter(process.stderr.readline, "")
-    assert any("waits for the others" in line for line in said)
-    started = time.monotonic()
-    process.send_signal(number)
-    rest = process.communicate(timeout=30)[1]
+    with open(tmp_path / "said", "w+") as said:
+        process = start(command, env=environment | {"MASTER_PORT": free_port()}, stderr=said)
+        wait_for(lambda: "waits for the others" in (tmp_path / "said").read_text(), process)
+        started = time.monotonic()
+        process.send_signal(number)
+        process.communicate(timeout=30)
     assert time.monotonic() - started < 5 and process.returncode == 128 + number
+    rest = (tmp_path / "said").read_text()
     assert "Traceback" not in rest and "interrupted" in rest
 
 
-def test_a_run_in_two_processes_has_the_last_word(data, quick, tmp_path):
-    command = [*MAIN, *flags(data, tmp_path / "out", "--model_name", quick, "--processes", "2")]
-    environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("RANK", "WORLD_SIZE")}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0 and "resource_tracker" not in result.stderr, result.stderr
+def test_bars_have_no_lock_that_outlives_their_process():
+    """As those of multiprocessing do, of which its tracker of resources complains at the very end."""
     locks = "import common.environment, tqdm; print(type(tqdm.tqdm.get_lock()).__module__)"
     shown = subprocess.run([sys.executable, "-c", locks], cwd=ROOT, capture_output=True, text=True)
-    assert shown.stdout.strip() == "_thread"  # and not of multiprocessing, whose locks outlive processes
+    assert shown.stdout.strip() == "_thread"

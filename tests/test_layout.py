@@ -65,6 +65,17 @@ def test_the_top_is_the_commands_and_the_method():
         assert (ROOT / folder / "__init__.py").read_text() == ""
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_prepares_for_its_imports_first(command):
+    """So that Ctrl-C ends it at once from there on (test_trust.py), and libraries find what they read."""
+    imports = [
+        node
+        for node in ast.parse((ROOT / f"{command}.py").read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and getattr(node, "module", "") != "__future__"
+    ]
+    assert ast.unparse(imports[0]) == "import common.environment"
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_has_to_be_read_at_once_is_short(path):
     lines = path.read_text().splitlines()

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from diffusion.pipeline import load_pipeline
 from evaluation.quality import psnr
 from options import Options
 
-QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17"]
+QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17", "--draws", "2"]
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -119,6 +120,13 @@ def test_results_are_of_the_files_on_disk(runs):
         assert row["psnr"] == pytest.approx(psnr(clean, adversarial))
 
 
+@pytest.mark.parametrize("command", ["main.py", "compare.py", "utils.py", "benchmark.py"])
+def test_a_command_starts_by_itself(command):
+    """Others of these tests are forked from a process that has imported the libraries."""
+    result = run([sys.executable, command, "--help"], anew=True)
+    assert result.returncode == 0 and result.stdout.startswith(f"usage: {command}") and result.stderr == ""
+
+
 def test_help_groups_the_flags_and_says_each_default():
     text = " ".join(start("--help").stdout.split())
     for part in (
@@ -128,7 +136,7 @@ def test_help_groups_the_flags_and_says_each_default():
         "attack:",
         "machine:",
         "(default: 10000)",
-        "(default: 0.0001)",
+        "(default: 0.01)",
         "(default: learned)",
         "(default: efficientnet_lite0)",
     ):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MAIN, done, flags, pictures, run, start, wait_for
+from conftest import MAIN, done, flags, launch, pictures, run, start, wait_for
 from test_processes import TWO_PROCESSES, rank_of
 
 from data import layout
@@ -147,6 +147,28 @@ def test_the_last_shard_adds_up_and_merging_does_it_before(data, quick, tmp_path
     assert nothing.returncode == 2 and "--merge: there is no run in" in nothing.stderr
 
 
+def test_four_processes_share_the_work_and_go_on_after_a_death(data, quick, tmp_path):
+    out = tmp_path / "out"
+    command = [*MAIN, *command_of(data, quick, out, "--limit", "4")]
+    first = launch(command, 4)
+    wait_for(lambda: "0000" in done(out), first[0])
+    first[3].kill()
+    ended = [process.communicate(timeout=300) for process in first]
+    assert [process.returncode for process in first[:3]] == [0, 0, 0], ended
+    finished = done(out)
+    times = {name: (out / f"{name}_adv_image.png").stat().st_mtime_ns for name in finished}
+    assert {"0000", "0001", "0002"} <= set(finished)
+    told = [process.communicate(timeout=300) for process in launch(command, 4)]
+    assert done(out) == ["0000", "0001", "0002", "0003"]
+    assert all((out / f"{name}_adv_image.png").stat().st_mtime_ns == times[name] for name in finished)
+    if len(finished) < 4:
+        assert sum(words.count("mean PSNR") for words, _ in told) == 1
+    assert len(json.loads((out / "results.json").read_text())["images"]) == 4
+    one = [*MAIN, *command_of(data, quick, tmp_path / "one", "--limit", "4")]
+    assert run(one).returncode == 0 and pictures(tmp_path / "one") == pictures(out)
+
+
+@pytest.mark.nightly
 def test_two_machines_of_two_processes_share_the_work_and_go_on_after_a_death(data, quick, tmp_path):
     out = tmp_path / "out"
     options = command_of(data, quick, out, "--limit", "4")

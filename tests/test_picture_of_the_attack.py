@@ -29,6 +29,7 @@ def of_text(pipeline, scheduler, latents, null):
     return reference.invert(pipeline, scheduler, latents, reference.embed(pipeline, "polar bear"))
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 def test_one_branch_is_two_at_guidance_1(checkpoint, classifier, images):
     """Where the reference computes both, and its null-text optimisation comes to nothing."""

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -11,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MAIN, done, flags, pictures, run, start, wait_for
+import torch
+from conftest import MAIN, done, flags, launch, pictures, run, start, wait_for
 from PIL import Image
 
+from diff_latent_attack import DiffAttack
 from evaluation.quality import psnr
+from runner import task
 
 # On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be
 # told not to start one process only.
@@ -56,18 +58,18 @@ def test_two_processes_write_the_same_files_as_one(data, whole, tmp_path):
 
 
 def test_a_process_that_dies_leaves_the_others_images_done(data, whole, tmp_path):
-    command = [*TWO_PROCESSES, *flags(data, tmp_path, "--weight_mode", "fixed")]
-    process = start(command, start_new_session=True)
-    wait_for(lambda: len(done(tmp_path)) >= 2, process)
-    workers = [
-        int(pid) for pid in os.listdir("/proc") if pid.isdigit() and rank_of(int(pid), tmp_path) == "1"
-    ]
+    command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
+    processes = launch(command, 2)
+    wait_for(lambda: len(done(tmp_path)) >= 1, processes[1])
+    processes[1].kill()
     finished = done(tmp_path)
-    os.kill(workers[0], signal.SIGKILL)
-    process.communicate(timeout=300)
-    assert process.returncode != 0 and set(finished) <= set(done(tmp_path))
-    result = run(command)
-    assert result.returncode == 0, result.stderr
+    said, errors = processes[0].communicate(timeout=300)
+    assert processes[0].returncode == 0 and set(finished) <= set(done(tmp_path)), errors
+    assert {"0000", "0002"} <= set(done(tmp_path)) and "still to be attacked" in said
+    again = launch(command, 2)
+    told = [process.communicate(timeout=300)[0] for process in again]
+    assert [process.returncode for process in again] == [0, 0]
+    assert sum(words.count("mean PSNR") for words in told) == 1
     assert pictures(tmp_path) == pictures(whole("fixed"))
 
 
@@ -87,23 +89,28 @@ def rank_of(pid: int, out: Path) -> str | None:
 
 
 @pytest.mark.parametrize(
-    "extra, command, message",
+    "extra, message",
     [
         (
             ["--weight_mode", "learnable", "--shard", "0/2"],
-            MAIN,
             "--weight_mode learnable trains one weight network",
         ),
-        (["--weight_mode", "learnable"], TWO_PROCESSES, "--weight_mode learnable trains one weight network"),
-        (["--overwrite", "--shard", "0/2"], MAIN, "--overwrite with --shard would delete"),
-        (["--shard", "2/2"], MAIN, "--shard is '2/2'; expected K/N"),
-        (["--batch_size", "0"], MAIN, "--batch_size is 0; expected at least 1"),
+        (["--overwrite", "--shard", "0/2"], "--overwrite with --shard would delete"),
+        (["--shard", "2/2"], "--shard is '2/2'; expected K/N"),
+        (["--batch_size", "0"], "--batch_size is 0; expected at least 1"),
     ],
 )
-def test_what_cannot_be_shared_out_is_refused(data, tmp_path, extra, command, message):
-    result = run([*command, *flags(data, tmp_path / "out", *extra)])
-    assert result.returncode != 0 and result.stderr.count(f"main.py: error: {message}") == 1
+def test_what_cannot_be_shared_out_is_refused(data, tmp_path, extra, message):
+    result = run([*MAIN, *flags(data, tmp_path / "out", *extra)])
+    assert result.returncode == 2 and result.stderr.count(f"main.py: error: {message}") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_of_launched_processes_one_says_what_cannot_be_shared_out(data, tmp_path):
+    processes = launch([*MAIN, *flags(data, tmp_path / "out", "--weight_mode", "learnable")], 2)
+    said = "".join(process.communicate(timeout=60)[1] for process in processes)
+    assert said.count("main.py: error: --weight_mode learnable trains one weight network") == 1
+    assert [process.returncode for process in processes] == [2, 2] and not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- memory
@@ -120,34 +127,25 @@ def test_a_batch_gives_what_single_images_give(data, whole, tmp_path):
         assert np.load(tmp_path / f"{name}_record.npz")["layer_losses"].shape == (3, 2, 10, 1)
 
 
-# The allocator's own error, from a request that no machine can meet, for every attack of more than `batch`
-# images or without checkpointing.
-SHORT_OF_MEMORY = """
-import sys
-sys.argv[0] = "main.py"
-import main, torch
-from runner import task
-class DiffAttack(task.DiffAttack):
-    def take_in(self, *arguments):
-        going = super().take_in(*arguments)
-        if len(going.courses) > {batch} or not (self.checkpointing or {plain}):
-            torch.empty(2**60, dtype=torch.uint8)
-        return going
-task.DiffAttack = DiffAttack
-sys.exit(main.main())
-"""
+def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_line(
+    data, whole, tmp_path, monkeypatch
+):
+    whole("fixed")
 
+    def attempt(out: Path, batch: int, plain: bool) -> subprocess.CompletedProcess:
+        """The allocator's own error, from a request that no machine can meet, for every attack of more than
+        `batch` images or without checkpointing.
+        """
 
-def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_line(data, whole, tmp_path):
-    def attempt(out: Path, **fits) -> subprocess.CompletedProcess:
-        return run(
-            [
-                sys.executable,
-                "-c",
-                SHORT_OF_MEMORY.format(**fits),
-                *flags(data, out, "--batch_size", "4", "--weight_mode", "fixed"),
-            ]
-        )
+        class ShortOfMemory(DiffAttack):
+            def take_in(self, *arguments):
+                going = super().take_in(*arguments)
+                if len(going.courses) > batch or not (self.checkpointing or plain):
+                    torch.empty(2**60, dtype=torch.uint8)
+                return going
+
+        monkeypatch.setattr(task, "DiffAttack", ShortOfMemory)
+        return run([*MAIN, *flags(data, out, "--batch_size", "4", "--weight_mode", "fixed")])
 
     saving = attempt(tmp_path / "saving", batch=1, plain=False)
     assert saving.returncode == 0 and saving.stderr.count("out of memory") == 3
@@ -167,9 +165,9 @@ def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_li
 
 def test_memory_does_not_grow_with_the_number_of_images(data, quick, tmp_path):
     (tmp_path / "images").mkdir()
-    for k in range(200):
+    for k in range(120):
         os.link(data / "images" / f"img{k % 4}.png", tmp_path / "images" / f"{k}.png")
-    (tmp_path / "labels.txt").write_text("7\n" * 200)
+    (tmp_path / "labels.txt").write_text("7\n" * 120)
     process = start(
         [
             *MAIN,
@@ -197,12 +195,12 @@ def test_memory_does_not_grow_with_the_number_of_images(data, quick, tmp_path):
     while process.poll() is None:
         count = len(done(tmp_path / "out"))
         match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-        if match and count < 200:
+        if match and count < 120:
             resident[count] = int(match[1]) / 1024
-        if count == 200:
+        if count == 120:
             process.kill()  # the table is of no interest here
         time.sleep(0.2)
-    assert len(done(tmp_path / "out")) == 200
+    assert len(done(tmp_path / "out")) == 120
     early = max(size for count, size in resident.items() if 3 <= count <= 40)
     late = max(size for count, size in resident.items() if count > 40)
     assert late < early + 20, resident  # MB

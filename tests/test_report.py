@@ -61,6 +61,7 @@ def test_a_hostile_file_name_stays_text(page):
     assert HOSTILE in names(page) and page.find_elements(By.CSS_SELECTOR, "img[src='x']") == []
 
 
+@pytest.mark.nightly
 def test_the_slider_moves_by_keyboard_and_shows_more_of_the_clean_picture(page):
     card = page.find_element(By.CSS_SELECTOR, ".card")
     slider, compare = (
@@ -85,6 +86,7 @@ def test_the_slider_moves_by_keyboard_and_shows_more_of_the_clean_picture(page):
     assert abs(float(re.search(r"([\d.]+)%", clip())[1]) - 25) < 6
 
 
+@pytest.mark.nightly
 def test_differences_are_toggled_for_one_and_for_all(page):
     def shown():
         return [image.is_displayed() for image in page.find_elements(By.CSS_SELECTOR, ".difference")]
@@ -100,6 +102,7 @@ def test_differences_are_toggled_for_one_and_for_all(page):
     assert shown() == [False] * 4
 
 
+@pytest.mark.nightly
 def test_sorting(page, finished):
     rows = json.loads((finished / "results.json").read_text())["images"]
     assert [name for name in names(page) if name.startswith("img")] == ["img2.png", "img10.png"]
@@ -129,6 +132,7 @@ def test_filtering(page, finished):
     assert len(names(page)) == 4
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("width", [375, 1280])
 def test_nothing_sticks_out_at_the_side(page, width):
     page.execute_cdp_cmd(
@@ -143,6 +147,7 @@ def test_nothing_sticks_out_at_the_side(page, width):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.nightly
 def test_every_picture_and_control_has_a_name(page):
     assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
     assert all(
@@ -150,6 +155,7 @@ def test_every_picture_and_control_has_a_name(page):
     )
 
 
+@pytest.mark.nightly
 def test_both_schemes_of_colours(page):
     grounds = []
     for scheme in ("light", "dark"):

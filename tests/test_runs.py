@@ -38,9 +38,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data, whole, tmp_pa
 
 def test_ctrl_c_leaves_nothing_half_done(data, whole, tmp_path):
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
-    process = start(
-        command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    )  # a shell's background job would ignore it
+    process = start(command)
     wait_for(lambda: len(done(tmp_path)) >= 1, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -62,7 +60,7 @@ def test_a_full_disk_is_one_line_and_counts_nothing_as_done(data, whole, tmp_pat
     largest = max(whole("fixed").glob("0*"), key=lambda path: path.stat().st_size)
     limit = largest.stat().st_size - 1
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
-    result = run(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    result = run(command, limits={resource.RLIMIT_FSIZE: limit})
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert re.search(
         r"main\.py: error: .*File too large; the images done so far are complete, make room and run the "

@@ -13,10 +13,7 @@ import pytest
 from conftest import MAIN, ROOT, flags, run
 
 TIMM = ROOT / ".timm"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm"),
-]
+needs_timm = pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TIMM), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 FUNCTION = """
@@ -105,14 +102,20 @@ def load_folders(folder: str) -> None:
 # ---------------------------------------------------------------- the tests
 
 
+@needs_timm
+@pytest.mark.nightly
 def test_every_alias_exists_and_its_preprocessing_is_timms_own():
     assert len(in_a_process(compare_preprocessing).splitlines()) == 13
 
 
+@needs_timm
+@pytest.mark.nightly
 def test_folders_of_timm_models(tmp_path):
     in_a_process(load_folders, tmp_path)
 
 
+@needs_timm
+@pytest.mark.nightly
 def test_beside_it_everything_runs(data, tmp_path):
     result = subprocess.run(
         [*MAIN, *flags(data, tmp_path, "--limit", "1")],

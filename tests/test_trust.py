@@ -101,15 +101,13 @@ def test_a_damaged_record_is_named_with_what_to_do(finished, damage):
     with pytest.raises(ValueError, match=r"0001_record\.npz .*(delete it|--overwrite)") as caught:
         list(read_run(finished).records)
     assert "\n" not in str(caught.value)
-    drawn = subprocess.run(
-        [sys.executable, "utils.py", finished], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    drawn = run([sys.executable, "utils.py", finished])
     assert drawn.returncode == 2 and "0001_record.npz" in drawn.stderr and "Traceback" not in drawn.stderr
 
 
-@pytest.mark.parametrize("command", ["main.py", "compare.py", "utils.py", "benchmark.py"])
-def test_ctrl_c_while_libraries_are_imported_ends_without_a_traceback(command):
-    program = start([sys.executable, command, "--images_root", "/nowhere"])
+def test_ctrl_c_while_libraries_are_imported_ends_without_a_traceback():
+    """Of one command: that the others import `common.environment` first, too, test_layout.py holds."""
+    program = start([sys.executable, "main.py", "--images_root", "/nowhere"], anew=True)
     wait_for(lambda: "numpy" in Path(f"/proc/{program.pid}/maps").read_text(), program)
     program.send_signal(signal.SIGINT)
     _, said = program.communicate(timeout=60)
@@ -138,6 +136,25 @@ def test_only_what_is_damaged_or_has_changed_is_made_again(data, whole, tmp_path
     assert {name: found[name] for name in found if name[:4] in ("0000", "0001", "0002")} == {
         name: expected[name] for name in expected if name[:4] in ("0000", "0001", "0002")
     }
+
+
+def test_success_is_that_of_the_file_and_not_of_the_tensor(data, tmp_path):
+    """Of a classifier that sees another class wherever a value is none of 8 bits."""
+    (tmp_path / "bits.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+        "        levels = 255 * x.detach()\n"
+        "        between = ((levels - levels.round()).abs() > 1e-3).flatten(1).any(1)\n"
+        "        logits = torch.zeros(len(x), 1000).index_fill(1, torch.tensor([0]), 9.0)\n"
+        "        logits[:, 7] = 18.0 * between\n"
+        "        return logits + x.mean((1, 2, 3))[:, None] * torch.linspace(-1, 1, 1000)\n"
+    )
+    command = flags(data, tmp_path / "out", "--model_name", f"{tmp_path}/bits.py:Net", "--limit", "1")
+    result = run([*MAIN, *command])
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "out/results.json").read_text())["images"]
+    assert row["before"]["label"] == row["after"]["label"] == 1 and row["fooled_as_tensor"]
+    assert row["success"] is False and row["fooled"] is False
+    assert "success was lost in rounding to 8 bits" in result.stdout
 
 
 def test_a_checkpoint_that_has_changed_is_named(data, tmp_path):
@@ -185,10 +202,7 @@ def test_a_folder_is_claimed_without_hard_links(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_signals_end_a_run_as_ctrl_c_does(data, tmp_path, name):
     number = getattr(signal, name)
-    process = start(
-        [*MAIN, *flags(data, tmp_path, "--iterations", "20")],
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-    )
+    process = start([*MAIN, *flags(data, tmp_path, "--iterations", "20")])
     wait_for(lambda: len(done(tmp_path)) >= 1, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -199,11 +213,7 @@ def test_signals_end_a_run_as_ctrl_c_does(data, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_processes_that_draw_end_with_the_one_that_started_them(data, tmp_path, name):
-    process = start(
-        [*MAIN, *flags(data, tmp_path), "--figures", "all"],
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start([*MAIN, *flags(data, tmp_path), "--figures", "all"], start_new_session=True)
     drawing = tmp_path / "timestep_analysis"
     wait_for(drawing.is_dir, process)
     wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 2, process)
@@ -234,7 +244,7 @@ def test_a_file_name_need_not_be_unicode(data, tmp_path):
             "--figures",
             "all",
         ],
-        timeout=300,  # as a process, whose output is a pipe
+        stdout=subprocess.PIPE,  # as a process
     )
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     assert r"im\udcffg.png" in result.stdout

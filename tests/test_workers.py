@@ -5,31 +5,13 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from conftest import MAIN, done, flags, pictures, run, start, wait_for
+from work_of_processes import die_or_write, fail_or_wait, write_threads
 
 from common.workers import available_cores, interrupts_held, processes_for, run_in_processes
-
-
-def write_threads(folder: Path, name: str) -> None:
-    import torch
-
-    (folder / name).write_text(str(torch.get_num_threads()))
-
-
-def fail_or_wait(fails: bool) -> None:
-    if fails:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
-    time.sleep(600)
-
-
-def die_or_write(path: Path, dies: bool) -> None:
-    if dies:
-        os.kill(os.getpid(), signal.SIGKILL)
-    path.write_text("written")
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -100,20 +82,17 @@ def test_one_process_a_core_as_far_as_images_and_memory_go(monkeypatch):
 
 
 def test_several_processes_write_the_same_files_as_one(data, whole, tmp_path):
-    result = run([*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")])
+    command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")]
+    result = run(command, anew=True)
     assert result.returncode == 0 and result.stdout.count("mean PSNR") == 1, result.stderr
+    assert "resource_tracker" not in result.stderr
     assert pictures(tmp_path) == pictures(whole("fixed"))
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_workers_end_with_the_run_and_what_is_done_stays(data, whole, tmp_path, number, code):
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")]
-    process = start(
-        command,
-        start_new_session=True,
-        # what pytest runs in may ignore it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start(command, start_new_session=True)
     wait_for(lambda: done(tmp_path), process)
     workers, finished = workers_of(process.pid), done(tmp_path)
     assert len(workers) == 2
