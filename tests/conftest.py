@@ -383,7 +383,19 @@ def finished(data, shared) -> Path:
             ):
                 shutil.copy(source, folder / "images" / name)
             result = run(
-                [*MAIN, *flags(data, folder / "out", "--images_root", folder / "images", "--figures", "all")]
+                [
+                    *MAIN,
+                    *flags(
+                        data,
+                        folder / "out",
+                        "--images_root",
+                        folder / "images",
+                        "--figures",
+                        "all",
+                        "--figure_images",
+                        "2",
+                    ),
+                ]
             )
             assert result.returncode == 0, result.stderr
             assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout

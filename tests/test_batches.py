@@ -37,15 +37,15 @@ def in_turn(attack, images, labels, size):
 def test_others_take_the_places_of_those_that_have_ended(
     checkpoint, classifier, images, labels, mode, optimizer, more
 ):
-    options = dict(weight_mode=mode, iterations=6, latent_optimizer=optimizer, latent_lr=0.02)
+    options = dict(weight_mode=mode, iterations=5, latent_optimizer=optimizer, latent_lr=0.02)
     options |= dict(contrast_limit=None, budget="l2=8" if optimizer == "momentum" else None) | more
     many = torch.cat([images, images.flip(-1)])[:5]
     true = torch.cat([labels, labels])[:5]
-    free = build(checkpoint, classifier, judge_at=tuple(range(1, 7)), **options)(many, true).pictures_at
+    free = build(checkpoint, classifier, judge_at=tuple(range(1, 6)), **options)(many, true).pictures_at
     with torch.no_grad():
         none = torch.full((5,), -1)
         margins = torch.stack(
-            [SOFTMAX.margin(classifier(rounded(free[k])), true[:, None], none) for k in range(1, 7)]
+            [SOFTMAX.margin(classifier(rounded(free[k])), true[:, None], none) for k in range(1, 6)]
         )
     options["stop_margin"] = max(0.0, margins[2].median().item() - 1e-6)
     # first one that ends early, and beside it one that ends late or never

@@ -124,24 +124,24 @@ class Counting(torch.nn.Module):
 def test_an_image_ends_at_its_margin_whoever_is_beside_it(
     checkpoint, classifier, images, labels, mode, optimizer
 ):
-    options = dict(weight_mode=mode, iterations=8, latent_optimizer=optimizer, latent_lr=0.02)
+    options = dict(weight_mode=mode, iterations=6, latent_optimizer=optimizer, latent_lr=0.02)
     # which momentum keeps within; AdamW would end where it is exceeded
     options |= dict(budget="l2=8" if optimizer == "momentum" else None)
     options |= dict(attack_through=(), contrast_limit=None)
-    free = build(checkpoint, classifier, judge_at=tuple(range(1, 9)), **options)(images, labels)
+    free = build(checkpoint, classifier, judge_at=tuple(range(1, 7)), **options)(images, labels)
     targets, ways = torch.full((3,), -1), {0: images, **free.pictures_at}
     with torch.no_grad():
         margins = torch.stack(
             [SOFTMAX.margin(classifier(rounded(ways[k])), labels[:, None], targets) for k in sorted(ways)]
-        )  # (9, B), from no step on
+        )  # (7, B), from no step on
     wanted = margins[4].median().item() - 1e-6  # some image reaches it after four steps
     counting = Counting(classifier)
-    attack = build(checkpoint, counting, stop_margin=wanted, judge_at=(8,), **options)
+    attack = build(checkpoint, counting, stop_margin=wanted, judge_at=(6,), **options)
     result = attack(images, labels)
     for k in range(3):
         reached = (margins[:, k] >= wanted).nonzero().view(-1)
         assert result.reached[k] == bool(len(reached))
-        assert result.steps[k] == (reached[0] if len(reached) else 8)
+        assert result.steps[k] == (reached[0] if len(reached) else 6)
         whole, part = ways[result.steps[k].item()][k] - images[k], result.adversarial[k] - images[k]
         factor = part.norm() / whole.norm() if part.norm() else torch.tensor(0.0)
         assert torch.allclose(part, factor * whole, rtol=0, atol=1e-9)
@@ -159,10 +159,10 @@ def test_an_image_ends_at_its_margin_whoever_is_beside_it(
         ours, theirs = result.record.of_image(k), single.record.of_image(0)
         assert torch.allclose(ours.total_loss, theirs.total_loss, equal_nan=True, rtol=1e-6)
         assert torch.allclose(ours.weights, theirs.weights)
-    assert torch.equal(result.pictures_at[8], result.adversarial)
-    steps = result.steps.clamp(max=7) + 1  # an image is looked at once more, to see that it has ended
+    assert torch.equal(result.pictures_at[6], result.adversarial)
+    steps = result.steps.clamp(max=5) + 1  # an image is looked at once more, to see that it has ended
     assert counting.asked == [int((steps > k).sum()) for k in range(steps.max())]
-    losses = result.record.total_loss  # (8, B), nothing after the end
+    losses = result.record.total_loss  # (6, B), nothing after the end
     assert torch.equal(losses.isfinite().sum(0), steps)
 
 

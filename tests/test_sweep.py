@@ -126,31 +126,36 @@ def test_a_sweep_in_shards_goes_on_and_writes_what_single_runs_write(data, tmp_p
         *COMPARE,
         *flags(
             data, tmp_path / "sweep", "--modes", "uniform,minimax", "--sweep", "structure_share=0,1",
-            "--transfer_models", "efficientnet_lite1", "--figures", "pooled",
+            "--transfer_models", "efficientnet_lite1", "--figures", "pooled", "--limit", "2",
         ),
     ]  # fmt: skip
     part = run([*command, "--shard", "1/2"])
-    assert part.returncode == 0 and "still to be attacked: 2 images" in part.stdout, part.stderr
+    assert part.returncode == 0 and "still to be attacked: 1 images" in part.stdout, part.stderr
     folders = [
         tmp_path / "sweep" / name for name in ("structure_share_0/uniform", "structure_share_1/minimax")
     ]
-    assert all(done(folder) == ["0001", "0003"] for folder in folders)
+    assert all(done(folder) == ["0001"] for folder in folders)
     whole = run(command)
     assert whole.returncode == 0 and "At equal visibility" in whole.stdout, whole.stderr
     assert not (tmp_path / "sweep/structure_share_0/minimax").exists()  # the same attack as uniform
     alone = run(
-        [*MAIN, *flags(data, tmp_path / "alone", "--weight_mode", "minimax", "--structure_share", "1")]
+        [
+            *MAIN,
+            *flags(
+                data, tmp_path / "alone", "--weight_mode", "minimax", "--structure_share", "1", "--limit", "2"
+            ),
+        ]
     )
     assert alone.returncode == 0, alone.stderr
     assert pictures(folders[1]) == pictures(tmp_path / "alone")  # byte for byte
-    weights = [np.load(folder / "0003_record.npz")["weights"] for folder in (folders[1], tmp_path / "alone")]
+    weights = [np.load(folder / "0001_record.npz")["weights"] for folder in (folders[1], tmp_path / "alone")]
     assert np.array_equal(*weights) and weights[0].shape == (3, 2) and not (weights[0][-1] == 0.5).all()
 
     results = json.loads((tmp_path / "sweep/sweep.json").read_text())
     assert results["flag"] == "structure_share" and set(results["figures"]) == {"uniform", "minimax"}
     assert results["figures"]["uniform"][0] == results["figures"]["minimax"][0]
     rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
-    assert len(rows) == 2 * 2 * 4 and {row["value"] for row in rows} == {"0.0", "1.0"}
+    assert len(rows) == 2 * 2 * 2 and {row["value"] for row in rows} == {"0.0", "1.0"}
     for name in ("sweep.md", "sweep.tex", "timestep_analysis/sweep.png", "structure_share_1/comparison.md"):
         assert (tmp_path / "sweep" / name).stat().st_size > 500
 

@@ -429,6 +429,8 @@ def test_figures_do_not_depend_on_who_draws_them_and_when(whole, tmp_path, monke
     folders = [tmp_path / name for name in ("pool", "here")]
     for folder in folders:
         shutil.copytree(whole("fixed"), folder)
+        for index in (2, 3):
+            (folder / f"000{index}_record.npz").unlink()
     draw_folders([read_run(folders[0])], named_schedules)
     monkeypatch.setattr("plotting.draw.LAYOUTS", {})
     run = read_run(folders[1])
@@ -437,7 +439,7 @@ def test_figures_do_not_depend_on_who_draws_them_and_when(whole, tmp_path, monke
     for image in reversed(one_by_one):
         save_image_figures(image, one_by_one[0], named_schedules(2), pdf=False)
     of_images = sorted(path.name for path in (folders[1] / ANALYSIS).glob("*.png"))
-    assert len(of_images) == 4 * 8
+    assert len(of_images) == 2 * 8
     for name in of_images:
         assert (folders[0] / ANALYSIS / name).read_bytes() == (folders[1] / ANALYSIS / name).read_bytes()
 

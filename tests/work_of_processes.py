@@ -1,4 +1,4 @@
-"""What test_workers.py has done in processes of their own, in a module that imports no more than they need."""
+"""What test_workers.py has done in processes of their own; a module that imports no more than they need."""
 
 import errno
 import os
