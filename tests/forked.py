@@ -10,7 +10,6 @@ is that of the process that forks.
 import atexit
 import os
 import pickle
-import resource
 import runpy
 import selectors
 import signal
@@ -55,9 +54,8 @@ def serve(control: socket.socket) -> None:
     sys.path[0] = str(ROOT)
     for name in IMPORTED:
         __import__(name)
-    # each process imports what is ours anew; what mends torchvision has to stay
-    kept = [sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "common"]
-    assert kept
+    # each process imports what is ours anew; what mends torchvision lasts as long as its module
+    _ours = [sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "common"]
     waited_for = selectors.DefaultSelector()
     waited_for.register(control, selectors.EVENT_READ)
     while True:
@@ -99,8 +97,11 @@ def become(request: dict, streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for limit, value in request["limits"].items():
-        resource.setrlimit(limit, (value, value))
+    if request["limits"]:
+        import resource  # which Windows has not
+
+        for limit, value in request["limits"].items():
+            resource.setrlimit(limit, (value, value))
     sys.argv = request["command"]
     sys.path[0] = str(Path(sys.argv[0]).absolute().parent)
     code = 0
