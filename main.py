@@ -108,10 +108,14 @@ def run(options: Options) -> int:
     finished = layout.finished()
     judge_all(judging, [item for item in mine if item.index in finished], given, options.processes)
     if parts > 1:
+        left = unattempted(selected, layout)
+        finished = (
+            layout.finished()
+        )  # after what is left: what another process finishes now is looked at, too
         others = [item for item in selected if item.index in finished and item.index % parts != part]
-        left = unattempted(selected, layout), judging.unjudged(others)
-        if any(left):
-            return say_what_is_left(mine, layout, *left)
+        unjudged = judging.unjudged(others)
+        if left or unjudged:
+            return say_what_is_left(mine, layout, left, unjudged)
     with adding_up(options.save_dir):
         if Checked(layout, task.masks, classifiers).is_reported(selected, options, task.identity):
             return say_again(layout) if parts == 1 else 0  # meanwhile, by another process
