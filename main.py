@@ -109,9 +109,7 @@ def run(options: Options) -> int:
     judge_all(judging, [item for item in mine if item.index in finished], given, options.processes)
     if parts > 1:
         left = unattempted(selected, layout)
-        finished = (
-            layout.finished()
-        )  # after what is left: what another process finishes now is looked at, too
+        finished = layout.finished()  # after what is left, so that nothing can be in neither
         others = [item for item in selected if item.index in finished and item.index % parts != part]
         unjudged = judging.unjudged(others)
         if left or unjudged:

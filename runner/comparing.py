@@ -43,9 +43,10 @@ def report(task: Task, options: CompareOptions, modes: Sequence[Mode], items: Se
         for mode in modes
         for failure in read_failures(mode.job.layout, items)
     ]
+    left = {item for mode in modes for item in unattempted(items, mode.job.layout)}
+    # after what is left, as in main.py, so that none is missed that another shard finishes meanwhile
     in_all = {item.index for item in items}.intersection(*(mode.job.layout.finished() for mode in modes))
     compared = [item for item in items if item.index in in_all]
-    left = {item for mode in modes for item in unattempted(items, mode.job.layout)}
     if left:
         print(
             f"still to be attacked: {len(left)} images, by the same command without --shard or by "
