@@ -184,11 +184,13 @@ def test_a_damaged_run_file_is_named(finished, content):
             attempt()
 
 
-def test_a_folder_is_claimed_without_hard_links(tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_folder_is_claimed_by_one_run(tmp_path, monkeypatch, has_links):
     def no_links(source, target):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", no_links)
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
     identity = claim_folder(tmp_path, {"guidance": 2.5})
     assert claim_folder(tmp_path, {"guidance": 2.5}) == identity
     with pytest.raises(InputError, match="guidance was 2.5 and is 3.0"):
