@@ -52,20 +52,19 @@ def weight_movement(run: Run, end: np.ndarray) -> WeightMovement:
     """How far the weights of a run moved, by its record.
 
     Args:
-        end: `(N,)`, the weights after the last step, which no iteration records; where each image has its own
-            they are read off the record.
+        end: `(N,)`, the weights after the last step, means over the images where each has its own.
     """
     mode, weights = run.configuration["weight_mode"], run.pooled.weights  # (images, K, N)
     if mode in ("learnable", "learnable_detached"):  # one network's, over all images
         weights = np.concatenate([weights.reshape(-1, len(end)), end[None].astype(weights.dtype)])[None]
-    start, end = (weights[:, k].astype(np.float64) for k in (0, -1))
+    start, last = (weights[:, k].astype(np.float64) for k in (0, -1))
     return WeightMovement(
         mode,
         start.mean(0).tolist(),
-        end.mean(0).tolist(),
-        float(np.abs(end - start).max(1).mean()),
+        end.tolist(),
+        float(np.abs(last - start).max(1).mean()),
         int((np.diff(weights, axis=1) != 0).any(-1).sum(1).max()),
-        effective_timesteps(end.mean(0)),
+        effective_timesteps(end),
     )
 
 
@@ -125,8 +124,8 @@ def effective_timesteps(weights: Sequence[float]) -> float:
     return float(np.exp(entropy(weights)))
 
 
-def numbers(weights: Sequence[float]) -> str:
-    return ", ".join(f"{weight:.3f}" for weight in weights)
+def numbers(weights: Sequence[float], between: str = ", ") -> str:
+    return between.join(f"{weight:.3f}" for weight in weights)
 
 
 def loss_shares(layer_losses: np.ndarray | LossSums) -> dict[str, np.ndarray]:
@@ -174,9 +173,10 @@ def weight_rows(names: Sequence[str], weights: Sequence[WeightMovement]) -> list
     rows = [["mode", "start", "end", "largest change", "towards", "effective timesteps", ""]]
     for name, w in zip(names, weights):
         towards = "" if w.towards is None else f"i = {w.towards}"
-        start, end = numbers(w.start).replace(",", ""), numbers(w.end).replace(",", "")
         change, effective = f"{w.largest_change:.3f}", f"{w.effective:.2f}"
-        rows.append([name, start, end, change, towards, effective, "collapsed" if w.collapsed else ""])
+        collapsed = "collapsed" if w.collapsed else ""
+        row = [name, numbers(w.start, " "), numbers(w.end, " "), change, towards, effective, collapsed]
+        rows.append(row)
     return rows
 
 

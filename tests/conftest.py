@@ -461,7 +461,10 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
     if not options and command[0] == sys.executable and command[1] in ("main.py", "compare.py"):
         return run_here(command)
     process = start(command, **options)
-    out, errors = process.communicate(timeout=600)
+    try:
+        out, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()  # one that takes too long
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 

@@ -159,11 +159,10 @@ def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, ca
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_waits_ends_at_once(data, quick, tmp_path, number):
     environment = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    program = tmp_path / "main.py"  # which says sooner that it waits
+    program = tmp_path / "sooner.py"  # says that it waits
     program.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport common.environment\nimport common.devices\n"
-        "common.devices.SAID_AFTER = 0.3\nsys.path.pop(1)\nsys.modules.pop('main', None)\n"
-        "import main\nsys.exit(main.main())\n"
+        "common.devices.SAID_AFTER = 0.3\nimport main\nsys.exit(main.main())\n"
     )
     command = [sys.executable, str(program), *flags(data, tmp_path / "out", "--overwrite")]
     with open(tmp_path / "said", "w+") as said:
