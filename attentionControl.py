@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from diffusion.attention import AttentionLayer, Maps
+from diffattack.diffusion.attention import AttentionLayer, Maps
 from timestep_weights import (
     ADAPTIVE_RULES,
     Pace,

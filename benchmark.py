@@ -11,8 +11,8 @@ sample's forward pass, and its backward pass) and of the VAE's decoder are count
 same on every machine. Peak memory is the process's, with the libraries (on CUDA, the device's).
 """
 
-import common.environment  # isort: skip  # noqa: F401
-import common.mended  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
+import diffattack.common.mended  # isort: skip  # noqa: F401
 
 import argparse
 import json
@@ -34,18 +34,18 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from classifiers.registry import REGISTRY, load_classifier
-from common.commands import run_program
-from common.costs import BACKWARD, measured
-from common.devices import resolve_device, set_up
-from common.flags import HelpFormatter
-from data.classes import IMAGENET_CLASSES
-from data.dataset import read_dataset
-from data.images import read_image, to_tensor
 from diff_latent_attack import DiffAttack
-from diffusion.pipeline import compile_pipeline, load_pipeline
-from evaluation.tables import table
-from options import ATTACK_PRESETS
+from diffattack.classifiers.registry import REGISTRY, load_classifier
+from diffattack.common.commands import run_program
+from diffattack.common.costs import BACKWARD, measured
+from diffattack.common.devices import resolve_device, set_up
+from diffattack.common.flags import HelpFormatter
+from diffattack.data.classes import IMAGENET_CLASSES
+from diffattack.data.dataset import read_dataset
+from diffattack.data.images import read_image, to_tensor
+from diffattack.diffusion.pipeline import compile_pipeline, load_pipeline
+from diffattack.evaluation.tables import table
+from diffattack.options import ATTACK_PRESETS
 
 ROOT = Path(__file__).resolve().parent
 ORIGINAL = ATTACK_PRESETS["diffattack"]

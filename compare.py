@@ -14,7 +14,7 @@ the one that the others are compared with.
 
 from __future__ import annotations
 
-import common.environment  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import sys
 from dataclasses import replace
@@ -22,19 +22,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.commands import run_program
-from common.flags import parse_options
 from diff_latent_attack import DiffAttack
-from runner.checked import Checked
-from runner.clean_check import look_at_clean_images
-from runner.compared import CompareOptions, Mode, check_options, check_reports, entries
-from runner.comparing import report
-from runner.folder import check_folder, claim_folder, drop_unusable, make_folder
-from runner.modes import attack_in_modes
-from runner.own_files import check_nothing_is_in_the_way
-from runner.processes import get_ready
-from runner.runner import Job, restore_weights
-from runner.task import check_shards, load_attacks, load_judges, read_task
+from diffattack.common.commands import run_program
+from diffattack.common.flags import parse_options
+from diffattack.runner.checked import Checked
+from diffattack.runner.clean_check import look_at_clean_images
+from diffattack.runner.compared import CompareOptions, Mode, check_options, check_reports, entries
+from diffattack.runner.comparing import report
+from diffattack.runner.folder import check_folder, claim_folder, drop_unusable, make_folder
+from diffattack.runner.modes import attack_in_modes
+from diffattack.runner.own_files import check_nothing_is_in_the_way
+from diffattack.runner.processes import get_ready
+from diffattack.runner.runner import Job, restore_weights
+from diffattack.runner.task import check_shards, load_attacks, load_judges, read_task
 
 
 def run(options: CompareOptions) -> int:

@@ -22,15 +22,15 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attentionControl import make_controller
-from classifiers.defences import at_a_stop, defend, under_attack
-from common.compiling import stance
-from common.devices import bytes_saved, free_memory
-from common.errors import InputError
-from common.frozen import frozen
-from data.classes import IMAGENET_CLASSES
-from data.history import AttackResult, joined_results
-from data.images import rounded
-from diffusion.attention import (
+from diffattack.classifiers.defences import at_a_stop, defend, under_attack
+from diffattack.common.compiling import stance
+from diffattack.common.devices import bytes_saved, free_memory
+from diffattack.common.errors import InputError
+from diffattack.common.frozen import frozen
+from diffattack.data.classes import IMAGENET_CLASSES
+from diffattack.data.history import AttackResult, joined_results
+from diffattack.data.images import rounded
+from diffattack.diffusion.attention import (
     Maps,
     Reference,
     average_maps,
@@ -38,12 +38,12 @@ from diffusion.attention import (
     masked_variance,
     self_attention_losses,
 )
-from diffusion.composition import Composition, attention_mask, change_limits
-from diffusion.course import Course, Going, result_of
-from diffusion.inversion import Inversion, LatentDiffusion
-from diffusion.latent_optimizers import AdamW, Momentum, norm
-from evaluation.budget import least_change
-from losses import (
+from diffattack.diffusion.composition import Composition, attention_mask, change_limits
+from diffattack.diffusion.course import Course, Going, result_of
+from diffattack.diffusion.inversion import Inversion, LatentDiffusion
+from diffattack.diffusion.latent_optimizers import AdamW, Momentum, norm
+from diffattack.evaluation.budget import least_change
+from diffattack.losses import (
     Losses,
     Pass,
     factors_at_start,
@@ -53,7 +53,7 @@ from losses import (
     timestep_gradient_norms,
     verdict,
 )
-from options import AttackOptions
+from diffattack.options import AttackOptions
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline

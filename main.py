@@ -13,29 +13,29 @@ the flags.
 
 from __future__ import annotations
 
-import common.environment  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import sys
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from attacks.pixel import PixelAttack
-from classifiers.registry import ALIASES, REGISTRY
-from common.commands import run_program
-from common.devices import once_all_have_come, process_device
-from common.errors import InputError
-from common.flags import parse_options
-from common.launched import launched
-from data.dataset import Item
-from data.layout import Layout
 from diff_latent_attack import DiffAttack
-from evaluation.tables import table
-from options import Options
-from runner.check import check
-from runner.checked import Checked
-from runner.clean_check import look_at_clean_images
-from runner.folder import (
+from diffattack.attacks.pixel import PixelAttack
+from diffattack.classifiers.registry import ALIASES, REGISTRY
+from diffattack.common.commands import run_program
+from diffattack.common.devices import once_all_have_come, process_device
+from diffattack.common.errors import InputError
+from diffattack.common.flags import parse_options
+from diffattack.common.launched import launched
+from diffattack.data.dataset import Item
+from diffattack.data.layout import Layout
+from diffattack.evaluation.tables import table
+from diffattack.options import Options
+from diffattack.runner.check import check
+from diffattack.runner.checked import Checked
+from diffattack.runner.clean_check import look_at_clean_images
+from diffattack.runner.folder import (
     check_folder,
     claim_folder,
     drop_unusable,
@@ -45,14 +45,14 @@ from runner.folder import (
     read_failures,
     unattempted,
 )
-from runner.judge_folder import judge_folder
-from runner.judges import judge_all, judging_of
-from runner.own_files import check_nothing_is_in_the_way, clear_run
-from runner.processes import count_processes, get_ready
-from runner.runner import Runner, job_of, restore_weights, share_out
-from runner.summary import report
-from runner.task import Task, check_shards, load_attacks, read_task, undefended_names
-from runner.turns import adding_up
+from diffattack.runner.judge_folder import judge_folder
+from diffattack.runner.judges import judge_all, judging_of
+from diffattack.runner.own_files import check_nothing_is_in_the_way, clear_run
+from diffattack.runner.processes import count_processes, get_ready
+from diffattack.runner.runner import Runner, job_of, restore_weights, share_out
+from diffattack.runner.summary import report
+from diffattack.runner.task import Task, check_shards, load_attacks, read_task, undefended_names
+from diffattack.runner.turns import adding_up
 
 
 def list_models() -> str:

@@ -15,19 +15,19 @@ and return a matplotlib `Figure`.
 
 from __future__ import annotations
 
-import common.environment  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.commands import run_program
-from common.errors import InputError
-from data.records import read_run
-from data.sample import FIGURE_IMAGES
-from plotting.draw import draw_comparison, draw_folders
-from plotting.figures import (  # all of them, so that one import gives a notebook what it draws with
+from diffattack.common.commands import run_program
+from diffattack.common.errors import InputError
+from diffattack.data.records import read_run
+from diffattack.data.sample import FIGURE_IMAGES
+from diffattack.plotting.draw import draw_comparison, draw_folders
+from diffattack.plotting.figures import (  # one import gives a notebook what it draws with
     plot_average_loss_per_timestep,
     plot_layer_shares,
     plot_loss_heatmap,
@@ -36,9 +36,9 @@ from plotting.figures import (  # all of them, so that one import gives a notebo
     plot_success_against_visibility,
     plot_tradeoff,
 )
-from plotting.image_figures import plot_attention, plot_contact_sheet, plot_losses, short
-from plotting.report import SMALL, read_results, write_page
-from plotting.weight_figures import plot_weight_curves
+from diffattack.plotting.image_figures import plot_attention, plot_contact_sheet, plot_losses, short
+from diffattack.plotting.report import SMALL, read_results, write_page
+from diffattack.plotting.weight_figures import plot_weight_curves
 
 __all__ = [
     "plot_attention",

@@ -21,27 +21,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import common.environment  # isort: skip  # noqa: F401
-import common.mended  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
+import diffattack.common.mended  # isort: skip  # noqa: F401
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from classifiers.registry import REGISTRY, load_classifier
-from common.devices import keep_freed_memory, resolve_device
-from data.classes import IMAGENET_CLASSES
-from data.dataset import read_dataset
-from data.images import read_image, to_pixels, to_tensor
-from data.records import ImageRecord, read_run
 from diff_latent_attack import DiffAttack
-from diffusion.composition import attention_mask
-from diffusion.inversion import Inversion
-from diffusion.pipeline import load_pipeline
-from evaluation.predictions import predict
-from evaluation.quality import psnr
-from options import ATTACK_PRESETS
+from diffattack.classifiers.registry import REGISTRY, load_classifier
+from diffattack.common.devices import keep_freed_memory, resolve_device
+from diffattack.data.classes import IMAGENET_CLASSES
+from diffattack.data.dataset import read_dataset
+from diffattack.data.images import read_image, to_pixels, to_tensor
+from diffattack.data.records import ImageRecord, read_run
+from diffattack.diffusion.composition import attention_mask
+from diffattack.diffusion.inversion import Inversion
+from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.evaluation.predictions import predict
+from diffattack.evaluation.quality import psnr
+from diffattack.options import ATTACK_PRESETS
 
 SIZE = 224
 TIMES = (51, 201, 401)

@@ -13,8 +13,8 @@ sys.path.insert(0, str(DEMO.parent))  # the stages use the project's own modules
 import numpy as np
 import torch
 
-import common.environment  # isort: skip  # noqa: F401
-import common.mended  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
+import diffattack.common.mended  # isort: skip  # noqa: F401
 
 SIZE = 224
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from training_common import DEMO, SIZE, save_array
 
-from classifiers.registry import load_classifier
-from data.images import image_grid, read_image, write_image
+from diffattack.classifiers.registry import load_classifier
+from diffattack.data.images import image_grid, read_image, write_image
 
 PACKAGES = (
     "plasma-workspace-wallpapers",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from training_common import save_array
 
-from classifiers.registry import load_classifier
+from diffattack.classifiers.registry import load_classifier
 
 TEACHER = "efficientnet_lite2"
 FEATURES = {28: 6, 14: 14, 7: 20}  # the last block of the teacher on each grid

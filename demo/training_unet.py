@@ -25,7 +25,7 @@ from training_teacher import FEATURES, SURE, cross_attention_target, self_attent
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from attentionControl import join_heads, split_heads
-from data.classes import IMAGENET_CLASSES
+from diffattack.data.classes import IMAGENET_CLASSES
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTHS, HEADS, TEXT_WIDTH = (64, 96, 160, 160), (1, 2, 4, 4), 128

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to be run from anywhere
 
-import common.environment  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import argparse
 import json
@@ -27,7 +27,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from evaluation.quality import psnr
+from diffattack.evaluation.quality import psnr
 
 # in the order of how much is learnt from them: a name, and flags of benchmark.py
 ROWS = [

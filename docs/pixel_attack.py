@@ -10,8 +10,8 @@ docs/results.md says what follows.
 
 import torch
 
-from classifiers.defences import defend
-from diffusion.latent_optimizers import Momentum
+from diffattack.classifiers.defences import defend
+from diffattack.diffusion.latent_optimizers import Momentum
 
 
 def momentum(

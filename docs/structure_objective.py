@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # to be run from anywhere
 
-import common.environment  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import argparse
 import json
@@ -23,21 +23,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from classifiers.heads import SOFTMAX
-from classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
-from common.devices import set_up
-from common.environment import mend_torchvision
-from data.classes import IMAGENET_CLASSES
-from data.dataset import read_dataset
-from data.images import read_image, to_pixels, to_tensor
-from data.shares import timestep_shares
 from diff_latent_attack import DiffAttack
-from diffusion.course import Going
-from diffusion.pipeline import load_pipeline
-from evaluation.quality import psnr
-from evaluation.stats import mean_over_images, share
-from evaluation.tables import table
-from losses import Pass
+from diffattack.classifiers.heads import SOFTMAX
+from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
+from diffattack.common.devices import set_up
+from diffattack.common.environment import mend_torchvision
+from diffattack.data.classes import IMAGENET_CLASSES
+from diffattack.data.dataset import read_dataset
+from diffattack.data.images import read_image, to_pixels, to_tensor
+from diffattack.data.shares import timestep_shares
+from diffattack.diffusion.course import Going
+from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.evaluation.quality import psnr
+from diffattack.evaluation.stats import mean_over_images, share
+from diffattack.evaluation.tables import table
+from diffattack.losses import Pass
 
 SURROGATE, MARGIN, ITERATIONS = "efficientnet_lite0", 5.0, 20
 SCHEDULES = ("none", "uniform", "increasing", "learned", "decreasing")

@@ -24,8 +24,8 @@ if (
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
-import common.environment  # isort: skip  # noqa: F401
-import common.mended  # isort: skip  # noqa: F401
+import diffattack.common.environment  # isort: skip  # noqa: F401
+import diffattack.common.mended  # isort: skip  # noqa: F401
 
 import numpy as np
 import pytest
@@ -43,11 +43,11 @@ from forked import IS_POSSIBLE, Forked
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from classifiers.registry import REGISTRY, load_classifier
-from common.errors import note, said_of_images
-from diffusion.pipeline import load_pipeline
-from evaluation.evaluate import ClassifierResult
-from evaluation.predictions import Prediction, Predictions
+from diffattack.classifiers.registry import REGISTRY, load_classifier
+from diffattack.common.errors import note, said_of_images
+from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.evaluation.evaluate import ClassifierResult
+from diffattack.evaluation.predictions import Prediction, Predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = [sys.executable, "main.py"]
@@ -493,8 +493,8 @@ def run_here(command: list[str]) -> subprocess.CompletedProcess:
             contextlib.chdir(ROOT),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            mock.patch("plotting.draw.ProcessPoolExecutor", Here),
-            mock.patch("plotting.large_page.ProcessPoolExecutor", Here),
+            mock.patch("diffattack.plotting.draw.ProcessPoolExecutor", Here),
+            mock.patch("diffattack.plotting.large_page.ProcessPoolExecutor", Here),
         ):
             code = program.main(sys.argv[1:])
     except SystemExit as end:  # of --help

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 IS_POSSIBLE = hasattr(os, "pidfd_open")  # Linux
 IMPORTED = (  # what a run imports of others, in its order
-    "common.mended",
+    "diffattack.common.mended",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "diffusers.models.autoencoders.autoencoder_dc",
     "transformers.models.clip.modeling_clip",
@@ -55,7 +55,7 @@ def serve(control: socket.socket) -> None:
     for name in IMPORTED:
         __import__(name)
     # each process imports what is ours anew; what mends torchvision lasts as long as its module
-    _ours = [sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "common"]
+    _ours = [sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "diffattack"]
     waited_for = selectors.DefaultSelector()
     waited_for.register(control, selectors.EVENT_READ)
     while True:

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 from multiplied import multiply  # noqa: E402
 
-from data.records import read_configuration  # noqa: E402
+from diffattack.data.records import read_configuration  # noqa: E402
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.layout import Layout
-from data.records import ANALYSIS, read_configuration, run_identity
+from diffattack.data.layout import Layout
+from diffattack.data.records import ANALYSIS, read_configuration, run_identity
 
 OWN = ("row.npy", "run.npy")  # what the copies of a record do not share
 

@@ -12,16 +12,16 @@ import torchattack
 from conftest import MAIN, flags, network, pictures, run
 from PIL import Image
 
-from attacks.names import attack_names, parse_attack
-from attacks.pixel import PixelAttack, Seen
-from attacks.search import strongest
-from classifiers.registry import load_classifier
-from common.costs import measured
-from data.images import read_image, rounded, to_tensor
-from data.records import read_run
-from diffusion.composition import Composition, change_limits
-from evaluation.budget import parse_budget
-from runner.processes import loaded_networks
+from diffattack.attacks.names import attack_names, parse_attack
+from diffattack.attacks.pixel import PixelAttack, Seen
+from diffattack.attacks.search import strongest
+from diffattack.classifiers.registry import load_classifier
+from diffattack.common.costs import measured
+from diffattack.data.images import read_image, rounded, to_tensor
+from diffattack.data.records import read_run
+from diffattack.diffusion.composition import Composition, change_limits
+from diffattack.evaluation.budget import parse_budget
+from diffattack.runner.processes import loaded_networks
 
 COMPARE = [sys.executable, "compare.py"]
 RANDOM = torch.Generator().manual_seed(0)

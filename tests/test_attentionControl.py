@@ -8,7 +8,7 @@ from attentionControl import (
     AttentionControlEditFixedWeights,
     AttentionControlEditLearnable,
 )
-from diffusion.attention import (
+from diffattack.diffusion.attention import (
     AttentionLayer,
     average_attention,
     masked_variance,

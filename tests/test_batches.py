@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_picture_of_the_attack import build
 
-from classifiers.heads import SOFTMAX
-from common.errors import NonFiniteLossError
-from data.images import rounded
+from diffattack.classifiers.heads import SOFTMAX
+from diffattack.common.errors import NonFiniteLossError
+from diffattack.data.images import rounded
 
 DRAWS = dict(attack_through=("resize:0.8",), draws=2)
 

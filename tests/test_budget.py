@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from data.images import rounded
-from evaluation.budget import Budget, parse_budget
-from evaluation.quality import visibility
+from diffattack.data.images import rounded
+from diffattack.evaluation.budget import Budget, parse_budget
+from diffattack.evaluation.quality import visibility
 
 RANDOM = torch.Generator().manual_seed(0)
 CLEAN = rounded(torch.rand(3, 3, 96, 96, generator=RANDOM) * 0.5 + 0.25)

@@ -10,11 +10,11 @@ from conftest import MAIN, flags, run
 from PIL import Image
 from test_compare import COMPARE
 
-from common.flags import parse_options
-from data.images import read_image
-from data.records import read_run
-from evaluation.curves import curve_points
-from options import ATTACK_PRESETS, AttackOptions, Options
+from diffattack.common.flags import parse_options
+from diffattack.data.images import read_image
+from diffattack.data.records import read_run
+from diffattack.evaluation.curves import curve_points
+from diffattack.options import ATTACK_PRESETS, AttackOptions, Options
 
 pytestmark = pytest.mark.slow
 

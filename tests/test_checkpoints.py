@@ -13,10 +13,10 @@ from conftest import CLASS_NAMES, save_checkpoint
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
-from common.checkpoints import stay_offline_if_out_of_reach
-from common.errors import CheckpointError, InputError
-from diffusion.inversion import LatentDiffusion
-from diffusion.pipeline import load_pipeline
+from diffattack.common.checkpoints import stay_offline_if_out_of_reach
+from diffattack.common.errors import CheckpointError, InputError
+from diffattack.diffusion.inversion import LatentDiffusion
+from diffattack.diffusion.pipeline import load_pipeline
 
 CPU = torch.device("cpu")
 

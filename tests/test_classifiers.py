@@ -4,12 +4,12 @@ import torch
 from conftest import IMAGES, ROOT, check, network, save_vit
 from natsort import natsorted
 
-from classifiers.preprocessing import from_processor, from_timm
-from classifiers.registry import ALIASES, REGISTRY, check_name, load_classifier
-from common.errors import ClassifierError
-from data.classes import IMAGENET_CLASSES
-from data.images import read_image
-from evaluation.predictions import predict
+from diffattack.classifiers.preprocessing import from_processor, from_timm
+from diffattack.classifiers.registry import ALIASES, REGISTRY, check_name, load_classifier
+from diffattack.common.errors import ClassifierError
+from diffattack.data.classes import IMAGENET_CLASSES
+from diffattack.data.images import read_image
+from diffattack.evaluation.predictions import predict
 
 
 def test_imagenet_names():

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
-from conftest import IMAGES, MAIN, ROOT, check, flags, network, run, save_vit
+from conftest import IMAGES, MAIN, check, flags, network, run, save_vit
 
-from classifiers.registry import load_classifier
-from common.errors import ClassifierError
+from diffattack.classifiers.registry import load_classifier
+from diffattack.common.errors import ClassifierError
 
 HEADER = "import numpy, torch\nfrom torch import nn\n\n\n"
 NETWORK = (
@@ -85,26 +85,20 @@ def test_a_program_of_one_image(tmp_path):
 # ---------------------------------------------------------------- code as Python would run it
 
 
-def test_modules_beside_the_file_even_with_names_of_ours(tmp_path):
-    """Modules, packages, and folders without __init__.py, of every name that this project has; imported with
-    the file, by its function, and only when the network runs.
+def test_modules_beside_the_file_are_imported_by_their_names(tmp_path):
+    """Modules, packages, and folders without __init__.py, also of names that this project's folders and
+    commands have; imported with the file, by its function, and only when the network runs.
     """
-    import utils
-    from data import dataset
-    from evaluation import evaluate
-
     for name in ("common.py", "utils.py", "beside_mine.py"):
         (tmp_path / name).write_text(HEADER + NETWORK)
-    for name in ("data", "evaluation", "diffusion", "runner/inner"):
+    for name in ("data", "diffusion", "runner/inner"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "data/dataset.py").write_text("CLASSES = 10\n")
-    (tmp_path / "evaluation/__init__.py").write_text("from evaluation.evaluate import CLASSES\n")
-    (tmp_path / "evaluation/evaluate.py").write_text("from data.dataset import CLASSES\n")
     (tmp_path / "diffusion/noise.py").write_text("SCALE = 1.0\n")
     (tmp_path / "runner/inner/deep.py").write_text("from diffusion.noise import SCALE\n")
     (tmp_path / "classifiers.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "import beside_mine, common, torch\nfrom evaluation import CLASSES\n\n\n"
+        "import beside_mine, common, torch\nfrom data.dataset import CLASSES\n\n\n"
         "@dataclass\nclass Settings:\n    classes: int = CLASSES\n\n\n"
         "class Mine(torch.nn.Module):\n    def __init__(self, net):\n        super().__init__()\n"
         "        self.net = net\n\n    def forward(self, x):\n        from runner.inner import deep\n"
@@ -113,12 +107,10 @@ def test_modules_beside_the_file_even_with_names_of_ours(tmp_path):
     )
     path = list(sys.path)
     check(f"{tmp_path / 'classifiers.py'}:build", 10, network(10)(IMAGES))
-    assert sys.modules["utils"] is utils and sys.modules["data.dataset"] is dataset
-    assert sys.modules["evaluation.evaluate"] is evaluate and hasattr(evaluate, "Evaluation")
-    assert not {"diffusion.noise", "runner.inner", "beside_mine"} & set(sys.modules) and sys.path == path
-    import runner
-
-    assert (ROOT / "runner/__init__.py").samefile(runner.__file__)
+    assert not {"common", "data", "diffusion.noise", "runner", "beside_mine", "classifiers"} & set(
+        sys.modules
+    )
+    assert sys.path == path
 
 
 def test_two_files_each_with_a_module_of_the_same_name(tmp_path):
@@ -138,10 +130,18 @@ def test_two_files_each_with_a_module_of_the_same_name(tmp_path):
 
 def test_a_file_of_the_user_may_use_our_modules(tmp_path):
     (tmp_path / "mine.py").write_text(
-        HEADER + NETWORK + "def build():\n    from classifiers.preprocessing import Preprocessed\n"
+        HEADER + NETWORK + "def build():\n    from diffattack.classifiers.preprocessing import Preprocessed\n"
         "    return Preprocessed(net(), None, 0.0, 1.0)\n"
     )
     check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
+
+
+def test_a_file_beside_another_attack_is_refused(tmp_path):
+    """The original DiffAttack has a module of this name, and code beside it may mean that one."""
+    (tmp_path / "attentionControl.py").write_text("")
+    (tmp_path / "mine.py").write_text(HEADER + NETWORK + "def build():\n    return net()\n")
+    with pytest.raises(ClassifierError, match="attentionControl.py beside it has the name of a module"):
+        load_classifier(f"{tmp_path / 'mine.py'}:build", 10, 96)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from classifiers.registry import load_classifier
-from common.errors import InputError
-from data.class_names import read_class_names
-from data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES
-from data.dataset import read_dataset
-from options import Options
-from runner.clean_check import check_labels, clean_accuracies
-from runner.task import Task
+from diffattack.classifiers.registry import load_classifier
+from diffattack.common.errors import InputError
+from diffattack.data.class_names import read_class_names
+from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES
+from diffattack.data.dataset import read_dataset
+from diffattack.options import Options
+from diffattack.runner.clean_check import check_labels, clean_accuracies
+from diffattack.runner.task import Task
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from common.errors import said_of_images
-from data.images import read_image
+from diffattack.common.errors import said_of_images
+from diffattack.data.images import read_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ADOBE = imagecodecs.cms_profile("adobergb")

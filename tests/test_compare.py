@@ -12,10 +12,10 @@ from conftest import classifier_result, done, flags, pictures, run, start, wait_
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
-from evaluation.comparison import Metric, sentence, transfer_scores
-from evaluation.evaluate import Evaluation, transfer_mean
-from evaluation.kernel import KernelDistance, kernel_difference
-from evaluation.stats import (
+from diffattack.evaluation.comparison import Metric, sentence, transfer_scores
+from diffattack.evaluation.evaluate import Evaluation, transfer_mean
+from diffattack.evaluation.kernel import KernelDistance, kernel_difference
+from diffattack.evaluation.stats import (
     Difference,
     Estimate,
     holm,
@@ -24,8 +24,8 @@ from evaluation.stats import (
     paired_permutation,
     smallest_success_difference,
 )
-from evaluation.tables import latex
-from evaluation.weights import loss_shares
+from diffattack.evaluation.tables import latex
+from diffattack.evaluation.weights import loss_shares
 
 COMPARE = [sys.executable, "compare.py"]
 

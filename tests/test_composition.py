@@ -2,9 +2,9 @@
 
 import torch
 
-from data.contrast import colour_contrast, local_contrast, luminance
-from data.images import levels
-from diffusion.composition import Composition, change_limits
+from diffattack.data.contrast import colour_contrast, local_contrast, luminance
+from diffattack.data.images import levels
+from diffattack.diffusion.composition import Composition, change_limits
 
 RANDOM = torch.Generator().manual_seed(0)
 CLEAN, BASE = (torch.rand(2, 3, 64, 64, generator=RANDOM) for _ in range(2))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, minimum_filter
 
-from data.contrast import change_where_smooth, colour_contrast, local_contrast
+from diffattack.data.contrast import change_where_smooth, colour_contrast, local_contrast
 
 
 def slow_contrast(picture: np.ndarray) -> np.ndarray:

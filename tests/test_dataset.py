@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from common.errors import DatasetError
-from data.class_names import read_class_names
-from data.classes import IMAGENET_CLASSES, permutation_of
-from data.dataset import list_images, read_dataset
+from diffattack.common.errors import DatasetError
+from diffattack.data.class_names import read_class_names
+from diffattack.data.classes import IMAGENET_CLASSES, permutation_of
+from diffattack.data.dataset import list_images, read_dataset
 
 CAPTIONS = ("black footed albatross", "laysan albatross", "sooty albatross")
 

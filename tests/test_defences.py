@@ -13,8 +13,8 @@ from PIL import Image
 from scipy import ndimage
 from scipy.stats import binomtest, norm
 
-from classifiers.certificates import certificate
-from classifiers.defences import (
+from diffattack.classifiers.certificates import certificate
+from diffattack.classifiers.defences import (
     ATTACK_SEED,
     DEFENCES,
     Defended,
@@ -25,11 +25,11 @@ from classifiers.defences import (
     split_name,
     under_attack,
 )
-from classifiers.heads import SOFTMAX
-from classifiers.inputs import ModelOptions
-from classifiers.registry import load_classifier
-from common.errors import InputError
-from evaluation.evaluate import Evaluation
+from diffattack.classifiers.heads import SOFTMAX
+from diffattack.classifiers.inputs import ModelOptions
+from diffattack.classifiers.registry import load_classifier
+from diffattack.common.errors import InputError
+from diffattack.evaluation.evaluate import Evaluation
 
 PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors import safe_open
 
 from attentionControl import AttentionControlEdit
-from classifiers.defences import make_defence
-from data.images import read_image, to_pixels, to_tensor
 from diff_latent_attack import DiffAttack
-from diffusion.inversion import LatentDiffusion
-from diffusion.pipeline import load_pipeline
-from evaluation.quality import psnr
+from diffattack.classifiers.defences import make_defence
+from diffattack.data.images import read_image, to_pixels, to_tensor
+from diffattack.diffusion.inversion import LatentDiffusion
+from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.evaluation.quality import psnr
 
 sys.path.insert(0, str(ROOT / "demo"))
 

@@ -12,18 +12,18 @@ from diffusers import AutoencoderTiny, PNDMScheduler
 from natsort import natsorted
 
 import diff_latent_attack
-from classifiers.heads import SOFTMAX
-from classifiers.registry import load_classifier
-from common.errors import NonFiniteLossError
-from common.frozen import frozen
-from data.classes import IMAGENET_CLASSES
-from data.images import read_image, to_pixels, to_tensor
 from diff_latent_attack import DiffAttack
-from diffusion.composition import attention_mask
-from diffusion.pipeline import load_pipeline
-from evaluation.quality import psnr
-from losses import measured_iterations, timestep_gradient_norms
-from options import ATTACK_PRESETS
+from diffattack.classifiers.heads import SOFTMAX
+from diffattack.classifiers.registry import load_classifier
+from diffattack.common.errors import NonFiniteLossError
+from diffattack.common.frozen import frozen
+from diffattack.data.classes import IMAGENET_CLASSES
+from diffattack.data.images import read_image, to_pixels, to_tensor
+from diffattack.diffusion.composition import attention_mask
+from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.evaluation.quality import psnr
+from diffattack.losses import measured_iterations, timestep_gradient_norms
+from diffattack.options import ATTACK_PRESETS
 from timestep_weights import SCHEDULES
 
 KINDS = {

@@ -10,17 +10,17 @@ import pytest
 import torch
 from conftest import MAIN, classifier_result, flags, network, run
 
-from classifiers.defences import SEED, defend, is_random, split_name
-from common.errors import InputError
-from data.images import Pictures, to_tensor
-from data.records import read_said
-from evaluation.by_image import Asked, Judges, Said, judge, lacking, row_of_results
-from evaluation.comparison import metrics_of_draws
-from evaluation.draws import LEGEND, OverDraws
-from evaluation.evaluate import Evaluation
-from evaluation.gathered import Gathered
-from evaluation.quality import FeatureNetwork
-from options import Options
+from diffattack.classifiers.defences import SEED, defend, is_random, split_name
+from diffattack.common.errors import InputError
+from diffattack.data.images import Pictures, to_tensor
+from diffattack.data.records import read_said
+from diffattack.evaluation.by_image import Asked, Judges, Said, judge, lacking, row_of_results
+from diffattack.evaluation.comparison import metrics_of_draws
+from diffattack.evaluation.draws import LEGEND, OverDraws
+from diffattack.evaluation.evaluate import Evaluation
+from diffattack.evaluation.gathered import Gathered
+from diffattack.evaluation.quality import FeatureNetwork
+from diffattack.options import Options
 
 NAME = "net@smoothing:0.9"
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)

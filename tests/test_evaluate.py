@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import TinyClassifier, classifier_result
 
-from data.images import Pictures
-from evaluation import evaluate
-from evaluation.checks import (
+from diffattack.data.images import Pictures
+from diffattack.evaluation import evaluate
+from diffattack.evaluation.checks import (
     has_gradient,
     warnings_about_gradients,
     warnings_about_labels,
@@ -18,12 +18,12 @@ from evaluation.checks import (
     warnings_about_rounding,
     warnings_about_transfer,
 )
-from evaluation.evaluate import joint_success, transfer_mean
-from evaluation.frechet import frechet_distance
-from evaluation.kernel import KernelDistance
-from evaluation.predictions import Prediction, Predictions
-from evaluation.quality import ClassifierFeatures, psnr, visibility
-from evaluation.stats import Estimate, mean_over_images, share
+from diffattack.evaluation.evaluate import joint_success, transfer_mean
+from diffattack.evaluation.frechet import frechet_distance
+from diffattack.evaluation.kernel import KernelDistance
+from diffattack.evaluation.predictions import Prediction, Predictions
+from diffattack.evaluation.quality import ClassifierFeatures, psnr, visibility
+from diffattack.evaluation.stats import Estimate, mean_over_images, share
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ import torch
 from conftest import IMAGES, network
 from torch import nn
 
-from classifiers.examination import BatchStatistics, examine
-from classifiers.registry import load_classifier
-from common.errors import ClassifierError
+from diffattack.classifiers.examination import BatchStatistics, examine
+from diffattack.classifiers.registry import load_classifier
+from diffattack.common.errors import ClassifierError
 
 BATCH = ({0: torch.export.Dim("batch", min=1, max=64)},)
 

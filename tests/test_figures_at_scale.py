@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data.layout import Layout
-from data.pooled import pooled
-from data.records import ANALYSIS, AttackRecord, read_run, run_identity, write_record
-from data.sample import DRAWN, LEAST, MOST, choose
-from data.shares import loss_sums, timestep_rows, timestep_shares
-from evaluation.weights import loss_shares
-from plotting.draw import (
+from diffattack.data.layout import Layout
+from diffattack.data.pooled import pooled
+from diffattack.data.records import ANALYSIS, AttackRecord, read_run, run_identity, write_record
+from diffattack.data.sample import DRAWN, LEAST, MOST, choose
+from diffattack.data.shares import loss_sums, timestep_rows, timestep_shares
+from diffattack.evaluation.weights import loss_shares
+from diffattack.plotting.draw import (
     IMAGE_FIGURES,
     delete_others,
     draw_folders,
@@ -31,8 +31,8 @@ from plotting.draw import (
     works_of_images,
     works_of_sheets,
 )
-from plotting.figures import plot_average_loss_per_timestep, plot_layer_shares, plot_overlay
-from plotting.weight_figures import plot_weight_curves
+from diffattack.plotting.figures import plot_average_loss_per_timestep, plot_layer_shares, plot_overlay
+from diffattack.plotting.weight_figures import plot_weight_curves
 
 ITERATIONS, TIMESTEPS, LAYERS = 6, [51, 26, 1], ["down_blocks.0.attn1", "mid_block.attn1"]
 

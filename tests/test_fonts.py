@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from plotting import fonts
-from plotting.draw import captions, save_figure
-from plotting.image_figures import plot_contact_sheet, short
+from diffattack.plotting import fonts
+from diffattack.plotting.draw import captions, save_figure
+from diffattack.plotting.image_figures import plot_contact_sheet, short
 
 NAMES = ("大熊猫", "قطة", "꙰ \U0001f43c️ panda", "tabby", "\U000f1234")
 

@@ -10,10 +10,10 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 import main
-from common.errors import InputError
-from data.images import read_image
-from evaluation.frechet import Reference, distance_to, frechet_distance, read_reference
-from evaluation.quality import feature_network, features_of, measures, quality_of
+from diffattack.common.errors import InputError
+from diffattack.data.images import read_image
+from diffattack.evaluation.frechet import Reference, distance_to, frechet_distance, read_reference
+from diffattack.evaluation.quality import feature_network, features_of, measures, quality_of
 
 CPU = torch.device("cpu")
 NETWORK = "efficientnet_lite2"  # what judges where there is no Inception and it is no surrogate

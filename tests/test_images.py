@@ -6,8 +6,8 @@ import tifffile
 import torch
 from PIL import Image, ImageChops
 
-from data.images import read_image, to_pixels
-from data.masks import read_mask
+from diffattack.data.images import read_image, to_pixels
+from diffattack.data.masks import read_mask
 
 GREY = np.tile(np.linspace(0, 255, 16).round(), (16, 1))  # (16, 16), from black to white
 

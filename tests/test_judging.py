@@ -19,13 +19,13 @@ from scipy.stats import binom
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from common.errors import InputError
-from data.images import write_image
-from data.records import Run, read_pair, read_run
-from evaluation.judging import Judgement, Trial, judging_section, read_judgements, read_key
-from evaluation.tables import as_text
-from plotting.comparison_page import most_and_least_visible, write_comparison_page
-from plotting.judging_page import write_judging_page
+from diffattack.common.errors import InputError
+from diffattack.data.images import write_image
+from diffattack.data.records import Run, read_pair, read_run
+from diffattack.evaluation.judging import Judgement, Trial, judging_section, read_judgements, read_key
+from diffattack.evaluation.tables import as_text
+from diffattack.plotting.comparison_page import most_and_least_visible, write_comparison_page
+from diffattack.plotting.judging_page import write_judging_page
 
 HOSTILE = "<b>torchattack</b>:MIFGSM"
 

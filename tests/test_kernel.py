@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
-from common.environment import mend_torchvision
-from evaluation import frechet, kernel, stats
-from evaluation.frechet import Reference, distance_to, frechet_distance
-from evaluation.kernel import KernelDistance, kernel_difference
-from evaluation.stats import means_over_images, resampled
+from diffattack.common.environment import mend_torchvision
+from diffattack.evaluation import frechet, kernel, stats
+from diffattack.evaluation.frechet import Reference, distance_to, frechet_distance
+from diffattack.evaluation.kernel import KernelDistance, kernel_difference
+from diffattack.evaluation.stats import means_over_images, resampled
 
 COUNT = 50
 

@@ -8,9 +8,9 @@ import unicodedata
 
 import pytest
 
-from common.errors import DatasetError
-from data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, ClassNames
-from data.dataset import read_dataset
+from diffattack.common.errors import DatasetError
+from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, ClassNames
+from diffattack.data.dataset import read_dataset
 
 OWN = ClassNames(("tench", "great white shark", "Cardigan", "cardigan", "7 up", "hen", "caf\u00e9", "drake"))
 IMAGENET = IMAGENET_CLASSES

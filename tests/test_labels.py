@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from classifiers.registry import check_distinct, load_classifier
-from common.errors import ClassifierError, DatasetError, note
-from data.class_names import read_class_names
-from data.classes import (
+from diffattack.classifiers.registry import check_distinct, load_classifier
+from diffattack.common.errors import ClassifierError, DatasetError, note
+from diffattack.data.class_names import read_class_names
+from diffattack.data.classes import (
     DEVELOPMENT_KIT,
     IMAGENET_CLASSES,
     ClassFinder,
@@ -24,8 +24,8 @@ from data.classes import (
     indistinct,
     permutation_of,
 )
-from data.dataset import list_images, read_dataset, target_label
-from data.labels import Labels
+from diffattack.data.dataset import list_images, read_dataset, target_label
+from diffattack.data.labels import Labels
 
 IDS = IMAGENET_CLASSES.wordnet_ids
 

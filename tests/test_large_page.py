@@ -16,13 +16,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from data.images import write_image
-from data.records import Records, read_run
-from data.shares import timestep_rows
-from plotting.charts import charts
-from plotting.large_page import FILES, Columns, script_json
-from plotting.pages import amplified_difference
-from plotting.report import SMALL, read_results, write_page
+from diffattack.data.images import write_image
+from diffattack.data.records import Records, read_run
+from diffattack.data.shares import timestep_rows
+from diffattack.plotting.charts import charts
+from diffattack.plotting.large_page import FILES, Columns, script_json
+from diffattack.plotting.pages import amplified_difference
+from diffattack.plotting.report import SMALL, read_results, write_page
 
 COUNT = 1_000
 OUTCOMES = ("fooled", "not fooled", "wrong before")
@@ -487,7 +487,7 @@ def test_each_record_is_read_once_and_the_table_of_timesteps_is_that_of_all(some
 
 
 def test_several_processes_write_the_same_files(some, monkeypatch):
-    import plotting.large_page as large_page
+    import diffattack.plotting.large_page as large_page
 
     write_page(read_run(some), read_results(some))
     alone = {path: path.read_bytes() for path in (some / FILES).rglob("*.*")}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion.latent_optimizers import AdamW, Momentum
+from diffattack.diffusion.latent_optimizers import AdamW, Momentum
 
 RANDOM = torch.Generator().manual_seed(0)
 START = torch.randn(3, 4, 8, 8, generator=RANDOM, dtype=torch.float64)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, MAIN, ROOT, flags, run, start, wait_for
 
-import common.devices
-from common.devices import once_all_have_come
-from common.errors import InputError, RunError
-from common.launched import Launched, LauncherError, launched
-from common.workers import available_cores, threads_of_each
-from options import Options
-from runner import turns
-from runner.task import check_shards
+import diffattack.common.devices
+from diffattack.common.devices import once_all_have_come
+from diffattack.common.errors import InputError, RunError
+from diffattack.common.launched import Launched, LauncherError, launched
+from diffattack.common.workers import available_cores, threads_of_each
+from diffattack.options import Options
+from diffattack.runner import turns
+from diffattack.runner.task import check_shards
 
 
 @pytest.fixture
@@ -147,8 +147,8 @@ def free_port() -> str:
 
 def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, capsys):
     environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
-    monkeypatch.setattr(common.devices, "SAID_AFTER", 0.3)
-    monkeypatch.setattr(common.devices, "PATIENCE", 2)
+    monkeypatch.setattr(diffattack.common.devices, "SAID_AFTER", 0.3)
+    monkeypatch.setattr(diffattack.common.devices, "PATIENCE", 2)
     started = time.monotonic()
     with pytest.raises(RunError, match="WORLD_SIZE=2 speaks of did not come"):
         once_all_have_come(CPU, lambda: pytest.fail("others have not come"))
@@ -161,8 +161,9 @@ def test_a_process_that_waits_ends_at_once(data, quick, tmp_path, number):
     environment = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     program = tmp_path / "sooner.py"  # says that it waits
     program.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport common.environment\nimport common.devices\n"
-        "common.devices.SAID_AFTER = 0.3\nimport main\nsys.exit(main.main())\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport diffattack.common.environment\n"
+        "import diffattack.common.devices\n"
+        "diffattack.common.devices.SAID_AFTER = 0.3\nimport main\nsys.exit(main.main())\n"
     )
     command = [sys.executable, str(program), *flags(data, tmp_path / "out", "--overwrite")]
     with open(tmp_path / "said", "w+") as said:
@@ -178,6 +179,6 @@ def test_a_process_that_waits_ends_at_once(data, quick, tmp_path, number):
 
 def test_bars_have_no_lock_that_outlives_their_process():
     """As those of multiprocessing do, of which its tracker of resources complains at the very end."""
-    locks = "import common.environment, tqdm; print(type(tqdm.tqdm.get_lock()).__module__)"
+    locks = "import diffattack.common.environment, tqdm; print(type(tqdm.tqdm.get_lock()).__module__)"
     shown = subprocess.run([sys.executable, "-c", locks], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.strip() == "_thread"

@@ -16,11 +16,11 @@ from natsort import natsorted
 from PIL import Image
 
 import main
-from common.flags import flag_table, parse_options
-from data.images import read_image
-from diffusion.pipeline import load_pipeline
-from evaluation.quality import psnr
-from options import Options
+from diffattack.common.flags import flag_table, parse_options
+from diffattack.data.images import read_image
+from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.evaluation.quality import psnr
+from diffattack.options import Options
 
 QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17", "--draws", "2"]
 
@@ -145,7 +145,7 @@ def test_help_groups_the_flags_and_says_each_default():
 
 def test_the_docs_list_every_flag():
     assert flag_table(Options) in (ROOT / "docs" / "usage.md").read_text(), (
-        "paste what `python options.py` prints"
+        "paste what `python -m diffattack.options` prints"
     )
     listed = re.findall(r"^\| `--(\w+)`", flag_table(Options), re.M)
     assert sorted(listed) == sorted(declared.name for declared in dataclasses.fields(Options))

@@ -12,10 +12,10 @@ import pytest
 from conftest import MAIN, done, flags, launch, pictures, run, start, wait_for
 from test_processes import TWO_PROCESSES, rank_of
 
-from data import layout
-from data.layout import Layout
-from data.records import read_run, read_said
-from evaluation import by_image
+from diffattack.data import layout
+from diffattack.data.layout import Layout
+from diffattack.data.records import read_run, read_said
+from diffattack.evaluation import by_image
 
 JUDGED = ["--transfer_models", "efficientnet_lite1"]
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data.shares import LossSums
-from evaluation.weights import lines_about_equal_losses, lines_about_weights, weight_movement
+from diffattack.data.shares import LossSums
+from diffattack.evaluation.weights import lines_about_equal_losses, lines_about_weights, weight_movement
 
 TIMESTEPS = [201, 101, 1]
 

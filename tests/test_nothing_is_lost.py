@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import MAIN, ROOT, flags, run
 
-from classifiers.registry import file_name, joined_names
-from common.errors import InputError
-from data.images import temporary_name
-from data.layout import Layout
-from data.records import ANALYSIS
-from options import Options
-from runner.own_files import (
+from diffattack.classifiers.registry import file_name, joined_names
+from diffattack.common.errors import InputError
+from diffattack.data.images import temporary_name
+from diffattack.data.layout import Layout
+from diffattack.data.records import ANALYSIS
+from diffattack.options import Options
+from diffattack.runner.own_files import (
     OwnFiles,
     check_apart,
     check_images_are_no_results,

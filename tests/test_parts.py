@@ -13,15 +13,15 @@ from conftest import MAIN, ROOT, flags, run, save_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from common.errors import InputError
-from data.images import read_image, to_tensor
-from diffusion.inversion import LatentDiffusion
-from diffusion.lora import Lora, fuse_lora, names_in, parse_lora
-from diffusion.pipeline import load_pipeline, loaded_files
-from diffusion.prediction import check_prediction_type, prediction_errors
-from options import Options
-from runner.folder import changed_contents, checkpoint_digest, content_digests
-from runner.judges import asked_of
+from diffattack.common.errors import InputError
+from diffattack.data.images import read_image, to_tensor
+from diffattack.diffusion.inversion import LatentDiffusion
+from diffattack.diffusion.lora import Lora, fuse_lora, names_in, parse_lora
+from diffattack.diffusion.pipeline import load_pipeline, loaded_files
+from diffattack.diffusion.prediction import check_prediction_type, prediction_errors
+from diffattack.options import Options
+from diffattack.runner.folder import changed_contents, checkpoint_digest, content_digests
+from diffattack.runner.judges import asked_of
 
 CPU = torch.device("cpu")
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"

@@ -11,10 +11,17 @@ import pytest
 import torch
 from conftest import ROOT
 
-from data.images import read_image
-from evaluation.legend import MEASURES, legend
-from evaluation.perceptual import colour_difference, perceptual
-from evaluation.quality import feature_network, features_of, lpips, measures, quality_of, visibility
+from diffattack.data.images import read_image
+from diffattack.evaluation.legend import MEASURES, legend
+from diffattack.evaluation.perceptual import colour_difference, perceptual
+from diffattack.evaluation.quality import (
+    feature_network,
+    features_of,
+    lpips,
+    measures,
+    quality_of,
+    visibility,
+)
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,12 @@ import torch
 from conftest import CLASS_NAMES
 from test_diff_latent_attack import compare, going_on
 
-from classifiers.heads import SOFTMAX
-from common.errors import InputError
-from common.frozen import frozen
-from data.images import rounded
 from diff_latent_attack import DiffAttack
-from evaluation.budget import parse_budget
+from diffattack.classifiers.heads import SOFTMAX
+from diffattack.common.errors import InputError
+from diffattack.common.frozen import frozen
+from diffattack.data.images import rounded
+from diffattack.evaluation.budget import parse_budget
 
 # which a random model fools in some of its steps
 ADAMW = dict(latent_optimizer="adamw", budget=None, contrast_limit=None, attack_through=())
@@ -90,7 +90,7 @@ def test_every_picture_is_within_the_budget(checkpoint, classifier, images, labe
 
 
 def test_no_pixel_of_a_limited_picture_changes_by_more(checkpoint, classifier, images, labels):
-    from diffusion.composition import change_limits
+    from diffattack.diffusion.composition import change_limits
 
     result = build(checkpoint, classifier, contrast_limit=0.4, budget="l2=9")(images, labels)
     assert ((result.adversarial - images).abs() <= change_limits(images, 0.4)[:, :1] + 1e-9).all()
@@ -191,7 +191,7 @@ def test_attacked_through_a_defence_and_judged_without(checkpoint, classifier, i
     plain = build(checkpoint, classifier, attack_through=(), **options)(images[:1], labels[:1])
     assert not torch.allclose(through.adversarial, plain.adversarial, atol=1e-6)
 
-    from classifiers.defences import defend
+    from diffattack.classifiers.defences import defend
 
     behind = defend(classifier, ["blur:2"])
     same = build(checkpoint, behind, attack_through=(), **options)(images[:1], labels[:1])

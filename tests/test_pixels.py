@@ -11,9 +11,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.errors import said_of_images
-from common.workers import run_in_processes
-from data.images import read_image
+from diffattack.common.errors import said_of_images
+from diffattack.common.workers import run_in_processes
+from diffattack.data.images import read_image
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (64, 64, 3), np.uint8)

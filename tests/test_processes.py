@@ -15,8 +15,8 @@ from conftest import MAIN, done, flags, launch, pictures, run, start, wait_for
 from PIL import Image
 
 from diff_latent_attack import DiffAttack
-from evaluation.quality import psnr
-from runner import task
+from diffattack.evaluation.quality import psnr
+from diffattack.runner import task
 
 # On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be
 # told not to start one process only.

@@ -11,7 +11,7 @@ import termios
 import pytest
 from conftest import ROOT
 
-from common.progress import in_words, line_of, progress
+from diffattack.common.progress import in_words, line_of, progress
 
 
 class Clock:
@@ -87,7 +87,7 @@ def test_a_bar_is_seen_on_a_terminal_of_any_width(width):
     """A real one, of which one with 0 columns does not say how wide it is."""
     program = (
         "import time\n"
-        "from common.progress import progress\n"
+        "from diffattack.common.progress import progress\n"
         "for _ in progress(range(15), desc='figures', unit='figure'):\n"
         "    time.sleep(0.1)\n"
     )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from data.dataset import Item
-from diffusion.inversion import LatentDiffusion
-from runner.task import say_cut_names
+from diffattack.data.dataset import Item
+from diffattack.diffusion.inversion import LatentDiffusion
+from diffattack.runner.task import say_cut_names
 
 NAMES = ("cat", "a" * 14, "b" * 13 + "cd", "polar bears")  # 16 places, of which BOS and EOS take two
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from classifiers.registry import ALIASES
-from common.errors import ClassifierError, InputError
-from evaluation.published import (
+from diffattack.classifiers.registry import ALIASES
+from diffattack.common.errors import ClassifierError, InputError
+from diffattack.evaluation.published import (
     COLUMNS,
     CONVENTIONS,
     PUBLISHED,
@@ -16,7 +16,7 @@ from evaluation.published import (
     published_sections,
     read_published,
 )
-from evaluation.tables import as_text, markdown
+from diffattack.evaluation.tables import as_text, markdown
 
 FIGURES = read_published()
 MEAN, SUCCESS = ("accuracy of black boxes, mean %", "mean of 10"), ("attack success %", "white-box")

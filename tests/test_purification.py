@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, network
 
-from attacks.pixel import PixelAttack, Seen
-from classifiers.defences import (
+from diff_latent_attack import DiffAttack
+from diffattack.attacks.pixel import PixelAttack, Seen
+from diffattack.classifiers.defences import (
     ATTACK_SEED,
     SEED,
     STOP_SEED,
@@ -20,9 +21,8 @@ from classifiers.defences import (
     make_defence,
     under_attack,
 )
-from diff_latent_attack import DiffAttack
-from diffusion.inversion import LatentDiffusion
-from options import AttackOptions, Options
+from diffattack.diffusion.inversion import LatentDiffusion
+from diffattack.options import AttackOptions, Options
 
 THROUGH = ("denoise", "diffpure:110")
 KINDS = {

@@ -14,8 +14,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from plotting.charts import polylines
-from plotting.pages import PICTURES_BUDGET, encode
+from diffattack.plotting.charts import polylines
+from diffattack.plotting.pages import PICTURES_BUDGET, encode
 
 
 @pytest.fixture

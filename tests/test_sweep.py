@@ -10,18 +10,18 @@ import pytest
 from conftest import MAIN, classifier_result, done, flags, pictures, run
 from test_compare import COMPARE
 
-from data.records import Run, read_run
-from evaluation.evaluate import Evaluation
-from evaluation.quality import Quality
-from evaluation.stats import Estimate
-from evaluation.sweep import (
+from diffattack.data.records import Run, read_run
+from diffattack.evaluation.evaluate import Evaluation
+from diffattack.evaluation.quality import Quality
+from diffattack.evaluation.stats import Estimate
+from diffattack.evaluation.sweep import (
     Curve,
     compare_curves,
     difference_at_equal_visibility,
     parse_sweep,
     transfer_scores,
 )
-from options import AttackOptions
+from diffattack.options import AttackOptions
 
 
 def column(*values: float) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.weights import effective_timesteps
+from diffattack.evaluation.weights import effective_timesteps
 from timestep_weights import (
     ADAPTIVE_RULES,
     SCHEDULES,

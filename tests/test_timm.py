@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TIMM), "HF_HUB_OFFLINE": "1", "OM
 
 FUNCTION = """
 import sys
-from common.environment import mend_torchvision
+from diffattack.common.environment import mend_torchvision
 mend_torchvision()
 sys.path.insert(0, "tests")
 import test_timm
@@ -50,9 +50,9 @@ def compare_preprocessing() -> None:
     import torch
     from PIL import Image
 
-    from classifiers.preprocessing import from_timm
-    from classifiers.registry import ALIASES
-    from data.images import to_tensor
+    from diffattack.classifiers.preprocessing import from_timm
+    from diffattack.classifiers.registry import ALIASES
+    from diffattack.data.images import to_tensor
 
     import numpy as np  # isort: skip
 
@@ -80,7 +80,7 @@ def load_folders(folder: str) -> None:
     from timm.models import save_for_hf
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
-    from classifiers.registry import load_classifier
+    from diffattack.classifiers.registry import load_classifier
 
     torch.manual_seed(0)
     network = timm.create_model("resnet18", pretrained=False, num_classes=10).eval()

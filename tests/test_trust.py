@@ -19,13 +19,13 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
 
-from common.errors import DatasetError, InputError, RunError
-from data.class_names import read_class_names
-from data.dataset import read_dataset
-from data.images import delete_abandoned, replacing, temporary_name
-from data.records import read_record, read_run
-from diffusion.pipeline import load_pipeline
-from runner.folder import check_folder, check_still_ours, claim_folder
+from diffattack.common.errors import DatasetError, InputError, RunError
+from diffattack.data.class_names import read_class_names
+from diffattack.data.dataset import read_dataset
+from diffattack.data.images import delete_abandoned, replacing, temporary_name
+from diffattack.data.records import read_record, read_run
+from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.runner.folder import check_folder, check_still_ours, claim_folder
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
 def test_a_full_disk_while_a_pdf_is_written_is_an_oserror_and_leaves_nothing(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    from plotting.draw import save_figure
+    from diffattack.plotting.draw import save_figure
 
     def full(self, content):
         raise OSError(28, "No space left on device")

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import image_grid, read_image, write_result
-from data.layout import Layout
-from data.records import ANALYSIS, layer_names, read_run
-from data.shares import timestep_rows, timestep_shares
-from evaluation.stats import Estimate
-from plotting.draw import before_and_after_norm, draw_folders, save_image_figures
-from plotting.figures import (
+from diffattack.data.images import image_grid, read_image, write_result
+from diffattack.data.layout import Layout
+from diffattack.data.records import ANALYSIS, layer_names, read_run
+from diffattack.data.shares import timestep_rows, timestep_shares
+from diffattack.evaluation.stats import Estimate
+from diffattack.plotting.draw import before_and_after_norm, draw_folders, save_image_figures
+from diffattack.plotting.figures import (
     plot_average_loss_per_timestep,
     plot_layer_shares,
     plot_loss_heatmap,
@@ -20,8 +20,14 @@ from plotting.figures import (
     plot_success_against_visibility,
     plot_tradeoff,
 )
-from plotting.image_figures import LossCurves, plot_attention, plot_contact_sheet, plot_losses, short
-from plotting.weight_figures import plot_weight_curves
+from diffattack.plotting.image_figures import (
+    LossCurves,
+    plot_attention,
+    plot_contact_sheet,
+    plot_losses,
+    short,
+)
+from diffattack.plotting.weight_figures import plot_weight_curves
 from timestep_weights import named_schedules
 
 
@@ -432,7 +438,7 @@ def test_figures_do_not_depend_on_who_draws_them_and_when(whole, tmp_path, monke
         for index in (2, 3):
             (folder / f"000{index}_record.npz").unlink()
     draw_folders([read_run(folders[0])], named_schedules)
-    monkeypatch.setattr("plotting.draw.LAYOUTS", {})
+    monkeypatch.setattr("diffattack.plotting.draw.LAYOUTS", {})
     run = read_run(folders[1])
     (folders[1] / ANALYSIS).mkdir(exist_ok=True)
     one_by_one = [replace(run, records=[record]) for record in run.records]

@@ -1,5 +1,0 @@
-"""Imported before diffusers and transformers, which import torchvision: see `mend_torchvision`."""
-
-from common.environment import mend_torchvision
-
-mend_torchvision()

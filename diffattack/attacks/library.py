@@ -1,0 +1,278 @@
+"""Attacks on pixels: torchattack's, and functions of the user's own.
+
+    attack = load_attack(parse_attack("torchattack:DIFGSM(steps=20)"), classes=1000)
+    attack(images, labels, classifier, radius=0.03)         # (B, 3, H, W) in [0, 1], (B,) -> (B, 3, H, W)
+
+torchattack (github.com/spencerwooo/torchattack) has the attacks of the literature, each with its paper in its
+docstring. Those that need the names of a certain network's layers, or the weights of a trained generator,
+cannot be had of any classifier and are refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from diffattack.attacks.limited import CleanPictures
+from diffattack.attacks.names import AttackName
+from diffattack.classifiers.sources import load_function
+from diffattack.common.environment import mend_torchvision
+from diffattack.common.errors import InputError, one_line
+from diffattack.diffusion.composition import Composition
+
+NEED_LAYERS = ("feature_layer_cfg", "hook_cfg")  # parameters that name layers
+OURS_TO_GIVE = {
+    "model": "--model_name",
+    "normalize": "the classifier, which has its own",
+    "device": "--device",
+    "targeted": "--target_label",
+    "clip_min": "what a picture is, from 0",
+    "clip_max": "what a picture is, up to 1",
+}
+# Attacks that mix a picture with others of its batch, and how many others each gets.
+MIXES, OTHERS = ("Admix", "L2T"), 3
+SIDES = {"L2T": 224, "SSA": 224}  # for which alone an attack of the library is written
+RADIUS = "eps"  # the field's name of it
+USERS_RADIUS = 8 / 255  # where the search begins for a function of the user's that has no default
+
+
+class TorchAttack:
+    """One of torchattack's attacks with its arguments.
+
+    `radius` is where the search for a budget begins; None where the attack has none, or was given one.
+    """
+
+    def __init__(self, name: AttackName, classes: int, side: int | None = None):
+        kind = library_class(name)
+        needed = SIDES.get(name.function, side)
+        if side != needed:
+            raise InputError(
+                f"--attack {name.text} is written for images of {needed} pixels; give --res {needed}"
+            )
+        parameters = parameters_of(kind.__init__)
+        check_arguments(name, parameters, f"torchattack:{name.function}")
+        self.kind, self.name, self.arguments = kind, name, dict(name.arguments)
+        self.radius = parameters[RADIUS].default if RADIUS in parameters else None
+        if RADIUS in self.arguments:
+            self.radius = None
+        self.others = OTHERS if name.function in MIXES else 0
+        self.takes_targets = "targeted" in parameters
+        try:
+            kind(model=torch.nn.Identity(), normalize=None, device=torch.device("cpu"), **self.arguments)
+        except Exception as error:  # a package that it needs, or arguments that do not go together
+            raise InputError(f"--attack {name.text} cannot be made ({one_line(error)})") from None
+        classes_of = parameters.get("num_classes")
+        if classes_of is not None and classes_of.default == 1000:  # of all, not of those it looks at
+            self.arguments["num_classes"] = max(2, classes)
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        classifier: torch.nn.Module,
+        radius: float | None = None,
+        targets: torch.Tensor | None = None,
+        composition: Composition | None = None,
+    ) -> torch.Tensor:
+        """Images `(B, 3, H, W)` in [0, 1] and labels `(B,)` to adversarial images.
+
+        Args:
+            targets: `(B,)`, what the classifier is to see; None for anything but the labels.
+            radius: `eps`, in the attack's own norm; None for its default or what it was given.
+            composition: that limits the change at each place.
+        """
+        arguments = self.arguments | ({} if radius is None else {RADIUS: radius})
+        if targets is not None:
+            labels, arguments["targeted"] = targets, True
+        attack = self.kind(model=classifier, normalize=None, device=images.device, **arguments)
+        with cuda_means(images.device):
+            if composition is None:
+                return attack(images.clone(), labels).detach()
+            clean = CleanPictures.of(composition)
+            result = attack(clean, labels).detach()
+        was_limited = clean.sums and torch.equal(result, clean.sums[-1])
+        return result if was_limited else composition(result)
+
+    def classifier_for(self, classifier: torch.nn.Module, composition: Composition | None) -> torch.nn.Module:
+        """What it is given to attack: the limit comes before what it does to a picture."""
+        return classifier
+
+
+class UsersAttack:
+    """A function of the user's, `attack(images, labels, classifier)`: images `(1, 3, H, W)` in [0, 1], labels
+    `(1,)`, and a classifier from such images to logits; it returns the adversarial images. With a parameter
+    `eps` it is searched for a budget; a parameter `targets` gets those of a targeted attack, `(1,)`, or None.
+    """
+
+    others = 0
+
+    def __init__(self, name: AttackName):
+        self.name, self.arguments = name, dict(name.arguments)
+        shown = f"--attack {name.text}"
+        self.function, self.place = load_function(shown, name.source, name.function, InputError)
+        try:
+            parameters = dict(inspect.signature(self.function).parameters)
+        except (TypeError, ValueError):
+            parameters = {}
+        kinds = {parameter.kind for parameter in parameters.values()}
+        positional = [
+            p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        if len(positional) < 3 and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            raise InputError(
+                f"{shown}: the function takes {len(positional)} arguments; expected images, labels and "
+                f"classifier"
+            )
+        own = {k: p for k, p in parameters.items() if p not in positional[:3]}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            check_arguments(name, own, shown)
+        eps = own.get(RADIUS)
+        self.radius = None
+        if eps is not None and RADIUS not in self.arguments:
+            self.radius = float(eps.default) if isinstance(eps.default, (int, float)) else USERS_RADIUS
+        self.takes_targets = "targets" in own
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        classifier: torch.nn.Module,
+        radius: float | None = None,
+        targets: torch.Tensor | None = None,
+        composition: Composition | None = None,
+    ) -> torch.Tensor:
+        """As of TorchAttack."""
+        arguments = self.arguments | ({} if radius is None else {RADIUS: radius})
+        if targets is not None:
+            arguments["targets"] = targets
+        with self.place.entered():
+            result = self.function(images.clone(), labels, classifier, **arguments)
+        if not isinstance(result, torch.Tensor) or result.shape != images.shape:
+            told = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise TypeError(f"it returned {told}; expected images {tuple(images.shape)} in [0, 1]")
+        result = result.detach().to(images)
+        return result if composition is None else composition(result)
+
+    def classifier_for(self, classifier: torch.nn.Module, composition: Composition | None) -> torch.nn.Module:
+        """What it is given to attack: behind the limit, since it asks about pictures."""
+        return classifier if composition is None else BehindLimit(classifier, composition)
+
+
+class BehindLimit(torch.nn.Module):
+    """`classifier(clean + J tanh((x - clean) / J))`. What is done to a picture beside that, such as resizing
+    it, comes between the two: `classifier.logits(resized(classifier.picture(x)))`.
+    """
+
+    def __init__(self, classifier: torch.nn.Module, picture: Composition):
+        super().__init__()
+        self.logits, self.picture = classifier, picture
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits(self.picture(images))
+
+
+def load_attack(name: AttackName, classes: int, side: int | None = None) -> TorchAttack | UsersAttack:
+    """The attack of that name on pixels.
+
+    Args:
+        classes: how many the classifier has.
+        side: of the pictures, where it is known.
+    Raises:
+        InputError: there is no such attack, it cannot be had of any classifier, or an argument is none that
+            it takes.
+    """
+    return TorchAttack(name, classes, side) if name.source == "torchattack" else UsersAttack(name)
+
+
+def library_class(name: AttackName) -> type:
+    mend_torchvision()
+    try:
+        import torchattack
+    except (ImportError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"--attack {name.text} needs torchattack, which cannot be imported ({one_line(error)}); "
+            f"pip install -r requirements.txt"
+        ) from None
+    registry = torchattack.ATTACK_REGISTRY
+    if name.function not in registry:
+        known = ", ".join(sorted(key for key in registry if refusal(registry[key]) is None))
+        raise InputError(
+            f"--attack {name.text}: torchattack has no attack {name.function!r}; expected one of {known}"
+        )
+    reason = refusal(registry[name.function])
+    if reason:
+        raise InputError(f"--attack {name.text}: {name.function} {reason}; give another attack")
+    return registry[name.function]
+
+
+def refusal(kind: type) -> str | None:
+    """Why an attack of torchattack cannot be had of any classifier, None if it can."""
+    if kind.is_category("GENERATIVE"):
+        return "needs the weights of a trained generator, which torchattack would download as pickles"
+    if kind.__name__ == "SSP":
+        return "needs the weights of VGG-16, which torchattack would download as pickles"
+    if kind.__name__ == "MuMoDIG" and importlib.util.find_spec("kornia") is None:
+        return "needs the package kornia"
+    if kind.__name__ == "GeoDA":
+        return "works out a basis for minutes before each image"
+    if any(parameter in NEED_LAYERS for parameter in parameters_of(kind.__init__)):
+        return "needs the names of a certain network's layers"
+    return None
+
+
+def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
+    """Its parameters by name, but for `self`."""
+    parameters = dict(inspect.signature(function).parameters)
+    parameters.pop("self", None)
+    return parameters
+
+
+def check_arguments(name: AttackName, parameters: Mapping[str, inspect.Parameter], shown: str) -> None:
+    """Raises InputError for an argument that is unknown, ours to give, or of another kind than its
+    default.
+    """
+    takes = [key for key in parameters if key not in OURS_TO_GIVE]
+    for key, value in name.arguments:
+        if key in OURS_TO_GIVE and (key in parameters or name.source == "torchattack"):
+            raise InputError(f"--attack {name.text[:80]}: {key} comes from {OURS_TO_GIVE[key]}; leave it out")
+        if key == "num_classes" and key in parameters and parameters[key].default == 1000:
+            raise InputError(f"--attack {name.text[:80]}: {key} comes from --model_name; leave it out")
+        if key not in parameters:
+            raise InputError(
+                f"--attack {name.text[:80]}: {shown} takes no argument {key!r}; it takes "
+                f"{', '.join(takes) or 'none'}"
+            )
+        default = parameters[key].default
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if default is inspect.Parameter.empty:
+            continue
+        fits = {
+            bool: isinstance(value, bool),
+            int: number and isinstance(value, int),
+            float: number,
+            type(None): value is None or number,
+        }.get(type(default), isinstance(value, type(default)))
+        if not fits or (number and key in (RADIUS, "steps", "alpha") and not 0 < value < float("inf")):
+            raise InputError(
+                f"--attack {name.text[:80]}: {key} is {value!r}; expected one like its default {default!r}"
+            )
+
+
+@contextmanager
+def cuda_means(device: torch.device) -> Iterator[None]:
+    """Inside, `tensor.cuda()` goes to the device of the run: some attacks of the library say it whatever the
+    device of their pictures is (L2T), and fail where there is no GPU.
+    """
+    if device.type == "cuda":
+        yield
+        return
+    before = torch.Tensor.cuda
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self.to(device)
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda = before

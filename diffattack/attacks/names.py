@@ -1,0 +1,136 @@
+"""Attacks by name: `diffattack`, `torchattack:DIFGSM(eps=0.03,steps=10)`, `FILE.py:FUNCTION`.
+
+    parse_attack("torchattack:DIFGSM(eps=8/255)").arguments      # {"eps": 0.0313...}
+
+Arguments are read as literals and never evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffattack.data.layout import shortened
+
+FORMS = (
+    "diffattack, torchattack:NAME, torchattack:NAME(eps=8/255,steps=10), FILE.py:FUNCTION or "
+    "FILE.py:FUNCTION(ARGUMENTS)"
+)
+OURS = "diffattack"
+
+
+@dataclass(frozen=True)
+class AttackName:
+    """An attack as a command line names it."""
+
+    text: str
+    source: str  # diffattack, torchattack, or the path of a file
+    function: str = ""  # or the class in torchattack
+    arguments: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """A folder's name of its own that says which it is; where signs are lost, with a digest."""
+        source = Path(self.source).name if self.source.endswith(".py") else self.source
+        told = f"{source}:{self.text[len(self.source) + 1 :]}" if self.function else source
+        name = shortened(re.sub(r"[^\w.+=-]+", "_", told).strip("_"), 80)
+        is_plain = re.fullmatch(r"[\w:]+", self.text)
+        return name if is_plain else f"{name}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
+
+
+def parse_attack(text: str) -> AttackName:
+    """The attack of that name, of which nothing is loaded yet.
+
+    Raises:
+        argparse.ArgumentTypeError: it has none of the FORMS, or an argument is no literal.
+    """
+    text = text.strip()
+    if text == OURS:
+        return AttackName(text, OURS)
+    match = re.fullmatch(r"(torchattack|.+\.py):([A-Za-z_]\w*)\s*(?:\((.*)\))?", text, re.DOTALL)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no attack; expected {FORMS}")
+    source, function, arguments = match.groups()
+    return AttackName(text, source, function, literals(text, arguments or ""))
+
+
+def literals(text: str, arguments: str) -> tuple[tuple[str, object], ...]:
+    """Names and values of "eps=8/255,steps=10"."""
+
+    def refuse(what: str) -> argparse.ArgumentTypeError:
+        return argparse.ArgumentTypeError(
+            f"{text[:80]!r}: {what}; expected arguments by name with literals, such as (eps=8/255,steps=10)"
+        )
+
+    try:
+        call = ast.parse(f"attack({arguments}\n)", mode="eval").body
+    # of nonsense, of a null byte, and of very deep brackets
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise refuse("what is in its brackets cannot be read") from None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise refuse("its arguments have no names")
+    found: dict[str, object] = {}
+    for keyword in call.keywords:
+        try:
+            if keyword.arg is None or keyword.arg in found:
+                raise ValueError
+            found[keyword.arg] = literal(keyword.value)
+        except (ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError):
+            raise refuse(f"its argument {keyword.arg or '**'} is no literal, or is there twice") from None
+    return tuple(found.items())
+
+
+def literal(node: ast.expr) -> object:
+    """A literal of Python, or a fraction of two numbers such as 8/255; every number is finite.
+
+    Raises:
+        ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError: it is none.
+    """
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        above, below = ast.literal_eval(node.left), ast.literal_eval(node.right)
+        if not {type(above), type(below)} <= {int, float}:
+            raise ValueError
+        value = above / below
+    else:
+        value = ast.literal_eval(node)
+    hash(value)  # lists and dictionaries could be changed by whoever gets them
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def attack_name(text: str) -> str:
+    """What a flag says of one attack, looked at as far as can be without loading it."""
+    return parse_attack(text).text
+
+
+def attack_names(text: str) -> tuple[str, ...]:
+    """What a flag lists, separated by commas outside brackets and quotes; none of an empty text."""
+    parts = [part.strip() for part in split_outside_brackets(text)]
+    names = tuple(attack_name(part) for part in parts if part)
+    parsed = [parse_attack(name) for name in names]
+    different = {(one.source, one.function, one.arguments) for one in parsed}
+    if names and not 2 <= len(names) == len(different):
+        raise argparse.ArgumentTypeError("expected at least two attacks, none of them twice")
+    return names
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts

@@ -1,0 +1,368 @@
+"""An attack on pixels as a run sees it: the same calls as of `DiffAttack`, without a diffusion model.
+
+    attack = PixelAttack("torchattack:MIFGSM", classifier, budget=parse_budget("psnr=37"))
+    result = attack(images, labels)             # (B, 3, H, W) in [0, 1] and (B,)
+    result.adversarial                          # (B, 3, H, W) in [0, 1]
+
+Each image is attacked by itself, from the same seed, so that images never influence each other: what comes
+out is what the attack itself gives of that image and seed, unless a budget or a limit is asked for. Both are
+the latent attack's: the picture that is written is the strongest within the budget, found by the attack's
+radius or, where it has none, by a part of its change; and no pixel changes by more than the limit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from diffattack.attacks.library import TorchAttack, UsersAttack, load_attack
+from diffattack.attacks.names import parse_attack
+from diffattack.attacks.search import Found, strongest
+from diffattack.classifiers.defences import Defended, Denoise, defend
+from diffattack.classifiers.heads import SOFTMAX, Head, Sigmoid, marked
+from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, one_line
+from diffattack.data.classes import IMAGENET_CLASSES
+from diffattack.data.history import AttackResult, joined_results, stacked
+from diffattack.data.records import AttackRecord
+from diffattack.diffusion.composition import Composition, change_limits
+from diffattack.evaluation.budget import Budget
+
+if TYPE_CHECKING:
+    from diffattack.diffusion.inversion import LatentDiffusion
+
+OUT_OF_THE_WAY = -1e4  # of the logit of a true class that another one stands for
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """What is attacked, as `DiffAttack` has it after inversion."""
+
+    images: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    labels: torch.Tensor  # (B, L), -1 where an image has fewer than another
+    targets: torch.Tensor  # (B,), -1 where there is none
+    masks: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; 0: may not change
+
+
+class NoWeights:
+    """In place of a controller of timestep weights, of which there are none."""
+
+    follows_gradients = False
+
+    def weights(self) -> torch.Tensor:
+        return torch.zeros(0)
+
+    def state(self) -> torch.Tensor:
+        return torch.zeros(0)
+
+    def load_state(self, state: torch.Tensor) -> None:
+        pass
+
+
+class Seen(torch.nn.Module):
+    """The surrogates as an attack of a library sees them: one classifier of images `(N, 3, H, W)` in [0, 1],
+    whose logits are the mean of theirs (Dong et al., CVPR 2018); it keeps what it says of the first image of
+    each batch.
+
+    With a sigmoid head a library's cross-entropies and largest logits mean nothing. It sees two classes then:
+    its target or first label, with how far the logit of the target or of the surest true class is above the
+    threshold; and another at 0. So cross-entropy is the binary one, and the largest says what is seen.
+
+    Args:
+        labels: `(1, L)`. Where an image has several, the first of them stands for all: its probability is
+            theirs together, and the others' is none.
+        target: of a targeted attack.
+    """
+
+    def __init__(
+        self,
+        classifiers: Sequence[torch.nn.Module],
+        labels: torch.Tensor,
+        temperature: float,
+        head: Head = SOFTMAX,
+        target: int | None = None,
+    ):
+        super().__init__()
+        self.classifiers, self.temperature = torch.nn.ModuleList(classifiers), temperature
+        self.true = labels[0][labels[0] >= 0]
+        self.head, self.target = head, target
+        self.looks: list[torch.Tensor] = []  # (classifiers, 1, classes) each
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.stack([looked_at(classifier, images) for classifier in self.classifiers])
+        self.looks.append(logits[:, :1].detach())
+        logits = logits.mean(0)
+        if isinstance(self.head, Sigmoid):
+            return self.of_two(logits)
+        logits = logits / self.temperature
+        if len(self.true) > 1:
+            together = logits[:, self.true].logsumexp(1, keepdim=True)
+            logits = logits.index_fill(1, self.true, OUT_OF_THE_WAY)
+            logits = logits.index_copy(1, self.true[:1], together)
+        return logits
+
+    def of_two(self, logits: torch.Tensor) -> torch.Tensor:
+        """What a sigmoid head says of one question, as logits `(N, classes)`, at least two."""
+        asked = self.true if self.target is None else self.true.new_tensor([self.target])
+        over = (logits[:, asked].amax(1, keepdim=True) - self.head.edge) / self.temperature
+        classes = max(2, logits.shape[1])
+        answers = logits.new_full((len(logits), classes), OUT_OF_THE_WAY)
+        answers = answers.index_fill(1, (asked[:1] + 1) % classes, 0.0)
+        return answers.index_copy(1, asked[:1], over)
+
+
+def looked_at(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """A classifier's logits for an attack: behind random defences also without a gradient of its own draws,
+    never of those that judge the picture.
+    """
+    return classifier.attacked(images) if isinstance(classifier, Defended) else classifier(images)
+
+
+class PixelAttack:
+    """Attack on a classifier, or several at once, in pixels.
+
+    Args:
+        attack: its name, or what `load_attack` makes of it.
+        classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably.
+        class_names: of the classifier's outputs.
+        budget: within which each picture keeps, as it is written.
+        contrast_limit: no pixel changes by more than 1/255 + this times the local contrast.
+        attack_through, draws: defences that the gradient goes through, and how often a random one is drawn.
+        logit_temperature: that the attack sees logits divided by.
+        head: of the classifiers; see `Seen` for what the attack sees of a sigmoid head.
+        seed: of what the attack draws, the same for each image.
+        diffusion: the model of defences that need one.
+        others: for attacks that mix an image with others: from its labels `(L,)` to some of other classes,
+            images `(k, 3, H, W)` and labels `(k,)`.
+    Raises:
+        InputError: there is no such attack, or it does not take these arguments.
+    """
+
+    num_timesteps, ends_early, checkpointing = 0, False, True
+
+    def __init__(
+        self,
+        attack: str | TorchAttack | UsersAttack,
+        classifier: torch.nn.Module | Sequence[torch.nn.Module],
+        class_names: Sequence[str] = IMAGENET_CLASSES,
+        *,
+        budget: Budget | None = None,
+        contrast_limit: float | None = None,
+        attack_through: Sequence[str] = (),
+        draws: int = 1,
+        logit_temperature: float = 1.0,
+        seed: int = 42,
+        device: torch.device | str = "cpu",
+        diffusion: LatentDiffusion | None = None,
+        others: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        head: Head = SOFTMAX,
+    ):
+        if isinstance(attack, str):
+            attack = load_attack(parse_attack(attack), len(class_names))
+        self.head = head
+        self.method, self.name, self.class_names = attack, attack.name, class_names
+        self.budget, self.contrast_limit = budget, contrast_limit
+        self.temperature, self.seed = logit_temperature, seed
+        self.device, self.diffusion, self.others = torch.device(device), diffusion, others
+        self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
+        self.attacked = [defend(one, attack_through, diffusion, draws, head) for one in self.classifiers]
+        self.controller, self.pipeline = NoWeights(), diffusion and diffusion.pipeline
+        defences = [module for one in self.attacked for module in one.modules()]
+        self.needs_diffusion = any(isinstance(module, Denoise) for module in defences)
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        progress: Callable[[int, torch.Tensor], None] | None = None,
+        masks: torch.Tensor | None = None,
+    ) -> AttackResult:
+        """As of `DiffAttack`."""
+        return self.attack(self.invert(images, labels, targets, masks), progress)
+
+    def invert(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
+    ) -> GivenImages:
+        """There is nothing to invert.
+
+        Raises:
+            InputError: there is a target, and the attack knows none.
+        """
+        targets = torch.full((len(images),), -1) if targets is None else targets
+        if (targets >= 0).any() and not self.method.takes_targets:
+            raise InputError(f"attack {self.name.text} is not targeted; give no targets")
+        labels = labels.view(len(images), -1)
+        given = (images.float(), labels, targets, masks)
+        return GivenImages(*(None if part is None else part.to(self.device) for part in given))
+
+    def attack_in_turn(
+        self,
+        newcomers: Callable[[int], GivenImages | None],
+        size: int,
+        progress: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> Iterator[dict[int, AttackResult]]:
+        """As of `DiffAttack`, one image after the other."""
+        place = 0
+        while (given := newcomers(size)) is not None:
+            for k in range(len(given.images)):
+                yield {place: self.attack_one(given, k, place).as_result()}
+                place += 1
+
+    def attack(
+        self, given: GivenImages, progress: Callable[[int, torch.Tensor], None] | None = None
+    ) -> AttackResult:
+        courses = [self.attack_one(given, k, k) for k in range(len(given.images))]
+        longest = max(len(course.looks) for course in courses)
+        return joined_results([course.as_result(longest) for course in courses])
+
+    def attack_one(self, given: GivenImages, k: int, place: int) -> PixelCourse:
+        """Attacks the k-th image, as far as the budget allows.
+
+        Raises:
+            NonFiniteLossError: what the attack returns is not finite.
+            AttackError: the attack fails.
+        """
+        clean, labels = given.images[k : k + 1], given.labels[k : k + 1]
+        mask = None if given.masks is None else given.masks[k : k + 1]
+        target, first = given.targets[k : k + 1], self.method.radius
+        goal = int(target) if bool(target >= 0) else None
+        looks: dict[float | None, list[torch.Tensor]] = {}  # by the radius of the run
+
+        def run(radius: float | None) -> torch.Tensor:
+            seen = Seen(self.attacked, labels, self.temperature, self.head, goal)
+            picture = self.run(seen, clean, labels, target, mask, radius, place)
+            if not picture.isfinite().all():
+                raise NonFiniteLossError(len(seen.looks), "attack", place)
+            looks[radius] = seen.looks
+            return picture.clamp(0, 1)
+
+        if self.budget is None or first is None:
+            picture = run(None)
+            picture = picture if self.budget is None else self.budget.hold(clean, picture)
+            found = Found(picture, None, 1)
+        else:
+            found = strongest(run, clean, self.budget, first)
+        return PixelCourse(found, looks[found.radius], labels, target, self.head)
+
+    def run(
+        self,
+        seen: Seen,
+        clean: torch.Tensor,
+        labels: torch.Tensor,
+        target: torch.Tensor,
+        mask: torch.Tensor | None,
+        radius: float | None,
+        place: int,
+    ) -> torch.Tensor:
+        """The attack itself, `(1, 3, H, W)`."""
+        images, first_labels, targets = clean, labels[:, 0], target if bool(target >= 0) else None
+        if self.method.others and self.others is not None:
+            others, theirs = self.others(labels[0], self.method.others)
+            images, theirs = torch.cat([images, others.to(images)]), theirs.to(labels)
+            first_labels = torch.cat([first_labels, theirs])
+            targets = None if targets is None else torch.cat([targets, theirs])
+        composition = self.composition(images, mask)
+        for classifier in self.attacked:
+            if isinstance(classifier, Defended):
+                classifier.restart()
+        model = self.method.classifier_for(seen, composition)
+        try:
+            with seeded(self.seed, self.device), torch.enable_grad():
+                return self.method(images, first_labels, model, radius, targets, composition)[:1]
+        except (Exception, SystemExit) as error:  # a library's or a user's code raises whatever it likes
+            if isinstance(error, RuntimeError) and should_reduce_batch_size(error):
+                raise
+            raise AttackError(
+                f"--attack {self.name.text} fails with {type(error).__name__} on images "
+                f"{tuple(images.shape)} ({one_line(error)}); look at its arguments, or give another attack",
+                place,
+            ) from None
+
+    def composition(self, images: torch.Tensor, mask: torch.Tensor | None) -> Composition | None:
+        """What limits the change of the images `(B, 3, H, W)`, of which the first has a mask."""
+        factor = self.contrast_limit
+        if factor is None and mask is None:
+            return None
+        limits = None if factor is None else change_limits(images, factor)
+        if mask is not None:
+            mask = torch.cat([mask, torch.ones_like(mask).expand(len(images) - 1, -1, -1, -1)])
+        return Composition(images, images, limits, mask)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, all that attacks draw from begins at the seed; afterwards it is as it was."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+
+
+@dataclass(frozen=True)
+class PixelCourse:
+    """What the attack of an image came to, and what the surrogates said each time that it looked at them, of
+    pictures as it looked at them, which may be transformed.
+    """
+
+    found: Found
+    looks: list[torch.Tensor]  # (classifiers, 1, classes) each
+    labels: torch.Tensor  # (1, L)
+    target: torch.Tensor  # (1,)
+    head: Head
+
+    def as_result(self, iterations: int | None = None) -> AttackResult:
+        """As a batch of one, its record filled up to so many looks; of timesteps and attention there is
+        nothing in it.
+        """
+        looks = self.looks or [torch.zeros(1, 1, int(self.labels.max()) + 1, device=self.labels.device)]
+        of_looks = stacked([self.said(logits) for logits in looks], iterations or len(looks))
+        record = AttackRecord(**of_looks, **WITHOUT_TIMESTEPS)
+        steps, search = torch.tensor([len(self.looks)]), (self.found.radius, self.found.runs)
+        return AttackResult(self.found.picture, None, record, steps, None, {}, [search])
+
+    def said(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the record keeps of one look."""
+        loss = self.head.cross_entropy(logits, self.labels, self.target, 1.0)
+        nothing = torch.full((1,), torch.nan)
+        true_classes = marked(self.labels, logits.shape[-1])
+        unknown = ("self_attention_loss", "cross_attention_loss", "self_attention_factor", "distance")
+        return {
+            "attack_loss": loss,
+            "total_loss": loss,
+            "confidence": self.head.confidence(self.head.probabilities(logits).mean(0), true_classes),
+            "fooled": self.head.fooled(logits, self.labels, self.target).all(0),
+            **{name: nothing for name in unknown},
+            "layer_losses": torch.zeros(0, 0, 1),
+            "weights": torch.zeros(0),
+        }
+
+
+# of a record
+WITHOUT_TIMESTEPS = {
+    "timesteps": torch.zeros(0, dtype=torch.long),
+    "layers": [],
+    "grids": [],
+    "class_tokens": [[]],
+    "gradient_iterations": [],
+    "reference_squares": torch.zeros(0, 0, 1),
+    "gradient_norms": torch.zeros(0, 3, 1),
+    "class_attention": torch.zeros(2, 0, 0, 0, 1),
+    "components": torch.zeros(2, 3, 0, 0, 1),
+}

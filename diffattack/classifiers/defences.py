@@ -1,0 +1,450 @@
+"""What stands before a classifier: `NAME@DEFENCE`, several in a row as `NAME@resize:0.9@jpeg:75`.
+
+    from diffattack.classifiers.registry import load_classifier
+    logits = load_classifier("efficientnet_lite1@jpeg:75")(images)      # images (B, 3, H, W) in [0, 1]
+
+A defence maps images to images; to add one, write such a class and its entry in DEFENCES. One that draws
+random numbers is seen through the mean of its classifier's probabilities over several draws. Draws are the
+same for every image of a batch, so that images never influence each other, and the same whenever a picture
+is judged. An attack goes through all of them: through those without a useful gradient as if they were not
+there on the way back (backward-pass differentiable approximation, Athalye et al., ICML 2018), and through new
+draws in each iteration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from diffattack.classifiers.certificates import Certificate, certificate
+from diffattack.classifiers.heads import SOFTMAX, Head
+from diffattack.common.errors import InputError
+from diffattack.data.contrast import blurred, gaussian_kernel
+
+if TYPE_CHECKING:
+    from diffattack.diffusion.inversion import LatentDiffusion
+
+SEED = 0  # of the draws with which pictures are judged
+# of those that an attack sees, and of those by which it ends: other ones, which nobody knows beforehand
+ATTACK_SEED, STOP_SEED = 1_000_004, 500_009
+
+
+class Defence(torch.nn.Module):
+    """Maps images `(B, 3, H, W)` in [0, 1] to the same."""
+
+    # of a random defence, as many as a picture is judged by, and an iteration of an attack looks through
+    draws, attack_draws = 1, 8
+    keeps_graph = True  # for the way back; else it is small, or computed anew by the defence itself
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def straight_through(images: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
+    """`changed`, with the gradient of `images`."""
+    return images + (changed - images).detach()
+
+
+class Jpeg(Defence):
+    """Pillow's encoder at a quality."""
+
+    def __init__(self, quality: float):
+        super().__init__()
+        self.quality = int(quality)
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        decoded = [self.encoded(image) for image in images.detach()]
+        return straight_through(images, torch.stack(decoded).to(images))
+
+    def encoded(self, image: torch.Tensor) -> torch.Tensor:
+        pixels = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
+        return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float() / 255
+
+
+class Bits(Defence):
+    """Fewer bits a channel (Xu, Evans and Qi, "Feature Squeezing", NDSS 2018)."""
+
+    def __init__(self, bits: float):
+        super().__init__()
+        self.levels = 2 ** int(bits) - 1
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        return straight_through(images, (images * self.levels).round() / self.levels)
+
+
+class Blur(Defence):
+    """A Gaussian of a standard deviation in pixels, cut off at four of them; edges are mirrored."""
+
+    def __init__(self, sigma: float):
+        super().__init__()
+        self.register_buffer("kernel", gaussian_kernel(sigma), persistent=False)
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        return blurred(images, self.kernel)
+
+
+class Median(Defence):
+    """The median of K x K pixels, each channel by itself (Xu, Evans and Qi, 2018); edges are mirrored."""
+
+    def __init__(self, side: float):
+        super().__init__()
+        self.side = int(side)
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        half = self.side // 2
+        padded = F.pad(images.detach(), (half,) * 4, "reflect")
+        windows = padded.unfold(2, self.side, 1).unfold(3, self.side, 1)
+        return straight_through(images, windows.flatten(-2).median(-1).values)
+
+
+class Resize(Defence):
+    """To a random side between F times its own and its own, and padded with zeros at random places (Xie et
+    al., "Mitigating Adversarial Effects Through Randomization", ICLR 2018).
+    """
+
+    draws = 10
+
+    def __init__(self, smallest: float):
+        super().__init__()
+        self.smallest = smallest
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        full = images.shape[-1]
+        side, left, top = self.draw(full, random)
+        small = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        return F.pad(small, (left, full - side - left, top, full - side - top))
+
+    def draw(self, full: int, random: torch.Generator) -> tuple[int, int, int]:
+        """Side, left and top of a draw."""
+
+        def below(count: int) -> int:
+            return int(torch.randint(count, (), generator=random))
+
+        least = math.ceil(self.smallest * full)
+        side = least + below(full - least + 1)
+        return side, below(full - side + 1), below(full - side + 1)
+
+
+class Smoothing(Defence):
+    """Gaussian noise; the class most often seen under it is the answer (Cohen, Rosenfeld and Kolter,
+    "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019), see `Smoothed`.
+    """
+
+    draws = 100
+
+    def __init__(self, sigma: float):
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        return images + self.sigma * torch.randn(images.shape[1:], generator=random).to(images)
+
+
+class Denoise(Defence):
+    """The diffusion model's autoencoder alone: encoded and decoded."""
+
+    keeps_graph = False
+
+    def __init__(self, diffusion: LatentDiffusion):
+        super().__init__()
+        self.diffusion = [diffusion]  # in a list, so that its weights are not taken for the classifier's
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        (diffusion,) = self.diffusion
+        return diffusion.autoencoded(images.to(diffusion.dtype)).clamp(0, 1).to(images)
+
+
+class DiffPure(Denoise):
+    """Noised to a timestep and denoised by the diffusion model, in DDIM steps of its own stride and without a
+    prompt (Nie et al., "Diffusion Models for Adversarial Purification", ICML 2022).
+    """
+
+    draws, attack_draws = 5, 4
+
+    def __init__(self, timestep: float, diffusion: LatentDiffusion):
+        super().__init__(diffusion)
+        self.timestep = int(timestep)
+
+    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        (diffusion,) = self.diffusion
+        noise = functools.partial(torch.randn, generator=random)
+        return diffusion.purified(images.to(diffusion.dtype), self.timestep, noise).clamp(0, 1).to(images)
+
+
+# ---------------------------------------------------------------- by name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A defence by name: how it is made, and what its parameter may be."""
+
+    make: type[Defence]
+    parameter: str | None = None  # its letter, and the numbers it takes
+    holds: Callable[[float], bool] = lambda value: True
+    needs_diffusion: bool = False
+
+
+DEFENCES: dict[str, Entry] = {
+    "jpeg": Entry(Jpeg, "Q, a whole number from 1 to 100", lambda q: q == int(q) and 1 <= q <= 100),
+    "bits": Entry(Bits, "B, a whole number from 1 to 8", lambda b: b == int(b) and 1 <= b <= 8),
+    "blur": Entry(Blur, "S, pixels above 0 and up to 10", lambda s: 0 < s <= 10),
+    "median": Entry(Median, "K, an odd number from 3 to 15", lambda k: k % 2 == 1 and 3 <= k <= 15),
+    "resize": Entry(Resize, "F, above 0 and below 1", lambda f: 0 < f < 1),
+    "smoothing": Entry(Smoothing, "SIGMA, above 0 and up to 2", lambda s: 0 < s <= 2),
+    "denoise": Entry(Denoise, needs_diffusion=True),
+    "diffpure": Entry(
+        DiffPure, "T, a whole number from 1 to 999", lambda t: t == int(t) and 1 <= t <= 999, True
+    ),
+}
+
+
+def split_name(name: str) -> tuple[str, tuple[str, ...]]:
+    """A classifier's name without its defences, and the defences, the one that sees the image first in
+    front; an `@` inside a path is part of the name.
+    """
+    parts = []
+    while match := re.fullmatch(r"(.+)@([a-z]+(?::[^@/\\]*)?)", name):
+        name, part = match.groups()
+        parts.insert(0, part)
+    return name, tuple(parts)
+
+
+def check_defence(text: str) -> tuple[Entry, float | None]:
+    """The entry and the parameter of "jpeg:75".
+
+    Raises:
+        InputError: it is unknown, or its parameter is none that it takes.
+    """
+    kind, _, number = text.partition(":")
+    if kind not in DEFENCES:
+        known = (
+            k if e.parameter is None else f"{k}:{e.parameter.split(',')[0]}" for k, e in DEFENCES.items()
+        )
+        raise InputError(f"unknown defence {text!r}; expected one of {', '.join(known)}")
+    entry = DEFENCES[kind]
+    if entry.parameter is None:
+        if number:
+            raise InputError(f"defence {text!r}: {kind} takes no number")
+        return entry, None
+    try:
+        value = float(number)
+        fits = math.isfinite(value) and entry.holds(value)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(f"defence {text!r}: expected {kind}:{entry.parameter}")
+    return entry, value
+
+
+def make_defence(text: str, diffusion: LatentDiffusion | None) -> Defence:
+    """The defence of that name.
+
+    Args:
+        diffusion: the model of those that need one.
+    Raises:
+        InputError: see `check_defence`; or it needs a diffusion model and there is none.
+    """
+    entry, value = check_defence(text)
+    arguments = [] if value is None else [value]
+    if entry.needs_diffusion:
+        if diffusion is None:
+            raise InputError(
+                f"defence {text!r} needs a diffusion model; give one as --pretrained_diffusion_path"
+            )
+        arguments.append(diffusion)
+    return entry.make(*arguments)
+
+
+# ---------------------------------------------------------------- in front of a classifier
+
+
+class Defended(torch.nn.Module):
+    """A classifier behind defences, as logits `(B, classes)`: those of the mean of its probabilities over
+    draws.
+
+    Args:
+        defences: the one that sees the image first in front.
+        attack_draws: draws in each iteration of an attack through it.
+        head: of the classifier.
+    """
+
+    def __init__(
+        self,
+        classifier: torch.nn.Module,
+        defences: Sequence[Defence],
+        attack_draws: int = 1,
+        head: Head = SOFTMAX,
+    ):
+        super().__init__()
+        self.head = head
+        self.classifier, self.defences = classifier, torch.nn.ModuleList(defences)
+        self.draws = max(defence.draws for defence in defences)
+        self.attack_draws = attack_draws if self.draws > 1 else 1
+        self.restart()
+
+    def restart(self) -> None:
+        """The next pass is the first of an attack."""
+        self.passes = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.attacked(images) if images.requires_grad else self.judged(images)
+
+    def judged(self, images: torch.Tensor, first: int = SEED) -> torch.Tensor:
+        """As pictures are judged, by draws from the seed `first` on."""
+        seeds = range(first, first + self.draws)
+        return self.head.mean_logits([self.classifier(self.changed(images, seed)) for seed in seeds])
+
+    def attacked(self, images: torch.Tensor) -> torch.Tensor:
+        """As an attack sees it: new draws in each of its passes, which depend on how many there were of an
+        image and not on those beside it. The graph of one draw at a time is alive.
+        """
+        passes = [self.passes] * len(images) if isinstance(self.passes, int) else list(self.passes)
+        self.passes = self.passes + 1 if isinstance(self.passes, int) else [number + 1 for number in passes]
+        if self.attack_draws == 1:
+            return self.draw(images, passes, 0)
+        anew = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
+            draws = range(self.attack_draws)
+            if all(defence.keeps_graph for defence in self.defences):
+                logits = [anew(self.draw, images, passes, k) for k in draws]
+            else:  # what a defence computes anew itself is not computed a third time
+                logits = [anew(self.answer, self.seen(images, passes, k), passes, k) for k in draws]
+        return self.head.mean_logits(logits)
+
+    def draw(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
+        """The classifier's logits at the k-th draw of the pass that each image is in."""
+        return self.answer(self.seen(images, passes, k), passes, k)
+
+    def seen(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
+        """The images at that draw, as the classifier sees them."""
+        groups = [[row for row, own in enumerate(passes) if own == number] for number in sorted(set(passes))]
+        seeds = [ATTACK_SEED + passes[group[0]] * self.attack_draws + k for group in groups]
+        if len(groups) == 1:
+            return self.changed(images, seeds[0])
+        changed = torch.cat([self.changed(images[group], seed) for group, seed in zip(groups, seeds)])
+        return changed[torch.tensor(sum(groups, []), device=images.device).argsort()]
+
+    def answer(self, seen: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
+        """The classifier's logits of what it sees at that draw; if it has random defences, too, they draw the
+        same when this is computed anew.
+        """
+        return under_attack(self.classifier, seen, [number * self.attack_draws + k for number in passes])
+
+    def changed(self, images: torch.Tensor, seed: int) -> torch.Tensor:
+        """The images at one draw, as the classifier sees them."""
+        random = torch.Generator().manual_seed(seed)
+        for defence in self.defences:
+            images = defence(images, random)
+        return images
+
+
+def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: Sequence[int]) -> torch.Tensor:
+    """A classifier's logits in an attack that has looked at each of the images so many times before."""
+    if not isinstance(classifier, Defended):
+        return classifier(images)
+    classifier.passes = passes
+    try:
+        return classifier(images)
+    finally:
+        classifier.restart()
+
+
+def at_a_stop(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """A classifier's logits by which an attack ends an image: behind random defences of other draws than
+    those that judge the picture.
+    """
+    return classifier.judged(images, STOP_SEED) if isinstance(classifier, Defended) else classifier(images)
+
+
+class Smoothed(Defended):
+    """A classifier behind `smoothing`: judged by the class most often seen over draws."""
+
+    def judged(self, images: torch.Tensor, first: int = SEED) -> torch.Tensor:
+        votes = self.votes(images, range(first, first + self.draws))
+        shares = F.one_hot(votes, self.classes(images)).double().mean(0)
+        return (shares + 1e-9).log().to(images)
+
+    def classes(self, images: torch.Tensor) -> int:
+        if not hasattr(self, "_classes"):
+            with torch.no_grad():
+                self._classes = self.classifier(images[:1]).shape[-1]
+        return self._classes
+
+    @torch.no_grad()
+    def votes(self, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """The class seen at the draw of each seed alone, `(seeds, B)`."""
+        return torch.stack([self.classifier(self.changed(images, seed)).argmax(-1) for seed in seeds])
+
+    def certify(self, images: torch.Tensor) -> list[Certificate]:
+        """Cohen's certificate of each image, with SMOOTHING_CHOICE draws for the class and the others for the
+        bound; it speaks of what the first smoothing sees.
+        """
+        sigma = next(defence.sigma for defence in self.defences if isinstance(defence, Smoothing))
+        votes = self.votes(images, range(SEED, SEED + self.draws))
+        return [certificate(each, sigma) for each in votes.T.cpu().numpy()]
+
+
+def defend(
+    classifier: torch.nn.Module,
+    defences: Sequence[str],
+    diffusion: LatentDiffusion | None = None,
+    attack_draws: int = 1,
+    head: Head = SOFTMAX,
+) -> torch.nn.Module:
+    """The classifier behind these defences, itself where there are none. Smoothing certifies the one class
+    that is most often seen, which a sigmoid head does not have: of that it gives the mean of probabilities.
+    """
+    if not defences:
+        return classifier
+    made = [make_defence(text, diffusion) for text in defences]
+    is_smoothed = head.threshold is None and any(isinstance(defence, Smoothing) for defence in made)
+    return (Smoothed if is_smoothed else Defended)(classifier, made, attack_draws, head).eval()
+
+
+def undefended(classifier: torch.nn.Module) -> torch.nn.Module:
+    """The network behind all defences."""
+    while isinstance(classifier, Defended):
+        classifier = classifier.classifier
+    return classifier
+
+
+def attack_draws(defences: Iterable[str]) -> int:
+    """In how many draws an iteration of an attack through these looks at an image, unless told otherwise."""
+    kinds = [text.partition(":")[0] for text in defences]
+    numbers = [DEFENCES[kind].make.attack_draws for kind in kinds if kind in DEFENCES]
+    return min(numbers, default=Defence.attack_draws)
+
+
+def is_random(name: str) -> bool:
+    """Whether a defence of the classifier of this name draws random numbers."""
+    return any(check_defence(text)[0].make.draws > 1 for text in split_name(name)[1])
+
+
+def needs_diffusion(names: Sequence[str]) -> bool:
+    """Whether a defence of one of these classifiers runs the diffusion model."""
+    return any(check_defence(text)[0].needs_diffusion for name in names for text in split_name(name)[1])
+
+
+def defence_names(text: str) -> tuple[str, ...]:
+    """The defences that a flag lists, each looked at."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for part in (part for name in names for part in name.split("@")):
+        try:
+            check_defence(part)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return names

@@ -1,0 +1,119 @@
+"""What all images of a run say together, read in one pass that keeps a few numbers of each: what figures and
+tables are made of takes some 100 MB of 50,000 images, and not the 2 GB of their records.
+
+    run.pooled.structure.timestep_shares        # Run in data/records.py makes it, once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from diffattack.common.errors import RecordError
+from diffattack.common.progress import progress
+from diffattack.data.shares import LossSums, loss_sums
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """K iterations, N timesteps, L self-attention layers. Of attacks that know no timesteps N, and here K,
+    are 0: nothing of theirs is drawn over iterations, of which each image may have another number.
+    """
+
+    structure: LossSums  # the self-attention losses
+    losses: np.ndarray  # (images, 4, K): attack, sums of L_i and c_i L_i, cross-attention; without factors
+    confidence: np.ndarray  # (images, K), of the true class
+    fooled: np.ndarray  # (images, K), bool
+    self_attention_factor: np.ndarray  # (images, K)
+    gradient_norms: np.ndarray  # (images, M, 3): attack, self-attention, cross-attention
+    reference_squares: np.ndarray | None  # (images, N, L), where layers are normalised by them
+    weights: np.ndarray  # (images, K, N); a view of one image's where all have the same
+    # the iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the clean
+    # image there; (images,) each, NaN for an image that never does
+    first_fooled: np.ndarray
+    distance_then: np.ndarray
+    indices: np.ndarray  # (images,), of the images in the data set
+    psnr: np.ndarray  # (images,), dB, of the written picture; infinite where nothing has changed
+
+
+def pooled(records: Sequence, has_norm: bool = False) -> Pooled:
+    """Of ImageRecords, of which it holds one at a time.
+
+    Args:
+        has_norm: whether to keep what the layers' losses are divided by.
+    Raises:
+        RecordError: two of them have other iterations, timesteps or layers than each other.
+    """
+    kept: dict[str, np.ndarray] = {}
+    weights = Weights(len(records))
+    for k, record in enumerate(progress(records, desc="records", unit="image")):
+        weights.add(k, record)
+        for name, values in numbers_of(record, has_norm).items():
+            if k == 0:
+                kept[name] = np.empty((len(records), *values.shape), values.dtype)
+            if values.shape != kept[name].shape[1:]:
+                raise other_shape(record)
+            kept[name][k] = values
+    structure = LossSums(**{declared.name: kept.pop(declared.name) for declared in fields(LossSums)})
+    squares = kept.pop("reference_squares", None)
+    return Pooled(structure, weights=weights.of_all(), reference_squares=squares, **kept)
+
+
+def numbers_of(record, has_norm: bool) -> dict[str, np.ndarray]:
+    """What is kept of an ImageRecord, by the names of the fields above; its weights are kept otherwise."""
+    iterations = record.losses.shape[-1] if len(record.timesteps) else 0
+    sums = loss_sums(record.layer_losses) if iterations else NO_LOSSES
+    ever = bool(record.fooled.any())
+    first = int(record.fooled.argmax()) if ever else 0
+    psnr = record.row["psnr"]
+    return vars(sums) | {
+        "losses": record.losses[:, :iterations],
+        "confidence": record.confidence[:iterations],
+        "fooled": record.fooled[:iterations],
+        "self_attention_factor": record.self_attention_factor[:iterations],
+        "gradient_norms": record.gradient_norms,
+        "first_fooled": np.array(first + 1.0 if ever else np.nan),
+        "distance_then": np.array(record.distance[first] if ever else np.nan, np.float64),
+        "indices": np.array(record.index),
+        "psnr": np.array(np.inf if psnr is None else psnr, np.float64),
+        **({"reference_squares": record.reference_squares} if has_norm else {}),
+    }
+
+
+NO_LOSSES = LossSums(**{declared.name: np.zeros(0) for declared in fields(LossSums)})
+
+
+class Weights:
+    """The weights of so many images, which are kept once for as long as all have the same, as in the modes
+    uniform and fixed.
+    """
+
+    def __init__(self, images: int):
+        self.images = images
+        self.first: np.ndarray | None = None
+        self.each: np.ndarray | None = None
+
+    def add(self, k: int, record) -> None:
+        """Of the k-th image, an ImageRecord; k counts up from 0."""
+        values = record.weights if len(record.timesteps) else np.zeros((0, 0))
+        if self.first is None:
+            self.first = values
+        if values.shape != self.first.shape:
+            raise other_shape(record)
+        if self.each is None and not np.array_equal(values, self.first):
+            self.each = np.empty((self.images, *values.shape), np.float32)
+            self.each[:k] = self.first
+        if self.each is not None:
+            self.each[k] = values
+
+    def of_all(self) -> np.ndarray:
+        """`(images, K, N)`."""
+        if self.each is not None:
+            return self.each
+        return np.broadcast_to(self.first, (self.images, *self.first.shape))
+
+
+def other_shape(record) -> RecordError:
+    return RecordError(f"{record.path} has other iterations, timesteps or layers than the images before it")

@@ -1,0 +1,441 @@
+"""The record of an image: one schema, its writer and its readers, and what is worked out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from diffattack.common.errors import RecordError, one_line
+from diffattack.data.arrays import read_arrays
+from diffattack.data.images import replacing
+from diffattack.data.layout import Layout, index_of
+from diffattack.data.pooled import Pooled, pooled
+
+if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
+    import torch
+
+
+ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run's
+
+
+# fields of a record that a batch shares, or that are cut otherwise
+KEPT_WHOLE = ("timesteps", "layers", "grids", "class_tokens", "gradient_iterations", "weights")
+
+
+@dataclass
+class AttackRecord:
+    """What every iteration cost, before the loss weights, and what the attack did to the attention; arrays on
+    the CPU.
+    """
+
+    timesteps: torch.Tensor  # (N,)
+    layers: list[str]  # self-attention layers, in the order in which the UNet runs them
+    grids: list[int]  # the side of each layer's map
+    class_tokens: list[list[str]]  # of each image's prompt
+    gradient_iterations: list[int]  # M of them, counted from 1
+    attack_loss: torch.Tensor  # (iterations, B), cross-entropy in nats of the true class, or of the target
+    self_attention_loss: torch.Tensor  # (iterations, B), sum_i c_i L_i
+    cross_attention_loss: torch.Tensor  # (iterations, B)
+    total_loss: torch.Tensor  # (iterations, B), what was minimised
+    # (iterations, N), in force in that iteration, summing to 1; (iterations, N, B) where each image of the
+    # batch has its own, and of one image always (iterations, N)
+    weights: torch.Tensor
+    self_attention_factor: torch.Tensor  # (iterations, B), of that loss in the total
+    layer_losses: torch.Tensor  # (iterations, N, layers, B)
+    # (N, layers, B), mean square of each layer's unperturbed map: with `--layer_norm relative` the losses are
+    # what they are with mse, divided by these
+    reference_squares: torch.Tensor
+    confidence: torch.Tensor  # (iterations, B), probability of the true class
+    fooled: torch.Tensor  # (iterations, B), whether every classifier was fooled, as the attack sees it
+    distance: torch.Tensor  # (iterations, B), to the clean image, L2 with values in [0, 1]
+    # (M, 3, B), norms of the gradients on the latent of the attack, self-attention and cross-attention terms,
+    # each with its factor
+    gradient_norms: torch.Tensor
+    # without the attack and with it, averaged over timesteps, heads and layers:
+    # (2, tokens, grid, grid, B), cross-attention to the class tokens; of one image, to as many as it has
+    class_attention: torch.Tensor
+    # (2, 3, h, w, B), self-attention along its first principal components without the attack
+    components: torch.Tensor
+
+    @property
+    def timestep_losses(self) -> torch.Tensor:
+        """`L_i`, `(iterations, N, B)`: the sum over all self-attention layers."""
+        return self.layer_losses.sum(2)
+
+    def of_image(self, k: int) -> AttackRecord:
+        """The record of the k-th image of the batch, as a batch of one."""
+        cut = {
+            field.name: getattr(self, field.name)[..., k : k + 1]
+            for field in fields(self)
+            if field.name not in KEPT_WHOLE
+        }
+        cut["class_attention"] = cut["class_attention"][:, : len(self.class_tokens[k])]
+        cut["weights"] = self.weights if self.weights.ndim == 2 else self.weights[..., k]
+        return replace(self, **cut, class_tokens=[self.class_tokens[k]])
+
+
+def json_digest(value: object) -> str:
+    """A digest of what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_identity(configuration: dict) -> str:
+    """A digest of a run's run.json, which each of its records carries."""
+    return json_digest(configuration)
+
+
+def write_record(
+    record: AttackRecord,
+    controller_state: torch.Tensor,
+    row: dict,
+    path: Path,
+    identity: str = "",
+    logits: Mapping[str, np.ndarray] = {},
+) -> None:
+    """Saves a record with one array a field, the row of the results, the weights' state after the image, the
+    identity of the run, and what `write_said` has of logits; `numpy.load` reads it.
+    """
+    fields = {field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            **fields,
+            **logit_arrays(logits),
+            controller_state=controller_state.numpy(),
+            row=np.array(json.dumps(row)),
+            run=np.array(identity),
+        )
+
+
+@dataclass
+class ImageRecord:
+    """What a run saved of one image, besides its pictures; K iterations, N timesteps, L self-attention
+    layers.
+    """
+
+    path: Path
+    row: dict  # of results.json
+    timesteps: np.ndarray  # (N,), early to late
+    layers: list[str]  # (L,), by place and grid
+    weights: np.ndarray  # (K, N)
+    layer_losses: np.ndarray  # (K, N, L)
+    reference_squares: np.ndarray  # (N, L), mean square of each layer's unperturbed map
+    losses: np.ndarray  # (4, K): LOSSES, before their factors
+    confidence: np.ndarray  # (K,), of the true class
+    fooled: np.ndarray  # (K,), bool
+    distance: np.ndarray  # (K,), to the clean image, L2 with values in [0, 1]
+    self_attention_factor: np.ndarray  # (K,)
+    gradient_norms: np.ndarray  # (M, 3): attack, self-attention, cross-attention
+    gradient_iterations: list[int]  # M of them, counted from 1
+    class_tokens: list[str]
+    class_attention: np.ndarray  # (2, tokens, grid, grid), without the attack and with it
+    components: np.ndarray  # (2, 3, h, w), the same
+
+    @property
+    def index(self) -> int:
+        return self.row["index"]
+
+    @property
+    def outcome(self) -> str:
+        return outcome_of(self.row)
+
+
+def outcome_of(row: dict) -> str:
+    """Of the attack on an image, by its row of results.json, in a few words."""
+    return {True: "fooled", False: "not fooled", None: "wrong before"}[row["success"]]
+
+
+class Records(Sequence[ImageRecord]):
+    """The records of a run, each read when it is asked for, so that a run of any size takes the memory of
+    one; RecordError where one cannot be used.
+    """
+
+    def __init__(self, paths: Sequence[Path], identity: str):
+        self.paths, self.identity = list(paths), identity
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, k: int | slice) -> ImageRecord | Records:
+        if isinstance(k, slice):
+            return Records(self.paths[k], self.identity)
+        return read_record(self.paths[k], self.identity)
+
+
+@dataclass
+class Run:
+    """An output folder of main.py."""
+
+    folder: Path
+    configuration: dict
+    records: Sequence[ImageRecord]
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.folder, len(self.configuration["images"]))
+
+    def of(self, places: Sequence[int]) -> Run:
+        """Of the images at these places alone, without what run.json says of each image, so that it is small
+        to be sent to another process.
+        """
+        some = {key: value for key, value in self.configuration.items() if key not in ("labels", "targets")}
+        some["images"] = range(len(some["images"]))  # how many there are says where files lie
+        if isinstance(self.records, Records):
+            records = Records([self.records.paths[k] for k in places], self.records.identity)
+        else:
+            records = [self.records[k] for k in places]
+        return Run(self.folder, some, records)
+
+    @functools.cached_property
+    def timesteps(self) -> list[int]:
+        """N, early to late."""
+        return self.records[0].timesteps.tolist()
+
+    @functools.cached_property
+    def layers(self) -> list[str]:
+        """L, by place and grid."""
+        return self.records[0].layers
+
+    @functools.cached_property
+    def gradient_iterations(self) -> list[int]:
+        """M of them, counted from 1, in which gradients were measured."""
+        return self.records[0].gradient_iterations
+
+    @functools.cached_property
+    def pooled(self) -> Pooled:
+        """What all images say together: all records are read, once."""
+        return pooled(self.records, has_norm=self.configuration.get("layer_norm", "mse") != "mse")
+
+    @property
+    def rows(self) -> list[dict]:
+        """Of results.json, with what has been said of each image."""
+        if isinstance(self.records, Records):
+            return [read_said(path)[0] for path in self.records.paths]
+        return [record.row for record in self.records]
+
+    @property
+    def layer_losses(self) -> np.ndarray:
+        """`(images, K, N, L)`, for a notebook: of thousands of images this does not fit into memory, and
+        `pooled.structure` has what figures are drawn from.
+        """
+        return np.stack([record.layer_losses for record in self.records])
+
+    @property
+    def gradient_shares_by_image(self) -> np.ndarray:
+        """`(images, M, 2)`: norms of the self- and cross-attention terms' gradients on the latent over the
+        attack's.
+        """
+        norms = self.pooled.gradient_norms  # (images, M, 3)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return norms[..., 1:] / norms[..., :1]
+
+    @functools.cached_property
+    def gradient_shares(self) -> np.ndarray:
+        """`(M, 2)`, the same, median over the images that were still attacked."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.nanmedian(self.gradient_shares_by_image, 0)
+
+    @property
+    def first_fooled(self) -> tuple[np.ndarray, np.ndarray]:
+        """The iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the
+        clean image there, before rounding; `(images,)` each, NaN for an image that never does.
+        """
+        return self.pooled.first_fooled, self.pooled.distance_then
+
+    @property
+    def factors(self) -> np.ndarray:
+        """`(images, 4, K)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part
+        of it, but has the same factor as the weighted.
+        """
+        structure = self.pooled.self_attention_factor
+        attack, cross = (
+            np.full_like(structure, self.configuration[f"{name}_loss_weight"])
+            for name in ("attack", "cross_attn")
+        )
+        return np.stack([attack, structure, structure, cross], 1)
+
+
+def read_record(path: Path, identity: str | None = None) -> ImageRecord:
+    """Reads what `write_record` wrote.
+
+    Args:
+        identity: of the run that the record must be of; None takes any.
+    Raises:
+        RecordError: the record is damaged, of a version that did not save all of it, of another image or of
+            another run.
+    """
+    try:
+        saved = read_arrays(path)
+        record = record_of(path, saved)
+        index, run = record.index, str(saved["run"])
+    except KeyError as error:
+        raise RecordError(
+            f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"
+        ) from None
+    # what numpy, zipfile, zlib and json raise on files that are none of theirs
+    except Exception as error:
+        raise RecordError(
+            f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
+        ) from None
+    if index != index_of(path):
+        raise RecordError(
+            f"{path} is the record of image {index}; delete it, and main.py makes that image again"
+        )
+    if identity is not None and run != identity:
+        raise RecordError(
+            f"{path} is of another run than run.json; delete it, and main.py makes that image again"
+        )
+    return record
+
+
+SAID = ("row", "features", "logits_of", "logits")  # arrays of a record, of what was said of its image
+
+
+def read_said(path: Path) -> tuple[dict, np.ndarray | None, dict[str, np.ndarray]]:
+    """What a record holds of what has been said of its image: the row, the features of its pictures, and of
+    classifiers with a sigmoid head by name the logits of its pictures, `(2 or 3, classes)`.
+
+    Raises:
+        RecordError: the record is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            features = saved["features"] if "features" in saved else None
+            named = saved["logits_of"].tolist() if "logits_of" in saved else []
+            return json.loads(str(saved["row"])), features, dict(zip(named, saved["logits"] if named else ()))
+    except Exception as error:  # as in `read_record`
+        raise RecordError(
+            f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
+        ) from None
+
+
+def logit_arrays(logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits by classifier as two arrays of a record: the names, and all of them in this order."""
+    return {"logits_of": np.array(list(logits)), "logits": np.stack(list(logits.values()))} if logits else {}
+
+
+def write_said(
+    path: Path,
+    row: dict,
+    features: np.ndarray | None,
+    logits: Mapping[str, np.ndarray] = {},
+    **others: np.ndarray,
+) -> None:
+    """Saves what has been said of an image, and other arrays, so that `read_said` reads it."""
+    arrays = others | {"row": np.array(json.dumps(row))} | logit_arrays(logits)
+    if features is not None:
+        arrays["features"] = features
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def update_said(
+    path: Path, row: dict, features: np.ndarray | None, logits: Mapping[str, np.ndarray] = {}
+) -> None:
+    """Puts another row, features and logits into a record; all else in it stays."""
+    with np.load(path, allow_pickle=False) as saved:
+        others = {name: saved[name] for name in saved.files if name not in SAID}
+    write_said(path, row, features, logits, **others)
+
+
+# arrays whose last axis is the batch, which in a file is one image
+ALONE = (
+    "layer_losses",
+    "confidence",
+    "fooled",
+    "distance",
+    "self_attention_factor",
+    "reference_squares",
+    "class_attention",
+    "components",
+    "gradient_norms",
+)
+
+
+def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:
+    """The record of one image, from the arrays of its file."""
+    alone = {name: saved[name][..., 0] for name in ALONE}
+    terms = [
+        saved["attack_loss"],
+        alone["layer_losses"].sum((1, 2))[:, None],
+        saved["self_attention_loss"],
+        saved["cross_attention_loss"],
+    ]
+    return ImageRecord(
+        path=path,
+        row=json.loads(str(saved["row"])),
+        timesteps=saved["timesteps"],
+        layers=layer_names(saved["layers"].tolist(), saved["grids"].tolist()),
+        weights=saved["weights"],
+        losses=np.stack([term[:, 0] for term in terms]),
+        class_tokens=saved["class_tokens"][0].tolist(),
+        gradient_iterations=saved["gradient_iterations"].tolist(),
+        **alone,
+    )
+
+
+def read_configuration(folder: Path) -> dict:
+    """The run.json of a run.
+
+    Raises:
+        RecordError: it is missing or damaged.
+    """
+    path = folder / "run.json"
+    try:
+        configuration = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(configuration, dict):
+            raise ValueError(f"it holds a {type(configuration).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(
+            f"{path} cannot be read ({one_line(error, 120)}), so that nothing says what the folder "
+            f"holds; put it back or give another folder (--overwrite deletes what it names, no more)"
+        ) from None
+    return configuration
+
+
+def read_run(folder: Path, indices: Collection[int] | None = None) -> Run:
+    """What main.py saved of a run, or of the images with these indices; records are read as they are asked
+    for.
+
+    Raises:
+        RecordError: there is no run in the folder, or its run.json cannot be read.
+    """
+    if not (folder / "run.json").is_file():
+        raise RecordError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
+    configuration = read_configuration(folder)
+    layout = Layout(folder, len(configuration.get("images", ())))
+    finished = sorted(layout.finished(indices))
+    if not finished:
+        raise RecordError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
+    records = Records([layout.record(index) for index in finished], run_identity(configuration))
+    return Run(folder, configuration, records)
+
+
+def layer_names(layers: Sequence[str], grids: Sequence[int]) -> list[str]:
+    """Names of attention layers by place and grid, such as "up 28 x 28"; of several with the same, numbered
+    in the order in which the UNet runs them.
+    """
+    names = [f"{layer.split('_')[0]} {grid} x {grid}" for layer, grid in zip(layers, grids)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:k].count(name) + 1})"
+        for k, name in enumerate(names)
+    ]
+
+
+def read_pair(layout: Layout, index: int) -> list[np.ndarray]:
+    """The clean and the adversarial picture that a run wrote, uint8 `(H, W, 3)`."""
+    return [
+        np.asarray(Image.open(layout.file(index, f"{kind}.png")).convert("RGB"))
+        for kind in ("originImage", "adv_image")
+    ]

@@ -1,0 +1,86 @@
+"""How a picture is made of what the decoder gives: all of it, or what the attack adds to the clean picture.
+
+composition = Composition(clean, decode(unperturbed_end), limits=change_limits(clean, 1.0))
+image = composition(decode(latents))         # (B, 3, H, W) in [0, 1], differentiable
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from diffattack.data.contrast import colour_contrast, local_contrast, luminance
+
+LEVEL = 1 / 255
+# Colour that may come where luminance is busy: with less of it pictures transfer worse at equal PSNR, with
+# more a grey picture is seen to be tinted.
+TINT = 0.3
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Pictures of decoded latents.
+
+    Without `base` the picture is what the decoder gives. With it, which is what the decoder gives of the
+    unperturbed run, the picture is the clean one plus what the attack adds, so that what the autoencoder
+    loses is not seen.
+    """
+
+    clean: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    base: torch.Tensor | None = None  # (B, 3, H, W) around [0, 1]
+    # with `base` alone: the largest change at each place, and that of colour without luminance, (B, 2, H, W)
+    limits: torch.Tensor | None = None
+    mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
+
+    def __call__(self, decoded: torch.Tensor, begun: torch.Tensor | None = None) -> torch.Tensor:
+        """`(B, 3, H, W)` around [0, 1] to the same in [0, 1]. Of images that `begun` `(B,)` does not mark,
+        what is decoded counts as the unperturbed run's, with its own gradient.
+        """
+        if self.base is None:
+            image = decoded.clamp(0, 1)
+            return image if self.mask is None else self.mask * image + (1 - self.mask) * self.clean
+        residual = decoded - self.base
+        if begun is not None:
+            residual = residual - (residual * ~begun.view(-1, 1, 1, 1)).detach()
+        if self.limits is not None:
+            whole, colour = self.limits.split(1, 1)
+            grey = luminance(residual)
+            residual = bounded(grey + bounded(residual - grey, colour), whole)
+        if self.mask is not None:
+            residual = self.mask * residual
+        return (self.clean + residual).clamp(0, 1)
+
+    def keep(self, rows: torch.Tensor) -> Composition:
+        """Of the images at these places of the batch alone."""
+        return Composition(*(None if part is None else part[rows] for part in vars(self).values()))
+
+    def join(self, other: Composition) -> Composition:
+        """With the images of another one behind its own."""
+        pairs = zip(vars(self).values(), vars(other).values())
+        return Composition(*(None if ours is None else torch.cat([ours, theirs]) for ours, theirs in pairs))
+
+
+def bounded(change: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    """`J tanh(change / J)`: small changes as they are, none larger than the limit."""
+    return limit * (change / limit).tanh()
+
+
+def change_limits(clean: torch.Tensor, factor: float) -> torch.Tensor:
+    """How far a picture `(B, 3, H, W)` may change at each place, `J = 1/255 + factor * contrast` with that of
+    its luminance, and how far its colours may, with theirs or TINT of the other: `(B, 2, H, W)`.
+    """
+    contrast = local_contrast(clean)
+    colours = torch.maximum(colour_contrast(clean), TINT * contrast)
+    return LEVEL + factor * torch.cat([contrast, colours], 1)
+
+
+def attention_mask(attention: torch.Tensor, class_tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Where the unperturbed run looks at the true class: attention `(B, grid, grid, tokens)` to the class
+    tokens `(B, tokens)` over its maximum, resized to `size`; `(B, 1, H, W)` in [0, 1].
+    """
+    tokens = class_tokens[:, None, None, :].to(attention)
+    attention = (attention * tokens).sum(-1) / tokens.sum(-1)  # (B, grid, grid)
+    mask = (attention / attention.amax((1, 2), keepdim=True))[:, None]
+    return F.interpolate(mask, size, mode="bilinear").clamp(0, 1)

@@ -1,0 +1,167 @@
+"""How far an attack may change each picture, as it is written: a PSNR, an SSIM, or an L2 distance.
+
+budget = parse_budget("psnr=37")
+budget.fits(clean, images)           # (B,), images (B, 3, H, W) in [0, 1]
+budget.hold(clean, images)           # the same, each within the budget, also in 8 bits
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from diffattack.data.images import rounded
+
+FIRST_PSNR = 37.0  # of the radius within which pictures are looked for whose SSIM is asked for
+HALVINGS = 8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`measure` is one of MEASURES; `value` is the least PSNR in dB, the least SSIM, or the largest L2."""
+
+    measure: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.measure}={self.value:g}"
+
+    def fits(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Whether each of the images `(B, 3, H, W)` in [0, 1] is within it once it is written; `(B,)`."""
+        written = rounded(images)
+        if self.measure == "ssim":
+            return ssim(clean, written) >= self.value
+        distance = (written - clean).flatten(1).double().norm(dim=1)
+        # what is printed of a picture is rounded, too, so that one at the very edge is within
+        return distance <= self.largest_distance(clean) * (1 + 1e-6)
+
+    def share(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """How much of the budget each of the images `(B, 3, H, W)` uses, `(B,)`, 1 at its edge; it grows in
+        proportion to a change (1 - SSIM like its square, and so this is the root).
+        """
+        if self.measure == "ssim":
+            return ((1 - ssim(clean, images)).clamp(min=0) / (1 - self.value)).sqrt()
+        return (images - clean).flatten(1).norm(dim=1) / self.largest_distance(clean)
+
+    def largest_distance(self, clean: torch.Tensor) -> float:
+        """The L2 of a picture `(B, 3, H, W)` at the edge of a PSNR or an L2; of an SSIM a guess, since that
+        depends on the picture.
+        """
+        if self.measure == "l2":
+            return self.value
+        decibels = self.value if self.measure == "psnr" else FIRST_PSNR
+        return math.sqrt(clean[0].numel()) * 10 ** (-decibels / 20)
+
+    def radius(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """The L2 `(B,)` at which pictures that go on in the direction of these would leave it.
+
+        Of an SSIM it is read off the pictures, since 1 - SSIM grows like the square of the distance.
+        """
+        guess = torch.full((len(clean),), self.largest_distance(clean)).to(clean)
+        if self.measure != "ssim":
+            return guess
+        lost, distance = 1 - ssim(clean, images), (images - clean).flatten(1).norm(dim=1)
+        return torch.where(lost > 1e-5, distance * ((1 - self.value) / lost.clamp(min=1e-5)).sqrt(), guess)
+
+    def hold(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, H, W)` with their change scaled back as far as is needed; the factor has no
+        gradient.
+        """
+        return clean + self.factor(clean, images.detach()).view(-1, 1, 1, 1) * (images - clean)
+
+    def factor(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """The largest factor `(B,)` up to 1 of the change with which each picture is within it, to a part in
+        2^HALVINGS.
+        """
+
+        def holds(factor: torch.Tensor) -> torch.Tensor:
+            return self.fits(clean, clean + factor.view(-1, 1, 1, 1) * (images - clean))
+
+        inside, outside = torch.zeros(len(clean)).to(clean), torch.ones(len(clean)).to(clean)
+        fits = self.fits(clean, images)
+        inside[fits] = 1.0
+        if fits.all():
+            return inside
+        if self.measure != "ssim":  # but for rounding it is known, and that is little unless the budget is
+            distance = (images - clean).flatten(1).norm(dim=1)
+            outside = torch.where(fits, outside, (self.largest_distance(clean) / distance).clamp(max=1))
+            inside = torch.where(~fits & holds(0.9 * outside), 0.9 * outside, inside)
+        return halved(inside, outside, holds)
+
+
+def halved(
+    inside: torch.Tensor, outside: torch.Tensor, holds: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Numbers `(B,)` between one of which something holds and one of which it does not, as near to the second
+    as still holds, after HALVINGS of what lies between.
+    """
+    for _ in range(HALVINGS):
+        middle = (inside + outside) / 2
+        there = holds(middle)
+        inside, outside = torch.where(there, middle, inside), torch.where(there, outside, middle)
+    return inside
+
+
+def least_change(
+    clean: torch.Tensor, images: torch.Tensor, reaches: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Images `(B, 3, H, W)` with the smallest part of their change that reaches what all of it reaches.
+
+    Args:
+        reaches: whether each of some images does, `(B,)`.
+    """
+
+    def part(factor: torch.Tensor) -> torch.Tensor:
+        return clean + factor.view(-1, 1, 1, 1) * (images - clean)
+
+    none, whole = torch.zeros(len(clean)).to(clean), torch.ones(len(clean)).to(clean)
+    return part(halved(whole, none, lambda factor: reaches(part(factor))))
+
+
+MEASURES = {
+    "psnr": ("dB above 0", lambda value: 0 < value < math.inf),
+    "ssim": ("above 0 and below 1", lambda value: 0 < value < 1),
+    "l2": ("above 0, with values in [0, 1]", lambda value: 0 < value < math.inf),
+}
+
+
+def parse_budget(text: str) -> Budget:
+    """From "psnr=37", "ssim=0.98" or "l2=5.5".
+
+    Raises:
+        ValueError: the text is none of them.
+    """
+    measure, _, number = text.strip().partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if measure not in MEASURES or not MEASURES[measure][1](value):
+        raise ValueError(
+            f"{text!r} is no budget; expected psnr=DB such as psnr=37, ssim=S with S above 0 and below 1, or "
+            f"l2=D with D above 0"
+        )
+    return Budget(measure, value)
+
+
+def ssim(clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Structural similarity (Wang et al., 2004) by image, `(B,)`."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    return structural_similarity_index_measure(
+        images.float(), clean.float(), data_range=1.0, reduction="none"
+    ).view(-1)
+
+
+def budget_or_none(text: str) -> str | None:
+    """What a flag says, as `str` of the budget that it is."""
+    if text.lower() == "none":
+        return None
+    try:
+        return str(parse_budget(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,179 @@
+"""When a result is not to be trusted: each check gives lines that say what is wrong and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from diffattack.classifiers.heads import SOFTMAX, Head
+from diffattack.data.images import to_tensor
+from diffattack.evaluation.predictions import Predictions, correct
+
+COLLAPSED_BELOW = 1.5  # effective number of timesteps
+SHOWN = 20  # images that are named in a warning
+CORNERS = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)  # (8, 3), of the colours
+DONORS = 50  # other images whose labels are tried on an image
+
+
+@torch.no_grad()
+def warnings_about_outputs(
+    name: str,
+    classifier: torch.nn.Module,
+    images: np.ndarray,
+    device: torch.device,
+    head: Head = SOFTMAX,
+) -> list[str]:
+    """Outputs that are probabilities or no numbers, and answers that change."""
+    x = to_tensor(images[:4]).to(device)
+    first, second = classifier(x), classifier(x)
+    if not (first.isfinite().all() and second.isfinite().all()):
+        return [f"{name} returns numbers that are not finite for some pictures, which cannot be attacked"]
+    warnings = []
+    if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
+        warnings.append(
+            f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they "
+            f"saturate: take the softmax off its end"
+        )
+    elif is_within_0_and_1(classifier, first, x):
+        warnings.append(
+            f"{name} returns numbers from 0 to 1 alone, as a sigmoid does; the loss needs logits: take the "
+            f"sigmoid off its end"
+            + (", and give --head sigmoid if an image can show several classes" * (head.threshold is None))
+        )
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
+        warnings.append(
+            f"{name} answers differently when asked twice, so that success may be luck: put it into eval "
+            f"mode and switch off its randomness"
+        )
+    return warnings
+
+
+def is_within_0_and_1(classifier: torch.nn.Module, outputs: torch.Tensor, images: torch.Tensor) -> bool:
+    """Whether outputs of images `(B, 3, H, W)` are all from 0 to 1, and those of plain colours, too, since
+    few numbers can be so by chance.
+    """
+    if not ((outputs >= 0) & (outputs <= 1)).all():
+        return False
+    plain = CORNERS.to(images)[:, :, None, None].expand(-1, -1, *images.shape[-2:])
+    of_plain = torch.cat([classifier(colour) for colour in plain.split(1)])
+    return bool(((of_plain >= 0) & (of_plain <= 1)).all())
+
+
+def has_gradient(
+    classifier: torch.nn.Module,
+    clean: np.ndarray,
+    labels: np.ndarray,
+    device: torch.device,
+    head: Head = SOFTMAX,
+) -> bool:
+    """Whether the classifier's loss has a gradient at a picture `(H, W, 3)`; labels `(L,)`, -1 for none."""
+    x = to_tensor(clean).to(device).requires_grad_()
+    classes = torch.as_tensor(labels, device=device).reshape(1, -1)
+    loss = head.cross_entropy(classifier(x)[None], classes, torch.full_like(classes[:, 0], -1), 1.0)
+    (gradient,) = torch.autograd.grad(loss.sum(), x)
+    return bool(gradient.any())
+
+
+def warnings_about_gradients(name: str, has_gradients: Sequence[bool]) -> list[str]:
+    """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
+    dead = [str(k + 1) for k, has_one in enumerate(has_gradients) if not has_one]
+    shown = ", ".join(dead[:SHOWN]) + f" and {len(dead) - SHOWN} more" * (len(dead) > SHOWN)
+    return (
+        [
+            f"{name} has a gradient of exactly zero at image {shown}; that it is not fooled says "
+            f"nothing about its robustness: "
+            "look for steps without a gradient, or try --logit_temperature 10 where it is too sure of itself"
+        ]
+        if dead
+        else []
+    )
+
+
+def warnings_about_labels(
+    name: str, predictions: Predictions, labels: np.ndarray, classes: int, head: Head = SOFTMAX
+) -> list[str]:
+    """A clean accuracy that guessing explains."""
+    from scipy.stats import binomtest
+
+    count, chance = int(correct(predictions, labels, head).sum()), 1 / classes
+    if head.threshold is not None:
+        chance = right_with_others_labels(predictions, labels, head)
+    elif count == len(labels):
+        return []
+    if chance is None or binomtest(count, len(labels), chance, alternative="greater").pvalue <= 0.05:
+        return []
+    shifted = {
+        shift: int(says(predictions, np.where(labels >= 0, labels + shift, -1), head).sum())
+        for shift in (-1, 1)
+    }
+    shift, found = max(shifted.items(), key=lambda item: item[1])
+    is_better = found > count and binomtest(found, len(labels), chance, alternative="greater").pvalue <= 0.05
+    advice = (
+        f"labels {'one higher' if shift > 0 else 'one lower'} would give {found}/{len(labels)}, so shift them"
+        if is_better and classes > 2  # of two, the other is always one higher or lower
+        else "look at a few images beside their labels"
+    )
+    guessing = (
+        f"has only {count}/{len(labels)} of the clean images right, which guessing explains"
+        if head.threshold is None
+        else f"has {count}/{len(labels)} of the clean images right, and {chance:.0%} with the labels of "
+        f"other images"
+    )
+    return [f"{name} {guessing}; labels count from --label_base: {advice}"]
+
+
+def says(predictions: Predictions, labels: np.ndarray, head: Head) -> np.ndarray:
+    """Whether predictions say one of these labels `(B,)` or `(B, L)`, which may be others than those that
+    they were made for, and beyond the classes: `(B,)`.
+    """
+    labels = labels.reshape(len(labels), -1)
+    if head.threshold is None:
+        return correct(predictions, labels, head)
+    known = (labels >= 0) & (labels < predictions.logits.shape[1])
+    logits = np.take_along_axis(predictions.logits, np.where(known, labels, 0), 1)
+    confidences = head.probabilities(torch.from_numpy(np.asarray(logits))).masked_fill(
+        torch.from_numpy(~known), 0.0
+    )
+    return head.sees(predictions.labels, labels, confidences.amax(1).numpy())
+
+
+def right_with_others_labels(predictions: Predictions, labels: np.ndarray, head: Head) -> float | None:
+    """How often images are right with the labels of others that have no label in common with them, which is
+    what guessing gives of a sigmoid head, that may say any number of classes; None where there are no others.
+    """
+    labels = labels.reshape(len(labels), -1)
+    right, tried = 0, 0
+    for step in range(1, min(len(labels), DONORS + 1)):
+        others = np.roll(labels, step, 0)
+        apart = ~((labels[:, :, None] == others[:, None]) & (labels[:, :, None] >= 0)).any((1, 2))
+        right += int((says(predictions, others, head) & apart).sum())
+        tried += int(apart.sum())
+    return right / tried if tried else None
+
+
+def warnings_about_rounding(
+    names: Sequence[str], fooled_as_tensor: Sequence[bool], fooled_as_file: Sequence[bool]
+) -> list[str]:
+    """Images that fooled the surrogate as float tensors and no longer do as 8-bit files."""
+    lost = [
+        name for name, tensor, file in zip(names, fooled_as_tensor, fooled_as_file) if tensor and not file
+    ]
+    return (
+        [
+            f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost[:SHOWN])}"
+            f"{f' and {len(lost) - SHOWN} more' * (len(lost) > SHOWN)}; more --iterations give it a margin"
+        ]
+        if lost
+        else []
+    )
+
+
+def warnings_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:
+    """A surrogate that is asked to be a transfer classifier, too."""
+    return [
+        f"{name} is a surrogate and so left out of the transfer classifiers: take it out of --transfer_models"
+        for name in surrogates
+        if name in transfer
+    ]

@@ -1,0 +1,196 @@
+"""What is said of timesteps and their weights: in a run, and in a comparison of weight modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffattack.data.records import Run
+from diffattack.data.shares import LossSums, loss_sums
+from diffattack.evaluation.checks import COLLAPSED_BELOW
+from diffattack.evaluation.comparison import Comparison
+
+STUDY_SHARES = (
+    "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
+)
+HARDLY = 0.01  # change of a weight that nobody sees
+# by mode, what would move weights further
+REMEDIES = {
+    "learnable": "a higher --weight_lr or more images",
+    "minimax": "a larger --weight_step or a smaller --weight_pull",
+    "uncertainty": "a larger --weight_step",
+    "balanced": "no flag, since the gradients are of about the same length",
+}
+
+
+@dataclass(frozen=True)
+class WeightMovement:
+    """How far a run's weights moved; weights `(N,)` of sum 1, early to late, means over the images where each
+    has its own.
+    """
+
+    mode: str  # --weight_mode
+    start: list[float]
+    end: list[float]
+    largest_change: float  # of a weight, over the run or, where each image has its own, over an image
+    steps: int  # that moved them, likewise
+    effective: float  # exp(entropy) of those at the end
+
+    @property
+    def collapsed(self) -> bool:
+        return self.effective < COLLAPSED_BELOW
+
+    @property
+    def towards(self) -> int | None:
+        """The timestep whose weight rose most; None where none moved."""
+        return int(np.argmax(np.subtract(self.end, self.start))) if self.largest_change > 0 else None
+
+
+def weight_movement(run: Run, end: np.ndarray) -> WeightMovement:
+    """How far the weights of a run moved, by its record.
+
+    Args:
+        end: `(N,)`, the weights after the last step, means over the images where each has its own.
+    """
+    mode, weights = run.configuration["weight_mode"], run.pooled.weights  # (images, K, N)
+    if mode in ("learnable", "learnable_detached"):  # one network's, over all images
+        weights = np.concatenate([weights.reshape(-1, len(end)), end[None].astype(weights.dtype)])[None]
+    start, last = (weights[:, k].astype(np.float64) for k in (0, -1))
+    return WeightMovement(
+        mode,
+        start.mean(0).tolist(),
+        end.tolist(),
+        float(np.abs(last - start).max(1).mean()),
+        int((np.diff(weights, axis=1) != 0).any(-1).sum(1).max()),
+        effective_timesteps(end),
+    )
+
+
+def lines_about_weights(movement: WeightMovement, run: Run) -> list[str]:
+    """How far the weights moved and what that means; nothing of modes whose weights are given."""
+    mode = movement.mode
+    if mode == "learnable_detached":
+        return [
+            "mode learnable_detached: the weight is detached in the loss, so no gradient reaches the weight "
+            "network and unchanged weights are expected; it equals --weight_schedule increasing"
+        ]
+    if mode not in REMEDIES:
+        return []
+    each = "" if mode == "learnable" else " of an image"
+    steps = f"{movement.steps} step" + "s" * (movement.steps != 1)
+    line = f"mode {mode}: in {steps} the weights{each} moved from {numbers(movement.start)} to "
+    line += f"{numbers(movement.end)}, by {movement.largest_change:.2g} at most"
+    if movement.towards is not None:
+        line += f", most towards timestep {movement.towards} (t = {run.timesteps[movement.towards]})"
+    if movement.collapsed:
+        line += (
+            "; they have collapsed: the loss is linear in them, and least with all weight on the smallest "
+            "L_i; use --weight_mode fixed"
+        )
+    elif movement.largest_change < HARDLY:
+        line += f"; what would move them further: {REMEDIES[mode]}"
+    return [line] if movement.collapsed else [line, *lines_about_equal_losses(run)]
+
+
+def lines_about_equal_losses(run: Run) -> list[str]:
+    """Whether the timesteps' shares of the loss differ by no more than chance, by Friedman's test over
+    images, in one line if so: then weights have nothing to follow.
+    """
+    from scipy.stats import friedmanchisquare
+
+    shares = run.pooled.structure.timestep_shares  # (images, N), NaN where nothing changed
+    shares = shares[np.isfinite(shares).all(1)]
+    if len(shares) < 2 or shares.shape[1] < 3:
+        return []
+    p = friedmanchisquare(*shares.T).pvalue
+    if p < 0.05:
+        return []
+    means = ", ".join(f"{100 * share:.1f}" for share in shares.mean(0))
+    stronger = "" if run.configuration["structure_share"] else "; --structure_share 1 makes structure count"
+    return [
+        f"the timesteps' losses are equal but for noise, as far as {len(shares)} images tell (shares {means} "
+        f"%, Friedman's p {p:.2g}), so that weights may have nothing to follow but rounding{stronger}"
+    ]
+
+
+def effective_timesteps(weights: Sequence[float]) -> float:
+    """exp(entropy) of weights `(N,)` that sum to 1: N when they are equal, 1 when all the weight is on one
+    timestep.
+    """
+    from scipy.stats import entropy
+
+    return float(np.exp(entropy(weights)))
+
+
+def numbers(weights: Sequence[float], between: str = ", ") -> str:
+    return between.join(f"{weight:.3f}" for weight in weights)
+
+
+def loss_shares(layer_losses: np.ndarray | LossSums) -> dict[str, np.ndarray]:
+    """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N,
+    layers)`, or their sums, to `(B, N)` or `(B, layers)`, rows of sum 1.
+    """
+    sums = loss_sums(layer_losses)
+    return {
+        "timesteps, all layers": sums.timestep_shares,
+        "timesteps, first layer": sums.first_layer_shares,
+        "layers": sums.layer_shares,
+    }
+
+
+def add_weights(comparison: Comparison, runs: Sequence[Run], weights: Sequence[WeightMovement]) -> None:
+    """Adds what is said of timesteps and their weights, with the shares of the first mode's run."""
+    names, layers, shares = comparison.names, runs[0].layers, loss_shares(runs[0].pooled.structure)
+    comparison.sections[1:1] = [
+        ("Weights", weight_rows(names, weights)),
+        ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
+        ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
+    ]
+    comparison.remarks.extend(
+        [
+            *(line for run, moved in zip(runs, weights) for line in lines_about_weights(moved, run)),
+            f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
+            "which holds 0.1 % of the loss in its model",
+        ]
+    )
+    comparison.results["weights"] = {
+        name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)
+    }
+    comparison.results["layers"] = layers
+    comparison.results["shares"] = {
+        name: {
+            "mean": value.mean(0).tolist(),
+            "standard_deviation": value.std(0).tolist(),
+            "by_image": value.tolist(),
+        }
+        for name, value in shares.items()
+    }
+
+
+def weight_rows(names: Sequence[str], weights: Sequence[WeightMovement]) -> list[list[str]]:
+    rows = [["mode", "start", "end", "largest change", "towards", "effective timesteps", ""]]
+    for name, w in zip(names, weights):
+        towards = "" if w.towards is None else f"i = {w.towards}"
+        change, effective = f"{w.largest_change:.3f}", f"{w.effective:.2f}"
+        collapsed = "collapsed" if w.collapsed else ""
+        row = [name, numbers(w.start, " "), numbers(w.end, " "), change, towards, effective, collapsed]
+        rows.append(row)
+    return rows
+
+
+def share_rows(shares: dict[str, np.ndarray]) -> list[list[str]]:
+    by_timestep = {name: value for name, value in shares.items() if name.startswith("timesteps")}
+    count = next(iter(by_timestep.values())).shape[1]
+    return [["", *(f"i = {i}" for i in range(count))]] + [
+        [name, *(f"{100 * m:.0f} +- {100 * s:.0f}" for m, s in zip(value.mean(0), value.std(0)))]
+        for name, value in by_timestep.items()
+    ]
+
+
+def layer_rows(layers: Sequence[str], shares: dict[str, np.ndarray]) -> list[list[str]]:
+    return [["layer", "share"]] + [
+        [layer, f"{100 * m:.2g} +- {100 * s:.2g}"]
+        for layer, m, s in zip(layers, shares["layers"].mean(0), shares["layers"].std(0))
+    ]

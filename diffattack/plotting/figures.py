@@ -1,0 +1,407 @@
+"""Figures of runs: arrays in, a matplotlib `Figure` out. Losses by timestep and layer, success."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffattack.data.shares import LossSums, loss_sums, mean_and_deviation, mean_without_nan, normalised
+
+if TYPE_CHECKING:  # matplotlib takes long to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from diffattack.evaluation.stats import Estimate
+
+STYLE = {  # legible at the width of one column of a two-column paper, and as real fonts in its PDF
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+# Okabe and Ito's, for the colour-blind
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#F0E442",
+)
+REFERENCE_LINES = (":", "--", "-.", (0, (1, 3)))
+COLUMN, DPI = 3.4, 160  # inches, dots an inch
+# measures of visibility that success is drawn over, and which way they go
+MORE_IS_LESS_VISIBLE = {"PSNR dB": True, "SSIM": True, "L2": False}
+
+
+def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws with STYLE, and leaves matplotlib's settings as they were."""
+
+    @functools.wraps(function)
+    def draw(*arguments, **options) -> Figure:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return function(*arguments, **options)
+
+    return draw
+
+
+def new_figure(
+    title: str, rows: int, columns: int, height: float = 2.4, layout: str | None = "constrained", **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure with `(rows, columns)` panels: one fills a column of a paper, several side by side are
+    narrower each.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(COLUMN if columns == 1 else 2.5 * columns, height * rows), layout=layout)
+    if title:
+        figure.suptitle(title)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def timestep_colours(count: int) -> list[tuple[float, ...]]:
+    """Always the same, from early (dark) to late."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, count)]
+
+
+def timestep_axis(panel: Axes, timesteps: Sequence[int]) -> None:
+    panel.set_xticks(
+        range(len(timesteps)), [str(t) for t in timesteps], rotation=45 if len(timesteps) > 6 else 0
+    )
+    panel.set_xlabel("timestep t, early to late")
+
+
+def iteration_axis(panel: Axes, label: str = "iteration") -> None:
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.set_xlabel(label)
+
+
+def log_scale(panel: Axes) -> None:
+    """A logarithmic axis, where a curve has a value that it can show."""
+    if any((np.nan_to_num(np.asarray(line.get_ydata(), np.float64)) > 0).any() for line in panel.lines):
+        panel.set_yscale("log")
+
+
+def middle_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median and quartiles over the first axis, NaN left out; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of numpy, about columns that are all NaN
+        return tuple(np.nanquantile(values, (0.5, 0.25, 0.75), axis=0))
+
+
+def plot_curve(panel: Axes, x: Sequence[float], values: np.ndarray, **options) -> None:
+    """The median of values `(images, len(x))`, and, of several images, their quartiles as a band."""
+    middle, low, high = middle_and_spread(values)
+    (line,) = panel.plot(x, middle, **options)
+    if len(values) > 1:
+        panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+@styled
+def plot_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
+    """`L_i` over the timesteps at the first, middle and last iterations; the median over images, with
+    quartiles.
+
+    Args:
+        runs: by name, `L_i` as `(images, iterations, N)`. In iteration 1 all are zero, so that the first that
+            is drawn is 2.
+        timesteps: the N attacked timesteps, early to late.
+    """
+    figure, panels = new_figure("Self-attention loss of each timestep", 1, len(runs), sharey=True)
+    for panel, (name, losses) in zip(panels[0], runs.items()):
+        last = losses.shape[1]
+        shown = sorted({min(2, last), (last + 1) // 2, last} - ({1} if last > 1 else set()))
+        for iteration, colour in zip(shown, ("#56B4E9", "#0072B2", "#000000")):
+            values = losses[:, iteration - 1].astype(np.float64)
+            plot_curve(
+                panel,
+                range(len(timesteps)),
+                np.where(values > 0, values, np.nan),
+                color=colour,
+                marker="o",
+                markersize=3,
+                label=f"iteration {iteration}",
+            )
+        if not (losses[:, [iteration - 1 for iteration in shown]] > 0).any():
+            panel.text(
+                0.5,
+                0.5,
+                "zero: the attack starts at\nthe unperturbed run",
+                ha="center",
+                va="center",
+                transform=panel.transAxes,
+            )
+        timestep_axis(panel, timesteps)
+        panel.set_title(name)
+        log_scale(panel)
+    panels[0, 0].set_ylabel("$L_i$: squared change of attention,\nmean over a map, summed over layers")
+    panels[0, -1].legend()
+    return figure
+
+
+@styled
+def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
+    """`L_i`, timestep by iteration, the mean over images; arguments as for `plot_loss_per_timestep`."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    figure, panels = new_figure(
+        "Self-attention loss by timestep and iteration", 1, len(runs), height=2.0, sharey=True
+    )
+    means = [mean_without_nan(losses) for losses in runs.values()]
+    positive = np.concatenate([mean[mean > 0] for mean in means])
+    norm = LogNorm(positive.min(), positive.max()) if len(positive) else Normalize(0, 1)
+    for panel, name, mean in zip(panels[0], runs, means):
+        panel.set_facecolor("0.85")  # seen where there is no value, or zero
+        drawn = panel.imshow(
+            np.where(mean > 0, mean, np.nan).T,
+            aspect="auto",
+            norm=norm,
+            cmap="cividis",
+            interpolation="none",
+            extent=(0.5, len(mean) + 0.5, len(timesteps) - 0.5, -0.5),
+        )
+        panel.set_yticks(range(len(timesteps)), [str(t) for t in timesteps])
+        panel.set_title(name)
+        iteration_axis(panel)
+    panels[0, 0].set_ylabel("timestep t, early to late")
+    figure.colorbar(drawn, ax=panels, label="$L_i$")
+    return figure
+
+
+@styled
+def plot_average_loss_per_timestep(
+    runs: Mapping[str, np.ndarray | LossSums], timesteps: Sequence[int]
+) -> Figure:
+    """Each timestep's share of the self-attention loss, mean and standard deviation; above over all layers,
+    below at the first layer alone.
+
+    Args:
+        runs: by name, losses `(images, iterations, N, L)`, or their sums. The deviation is over images, of a
+            single one over its iterations.
+        timesteps: the N attacked timesteps, early to late.
+    """
+    single = all(len(losses) == 1 for losses in runs.values())
+    figure, panels = new_figure(
+        f"Share of the self-attention loss\n(mean and deviation over {'iterations' if single else 'images'})",
+        2,
+        len(runs),
+        height=1.9,
+        sharex=True,
+        sharey=True,
+    )
+    for column, (name, losses) in zip(panels.T, runs.items()):
+        sums = loss_sums(losses)
+        if single:
+            shown = [normalised(of_image[0]) for of_image in (sums.by_timestep, sums.of_first_layer)]
+        else:
+            shown = [sums.timestep_shares, sums.first_layer_shares]
+        for panel, shares in zip(column, shown):
+            mean, deviation = mean_and_deviation(shares)
+            panel.bar(
+                range(len(timesteps)),
+                100 * mean,
+                yerr=100 * deviation,
+                color=timestep_colours(len(timesteps)),
+                error_kw={"linewidth": 0.8, "capsize": 2},
+            )
+            panel.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
+            for i, (m, d) in enumerate(zip(mean, deviation)):
+                if np.isfinite(m):
+                    panel.annotate(
+                        f"{m * len(timesteps):.1f}x",
+                        (i, 100 * (m + d)),
+                        (0, 2),
+                        textcoords="offset points",
+                        ha="center",
+                        fontsize=7,
+                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
+                    )
+            panel.margins(y=0.15)
+        column[0].set_title(name)
+        timestep_axis(column[1], timesteps)
+    panels[0, 0].set_ylabel("% of all layers")
+    panels[1, 0].set_ylabel("% of the first layer")
+    return figure
+
+
+@styled
+def plot_layer_shares(
+    runs: Mapping[str, np.ndarray | LossSums], timesteps: Sequence[int], layers: Sequence[str]
+) -> Figure:
+    """Each layer's share of each timestep's self-attention loss, and of all of it, in percent; the mean over
+    images.
+
+    Args:
+        runs: by name, losses `(images, iterations, N, L)`, or their sums.
+        timesteps: the N attacked timesteps, early to late.
+        layers: L names.
+    """
+    figure, panels = new_figure(
+        "Share of each layer in the self-attention loss, %",
+        1,
+        len(runs),
+        height=0.8 + 0.18 * len(layers),
+        sharey=True,
+    )
+    means = []
+    for losses in runs.values():
+        sums = loss_sums(losses)
+        # one timestep after the other, since shares take more memory than the sums
+        by_timestep = [mean_without_nan(normalised(sums.by_layer[:, i])) for i in range(len(timesteps))]
+        means.append(100 * np.stack([*by_timestep, mean_without_nan(sums.layer_shares)], 1))
+    top = max(1.0, np.nan_to_num(means).max())
+    for panel, name, mean in zip(panels[0], runs, means):
+        panel.imshow(mean, aspect="auto", vmin=0, vmax=top, cmap="cividis", interpolation="none")
+        for (k, i), value in np.ndenumerate(mean):
+            if np.isfinite(value):
+                panel.text(
+                    i,
+                    k,
+                    f"{value:.2g}" if value < 10 else f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if value < 0.6 * top else "black",
+                )
+        panel.axvline(len(timesteps) - 0.5, color="white", linewidth=2)
+        panel.set_xticks(
+            range(len(timesteps) + 1), [*map(str, timesteps), "all"], rotation=45 if len(timesteps) > 6 else 0
+        )
+        panel.set_yticks(range(len(layers)), layers)
+        panel.set(title=name, xlabel="timestep t, early to late")
+    return figure
+
+
+@styled
+def plot_overlay(
+    runs: Mapping[str, tuple[np.ndarray | LossSums, np.ndarray, np.ndarray]], timesteps: Sequence[int]
+) -> Figure:
+    """Several runs on the same axes: self-attention and attack loss, confidence, and each timestep's share;
+    medians over images, with quartiles.
+
+    Args:
+        runs: by name, losses by layer `(images, iterations, N, L)` or their sums, cross-entropy and
+            confidence `(images, iterations)`.
+        timesteps: the N attacked timesteps, early to late.
+    """
+    figure, ((structure, attack), (confidence_panel, share)) = new_figure(
+        "Runs on the same axes", 2, 2, height=2.1
+    )
+    for colour, (name, (layer_losses, cross_entropy, confidence)) in zip(
+        itertools.cycle(PALETTE), runs.items()
+    ):
+        x, options = (
+            np.arange(1, confidence.shape[1] + 1),
+            {"color": colour, "label": name, "marker": "." if confidence.shape[1] == 1 else None},
+        )
+        sums = loss_sums(layer_losses)
+        total = sums.by_iteration
+        plot_curve(structure, x, np.where(total > 0, total, np.nan), **options)
+        plot_curve(attack, x, cross_entropy, **options)
+        plot_curve(confidence_panel, x, confidence, **options)
+        plot_curve(
+            share,
+            range(len(timesteps)),
+            100 * sums.timestep_shares,
+            **options | {"marker": "o", "markersize": 3},
+        )
+    share.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
+    timestep_axis(share, timesteps)
+    structure.set_ylabel("sum of $L_i$")
+    log_scale(structure)
+    attack.set_ylabel("cross-entropy (nats)")
+    confidence_panel.set(ylabel="confidence in the true class", ylim=(-0.02, 1.02))
+    for panel in (structure, attack, confidence_panel):
+        iteration_axis(panel)
+    share.set_ylabel("share of the self-attention loss, %")
+    figure.legend(*structure.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled
+def plot_success_against_visibility(
+    points: Mapping[str, Mapping[str, tuple[float, float, float]]], measure: str
+) -> Figure:
+    """Attack success rates over how visible the attack is, a panel for each classifier or mean of them, a
+    point for each run.
+
+    Args:
+        points: by run, `measure` and success rates by name, each as value and ends of its 95 % interval.
+        measure: SSIM or LPIPS.
+    """
+    rates = [name for name in next(iter(points.values())) if name != measure]
+    figure, panels = new_figure(
+        f"Attack success against {measure} (95 % intervals)", 1, len(rates), sharex=True, sharey=True
+    )
+    for panel, rate in zip(panels[0], rates):
+        for colour, (run, figures) in zip(itertools.cycle(PALETTE), points.items()):
+            (x, *x_ends), (y, *y_ends) = figures[measure], figures[rate]
+            panel.errorbar(
+                [x],
+                [100 * y],
+                xerr=np.abs(np.array(x_ends)[:, None] - x),
+                yerr=100 * np.abs(np.array(y_ends)[:, None] - y),
+                fmt="o",
+                markersize=4,
+                color=colour,
+                capsize=2,
+                elinewidth=0.8,
+                label=run,
+            )
+        panel.set(
+            title=rate,
+            xlabel=f"{measure} ({'higher' if measure == 'SSIM' else 'lower'}: less visible)",
+            ylim=(-2, 102),
+        )
+        panel.xaxis.get_major_locator().set_params(nbins=4)
+    panels[0, 0].set_ylabel("attack success, % of right before")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled
+def plot_tradeoff(rates: Mapping[str, Sequence[Mapping[str, Estimate]]], title: str) -> Figure:
+    """Success rates over how visible the attack is, a curve for each run or mode with a point for each of its
+    iterations, or values of a flag; bands are 95 % intervals of the rates.
+
+    Args:
+        rates: by run, at each point, figures of visibility and success rates by name.
+    """
+    first = next(iter(rates.values()))[0]
+    shown = [name for name, figure in first.items() if figure.is_share]
+    measures = [name for name in MORE_IS_LESS_VISIBLE if name in first]
+    figure, panels = new_figure(title, len(shown), len(measures), sharey=True)
+    for row, rate in zip(panels, shown):
+        for panel, measure in zip(row, measures):
+            for colour, (run, points) in zip(itertools.cycle(PALETTE), rates.items()):
+                order = np.argsort([figures[measure].value for figures in points])
+                x = [points[k][measure].value for k in order]
+                y, low, high = (
+                    [100 * getattr(points[k][rate], part) for k in order] for part in ("value", "low", "high")
+                )
+                panel.plot(x, y, color=colour, marker="o", markersize=3, label=run)
+                panel.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
+            way = "higher" if MORE_IS_LESS_VISIBLE[measure] else "lower"
+            panel.set(xlabel=f"{measure} ({way}: less visible)", ylim=(-2, 102))
+        row[0].set_ylabel(f"{rate}, %")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure

@@ -1,0 +1,206 @@
+"""What compare.py compares: its flags, and what `main.py` would be called with for each mode or attack."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from diffattack.attacks.names import OURS, attack_names, parse_attack
+from diffattack.common.errors import InputError
+from diffattack.common.flags import flag
+from diffattack.common.launched import launched
+from diffattack.data.records import ANALYSIS
+from diffattack.evaluation.judging import KEY, read_judgements, read_key
+from diffattack.evaluation.sweep import Sweep, parse_sweep
+from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
+from diffattack.plotting.draw import POOLED_FIGURES
+from diffattack.runner.own_files import check_reports_are_ours
+from diffattack.runner.runner import Job
+from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES
+
+
+def parse_modes(text: str) -> list[tuple[str, str]]:
+    """Modes with their schedules from "uniform,fixed:increasing"; `fixed` alone takes the schedule
+    `learned`.
+    """
+    modes = []
+    for part in text.split(","):
+        mode, _, schedule = part.strip().partition(":")
+        if mode not in WEIGHT_MODES:
+            raise argparse.ArgumentTypeError(
+                f"unknown mode {mode!r}; expected some of {', '.join(WEIGHT_MODES)}"
+            )
+        if schedule and (mode != "fixed" or schedule not in SCHEDULES):
+            raise argparse.ArgumentTypeError(
+                f"{part.strip()!r}: a schedule goes with fixed alone, as fixed:NAME with NAME one of "
+                f"{', '.join(SCHEDULES)}"
+            )
+        modes.append((mode, schedule or "learned"))
+    if len(modes) < 2 or len(set(modes)) < len(modes):
+        raise argparse.ArgumentTypeError("expected at least two modes, none of them twice")
+    return modes
+
+
+def name_of(mode: str, schedule: str) -> str:
+    return f"{mode}:{schedule}" if mode == "fixed" and schedule != "learned" else mode
+
+
+DEFAULT_MODES = ",".join(STUDY_MODES)
+
+
+def paths(text: str) -> tuple[Path, ...]:
+    """Files that a flag lists, separated by commas."""
+    return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
+
+
+@dataclass
+class CompareOptions(Options):
+    """The flags of main.py, and those of a comparison."""
+
+    title = "comparison"
+
+    modes: list[tuple[str, str]] | str = flag(
+        DEFAULT_MODES,
+        f"weight modes, separated by commas: {', '.join(WEIGHT_MODES)}; fixed:NAME names a schedule",
+        "MODES",
+        parse=parse_modes,
+    )
+    attacks: tuple[str, ...] = flag(
+        (),
+        "instead of modes: attacks as --attack takes them, separated by commas, such as "
+        "diffattack,torchattack:PGD,torchattack:DIFGSM(steps=20)",
+        "ATTACKS",
+        parse=attack_names,
+    )
+    sweep: Sweep | None = flag(
+        None,
+        "every mode or attack at several values of a flag that takes a number, or at several budgets, such "
+        "as structure_share=0,0.1,0.3 or budget=psnr=40,36.5,33, compared at equal visibility",
+        "FLAG=A,B,...",
+        parse=functools.partial(parse_sweep, AttackOptions),
+    )
+    published: bool = flag(False, "print what papers report for the same surrogates below, not run here")
+    page: bool = flag(
+        False,
+        "write judging.html, where a person chooses between two attacks' pictures without their names",
+    )
+    judged: tuple[Path, ...] = flag(
+        (), "choices that judging.html saved, separated by commas", "FILES", parse=paths
+    )
+
+    def __post_init__(self) -> None:
+        self.given_attack_through = self.attack_through  # whose default depends on the attack
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A mode or attack before it is loaded, in a sweep at one of its values."""
+
+    name: str
+    value: float | None
+    options: Options  # what `main.py` would be called with
+
+
+def check_options(options: CompareOptions) -> None:
+    """Raises InputError for flags of main.py that a comparison does not take, and for those of a comparison
+    that do not go together.
+    """
+    if options.attacks and options.modes != parse_modes(DEFAULT_MODES):
+        raise InputError("--modes are of one attack, --attacks compares several; give one of them")
+    if options.attack != OURS:
+        raise InputError(
+            "--attack is for main.py; a comparison takes --attacks, such as diffattack,torchattack:PGD"
+        )
+    if not options.attacks and (options.weight_mode, options.weight_schedule) != ("uniform", "learned"):
+        raise InputError(
+            "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
+            "uniform,fixed:increasing"
+        )
+    if options.check:
+        raise InputError("--check is for main.py; give it one of the modes or attacks")
+    if not launched().is_alone or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
+        raise InputError(
+            "--overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares "
+            "out its images by --processes and --shard"
+        )
+    sweep = options.sweep
+    if sweep and sweep.flag == "self_attn_loss_weight" and options.structure_share is not None:
+        raise InputError("--structure_share replaces --self_attn_loss_weight, so that a sweep of it is idle")
+    if sweep and options.attacks and sweep.flag not in FOR_ALL:
+        raise InputError(
+            f"--sweep {sweep.flag} is of {OURS} alone; with --attacks sweep what all of them know, such as "
+            f"budget=psnr=40,36.5,33"
+        )
+    if sweep and (options.page or options.judged):
+        raise InputError("--page and --judged are of one comparison; leave --sweep out")
+    if options.judged:  # before hours of attacks, rather than after
+        key = read_key(options.save_dir / KEY)
+        for path in options.judged:
+            read_judgements(path, key)
+
+
+def check_reports(options: CompareOptions) -> None:
+    """Raises InputError where reports of others would be written over."""
+    if (options.save_dir / "run.json").exists():
+        raise InputError(
+            f"--save_dir: {str(options.save_dir)!r} is the folder of a run of main.py, whose figures would "
+            f"be written over; give another folder"
+        )
+    endings = ("md", "tex", "csv", "html")
+    drawn = (*POOLED_FIGURES, "overlay", "tradeoff", "success_against_visibility", "sweep")
+    figures = [f"{ANALYSIS}/{name}.{ending}" for name in drawn for ending in ("png", "pdf")]
+    comparison = [f"comparison.{ending}" for ending in endings] + ["judging.html", KEY, *figures]
+    if not options.sweep:
+        check_reports_are_ours(options.save_dir, "comparison.json", comparison)
+        return
+    sweep = [f"sweep.{ending}" for ending in endings] + figures
+    check_reports_are_ours(options.save_dir, "sweep.json", sweep)
+    for value in options.sweep.values:
+        check_reports_are_ours(options.save_dir / options.sweep.folder(value), "comparison.json", comparison)
+
+
+def entries(options: CompareOptions) -> list[Entry]:
+    """All that is compared; of modes that are the same attack, the first alone."""
+    shared = Options(**{declared.name: getattr(options, declared.name) for declared in fields(Options)})
+    found, sweep = [], options.sweep
+    for value in sweep.values if sweep else (None,):
+        folder = options.save_dir / (sweep.folder(value) if sweep else "")
+        swept = {sweep.flag: sweep.option(value)} if sweep else {}
+        if options.attacks:
+            found += [
+                Entry(name, value, with_attack(shared, name, options, folder, swept))
+                for name in options.attacks
+            ]
+            continue
+        for weight_mode, schedule in options.modes:
+            name = name_of(weight_mode, schedule)
+            place = folder / name.replace(":", "_")
+            one = replace(shared, weight_mode=weight_mode, weight_schedule=schedule, save_dir=place, **swept)
+            found.append(Entry(name, value, one))
+            if sweep and sweep.modes_are_one(value):
+                break
+    for entry in found:
+        entry.options.verify()
+    return found
+
+
+def with_attack(shared: Options, name: str, options: CompareOptions, folder: Path, swept: dict) -> Options:
+    """The options of one attack, in a folder of its own inside `folder`; what only ours knows is left at its
+    default for the others.
+    """
+    idle = {} if name == OURS else {flag: getattr(DEFAULTS, flag) for flag in flags_of_ours()}
+    settings = {"attack_through": options.given_attack_through} | idle | swept
+    place = folder / parse_attack(name).folder
+    return replace(shared, attack=name, save_dir=place, **settings)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One of the modes that are compared, in a sweep at one of its values."""
+
+    name: str
+    value: float | None
+    job: Job  # with what `main.py` would be called with
