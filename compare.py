@@ -20,60 +20,29 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
-from diff_latent_attack import DiffAttack
 from diffattack.common.commands import run_program
 from diffattack.common.flags import parse_options
-from diffattack.runner.checked import Checked
-from diffattack.runner.clean_check import look_at_clean_images
-from diffattack.runner.compared import CompareOptions, Mode, check_options, check_reports, entries
-from diffattack.runner.comparing import report
-from diffattack.runner.folder import check_folder, claim_folder, drop_unusable, make_folder
-from diffattack.runner.modes import attack_in_modes
-from diffattack.runner.own_files import check_nothing_is_in_the_way
-from diffattack.runner.processes import get_ready
-from diffattack.runner.runner import Job, restore_weights
-from diffattack.runner.task import check_shards, load_attacks, load_judges, read_task
+from diffattack.runner.attack_images import attack_images, claim_jobs
+from diffattack.runner.compare import CompareOptions, check_options, claim_comparison, entries
+from diffattack.runner.compare_report import report_comparison
+from diffattack.runner.setup import check_shards, read_experiment
 
 
 def run(options: CompareOptions) -> int:
     """Checks, attacks in every mode, compares and writes; returns the exit code."""
     check_options(options)
-    task = read_task(options)
+    experiment = read_experiment(options)
     compared = entries(options)
     each = [entry.options for entry in compared]
     # each mode has as many processes as it may have
     part, parts = check_shards(replace(options, processes=1), [one.weight_mode for one in each])
-    for one in each:
-        check_folder(one.save_dir, task.configuration(one))
-        check_nothing_is_in_the_way(task.layout(one), one)
-    check_reports(options)
-    selected = task.items[: options.limit]
-    items = [item for item in selected if item.index % parts == part]
-    get_ready([(one, task.layout(one)) for one in each], task.device, items)
-    attacks = load_attacks(task, each)
-    configurations = [task.configuration(one) for one in each]  # which now say what the classifiers are
-    for one, configuration in zip(each, configurations):
-        check_folder(one.save_dir, configuration)
-    if not any(task.layout(one).finished() for one in each):
-        ours = (attack for attack in attacks if isinstance(attack, DiffAttack))
-        look_at_clean_images(task, next(ours, attacks[0]), selected)
-    modes, judges = [], load_judges(task, attacks[0])
-    for entry, attack, configuration in zip(compared, attacks, configurations):
-        layout = task.layout(entry.options)
-        make_folder(layout.folder, *layout.places)
-        identity = claim_folder(layout.folder, configuration)
-        checked = Checked(layout, task.masks)
-        drop_unusable(layout, items, identity, checked)
-        job = Job(attack, entry.options, identity, layout, task.masks, judges)
-        modes.append(Mode(entry.name, entry.value, job))
-        done = layout.finished([item.index for item in items])
-        if done:
-            restore_weights(attack, layout, max(done))
-    with tqdm(total=len(items), desc="images", unit="image") as bar:
-        attack_in_modes(task, items, [mode.job for mode in modes], bar)
-    return report(task, options, modes, selected)
+    claim_comparison(experiment, options)
+    selected = experiment.items[: options.limit]
+    mine = [item for item in selected if item.index % parts == part]
+    jobs = claim_jobs(experiment, each, mine)
+    if not options.merge:
+        attack_images(experiment, jobs, mine)
+    return report_comparison(experiment, options, compared, jobs, selected)
 
 
 def main(argv: list[str] | None = None) -> int:

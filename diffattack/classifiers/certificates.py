@@ -4,24 +4,24 @@ Robustness via Randomized Smoothing", ICML 2019), from the classes that were see
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 SMOOTHING_CHOICE = 10  # draws that choose the class which the others certify
 ALPHA = 0.001  # of a certificate, as in Cohen et al.
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """What smoothing guarantees of one image: its class within an L2 ball, with probability 1 - ALPHA."""
+# what smoothing guarantees of one image: its class within an L2 ball, with probability 1 - ALPHA
+CERTIFICATE = np.dtype(
+    [
+        ("label", np.int64),
+        ("radius", np.float64),  # L2 with values in [0, 1]; 0 where it abstains
+        ("abstains", np.bool_),
+    ]
+)
+NO_CERTIFICATE = np.array((-1, 0.0, True), CERTIFICATE)
 
-    label: int
-    radius: float  # L2 with values in [0, 1]; 0 where it abstains
-    abstains: bool
 
-
-def certificate(votes: np.ndarray, sigma: float) -> Certificate:
+def certificate(votes: np.ndarray, sigma: float) -> np.ndarray:
     """The radius `sigma * Phi^-1(p)`, p the Clopper-Pearson bound below the share of the class that the first
     draws choose among the others; it abstains where p is not above a half.
 
@@ -35,4 +35,4 @@ def certificate(votes: np.ndarray, sigma: float) -> Certificate:
     count = int((others == label).sum())
     bound = beta.ppf(ALPHA, count, len(others) - count + 1) if count else 0.0
     abstains = not bound > 0.5
-    return Certificate(label, 0.0 if abstains else float(sigma * norm.ppf(bound)), abstains)
+    return np.array((label, 0.0 if abstains else sigma * norm.ppf(bound), abstains), CERTIFICATE)

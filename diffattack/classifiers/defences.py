@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from diffattack.classifiers.certificates import Certificate, certificate
+from diffattack.classifiers.certificates import certificate
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.common.errors import InputError
 from diffattack.data.contrast import blurred, gaussian_kernel
@@ -389,13 +389,13 @@ class Smoothed(Defended):
         """The class seen at the draw of each seed alone, `(seeds, B)`."""
         return torch.stack([self.classifier(self.changed(images, seed)).argmax(-1) for seed in seeds])
 
-    def certify(self, images: torch.Tensor) -> list[Certificate]:
+    def certify(self, images: torch.Tensor) -> np.ndarray:
         """Cohen's certificate of each image, with SMOOTHING_CHOICE draws for the class and the others for the
         bound; it speaks of what the first smoothing sees.
         """
         sigma = next(defence.sigma for defence in self.defences if isinstance(defence, Smoothing))
         votes = self.votes(images, range(SEED, SEED + self.draws))
-        return [certificate(each, sigma) for each in votes.T.cpu().numpy()]
+        return np.stack([certificate(each, sigma) for each in votes.T.cpu().numpy()])
 
 
 def defend(

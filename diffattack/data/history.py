@@ -72,3 +72,17 @@ def joined_results(results: Sequence[AttackResult]) -> AttackResult:
         {step: torch.cat([result.pictures_at[step] for result in results]) for step in first.pictures_at},
         None if first.searches is None else [one for result in results for one in result.searches],
     )
+
+
+def result_of_image(result: AttackResult, k: int) -> AttackResult:
+    """The result of the k-th image, as a batch of one."""
+    one = slice(k, k + 1)
+    return AttackResult(
+        result.adversarial[one],
+        None if result.reconstruction is None else result.reconstruction[one],
+        result.record.of_image(k),
+        result.steps[one],
+        None if result.reached is None else result.reached[one],
+        {step: images[one] for step, images in result.pictures_at.items()},
+        None if result.searches is None else result.searches[one],
+    )

@@ -36,6 +36,10 @@ class Pooled:
     distance_then: np.ndarray
     indices: np.ndarray  # (images,), of the images in the data set
     psnr: np.ndarray  # (images,), dB, of the written picture; infinite where nothing has changed
+    # with `--judge_at` at P iterations by C classifiers, else None; see evaluation/curves.py
+    curve_iterations: np.ndarray | None = None  # (images, P)
+    curve_predictions: np.ndarray | None = None  # (images, P, C, 2)
+    curve_visibility: np.ndarray | None = None  # (images, P, measures)
 
 
 def pooled(records: Sequence, has_norm: bool = False) -> Pooled:
@@ -67,7 +71,6 @@ def numbers_of(record, has_norm: bool) -> dict[str, np.ndarray]:
     sums = loss_sums(record.layer_losses) if iterations else NO_LOSSES
     ever = bool(record.fooled.any())
     first = int(record.fooled.argmax()) if ever else 0
-    psnr = record.row["psnr"]
     return vars(sums) | {
         "losses": record.losses[:, :iterations],
         "confidence": record.confidence[:iterations],
@@ -77,8 +80,9 @@ def numbers_of(record, has_norm: bool) -> dict[str, np.ndarray]:
         "first_fooled": np.array(first + 1.0 if ever else np.nan),
         "distance_then": np.array(record.distance[first] if ever else np.nan, np.float64),
         "indices": np.array(record.index),
-        "psnr": np.array(np.inf if psnr is None else psnr, np.float64),
+        "psnr": np.array(record.row["psnr"], np.float64),
         **({"reference_squares": record.reference_squares} if has_norm else {}),
+        **record.curve,
     }
 
 

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,19 @@ def json_digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def json_text(value: object, indent: int | None = None) -> str:
+    """Strict JSON: what is not finite is null."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def run_identity(configuration: dict) -> str:
     """A digest of a run's run.json, which each of its records carries."""
     return json_digest(configuration)
@@ -100,19 +114,19 @@ def write_record(
     row: dict,
     path: Path,
     identity: str = "",
-    logits: Mapping[str, np.ndarray] = {},
+    curve: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Saves a record with one array a field, the row of the results, the weights' state after the image, the
-    identity of the run, and what `write_said` has of logits; `numpy.load` reads it.
+    identity of the run, and with `--judge_at` the CURVE; `numpy.load` reads it.
     """
     fields = {field.name: np.asarray(getattr(record, field.name)) for field in dataclasses.fields(record)}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
             **fields,
-            **logit_arrays(logits),
+            **(curve or {}),
             controller_state=controller_state.numpy(),
-            row=np.array(json.dumps(row)),
+            row=np.array(json_text(row)),
             run=np.array(identity),
         )
 
@@ -140,6 +154,7 @@ class ImageRecord:
     class_tokens: list[str]
     class_attention: np.ndarray  # (2, tokens, grid, grid), without the attack and with it
     components: np.ndarray  # (2, 3, h, w), the same
+    curve: dict[str, np.ndarray]  # CURVE, where there is one
 
     @property
     def index(self) -> int:
@@ -217,11 +232,19 @@ class Run:
         return pooled(self.records, has_norm=self.configuration.get("layer_norm", "mse") != "mse")
 
     @property
-    def rows(self) -> list[dict]:
-        """Of results.json, with what has been said of each image."""
-        if isinstance(self.records, Records):
-            return [read_said(path)[0] for path in self.records.paths]
-        return [record.row for record in self.records]
+    def rows(self) -> Iterator[dict]:
+        """Of results.json, with what every classifier predicts; of a run that has not been added up yet what
+        the attack left of each image.
+        """
+        is_lazy, path = isinstance(self.records, Records), self.folder / "results.json"
+        paths = self.records.paths if is_lazy else [record.path for record in self.records]
+        indices = set(map(index_of, paths))
+        if not path.is_file():
+            yield from (record.row for record in self.records)
+            return
+        with open(path, encoding="utf-8") as file:  # an image is a line
+            rows = (row_of(line.rstrip(",\n")) for line in file if line.startswith('    {"index": '))
+            yield from (row for row in rows if row["index"] in indices)
 
     @property
     def layer_losses(self) -> np.ndarray:
@@ -299,56 +322,29 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
     return record
 
 
-SAID = ("row", "features", "logits_of", "logits")  # arrays of a record, of what was said of its image
+def row_of(text: str) -> dict:
+    """From JSON, which has no infinity: the PSNR of a picture that did not change."""
+    row = json.loads(text)
+    return row | {"psnr": math.inf} if row["psnr"] is None else row
 
 
-def read_said(path: Path) -> tuple[dict, np.ndarray | None, dict[str, np.ndarray]]:
-    """What a record holds of what has been said of its image: the row, the features of its pictures, and of
-    classifiers with a sigmoid head by name the logits of its pictures, `(2 or 3, classes)`.
+def read_row(path: Path) -> dict:
+    """The row of a record alone.
 
     Raises:
         RecordError: the record is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as saved:
-            features = saved["features"] if "features" in saved else None
-            named = saved["logits_of"].tolist() if "logits_of" in saved else []
-            return json.loads(str(saved["row"])), features, dict(zip(named, saved["logits"] if named else ()))
+            return row_of(str(saved["row"]))
     except Exception as error:  # as in `read_record`
         raise RecordError(
             f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
         ) from None
 
 
-def logit_arrays(logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Logits by classifier as two arrays of a record: the names, and all of them in this order."""
-    return {"logits_of": np.array(list(logits)), "logits": np.stack(list(logits.values()))} if logits else {}
-
-
-def write_said(
-    path: Path,
-    row: dict,
-    features: np.ndarray | None,
-    logits: Mapping[str, np.ndarray] = {},
-    **others: np.ndarray,
-) -> None:
-    """Saves what has been said of an image, and other arrays, so that `read_said` reads it."""
-    arrays = others | {"row": np.array(json.dumps(row))} | logit_arrays(logits)
-    if features is not None:
-        arrays["features"] = features
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def update_said(
-    path: Path, row: dict, features: np.ndarray | None, logits: Mapping[str, np.ndarray] = {}
-) -> None:
-    """Puts another row, features and logits into a record; all else in it stays."""
-    with np.load(path, allow_pickle=False) as saved:
-        others = {name: saved[name] for name in saved.files if name not in SAID}
-    write_said(path, row, features, logits, **others)
-
-
+# what all judges find of an image's pictures at the iterations of `--judge_at`: evaluation/curves.py
+CURVE = ("curve_iterations", "curve_predictions", "curve_visibility")
 # arrays whose last axis is the batch, which in a file is one image
 ALONE = (
     "layer_losses",
@@ -374,13 +370,14 @@ def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:
     ]
     return ImageRecord(
         path=path,
-        row=json.loads(str(saved["row"])),
+        row=row_of(str(saved["row"])),
         timesteps=saved["timesteps"],
         layers=layer_names(saved["layers"].tolist(), saved["grids"].tolist()),
         weights=saved["weights"],
         losses=np.stack([term[:, 0] for term in terms]),
         class_tokens=saved["class_tokens"][0].tolist(),
         gradient_iterations=saved["gradient_iterations"].tolist(),
+        curve={name: saved[name] for name in CURVE if name in saved},
         **alone,
     )
 

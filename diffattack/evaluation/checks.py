@@ -9,7 +9,7 @@ import torch
 
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.data.images import to_tensor
-from diffattack.evaluation.predictions import Predictions, correct
+from diffattack.evaluation.predictions import ClassifierResult, correct
 
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
 SHOWN = 20  # images that are named in a warning
@@ -91,22 +91,20 @@ def warnings_about_gradients(name: str, has_gradients: Sequence[bool]) -> list[s
     )
 
 
-def warnings_about_labels(
-    name: str, predictions: Predictions, labels: np.ndarray, classes: int, head: Head = SOFTMAX
-) -> list[str]:
+def warnings_about_labels(result: ClassifierResult, classes: int) -> list[str]:
     """A clean accuracy that guessing explains."""
     from scipy.stats import binomtest
 
-    count, chance = int(correct(predictions, labels, head).sum()), 1 / classes
+    labels, head = result.labels.reshape(len(result.labels), -1), result.head
+    count, chance = int(correct(result.before, labels, head).sum()), 1 / classes
     if head.threshold is not None:
-        chance = right_with_others_labels(predictions, labels, head)
+        chance = right_with_others_labels(result)
     elif count == len(labels):
         return []
     if chance is None or binomtest(count, len(labels), chance, alternative="greater").pvalue <= 0.05:
         return []
     shifted = {
-        shift: int(says(predictions, np.where(labels >= 0, labels + shift, -1), head).sum())
-        for shift in (-1, 1)
+        shift: int(is_right(result, np.where(labels >= 0, labels + shift, -1)).sum()) for shift in (-1, 1)
     }
     shift, found = max(shifted.items(), key=lambda item: item[1])
     is_better = found > count and binomtest(found, len(labels), chance, alternative="greater").pvalue <= 0.05
@@ -121,53 +119,48 @@ def warnings_about_labels(
         else f"has {count}/{len(labels)} of the clean images right, and {chance:.0%} with the labels of "
         f"other images"
     )
-    return [f"{name} {guessing}; labels count from --label_base: {advice}"]
+    return [f"{result.name} {guessing}; labels count from --label_base: {advice}"]
 
 
-def says(predictions: Predictions, labels: np.ndarray, head: Head) -> np.ndarray:
-    """Whether predictions say one of these labels `(B,)` or `(B, L)`, which may be others than those that
-    they were made for, and beyond the classes: `(B,)`.
+def is_right(result: ClassifierResult, labels: np.ndarray) -> np.ndarray:
+    """Whether the clean pictures would be right with labels `(B, L)` that may be others than theirs, and
+    beyond the classes: `(B,)`.
     """
-    labels = labels.reshape(len(labels), -1)
-    if head.threshold is None:
-        return correct(predictions, labels, head)
-    known = (labels >= 0) & (labels < predictions.logits.shape[1])
-    logits = np.take_along_axis(predictions.logits, np.where(known, labels, 0), 1)
-    confidences = head.probabilities(torch.from_numpy(np.asarray(logits))).masked_fill(
-        torch.from_numpy(~known), 0.0
-    )
-    return head.sees(predictions.labels, labels, confidences.amax(1).numpy())
+    if result.head.threshold is None:
+        return correct(result.before, labels, result.head)
+    logits = result.logits[:, 0]
+    known = (labels >= 0) & (labels < logits.shape[1])
+    some = np.take_along_axis(logits, np.where(known, labels, 0), 1)
+    confidences = result.head.probabilities(torch.from_numpy(np.asarray(some)))
+    confidences = confidences.masked_fill(torch.from_numpy(~known), 0.0).amax(1).numpy()
+    return result.head.sees(result.before["label"], labels, confidences)
 
 
-def right_with_others_labels(predictions: Predictions, labels: np.ndarray, head: Head) -> float | None:
+def right_with_others_labels(result: ClassifierResult) -> float | None:
     """How often images are right with the labels of others that have no label in common with them, which is
-    what guessing gives of a sigmoid head, that may say any number of classes; None where there are no others.
+    what guessing gives of a sigmoid head, that may see any number of classes; None where there are no others.
     """
-    labels = labels.reshape(len(labels), -1)
+    labels = result.labels.reshape(len(result.labels), -1)
     right, tried = 0, 0
     for step in range(1, min(len(labels), DONORS + 1)):
         others = np.roll(labels, step, 0)
         apart = ~((labels[:, :, None] == others[:, None]) & (labels[:, :, None] >= 0)).any((1, 2))
-        right += int((says(predictions, others, head) & apart).sum())
+        right += int((is_right(result, others) & apart).sum())
         tried += int(apart.sum())
     return right / tried if tried else None
 
 
-def warnings_about_rounding(
-    names: Sequence[str], fooled_as_tensor: Sequence[bool], fooled_as_file: Sequence[bool]
-) -> list[str]:
-    """Images that fooled the surrogate as float tensors and no longer do as 8-bit files."""
-    lost = [
-        name for name, tensor, file in zip(names, fooled_as_tensor, fooled_as_file) if tensor and not file
+def warnings_about_rounding(rows: Sequence[dict]) -> list[str]:
+    """Images that fooled the surrogate as float tensors and no longer do as 8-bit files, by the rows of their
+    records.
+    """
+    lost = [row["file"] for row in rows if row["fooled_as_tensor"] and not row["fooled"]]
+    if not lost:
+        return []
+    return [
+        f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost[:SHOWN])}"
+        f"{f' and {len(lost) - SHOWN} more' * (len(lost) > SHOWN)}; more --iterations give it a margin"
     ]
-    return (
-        [
-            f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost[:SHOWN])}"
-            f"{f' and {len(lost) - SHOWN} more' * (len(lost) > SHOWN)}; more --iterations give it a margin"
-        ]
-        if lost
-        else []
-    )
 
 
 def warnings_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:

@@ -18,7 +18,6 @@ from natsort import natsorted, ns
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, ClassNames
 from diffattack.data.dataset import Item, class_folders
-from diffattack.evaluation.predictions import Predictions
 
 # A classifier that mistakes an image for the class beside it does so in so many of them at most: ImageNet's
 # neighbours are alike.
@@ -105,7 +104,7 @@ class CleanAccuracy:
 
 def clean_accuracy(
     name: str,
-    predictions: Predictions,
+    predictions: np.ndarray,
     chosen: Sequence[int],
     labels: Sequence[tuple[int, ...]],
     others: Sequence[Reading],
@@ -126,9 +125,9 @@ def clean_accuracy(
     """
     from scipy.stats import binom
 
-    predicted = predictions.labels
+    predicted = predictions["label"]
     hits = sum(answer in labels[k] for answer, k in zip(predicted, chosen))
-    sure = predictions.true_confidences
+    sure = predictions["true_confidence"]
     right = hits if head.threshold is None else int((sure > head.threshold).sum())
     images = len(predicted)
     found = CleanAccuracy(name, right, images)
@@ -169,7 +168,7 @@ def chance_of_a_hit(
     return max(1 / classes, dealt) if len(true) >= FEW_CLASSES else 1 / classes
 
 
-def is_trained(predictions: Predictions, classes: int) -> bool:
+def is_trained(predictions: np.ndarray, classes: int) -> bool:
     """Whether a classifier's answers are sure of themselves and vary, as those of random weights do not."""
     sure = (float(predictions.confidences.mean()) - 1 / classes) / (1 - 1 / classes)
-    return sure > 0.2 and len(set(predictions.labels.tolist())) >= min(3, classes)
+    return sure > 0.2 and len(set(predictions["label"].tolist())) >= min(3, classes)

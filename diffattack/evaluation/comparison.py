@@ -12,10 +12,10 @@ import numpy as np
 
 from diffattack.data.records import Run
 from diffattack.evaluation.costs import cost_dict, cost_rows
-from diffattack.evaluation.draws import LEGEND, RULES
-from diffattack.evaluation.evaluate import Evaluation, joint, plain
 from diffattack.evaluation.kernel import kernel_difference
 from diffattack.evaluation.legend import COUNTED, legend, legend_of_head
+from diffattack.evaluation.predictions import DRAWS_LEGEND, RULES
+from diffattack.evaluation.results import Evaluation, joint, plain
 from diffattack.evaluation.stats import (
     ALPHA,
     Difference,
@@ -75,7 +75,7 @@ def compare_runs(
         *legend(metric.name for metric in metrics),
     ]
     if any(evaluation.draws for evaluation in evaluations):
-        described.insert(0, LEGEND)
+        described.insert(0, DRAWS_LEGEND)
     sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
     sections = [
         (f"Figures; attack success {COUNTED}", metric_rows(names, metrics)),
@@ -351,12 +351,12 @@ def csv_text(
                         name,
                         result.name,
                         row["label"],
-                        before.label + base,
-                        *([result.reconstructed[k].label + base] if alone else []),
-                        after.label + base,
-                        before.confidence,
-                        after.confidence,
-                        after.true_confidence,
+                        before["label"] + base,
+                        *([result.reconstructed["label"][k] + base] if alone else []),
+                        after["label"] + base,
+                        before["confidence"],
+                        after["confidence"],
+                        after["true_confidence"],
                         row["seconds"],
                         *(values[k] for values in figures),
                     ]

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from diffattack.evaluation.predictions import ClassifierResult
 
@@ -47,9 +49,9 @@ def legend_of_head(result: ClassifierResult) -> list[str]:
         + (f"; fooled: {'its target has one' if is_targeted else 'none of them has'}")
     ]
     if result.precisions:
-        positives = result.precisions["after"].positives
+        shown = ~np.isnan(result.precisions["after"])
         lines.append(
-            f"mAP: the mean average precision over those {(positives > 0).sum()} of {len(positives)} classes "
+            f"mAP: the mean average precision over those {shown.sum()} of {len(shown)} classes "
             f"that an image shows"
         )
     return lines

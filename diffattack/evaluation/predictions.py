@@ -1,83 +1,50 @@
-"""What a classifier says of pictures, and whether it is right or fooled."""
+"""What classifiers predict of pictures, and whether they are right or fooled.
+
+A prediction is a row of a structured array of `PREDICTION`, of images `(B,)`, or, where it is kept, of images
+by classifier, draw and side `(B, classifiers, 1 + draws, sides)`.
+
+Three figures must not be confused: `accuracy_after` counts all images, as the original DiffAttack prints it
+and the tables of papers have it; `success` counts those that this classifier had right before; and
+`success_of_all` is what TransferAttack calls success, misclassified images among all. Shares have 95 % Wilson
+intervals.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from diffattack.classifiers.certificates import ALPHA, Certificate
-from diffattack.classifiers.defences import Smoothed, split_name
+from diffattack.classifiers.certificates import ALPHA
+from diffattack.classifiers.defences import SEED, Defended, split_name
 from diffattack.classifiers.heads import SOFTMAX, Head, marked
-from diffattack.data.images import Pictures, to_tensor
-from diffattack.evaluation.precision import Precision, average_precision
-from diffattack.evaluation.stats import Estimate, share
+from diffattack.data.images import to_tensor
+from diffattack.evaluation.stats import Estimate, mean_over_images, share
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of one image."""
-
-    label: int  # of the largest logit
-    confidence: float  # probability of that label
-    # probability of the true label; of several, of all of them together, with a sigmoid head the largest
-    true_confidence: float
-    target_confidence: float | None = None  # probability of the target, None without one
-
-    def described(self, class_names: Sequence[str], base: int) -> dict:
-        """For results.json: the label counted from `base`, and its class."""
-        told = {**asdict(self), "label": self.label + base, "class": class_names[self.label]}
-        return {key: value for key, value in told.items() if value is not None}
-
-    @classmethod
-    def of_description(cls, description: dict, base: int) -> Prediction:
-        """The prediction that `described` described."""
-        return cls(
-            description["label"] - base,
-            description["confidence"],
-            description["true_confidence"],
-            description.get("target_confidence"),
-        )
-
-    @property
-    def numbers(self) -> tuple[float, float, float, float]:
-        """A row of `Predictions.of_columns`."""
-        target = np.nan if self.target_confidence is None else self.target_confidence
-        return self.label, self.confidence, self.true_confidence, target
-
-
-class Predictions(Sequence[Prediction]):
-    """What a classifier says of images, as arrays `(B,)`: fifty thousand take little room so."""
-
-    def __init__(self, predictions: Iterable[Prediction] = (), logits: np.ndarray | None = None):
-        self.take(np.array([p.numbers for p in predictions]).reshape(-1, 4), logits)
-
-    def take(self, columns: np.ndarray, logits: np.ndarray | None) -> None:
-        self.labels = columns[:, 0].astype(np.int64)
-        self.confidences, self.true_confidences, self.target_confidences = columns[:, 1:].T
-        self.logits = logits  # (B, classes), kept of a sigmoid head alone
-
-    @classmethod
-    def of_columns(cls, columns: np.ndarray, logits: np.ndarray | None = None) -> Predictions:
-        """Of labels, confidences, true and target confidences (NaN without one), `(B, 4)`."""
-        found = cls()
-        found.take(columns, logits)
-        return found
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, k: int) -> Prediction:
-        target = self.target_confidences[k]
-        return Prediction(
-            int(self.labels[k]),
-            float(self.confidences[k]),
-            float(self.true_confidences[k]),
-            None if np.isnan(target) else float(target),
-        )
+SIDES = ("before", "after", "reconstructed")  # of the clean, adversarial and reconstructed pictures
+PREDICTION = np.dtype(
+    [
+        ("label", np.int64),  # of the largest logit
+        ("confidence", np.float64),  # probability of that label
+        # probability of the true label; of several, of all of them together, with a sigmoid head the largest
+        ("true_confidence", np.float64),
+        ("target_confidence", np.float64),  # probability of the target, NaN without one
+    ]
+)
+FIGURES = (
+    "accuracy_before",
+    "accuracy_reconstructed",
+    "accuracy_after",
+    "success",
+    "success_of_all",
+    "success_of_attack_alone",
+)
+OF_RECONSTRUCTION = ("accuracy_reconstructed", "success_of_attack_alone")
 
 
 @torch.no_grad()
@@ -89,70 +56,62 @@ def predict(
     batch: int = 16,
     head: Head = SOFTMAX,
     targets: np.ndarray | None = None,
-) -> Predictions:
+) -> tuple[np.ndarray, np.ndarray]:
     """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`, and whose targets
-    `(B,)`, -1 for none.
+    `(B,)`, -1 for none: predictions `(B,)`, and logits `(B, classes)`, of a softmax head `(B, 0)`.
     """
-    predictions, every = [], []
+    predictions, kept = np.zeros(len(images), PREDICTION), [np.zeros((0, 0), np.float32)]
     labels = labels.reshape(len(labels), -1)
     for start in range(0, len(images), batch):
         some = slice(start, start + batch)
         logits = classifier(to_tensor(images[some]).to(device)).cpu()
         probabilities, predicted = head.probabilities(logits), logits.argmax(-1)
-        goals = None if targets is None else torch.as_tensor(targets[some])
-        sure_of = [
-            probabilities.gather(-1, predicted[:, None])[:, 0],
-            head.confidence(probabilities, marked(torch.as_tensor(labels[some]), logits.shape[-1])),
-            torch.full((len(logits),), torch.nan)
-            if goals is None
-            else probabilities.gather(-1, goals.clamp(min=0)[:, None])[:, 0].where(goals >= 0, torch.nan),
-        ]
-        predictions.append(torch.stack([predicted.double(), *(each.double() for each in sure_of)], 1))
-        if head.threshold is not None:
-            every.append(logits.float())
-    columns = torch.cat([torch.zeros(0, 4), *predictions]).numpy()
-    return Predictions.of_columns(columns, torch.cat(every).numpy() if every else None)
+        classes = marked(torch.as_tensor(labels[some]), logits.shape[-1])
+        predictions["label"][some] = predicted
+        predictions["confidence"][some] = probabilities.gather(-1, predicted[:, None])[:, 0].double()
+        predictions["true_confidence"][some] = head.confidence(probabilities, classes).double()
+        goals = torch.full_like(predicted, -1) if targets is None else torch.as_tensor(targets[some])
+        of_target = probabilities.gather(-1, goals.clamp(min=0)[:, None])[:, 0]
+        predictions["target_confidence"][some] = of_target.double().where(goals >= 0, torch.nan)
+        kept.append((logits if head.threshold is not None else logits[:, :0]).float().numpy())
+    return predictions, np.concatenate(kept[1:] or kept)
 
 
-def correct(predictions: Predictions, labels: np.ndarray, head: Head = SOFTMAX) -> np.ndarray:
-    """Whether each prediction says the label, or one of them: `(B,)`."""
-    return head.sees(predictions.labels, labels.reshape(len(labels), -1), predictions.true_confidences)
+def correct(predictions: np.ndarray, labels: np.ndarray, head: Head = SOFTMAX) -> np.ndarray:
+    """Whether each prediction is the label, or one of them: `(B,)`."""
+    return head.sees(predictions["label"], labels.reshape(len(labels), -1), predictions["true_confidence"])
 
 
-def at_target(predictions: Predictions, targets: np.ndarray | None, head: Head) -> np.ndarray:
-    """Whether each prediction says its target `(B,)`, -1 or None where there is none: `(B,)`."""
+def at_target(predictions: np.ndarray, targets: np.ndarray | None, head: Head) -> np.ndarray:
+    """Whether each prediction is its target `(B,)`, -1 or None where there is none: `(B,)`."""
     if targets is None:
         return np.zeros(len(predictions), bool)
-    return (targets >= 0) & head.sees(predictions.labels, targets[:, None], predictions.target_confidences)
+    return (targets >= 0) & head.sees(
+        predictions["label"], targets[:, None], predictions["target_confidence"]
+    )
 
 
 def fooled(
-    predictions: Predictions, labels: np.ndarray, targets: np.ndarray | None, head: Head = SOFTMAX
+    predictions: np.ndarray, labels: np.ndarray, targets: np.ndarray | None, head: Head = SOFTMAX
 ) -> np.ndarray:
-    """Whether each prediction says the target, or, where there is none, no true label: `(B,)`."""
+    """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
     wrong = ~correct(predictions, labels, head)
     return wrong if targets is None else np.where(targets >= 0, at_target(predictions, targets, head), wrong)
 
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """What one classifier says of the clean, reconstructed and adversarial images."""
+    """What one classifier predicts of the clean, adversarial and reconstructed images."""
 
     name: str
     labels: np.ndarray  # (B,) or (B, L)
-    before: Predictions
-    after: Predictions
-    reconstructed: Predictions | None
+    before: np.ndarray  # (B,) of PREDICTION
+    after: np.ndarray
+    reconstructed: np.ndarray | None = None
     targets: np.ndarray | None = None  # (B,)
-    # behind smoothing, of the clean and of the adversarial images
-    certificates: tuple[list[Certificate], list[Certificate]] | None = None
     head: Head = SOFTMAX
-
-    @property
-    def sides(self) -> dict[str, Predictions]:
-        """What it says of each kind of picture that there is."""
-        sides = {"before": self.before, "reconstructed": self.reconstructed, "after": self.after}
-        return {side: said for side, said in sides.items() if said is not None}
+    logits: np.ndarray | None = None  # (B, sides, classes), of a sigmoid head
+    certificates: np.ndarray | None = None  # (B, 2), behind smoothing, of clean and adversarial images
 
     @property
     def network(self) -> str:
@@ -165,187 +124,220 @@ class ClassifierResult:
 
     @property
     def correct_before(self) -> np.ndarray:
-        """Right before, so that an attack can fool it: `(B,)`. A sigmoid head can say the target beside a
+        """Right before, so that an attack can fool it: `(B,)`. A sigmoid head can see the target beside a
         true class already, which is not right either.
         """
         right = correct(self.before, self.labels, self.head)
         return right & ~at_target(self.before, self.targets, self.head)
 
     @property
-    def misled(self) -> np.ndarray:
-        """After the attack wrong, or as the target says, whatever it was before: `(B,)`."""
-        return fooled(self.after, self.labels, self.targets, self.head)
-
-    @property
     def fooled(self) -> np.ndarray:
         """Right before, and misled by the attack: `(B,)`."""
-        return self.correct_before & self.misled
+        return self.correct_before & fooled(self.after, self.labels, self.targets, self.head)
 
     @property
     def fooled_by_reconstruction(self) -> np.ndarray:
         """The same of the reconstruction, without any attack."""
         return self.correct_before & fooled(self.reconstructed, self.labels, self.targets, self.head)
 
-    @property
-    def correct_reconstructed(self) -> np.ndarray:
-        """Right before and on the reconstruction, so that the attack alone can have fooled it: `(B,)`."""
-        already = at_target(self.reconstructed, self.targets, self.head)
-        return self.correct_before & correct(self.reconstructed, self.labels, self.head) & ~already
+    def counts(self, figure: str) -> tuple[np.ndarray, np.ndarray]:
+        """Which images a rate counts, by its name in FIGURES, and which of these it finds: `(B,)` each."""
+        everything = np.ones(len(self.labels), bool)
+        if figure.startswith("accuracy_"):
+            side = getattr(self, figure.removeprefix("accuracy_"))
+            return everything, correct(side, self.labels, self.head)
+        if figure == "success_of_all":
+            return everything, fooled(self.after, self.labels, self.targets, self.head)
+        if figure == "success_of_attack_alone":  # right on the reconstruction, too
+            already = at_target(self.reconstructed, self.targets, self.head)
+            right = correct(self.reconstructed, self.labels, self.head) & ~already & self.correct_before
+            return right, self.fooled & right
+        return self.correct_before, self.fooled
 
-    @property
-    def accuracy_before(self) -> Estimate:
-        return share(correct(self.before, self.labels, self.head).sum(), len(self.labels))
-
-    @property
-    def accuracy_reconstructed(self) -> Estimate | None:
-        return (
-            None
-            if self.reconstructed is None
-            else share(correct(self.reconstructed, self.labels, self.head).sum(), len(self.labels))
-        )
-
-    @property
-    def accuracy_after(self) -> Estimate:
-        return self.rate("accuracy_after")
+    def rate(self, figure: str) -> Estimate | None:
+        """A share by its name in FIGURES; None of reconstructions where there are none."""
+        if self.reconstructed is None and figure in OF_RECONSTRUCTION:
+            return None
+        counted, found = self.counts(figure)
+        return share(found.sum(), counted.sum())
 
     @property
     def success(self) -> Estimate:
         """Attack success rate: misclassified among those classified correctly before."""
         return self.rate("success")
 
-    @property
-    def success_of_all(self) -> Estimate:
-        """Attack success rate as TransferAttack counts it: misclassified, or given their targets, among all
-        images, whether they were classified correctly before or not.
-        """
-        return self.rate("success_of_all")
-
-    @property
-    def success_of_attack_alone(self) -> Estimate | None:
-        """`success` without the images that are misclassified on the reconstruction already."""
-        return None if self.reconstructed is None else self.rate("success_of_attack_alone")
-
     @cached_property
-    def precisions(self) -> dict[str, Precision]:
-        """Of a sigmoid head, how well it tells each class of each kind of picture; else nothing."""
-        return {
-            side: average_precision(said.logits, self.labels)
-            for side, said in self.sides.items()
-            if said.logits is not None
-        }
+    def precisions(self) -> dict[str, np.ndarray]:
+        """Of a sigmoid head the average precision of each class by kind of picture, `(classes,)`, NaN for one
+        that no image shows; else nothing.
+        """
+        if self.logits is None:
+            return {}
+        sides = zip(SIDES, np.moveaxis(self.logits, 1, 0))
+        return {side: average_precision(logits, self.labels) for side, logits in sides}
 
     @property
     def mean_precisions(self) -> dict[str, Estimate]:
-        """mAP by kind of picture, as results.json names it."""
-        return {f"mAP_{side}": precision.mean for side, precision in self.precisions.items()}
+        """mAP by kind of picture, as results.json names it: over the classes that some image shows."""
+        return {
+            f"mAP_{side}": Estimate(mean_of_known(precisions), math.nan, math.nan)
+            for side, precisions in self.precisions.items()
+        }
 
-    def counts(self, figure: str) -> tuple[np.ndarray, np.ndarray]:
-        """Which images a rate counts, by its name here, and which of these it finds: `(B,)` each."""
-        everything = np.ones(len(self.labels), bool)
-        if figure == "success":
-            return self.correct_before, self.fooled
-        if figure == "success_of_attack_alone":
-            return self.correct_reconstructed, self.fooled & self.correct_reconstructed
-        return everything, {
-            "success_of_all": self.misled,
-            "accuracy_after": correct(self.after, self.labels, self.head),
-        }[figure]
-
-    def rate(self, figure: str) -> Estimate:
-        counted, found = self.counts(figure)
-        return share(found.sum(), counted.sum())
+    def figures(self) -> dict[str, Estimate | None]:
+        return {name: self.rate(name) for name in FIGURES} | self.mean_precisions
 
     def described(self, k: int, class_names: Sequence[str], base: int) -> dict[str, dict]:
-        """The predictions of the k-th image, for results.json."""
-        described = {side: said[k].described(class_names, base) for side, said in self.sides.items()}
-        for side, said in self.sides.items():
-            if said.logits is not None:
-                described[side]["of_classes"] = self.of_classes(k, said.logits[k], class_names)
-        return described
+        """The predictions of the k-th image for results.json by kind of picture; labels count from `base`."""
+        found = {}
+        for side, predictions in zip(SIDES, (self.before, self.after, self.reconstructed)):
+            if predictions is None:
+                continue
+            values = dict(zip(PREDICTION.names, predictions[k].item()))
+            if math.isnan(values["target_confidence"]):
+                del values["target_confidence"]
+            found[side] = values | {"label": values["label"] + base, "class": class_names[values["label"]]}
+            if self.logits is not None:
+                found[side]["of_classes"] = self.of_classes(k, SIDES.index(side), class_names)
+        return found
 
-    def of_classes(self, k: int, logits: np.ndarray, class_names: Sequence[str]) -> list[list]:
+    def of_classes(self, k: int, side: int, class_names: Sequence[str]) -> list[list]:
         """Of the k-th image the names and probabilities of its target, if it has one, and its true classes,
         the surest first: the first of all is what decides.
         """
-        probabilities = self.head.probabilities(torch.from_numpy(logits)).tolist()
+        probabilities = self.head.probabilities(torch.from_numpy(self.logits[k, side])).tolist()
         own = self.labels.reshape(len(self.labels), -1)[k]
         classes = sorted(own[own >= 0].tolist(), key=lambda label: -probabilities[label])
         if self.targets is not None and self.targets[k] >= 0:
             classes.insert(0, int(self.targets[k]))
         return [[class_names[label], probabilities[label]] for label in classes]
 
-    def figures(self) -> dict[str, Estimate | None]:
-        return {
-            name: getattr(self, name)
-            for name in (
-                "accuracy_before",
-                "accuracy_reconstructed",
-                "accuracy_after",
-                "success",
-                "success_of_all",
-                "success_of_attack_alone",
-            )
-        } | self.mean_precisions
+    def certified(self) -> dict[str, dict]:
+        """What smoothing certifies, of the clean and the adversarial images: how many it abstains on, and the
+        median radius of the others.
+        """
+        found = {}
+        for picture, certificates in zip(("clean", "adversarial"), self.certificates.T):
+            radii = certificates["radius"][~certificates["abstains"]]
+            found[picture] = {
+                "abstains": int(certificates["abstains"].sum()),
+                "images": len(certificates),
+                "median_radius": float(np.median(radii)) if len(radii) else None,
+            }
+        return found
+
+    def certified_line(self) -> str:
+        parts = []
+        for picture, found in self.certified().items():
+            radius = found["median_radius"]
+            others = "" if radius is None else f" and certifies the others at a median radius of {radius:.2f}"
+            parts.append(f"abstains on {found['abstains']}/{found['images']} {picture} images{others}")
+        limits = f"(L2, values in [0, 1]; Clopper-Pearson at {1 - ALPHA:.1%})"
+        return f"{self.name}: {', '.join(parts)} {limits}"
 
 
-def evaluate_classifier(
-    name: str,
-    classifier: torch.nn.Module,
-    pictures: Pictures,
-    device: torch.device,
-    of_clean: ClassifierResult | None = None,
-    batch: int = 16,
-    head: Head = SOFTMAX,
-) -> ClassifierResult:
-    """Classifies all pictures of a run.
+# ---------------------------------------------------------------- several draws of a random defence
+
+RULES = ("worst", "mean", "majority")
+DRAWS_LEGEND = (
+    "worst, mean and majority of K draws: the random defence drawn once an answer, K times; the row above is "
+    "by several draws at once. Worst: right in every draw; fooled in any of those that were right before. "
+    "Mean: the share of the draws. Majority: by the class that most draws see, of equals the one seen first"
+)
+
+
+class OneDraw(torch.nn.Module):
+    """A classifier behind random defences as the draw of that number alone shows it, counted from 0; it is
+    the same for every image, before the attack and after it.
+    """
+
+    def __init__(self, defended: Defended, number: int):
+        super().__init__()
+        self.defended, self.number = defended, number
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.defended.classifier(self.defended.changed(images, SEED + self.number))
+
+
+@dataclass(frozen=True)
+class OverDraws:
+    """What a classifier behind a random defence predicts at each draw; whoever runs it may draw once, and an
+    attacker may ask again.
+    """
+
+    each: Sequence[ClassifierResult]
+
+    def title(self, rule: str) -> str:
+        return f"{rule} of {len(self.each)} draws"
+
+    @cached_property
+    def majority(self) -> ClassifierResult:
+        """The class that most draws see; how sure they are together, nobody knows."""
+        first, voted = self.each[0], {}
+        for side in SIDES[: 2 + (first.reconstructed is not None)]:
+            voted[side] = getattr(first, side).copy()
+            votes = np.stack([getattr(result, side)["label"] for result in self.each], 1)  # (B, K)
+            voted[side]["label"] = [Counter(row).most_common(1)[0][0] for row in votes.tolist()]
+        return replace(first, **voted)
+
+    def by_image(self, rule: str, figure: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of a figure of FIGURES, which images it counts by this rule, and what it is of each of them, a
+        share of the draws or 0 or 1; `(B,)` each.
+        """
+        if rule == "majority":
+            return self.majority.counts(figure)
+        counted, found = map(np.stack, zip(*(result.counts(figure) for result in self.each)))  # (K, B)
+        if rule == "mean":
+            return counted.any(0), found.sum(0) / np.maximum(counted.sum(0), 1)
+        return counted.any(0), found.all(0) if figure.startswith("accuracy") else found.any(0)
+
+    def rate(self, rule: str, figure: str) -> Estimate | None:
+        """The figure by this rule; None where it is of reconstructions, and there are none."""
+        if self.each[0].reconstructed is None and figure in OF_RECONSTRUCTION:
+            return None
+        counted, values = self.by_image(rule, figure)
+        if rule == "mean" and counted.any():
+            return replace(mean_over_images(values[counted]), is_share=True)
+        return share(values[counted].sum(), counted.sum())
+
+    def figures(self, rule: str) -> dict[str, Estimate | None]:
+        return {figure: self.rate(rule, figure) for figure in FIGURES}
+
+
+# ---------------------------------------------------------------- average precision
+
+BLOCK = 2**24  # numbers that are read at once
+
+
+def average_precision(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How well a classifier with a sigmoid head tells each class over all images, which needs no threshold:
+    `(classes,)`, NaN for a class that no image shows; as torchmetrics' MultilabelAveragePrecision has it.
 
     Args:
-        of_clean: what it has said before of the same clean pictures.
-        batch: pictures at once.
+        logits: `(B, classes)`, which may lie in a file.
+        labels: `(B,)` or `(B, L)`, -1 for none.
     """
+    from scipy.stats import rankdata
+    from torchmetrics.functional.classification import binary_average_precision
 
-    def certified_by(images: np.ndarray) -> list[Certificate]:
-        return [c for chunk in to_tensor(images).split(batch) for c in classifier.certify(chunk.to(device))]
-
-    def said(images: np.ndarray) -> Predictions:
-        return predict(classifier, images, pictures.labels, device, batch, head, pictures.targets)
-
-    after, reconstructed = (
-        None if images is None else said(images) for images in (pictures.adversarial, pictures.reconstructed)
-    )
-    before = of_clean.before if of_clean else said(pictures.clean)
-    certificates = None
-    if isinstance(classifier, Smoothed):
-        clean = of_clean.certificates[0] if of_clean else certified_by(pictures.clean)
-        certificates = (clean, certified_by(pictures.adversarial))
-    return ClassifierResult(
-        name, pictures.labels, before, after, reconstructed, pictures.targets, certificates, head
-    )
+    images, classes = logits.shape
+    found, step = np.full(classes, np.nan), max(1, BLOCK // images)
+    for start in range(0, classes, step):
+        block = np.array(logits[:, start : start + step])
+        for k in np.flatnonzero(positives(labels, classes)[start : start + step]):
+            true = (labels.reshape(images, -1) == start + k).any(1)
+            # ranks, since the probabilities of sure answers are all one
+            scores = torch.from_numpy(rankdata(block[:, k], "min") / images)
+            found[start + k] = binary_average_precision(scores, torch.from_numpy(true.astype(np.int64)))
+    return found
 
 
-def certified(result: ClassifierResult) -> dict[str, dict]:
-    """What smoothing certifies, of the clean and the adversarial images: how many it abstains on, and the
-    median radius of the others.
-    """
-    told = {}
-    for picture, certificates in zip(("clean", "adversarial"), result.certificates):
-        radii = [c.radius for c in certificates if not c.abstains]
-        told[picture] = {
-            "abstains": len(certificates) - len(radii),
-            "images": len(certificates),
-            "median_radius": float(np.median(radii)) if radii else None,
-        }
-    return told
+def positives(labels: np.ndarray, classes: int) -> np.ndarray:
+    """How many images show each class: `(classes,)`."""
+    return np.bincount(labels[labels >= 0], minlength=classes)  # labels of an image differ
 
 
-def certified_line(result: ClassifierResult) -> str:
-    parts = [
-        f"abstains on {told['abstains']}/{told['images']} {picture} images"
-        + (
-            ""
-            if told["median_radius"] is None
-            else f" and certifies the others at a median radius of {told['median_radius']:.2f}"
-        )
-        for picture, told in certified(result).items()
-    ]
-    return f"{result.name}: {', '.join(parts)} (L2, values in [0, 1]; Clopper-Pearson at {1 - ALPHA:.1%})"
+def mean_of_known(values: np.ndarray) -> float:
+    """Of all that are not NaN; NaN where there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
@@ -19,12 +18,11 @@ import numpy as np
 from diffattack.common.flags import number_or_none
 from diffattack.data.records import Run
 from diffattack.evaluation.budget import Budget, parse_budget
-from diffattack.evaluation.evaluate import Evaluation, plain
+from diffattack.evaluation.curves import VISIBILITIES, compare_curves, curve_of, pair_rows, success_rates
 from diffattack.evaluation.legend import COUNTED, legend
-from diffattack.evaluation.stats import Difference, Estimate, holm, mean_difference, mean_over_images
+from diffattack.evaluation.results import Evaluation, plain
+from diffattack.evaluation.stats import Estimate, mean_over_images
 
-# of visibility, with the sign that makes more visible larger
-VISIBILITIES = {"L2": 1.0, "SSIM": -1.0}
 # at which all modes are the same attack
 WITHOUT_STRUCTURE = ("self_attn_loss_weight", "structure_share")
 
@@ -102,7 +100,7 @@ def check_count(values: tuple[float, ...]) -> None:
         raise argparse.ArgumentTypeError("expected at least two values, none of them twice")
 
 
-# ---------------------------------------------------------------- curves
+# ---------------------------------------------------------------- tables
 
 
 @dataclass(frozen=True)
@@ -113,114 +111,6 @@ class Point:
     value: float
     run: Run
     evaluation: Evaluation
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A mode at all values, in their order, by image."""
-
-    visibility: dict[str, np.ndarray]  # of VISIBILITIES, (values, B)
-    scores: dict[str, np.ndarray]  # (values, B); NaN for an image on which it says nothing
-
-
-def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """How far each image fools the transfer classifiers that had it right before, `(B,)`: the share of them
-    that is fooled, and the mean probability that they leave to its true class.
-    """
-    results = evaluation.transfers
-    counted = np.stack([result.correct_before for result in results])
-    fooled = np.stack([result.fooled for result in results])
-    left = np.stack([result.after.true_confidences for result in results])
-    with np.errstate(invalid="ignore"):
-        return {
-            "transfer success": (fooled & counted).sum(0) / counted.sum(0),
-            "confidence left in the true class": np.where(counted, left, 0).sum(0) / counted.sum(0),
-        }
-
-
-def curve_of(evaluations: Sequence[Evaluation]) -> Curve:
-    """Of a mode's evaluations at all values of a flag, or at several iterations."""
-    scores = [transfer_scores(evaluation) for evaluation in evaluations]
-    return Curve(
-        {
-            name: np.stack([sign * evaluation.quality[name].by_image for evaluation in evaluations])
-            for name, sign in VISIBILITIES.items()
-        },
-        {name: np.stack([score[name] for score in scores]) for name in scores[0]},
-    )
-
-
-def difference_at_equal_visibility(
-    visibility: tuple[np.ndarray, np.ndarray], scores: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """The second curve minus the first, for each image, averaged over the visibilities that both reach:
-    `(B,)`, NaN where they have none in common.
-
-    Each image's points are joined by straight lines in the order of their visibility; nothing is
-    extrapolated.
-
-    Args:
-        visibility, scores: of both curves, `(values, B)` each.
-    """
-    differences = np.full(visibility[0].shape[1], np.nan)
-    for k in range(len(differences)):
-        curves = []
-        for v, s in zip(visibility, scores):
-            order = np.argsort(v[:, k], kind="stable")
-            curves.append((v[order, k], s[order, k]))
-        (v1, s1), (v2, s2) = curves
-        low, high = max(v1[0], v2[0]), min(v1[-1], v2[-1])
-        if low <= high:
-            grid = np.unique(np.clip(np.concatenate([v1, v2]), low, high))
-            difference = np.interp(grid, v2, s2) - np.interp(grid, v1, s1)
-            differences[k] = (
-                np.trapezoid(difference, grid) / (high - low) if high > low else difference.mean()
-            )
-    return differences
-
-
-@dataclass
-class PairDifference:
-    """Of two modes at equal visibility; `count` images say something."""
-
-    modes: tuple[str, str]
-    visibility: str
-    score: str
-    difference: Difference
-    count: int
-
-    def as_dict(self) -> dict:
-        """For JSON."""
-        return {
-            "modes": list(self.modes),
-            "visibility": self.visibility,
-            "score": self.score,
-            "difference": plain(self.difference.estimate),
-            "p": self.difference.p,
-            "p_holm": self.difference.corrected,
-            "images": self.count,
-        }
-
-
-def compare_curves(curves: dict[str, Curve]) -> list[PairDifference]:
-    """Every pair of modes by every score at every measure of visibility; p is corrected by Holm over all."""
-    pairs = []
-    for first, second in itertools.combinations(curves, 2):
-        a, b = curves[first], curves[second]
-        for visibility, score in itertools.product(VISIBILITIES, a.scores):
-            differences = difference_at_equal_visibility(
-                (a.visibility[visibility], b.visibility[visibility]), (a.scores[score], b.scores[score])
-            )
-            known = differences[np.isfinite(differences)]
-            pairs.append(
-                PairDifference((first, second), visibility, score, mean_difference(known), len(known))
-            )
-    for pair, corrected in zip(pairs, holm([pair.difference.p for pair in pairs])):
-        pair.difference.corrected = corrected
-    return pairs
-
-
-# ---------------------------------------------------------------- tables
 
 
 @dataclass(frozen=True)
@@ -280,8 +170,7 @@ def rates_of(point: Point) -> dict[str, Estimate]:
     evaluation = point.evaluation
     iterations, distances = (values[np.isfinite(values)] for values in point.run.first_fooled)
     return {
-        f"white-box, {evaluation.classifiers[0].name}": evaluation.classifiers[0].success,
-        **({"transfer, mean": evaluation.transfer_success} if evaluation.transfers else {}),
+        **success_rates(evaluation),
         **{name: evaluation.quality[name].adversarial for name in VISIBILITIES},
         "first fooled in iteration": mean_over_images(iterations),
         "L2 then": mean_over_images(distances),
@@ -294,24 +183,6 @@ def rate_rows(sweep: Sweep, rates: dict[str, list[dict[str, Estimate]]]) -> list
         [mode, f"{value:g}", *(str(figures[name]) for name in names)]
         for mode, at_values in rates.items()
         for value, figures in zip(sweep.values, at_values)
-    ]
-
-
-def pair_rows(pairs: Sequence[PairDifference]) -> list[list[str]]:
-    return [["modes", "of", "at equal", "difference", "p", "corrected", "images"]] + [
-        [
-            f"{pair.modes[1]} - {pair.modes[0]}",
-            pair.score,
-            pair.visibility,
-            ""
-            if pair.count == 0
-            else f"{pair.difference.estimate.value:+.3f} "
-            f"[{pair.difference.estimate.low:+.3f}, {pair.difference.estimate.high:+.3f}]",
-            f"{pair.difference.p:.2g}",
-            f"{pair.difference.corrected:.2g}",
-            str(pair.count),
-        ]
-        for pair in pairs
     ]
 
 
@@ -345,7 +216,7 @@ def sweep_csv(points: dict[str, list[Point]]) -> str:
                         mode,
                         point.value,
                         *(int(result.fooled[k]) if result.correct_before[k] else "" for result in results),
-                        *(result.after[k].true_confidence for result in results),
+                        *(result.after["true_confidence"][k] for result in results),
                         *(point.evaluation.quality[name].by_image[k] for name in measures),
                         *("" if np.isnan(value) else value for value in (iterations[k], distances[k])),
                     ]

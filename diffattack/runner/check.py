@@ -17,7 +17,6 @@ from diffattack.attacks.pixel import PixelAttack
 from diffattack.common.costs import memory_peak
 from diffattack.common.errors import InputError, NonFiniteLossError
 from diffattack.common.workers import threads_of_each
-from diffattack.data.dataset import Item
 from diffattack.data.images import to_pixels
 from diffattack.data.records import AttackRecord
 from diffattack.diffusion.inversion import Inversion
@@ -26,11 +25,10 @@ from diffattack.evaluation.quality import psnr
 from diffattack.evaluation.tables import table
 from diffattack.losses import measured_iterations
 from diffattack.options import Options
+from diffattack.runner.attack_images import count_processes, invert, read_picture
 from diffattack.runner.clean_check import check_diffusion_model, check_labels, clean_accuracies
 from diffattack.runner.folder import name_of
-from diffattack.runner.processes import count_processes
-from diffattack.runner.runner import Job, Picture, invert, read_picture
-from diffattack.runner.task import load_attacks, read_task
+from diffattack.runner.setup import load_attacks, read_experiment
 
 CHECKED_ITERATIONS = 5  # of which gradients are measured in some and not in others, whatever the options
 
@@ -39,24 +37,27 @@ def check(options: Options) -> int:
     """Loads all that the command names, inverts the first image, and prints what to expect of the run;
     attacks some iterations of it and writes nothing.
     """
-    task = read_task(options)
+    experiment = read_experiment(options)
     tried = options
     if options.attack == OURS:
         fewer = min(CHECKED_ITERATIONS, options.iterations)
         tried = replace(options, iterations=fewer, judge_at=(), stop_margin=None)
-    (attack,) = load_attacks(task, [tried])
-    items, class_names, device = task.items, task.class_names, task.device
+    (attack,) = load_attacks(experiment, [tried])
+    items, class_names, device = experiment.items, experiment.class_names, experiment.device
     item, images = items[0], len(items[: options.limit])
-    processes = count_processes(options, attack, images, launched=1)
+    processes = count_processes(options, attack, images)
     if processes > 1:  # as each of them will do it
         torch.set_num_threads(threads_of_each(processes))
-    picture = first_picture(item, Job(attack, options, "", task.layout(options), task.masks, {}))
+    try:
+        picture = read_picture(item, experiment.masks, options.res)
+    except OSError as error:
+        raise InputError(f"--images_root: {error}") from None
     clean = picture.pixels
-    accuracies = clean_accuracies(task, items[: options.limit], attack.classifiers)
+    accuracies = clean_accuracies(experiment, items[: options.limit], attack.classifiers)
     check_labels([accuracy for accuracy in accuracies if accuracy.doubt], options.trust_labels)
-    check_diffusion_model(task, attack, items)
+    check_diffusion_model(experiment, attack, items)
     predictions = [
-        predict(classifier, clean[None], np.array([item.labels]), device, head=attack.head)[0]
+        predict(classifier, clean[None], np.array([item.labels]), device, head=attack.head)[0][0]
         for classifier in attack.classifiers
     ]
 
@@ -80,7 +81,7 @@ def check(options: Options) -> int:
         ["images", f"{len(items)}, of {len(class_names)} classes"],
         ["first image", f"{name_of(item, options)}: {', '.join(class_names[k] for k in item.labels)}"],
         *(
-            [f"{name} says", f"{class_names[prediction.label]} {prediction.confidence:.2f}"]
+            [f"{name} says", f"{class_names[prediction['label']]} {prediction['confidence']:.2f}"]
             for name, prediction in zip(options.model_name, predictions)
         ),
         ["clean images", "; ".join(accuracy.described for accuracy in accuracies)],
@@ -148,10 +149,3 @@ def described_gradients(record: AttackRecord) -> str:
     """How strong the attention terms are in the last iteration that was measured."""
     shares = 100 * record.gradient_norms[-1, 1:, 0] / record.gradient_norms[-1, 0, 0]
     return "self-attention {:.2g} %, cross-attention {:.2g} % of the attack's".format(*shares.tolist())
-
-
-def first_picture(item: Item, job: Job) -> Picture:
-    try:
-        return read_picture(item, job)
-    except OSError as error:
-        raise InputError(f"--images_root: {error}") from None

@@ -16,8 +16,8 @@ from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_tensor
 from diffattack.diffusion.prediction import check_prediction_type
 from diffattack.evaluation.clean_accuracy import CleanAccuracy, clean_accuracy, readings
-from diffattack.evaluation.predictions import Prediction, Predictions, predict
-from diffattack.runner.task import Task
+from diffattack.evaluation.predictions import PREDICTION, predict
+from diffattack.runner.setup import Experiment
 
 IMAGES = 200  # that are looked at, evenly out of all
 SECONDS = 15  # of all classifiers; what is not looked at by then is left
@@ -25,12 +25,12 @@ BATCH = 16
 
 
 def clean_accuracies(
-    task: Task, items: Sequence[Item], classifiers: Sequence[torch.nn.Module]
+    experiment: Experiment, items: Sequence[Item], classifiers: Sequence[torch.nn.Module]
 ) -> list[CleanAccuracy]:
     """Of how many clean pictures each surrogate says a true class, out of the items that are attacked."""
-    options, device, head = task.options, task.device, task.options.classifier_head
+    options, device, head = experiment.options, experiment.device, experiment.options.classifier_head
     chosen = [items[k * len(items) // IMAGES] for k in range(IMAGES)] if len(items) > IMAGES else list(items)
-    predicted: list[list[Prediction]] = [[] for _ in classifiers]
+    predicted: list[list[np.ndarray]] = [[np.zeros(0, PREDICTION)] for _ in classifiers]
     looked_at: list[int] = []
     started = time.monotonic()
     for start in range(0, len(chosen), BATCH):
@@ -45,31 +45,35 @@ def clean_accuracies(
             continue
         labels, _ = labels_and_targets(batch)
         for answers, classifier in zip(predicted, classifiers):
-            answers += predict(classifier, np.stack(pictures), labels, device, head=head)
+            answers.append(predict(classifier, np.stack(pictures), labels, device, head=head)[0])
         looked_at += [item.index for item in batch]
         if time.monotonic() - started > SECONDS:
             break
-    base, classes = options.label_base, len(task.class_names)
-    others = readings(task.items, task.class_names, options.images_root, options.label_path, base)
-    labels = [item.labels for item in task.items]
+    base, classes = options.label_base, len(experiment.class_names)
+    others = readings(experiment.items, experiment.class_names, options.images_root, options.label_path, base)
+    labels = [item.labels for item in experiment.items]
     return [
-        clean_accuracy(name, Predictions(answers), looked_at, labels, others, classes, head)
+        clean_accuracy(name, np.concatenate(answers), looked_at, labels, others, classes, head)
         for name, answers in zip(options.model_name, predicted)
     ]
 
 
-def look_at_clean_images(task: Task, attack: DiffAttack | PixelAttack, items: Sequence[Item]) -> None:
+def look_at_clean_images(
+    experiment: Experiment, attack: DiffAttack | PixelAttack, items: Sequence[Item]
+) -> None:
     """Looks before the attack whether labels are those of the images, and whether the diffusion model is read
     as it was trained.
 
     Raises:
         InputError: they are not, or it is not.
     """
-    check_labels(clean_accuracies(task, items, attack.classifiers), task.options.trust_labels)
-    check_diffusion_model(task, attack, items)
+    check_labels(clean_accuracies(experiment, items, attack.classifiers), experiment.options.trust_labels)
+    check_diffusion_model(experiment, attack, items)
 
 
-def check_diffusion_model(task: Task, attack: DiffAttack | PixelAttack, items: Sequence[Item]) -> None:
+def check_diffusion_model(
+    experiment: Experiment, attack: DiffAttack | PixelAttack, items: Sequence[Item]
+) -> None:
     """Looks by the first image that can be read whether the UNet predicts what its scheduler says.
 
     Raises:
@@ -79,7 +83,7 @@ def check_diffusion_model(task: Task, attack: DiffAttack | PixelAttack, items: S
         return
     for item in items[:IMAGES]:
         try:
-            picture = read_image(item.path, task.options.res)
+            picture = read_image(item.path, experiment.options.res)
         except OSError:
             continue
         labels, _ = labels_and_targets([item])

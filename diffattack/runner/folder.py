@@ -1,5 +1,8 @@
-"""The folder of a run: who may write to it, what is finished in it, its records, and how its images are
-shared out, in batches and processes.
+"""The folder of a run: whose it is, what in it is finished, and which files are its own.
+
+`run.json` says what the files depend on: a run of another configuration is refused there. An image is finished
+if its record opens and bears the identity of the run, its pictures are those that were written, and its input
+and mask those that were read; else it is attacked again.
 """
 
 from __future__ import annotations
@@ -8,27 +11,38 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from diffattack.classifiers.identity import difference
-from diffattack.common.errors import InputError, RunError, note
+from diffattack.classifiers.registry import joined_names
+from diffattack.common.errors import InputError, RecordError, RunError, note
 from diffattack.common.progress import progress
 from diffattack.data.dataset import Item
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
-from diffattack.data.layout import Layout
-from diffattack.data.records import json_digest, read_configuration, read_record, run_identity
+from diffattack.data.layout import SUBFOLDERS, Layout
+from diffattack.data.records import ANALYSIS, json_digest, read_configuration, read_record, run_identity
 from diffattack.diffusion.lora import Lora
 from diffattack.diffusion.pipeline import loaded_files
 from diffattack.options import Options
-from diffattack.runner.checked import Checked
+from diffattack.plotting.draw import IMAGE_FIGURES, POOLED_FIGURES
+from diffattack.plotting.large_page import files_of_large_page, remove_files_of_large_page
 
-WRITTEN = ("originImage", "adv_image")  # what is read of an image's pictures
+WRITTEN = ("originImage", "adv_image", "reconstruction")  # pictures that are read again
+OF_IMAGE = (
+    *(f"{kind}.png" for kind in WRITTEN),
+    "diff_relative.png",
+    "diff_absolute.png",
+    "judged.npz",
+    "failed.txt",
+    "record.npz",  # last, since it says what the others are
+)
+REPORTS = ("results.json", "images.csv", "log.txt", "report.html")
 PACKAGES = (
     "torch",
     "torchvision",
@@ -45,6 +59,9 @@ PACKAGES = (
     "imagecodecs",
     "tifffile",
 )
+
+
+# ---------------------------------------------------------------- what a run is
 
 
 def configuration_of(
@@ -67,6 +84,10 @@ def configuration_of(
         "images": [name_of(item, options) for item in items],
         "labels": [counted(item.labels, options.label_base) for item in items],
         "targets": [None if item.target is None else item.target + options.label_base for item in items],
+        # whose curve is kept, since its pictures are not
+        "curve_judges": list(dict.fromkeys((*options.model_name, *options.judges)))
+        if options.judge_at
+        else [],
         "contents": contents,
         "classifiers": classifiers,
     }
@@ -89,6 +110,28 @@ def counted(labels: Sequence[int], base: int) -> int | list[int]:
     return labels[0] + base if len(labels) == 1 else [label + base for label in labels]
 
 
+def provenance(options: Options, device: torch.device) -> dict:
+    """What a results file tells of where its figures come from."""
+    return {
+        "configuration": {
+            declared.name: plain(getattr(options, declared.name)) for declared in fields(options)
+        },
+        "device": str(device),
+        "versions": {package: found for package in PACKAGES if (found := version_of(package))},
+    }
+
+
+def version_of(package: str) -> str | None:
+    """None where it is not there, since some attacks and measures do without some packages."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+# ---------------------------------------------------------------- whose folder it is
+
+
 def check_save_dir(folder: Path) -> None:
     try:
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -103,32 +146,55 @@ def check_save_dir(folder: Path) -> None:
         )
 
 
-def check_folder(folder: Path, configuration: dict) -> None:
-    """Raises InputError if the folder holds a run of another configuration."""
+def claim(folder: Path, configuration: dict, own_files: Iterable[Path] = ()) -> str:
+    """Writes run.json and returns the run's identity; of several processes that start at once one wins, and
+    the others compare.
+
+    Args:
+        own_files: those there are of what a run in this folder writes.
+    Raises:
+        InputError: it is another's.
+    """
+    check_folder(folder, configuration, own_files)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--save_dir: {str(folder)!r} cannot be made ({error.strerror}); give another folder"
+        ) from None
+    mine = temporary_name(folder / "run.json")
+    mine.write_text(json.dumps(configuration, indent=2) + "\n")
+    try:
+        os.link(mine, folder / "run.json")
+    except FileExistsError:
+        check_folder(folder, configuration)
+    except OSError:  # a file system without hard links: the last wins, and the others compare
+        if not (folder / "run.json").exists():
+            os.replace(mine, folder / "run.json")
+        check_folder(folder, configuration)
+    finally:
+        mine.unlink(missing_ok=True)
+    return identity_of(folder)
+
+
+def check_folder(folder: Path, configuration: dict, own_files: Iterable[Path] = ()) -> None:
+    """Raises InputError if the folder holds a run of another configuration, or files of others that a run
+    would write over.
+    """
+    for path in () if (folder / "run.json").exists() else own_files:
+        if (folder / "run.json").exists():  # of a process of this run that started together with this one
+            break
+        raise InputError(
+            f"--save_dir: {str(folder)!r} holds {str(path.relative_to(folder))!r}, which a run would write "
+            f"over, and no run.json that says of what run it is; give another folder, or move it away"
+        )
     if not (folder / "run.json").exists():
-        if any(folder.glob("*_record.npz")):
-            raise InputError(
-                f"--save_dir: {str(folder)!r} holds results but no run.json that says of what; give another "
-                f"folder, or move them away"
-            )
         return
     try:
         found = read_configuration(folder)
     except ValueError as error:
         raise InputError(f"--save_dir: {error}") from None
-    differing = [
-        f"{key} was {in_brief(found.get(key))} and is {in_brief(configuration.get(key))}"
-        for key in sorted({*found, *configuration} - {"contents", "classifiers"})
-        if found.get(key) != configuration.get(key)
-    ]
-    differing += changed_contents(found.get("contents", {}), configuration.get("contents", {}))
-    known = found.get("classifiers")
-    for name, identity in configuration.get("classifiers", {}).items():
-        if isinstance(known, dict) and name not in known:
-            continue  # a judge that is new
-        change = difference(known.get(name) if isinstance(known, dict) else None, identity)
-        if change:
-            differing.append(f"the classifier {name} is not the one that it was ({change})")
+    differing = differences(found, configuration)
     if differing:
         raise InputError(
             f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; "
@@ -136,19 +202,27 @@ def check_folder(folder: Path, configuration: dict) -> None:
         )
 
 
-def changed_contents(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Which files of the diffusion model and the classifiers are others than they were."""
-    unknown = sorted(name for name in before.keys() - now.keys() if not Path(name).is_dir())
-    if any(Path(name).is_dir() for name in before):
-        note(
-            "this run is of an earlier version, which does not say of single files whether they have changed"
-        )
-        before = before | {name: before.get(name, digest) for name, digest in now.items()}
-    return [
-        *(f"the content of {name} has changed" for name in now if before.get(name, now[name]) != now[name]),
-        *(f"{name} was read then and is gone" for name in unknown),
-        *(f"{name} is read now and was not there" for name in sorted(now.keys() - before.keys())),
+def differences(found: dict, configuration: dict) -> list[str]:
+    """What a run.json says that is otherwise now; a judge that is new is none."""
+    lines = [
+        f"{key} was {in_brief(found.get(key))} and is {in_brief(configuration.get(key))}"
+        for key in sorted({*found, *configuration} - {"contents", "classifiers"})
+        if found.get(key) != configuration.get(key)
     ]
+    before, now = found.get("contents", {}), configuration.get("contents", {})
+    lines += [f"the content of {n} has changed" for n in now if before.get(n, now[n]) != now[n]]
+    lines += [f"{name} was read then and is gone" for name in sorted(before.keys() - now.keys())]
+    lines += [f"{name} is read now and was not there" for name in sorted(now.keys() - before.keys())]
+    for name, known in found.get("classifiers", {}).items():
+        identity = configuration.get("classifiers", {}).get(name)
+        change = identity and difference(known, identity)
+        if change:
+            lines.append(f"the classifier {name} is not the one that it was ({change})")
+    return lines
+
+
+def in_brief(value: object) -> str:
+    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
 
 
 def identity_of(folder: Path) -> str:
@@ -182,23 +256,22 @@ def check_still_ours(folder: Path, identity: str) -> None:
         )
 
 
-def drop_unusable(layout: Layout, items: Sequence[Item], identity: str, checked: Checked) -> None:
+# ---------------------------------------------------------------- what of it is finished
+
+
+def drop_unusable(layout: Layout, items: Sequence[Item], identity: str, masks: dict[int, Path]) -> None:
     """Deletes the records of images that have to be made again, and says why: damaged, of another run,
-    without their pictures, or of a picture or mask that has changed since. What was found whole before and
-    has not changed is not read again.
+    without their pictures, or of a picture or mask that has changed since.
     """
     for place in {layout.folder, *layout.places}:
         delete_abandoned(place)
     finished = layout.finished([item.index for item in items])
-    new = [item for item in items if item.index in finished and not checked.has(item)]
-    with progress(new, desc="checked", unit="image") as bar:
+    with progress([item for item in items if item.index in finished], desc="checked", unit="image") as bar:
         for item in bar:
-            reason = reason_to_make_again(layout, item, identity, checked.masks.get(item.index))
+            reason = reason_to_make_again(layout, item, identity, masks.get(item.index))
             if reason:
                 note(f"{item.path.name} is made again: {reason}")
                 layout.record(item.index).unlink()
-            else:
-                checked.add(item)
 
 
 def reason_to_make_again(layout: Layout, item: Item, identity: str, mask: Path | None = None) -> str | None:
@@ -207,91 +280,15 @@ def reason_to_make_again(layout: Layout, item: Item, identity: str, mask: Path |
         row = read_record(layout.record(item.index), identity).row
     except ValueError as error:
         return str(error).split("; delete it")[0]
-    for kind in pictures_of(row):
+    for kind, digest in row["files"].items():
         picture = layout.file(item.index, f"{kind}.png")
-        try:
-            with Image.open(picture) as file:
-                file.verify()
-            if row["files"][kind] != file_digest(picture):
-                return f"{picture} is not the one that was written"
-        # of a file that is no PNG, or a damaged one, Pillow raises these
-        except (OSError, SyntaxError, ValueError) as error:
-            return f"{picture} is missing or damaged ({type(error).__name__})"
-        except KeyError:
-            return f"{layout.record(item.index)} is of an earlier version"
+        if not picture.is_file() or file_digest(picture) != digest:
+            return f"{picture} is {'not the one that was written' if picture.is_file() else 'missing'}"
     for source, digest in ((item.path, row["digest"]), (mask, row.get("mask_digest"))):
-        try:
-            if source is not None and digest != file_digest(source):
-                return f"{source} has changed since it was attacked"
-        except OSError:
-            continue  # it is gone, and was attacked while it was there
+        # one that is gone was attacked while it was there
+        if source is not None and source.is_file() and digest != file_digest(source):
+            return f"{source} has changed since it was attacked"
     return None
-
-
-def make_folder(folder: Path, *more: Path) -> None:
-    """Makes a folder, and more inside it.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        for one in (folder, *more):
-            one.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--save_dir: {str(folder)!r} cannot be made ({error.strerror}); give another folder"
-        ) from None
-
-
-def claim_folder(folder: Path, configuration: dict) -> str:
-    """Writes run.json and returns the run's identity; of several processes that start at once one wins, and
-    the others compare.
-    """
-    mine = temporary_name(folder / "run.json")
-    mine.write_text(json.dumps(configuration, indent=2) + "\n")
-    try:
-        os.link(mine, folder / "run.json")
-    except FileExistsError:
-        check_folder(folder, configuration)
-    except OSError:  # a file system without hard links: the last wins, and the others compare
-        if not (folder / "run.json").exists():
-            os.replace(mine, folder / "run.json")
-        check_folder(folder, configuration)
-    finally:
-        mine.unlink(missing_ok=True)
-    return identity_of(folder)
-
-
-def in_brief(value: object) -> str:
-    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
-
-
-def write_failure(layout: Layout, item: Item, error: Exception) -> None:
-    with replacing(layout.failure(item.index)) as temporary:
-        temporary.write_text(f"{item.path.name}: {error}\n", encoding="utf-8", errors="backslashreplace")
-
-
-def read_failures(layout: Layout, items: Sequence[Item]) -> list[str]:
-    failed = layout.failed([item.index for item in items])
-    return [layout.failure(index).read_text(encoding="utf-8").strip() for index in sorted(failed)]
-
-
-def pictures_of(row: dict) -> tuple[str, ...]:
-    """The kinds of pictures that belong to an image, by its row."""
-    reconstructed = "reconstructed" in next(iter(row["predictions"].values()))
-    return (*WRITTEN, "reconstruction") if reconstructed else WRITTEN
-
-
-def write_results(path: Path, results: dict, images: Iterable[dict]) -> None:
-    """Writes JSON with a list `images` at its end, of which each is taken, and written on a line of its own,
-    when its turn comes.
-    """
-    text = json.dumps(results, indent=2, sort_keys=False).removesuffix("\n}")
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(f'{text},\n  "images": [')
-        for k, image in enumerate(images):
-            file.write(f"{',' * (k > 0)}\n    {json.dumps(image)}")
-        file.write("\n  ]\n}\n")
 
 
 def missing_of(items: Sequence[Item], layout: Layout) -> list[Item]:
@@ -306,30 +303,131 @@ def unattempted(items: Sequence[Item], layout: Layout) -> list[Item]:
     return [item for item in missing_of(items, layout) if item.index not in failed]
 
 
-def provenance(options: Options, device: torch.device) -> dict:
-    """What a results file says of where its figures come from."""
-    return {
-        "configuration": {
-            declared.name: plain(getattr(options, declared.name)) for declared in fields(options)
-        },
-        "device": str(device),
-        "versions": {package: version(package) for package in PACKAGES if is_installed(package)},
-    }
+def write_failure(layout: Layout, item: Item, error: Exception) -> None:
+    with replacing(layout.failure(item.index)) as temporary:
+        temporary.write_text(f"{item.path.name}: {error}\n", encoding="utf-8", errors="backslashreplace")
 
 
-def is_installed(package: str) -> bool:
-    """Whether it is there, since some attacks and measures do without some packages."""
+def read_failures(layout: Layout, items: Sequence[Item]) -> list[str]:
+    failed = layout.failed([item.index for item in items])
+    return [layout.failure(index).read_text(encoding="utf-8").strip() for index in sorted(failed)]
+
+
+# ---------------------------------------------------------------- which files are its own
+
+
+def files_of_run(layout: Layout, model_name: Iterable[str]) -> Iterator[Path]:
+    """The files there are of those that a run over so many images writes; its records come after its
+    pictures, and run.json last of all.
+    """
+    names, folder = joined_names(model_name), layout.folder
+    listed = functools.cache(lambda place: {p.name for p in place.iterdir()} if place.is_dir() else set())
+    yield from figures_of(folder)
+    yield from files_of_large_page(folder)
+    results = [f"diff_{names}_image_{how}.png" for how in ("ATKSuccess", "Fail")]
+    figures = [f"{figure}.{ending}" for figure in IMAGE_FIGURES for ending in ("png", "pdf")]
+    for index in range(layout.images):
+        paths = [folder / ANALYSIS / f"{index:04d}_{figure}" for figure in figures]
+        paths += [layout.file(index, name) for name in (*results, *OF_IMAGE)]
+        yield from (path for path in paths if path.name in listed(path.parent))
+    yield from (folder / name for name in (*REPORTS, "run.json") if name in listed(folder))
+
+
+def figures_of(folder: Path, more: Iterable[str] = ()) -> Iterator[Path]:
+    """The figures there are that are of a whole run or comparison."""
+    for path in (folder / ANALYSIS).glob("*.p[nd][gf]"):
+        named = path.stem in (*POOLED_FIGURES, "overlay", "tradeoff", *more)
+        if named or re.fullmatch(r"contact_sheet_[1-9]\d*", path.stem):
+            yield path
+
+
+def clear_run(folder: Path) -> None:
+    """Deletes what the run in a folder has written, and folders of its own that are empty then.
+
+    Raises:
+        InputError: its run.json does not say what it has written.
+    """
+    if not (folder / "run.json").is_file():
+        return
     try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
+        configuration = read_configuration(folder)
+        layout = Layout(folder, len(configuration["images"]))
+        own = files_of_run(layout, configuration["model_name"])
+        for path in own:
+            path.unlink(missing_ok=True)
+    except (RecordError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--overwrite: {str(folder / 'run.json')!r} is not of a run of this tool, or damaged "
+            f"({error}), so that nothing says which files may be deleted; give another --save_dir"
+        ) from None
+    remove_files_of_large_page(folder)
+    for place in (*layout.places, folder / ANALYSIS, *folder.glob(SUBFOLDERS), folder):
+        if place.is_dir():
+            delete_abandoned(place)
+            if place != folder and not any(place.iterdir()):
+                place.rmdir()
 
 
-def write_texts(folder: Path, contents: dict[str, str]) -> None:
-    for name, content in contents.items():
-        with replacing(folder / name) as temporary:
-            # file names need not be Unicode
-            temporary.write_text(content.rstrip() + "\n", encoding="utf-8", errors="backslashreplace")
+# ---------------------------------------------------------------- inputs
+
+
+def check_apart(save_dir: Path, images_root: Path) -> None:
+    """Raises InputError where results would lie among the images, or the images among the results."""
+    above, inside = is_within(images_root, save_dir), is_within(save_dir, images_root)
+    if above or inside:
+        place = "is" if above and inside else "lies above" if above else "lies inside"
+        raise InputError(
+            f"--save_dir: {str(save_dir)!r} {place} --images_root, so that results and images would be mixed "
+            f"up; give a folder beside it"
+        )
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it, whatever links and spellings lead to both."""
+    path, folder = path.resolve(), folder.resolve()
+    if folder == path or folder in path.parents:
+        return True
+    return folder.exists() and any(
+        one.exists() and one.samefile(folder) for one in (path, *path.parents)
+    )  # where case does not tell names apart
+
+
+def check_links_lead_elsewhere(save_dir: Path, images: Iterable[Path]) -> None:
+    """Raises InputError where images are links to files of a folder of results."""
+    inside: dict[Path, bool] = {}  # by folder, since most images are no links themselves
+    for path in images:
+        if path.parent not in inside:
+            inside[path.parent] = is_within(path.parent, save_dir)
+        if inside[path.parent] or (path.is_symlink() and is_within(path, save_dir)):
+            raise InputError(
+                f"--images_root: {str(path)!r} is a link into --save_dir, where it would be written over; "
+                f"give another --save_dir"
+            )
+
+
+def check_images_are_no_results(images_root: Path) -> None:
+    """Raises InputError where a folder of images is that of a run."""
+    try:
+        configuration = read_configuration(images_root)
+    except RecordError:
+        return
+    if {"images", "model_name", "labels"} <= set(configuration):
+        raise InputError(
+            f"--images_root: {str(images_root)!r} is the folder of a run, whose pictures are results; give "
+            f"the folder of its images, or --is_test to judge it"
+        )
+
+
+def check_inputs_are_safe(options: Options) -> None:
+    """Raises InputError where a file that a command names is called as one that it writes."""
+    for name in ("label_path", "captions"):
+        path = getattr(options, name)
+        if path is None or path.resolve().parent != options.save_dir.resolve():
+            continue
+        if path.name in (*REPORTS, "run.json") or re.fullmatch(r"\d{4,}_.+", path.name):
+            raise InputError(
+                f"--{name}: {str(path)!r} is called as a result that is written there; move it elsewhere"
+            )
 
 
 # ---------------------------------------------------------------- what a run depends on by content
@@ -373,14 +471,10 @@ def files_of(place: str, read: Callable[[Path], list[Path]]) -> list[tuple[str, 
     return [(str(path), path) for path in (read(Path(place)) if Path(place).is_dir() else [Path(place)])]
 
 
-def checkpoint_digest(path: str) -> str:
-    """Of a diffusion model that is a file or a folder here, else nothing."""
-    return digest_of(files_of(path, loaded_files))
-
-
 def diffusion_digest(options: Options) -> str:
     """Of the diffusion model as these options make it."""
-    found, lora = checkpoint_digest(options.pretrained_diffusion_path), options.lora
+    files, lora = files_of(options.pretrained_diffusion_path, loaded_files), options.lora
+    found = digest_of(files)
     if lora is None and options.prediction_type is None:
         return found
     added = [file_digest(lora.path), lora.scale] if lora and lora.path.is_file() else []

@@ -21,10 +21,10 @@ from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.identity import check_unchanged
 from diffattack.classifiers.registry import check_distinct, load_classifier
-from diffattack.common.devices import resolve_device, resolve_dtype, set_up
+from diffattack.common.devices import process_device, resolve_device, resolve_dtype, set_up
 from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError, note
-from diffattack.common.launched import check_alone
+from diffattack.common.launched import check_alone, launched
 from diffattack.data.class_names import read_class_names
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import PRESETS, Item, labels_and_targets, read_dataset
@@ -34,14 +34,17 @@ from diffattack.data.masks import masks_of
 from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.diffusion.pipeline import compile_pipeline, load_pipeline
 from diffattack.evaluation.checks import warnings_about_outputs
-from diffattack.evaluation.quality import check_reference
 from diffattack.options import Options
-from diffattack.runner.folder import check_save_dir, configuration_of, content_digests, file_digest, in_brief
-from diffattack.runner.own_files import (
+from diffattack.runner.folder import (
     check_apart,
     check_images_are_no_results,
     check_inputs_are_safe,
     check_links_lead_elsewhere,
+    check_save_dir,
+    configuration_of,
+    content_digests,
+    file_digest,
+    in_brief,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
+class Experiment:
     """All that a command works on, before a network is loaded."""
 
     options: Options
@@ -140,11 +143,9 @@ def read_items(options: Options, class_names: Sequence[str]) -> list[Item]:
     )
 
 
-def read_task(options: Options, device: str | None = None) -> Task:
+def read_experiment(options: Options) -> Experiment:
     """Reads what the options name, without loading a network.
 
-    Args:
-        device: another than `--device`, as one of several processes has it.
     Raises:
         InputError, DatasetError: something named cannot be used.
     """
@@ -155,24 +156,24 @@ def read_task(options: Options, device: str | None = None) -> Task:
     class_names = class_names_of(options)
     items = read_items(options, class_names)
     check_links_lead_elsewhere(options.save_dir, (item.path for item in items))
-    resolved = resolve_device(device or options.device)
+    alone = launched().processes == 1
+    resolved = resolve_device(options.device if alone else process_device(options.device))
     dtype = resolve_dtype(options.dtype, resolved)
     masks = {} if options.mask_root is None else masks_of(options.mask_root, options.images_root, items)
-    check_reference(options.fid_reference, options.model_name)
-    return Task(options, class_names, items, resolved, dtype, masks)
+    return Experiment(options, class_names, items, resolved, dtype, masks)
 
 
-def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | PixelAttack]:
+def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAttack | PixelAttack]:
     """Loads the networks of a task once, and makes of them an attack with each of these options.
 
     Transfer classifiers are loaded, too, so that what is wrong with them is said before the attack.
     """
-    options, head = task.options, task.options.classifier_head
+    options, head = experiment.options, experiment.options.classifier_head
     mend_torchvision()
     torch.manual_seed(options.seed)
-    set_up(task.device)
+    set_up(experiment.device)
     others = {
-        one.attack: load_attack(parse_attack(one.attack), len(task.class_names), one.res)
+        one.attack: load_attack(parse_attack(one.attack), len(experiment.class_names), one.res)
         for one in each
         if one.attack != OURS
     }
@@ -181,16 +182,16 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
             raise InputError(f"--attack {name} is not targeted; leave --target_label out")
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
-    used = {label for item in task.items for label in (*item.labels, item.target) if label is not None}
+    used = {label for item in experiment.items for label in (*item.labels, item.target) if label is not None}
     for name in undefended_names(options.transfer_models) if is_first else ():
-        check_distinct(name, task.load_classifier(name, head=head), task.class_names, used)
+        check_distinct(name, experiment.load_classifier(name, head=head), experiment.class_names, used)
     # before the pipeline, which takes longer, except where they need it
-    pipeline = task.load_pipeline() if needs_diffusion(options.model_name) else None
+    pipeline = experiment.load_pipeline() if needs_diffusion(options.model_name) else None
     classifiers = [
-        task.load_classifier(
+        experiment.load_classifier(
             name,
             attacked=True,
-            diffusion=pipeline and LatentDiffusion(pipeline, task.class_names),
+            diffusion=pipeline and LatentDiffusion(pipeline, experiment.class_names),
             attack_draws=options.draws,
             head=head,
         )
@@ -198,30 +199,30 @@ def load_attacks(task: Task, each: Sequence[Options]) -> list[DiffAttack | Pixel
     ]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
     for name, classifier in zip(options.model_name, classifiers) if is_first else ():
-        check_distinct(name, classifier, task.class_names, used)
-        for warning in warnings_about_outputs(name, classifier, noise, task.device, head):
+        check_distinct(name, classifier, experiment.class_names, used)
+        for warning in warnings_about_outputs(name, classifier, noise, experiment.device, head):
             note(warning)
     if pipeline is None and needs_pipeline(each):
-        pipeline = task.load_pipeline()
-    diffusion = pipeline and LatentDiffusion(pipeline, task.class_names)
+        pipeline = experiment.load_pipeline()
+    diffusion = pipeline and LatentDiffusion(pipeline, experiment.class_names)
     if any(one.attack == OURS for one in each) and is_first:
-        say_cut_names(diffusion, task.items[: options.limit])
+        say_cut_names(diffusion, experiment.items[: options.limit])
     return [
-        DiffAttack(pipeline, classifiers, task.class_names, one)
+        DiffAttack(pipeline, classifiers, experiment.class_names, one)
         if one.attack == OURS
         else PixelAttack(
             others[one.attack],
             classifiers,
-            task.class_names,
+            experiment.class_names,
             budget=one.allowed_change,
             contrast_limit=one.contrast_limit,
             attack_through=one.attack_through,
             draws=one.draws,
             logit_temperature=one.logit_temperature or 1.0,
             seed=one.seed,
-            device=task.device,
+            device=experiment.device,
             diffusion=diffusion,
-            others=OtherPictures(task.items, options.res),
+            others=OtherPictures(experiment.items, options.res),
             head=head,
         )
         for one in each
@@ -273,26 +274,14 @@ class OtherPictures:
         return torch.cat(images), torch.tensor(theirs, dtype=torch.long)
 
 
-def load_judges(task: Task, attack: DiffAttack | PixelAttack) -> dict[str, torch.nn.Module]:
-    """All classifiers that judge, by name, where pictures are judged while they are made; else none."""
-    if not task.options.judge_at:
-        return {}
-    judges = dict(zip(task.options.model_name, attack.classifiers))
-    for name in task.options.judges:
-        if name not in judges:
-            judges[name] = task.load_classifier(name, diffusion=attack.diffusion, head=attack.head)
-    return judges
-
-
-def check_shards(
-    options: Options, weight_modes: Sequence[str], processes: int = 1, process: int = 0
-) -> tuple[int, int]:
+def check_shards(options: Options, weight_modes: Sequence[str]) -> tuple[int, int]:
     """Which part of the images is this process's, over all machines and processes: part k of n takes the
     images k, k + n, ...
 
     Raises:
         InputError: --shard is none, or does not go with --overwrite or one of the weight modes.
     """
+    processes, process = launched().processes, launched().process
     match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
     if not match or not int(match[1]) < int(match[2]):
         raise InputError(f"--shard is {options.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -11,13 +12,11 @@ from diffattack.attacks.names import OURS, attack_names, parse_attack
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
 from diffattack.common.launched import launched
-from diffattack.data.records import ANALYSIS
 from diffattack.evaluation.judging import KEY, read_judgements, read_key
 from diffattack.evaluation.sweep import Sweep, parse_sweep
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
-from diffattack.plotting.draw import POOLED_FIGURES
-from diffattack.runner.own_files import check_reports_are_ours
-from diffattack.runner.runner import Job
+from diffattack.runner.folder import claim, counted, figures_of
+from diffattack.runner.setup import Experiment
 from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES
 
 
@@ -142,24 +141,28 @@ def check_options(options: CompareOptions) -> None:
             read_judgements(path, key)
 
 
-def check_reports(options: CompareOptions) -> None:
-    """Raises InputError where reports of others would be written over."""
-    if (options.save_dir / "run.json").exists():
-        raise InputError(
-            f"--save_dir: {str(options.save_dir)!r} is the folder of a run of main.py, whose figures would "
-            f"be written over; give another folder"
-        )
-    endings = ("md", "tex", "csv", "html")
-    drawn = (*POOLED_FIGURES, "overlay", "tradeoff", "success_against_visibility", "sweep")
-    figures = [f"{ANALYSIS}/{name}.{ending}" for name in drawn for ending in ("png", "pdf")]
-    comparison = [f"comparison.{ending}" for ending in endings] + ["judging.html", KEY, *figures]
-    if not options.sweep:
-        check_reports_are_ours(options.save_dir, "comparison.json", comparison)
-        return
-    sweep = [f"sweep.{ending}" for ending in endings] + figures
-    check_reports_are_ours(options.save_dir, "sweep.json", sweep)
-    for value in options.sweep.values:
-        check_reports_are_ours(options.save_dir / options.sweep.folder(value), "comparison.json", comparison)
+def claim_comparison(experiment: Experiment, options: CompareOptions) -> None:
+    """Makes the folder that of a comparison of these images, and in a sweep those of its values, too.
+
+    Raises:
+        InputError: it is a run's, or of other images, or reports of others would be written over.
+    """
+    configuration = {
+        "comparison": "sweep" if options.sweep else "attacks" if options.attacks else "modes",
+        "images": [str(item.path.relative_to(options.images_root)) for item in experiment.items],
+        "labels": [counted(item.labels, options.label_base) for item in experiment.items],
+    }
+    places = [options.sweep.folder(value) for value in options.sweep.values] if options.sweep else []
+    for folder in (options.save_dir, *(options.save_dir / place for place in places)):
+        claim(folder, configuration, reports_in(folder))
+
+
+def reports_in(folder: Path) -> Iterator[Path]:
+    """Those there are of what a comparison writes."""
+    endings = ("json", "md", "tex", "csv", "html")
+    names = [f"{kind}.{ending}" for kind in ("comparison", "sweep") for ending in endings]
+    yield from (folder / name for name in (*names, "judging.html", KEY) if (folder / name).exists())
+    yield from figures_of(folder, ("success_against_visibility", "sweep"))
 
 
 def entries(options: CompareOptions) -> list[Entry]:
@@ -195,12 +198,3 @@ def with_attack(shared: Options, name: str, options: CompareOptions, folder: Pat
     settings = {"attack_through": options.given_attack_through} | idle | swept
     place = folder / parse_attack(name).folder
     return replace(shared, attack=name, save_dir=place, **settings)
-
-
-@dataclass(frozen=True)
-class Mode:
-    """One of the modes that are compared, in a sweep at one of its values."""
-
-    name: str
-    value: float | None
-    job: Job  # with what `main.py` would be called with

@@ -1,0 +1,289 @@
+"""Classifiers and measures that judge written pictures, and what they find of each image: `0000_judged.npz`.
+
+    judged = judge(judges, pictures)            # of B images
+    write_judged(path, judged, judges, digests, labels)
+    evaluation_of(read_judged(paths), judges, labels, targets)      # evaluation/results.py
+
+What is found of an image stays as it is until it is judged by others, or as another picture: then it is
+judged again, by all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffattack.classifiers.certificates import CERTIFICATE, NO_CERTIFICATE
+from diffattack.classifiers.defences import Smoothed, is_random, needs_diffusion, split_name
+from diffattack.classifiers.heads import SOFTMAX, Head
+from diffattack.classifiers.identity import difference
+from diffattack.common.devices import memory_is_short
+from diffattack.data.arrays import read_arrays
+from diffattack.data.images import Pictures, replacing, to_tensor
+from diffattack.evaluation.checks import has_gradient, warnings_about_outputs
+from diffattack.evaluation.predictions import PREDICTION, OneDraw, predict
+from diffattack.evaluation.quality import FeatureNetwork, features_of, measures
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What has been found of B images, by C classifiers, of 2 or 3 sides: clean, adversarial, and, where it
+    was written, reconstructed.
+    """
+
+    predictions: np.ndarray  # (B, C, 1 + draws, sides) of PREDICTION; draws are of random defences alone
+    certificates: (
+        np.ndarray
+    )  # (B, C, 2) of CERTIFICATE, of clean and adversarial; label -1 where there is none
+    logits: np.ndarray  # (B, C, sides, classes), of a softmax head (B, C, sides, 0)
+    gradients: np.ndarray  # (B, surrogates), bool: whether the loss has one at the clean picture
+    visibility: np.ndarray  # (B, sides - 1, M), to the clean picture
+    features: np.ndarray  # (B, sides, d), float32
+    measures: np.ndarray  # (M,), their names
+    oddities: np.ndarray  # what is wrong with the classifiers' outputs, as found on the first pictures
+
+    def of_image(self, k: int) -> Judged:
+        """Of the k-th alone, as a batch of one."""
+        cut = {name: getattr(self, name)[k : k + 1] for name in BY_IMAGE}
+        return Judged(**cut, measures=self.measures, oddities=self.oddities)
+
+
+BY_IMAGE = tuple(declared.name for declared in fields(Judged))[:-2]  # those whose first axis is images
+IN_FILES = ("features", "logits")  # of many images these would take most of the memory
+
+
+@dataclass(eq=False)
+class Judges:
+    """All that judges, in any process; classifiers are loaded when they are first asked for, and kept while
+    memory suffices.
+    """
+
+    surrogates: tuple[str, ...]
+    others: tuple[str, ...]  # transfer classifiers, and those behind defences
+    class_names: Sequence[str]
+    device: torch.device
+    network: FeatureNetwork
+    load: Callable[[str], torch.nn.Module]  # a classifier by name, on its device
+    identities: dict[str, dict] = field(default_factory=dict)  # of classifiers without defences, by name
+    diffusion: str = ""  # a digest of the diffusion model, which some defences run
+    draws: int = 1  # by each of which a random defence judges alone, too, where it is more than one
+    head: Head = SOFTMAX
+    measures: Sequence[str] = ()  # groups of measures that can be had here
+    loaded: dict[str, torch.nn.Module] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.given = set(self.loaded)
+        self.oddities: dict[str, list[str]] = {}
+        self.known: dict[str, bool] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all classifiers, the surrogates first."""
+        return tuple(dict.fromkeys((*self.surrogates, *self.others)))
+
+    def draws_of(self, name: str) -> int:
+        """By how many draws alone a classifier judges."""
+        return self.draws if self.draws > 1 and is_random(name) else 0
+
+    def __getitem__(self, name: str) -> torch.nn.Module:
+        if name not in self.loaded:
+            while (mine := self.loaded.keys() - self.given) and memory_is_short(self.device):
+                del self.loaded[next(other for other in self.loaded if other in mine)]
+            self.loaded[name] = self.load(name)
+        return self.loaded[name]
+
+    @functools.cached_property
+    def description(self) -> dict:
+        """All that what is found depends on, but for the pictures, for JSON; a classifier's identity is
+        compared as `difference` does.
+        """
+        return {
+            "classifiers": list(self.names),
+            "surrogates": len(self.surrogates),
+            "identities": {name: self.identity(name) for name in self.names},
+            "draws": self.draws,
+            "head": [self.head.name, self.head.threshold],
+            "features": self.network.name,
+            "measures": sorted(self.measures),
+            "classes": len(self.class_names),
+        }
+
+    def identity(self, name: str) -> dict | None:
+        """Of a classifier, with what its defences depend on; None where it is not known."""
+        known = self.identities.get(split_name(name)[0])
+        return known and known | ({"diffusion": self.diffusion} if needs_diffusion([name]) else {})
+
+    def are(self, text: str) -> bool:
+        """Whether these are the judges that a file names; the files of a run all have the same text."""
+        if text not in self.known:
+            self.known[text] = self.are_described(json.loads(text))
+        return self.known[text]
+
+    def are_described(self, before: dict) -> bool:
+        now = self.description
+        if before | {"identities": 0} != now | {"identities": 0}:
+            return False
+        pairs = ((before["identities"].get(name), now["identities"][name]) for name in self.names)
+        return all(a == b or (b is not None and difference(a, b) is None) for a, b in pairs)
+
+
+# ---------------------------------------------------------------- judging
+
+
+def judge(judges: Judges, pictures: Pictures, clean: Judged | None = None) -> Judged:
+    """What all judges find of B images. On a CPU pictures are looked at one by one, as fast, so that
+    nothing depends on those beside it.
+
+    Args:
+        clean: what the same judges have found of the same clean pictures elsewhere.
+    """
+    names, count, sides = judges.names, len(pictures.clean), len(pictures.sides)
+    of_classifiers = [judge_by(judges, name, pictures, clean, k) for k, name in enumerate(names)]
+    predictions = np.zeros((count, len(names), 1 + judges.draws * (judges.draws > 1), sides), PREDICTION)
+    for k, (predicted, _, _) in enumerate(of_classifiers):
+        predictions[:, k, : predicted.shape[1]] = predicted
+    found = [measures_of(pictures, side, judges.device) for side in pictures.sides[1:]]
+    return Judged(
+        predictions,
+        np.stack([certificates for _, certificates, _ in of_classifiers], 1),
+        np.stack([logits for _, _, logits in of_classifiers], 1),
+        gradients_of(judges, pictures) if clean is None else clean.gradients,
+        np.stack([np.stack(list(values.values()), 1) for values in found], 1),
+        np.stack([side_features(judges, pictures, k, clean) for k in range(sides)], 1),
+        np.array(list(found[0])),
+        np.array([line for name in names for line in judges.oddities.get(name, ())], str),
+    )
+
+
+def judge_by(
+    judges: Judges, name: str, pictures: Pictures, clean: Judged | None, place: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the classifier at that place finds: predictions `(B, 1 + draws, sides)`, certificates `(B, 2)`, and
+    logits `(B, sides, classes)`.
+    """
+    classifier, head, device = judges[name], judges.head, judges.device
+    batch = batch_on(device)
+    if name in judges.surrogates or name == split_name(name)[0]:
+        judges.oddities.setdefault(
+            name, warnings_about_outputs(name, classifier, pictures.clean[:1], device, head)
+        )
+    looks = [classifier, *(OneDraw(classifier, number) for number in range(judges.draws_of(name)))]
+    predicted = np.zeros((len(pictures.clean), len(looks), len(pictures.sides)), PREDICTION)
+    certificates, logits = np.full((len(predicted), 2), NO_CERTIFICATE, CERTIFICATE), []
+    for side, images in enumerate(pictures.sides):
+        if side == 0 and clean is not None:
+            predicted[..., 0] = clean.predictions[:, place, : len(looks), 0]
+            certificates[:, 0] = clean.certificates[:, place, 0]
+            logits.append(clean.logits[:, place, 0])
+            continue
+        of_each = [
+            predict(look, images, pictures.labels, device, batch, head, pictures.targets) for look in looks
+        ]
+        predicted[..., side] = np.stack([one for one, _ in of_each], 1)
+        logits.append(of_each[0][1])
+        if side < 2 and isinstance(classifier, Smoothed):
+            chunks = to_tensor(images).split(batch)
+            certificates[:, side] = np.concatenate([classifier.certify(part.to(device)) for part in chunks])
+    return predicted, certificates, np.stack(logits, 1)
+
+
+def gradients_of(judges: Judges, pictures: Pictures) -> np.ndarray:
+    """Whether each surrogate's loss has a gradient at each clean picture, `(B, surrogates)`."""
+    looked_at = list(zip(pictures.clean, pictures.labels))
+    return np.array(
+        [
+            [has_gradient(judges[name], *one, judges.device, judges.head) for name in judges.surrogates]
+            for one in looked_at
+        ]
+    )
+
+
+def batch_on(device: torch.device) -> int:
+    """Pictures at once."""
+    return 1 if device.type == "cpu" else 16
+
+
+def measures_of(pictures: Pictures, side: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+    """Measures of visibility by name, `(B,)`; one by one, as each picture takes 16 MB."""
+    pairs = zip(pictures.clean, side)
+    found = [measures(clean[None], other[None], device) for clean, other in pairs]
+    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
+
+def side_features(judges: Judges, pictures: Pictures, side: int, clean: Judged | None) -> np.ndarray:
+    """Of one kind of pictures, `(B, d)`."""
+    if side == 0 and clean is not None:
+        return clean.features[:, 0]
+    network, device = judges.network.loaded(judges.device), judges.device
+    return features_of(network, pictures.sides[side], device, batch_on(device)).float().numpy()
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def image_key(digests: Sequence[str], labels: Sequence[int], target: int | None) -> str:
+    """The pictures that were judged, and for which labels and target."""
+    return json.dumps([list(digests), list(labels), target])
+
+
+def write_judged(path: Path, judged: Judged, judges: Judges, key: str) -> None:
+    """Keeps what was found of one image.
+
+    Args:
+        key: of `image_key`.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        by = json.dumps(judges.description)
+        np.savez_compressed(file, **vars(judged), judges=np.array(by), image=np.array(key))
+
+
+def read_judged(path: Path, judges: Judges, key: str) -> Judged | None:
+    """What these judges have found of these pictures; None where that is nothing, or of others."""
+    try:
+        arrays = read_arrays(path)
+        if str(arrays.pop("image")) != key or not judges.are(str(arrays.pop("judges"))):
+            return None
+        return Judged(**arrays)
+    except FileNotFoundError:
+        return None
+    except Exception:  # what numpy, zipfile, zlib and json raise on files that are none of theirs
+        return None
+
+
+class Columns:
+    """What has been found of a run's images, one after the other, in a `Judged` of all of them."""
+
+    def __init__(self, images: int, folder: Path | None = None):
+        self.images, self.folder, self.count = images, folder, 0
+        self.arrays: dict[str, np.ndarray] = {}
+        self.measures, self.oddities = np.zeros(0, str), {}
+
+    def add(self, judged: Judged) -> None:
+        """The next image."""
+        for name in BY_IMAGE:
+            values = getattr(judged, name)
+            if self.count == 0:
+                self.arrays[name] = self.room_for(name, values)
+            self.arrays[name][self.count] = values[0]
+        self.measures = judged.measures
+        self.oddities |= dict.fromkeys(judged.oddities.tolist())
+        self.count += 1
+
+    def room_for(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Of all images; in a file without a name where memory would not do."""
+        import tempfile
+
+        shape = (self.images, *values.shape[1:])
+        if self.folder is None or name not in IN_FILES or not values.size:
+            return np.zeros(shape, values.dtype)
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            return np.memmap(file, values.dtype, "w+", shape=shape)
+
+    def of_all(self) -> Judged:
+        return Judged(**self.arrays, measures=self.measures, oddities=np.array(list(self.oddities), str))

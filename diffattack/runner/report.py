@@ -1,0 +1,311 @@
+"""What ends a run: the tables on the screen, results.json, images.csv, log.txt, the figures and the page."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diff_latent_attack import DiffAttack
+from diffattack.attacks.pixel import PixelAttack
+from diffattack.data.answers import deciding
+from diffattack.data.dataset import Item
+from diffattack.data.images import replacing
+from diffattack.data.records import ANALYSIS, Run, json_text, read_row, read_run
+from diffattack.data.shares import timestep_rows
+from diffattack.evaluation.checks import warnings_about_rounding
+from diffattack.evaluation.costs import cost_dict, cost_rows
+from diffattack.evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
+from diffattack.evaluation.results import Evaluation
+from diffattack.evaluation.tables import table
+from diffattack.evaluation.weights import lines_about_weights, weight_movement
+from diffattack.plotting.draw import draw_folders
+from diffattack.plotting.report import write_page
+from diffattack.runner.attack_images import Job
+from diffattack.runner.folder import provenance, read_failures, unattempted
+from diffattack.runner.judge import add_up, unjudged
+from timestep_weights import named_schedules
+
+SHOWN = 50  # images in the table on the screen
+FELT_ABOVE = 0.01  # of the attack's gradient
+# of an image's record, what its run alone needs, and what an evaluation has of all classifiers
+IDLE = ("files", "digest", "mask_digest", "predictions")
+
+
+def report(job: Job, selected: Sequence[Item]) -> int:
+    """Adds up what is in the folder of a run, all of which has been judged, writes and prints it, and draws
+    the figures and the page of a run that is complete; returns the exit code.
+    """
+    options, folder = job.options, job.layout.folder
+    failures, left = read_failures(job.layout, selected), unattempted(selected, job.layout)
+    finished = job.layout.finished()  # after what is left, so that nothing can be in neither
+    done = [item for item in selected if item.index in finished]
+    _, results = write_run(job, done, failures, len(left))
+    print("\n" + (folder / "log.txt").read_text(encoding="utf-8").split("\n\n", 1)[1].rstrip())
+    if done and not left and options.figures != "none":
+        run, each = read_run(folder, {item.index for item in done}), options.figures == "all"
+        draw_folders([run], named_schedules, each, anew=False, figure_images=options.figure_images)
+        write_page(run, results)
+        print(f"\nfigures in {folder / ANALYSIS}, and a page to look through in {folder / 'report.html'}")
+    return 1 if failures else 0
+
+
+def write_run(
+    job: Job, done: Sequence[Item], failures: Sequence[str] = (), left: int = 0
+) -> tuple[Evaluation | None, dict]:
+    """Adds up images that are finished and judged, and writes results.json, images.csv and log.txt.
+
+    Args:
+        failures: why others could not be attacked.
+        left: how many are still to be attacked.
+    Returns:
+        the evaluation, None where no image was attacked; and what results.json has but for single images.
+    """
+    options, layout = job.options, job.layout
+    evaluation, run, rows, points = None, None, [], []
+    if done:
+        run = read_run(layout.folder, {item.index for item in done})
+        evaluation, found = add_up(job.files, done, job.judges)
+        rows = [short_row(read_row(layout.record(item.index))) for item in done]
+        evaluation.warnings.extend(warnings_about_rounding(rows))
+        points = curve_points(run)
+    weights = weights_at_the_end(job.attack, run)
+    lines = [summarise(rows, evaluation, failures, weights.tolist())]
+    if run:
+        lines += lines_about(run, rows, points)
+        if run.timesteps:
+            lines += lines_about_weights(weight_movement(run, weights.numpy()), run)
+    if left:
+        lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
+    results = {
+        **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
+        "not_attacked": list(failures),
+        "weights_at_the_end": weights.tolist(),
+        "gradient_shares": shares_by_iteration(run) if run else None,
+        "curve": curve_dicts(points) if points else None,
+        **(means_of(rows) if rows else {}),
+        **provenance(options, job.judges.device),
+    }
+
+    def all_rows() -> Iterator[dict]:
+        for k in range(len(done)):
+            yield rows[k] | found(options.label_base, k)
+
+    names = ("results.json", "log.txt")
+    write_reports(options.save_dir, names, results, all_rows, "\n".join(lines), evaluation)
+    return evaluation, results
+
+
+def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item]) -> bool:
+    """Whether other processes of the run have images to attack or to judge, of which the last adds up; then
+    it prints how many.
+    """
+    left = unattempted(selected, job.layout)
+    finished = job.layout.finished() - {item.index for item in mine}  # after what is left
+    others = unjudged(job.files, [item for item in selected if item.index in finished], job.judges)
+    if left or others:
+        lines = [f"not attacked: {failure}" for failure in read_failures(job.layout, mine)]
+        lines.append(
+            f"still to be attacked: {len(left)} images, to be judged: {len(others)}, by others of this run, "
+            f"of which the last adds up; the same command with --merge adds up what there is"
+        )
+        print("\n".join(lines))
+    return bool(left or others)
+
+
+def short_row(row: dict) -> dict:
+    """What is added up of an image's record."""
+    return {key: value for key, value in row.items() if key not in IDLE}
+
+
+def means_of(rows: Sequence[dict]) -> dict[str, object]:
+    changed = [row["psnr"] for row in rows if math.isfinite(row["psnr"])]
+    return {
+        "mean_seconds": float(np.mean([row["seconds"] for row in rows])),
+        "costs": cost_dict(rows),
+        "mean_psnr": float(np.mean(changed)) if changed else None,
+        "changed": len(changed),
+    }
+
+
+def write_reports(
+    folder: Path,
+    names: tuple[str, str],
+    results: dict,
+    rows: Callable[[], Iterable[dict]],
+    text: str,
+    evaluation: Evaluation | None,
+) -> None:
+    """Writes what there is to tell at the end: JSON with a list `images` at its end, of which each
+    is on a line of its own, images.csv, and the text.
+
+    Args:
+        names: of the JSON and of the text.
+        rows: gives what the JSON has of each image, one at a time.
+        evaluation: None where there are no images.
+    """
+    start = json_text(results, indent=2).removesuffix("\n}")
+    with replacing(folder / names[0]) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(f'{start},\n  "images": [')
+        for k, row in enumerate(rows()):
+            file.write(f"{',' * (k > 0)}\n    {json_text(row)}")
+        file.write("\n  ]\n}\n")
+    if evaluation is not None:
+        with replacing(folder / "images.csv") as temporary, open(temporary, "w", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(image_table(evaluation, rows()))
+    command = "python main.py " + " ".join(sys.argv[1:])
+    write_texts(folder, {names[1]: f"{command}\n\n{text}"})
+
+
+def image_table(evaluation: Evaluation, rows: Iterable[dict]) -> Iterator[list]:
+    """images.csv: a row an image; of each classifier the label that it predicts, how sure it is, and whether
+    it is fooled, which is empty where it was wrong before; of each measure the value; and the seconds.
+    """
+    names = [result.name for result in evaluation.classifiers]
+    measures = [name for name, quality in evaluation.quality.items() if quality.by_image is not None]
+    heading = ["file", "label", "class", "target"]
+    yield (
+        heading
+        + [f"{what} {n}" for n in names for what in ("predicted", "confidence", "fooled")]
+        + [
+            *measures,
+            "seconds",
+        ]
+    )
+    counted = [(result.correct_before, result.fooled) for result in evaluation.classifiers]
+    for k, row in enumerate(rows):
+        label = " ".join(map(str, row["label"])) if isinstance(row["label"], list) else row["label"]
+        cells = [row["file"], label, row["class"], row.get("target", "")]
+        for name, (right, fooled) in zip(names, counted):
+            after = row["predictions"][name]["after"]
+            cells += [after["label"], after["confidence"], int(fooled[k]) if right[k] else ""]
+        values = (row["quality"][name] for name in measures)
+        yield cells + ["" if v is None else v for v in values] + [row.get("seconds", "")]
+
+
+def write_texts(folder: Path, contents: dict[str, str]) -> None:
+    for name, content in contents.items():
+        with replacing(folder / name) as temporary:
+            # file names need not be Unicode
+            temporary.write_text(content.rstrip() + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def summarise(
+    rows: list[dict], evaluation: Evaluation | None, failures: Sequence[str], weights: list[float]
+) -> str:
+    """The aligned tables that end a run."""
+    shown = rows[:SHOWN]
+    lines = table(
+        [["image", "true class", "before", "", "after", "", "success", "PSNR dB", "s"]]
+        + [
+            [
+                row["file"],
+                row["class"] + (f" -> {row['target_class']}" if "target" in row else ""),
+                *two_columns(row["before"]),
+                *two_columns(row["after"]),
+                {True: "yes", False: "no", None: "wrong before"}[row["success"]],
+                f"{row['psnr']:.1f}",
+                f"{row['seconds']:.0f}",
+            ]
+            for row in shown
+        ]
+    )
+    if len(shown) < len(rows):
+        lines.append(f"and {len(rows) - len(shown)} more images, which results.json and the page have")
+    if evaluation is not None:
+        lines += [
+            "",
+            *evaluation.lines(),
+            "",
+            mean_psnr(rows)
+            + f", mean time {np.mean([row['seconds'] for row in rows]):.1f} s an image"
+            + (f", timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}" if weights else ""),
+            *table(cost_rows({"": rows})),
+        ]
+    lines += [f"not attacked: {failure}" for failure in failures]
+    return "\n".join(lines)
+
+
+def mean_psnr(rows: Sequence[dict]) -> str:
+    """Of the images that were changed."""
+    found = means_of(rows)
+    if found["mean_psnr"] is None:
+        return "no image was changed"
+    of = "" if found["changed"] == len(rows) else f" of the {found['changed']} images that were changed"
+    return f"mean PSNR {found['mean_psnr']:.1f} dB{of}"
+
+
+def two_columns(said: dict) -> tuple[str, str]:
+    """What a classifier says, and how sure it is."""
+    name, probability = deciding(said)
+    return name, f"{probability:.2f}"
+
+
+def weights_at_the_end(attack: DiffAttack | PixelAttack, run: Run | None) -> torch.Tensor:
+    """The weights `(N,)` after the last image; where each image has its own, their mean over the images."""
+    weights = attack.controller.weights()
+    if attack.num_timesteps == 0:  # of an attack that has none
+        return weights
+    if weights.ndim == 1 or run is None:
+        return weights.view(attack.num_timesteps, -1).mean(1)
+    return torch.from_numpy(run.pooled.weights[:, -1].mean(0, dtype=np.float64))
+
+
+def gradient_rows(run: Run) -> list[list[str]]:
+    """How strong the two attention terms are beside the attack's."""
+    return [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]] + [
+        [f"iteration {iteration}", *(f"{100 * share:.2g}" for share in shares)]
+        for iteration, shares in zip(run.gradient_iterations, run.gradient_shares)
+    ]
+
+
+def shares_by_iteration(run: Run) -> dict[str, dict[str, float]]:
+    """The same for JSON."""
+    return {
+        str(iteration): {
+            name: share if math.isfinite(share) else None
+            for name, share in zip(("self-attention", "cross-attention"), shares.tolist())
+        }
+        for iteration, shares in zip(run.gradient_iterations, run.gradient_shares)
+    }
+
+
+def advice_on_strength(run: Run) -> list[str]:
+    """Whether the weights can have been felt at all, in one line if not."""
+    measured = run.gradient_shares[:, 0][np.isfinite(run.gradient_shares[:, 0])]  # while images were attacked
+    share, factor = measured[-1] if len(measured) else 0.0, run.configuration["self_attn_loss_weight"]
+    if run.configuration["structure_share"] is not None or not 0 < share < FELT_ABOVE:
+        return []
+    needed = factor * 0.1 / share
+    return [
+        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration: "
+        f"its weights cannot be felt, and --self_attn_loss_weight {needed:.1g} would make it 10 %"
+    ]
+
+
+def lines_about(run: Run, rows: Sequence[dict], points: Sequence[CurvePoint]) -> list[str]:
+    """What the records of a run say, and its pictures at several iterations."""
+    lines = []
+    if run.timesteps:
+        lines += [
+            "",
+            "self-attention loss by timestep, over all layers, before weights",
+            *table(timestep_rows(run.pooled.structure, run.timesteps)),
+            "",
+            *table(gradient_rows(run)),
+            *advice_on_strength(run),
+        ]
+    if points:
+        lines += ["", "after so many iterations", *table(point_rows(points))]
+    unreached = sum(row.get("margin_reached") is False for row in rows)
+    if unreached:
+        lines.append(
+            f"{unreached} of {len(rows)} images never reached the margin of --stop_margin, and keep "
+            f"their last picture"
+        )
+    return lines
