@@ -26,7 +26,8 @@ from diffattack.options import Options
 from diffattack.runner.attack_images import attack_images, claim_jobs
 from diffattack.runner.check import check
 from diffattack.runner.folder import read_failures
-from diffattack.runner.judge import judge_all, judge_folder
+from diffattack.runner.judge import judge_all
+from diffattack.runner.judge_folder import judge_folder
 from diffattack.runner.report import is_left_to_others, report
 from diffattack.runner.setup import check_shards, read_experiment
 

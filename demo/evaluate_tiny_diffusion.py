@@ -39,8 +39,8 @@ from diffattack.data.records import ImageRecord, read_run
 from diffattack.diffusion.composition import attention_mask
 from diffattack.diffusion.inversion import Inversion
 from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.evaluation.metrics import psnr
 from diffattack.evaluation.predictions import predict
-from diffattack.evaluation.quality import psnr
 from diffattack.options import ATTACK_PRESETS
 
 SIZE = 224

@@ -27,7 +27,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from diffattack.evaluation.quality import psnr
+from diffattack.evaluation.metrics import psnr
 
 # in the order of how much is learnt from them: a name, and flags of benchmark.py
 ROWS = [

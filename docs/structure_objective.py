@@ -34,8 +34,8 @@ from diffattack.data.images import read_image, to_pixels, to_tensor
 from diffattack.data.shares import timestep_shares
 from diffattack.diffusion.course import Going
 from diffattack.diffusion.pipeline import load_pipeline
-from diffattack.evaluation.quality import psnr
-from diffattack.evaluation.stats import mean_over_images, share
+from diffattack.evaluation.metrics import psnr
+from diffattack.evaluation.statistics import mean_over_images, share
 from diffattack.evaluation.tables import table
 from diffattack.losses import Pass
 

@@ -7,7 +7,7 @@ import torch
 
 from diffattack.data.images import rounded
 from diffattack.evaluation.budget import Budget, parse_budget
-from diffattack.evaluation.quality import visibility
+from diffattack.evaluation.metrics import visibility
 
 RANDOM = torch.Generator().manual_seed(0)
 CLEAN = rounded(torch.rand(3, 3, 96, 96, generator=RANDOM) * 0.5 + 0.25)

@@ -20,7 +20,7 @@ from diffattack.classifiers.defences import make_defence
 from diffattack.data.images import read_image, to_pixels, to_tensor
 from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.diffusion.pipeline import load_pipeline
-from diffattack.evaluation.quality import psnr
+from diffattack.evaluation.metrics import psnr
 
 sys.path.insert(0, str(ROOT / "demo"))
 

@@ -21,7 +21,7 @@ from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.images import read_image, to_pixels, to_tensor
 from diffattack.diffusion.composition import attention_mask
 from diffattack.diffusion.pipeline import load_pipeline
-from diffattack.evaluation.quality import psnr
+from diffattack.evaluation.metrics import psnr
 from diffattack.losses import measured_iterations, timestep_gradient_norms
 from diffattack.options import ATTACK_PRESETS
 from timestep_weights import SCHEDULES

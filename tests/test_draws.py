@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import MAIN, classifier_result, flags, network, run
+from diffattack.evaluation.draws import LEGEND, OverDraws
+from diffattack.evaluation.evaluate import Evaluation
+from diffattack.evaluation.gathered import Gathered
 
 from diffattack.classifiers.defences import SEED, defend, is_random, split_name
 from diffattack.common.errors import InputError
@@ -16,10 +19,7 @@ from diffattack.data.images import Pictures, to_tensor
 from diffattack.data.records import read_said
 from diffattack.evaluation.by_image import Asked, Judges, Said, judge, lacking, row_of_results
 from diffattack.evaluation.comparison import metrics_of_draws
-from diffattack.evaluation.draws import LEGEND, OverDraws
-from diffattack.evaluation.evaluate import Evaluation
-from diffattack.evaluation.gathered import Gathered
-from diffattack.evaluation.quality import FeatureNetwork
+from diffattack.evaluation.distances import FeatureNetwork
 from diffattack.options import Options
 
 NAME = "net@smoothing:0.9"

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyClassifier, classifier_result
+from diffattack.evaluation.evaluate import joint_success, transfer_mean
 
 from diffattack.data.images import Pictures
 from diffattack.evaluation import evaluate
-from diffattack.evaluation.checks import (
+from diffattack.evaluation.distances import ClassifierFeatures, KernelDistance, frechet_distance
+from diffattack.evaluation.metrics import psnr, visibility
+from diffattack.evaluation.predictions import Prediction, Predictions
+from diffattack.evaluation.statistics import Estimate, mean_over_images, share
+from diffattack.evaluation.warnings import (
     has_gradient,
     warnings_about_gradients,
     warnings_about_labels,
@@ -18,12 +23,6 @@ from diffattack.evaluation.checks import (
     warnings_about_rounding,
     warnings_about_transfer,
 )
-from diffattack.evaluation.evaluate import joint_success, transfer_mean
-from diffattack.evaluation.frechet import frechet_distance
-from diffattack.evaluation.kernel import KernelDistance
-from diffattack.evaluation.predictions import Prediction, Predictions
-from diffattack.evaluation.quality import ClassifierFeatures, psnr, visibility
-from diffattack.evaluation.stats import Estimate, mean_over_images, share
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,16 @@ from scipy.linalg import sqrtm
 import main
 from diffattack.common.errors import InputError
 from diffattack.data.images import read_image
-from diffattack.evaluation.frechet import Reference, distance_to, frechet_distance, read_reference
-from diffattack.evaluation.quality import feature_network, features_of, measures, quality_of
+from diffattack.evaluation.distances import (
+    Reference,
+    distance_to,
+    feature_network,
+    features_of,
+    frechet_distance,
+    quality_of,
+    read_reference,
+)
+from diffattack.evaluation.metrics import measures
 
 CPU = torch.device("cpu")
 NETWORK = "efficientnet_lite2"  # what judges where there is no Inception and it is no surrogate

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import MAIN, ROOT, classifier_result, flags, run, save_vit
+from diffattack.evaluation.precision import average_precision
 from PIL import Image
 from transformers import ViTImageProcessor
 
@@ -24,9 +25,8 @@ from diffattack.common.errors import ClassifierError, InputError
 from diffattack.data.answers import in_words
 from diffattack.data.records import read_said
 from diffattack.evaluation.by_image import Said
-from diffattack.evaluation.checks import warnings_about_labels, warnings_about_outputs
-from diffattack.evaluation.precision import average_precision
 from diffattack.evaluation.predictions import ClassifierResult, Prediction, Predictions, predict
+from diffattack.evaluation.warnings import warnings_about_labels, warnings_about_outputs
 from diffattack.options import AttackOptions
 
 SIGMOID, CPU = Sigmoid(0.5), torch.device("cpu")

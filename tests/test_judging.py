@@ -22,7 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from diffattack.common.errors import InputError
 from diffattack.data.images import write_image
 from diffattack.data.records import Run, read_pair, read_run
-from diffattack.evaluation.judging import Judgement, Trial, judging_section, read_judgements, read_key
+from diffattack.evaluation.human_study import Judgement, Trial, judging_section, read_judgements, read_key
 from diffattack.evaluation.tables import as_text
 from diffattack.plotting.comparison_page import most_and_least_visible, write_comparison_page
 from diffattack.plotting.judging_page import write_judging_page

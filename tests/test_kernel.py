@@ -6,10 +6,15 @@ import torch
 from scipy.stats import bootstrap
 
 from diffattack.common.environment import mend_torchvision
-from diffattack.evaluation import frechet, kernel, stats
-from diffattack.evaluation.frechet import Reference, distance_to, frechet_distance
-from diffattack.evaluation.kernel import KernelDistance, kernel_difference
-from diffattack.evaluation.stats import means_over_images, resampled
+from diffattack.evaluation import distances, statistics
+from diffattack.evaluation.distances import (
+    KernelDistance,
+    Reference,
+    distance_to,
+    frechet_distance,
+    kernel_difference,
+)
+from diffattack.evaluation.statistics import means_over_images, resampled
 
 COUNT = 50
 
@@ -35,7 +40,7 @@ def left_out(k: int) -> list[int]:
 
 @pytest.mark.parametrize("rows", [1024, 7])
 def test_the_distance_and_its_interval_are_those_of_leaving_each_image_out(features, monkeypatch, rows):
-    monkeypatch.setattr(kernel, "ROWS", rows)
+    monkeypatch.setattr(distances, "ROWS", rows)
     clean, _, other = features
     estimate = KernelDistance(clean).to(other)
     assert estimate.value == pytest.approx(plain_distance(clean, other), abs=1e-9)
@@ -72,24 +77,24 @@ def test_a_frechet_distance_in_blocks_is_the_same(features, monkeypatch):
     clean, _, other = features
     reference = Reference(clean.double().mean(0), torch.cov(clean.double().T))
     whole = frechet_distance(clean, other), distance_to(reference, other)
-    monkeypatch.setattr(frechet, "ROWS", 11)
+    monkeypatch.setattr(distances, "ROWS", 11)
     assert (frechet_distance(clean, other), distance_to(reference, other)) == pytest.approx(whole, rel=1e-9)
     assert whole[0] == pytest.approx(whole[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("block", [2**20, 500])
 def test_intervals_of_means_are_those_of_scipys_bootstrap(monkeypatch, block):
-    monkeypatch.setattr(stats, "BLOCK", block)
+    monkeypatch.setattr(statistics, "BLOCK", block)
     values = np.random.default_rng(3).normal(size=(3, 57)) ** 2
     for row, estimate in zip(values, means_over_images(values)):
         expected = bootstrap(
             (np.arange(57),),
             lambda chosen, axis, row=row: row[chosen].mean(-1),
             confidence_level=0.95,
-            n_resamples=stats.RESAMPLES,
+            n_resamples=statistics.RESAMPLES,
             method="percentile",
             vectorized=True,
-            rng=stats.SEED,
+            rng=statistics.SEED,
         ).confidence_interval
         assert estimate.value == pytest.approx(row.mean(), rel=1e-12)
         assert (estimate.low, estimate.high) == pytest.approx(tuple(expected), rel=1e-12)

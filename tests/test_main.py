@@ -19,7 +19,7 @@ import main
 from diffattack.common.flags import flag_table, parse_options
 from diffattack.data.images import read_image
 from diffattack.diffusion.pipeline import load_pipeline
-from diffattack.evaluation.quality import psnr
+from diffattack.evaluation.metrics import psnr
 from diffattack.options import Options
 
 QUICK = ["--iterations", "2", "--limit", "1", "--res", "128", "--start_step", "17", "--draws", "2"]

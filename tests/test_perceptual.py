@@ -12,16 +12,9 @@ import torch
 from conftest import ROOT
 
 from diffattack.data.images import read_image
-from diffattack.evaluation.legend import MEASURES, legend
-from diffattack.evaluation.perceptual import colour_difference, perceptual
-from diffattack.evaluation.quality import (
-    feature_network,
-    features_of,
-    lpips,
-    measures,
-    quality_of,
-    visibility,
-)
+from diffattack.evaluation.distances import feature_network, features_of, quality_of
+from diffattack.evaluation.metrics import colour_difference, lpips, measures, perceptual, visibility
+from diffattack.evaluation.tables import MEASURES, legend
 
 CPU = torch.device("cpu")
 

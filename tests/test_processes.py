@@ -15,7 +15,7 @@ from conftest import MAIN, done, flags, launch, pictures, run, start, wait_for
 from PIL import Image
 
 from diff_latent_attack import DiffAttack
-from diffattack.evaluation.quality import psnr
+from diffattack.evaluation.metrics import psnr
 from diffattack.runner import task
 
 # On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import MAIN, classifier_result, done, flags, pictures, run
+from diffattack.evaluation.evaluate import Evaluation
 from test_compare import COMPARE
 
 from diffattack.data.records import Run, read_run
-from diffattack.evaluation.evaluate import Evaluation
-from diffattack.evaluation.quality import Quality
-from diffattack.evaluation.stats import Estimate
+from diffattack.evaluation.metrics import Quality
+from diffattack.evaluation.statistics import Estimate
 from diffattack.evaluation.sweep import (
     Curve,
     compare_curves,

@@ -9,7 +9,7 @@ from diffattack.data.images import image_grid, read_image, write_result
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, layer_names, read_run
 from diffattack.data.shares import timestep_rows, timestep_shares
-from diffattack.evaluation.stats import Estimate
+from diffattack.evaluation.statistics import Estimate
 from diffattack.plotting.draw import before_and_after_norm, draw_folders, save_image_figures
 from diffattack.plotting.figures import (
     plot_average_loss_per_timestep,

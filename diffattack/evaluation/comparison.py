@@ -11,12 +11,10 @@ from io import StringIO
 import numpy as np
 
 from diffattack.data.records import Run
-from diffattack.evaluation.costs import cost_dict, cost_rows
-from diffattack.evaluation.kernel import kernel_difference
-from diffattack.evaluation.legend import COUNTED, legend, legend_of_head
+from diffattack.evaluation.distances import kernel_difference
 from diffattack.evaluation.predictions import DRAWS_LEGEND, RULES
 from diffattack.evaluation.results import Evaluation, joint, plain
-from diffattack.evaluation.stats import (
+from diffattack.evaluation.statistics import (
     ALPHA,
     Difference,
     Estimate,
@@ -27,6 +25,7 @@ from diffattack.evaluation.stats import (
     share,
     smallest_success_difference,
 )
+from diffattack.evaluation.tables import COUNTED, cost_dict, cost_rows, legend, legend_of_head
 
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
 

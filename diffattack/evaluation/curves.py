@@ -16,10 +16,10 @@ from diffattack.classifiers.heads import head_named
 from diffattack.data.images import Pictures
 from diffattack.data.records import Run
 from diffattack.evaluation.judges import Judges, batch_on
+from diffattack.evaluation.metrics import Quality, visibility
 from diffattack.evaluation.predictions import PREDICTION, ClassifierResult, predict
-from diffattack.evaluation.quality import Quality, visibility
 from diffattack.evaluation.results import Evaluation, plain
-from diffattack.evaluation.stats import Difference, Estimate, holm, mean_difference, mean_over_images
+from diffattack.evaluation.statistics import Difference, Estimate, holm, mean_difference, mean_over_images
 
 MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
 # at which attacks are compared, with the sign that makes more visible larger

@@ -26,9 +26,10 @@ from diffattack.classifiers.identity import difference
 from diffattack.common.devices import memory_is_short
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
-from diffattack.evaluation.checks import has_gradient, warnings_about_outputs
+from diffattack.evaluation.distances import FeatureNetwork, features_of
+from diffattack.evaluation.metrics import measures
 from diffattack.evaluation.predictions import PREDICTION, OneDraw, predict
-from diffattack.evaluation.quality import FeatureNetwork, features_of, measures
+from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ def judge(judges: Judges, pictures: Pictures, clean: Judged | None = None) -> Ju
 def judge_by(
     judges: Judges, name: str, pictures: Pictures, clean: Judged | None, place: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the classifier at that place finds: predictions `(B, 1 + draws, sides)`, certificates `(B, 2)`, and
-    logits `(B, sides, classes)`.
+    """What the classifier at that place finds: predictions `(B, 1 + draws, sides)`, certificates `(B, 2)`,
+    and logits `(B, sides, classes)`.
     """
     classifier, head, device = judges[name], judges.head, judges.device
     batch = batch_on(device)

@@ -24,7 +24,7 @@ from diffattack.classifiers.certificates import ALPHA
 from diffattack.classifiers.defences import SEED, Defended, split_name
 from diffattack.classifiers.heads import SOFTMAX, Head, marked
 from diffattack.data.images import to_tensor
-from diffattack.evaluation.stats import Estimate, mean_over_images, share
+from diffattack.evaluation.statistics import Estimate, mean_over_images, share
 
 SIDES = ("before", "after", "reconstructed")  # of the clean, adversarial and reconstructed pictures
 PREDICTION = np.dtype(

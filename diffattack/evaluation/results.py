@@ -16,13 +16,9 @@ import torch
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.classifiers.registry import load_classifier
 from diffattack.data.images import Pictures, to_tensor
-from diffattack.evaluation.checks import (
-    warnings_about_gradients,
-    warnings_about_labels,
-    warnings_about_transfer,
-)
+from diffattack.evaluation.distances import feature_network, quality_of
 from diffattack.evaluation.judges import Judged, Judges, judge
-from diffattack.evaluation.legend import COUNTED, legend, legend_of_head
+from diffattack.evaluation.metrics import Quality
 from diffattack.evaluation.predictions import (
     DRAWS_LEGEND,
     OF_RECONSTRUCTION,
@@ -31,9 +27,13 @@ from diffattack.evaluation.predictions import (
     OverDraws,
     positives,
 )
-from diffattack.evaluation.quality import Quality, feature_network, quality_of
-from diffattack.evaluation.stats import Estimate, resampled, share
-from diffattack.evaluation.tables import table
+from diffattack.evaluation.statistics import Estimate, resampled, share
+from diffattack.evaluation.tables import COUNTED, legend, legend_of_head, table
+from diffattack.evaluation.warnings import (
+    warnings_about_gradients,
+    warnings_about_labels,
+    warnings_about_transfer,
+)
 
 
 def joint(results: Sequence[ClassifierResult]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +127,7 @@ class Evaluation:
                 for name in ("success", "success_of_all", "accuracy_after", "success_of_attack_alone")
             },
             **{f"transfer_{name}": plain(figure) for name, figure in self.transfer_precisions.items()},
-            "quality": {name: figure.as_dict() for name, figure in self.quality.items()},
+            "quality": {name: quality_as_dict(figure) for name, figure in self.quality.items()},
             "legend": self.legend,
             "warnings": self.warnings,
         }
@@ -261,6 +261,18 @@ class Evaluation:
                 "DEFENCE, --model_name NAME@DEFENCE) look stronger than they are"
             )
         return lines
+
+
+def quality_as_dict(quality: Quality) -> dict:
+    by_image = quality.by_image
+    return {
+        "adversarial": plain(quality.adversarial),
+        "reconstructed": plain(quality.reconstructed),
+        "note": quality.note,
+        "by_image": None
+        if by_image is None
+        else [v if math.isfinite(v) else None for v in by_image.tolist()],
+    }
 
 
 def plain(figure: Estimate | None) -> dict | None:

@@ -19,9 +19,9 @@ from diffattack.common.flags import number_or_none
 from diffattack.data.records import Run
 from diffattack.evaluation.budget import Budget, parse_budget
 from diffattack.evaluation.curves import VISIBILITIES, compare_curves, curve_of, pair_rows, success_rates
-from diffattack.evaluation.legend import COUNTED, legend
 from diffattack.evaluation.results import Evaluation, plain
-from diffattack.evaluation.stats import Estimate, mean_over_images
+from diffattack.evaluation.statistics import Estimate, mean_over_images
+from diffattack.evaluation.tables import COUNTED, legend
 
 # at which all modes are the same attack
 WITHOUT_STRUCTURE = ("self_attn_loss_weight", "structure_share")

@@ -1,10 +1,19 @@
 """Tables of cells as text, as Markdown and as LaTeX; a section is a title and its table, the first row of
-which names the columns.
+which names the columns. What a table is read by, and the table of costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffattack.evaluation.predictions import ClassifierResult
+from collections.abc import Mapping
+
+import numpy as np
+
+from diffattack.evaluation.statistics import mean_over_images
 
 Sections = Sequence[tuple[str, list[list[str]]]]
 
@@ -61,3 +70,102 @@ def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
             r"\end{table}",
         ]
     )
+
+
+COUNTED = "of the images that a classifier had right before"  # by ClassifierResult.success
+
+# by measure: whether pictures are nearer to the clean ones the "higher" or the "lower" it is, and its range
+MEASURES = {
+    "SSIM": ("higher", "-1 to 1"),
+    "MS-SSIM": ("higher", "0 to 1"),
+    "FSIMc": ("higher", "0 to 1"),
+    "HaarPSI": ("higher", "0 to 1"),
+    "PSNR dB": ("higher", "0 up, infinite for equal pictures"),
+    "GMSD": ("lower", "0 to 0.5"),
+    "CIEDE2000": ("lower", "0 up, in units of CIELAB"),
+    "L1 (levels)": ("lower", "0 to 255"),
+    "L2": ("lower", "0 up, of values in [0, 1]"),
+    "Linf (levels)": ("lower", "0 to 255"),
+    "where smooth (levels)": ("lower", "0 to 255"),
+    "LPIPS": ("lower", "0 up"),
+    "kernel distance": ("lower", "about 0 up"),
+    "KID": ("lower", "about 0 up"),
+    "Frechet distance": ("lower", "0 up"),
+    "FID": ("lower", "0 up"),
+}
+
+
+def legend_of_head(result: ClassifierResult) -> list[str]:
+    """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid."""
+    if result.head.threshold is None:
+        return []
+    limit, is_targeted = (
+        f"{result.head.threshold:g}",
+        result.targets is not None and (result.targets >= 0).any(),
+    )
+    lines = [
+        f"right: at least one of an image's true classes has a probability above {limit}"
+        + (", and before the attack its target has none" if is_targeted else "")
+        + (f"; fooled: {'its target has one' if is_targeted else 'none of them has'}")
+    ]
+    if result.precisions:
+        shown = [value == value for value in result.precisions["after"]]  # not NaN
+        lines.append(
+            f"mAP: the mean average precision over those {sum(shown)} of {len(shown)} classes "
+            f"that an image shows"
+        )
+    return lines
+
+
+def legend(rows: Iterable[str]) -> list[str]:
+    """A line for each direction, of the measures that rows are named after: "KID", "Frechet distance to FILE,
+    NETWORK".
+    """
+    present = {name.split(",")[0].split(" to ")[0] for name in rows}
+    lines = []
+    for way in ("higher", "lower"):
+        told = [
+            f"{name.removesuffix(' (levels)')} ({limits})"
+            for name, (direction, limits) in MEASURES.items()
+            if direction == way and name in present
+        ]
+        if told:
+            lines.append(f"the {way}, the nearer: {', '.join(told)}")
+    return lines
+
+
+# of results.json, and how a table calls them
+EVALUATIONS = {
+    "surrogate": "surrogate, forward",
+    "surrogate, backward": "surrogate, backward",
+    "UNet": "UNet",
+    "decoder": "decoder",
+}
+
+
+def cost_dict(rows: Sequence[dict]) -> dict[str, float]:
+    """Means over the images of a run; of memory the largest."""
+    return {
+        "seconds": float(np.mean([row["seconds"] for row in rows])),
+        "peak_memory": max(row["peak_memory"] for row in rows),
+        **{name: float(np.mean([row["evaluations"].get(name, 0) for row in rows])) for name in EVALUATIONS},
+    }
+
+
+def cost_rows(runs: Mapping[str, Sequence[dict]]) -> list[list[str]]:
+    """A table with a line a run; rows of records by the run's name."""
+    head = ["costs an image", "s", "peak memory GB", *EVALUATIONS.values(), "runs for the budget"]
+    lines = []
+    for name, rows in runs.items():
+        costs = cost_dict(rows)
+        tried = [row["attack_runs"] for row in rows if "attack_runs" in row]
+        lines.append(
+            [
+                name,
+                str(mean_over_images(np.array([row["seconds"] for row in rows]))),
+                f"{costs['peak_memory'] / 1e9:.2f}",
+                *(f"{costs[key]:.4g}" for key in EVALUATIONS),
+                f"{np.mean(tried):.2g}" if tried else "1",
+            ]
+        )
+    return [head, *lines]

@@ -9,8 +9,8 @@ import numpy as np
 
 from diffattack.data.records import Run
 from diffattack.data.shares import LossSums, loss_sums
-from diffattack.evaluation.checks import COLLAPSED_BELOW
 from diffattack.evaluation.comparison import Comparison
+from diffattack.evaluation.warnings import COLLAPSED_BELOW
 
 STUDY_SHARES = (
     "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer

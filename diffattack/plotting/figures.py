@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from diffattack.evaluation.stats import Estimate
+    from diffattack.evaluation.statistics import Estimate
 
 STYLE = {  # legible at the width of one column of a two-column paper, and as real fonts in its PDF
     "font.size": 8,

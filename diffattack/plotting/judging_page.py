@@ -4,7 +4,7 @@ without knowing whose they are, and judging_key.json, which does.
     write_judging_page(folder, runs, seed=42)
 
 The page depends on the pictures and the seed alone: with the names of the attacks exchanged it is the same
-byte for byte, so that nothing in it can tell them. What it saves is read by evaluation/judging.py.
+byte for byte, so that nothing in it can tell them. What it saves is read by evaluation/human_study.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffattack.data.images import replacing
 from diffattack.data.records import Run, read_pair
-from diffattack.evaluation.judging import CHOICES, COLUMNS, KEY
+from diffattack.evaluation.human_study import CHOICES, COLUMNS, KEY
 from diffattack.plotting.pages import data_url, write_filled
 
 MOST_TRIALS = 120  # about a quarter of an hour

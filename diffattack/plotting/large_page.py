@@ -34,7 +34,7 @@ from diffattack.data.images import delete_abandoned, replacing
 from diffattack.data.layout import Layout, index_of
 from diffattack.data.records import ImageRecord, Run
 from diffattack.data.shares import timestep_rows
-from diffattack.evaluation.legend import MEASURES
+from diffattack.evaluation.tables import MEASURES
 from diffattack.plotting.charts import charts
 from diffattack.plotting.pages import write_filled
 

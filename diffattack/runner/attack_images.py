@@ -35,8 +35,8 @@ from diffattack.data.records import write_record
 from diffattack.diffusion.inversion import Inversion
 from diffattack.evaluation.curves import curve_of_image
 from diffattack.evaluation.judges import Judges
+from diffattack.evaluation.metrics import psnr
 from diffattack.evaluation.predictions import ClassifierResult, fooled, predict
-from diffattack.evaluation.quality import psnr
 from diffattack.losses import LOSS_TERMS
 from diffattack.options import Options
 from diffattack.runner.clean_check import look_at_clean_images

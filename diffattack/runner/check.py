@@ -20,8 +20,8 @@ from diffattack.common.workers import threads_of_each
 from diffattack.data.images import to_pixels
 from diffattack.data.records import AttackRecord
 from diffattack.diffusion.inversion import Inversion
+from diffattack.evaluation.metrics import psnr
 from diffattack.evaluation.predictions import predict
-from diffattack.evaluation.quality import psnr
 from diffattack.evaluation.tables import table
 from diffattack.losses import measured_iterations
 from diffattack.options import Options

@@ -15,7 +15,7 @@ from diffattack.common.errors import InputError, note
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_tensor
 from diffattack.diffusion.prediction import check_prediction_type
-from diffattack.evaluation.clean_accuracy import CleanAccuracy, clean_accuracy, readings
+from diffattack.evaluation.clean_check import CleanAccuracy, clean_accuracy, readings
 from diffattack.evaluation.predictions import PREDICTION, predict
 from diffattack.runner.setup import Experiment
 

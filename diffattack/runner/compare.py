@@ -12,7 +12,7 @@ from diffattack.attacks.names import OURS, attack_names, parse_attack
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
 from diffattack.common.launched import launched
-from diffattack.evaluation.judging import KEY, read_judgements, read_key
+from diffattack.evaluation.human_study import KEY, read_judgements, read_key
 from diffattack.evaluation.sweep import Sweep, parse_sweep
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
 from diffattack.runner.folder import claim, counted, figures_of

@@ -11,7 +11,6 @@ from diffattack.data.dataset import Item
 from diffattack.data.images import Pictures
 from diffattack.data.records import ANALYSIS, Run, json_text, read_run
 from diffattack.evaluation.comparison import Comparison, compare_runs, csv_text, success_points
-from diffattack.evaluation.costs import cost_rows
 from diffattack.evaluation.curves import (
     CurvePoint,
     compare_curves,
@@ -22,11 +21,11 @@ from diffattack.evaluation.curves import (
     point_rows,
     scaled_points,
 )
-from diffattack.evaluation.judging import KEY, judging_section, read_judgements, read_key
+from diffattack.evaluation.human_study import KEY, judging_section, read_judgements, read_key
 from diffattack.evaluation.published import published_dicts, published_remarks, published_sections
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.sweep import Point, SweepReport, report_sweep, sweep_csv
-from diffattack.evaluation.tables import as_text, latex, markdown
+from diffattack.evaluation.tables import as_text, cost_rows, latex, markdown
 from diffattack.evaluation.weights import add_weights, weight_movement
 from diffattack.plotting.comparison_page import write_comparison_page
 from diffattack.plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_figure

@@ -1,8 +1,8 @@
 """The folder of a run: whose it is, what in it is finished, and which files are its own.
 
-`run.json` says what the files depend on: a run of another configuration is refused there. An image is finished
-if its record opens and bears the identity of the run, its pictures are those that were written, and its input
-and mask those that were read; else it is attacked again.
+`run.json` says what the files depend on: a run of another configuration is refused there. An image is
+finished if its record opens and bears the identity of the run, its pictures are those that were written, and
+its input and mask those that were read; else it is attacked again.
 """
 
 from __future__ import annotations

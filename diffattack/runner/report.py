@@ -18,11 +18,10 @@ from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, json_text, read_row, read_run
 from diffattack.data.shares import timestep_rows
-from diffattack.evaluation.checks import warnings_about_rounding
-from diffattack.evaluation.costs import cost_dict, cost_rows
 from diffattack.evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.tables import table
+from diffattack.evaluation.tables import cost_dict, cost_rows, table
+from diffattack.evaluation.warnings import warnings_about_rounding
 from diffattack.evaluation.weights import lines_about_weights, weight_movement
 from diffattack.plotting.draw import draw_folders
 from diffattack.plotting.report import write_page

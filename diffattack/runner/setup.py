@@ -33,7 +33,7 @@ from diffattack.data.layout import Layout
 from diffattack.data.masks import masks_of
 from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.diffusion.pipeline import compile_pipeline, load_pipeline
-from diffattack.evaluation.checks import warnings_about_outputs
+from diffattack.evaluation.warnings import warnings_about_outputs
 from diffattack.options import Options
 from diffattack.runner.folder import (
     check_apart,

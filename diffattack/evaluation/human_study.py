@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 
 from diffattack.common.errors import InputError, one_line
-from diffattack.evaluation.stats import holm, share
+from diffattack.evaluation.statistics import holm, share
 
 CHOICES = ("left", "right", "neither")
 COLUMNS = ("trial", "choice", "seconds")  # of what the page saves
