@@ -22,10 +22,12 @@ from pathlib import Path
 
 from diffattack.common.commands import run_program
 from diffattack.common.flags import parse_options
-from diffattack.runner.attack_images import attack_images, claim_jobs
-from diffattack.runner.compare import CompareOptions, check_options, claim_comparison, entries
+from diffattack.runner.attack_images import attack_images
+from diffattack.runner.compare import CompareOptions, check_options, comparison_folders, entries, reports_in
 from diffattack.runner.compare_report import report_comparison
-from diffattack.runner.setup import check_shards, read_experiment
+from diffattack.runner.folder import check_folder, claim
+from diffattack.runner.jobs import claim_jobs
+from diffattack.runner.setup import check_shards, read_experiment, share_of
 
 
 def run(options: CompareOptions) -> int:
@@ -36,10 +38,14 @@ def run(options: CompareOptions) -> int:
     each = [entry.options for entry in compared]
     # each mode has as many processes as it may have
     part, parts = check_shards(replace(options, processes=1), [one.weight_mode for one in each])
-    claim_comparison(experiment, options)
+    folders = comparison_folders(experiment, options)
+    for folder, configuration in folders.items():
+        check_folder(folder, configuration, reports_in(folder))
     selected = experiment.items[: options.limit]
-    mine = [item for item in selected if item.index % parts == part]
+    mine = share_of(selected, part, parts)
     jobs = claim_jobs(experiment, each, mine)
+    for folder, configuration in folders.items():
+        claim(folder, configuration)
     if not options.merge:
         attack_images(experiment, jobs, mine)
     return report_comparison(experiment, options, compared, jobs, selected)

@@ -23,13 +23,14 @@ from diffattack.common.errors import InputError
 from diffattack.common.flags import parse_options
 from diffattack.evaluation.tables import table
 from diffattack.options import Options
-from diffattack.runner.attack_images import attack_images, claim_jobs
+from diffattack.runner.attack_images import attack_images
 from diffattack.runner.check import check
 from diffattack.runner.folder import read_failures
+from diffattack.runner.jobs import claim_jobs
 from diffattack.runner.judge import judge_all
 from diffattack.runner.judge_folder import judge_folder
 from diffattack.runner.report import is_left_to_others, report
-from diffattack.runner.setup import check_shards, read_experiment
+from diffattack.runner.setup import check_shards, read_experiment, share_of
 
 
 def list_models() -> str:
@@ -49,7 +50,7 @@ def run(options: Options) -> int:
         part, parts = 0, 1
     experiment = read_experiment(options)
     selected = experiment.items[: options.limit]
-    mine = [item for item in selected if item.index % parts == part]
+    mine = share_of(selected, part, parts)
     (job,) = jobs = claim_jobs(experiment, [options], mine)
     if not options.merge:
         attack_images(experiment, jobs, mine)

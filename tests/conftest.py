@@ -46,8 +46,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from diffattack.classifiers.registry import REGISTRY, load_classifier
 from diffattack.common.errors import note, said_of_images
 from diffattack.diffusion.pipeline import load_pipeline
-from diffattack.evaluation.evaluate import ClassifierResult
-from diffattack.evaluation.predictions import Prediction, Predictions
+from diffattack.evaluation.predictions import PREDICTION, ClassifierResult
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = [sys.executable, "main.py"]
@@ -233,20 +232,16 @@ def labels() -> torch.Tensor:
     return torch.tensor([1, 0, 3])
 
 
-def classifier_result(labels, before, after, reconstructed=None, targets=None) -> ClassifierResult:
-    """What a classifier said, given by the labels that it answered with."""
+def predictions(rows) -> np.ndarray:
+    """Labels, or rows of a label, its confidence, and that in the true class and the target, NaN for none."""
+    given = [row if isinstance(row, tuple) else (row, 0.9, 0.1) for row in rows]
+    return np.array([(*row, np.nan)[:4] for row in given], PREDICTION)
 
-    def as_predictions(answers):
-        return None if answers is None else Predictions(Prediction(label, 0.9, 0.1) for label in answers)
 
-    return ClassifierResult(
-        "by hand",
-        np.array(labels),
-        as_predictions(before),
-        as_predictions(after),
-        as_predictions(reconstructed),
-        targets and np.array(targets),
-    )
+def classifier_result(labels, before, after, reconstructed=None, targets=None, **more) -> ClassifierResult:
+    """What a classifier predicts, given by labels."""
+    sides = (None if each is None else predictions(each) for each in (before, after, reconstructed))
+    return ClassifierResult("by hand", np.array(labels), *sides, targets and np.array(targets), **more)
 
 
 # ---------------------------------------------------------------- classifiers as people bring them

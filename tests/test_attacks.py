@@ -21,7 +21,7 @@ from diffattack.data.images import read_image, rounded, to_tensor
 from diffattack.data.records import read_run
 from diffattack.diffusion.composition import Composition, change_limits
 from diffattack.evaluation.budget import parse_budget
-from diffattack.runner.processes import loaded_networks
+from diffattack.runner.jobs import loaded_networks
 
 COMPARE = [sys.executable, "compare.py"]
 RANDOM = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
 from diffattack.options import Options
 from diffattack.runner.clean_check import check_labels, clean_accuracies
-from diffattack.runner.task import Task
+from diffattack.runner.setup import Experiment
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def looked_at(folder, path, surrogate, base=1, captions=None, limit=None):
     options.fill_in_defaults()
     names = IMAGENET_CLASSES if captions is None else read_class_names(captions)
     items = read_dataset(folder, path, names, base)
-    task = Task(options, names, items, torch.device("cpu"), torch.float32, {})
+    task = Experiment(options, names, items, torch.device("cpu"), torch.float32, {})
     return clean_accuracies(task, items[:limit], [surrogate])
 
 

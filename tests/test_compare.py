@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import classifier_result, done, flags, pictures, run, start, wait_for
-from diffattack.evaluation.evaluate import Evaluation, transfer_mean
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
 from diffattack.evaluation.comparison import Metric, sentence, transfer_scores
 from diffattack.evaluation.distances import KernelDistance, kernel_difference
+from diffattack.evaluation.results import Evaluation, transfer_mean
 from diffattack.evaluation.statistics import (
     Difference,
     Estimate,

@@ -29,7 +29,7 @@ from diffattack.classifiers.heads import SOFTMAX
 from diffattack.classifiers.inputs import ModelOptions
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import InputError
-from diffattack.evaluation.evaluate import Evaluation
+from diffattack.evaluation.results import Evaluation
 
 PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

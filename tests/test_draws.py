@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import MAIN, classifier_result, flags, network, run
-from diffattack.evaluation.draws import LEGEND, OverDraws
-from diffattack.evaluation.evaluate import Evaluation
-from diffattack.evaluation.gathered import Gathered
 
-from diffattack.classifiers.defences import SEED, defend, is_random, split_name
+from diffattack.classifiers.defences import SEED, defend, is_random
 from diffattack.common.errors import InputError
 from diffattack.data.images import Pictures, to_tensor
-from diffattack.data.records import read_said
-from diffattack.evaluation.by_image import Asked, Judges, Said, judge, lacking, row_of_results
 from diffattack.evaluation.comparison import metrics_of_draws
 from diffattack.evaluation.distances import FeatureNetwork
+from diffattack.evaluation.judges import Judged, Judges, judge
+from diffattack.evaluation.predictions import DRAWS_LEGEND, OverDraws
+from diffattack.evaluation.results import Evaluation, evaluation_of
 from diffattack.options import Options
 
 NAME = "net@smoothing:0.9"
@@ -96,77 +94,47 @@ class Counting(torch.nn.Module):
         return self.inner(images)
 
 
-@pytest.fixture(scope="module")
-def judged():
-    """Judges by so many draws on top of what was said; and how many pictures the network was shown."""
+def judged(draws: int, clean=None) -> tuple[Judges, Judged, int]:
+    """What is found by so many draws, and how many pictures the network was shown."""
     inner, features = Counting(), FeatureNetwork("efficientnet_lite2")
-    judges = Judges({"net": network(5), NAME: defend(inner, ["smoothing:0.9"])}, None, CPU)
-
-    def on(said: list[Said], draws: int, digest: str = "", of_clean=()) -> tuple[list[Said], int]:
-        known = {split_name(NAME)[0]: {"weights": digest, "answer": None, "tolerance": 1e-3}}
-        asked = Asked(("net",), (NAME,), [str(k) for k in range(5)], 1, known, draws=draws)
-        inner.count = 0
-        found = judge(said, PICTURES, asked, judges, features, of_clean)
-        assert not any(lacking(one, asked, features.name) for one in found)
-        return found, inner.count
-
-    return on
+    loaded = {"net": network(5), NAME: defend(inner, ["smoothing:0.9"])}
+    names = [str(k) for k in range(5)]
+    judges = Judges(("net",), (NAME,), names, CPU, features, None, draws=draws, loaded=loaded)
+    return judges, judge(judges, PICTURES, clean), inner.count
 
 
-def kept(said: list[Said]) -> list[dict]:
-    return [one.row["draws"].get(NAME) for one in said]
-
-
-def test_a_rise_of_draws_adds_those_that_are_missing_and_a_fall_shows_the_first(judged):
-    nothing = [Said({})] * 3
-    one, _ = judged(nothing, 1)
-    assert kept(one) == [None] * 3  # as without
-    three, looked = judged(one, 3)
-    assert looked == 3 * 3 * 2  # draws, images, before and after
-    five, looked = judged(three, 5)
-    assert looked == 2 * 3 * 2
-    assert kept(five) == kept(judged(nothing, 5)[0])
-    assert kept(judged(five, 2)[0]) == kept(five)
-    asked = Asked(("net",), (NAME,), [str(k) for k in range(5)], 1, draws=2)
-    shown = row_of_results(five[1].row, asked)["draws"]
-    assert set(shown) == {NAME}
-    assert all(
-        shown[NAME][side][field] == five[1].row["draws"][NAME][side][field][:2]
-        for side in ("before", "after")
-        for field in ("label", "confidence", "true_confidence")
-    )
-    gathered = Gathered(asked, 3)
-    for said in five:
-        gathered.add(said)
-    over = gathered.over_draws(PICTURES.labels, None)[NAME]
+def test_each_draw_is_by_its_own_seed_whatever_else_is_judged_with_it():
+    judges, found, looked = judged(2)
+    assert judges.draws_of(NAME) == 2 and judges.draws_of("net") == 0
+    over = evaluation_of(found, judges, PICTURES.labels, None).draws[NAME]
     assert len(over.each) == 2
     inner, images = network(5).requires_grad_(False), to_tensor(PICTURES.adversarial)
-    for seed, result in enumerate(over.each):  # each by its own seed, whatever else was judged with it
+    for seed, result in enumerate(over.each):
         noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(SEED + seed))
         logits = inner(images + 0.9 * noise)
-        assert result.after.labels.tolist() == logits.argmax(-1).tolist()
-        assert np.allclose(result.after.confidences, logits.softmax(-1).amax(-1), atol=1e-6)
+        assert result.after["label"].tolist() == logits.argmax(-1).tolist()
+        assert np.allclose(result.after["confidence"], logits.softmax(-1).amax(-1), atol=1e-6)
+    _, more, _ = judged(3)
+    assert same(more.predictions[:, :, :3], found.predictions)
+    assert evaluation_of(judged(1)[1], judged(1)[0], PICTURES.labels, None).draws == {}
 
 
-def test_draws_of_another_classifier_are_never_mixed_with_new_ones(judged):
-    old, _ = judged([Said({})] * 3, 3, "old weights")
-    new, looked = judged(old, 4, "new weights")
-    assert looked >= 4 * 3 * 2 and {len(one["after"]["label"]) for one in kept(new)} == {4}
+def test_what_was_found_of_clean_pictures_is_taken_from_another_attack():
+    _, first, looked = judged(3)
+    _, second, fewer = judged(3, clean=first)
+    assert looked - fewer >= 3 * 3  # draws and images
+    for name in ("predictions", "certificates", "features"):
+        assert same(getattr(first, name), getattr(second, name))
 
 
-def test_what_draws_said_of_clean_pictures_is_taken_from_another_attack(judged):
-    first, _ = judged([Said({})] * 3, 3)
-    second, looked = judged([Said({})] * 3, 3, of_clean=first)
-    assert kept(second) == kept(first)
-    few, _ = judged([Said({})] * 3, 2)
-    assert looked < judged([Said({})] * 3, 3, of_clean=few)[1]  # the third draw was not asked for there
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Structured arrays, too, whose NaN are equal."""
+    return np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
 
 
 def test_deterministic_defences_are_judged_once():
     names = ("a@resize:0.9", "a@jpeg:75", "a@denoise", "a@jpeg:75@diffpure:100", "a@smoothing:1", "a")
     assert [is_random(name) for name in names] == [True, False, False, True, True, False]
-    assert Asked(names[:2], names[2:], [], 0, draws=2).drawn == (names[0], names[3], names[4])
-    assert not Asked(names[:2], names[2:], [], 0).drawn
 
 
 # ---------------------------------------------------------------- what is said
@@ -190,7 +158,7 @@ def test_the_table_names_what_each_row_is():
         "    majority of 3 draws",
     ]
     assert found.tables()[0][3][-1].startswith("2/3 = 67%")
-    assert LEGEND in found.lines() and LEGEND not in Evaluation(found.classifiers, {}, []).lines()
+    assert DRAWS_LEGEND in found.lines() and DRAWS_LEGEND not in Evaluation(found.classifiers, {}, []).lines()
     draws = json.loads(json.dumps(found.as_dict()))["classifiers"][1]["draws"]
     assert draws["count"] == 3 and draws["worst"]["success"]["count"] == 2
 
@@ -220,10 +188,10 @@ def test_a_run_judged_by_draws_and_by_more_of_them_later(data, quick, tmp_path):
     defences = ["--defences", "smoothing:0.5,jpeg:75", "--limit", "2", "--model_name", f"{quick}@resize:0.5"]
     command = [*MAIN, *flags(data, tmp_path / "out", "--draws", "1", *defences)]
     assert run([*command, "--judge_draws", "2"]).returncode == 0
-    row, *_ = read_said(tmp_path / "out/0000_record.npz")
+    (row, *_) = json.loads((tmp_path / "out/results.json").read_text())["images"]
     answer = run([*command, "--judge_draws", "3", "--processes", "2"])
     assert answer.returncode == 0 and "majority of 3 draws" in answer.stdout, answer.stderr
-    assert LEGEND in answer.stdout
+    assert DRAWS_LEGEND in answer.stdout
     results = json.loads((tmp_path / "out/results.json").read_text())
     names = {f"{quick}@resize:0.5", f"{quick}@resize:0.5@smoothing:0.5", f"{quick}@resize:0.5@jpeg:75"}
     assert {one["model"] for one in results["classifiers"] if "draws" in one} == names

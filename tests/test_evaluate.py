@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyClassifier, classifier_result
-from diffattack.evaluation.evaluate import joint_success, transfer_mean
 
 from diffattack.data.images import Pictures
-from diffattack.evaluation import evaluate
+from diffattack.evaluation import results
 from diffattack.evaluation.distances import ClassifierFeatures, KernelDistance, frechet_distance
 from diffattack.evaluation.metrics import psnr, visibility
-from diffattack.evaluation.predictions import Prediction, Predictions
+from diffattack.evaluation.results import Evaluation, evaluate, transfer_mean
 from diffattack.evaluation.statistics import Estimate, mean_over_images, share
 from diffattack.evaluation.warnings import (
     has_gradient,
@@ -67,17 +66,19 @@ def test_rates_on_a_table_made_by_hand():
     r = classifier_result(
         [3] * 6, before=[7, 3, 3, 3, 8, 3], reconstructed=[7, 3, 5, 3, 3, 3], after=[7, 5, 5, 3, 3, 9]
     )
-    assert (r.accuracy_before.count, r.accuracy_reconstructed.count, r.accuracy_after.count) == (4, 4, 2)
+    figures = r.figures()
+    assert [figures[f"accuracy_{side}"].count for side in ("before", "reconstructed", "after")] == [4, 4, 2]
     assert (r.success.count, r.success.total) == (3, 4)
-    assert (r.success_of_attack_alone.count, r.success_of_attack_alone.total) == (2, 3)
-    assert (r.success_of_all.count, r.success_of_all.total) == (4, 6)  # all but those that are right after
+    alone, of_all = figures["success_of_attack_alone"], figures["success_of_all"]
+    assert (alone.count, alone.total) == (2, 3)
+    assert (of_all.count, of_all.total) == (4, 6)  # all but those that are right after
 
 
 def test_all_three_rates_and_their_means_are_in_the_json_and_named_in_the_table():
     """Two transfer classifiers of four images of class 3, one wrong before and after."""
     first = classifier_result([3] * 4, before=[7, 3, 3, 3], after=[7, 5, 3, 3])
     second = classifier_result([3] * 4, before=[3, 3, 3, 3], after=[5, 5, 5, 3])
-    evaluation = evaluate.Evaluation([first, first, second], {}, [])
+    evaluation = Evaluation([first, first, second], {}, [])
     found = evaluation.as_dict()
     assert {name: found["classifiers"][1][name]["value"] for name in ("success", "success_of_all")} == {
         "success": pytest.approx(1 / 3),
@@ -96,7 +97,7 @@ def test_all_three_rates_and_their_means_are_in_the_json_and_named_in_the_table(
 def test_with_targets_all_that_are_given_theirs_succeed():
     """The last was given its target before."""
     r = classifier_result([3] * 4, before=[3, 3, 7, 9], after=[9, 5, 9, 9], targets=[9] * 4)
-    assert (r.success.count, r.success.total) == (1, 2) and r.success_of_all.count == 3
+    assert (r.success.count, r.success.total) == (1, 2) and r.rate("success_of_all").count == 3
 
 
 def test_several_labels_and_targets():
@@ -119,9 +120,10 @@ def test_all_surrogates_at_once():
         classifier_result([0] * 5, [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]),
         classifier_result([0] * 5, [0, 0, 0, 2, 0], [1, 0, 1, 1, 1]),
     )
-    joint = joint_success([first, second])  # right before by both: the first three; fooled by both: the first
+    evaluation = Evaluation([first, second, first], {}, [], surrogates=2)
+    joint = evaluation.joint_success  # right before by both: the first three; fooled by both: the first
     assert (joint.count, joint.total) == (1, 3)
-    rows = evaluate.Evaluation([first, second, first], {}, [], surrogates=2).tables()[0]
+    rows = evaluation.tables()[0]
     assert (
         [row[1] for row in rows[1:]] == ["surrogate", "surrogate", "surrogate", "transfer", "transfer"]
         and rows[3][0] == "all at once"
@@ -226,7 +228,12 @@ class Steps(torch.nn.Module):
 
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
-SHIFTED = Predictions(Prediction(label, 0.9, 0.0) for label in (11, 21, 31))
+SHIFTED = [11, 21, 31]
+ROUNDED = {"file": "a.png", "fooled_as_tensor": True, "fooled": False}
+
+
+def about_labels(predicted, labels, classes: int) -> list[str]:
+    return warnings_about_labels(classifier_result(labels, predicted, predicted), classes)
 
 
 @pytest.mark.parametrize(
@@ -246,15 +253,15 @@ SHIFTED = Predictions(Prediction(label, 0.9, 0.0) for label in (11, 21, 31))
             "exactly zero at image 1, 2, 3",
         ),
         (
-            lambda: warnings_about_labels("m", SHIFTED, np.array([10, 20, 30]), 1000),
+            lambda: about_labels(SHIFTED, [10, 20, 30], 1000),
             "0/3 of the clean images right.*labels one higher would give 3/3",
         ),
         (
-            lambda: warnings_about_labels("m", SHIFTED, np.array([100, 200, 300]), 1000),
+            lambda: about_labels(SHIFTED, [100, 200, 300], 1000),
             "0/3 of the clean images right.*look at a few",
         ),
         (
-            lambda: warnings_about_rounding(["a.png", "b.png"], [True, True], [False, True]),
+            lambda: warnings_about_rounding([ROUNDED, ROUNDED | {"file": "b.png", "fooled": True}]),
             "lost in rounding to 8 bits, and does not count: a.png;",
         ),
         (lambda: warnings_about_transfer(["m"], ["n", "m"]), "m is a surrogate and so left out"),
@@ -267,7 +274,6 @@ def test_each_warning_fires_on_a_case_made_for_it(warnings, text):
 
 def test_warnings_are_silent_where_nothing_is_wrong():
     classifier = TinyClassifier().eval()
-    right = Predictions(Prediction(label, 0.9, 0.9) for label in (10, 20, 30))
     assert (
         warnings_about_outputs("m", classifier, PIXELS, CPU)
         == warnings_about_gradients(
@@ -275,26 +281,25 @@ def test_warnings_are_silent_where_nothing_is_wrong():
         )
         == []
     )
-    assert warnings_about_labels("m", right, np.array([10, 20, 30]), 1000) == []
+    assert about_labels([10, 20, 30], [10, 20, 30], 1000) == []
     assert (
-        warnings_about_rounding(["a.png", "b.png"], [False, True], [False, True])
+        warnings_about_rounding([ROUNDED | {"fooled_as_tensor": False}, ROUNDED | {"fooled": True}])
         == warnings_about_transfer(["m"], ["n"])
         == []
     )
 
 
 def test_a_few_images_are_not_made_more_of_than_they_are():
-    right = Predictions([Prediction(1, 0.9, 0.9)])
-    assert warnings_about_labels("m", right, np.array([1]), 2) == []  # all are right
-    (line,) = warnings_about_labels("m", Predictions([*right] * 2), np.array([0, 0]), 2)
+    assert about_labels([1], [1], 2) == []  # all are right
+    (line,) = about_labels([1, 1], [0, 0], 2)
     assert "shift" not in line and "look at a few images" in line
     assert str(Estimate(0.0, math.nan, math.nan, is_share=True)) == "0%"
     assert str(share(0, 0)) == "0/0"
 
 
 def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
-    monkeypatch.setattr(evaluate, "load_classifier", lambda *args, **settings: TinyClassifier().eval())
-    found = evaluate.evaluate(
+    monkeypatch.setattr(results, "load_classifier", lambda *args, **settings: TinyClassifier().eval())
+    found = evaluate(
         Pictures(PIXELS, PIXELS, np.zeros(3, int)), {"s": TinyClassifier().eval()}, ["s", "t"], CPU
     )
     assert [c.name for c in found.classifiers] == ["s", "t"] and any(
@@ -305,5 +310,5 @@ def test_the_surrogate_is_never_a_transfer_classifier(monkeypatch):
     )
     assert (
         isinstance(found.classifiers[0].success, Estimate)
-        and found.classifiers[0].success_of_attack_alone is None
+        and found.classifiers[0].rate("success_of_attack_alone") is None
     )

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MAIN, ROOT, classifier_result, flags, run, save_vit
-from diffattack.evaluation.precision import average_precision
+from conftest import MAIN, ROOT, classifier_result, flags, predictions, run, save_vit
 from PIL import Image
 from transformers import ViTImageProcessor
 
@@ -23,9 +22,11 @@ from diffattack.classifiers.heads import SOFTMAX, Sigmoid, head_of
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import ClassifierError, InputError
 from diffattack.data.answers import in_words
-from diffattack.data.records import read_said
-from diffattack.evaluation.by_image import Said
-from diffattack.evaluation.predictions import ClassifierResult, Prediction, Predictions, predict
+from diffattack.evaluation.predictions import (
+    ClassifierResult,
+    average_precision,
+    predict,
+)
 from diffattack.evaluation.warnings import warnings_about_labels, warnings_about_outputs
 from diffattack.options import AttackOptions
 
@@ -145,8 +146,6 @@ def test_success_and_precision_are_what_a_plain_script_counts(data, several, tmp
     folder, labels = several
     extra = ["--head", "sigmoid", "--threshold", threshold, "--transfer_models", f"{folder}/network.py:other"]
     extra += [] if target is None else ["--target_label", target]
-    if target is None:
-        extra += ["--judge_at", "1"]
     result = run(command(data, folder, tmp_path / "out", *extra))
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "out/results.json").read_text())
@@ -174,23 +173,19 @@ def test_success_and_precision_are_what_a_plain_script_counts(data, several, tmp
         assert decides == ["thing s", pytest.approx(row["after"]["target_confidence"])]
     else:
         assert decides[1] == pytest.approx(row["after"]["true_confidence"])
-        assert (
-            results["curve"][-1]["white-box, " + results["classifiers"][0]["model"]]
-            == (results["classifiers"][0]["success"])
-        )
         assert in_words(row["after"]).split(", ")[0] == f"{decides[0]} {decides[1]:.2f}"
         judge_again(data, folder, tmp_path, results)
 
 
 def judge_again(data, folder, tmp_path, results):
     """A judge that comes later, and `--is_test`, which knows the run's head by itself, say the same."""
-    extra = ["--head", "sigmoid", "--threshold", 0.5, "--judge_at", "1", "--transfer_models"]
+    extra = ["--head", "sigmoid", "--threshold", 0.5, "--transfer_models"]
     later = run(command(data, folder, tmp_path / "out", *extra, f"{folder}/network.py:make@bits:8"))
     assert later.returncode == 0, later.stderr
     again = json.loads((tmp_path / "out/results.json").read_text())["classifiers"]
     assert again[0] == results["classifiers"][0] and again[1]["success"] == again[0]["success"]
-    _, _, logits = read_said(tmp_path / "out/0003_record.npz")
-    assert [one.shape for one in logits.values()] == [(2, CLASSES)] * 3 and len(logits) == 3
+    with np.load(tmp_path / "out/0003_judged.npz") as found:
+        assert found["logits"].shape == (1, 3, 2, CLASSES)
     judged = run(
         [*MAIN, "--is_test", "--images_root", str(tmp_path / "out"), "--save_dir", str(tmp_path / "judged")]
         + ["--captions", str(folder / "names.txt"), "--label_base", "0", "--transfer_models", ""]
@@ -236,16 +231,13 @@ def test_loss_margin_and_success_of_a_sigmoid_head():
 
 
 def test_an_image_that_shows_the_target_already_is_not_counted():
-    def said(*columns):
-        return Predictions(Prediction(0, 0.9, true, target) for true, target in columns)
-
-    before, after = said((0.9, 0.2), (0.9, 0.7), (0.3, 0.1)), said((0.9, 0.8), (0.9, 0.9), (0.1, 0.9))
-    result = ClassifierResult(
-        "m", np.array([0, 0, 0]), before, after, None, np.array([1, 1, 1]), None, SIGMOID
-    )
+    before = predictions([(0, 0.9, 0.9, 0.2), (0, 0.9, 0.9, 0.7), (0, 0.9, 0.3, 0.1)])
+    after = predictions([(0, 0.9, 0.9, 0.8), (0, 0.9, 0.9, 0.9), (0, 0.9, 0.1, 0.9)])
+    result = ClassifierResult("m", np.array([0, 0, 0]), before, after, None, np.array([1, 1, 1]), SIGMOID)
     assert result.correct_before.tolist() == [True, False, False]
-    assert result.fooled.tolist() == [True, False, False] and result.misled.all()
-    assert (result.accuracy_before.count, result.accuracy_after.count) == (2, 2)
+    assert result.fooled.tolist() == [True, False, False]
+    counts = [result.rate(name).count for name in ("success_of_all", "accuracy_before", "accuracy_after")]
+    assert counts == [3, 2, 2]
     untargeted = classifier_result([1, 2], before=[1, 2], after=[1, 3])
     assert untargeted.head is SOFTMAX and untargeted.fooled.tolist() == [False, True]
 
@@ -262,11 +254,11 @@ def test_average_precision_is_torchmetrics_without_the_classes_that_no_image_sho
     for row, one in zip(true, labels):
         row[one[one >= 0]] = 1
     metric = MultilabelAveragePrecision(5, average="macro", thresholds=None)
-    assert found.mean.value == pytest.approx(float(metric(torch.from_numpy(logits)[:, :5], true[:, :5])))
-    assert np.isnan(found.by_class[5:]).all() and found.positives.tolist()[5:] == [0, 0]
+    expected = float(metric(torch.from_numpy(logits)[:, :5], true[:, :5]))
+    assert found[:5].mean() == pytest.approx(expected) and np.isnan(found[5:]).all()
     # sure answers, whose probabilities are all 1 in float32, keep their order
     sure = average_precision(50 + logits, labels)
-    assert np.array_equal(sure.by_class, found.by_class, equal_nan=True)
+    assert np.array_equal(sure, found, equal_nan=True)
 
 
 def test_draws_of_a_defence_are_averaged_as_the_head_reads_them():
@@ -412,25 +404,21 @@ def test_labels_that_are_no_better_than_those_of_others_are_noticed():
     labels = np.array([sorted(random.choice(18, 2, replace=False)) + np.array([1, 1]) for _ in range(30)])
     logits = random.normal(-2, 1, (30, 20)).astype(np.float32)
 
-    def said(logits, labels):
+    def about(logits, labels) -> list[str]:
         found = torch.from_numpy(np.take_along_axis(logits, labels, 1)).sigmoid().amax(1).tolist()
-        return Predictions((Prediction(0, 0.9, true) for true in found), logits)
+        clean = predictions([(0, 0.9, true) for true in found])
+        result = ClassifierResult("m", labels, clean, clean, head=SIGMOID, logits=logits[:, None])
+        return warnings_about_labels(result, 20)
 
     trained = logits.copy()
     np.put_along_axis(trained, labels, 3.0, 1)
-    assert warnings_about_labels("m", said(trained, labels), labels, 20, SIGMOID) == []
-    (line,) = warnings_about_labels("m", said(trained, labels - 1), labels - 1, 20, SIGMOID)
+    assert about(trained, labels) == []
+    (line,) = about(trained, labels - 1)
     assert "labels one higher would give 30/30, so shift them" in line
-    (line,) = warnings_about_labels("m", said(logits + 9, labels), labels, 20, SIGMOID)  # says everything
+    (line,) = about(logits + 9, labels)  # says everything
     assert "30/30 of the clean images right, and 100% with the labels of other images" in line
     alike = np.array([[3, 4]] * 30)  # nothing to compare with
-    assert warnings_about_labels("m", said(logits, alike), alike, 20, SIGMOID) == []
-
-
-def test_what_was_said_with_another_head_is_forgotten():
-    said = Said({}).of_pictures(["a"], [1, None], "sigmoid")
-    assert said.of_pictures(["a"], [1, None], "sigmoid") is said
-    assert said.of_pictures(["a"], [1, None]) == Said({"judged": {"files": ["a"], "labels": [1, None]}})
+    assert about(logits, alike) == []
 
 
 def test_what_is_said_of_one_image_does_not_depend_on_the_batch():
@@ -439,5 +427,5 @@ def test_what_is_said_of_one_image_does_not_depend_on_the_batch():
     labels, targets = np.array([[0, 1], [2, -1], [1, 2], [0, -1], [1, -1]]), np.array([2, -1, 0, 1, -1])
     whole = predict(network, pictures, labels, CPU, 5, SIGMOID, targets)
     parts = predict(network, pictures, labels, CPU, 2, SIGMOID, targets)
-    assert list(whole) == list(parts) and np.allclose(whole.logits, parts.logits)
-    assert [p.target_confidence is None for p in whole] == [False, True, False, False, True]
+    assert (whole[0]["label"] == parts[0]["label"]).all() and np.allclose(whole[1], parts[1])
+    assert np.isnan(whole[0]["target_confidence"]).tolist() == [False, True, False, False, True]

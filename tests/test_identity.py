@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import IMAGES, MAIN, QUICK, flags, network, run, save_vit
 
+from diffattack.classifiers.heads import Sigmoid
 from diffattack.classifiers.identity import TOLERANCE, difference
 from diffattack.classifiers.registry import load_classifier
-from diffattack.evaluation.by_image import Asked, Said, lacking
+from diffattack.evaluation.distances import FeatureNetwork
+from diffattack.evaluation.judges import Judges
 
 CODE = """import torch
 from pathlib import Path
@@ -140,18 +142,20 @@ def test_numbers_are_compared_and_not_their_digits():
         assert isinstance(difference(damaged, known), str)
 
 
-def test_what_another_classifier_of_the_same_name_said_is_not_said():
+def test_what_another_classifier_of_the_same_name_found_is_not_taken():
     one, other = ({"weights": w, "answer": [1.0] * 8, "tolerance": TOLERANCE} for w in "ab")
-    row = {"predictions": {"s": {}, "t": {}, "t@jpeg:75": {}}, "judged_by": {"t": one, "t@jpeg:75": one}}
-    row["no_gradient"] = {"s": False}
-    names = ("t", "t@jpeg:75")
-    assert not lacking(Said(row), Asked(("s",), names, (), 0, {"s": one, "t": one}), "n").classifiers
-    assert lacking(Said(row), Asked(("s",), names, (), 0, {"s": one, "t": other}), "n").classifiers == {
-        *names
-    }
-    row["judged_by"]["s"] = one  # judged afterwards, as --is_test does
-    found = lacking(Said(row), Asked(("s",), names, (), 0, {"s": other, "t": one}), "n")
-    assert found.classifiers == found.gradients == {"s"}
+    nearly = one | {"answer": [1 + TOLERANCE / 2] * 8}  # on another machine
+
+    def judges(s: dict, t: dict, **more) -> Judges:
+        network, names = FeatureNetwork("n"), ("t", "t@jpeg:75")
+        known = {"s": s, "t": t}
+        return Judges(("s",), names, ("a", "b"), torch.device("cpu"), network, None, known, **more)
+
+    kept = json.dumps(judges(one, one).description)
+    assert judges(one, one).are(kept) and judges(nearly, nearly).are(kept)
+    assert not judges(one, other).are(kept) and not judges(other, one).are(kept)
+    assert not judges(one, one, draws=2).are(kept) and not judges(one, one, head=Sigmoid()).are(kept)
+    assert not judges(one, one, measures=["LPIPS"]).are(kept)
 
 
 def test_a_run_goes_on_with_the_same_classifier_alone(data, tmp_path):

@@ -16,8 +16,7 @@ from diffattack.common.errors import InputError, RunError
 from diffattack.common.launched import Launched, LauncherError, launched
 from diffattack.common.workers import available_cores, threads_of_each
 from diffattack.options import Options
-from diffattack.runner import turns
-from diffattack.runner.task import check_shards
+from diffattack.runner.setup import check_shards
 
 
 @pytest.fixture
@@ -80,7 +79,8 @@ def test_processes_that_know_nothing_of_each_other_are_refused(environment, monk
     with pytest.raises(LauncherError, match=f"started 4 processes .{name}.*--shard K/4"):
         check_shards(Options(), ["fixed"])
     assert check_shards(Options(shard="1/4"), ["fixed"]) == (1, 4)
-    assert check_shards(Options(), ["fixed"], 4, 2) == (2, 4)
+    environment(RANK="2", WORLD_SIZE="4")
+    assert check_shards(Options(), ["fixed"]) == (2, 4)
     environment(RANK="0", WORLD_SIZE="1")
     assert check_shards(Options(), ["fixed"]) == (0, 1)
 
@@ -123,20 +123,6 @@ def test_a_finished_run_outlives_a_launcher_without_processes(environment, data,
 def test_threads_of_openmp(monkeypatch, text, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     assert threads_of_each(1) == (threads or available_cores())
-
-
-def test_who_adds_up_is_waited_for_and_named(tmp_path, monkeypatch, capsys):
-    fcntl = pytest.importorskip("fcntl")
-    (tmp_path / "run.json").write_text("{}")
-    monkeypatch.setattr(turns, "SAID_AFTER", 0.2)
-    monkeypatch.setattr(turns, "PATIENCE", 0.6)
-    with open(tmp_path / "run.json") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another process has been adding up"), turns.adding_up(tmp_path):
-            pass
-    assert "waits for another process, which adds up" in capsys.readouterr().err
-    with turns.adding_up(tmp_path):
-        pass
 
 
 def free_port() -> str:

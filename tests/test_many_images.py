@@ -8,14 +8,16 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import MAIN, done, flags, launch, pictures, run, start, wait_for
 from test_processes import TWO_PROCESSES, rank_of
 
 from diffattack.data import layout
 from diffattack.data.layout import Layout
-from diffattack.data.records import read_run, read_said
-from diffattack.evaluation import by_image
+from diffattack.data.records import read_run
+from diffattack.evaluation import judges
+from diffattack.runner import jobs
 
 JUDGED = ["--transfer_models", "efficientnet_lite1"]
 
@@ -34,49 +36,45 @@ def command_of(data: Path, quick: str, out: Path, *extra: str) -> list[str]:
     return flags(data, out, "--model_name", quick, "--limit", "2", "--processes", "1", *extra)
 
 
-def saids(out: Path) -> list[tuple[dict, object]]:
-    return [read_said(path)[:2] for path in sorted(out.glob("*_record.npz"))]
-
-
 def judged_anew(monkeypatch) -> list[str]:
     """The classifiers that are asked from now on, once for all images that are judged together."""
-    asked, evaluate = [], by_image.evaluate_classifier
+    asked, original = [], judges.judge_by
 
-    def counting(name, *arguments):
+    def counting(of, name, *arguments):
         asked.append(name)
-        return evaluate(name, *arguments)
+        return original(of, name, *arguments)
 
-    monkeypatch.setattr(by_image, "evaluate_classifier", counting)
+    monkeypatch.setattr(judges, "judge_by", counting)
     return asked
 
 
-def test_a_record_keeps_what_was_said_and_another_judge_adds_to_it(
-    data, quick, judged, tmp_path, monkeypatch
-):
-    for row, features in saids(judged):
-        assert {"before", "after"} <= row["predictions"]["efficientnet_lite1"].keys()
-        assert row["quality"].keys() >= {"SSIM", "PSNR dB", "L2"} and features.shape == (2, 1280)
+def test_what_was_found_is_kept_and_other_judges_judge_again(data, quick, judged, monkeypatch):
+    for path in sorted(judged.glob("*_judged.npz")):
+        with np.load(path) as found:
+            assert found["predictions"].shape == (1, 2, 1, 2) and found["features"].shape == (1, 2, 1280)
+            assert {"SSIM", "PSNR dB", "L2"} <= set(found["measures"].tolist())
     before = json.loads((judged / "results.json").read_text())
     asked = judged_anew(monkeypatch)
     command = [*MAIN, *command_of(data, quick, judged)]
-    result = run([*command, "--transfer_models", "efficientnet_lite1,efficientnet_lite2"])
-    assert result.returncode == 0 and asked == ["efficientnet_lite2"]  # that one alone, for both at once
+    names = [quick, "efficientnet_lite1", "efficientnet_lite2"]
+    result = run([*command, "--transfer_models", ",".join(names[1:])])
+    assert result.returncode == 0 and asked == names  # for both images at once
     after = json.loads((judged / "results.json").read_text())
-    assert [c["model"] for c in after["classifiers"]] == [quick, "efficientnet_lite1", "efficientnet_lite2"]
-    assert after["classifiers"][:2] == before["classifiers"] and after["quality"] == before["quality"]
-    asked.clear()  # with a judge less, nothing is judged, and what is not asked for is not told
-    assert run([*command, *JUDGED]).returncode == 0 and asked == []
+    assert [c["model"] for c in after["classifiers"]] == names
+    assert after["classifiers"][:2] == before["classifiers"]
+    assert run([*command, *JUDGED]).returncode == 0
     assert json.loads((judged / "results.json").read_text())["images"] == before["images"]
 
 
-def test_where_nothing_has_changed_the_report_is_said_again_and_nothing_loaded(
+def test_where_nothing_has_changed_a_run_is_added_up_again_and_no_attack_loaded(
     data, quick, judged, monkeypatch
 ):
     command = [*MAIN, *command_of(data, quick, judged), *JUDGED]
     first = run(command)
-    monkeypatch.setattr("main.load_attacks", lambda *_: pytest.fail("loads an attack"))
+    monkeypatch.setattr(jobs, "load_attacks", lambda *_: pytest.fail("loads an attack"))
+    asked = judged_anew(monkeypatch)
     again = run(command)
-    assert again.returncode == 0 and "nothing has changed since" in again.stderr
+    assert again.returncode == 0 and asked == []
     assert again.stdout == first.stdout
 
 
@@ -98,7 +96,7 @@ def test_a_classifier_whose_file_has_changed_judges_again(data, judged, quick, t
     assert run(command).returncode == 0
     asked = judged_anew(monkeypatch)
     path.write_text(path.read_text().replace("manual_seed(0)", "manual_seed(1)"))
-    assert run(command).returncode == 0 and asked == [f"{path}:build"]
+    assert run(command).returncode == 0 and asked == [quick, f"{path}:build"]
 
 
 def test_a_folder_is_judged_where_it_was_left_off(data, judged, quick, tmp_path, monkeypatch):

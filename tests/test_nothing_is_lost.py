@@ -13,15 +13,8 @@ from diffattack.data.images import temporary_name
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS
 from diffattack.options import Options
-from diffattack.runner.own_files import (
-    OwnFiles,
-    check_apart,
-    check_images_are_no_results,
-    check_inputs_are_safe,
-    check_nothing_is_in_the_way,
-    check_reports_are_ours,
-    clear_run,
-)
+from diffattack.runner.folder import check_folder, clear_run, files_of_run
+from diffattack.runner.setup import check_apart, check_images_are_no_results, check_inputs_are_safe
 
 COMPARE = [MAIN[0], "compare.py"]
 
@@ -87,7 +80,6 @@ THEIRS = (
 
 
 def test_starting_over_deletes_what_the_run_wrote_and_nothing_else(copied):
-    (copied / "0001_adv_image.png.host-999999999.partial").write_bytes(b"half")
     for name in THEIRS:
         (copied / name).parent.mkdir(parents=True, exist_ok=True)
         (copied / name).write_text("mine")
@@ -103,8 +95,8 @@ def test_starting_over_leaves_an_empty_folder(copied):
 
 def test_every_file_of_a_run_is_known_as_its_own(copied):
     configuration = json.loads((copied / "run.json").read_text())
-    own = OwnFiles(Layout(copied, 4), configuration["model_name"])
-    assert {str(path.relative_to(copied)) for path in own.existing()} == set(contents(copied))
+    own = files_of_run(Layout(copied, 4), configuration["model_name"])
+    assert {str(path.relative_to(copied)) for path in own} == set(contents(copied))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"name": "theirs", "images": 3}'])
@@ -136,14 +128,16 @@ def test_without_a_run_json_nothing_is_deleted(data, copied):
     ],
 )
 def test_a_users_own_file_is_not_written_over(tmp_path, name):
-    options, layout = Options(save_dir=tmp_path), Layout(tmp_path, 4)
-    check_nothing_is_in_the_way(layout, options)
+    def check():
+        check_folder(tmp_path, {}, files_of_run(Layout(tmp_path, 4), Options().model_name))
+
+    check()
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match=f"holds '{name}', which a run would write over"):
-        check_nothing_is_in_the_way(layout, options)
-    (tmp_path / "run.json").write_text("{}")  # then another check answers
-    check_nothing_is_in_the_way(layout, options)
+        check()
+    (tmp_path / "run.json").write_text("{}")  # then that answers
+    check()
 
 
 def test_starting_over_with_more_images_does_not_write_over_a_users_file(data, copied):
@@ -172,21 +166,11 @@ def test_images_that_are_links_into_the_results_are_refused(data, copied, tmp_pa
 
 def test_a_comparison_does_not_write_over_figures_of_others(data, copied, tmp_path):
     result = run([*COMPARE, *flags(data, copied, "--modes", "uniform,fixed", "--figures", "pooled")])
-    assert result.returncode == 2 and "is the folder of a run of main.py" in result.stderr
+    assert result.returncode == 2 and "it was of an attack and is of a comparison" in result.stderr
     (tmp_path / "mine" / ANALYSIS).mkdir(parents=True)
     (tmp_path / "mine" / ANALYSIS / "weight_curves.pdf").write_text("mine")
     result = run([*COMPARE, *flags(data, tmp_path / "mine", "--modes", "uniform,fixed")])
     assert result.returncode == 2 and f"holds '{ANALYSIS}/weight_curves.pdf'" in result.stderr
-
-
-def test_figures_of_another_folder_are_not_written_over(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    content = {"versions": {}, "configuration": {"images_root": str(tmp_path / "a")}}
-    (tmp_path / "evaluation.json").write_text(json.dumps(content))
-    check_reports_are_ours(tmp_path, "evaluation.json", [], tmp_path / "a")
-    with pytest.raises(InputError, match="has the evaluation.json of another folder"):
-        check_reports_are_ours(tmp_path, "evaluation.json", [], tmp_path / "b")
 
 
 def test_a_run_of_other_classes_is_not_judged_by_these(data, copied, tmp_path):
@@ -214,12 +198,13 @@ def test_judging_a_folder_loses_nothing_in_it(data, copied):
     assert run([*MAIN, *map(str, judge)]).returncode == 0  # its own report is written anew
 
 
-@pytest.mark.parametrize("name, content", [("evaluation.txt", "mine"), ("evaluation.json", '{"mine": 1}')])
-def test_reports_of_others_are_not_written_over(tmp_path, name, content):
-    check_reports_are_ours(tmp_path, "evaluation.json", ["evaluation.txt"])
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=f"holds '{name}', which would be written over"):
-        check_reports_are_ours(tmp_path, "evaluation.json", ["evaluation.txt"])
+@pytest.mark.parametrize("name", ["evaluation.txt", "evaluation.json", "evaluation.csv"])
+def test_reports_of_others_are_not_written_over(copied, tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    judge = ["--is_test", "--images_root", copied, "--save_dir", tmp_path / "mine", "--transfer_models", ""]
+    result = run([*MAIN, *map(str, judge)])
+    assert result.returncode == 2 and f"{name}', which a run would write over" in result.stderr
 
 
 def test_a_file_that_the_command_names_is_not_written_over(tmp_path):
@@ -241,13 +226,6 @@ def test_long_names_of_surrogates_are_shortened_and_stay_apart(tmp_path):
     assert len({file_name(name) for name in wide}) == 2
     assert all(len(file_name(name).encode()) <= 100 for name in wide)
     layout = Layout(tmp_path, 50_000)
-    OwnFiles(layout, long).check_lengths()
     path = temporary_name(layout.file(49_999, f"diff_{joined_names(long)}_image_ATKSuccess.png"))
     path.parent.mkdir()
     path.write_text("x")  # no name is too long
-
-
-def test_a_save_dir_whose_files_would_have_too_long_names_is_refused(tmp_path):
-    deep = tmp_path.joinpath(*["x" * 200] * 20)
-    with pytest.raises(InputError, match="would have longer names than"):
-        check_nothing_is_in_the_way(Layout(deep, 4), Options(save_dir=deep))

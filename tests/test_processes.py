@@ -16,7 +16,7 @@ from PIL import Image
 
 from diff_latent_attack import DiffAttack
 from diffattack.evaluation.metrics import psnr
-from diffattack.runner import task
+from diffattack.runner import setup
 
 # On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be
 # told not to start one process only.
@@ -145,7 +145,7 @@ def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_li
                     torch.empty(2**60, dtype=torch.uint8)
                 return going
 
-        monkeypatch.setattr(task, "DiffAttack", ShortOfMemory)
+        monkeypatch.setattr(setup, "DiffAttack", ShortOfMemory)
         return run([*MAIN, *flags(data, out, "--batch_size", "4", "--weight_mode", "fixed")])
 
     saving = attempt(tmp_path / "saving", batch=1, plain=False)

@@ -6,7 +6,7 @@ import torch
 
 from diffattack.data.dataset import Item
 from diffattack.diffusion.inversion import LatentDiffusion
-from diffattack.runner.task import say_cut_names
+from diffattack.runner.setup import say_cut_names
 
 NAMES = ("cat", "a" * 14, "b" * 13 + "cd", "polar bears")  # 16 places, of which BOS and EOS take two
 

@@ -8,19 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import MAIN, classifier_result, done, flags, pictures, run
-from diffattack.evaluation.evaluate import Evaluation
 from test_compare import COMPARE
 
 from diffattack.data.records import Run, read_run
-from diffattack.evaluation.metrics import Quality
-from diffattack.evaluation.statistics import Estimate
-from diffattack.evaluation.sweep import (
+from diffattack.evaluation.curves import (
     Curve,
     compare_curves,
     difference_at_equal_visibility,
-    parse_sweep,
     transfer_scores,
 )
+from diffattack.evaluation.metrics import Quality
+from diffattack.evaluation.results import Evaluation
+from diffattack.evaluation.statistics import Estimate
+from diffattack.evaluation.sweep import parse_sweep
 from diffattack.options import AttackOptions
 
 

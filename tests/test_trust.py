@@ -25,7 +25,7 @@ from diffattack.data.dataset import read_dataset
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
 from diffattack.data.records import read_record, read_run
 from diffattack.diffusion.pipeline import load_pipeline
-from diffattack.runner.folder import check_folder, check_still_ours, claim_folder
+from diffattack.runner.folder import check_folder, check_still_ours, claim
 
 
 @pytest.fixture
@@ -128,7 +128,11 @@ def test_only_what_is_damaged_or_has_changed_is_made_again(data, whole, tmp_path
     result = run(command)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     assert "going on with an earlier run: 1 of 4 images are done" in result.stderr
-    for name, reason in {"img1": "damaged", "img2": "missing or damaged", "img3": "has changed"}.items():
+    for name, reason in {
+        "img1": "damaged",
+        "img2": "is not the one that was written",
+        "img3": "has changed",
+    }.items():
         assert f"note: {name}.png is made again: " in result.stderr and reason in result.stderr
     assert (out / "0000_record.npz").stat().st_mtime_ns == kept
     expected = pictures(whole("fixed"))
@@ -191,10 +195,10 @@ def test_a_folder_is_claimed_by_one_run(tmp_path, monkeypatch, has_links):
 
     if not has_links:
         monkeypatch.setattr(os, "link", no_links)
-    identity = claim_folder(tmp_path, {"guidance": 2.5})
-    assert claim_folder(tmp_path, {"guidance": 2.5}) == identity
+    identity = claim(tmp_path, {"guidance": 2.5})
+    assert claim(tmp_path, {"guidance": 2.5}) == identity
     with pytest.raises(InputError, match="guidance was 2.5 and is 3.0"):
-        claim_folder(tmp_path, {"guidance": 3.0})
+        claim(tmp_path, {"guidance": 3.0})
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 

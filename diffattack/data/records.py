@@ -328,6 +328,11 @@ def row_of(text: str) -> dict:
     return row | {"psnr": math.inf} if row["psnr"] is None else row
 
 
+def read_state(path: Path) -> np.ndarray:
+    """The state of the learnable weights after the image of a record."""
+    return np.load(path, allow_pickle=False)["controller_state"]
+
+
 def read_row(path: Path) -> dict:
     """The row of a record alone.
 

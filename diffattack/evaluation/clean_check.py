@@ -170,5 +170,5 @@ def chance_of_a_hit(
 
 def is_trained(predictions: np.ndarray, classes: int) -> bool:
     """Whether a classifier's answers are sure of themselves and vary, as those of random weights do not."""
-    sure = (float(predictions.confidences.mean()) - 1 / classes) / (1 - 1 / classes)
+    sure = (float(predictions["confidence"].mean()) - 1 / classes) / (1 - 1 / classes)
     return sure > 0.2 and len(set(predictions["label"].tolist())) >= min(3, classes)

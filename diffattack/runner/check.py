@@ -25,9 +25,10 @@ from diffattack.evaluation.predictions import predict
 from diffattack.evaluation.tables import table
 from diffattack.losses import measured_iterations
 from diffattack.options import Options
-from diffattack.runner.attack_images import count_processes, invert, read_picture
+from diffattack.runner.attack_images import invert, read_picture
 from diffattack.runner.clean_check import check_diffusion_model, check_labels, clean_accuracies
 from diffattack.runner.folder import name_of
+from diffattack.runner.jobs import count_processes
 from diffattack.runner.setup import load_attacks, read_experiment
 
 CHECKED_ITERATIONS = 5  # of which gradients are measured in some and not in others, whatever the options

@@ -15,7 +15,7 @@ from diffattack.common.launched import launched
 from diffattack.evaluation.human_study import KEY, read_judgements, read_key
 from diffattack.evaluation.sweep import Sweep, parse_sweep
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
-from diffattack.runner.folder import claim, counted, figures_of
+from diffattack.runner.folder import counted, figures_of
 from diffattack.runner.setup import Experiment
 from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES
 
@@ -141,20 +141,16 @@ def check_options(options: CompareOptions) -> None:
             read_judgements(path, key)
 
 
-def claim_comparison(experiment: Experiment, options: CompareOptions) -> None:
-    """Makes the folder that of a comparison of these images, and in a sweep those of its values, too.
-
-    Raises:
-        InputError: it is a run's, or of other images, or reports of others would be written over.
-    """
+def comparison_folders(experiment: Experiment, options: CompareOptions) -> dict[Path, dict]:
+    """The folder of a comparison, and in a sweep those of its values, with what run.json holds there."""
     configuration = {
         "comparison": "sweep" if options.sweep else "attacks" if options.attacks else "modes",
         "images": [str(item.path.relative_to(options.images_root)) for item in experiment.items],
         "labels": [counted(item.labels, options.label_base) for item in experiment.items],
     }
-    places = [options.sweep.folder(value) for value in options.sweep.values] if options.sweep else []
-    for folder in (options.save_dir, *(options.save_dir / place for place in places)):
-        claim(folder, configuration, reports_in(folder))
+    values = options.sweep.values if options.sweep else ()
+    inside = [options.save_dir / options.sweep.folder(value) for value in values]
+    return dict.fromkeys((options.save_dir, *inside), configuration)
 
 
 def reports_in(folder: Path) -> Iterator[Path]:

@@ -31,9 +31,9 @@ from diffattack.plotting.comparison_page import write_comparison_page
 from diffattack.plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_figure
 from diffattack.plotting.figures import plot_success_against_visibility, plot_tradeoff
 from diffattack.plotting.judging_page import write_judging_page
-from diffattack.runner.attack_images import Job
 from diffattack.runner.compare import CompareOptions, Entry
 from diffattack.runner.folder import provenance, read_failures, unattempted
+from diffattack.runner.jobs import Job
 from diffattack.runner.judge import CHUNK, judge_all
 from diffattack.runner.report import weights_at_the_end, write_run, write_texts
 from diffattack.runner.setup import Experiment
@@ -119,7 +119,7 @@ def write_comparison(
     title, has_transfer = f"Comparison of {title}", bool(evaluations[0].transfers)
     comparison = compare_runs(list(runs), list(runs.values()), evaluations, failures)
     if all(run.timesteps for run in runs.values()):
-        ends = [weights_at_the_end(one.job.attack, one.run).numpy() for one in each]
+        ends = [weights_at_the_end(one.job.options, one.run) for one in each]
         moved = [weight_movement(run, end) for run, end in zip(runs.values(), ends)]
         add_weights(comparison, list(runs.values()), moved)
     add_curves(comparison, {name: curve_points(run) for name, run in runs.items()}, ITERATIONS, has_transfer)

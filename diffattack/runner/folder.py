@@ -185,7 +185,7 @@ def check_folder(folder: Path, configuration: dict, own_files: Iterable[Path] = 
         if (folder / "run.json").exists():  # of a process of this run that started together with this one
             break
         raise InputError(
-            f"--save_dir: {str(folder)!r} holds {str(path.relative_to(folder))!r}, which a run would write "
+            f"--save_dir: {str(folder)!r} holds {os.path.relpath(path, folder)!r}, which a run would write "
             f"over, and no run.json that says of what run it is; give another folder, or move it away"
         )
     if not (folder / "run.json").exists():
@@ -204,6 +204,8 @@ def check_folder(folder: Path, configuration: dict, own_files: Iterable[Path] = 
 
 def differences(found: dict, configuration: dict) -> list[str]:
     """What a run.json says that is otherwise now; a judge that is new is none."""
+    if kind_of(found) != kind_of(configuration):
+        return [f"it was of {kind_of(found)} and is of {kind_of(configuration)}"]
     lines = [
         f"{key} was {in_brief(found.get(key))} and is {in_brief(configuration.get(key))}"
         for key in sorted({*found, *configuration} - {"contents", "classifiers"})
@@ -219,6 +221,11 @@ def differences(found: dict, configuration: dict) -> list[str]:
         if change:
             lines.append(f"the classifier {name} is not the one that it was ({change})")
     return lines
+
+
+def kind_of(configuration: dict) -> str:
+    kinds = {"comparison": "a comparison", "judged": "pictures that are judged"}
+    return next((name for key, name in kinds.items() if key in configuration), "an attack")
 
 
 def in_brief(value: object) -> str:
@@ -366,68 +373,6 @@ def clear_run(folder: Path) -> None:
             delete_abandoned(place)
             if place != folder and not any(place.iterdir()):
                 place.rmdir()
-
-
-# ---------------------------------------------------------------- inputs
-
-
-def check_apart(save_dir: Path, images_root: Path) -> None:
-    """Raises InputError where results would lie among the images, or the images among the results."""
-    above, inside = is_within(images_root, save_dir), is_within(save_dir, images_root)
-    if above or inside:
-        place = "is" if above and inside else "lies above" if above else "lies inside"
-        raise InputError(
-            f"--save_dir: {str(save_dir)!r} {place} --images_root, so that results and images would be mixed "
-            f"up; give a folder beside it"
-        )
-
-
-def is_within(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or lies in it, whatever links and spellings lead to both."""
-    path, folder = path.resolve(), folder.resolve()
-    if folder == path or folder in path.parents:
-        return True
-    return folder.exists() and any(
-        one.exists() and one.samefile(folder) for one in (path, *path.parents)
-    )  # where case does not tell names apart
-
-
-def check_links_lead_elsewhere(save_dir: Path, images: Iterable[Path]) -> None:
-    """Raises InputError where images are links to files of a folder of results."""
-    inside: dict[Path, bool] = {}  # by folder, since most images are no links themselves
-    for path in images:
-        if path.parent not in inside:
-            inside[path.parent] = is_within(path.parent, save_dir)
-        if inside[path.parent] or (path.is_symlink() and is_within(path, save_dir)):
-            raise InputError(
-                f"--images_root: {str(path)!r} is a link into --save_dir, where it would be written over; "
-                f"give another --save_dir"
-            )
-
-
-def check_images_are_no_results(images_root: Path) -> None:
-    """Raises InputError where a folder of images is that of a run."""
-    try:
-        configuration = read_configuration(images_root)
-    except RecordError:
-        return
-    if {"images", "model_name", "labels"} <= set(configuration):
-        raise InputError(
-            f"--images_root: {str(images_root)!r} is the folder of a run, whose pictures are results; give "
-            f"the folder of its images, or --is_test to judge it"
-        )
-
-
-def check_inputs_are_safe(options: Options) -> None:
-    """Raises InputError where a file that a command names is called as one that it writes."""
-    for name in ("label_path", "captions"):
-        path = getattr(options, name)
-        if path is None or path.resolve().parent != options.save_dir.resolve():
-            continue
-        if path.name in (*REPORTS, "run.json") or re.fullmatch(r"\d{4,}_.+", path.name):
-            raise InputError(
-                f"--{name}: {str(path)!r} is called as a result that is written there; move it elsewhere"
-            )
 
 
 # ---------------------------------------------------------------- what a run depends on by content

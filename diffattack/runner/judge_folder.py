@@ -32,10 +32,12 @@ from diffattack.runner.judge import PictureFiles, add_up, judge_all, judges_of
 from diffattack.runner.report import write_reports
 from diffattack.runner.setup import Experiment, class_names_of
 
+NAMES = ("evaluation.json", "evaluation.csv", "evaluation.txt")
+
 
 def judge_folder(options: Options) -> int:
-    """Judges an output folder, of this tool or of the original, and writes evaluation.json, evaluation.txt
-    and images.csv; returns the exit code.
+    """Judges an output folder, of this tool or of the original, and writes evaluation.json, .csv and
+    .txt; returns the exit code.
     """
     mend_torchvision()
     pairs = list_pairs(options.images_root)
@@ -49,7 +51,7 @@ def judge_folder(options: Options) -> int:
         "images": [item.path.name for item in items],
         "labels": [counted(item.labels, options.label_base) for item in items],
     }
-    own = (options.save_dir / name for name in ("evaluation.json", "evaluation.txt", "images.csv"))
+    own = (options.save_dir / name for name in NAMES)
     check_folder(layout.folder, configuration, (path for path in own if path.exists()))
     size = common_side(pairs)
     # which the original tool does not write
@@ -85,8 +87,7 @@ def judge_folder(options: Options) -> int:
 
     results = evaluation.as_dict() | provenance(options, device)
     text = "\n".join(evaluation.lines())
-    names = ("evaluation.json", "evaluation.txt")
-    write_reports(options.save_dir, names, results, rows, text, evaluation)
+    write_reports(options.save_dir, NAMES, results, rows, text, evaluation)
     print("\n" + text)
     return 0
 

@@ -6,34 +6,35 @@ import csv
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from diff_latent_attack import DiffAttack
-from diffattack.attacks.pixel import PixelAttack
+from attentionControl import make_controller
 from diffattack.data.answers import deciding
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
-from diffattack.data.records import ANALYSIS, Run, json_text, read_row, read_run
+from diffattack.data.records import ANALYSIS, Run, json_text, read_row, read_run, read_state
 from diffattack.data.shares import timestep_rows
 from diffattack.evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import cost_dict, cost_rows, table
 from diffattack.evaluation.warnings import warnings_about_rounding
 from diffattack.evaluation.weights import lines_about_weights, weight_movement
+from diffattack.options import Options
 from diffattack.plotting.draw import draw_folders
 from diffattack.plotting.report import write_page
-from diffattack.runner.attack_images import Job
 from diffattack.runner.folder import provenance, read_failures, unattempted
+from diffattack.runner.jobs import Job
 from diffattack.runner.judge import add_up, unjudged
 from timestep_weights import named_schedules
 
 SHOWN = 50  # images in the table on the screen
 FELT_ABOVE = 0.01  # of the attack's gradient
 # of an image's record, what its run alone needs, and what an evaluation has of all classifiers
-IDLE = ("files", "digest", "mask_digest", "predictions")
+IDLE = ("files", "predictions")
 
 
 def report(job: Job, selected: Sequence[Item]) -> int:
@@ -73,12 +74,12 @@ def write_run(
         rows = [short_row(read_row(layout.record(item.index))) for item in done]
         evaluation.warnings.extend(warnings_about_rounding(rows))
         points = curve_points(run)
-    weights = weights_at_the_end(job.attack, run)
+    weights = weights_at_the_end(options, run)
     lines = [summarise(rows, evaluation, failures, weights.tolist())]
     if run:
         lines += lines_about(run, rows, points)
         if run.timesteps:
-            lines += lines_about_weights(weight_movement(run, weights.numpy()), run)
+            lines += lines_about_weights(weight_movement(run, weights), run)
     if left:
         lines.append(f"still to be attacked: {left} images, by the same command or its other shards")
     results = {
@@ -95,7 +96,7 @@ def write_run(
         for k in range(len(done)):
             yield rows[k] | found(options.label_base, k)
 
-    names = ("results.json", "log.txt")
+    names = ("results.json", "images.csv", "log.txt")
     write_reports(options.save_dir, names, results, all_rows, "\n".join(lines), evaluation)
     return evaluation, results
 
@@ -134,7 +135,7 @@ def means_of(rows: Sequence[dict]) -> dict[str, object]:
 
 def write_reports(
     folder: Path,
-    names: tuple[str, str],
+    names: tuple[str, str, str],
     results: dict,
     rows: Callable[[], Iterable[dict]],
     text: str,
@@ -144,21 +145,23 @@ def write_reports(
     is on a line of its own, images.csv, and the text.
 
     Args:
-        names: of the JSON and of the text.
+        names: of the JSON, the table and the text.
         rows: gives what the JSON has of each image, one at a time.
         evaluation: None where there are no images.
     """
     start = json_text(results, indent=2).removesuffix("\n}")
-    with replacing(folder / names[0]) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    # file names need not be Unicode
+    text_file = partial(open, mode="w", encoding="utf-8", errors="backslashreplace")
+    with replacing(folder / names[0]) as temporary, text_file(temporary) as file:
         file.write(f'{start},\n  "images": [')
         for k, row in enumerate(rows()):
             file.write(f"{',' * (k > 0)}\n    {json_text(row)}")
         file.write("\n  ]\n}\n")
     if evaluation is not None:
-        with replacing(folder / "images.csv") as temporary, open(temporary, "w", encoding="utf-8") as file:
+        with replacing(folder / names[1]) as temporary, text_file(temporary) as file:
             csv.writer(file, lineterminator="\n").writerows(image_table(evaluation, rows()))
     command = "python main.py " + " ".join(sys.argv[1:])
-    write_texts(folder, {names[1]: f"{command}\n\n{text}"})
+    write_texts(folder, {names[2]: f"{command}\n\n{text}"})
 
 
 def image_table(evaluation: Evaluation, rows: Iterable[dict]) -> Iterator[list]:
@@ -245,14 +248,16 @@ def two_columns(said: dict) -> tuple[str, str]:
     return name, f"{probability:.2f}"
 
 
-def weights_at_the_end(attack: DiffAttack | PixelAttack, run: Run | None) -> torch.Tensor:
+def weights_at_the_end(options: Options, run: Run | None) -> np.ndarray:
     """The weights `(N,)` after the last image; where each image has its own, their mean over the images."""
-    weights = attack.controller.weights()
-    if attack.num_timesteps == 0:  # of an attack that has none
-        return weights
-    if weights.ndim == 1 or run is None:
-        return weights.view(attack.num_timesteps, -1).mean(1)
-    return torch.from_numpy(run.pooled.weights[:, -1].mean(0, dtype=np.float64))
+    if run is None or not run.timesteps:
+        return np.zeros(0)
+    if not options.weight_mode.startswith("learnable"):
+        return run.pooled.weights[:, -1].mean(0, dtype=np.float64)
+    settings = (options.schedule, len(run.timesteps), options.seed, options.pace)
+    controller = make_controller(options.weight_mode, *settings)
+    controller.load_state(torch.from_numpy(read_state(run.records.paths[-1])))
+    return controller.weights().numpy()
 
 
 def gradient_rows(run: Run) -> list[list[str]]:

@@ -6,7 +6,8 @@ import functools
 import multiprocessing
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from diffattack.classifiers.identity import check_unchanged
 from diffattack.classifiers.registry import check_distinct, load_classifier
 from diffattack.common.devices import process_device, resolve_device, resolve_dtype, set_up
 from diffattack.common.environment import mend_torchvision
-from diffattack.common.errors import InputError, note
+from diffattack.common.errors import InputError, RecordError, note
 from diffattack.common.launched import check_alone, launched
 from diffattack.data.class_names import read_class_names
 from diffattack.data.classes import IMAGENET_CLASSES
@@ -31,15 +32,13 @@ from diffattack.data.dataset import PRESETS, Item, labels_and_targets, read_data
 from diffattack.data.images import read_image, to_tensor
 from diffattack.data.layout import Layout
 from diffattack.data.masks import masks_of
+from diffattack.data.records import read_configuration
 from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.diffusion.pipeline import compile_pipeline, load_pipeline
 from diffattack.evaluation.warnings import warnings_about_outputs
 from diffattack.options import Options
 from diffattack.runner.folder import (
-    check_apart,
-    check_images_are_no_results,
-    check_inputs_are_safe,
-    check_links_lead_elsewhere,
+    REPORTS,
     check_save_dir,
     configuration_of,
     content_digests,
@@ -274,6 +273,17 @@ class OtherPictures:
         return torch.cat(images), torch.tensor(theirs, dtype=torch.long)
 
 
+def share_of(items: Sequence[Item], part: int, parts: int) -> list[Item]:
+    """The images of this process, of as many parts; it says how many, where a launcher started several."""
+    mine, start = [item for item in items if item.index % parts == part], launched()
+    if start.processes > 1:
+        print(
+            f"process {start.process} of {start.processes}: {len(mine)} of {len(items)} images are its part",
+            file=sys.stderr,
+        )
+    return mine
+
+
 def check_shards(options: Options, weight_modes: Sequence[str]) -> tuple[int, int]:
     """Which part of the images is this process's, over all machines and processes: part k of n takes the
     images k, k + n, ...
@@ -298,3 +308,65 @@ def check_shards(options: Options, weight_modes: Sequence[str]) -> tuple[int, in
             "without --shard and in one process"
         )
     return shard * processes + process, shards * processes
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def check_apart(save_dir: Path, images_root: Path) -> None:
+    """Raises InputError where results would lie among the images, or the images among the results."""
+    above, inside = is_within(images_root, save_dir), is_within(save_dir, images_root)
+    if above or inside:
+        place = "is" if above and inside else "lies above" if above else "lies inside"
+        raise InputError(
+            f"--save_dir: {str(save_dir)!r} {place} --images_root, so that results and images would be mixed "
+            f"up; give a folder beside it"
+        )
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it, whatever links and spellings lead to both."""
+    path, folder = path.resolve(), folder.resolve()
+    if folder == path or folder in path.parents:
+        return True
+    return folder.exists() and any(
+        one.exists() and one.samefile(folder) for one in (path, *path.parents)
+    )  # where case does not tell names apart
+
+
+def check_links_lead_elsewhere(save_dir: Path, images: Iterable[Path]) -> None:
+    """Raises InputError where images are links to files of a folder of results."""
+    inside: dict[Path, bool] = {}  # by folder, since most images are no links themselves
+    for path in images:
+        if path.parent not in inside:
+            inside[path.parent] = is_within(path.parent, save_dir)
+        if inside[path.parent] or (path.is_symlink() and is_within(path, save_dir)):
+            raise InputError(
+                f"--images_root: {str(path)!r} is a link into --save_dir, where it would be written over; "
+                f"give another --save_dir"
+            )
+
+
+def check_images_are_no_results(images_root: Path) -> None:
+    """Raises InputError where a folder of images is that of a run."""
+    try:
+        configuration = read_configuration(images_root)
+    except RecordError:
+        return
+    if {"images", "model_name", "labels"} <= set(configuration):
+        raise InputError(
+            f"--images_root: {str(images_root)!r} is the folder of a run, whose pictures are results; give "
+            f"the folder of its images, or --is_test to judge it"
+        )
+
+
+def check_inputs_are_safe(options: Options) -> None:
+    """Raises InputError where a file that a command names is called as one that it writes."""
+    for name in ("label_path", "captions"):
+        path = getattr(options, name)
+        if path is None or path.resolve().parent != options.save_dir.resolve():
+            continue
+        if path.name in (*REPORTS, "run.json") or re.fullmatch(r"\d{4,}_.+", path.name):
+            raise InputError(
+                f"--{name}: {str(path)!r} is called as a result that is written there; move it elsewhere"
+            )
