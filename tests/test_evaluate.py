@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyClassifier, classifier_result
+from scipy.stats import bootstrap
 
 from diffattack.data.images import Pictures
-from diffattack.evaluation import results
-from diffattack.evaluation.distances import ClassifierFeatures, KernelDistance, frechet_distance
+from diffattack.evaluation import results, statistics
 from diffattack.evaluation.metrics import psnr, visibility
 from diffattack.evaluation.results import Evaluation, evaluate, transfer_mean
-from diffattack.evaluation.statistics import Estimate, mean_over_images, share
+from diffattack.evaluation.statistics import Estimate, mean_over_images, means_over_images, resampled, share
 from diffattack.evaluation.warnings import (
     has_gradient,
     warnings_about_gradients,
@@ -54,6 +54,32 @@ def test_bootstrap_of_a_mean_is_as_wide_as_its_standard_error_says():
     assert estimate.value == pytest.approx(values.mean())
     assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * error, rel=0.05)
     assert estimate == mean_over_images(values)  # seeded
+
+
+@pytest.mark.parametrize("block", [2**20, 500])
+def test_intervals_of_means_are_those_of_scipys_bootstrap(monkeypatch, block):
+    monkeypatch.setattr(statistics, "BLOCK", block)
+    values = np.random.default_rng(3).normal(size=(3, 57)) ** 2
+    for row, estimate in zip(values, means_over_images(values)):
+        expected = bootstrap(
+            (np.arange(57),),
+            lambda chosen, axis, row=row: row[chosen].mean(-1),
+            confidence_level=0.95,
+            n_resamples=statistics.RESAMPLES,
+            method="percentile",
+            vectorized=True,
+            rng=statistics.SEED,
+        ).confidence_interval
+        assert estimate.value == pytest.approx(row.mean(), rel=1e-12)
+        assert (estimate.low, estimate.high) == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_a_figure_that_is_infinite_or_of_nothing_has_no_interval():
+    finite, infinite = means_over_images(np.array([[1.0, 2.0, 3.0], [1.0, np.inf, 3.0]]))
+    assert np.isfinite([finite.low, finite.high]).all() and infinite.value == np.inf
+    assert np.isnan([infinite.low, infinite.high]).all()
+    (none,) = resampled(0, lambda times: np.full((len(times), 1), np.nan))
+    assert np.isnan(none.value)
 
 
 # ---------------------------------------------------------------- success
@@ -166,50 +192,6 @@ def test_visibility_against_closed_forms():
         105 / 255,
     )  # on constant pictures only the luminance term of SSIM is left; float32 leaves 2e-4
     assert figures["SSIM"].tolist() == pytest.approx([1, (2 * a * b + c1) / (a**2 + b**2 + c1)], abs=5e-4)
-
-
-@pytest.mark.parametrize("dimension", [5, 500])  # 500: the path through the span of the features
-def test_frechet_distance_of_two_gaussians(dimension):
-    random = torch.Generator().manual_seed(0)
-    count = 100
-    a, b = (
-        torch.randn(count, dimension, generator=random, dtype=torch.float64) * scale + shift
-        for scale, shift in ((1, 0), (2, 1))
-    )
-    mean, covariance = [x.mean(0).numpy() for x in (a, b)], [np.cov(x.T.numpy()) for x in (a, b)]
-    values, vectors = np.linalg.eigh(covariance[0])
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    expected = (
-        np.square(mean[0] - mean[1]).sum()
-        + np.trace(covariance[0])
-        + np.trace(covariance[1])
-        - 2 * np.sqrt(np.linalg.eigvalsh(root @ covariance[1] @ root).clip(0)).sum()
-    )
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
-
-
-def test_kernel_distance_sees_a_shift_and_nothing_where_there_is_nothing():
-    random = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(60, 8, generator=random, dtype=torch.float64) for _ in range(2))
-    same, shifted = map(KernelDistance(a).to, (b, b + 1))
-    assert same.low < 0 < same.high and shifted.low > 0
-
-    def kernel(x, y):
-        return (x @ y.T / 8 + 1) ** 3  # the unbiased estimate, written out
-
-    total = (
-        sum(kernel(x, x).sum() - kernel(x, x).trace() for x in (a, b)) / (60 * 59) - 2 * kernel(a, b).mean()
-    )
-    assert same.value == pytest.approx(total.item())
-
-
-def test_features_are_what_the_last_linear_layer_sees():
-    classifier = TinyClassifier().eval()
-    features = ClassifierFeatures(classifier)
-    x = torch.rand(2, 3, 32, 32)
-    assert features.num_features == 32 and torch.allclose(
-        5 * classifier.layers[-1](features(x)), classifier(x)
-    )
 
 
 # ---------------------------------------------------------------- warnings

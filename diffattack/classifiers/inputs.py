@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffattack.classifiers.defences import DEFENCES, defence_names
 from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
@@ -68,14 +67,6 @@ class ModelOptions:
         "1: by the worst of them, their mean and their majority vote",
         "K",
         range=COUNT,
-        identifies_run=False,
-    )
-    fid_reference: Path | None = flag(
-        None,
-        "statistics of other pictures, mu and sigma in an .npz as guided-diffusion, pytorch-fid and "
-        "clean-fid write them: adds the Frechet distance to them, in the features of the same network",
-        "FILE",
-        parse=Path,
         identifies_run=False,
     )
 

@@ -11,7 +11,6 @@ from io import StringIO
 import numpy as np
 
 from diffattack.data.records import Run
-from diffattack.evaluation.distances import kernel_difference
 from diffattack.evaluation.predictions import DRAWS_LEGEND, RULES
 from diffattack.evaluation.results import Evaluation, joint, plain
 from diffattack.evaluation.statistics import (
@@ -141,13 +140,8 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
             )
         )
     for name, quality in evaluations[0].quality.items():
-        by_image, features = (
-            [e.quality[name].by_image for e in evaluations],
-            [e.quality[name].features for e in evaluations],
-        )
-        if quality.features is not None:
-            differences = [kernel_difference(*features[0], adversarial) for _, adversarial in features[1:]]
-        elif quality.by_image is not None and not any(np.isinf(values).any() for values in by_image):
+        by_image = [e.quality[name].by_image for e in evaluations]
+        if quality.by_image is not None and not any(np.isinf(values).any() for values in by_image):
             differences = [mean_of_known(values - by_image[0]) for values in by_image[1:]]
         else:
             differences = [None] * (len(evaluations) - 1)

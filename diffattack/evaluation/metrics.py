@@ -28,12 +28,9 @@ class Quality:
     """
 
     adversarial: Estimate
-    reconstructed: Estimate | None
+    reconstructed: Estimate | None = None
     by_image: np.ndarray | None = None  # (B,), of the adversarial images
     note: str | None = None
-    features: tuple[torch.Tensor, torch.Tensor] | None = (
-        None  # of the clean and the adversarial images, (B, d), where a distance is between sets
-    )
 
 
 def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:

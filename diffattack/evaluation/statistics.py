@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
-RESAMPLES = 9999
-SEED = 0  # of the bootstrap
 ALPHA = 0.05
-PERMUTATIONS = 9999
+RESAMPLES = PERMUTATIONS = 9999
+SEED = 0  # of the bootstrap and of permutations
+BLOCK = 2**20  # numbers that are held at once
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Estimate:
     """A figure with its 95 % interval; a share may have counts, too. NaN where nothing was counted."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
     count: int | None = None
     total: int | None = None
     is_share: bool = False
@@ -29,18 +29,18 @@ class Estimate:
     def __str__(self) -> str:
         if self.is_share:
             counts = "" if self.count is None else f"{self.count}/{self.total}"
-            interval = "" if math.isnan(self.low) else f" [{self.low:.0%}, {self.high:.0%}]"
-            percent = "" if math.isnan(self.value) else f"{self.value:.0%}{interval}"
+            percent = "" if math.isnan(self.value) else self.with_interval(".0%")
             return " = ".join(filter(None, (counts, percent)))
-        # three that count
-        digits = (
-            0
-            if not self.value or not math.isfinite(self.value)
-            else max(0, 2 - math.floor(math.log10(abs(self.value))))
-        )
-        return f"{self.value:.{digits}f}" + (
-            "" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-        )
+        is_ordinary = self.value and math.isfinite(self.value)
+        digits = max(0, 2 - math.floor(math.log10(abs(self.value)))) if is_ordinary else 0  # three that count
+        return self.with_interval(f".{digits}f")
+
+    def with_interval(self, form: str) -> str:
+        interval = "" if math.isnan(self.low) else f" [{self.low:{form}}, {self.high:{form}}]"
+        return f"{self.value:{form}}{interval}"
+
+
+# ---------------------------------------------------------------- intervals
 
 
 def share(count: int, total: int) -> Estimate:
@@ -48,7 +48,7 @@ def share(count: int, total: int) -> Estimate:
     from scipy.stats import binomtest
 
     if total == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0, 0, True)
+        return Estimate(math.nan, count=0, total=0, is_share=True)
     interval = binomtest(int(count), int(total)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(count / total, float(interval.low), float(interval.high), int(count), int(total), True)
 
@@ -62,61 +62,49 @@ def means_over_images(values: np.ndarray) -> list[Estimate]:
     """The same of several measures of the same images, `(M, B)`, whose resamples are drawn once for all."""
     columns, images = np.asarray(values, np.float64).T, values.shape[1]
 
-    def statistic(times: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # of a measure that is infinite, which has no interval
+    def means(times: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # of a measure that is infinite
             return times @ columns / images
 
-    return resampled(images, statistic)
+    return resampled(images, means)
 
 
 def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> list[Estimate]:
-    """Figures with their percentile bootstrap intervals over images. The resamples are those that
-    scipy.stats.bootstrap draws from the same seed; they are taken in blocks, so that memory does not grow
-    with the number of images, and as counts, so that a mean over each of them is a product of matrices.
+    """Figures with their percentile bootstrap intervals over images. Resamples are taken some at a time, so
+    that memory does not grow with the number of images, and as counts, so that a mean over each of them is a
+    product of matrices.
 
     Args:
         images: how many there are, B.
         statistic: from how often each image counts, `(R, B)`, to the figures `(R, M)`; NaN for a figure that
             there is none of.
     """
+    from scipy.stats import bootstrap
+
+    def figures(chosen: np.ndarray, axis: int) -> np.ndarray:
+        """From the images of each resample, `(R, B)`, to `(M, R)`."""
+        places = chosen + images * np.arange(len(chosen))[:, None]
+        times = np.bincount(places.ravel(), minlength=places.size).reshape(places.shape)
+        return statistic(times.astype(np.float64))[:, is_finite].T
+
     values = statistic(np.ones((1, images)))[0]
-    lows = highs = np.full(len(values), math.nan)
-    if images >= 2 and np.isfinite(values).any():
-        random, found = np.random.default_rng(SEED), []
-        for block in blocks(RESAMPLES, images):
-            chosen = random.integers(0, images, (block, images))
-            chosen += np.arange(block)[:, None] * images
-            times = np.bincount(chosen.ravel(), minlength=block * images).reshape(block, images)
-            found.append(statistic(times.astype(np.float64)))
-        tails = [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2]
-        with np.errstate(invalid="ignore"):  # of figures that are infinite, and get no interval
-            lows, highs = np.percentile(np.concatenate(found), tails, axis=0)
-    return [
-        Estimate(*map(float, ends))
-        if math.isfinite(ends[0])
-        else Estimate(float(ends[0]), math.nan, math.nan)
-        for ends in zip(values, lows, highs)
-    ]
+    is_finite = np.isfinite(values)  # what is infinite gets no interval
+    ends = np.full((2, len(values)), math.nan)
+    if images >= 2 and is_finite.any():
+        ends[:, is_finite] = bootstrap(
+            (np.arange(images),),
+            figures,
+            n_resamples=RESAMPLES,
+            batch=max(1, BLOCK // images),
+            vectorized=True,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=SEED,
+        ).confidence_interval
+    return [Estimate(*map(float, each)) for each in zip(values, *ends)]
 
 
-BLOCK = 2**20  # numbers that are held at once
-
-
-def blocks(count: int, each: int) -> list[int]:
-    """So many rows of `each` numbers in pieces that keep to BLOCK, at least one row a piece."""
-    rows = max(1, BLOCK // max(1, each))
-    return [min(rows, count - start) for start in range(0, count, rows)]
-
-
-def jackknifed(value: float, left_out: np.ndarray) -> Estimate:
-    """A figure of a set of images, with 1.96 times its standard error from what it is when each image is left
-    out once, `(B,)` (Tukey, 1958).
-    """
-    images = len(left_out)
-    if images < 3:
-        return Estimate(value, math.nan, math.nan)
-    error = 1.96 * math.sqrt((images - 1) / images * np.square(left_out - left_out.mean()).sum())
-    return Estimate(value, value - error, value + error)
+# ---------------------------------------------------------------- paired differences
 
 
 @dataclass
@@ -156,24 +144,23 @@ def paired_permutation(differences: np.ndarray) -> float:
             n_resamples=PERMUTATIONS,
             batch=max(1, BLOCK // len(differences)),
             vectorized=True,
-            rng=0,
+            rng=SEED,
         ).pvalue
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Holm, 1979)."""
-    order = np.argsort(p_values)
-    corrected, highest = np.empty(len(p_values)), 0.0
-    for rank, k in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[k]))
-        corrected[k] = highest
-    return corrected.tolist()
 
 
 def mean_difference(differences: np.ndarray, p: float | None = None) -> Difference:
     """Of paired differences `(B,)`."""
     return Difference(mean_over_images(differences), paired_permutation(differences) if p is None else p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm, 1979)."""
+    order, count = np.argsort(p_values), len(p_values)
+    corrected = np.empty(count)
+    steps = np.asarray(p_values, np.float64)[order] * (count - np.arange(count))
+    corrected[order] = np.maximum.accumulate(np.minimum(steps, 1))
+    return corrected.tolist()
 
 
 def smallest_success_difference(images: int, tests: int) -> float | None:

@@ -118,10 +118,8 @@ def legend_of_head(result: ClassifierResult) -> list[str]:
 
 
 def legend(rows: Iterable[str]) -> list[str]:
-    """A line for each direction, of the measures that rows are named after: "KID", "Frechet distance to FILE,
-    NETWORK".
-    """
-    present = {name.split(",")[0].split(" to ")[0] for name in rows}
+    """A line for each direction, of the measures that rows are named after, such as "FID"."""
+    present = {name.split(",")[0] for name in rows}
     lines = []
     for way in ("higher", "lower"):
         told = [
