@@ -22,7 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from diffattack.common.errors import InputError
 from diffattack.data.images import write_image
 from diffattack.data.records import Run, read_pair, read_run
-from diffattack.evaluation.human_study import Judgement, Trial, judging_section, read_judgements, read_key
+from diffattack.evaluation.human_study import Judgement, judging_section, read_study
 from diffattack.evaluation.tables import as_text
 from diffattack.plotting.comparison_page import most_and_least_visible, write_comparison_page
 from diffattack.plotting.judging_page import write_judging_page
@@ -64,6 +64,11 @@ def content_of(page: Path) -> dict:
     return json.loads(re.search(r'id="content">(.*?)</script>', page.read_text(), re.DOTALL)[1])
 
 
+def trials_of(folder: Path) -> dict[str, dict]:
+    """What the page's key says, by the trial's name."""
+    return json.loads((folder / "judging_key.json").read_text())["trials"]
+
+
 def pixels(url: str) -> np.ndarray:
     image = Image.open(BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
     assert not image.info  # nor any text that would tell where it is from
@@ -95,27 +100,23 @@ def test_the_page_does_not_depend_on_the_names_and_says_none(tmp_path):
 def test_the_key_says_of_every_trial_whose_pictures_are_where(tmp_path):
     made = dict(zip("abc", made_runs(tmp_path, 3, 30)))
     write_judging_page(tmp_path, made, seed=1)
-    content, key = content_of(tmp_path / "judging.html"), read_key(tmp_path / "judging_key.json")
-    indices = {
-        name: trial["index"]
-        for name, trial in json.loads((tmp_path / "judging_key.json").read_text())["trials"].items()
-    }
+    content, trials = content_of(tmp_path / "judging.html"), trials_of(tmp_path)
     for name, *pictures in content["trials"]:
-        trial, shown = key.trials[name], [pixels(content["pictures"][k]) for k in pictures]
-        assert trial.image == f"{indices[name]}.png"
-        pairs = [read_pair(made[attack].layout, indices[name]) for attack in (trial.left, trial.right)]
+        trial, shown = trials[name], [pixels(content["pictures"][k]) for k in pictures]
+        assert trial["image"] == f"{trial['index']}.png"
+        pairs = [read_pair(made[trial[side]].layout, trial["index"]) for side in ("left", "right")]
         for picture, written in zip(shown, (pairs[0][0], pairs[0][1], pairs[1][1])):
             assert np.array_equal(picture, written)
-    trials = [key.trials[name] for name, *_ in content["trials"]]
-    sides = Counter((trial.left, trial.right) for trial in trials)
+    shown = [trials[name] for name, *_ in content["trials"]]
+    sides = Counter((trial["left"], trial["right"]) for trial in shown)
     assert len(sides) == 6 and all(binom.cdf(count, 30, 0.5) > 1e-3 for count in sides.values())
-    assert len({trial.image for trial in trials[:20]}) > 8  # in no order of images
+    assert len({trial["image"] for trial in shown[:20]}) > 8  # in no order of images
 
 
 def test_too_many_images_are_left_out_at_random_and_with_all_their_pairs(tmp_path):
     made = dict(zip("abc", made_runs(tmp_path, 3, 60)))
     assert 117 <= write_judging_page(tmp_path, made, seed=1) <= 120
-    chosen = Counter(trial.image for trial in read_key(tmp_path / "judging_key.json").trials.values())
+    chosen = Counter(trial["image"] for trial in trials_of(tmp_path).values())
     assert set(chosen.values()) <= {2, 3} and len(chosen) == 40
     assert {int(image.split(".")[0]) for image in chosen} != set(range(40))
 
@@ -171,7 +172,7 @@ def saved(folder: Path) -> Path:
 def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, tmp_path):
     """A person who finds the pictures of `fixed` nearer, but cannot tell on the first trial."""
     assert write_judging_page(tmp_path, runs, seed=1) == 4
-    page, key = open_page(browser, tmp_path / "judging.html"), read_key(tmp_path / "judging_key.json")
+    page = open_page(browser, tmp_path / "judging.html")
     source = page.page_source
     assert not [name for name in ("fixed", "torchattack", "MIFGSM", "learnable", "img0") if name in source]
     fixed = [read_pair(runs["fixed"].layout, k)[1] for k in range(4)]
@@ -199,11 +200,12 @@ def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, t
             press(page, next(k for k in keys if (k in ("1", Keys.ARROW_LEFT)) == is_fixed[0]))
     shown_when(page, 4, over=True)
     press(page, "s")
-    judgements = read_judgements(saved(tmp_path), key)
+    attacks, judgements = read_study([saved(tmp_path)], tmp_path / "judging_key.json")
     assert [each.nearer for each in judgements] == [None, "fixed", "fixed", "fixed"]
-    assert [row["trial"] for row in csv.DictReader((tmp_path / "judged.csv").open())] == list(key.trials)
-    assert all(0 <= each.seconds < 60 for each in judgements)
-    _, rows = judging_section(judgements, key.attacks)
+    written = list(csv.DictReader((tmp_path / "judged.csv").open()))
+    assert [row["trial"] for row in written] == list(trials_of(tmp_path))
+    assert all(0 <= float(row["seconds"]) < 60 for row in written)
+    _, rows = judging_section(judgements, attacks)
     assert rows[1][:6] == [f"fixed : {HOSTILE}", "4", "3", "0", "1", "3/3 = 100% [44%, 100%]"]
     assert rows[1][6:] == ["0.25", "0.25"]  # 2 of 2^3 outcomes are as far from half and half
     page.find_element(By.ID, "restart").click()
@@ -240,18 +242,18 @@ def test_a_pixel_is_a_whole_number_of_the_screens(browser, runs, tmp_path, width
 # ---------------------------------------------------------------- what was saved
 
 
-def judged(count: int, choice: str, left: str, right: str) -> list[Judgement]:
-    return [Judgement(Trial("x.png", left, right), choice, 1.0)] * count
+def judged(count: int, nearer: str | None, left: str, right: str) -> list[Judgement]:
+    return [Judgement("x.png", left, right, nearer)] * count
 
 
 def test_the_table_counts_sides_for_their_attacks_and_ties_apart():
     title, rows = judging_section(
         [
-            *judged(9, "left", "b", "a"),
-            *judged(6, "right", "a", "b"),
-            *judged(1, "left", "a", "b"),
-            *judged(4, "neither", "a", "b"),
-            *judged(2, "neither", "c", "a"),
+            *judged(9, "b", "b", "a"),
+            *judged(6, "b", "a", "b"),
+            *judged(1, "a", "a", "b"),
+            *judged(4, None, "a", "b"),
+            *judged(2, None, "c", "a"),
         ],
         ["c", "a", "b"],
     )
@@ -272,18 +274,15 @@ KEY = {"attacks": ["a", "b"], "trials": {"k1": {"image": "x.png", "left": "a", "
 @pytest.mark.parametrize(
     "content, line, message",
     [
-        (b"", 1, "there is no column 'trial'"),
-        (b"trial,choice\nk1,left\n", 1, "there is no column 'seconds'"),
-        (b"trial;choice;seconds\nk1;left;2\n", 1, "there is no column 'trial'"),
+        (b"", 1, "holds no choice"),
+        (b"trial;choice;seconds\nk1;left;2\n", 2, "trial 'None', choice 'None'; expected trials"),
         (b"trial,choice,seconds\n", 1, "holds no choice"),
-        (b"trial,choice,seconds\nk2,left,2\n", 2, "trial 'k2' is not of the page"),
-        (b"trial,choice,seconds\nk1,left,2\n\nk1,left,2\n", 4, "trial 'k1' is there twice"),
-        (b"trial,choice,seconds\nk1,both,2\n", 2, "choice 'both' is none of left, right, neither"),
-        (b"trial,choice,seconds\nk1,left\n", 2, "'' are no seconds"),
-        (b"trial,choice,seconds\nk1,left,nan\n", 2, "'nan' are no seconds"),
-        (b"trial,choice,seconds\nk1,l\xe9ft,2\n", 2, "not text in UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", 1, "not text in UTF-8"),
-        (None, None, "cannot be read"),
+        (b"trial,choice,seconds\nk2,left,2\n", 2, "trial 'k2', choice 'left'; expected trials of this"),
+        (b"trial,choice,seconds\nk1,left,2\n\nk1,left,2\n", 4, "each once"),
+        (b"trial,choice,seconds\nk1,both,2\n", 2, "choice 'both'; expected"),
+        (b"trial,choice,seconds\nk1,l\xe9ft,2\n", 1, "'utf-8' codec"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", 1, "'utf-8' codec"),
+        (None, 1, "No such file"),
     ],
 )
 def test_a_file_that_the_page_cannot_have_saved(tmp_path, content, line, message):
@@ -292,9 +291,9 @@ def test_a_file_that_the_page_cannot_have_saved(tmp_path, content, line, message
         path.write_bytes(content)
     (tmp_path / "key.json").write_text(json.dumps(KEY))
     with pytest.raises(InputError) as error:
-        read_judgements(path, read_key(tmp_path / "key.json"))
+        read_study([path], tmp_path / "key.json")
     assert message in str(error.value) and "\n" not in str(error.value) and str(path) in str(error.value)
-    assert line is None or f", line {line}: " in str(error.value)
+    assert f", line {line}: " in str(error.value)
 
 
 def test_a_spreadsheet_may_have_been_at_it(tmp_path):
@@ -302,8 +301,8 @@ def test_a_spreadsheet_may_have_been_at_it(tmp_path):
     (tmp_path / "judged.csv").write_bytes(
         b"\xef\xbb\xbfjudge,trial,choice,seconds\r\nme,k1,right,2.5\r\n\r\n"
     )
-    (judgement,) = read_judgements(tmp_path / "judged.csv", read_key(tmp_path / "key.json"))
-    assert judgement == Judgement(Trial("x.png", "a", "b"), "right", 2.5) and judgement.nearer == "b"
+    found = read_study([tmp_path / "judged.csv"], tmp_path / "key.json")
+    assert found == (["a", "b"], [Judgement("x.png", "a", "b", "b")])
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"trials": {"k": 1}}', b"\xff"])
@@ -311,7 +310,7 @@ def test_a_key_that_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "key.json").write_bytes(content)
     with pytest.raises(InputError, match="key.json.*cannot be read"):
-        read_key(tmp_path / "key.json")
+        read_study([], tmp_path / "key.json")
 
 
 # ---------------------------------------------------------------- comparison.html

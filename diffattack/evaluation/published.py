@@ -11,36 +11,31 @@ One line of the file is one figure. A surrogate's figures are those of its archi
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 from diffattack import ROOT
 from diffattack.classifiers.defences import split_name
 from diffattack.classifiers.registry import ALIASES, TIMM, check_name
-from diffattack.common.errors import ClassifierError, InputError
+from diffattack.common.errors import InputError
 
 PUBLISHED = ROOT / "docs" / "published.csv"
 
 NOT_RUN = "not run here"
 NO_RATE = "no rate"  # of a figure that counts no images, such as an SSIM
-UNKNOWN = "unknown"
 # what a rate is a share of
 CONVENTIONS = (
     "accuracy after attack over all images",
     "success over all images",
-    "success over images right before",
-    UNKNOWN,
+    "success over all images right before",
+    "unknown",
     NO_RATE,
 )
-SAME, MAY_DIFFER, OTHER = "the same", "may differ", "others"  # weights of the surrogate, there and here
 
 
-@dataclass(frozen=True)
-class PublishedFigure:
+class PublishedFigure(NamedTuple):
     """A line of the file; the fields are its columns."""
 
     paper: str
@@ -61,23 +56,22 @@ class PublishedFigure:
     notes: str
 
     @property
-    def source(self) -> tuple[str, str, str, str]:
-        """What shares a table: the paper, its table, and the surrogate."""
-        return self.paper, self.table, self.surrogate, self.model_name
-
-    @property
-    def citation(self) -> str:
-        about = ", ".join(part for part in (self.venue, self.year) if part)
-        arxiv = f", arXiv {self.arxiv}" if self.arxiv else ""
-        return f"{self.paper} ({about}{arxiv}), {self.table}"
-
-    @property
     def column(self) -> tuple[str, str]:
         return self.measure, self.judge
 
 
-COLUMNS = tuple(column.name for column in fields(PublishedFigure))
-NEEDED = ("paper", "table", "attack", "surrogate", "measure", "value", "images", "side", "convention")
+COLUMNS = PublishedFigure._fields
+TEXT, NUMBER = (r".+", "some text"), (r"[1-9][0-9]*|unknown", "a whole number, or unknown")
+# by column what a cell may be, and how that is said
+FORMS = {
+    **dict.fromkeys(("paper", "table", "attack", "surrogate", "measure"), TEXT),
+    "year": (r"([0-9]{4})?", "four digits, or nothing"),
+    "value": (r"-?[0-9]+(\.[0-9]+)?", "a number"),
+    "images": NUMBER,
+    "side": NUMBER,
+    "convention": ("|".join(CONVENTIONS), f"one of: {'; '.join(CONVENTIONS)}"),
+    "checked": ("yes|no", "yes or no"),
+}
 
 
 # ---------------------------------------------------------------- the file
@@ -89,71 +83,33 @@ def read_published(path: Path = PUBLISHED) -> list[PublishedFigure]:
     Raises:
         InputError: the file is missing, or one of its lines cannot be used; the message names the line.
     """
+    figures, line = [], 1
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    figures, lines = [], {}  # where each figure is
-    reader = csv.reader(StringIO(text, newline=""), strict=True)
-    try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if reader.line_num == 1:
-                if tuple(cells) != COLUMNS:
-                    raise ValueError(f"the columns must be {','.join(COLUMNS)}")
-                continue
-            if not any(cells):
-                continue
-            if len(cells) != len(COLUMNS):
-                raise ValueError(
-                    f"{len(cells)} cells for {len(COLUMNS)} columns; put cells with commas in quotes"
-                )
-            figure = PublishedFigure(*cells)
-            check(figure)
-            key = (*figure.source, figure.attack, *figure.column)
-            if key in lines:
-                raise ValueError(f"the figure of line {lines[key]} again")
-            lines[key] = reader.line_num
-            figures.append(figure)
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
-    if not reader.line_num:
-        raise InputError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            if tuple(next(reader, ())) != COLUMNS:
+                raise ValueError(f"the columns must be {','.join(COLUMNS)}")
+            for cells in reader:
+                line = reader.line_num
+                if any(cells):
+                    figures.append(figure_of(cells))
+    except (OSError, csv.Error, ValueError) as error:
+        raise InputError(f"{path}, line {line}: {error}") from None
     return figures
 
 
-def check(figure: PublishedFigure) -> None:
-    """Raises ValueError for a figure that cannot be used; the message says which cell, and why."""
-    for name in NEEDED:
-        if not getattr(figure, name):
-            raise ValueError(f"{name} is empty")
-    try:
-        value = float(figure.value)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"value {figure.value!r} is not a number")
-    if figure.measure.endswith("%") and not 0 <= value <= 100:
-        raise ValueError(f"value {figure.value} is no percentage")
-    for name in ("images", "side"):
+def figure_of(cells: Sequence[str]) -> PublishedFigure:
+    """Raises ValueError for a line that cannot be used; the message says which cell, and why."""
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"{len(cells)} cells for {len(COLUMNS)} columns; put cells with commas in quotes")
+    figure = PublishedFigure(*map(str.strip, cells))
+    for name, (form, expected) in FORMS.items():
         cell = getattr(figure, name)
-        if cell != UNKNOWN and not re.fullmatch(r"[1-9][0-9]*", cell):
-            raise ValueError(f"{name} {cell!r} is neither a whole number, such as 1000, nor {UNKNOWN}")
-    if figure.convention not in CONVENTIONS:
-        raise ValueError(f"convention {figure.convention!r} is none of: {'; '.join(CONVENTIONS)}")
-    if figure.measure.endswith("%") == (figure.convention == NO_RATE):
-        raise ValueError(f"{figure.measure!r} does not go with the convention {figure.convention!r}")
-    if figure.checked not in ("yes", "no"):
-        raise ValueError(f"checked {figure.checked!r} is neither yes nor no")
-    if not re.fullmatch(r"([0-9]{4})?", figure.year):
-        raise ValueError(f"year {figure.year!r} is not four digits")
-    if not re.fullmatch(r"([0-9]{4}\.[0-9]{4,5})?", figure.arxiv):
-        raise ValueError(f"arxiv {figure.arxiv!r} is not an id such as 2305.08192")
+        if not re.fullmatch(form, cell):
+            raise ValueError(f"{name} is {cell!r}; expected {expected}")
     if figure.model_name:
-        try:
-            check_name(figure.model_name)
-        except ClassifierError as error:
-            raise ValueError(f"model_name: {error}") from None
+        check_name(figure.model_name)
+    return figure
 
 
 # ---------------------------------------------------------------- whose figures
@@ -173,15 +129,15 @@ def weights(name: str, figure: PublishedFigure) -> str:
     """
     if check_name(name) == check_name(figure.model_name):
         certain = figure.model_name not in ALIASES or ALIASES[figure.model_name][1] != TIMM
-        found = SAME if certain else MAY_DIFFER
+        found = "the same" if certain else "may differ"
     else:
-        found = MAY_DIFFER if check_name(name) == architecture(name) else OTHER
+        found = "may differ" if check_name(name) == architecture(name) else "others"
     return f"{found}, with a defence here" if split_name(name)[1] else found
 
 
-def figures_of(surrogate: str, figures: Iterable[PublishedFigure]) -> list[PublishedFigure]:
+def figures_of(surrogate: str, path: Path) -> list[PublishedFigure]:
     wanted = architecture(surrogate)
-    return [one for one in figures if one.model_name and architecture(one.model_name) == wanted]
+    return [one for one in read_published(path) if one.model_name and architecture(one.model_name) == wanted]
 
 
 # ---------------------------------------------------------------- what is shown
@@ -199,75 +155,62 @@ def published_sections(
         InputError: the file cannot be used.
         ClassifierError: a surrogate's name has none of the forms.
     """
-    figures, sections, without = read_published(path), [], []
+    sections, without = [], []
     for surrogate in dict.fromkeys(surrogates):
-        by_source: dict[tuple[str, ...], list[PublishedFigure]] = {}
-        for figure in figures_of(surrogate, figures):
-            by_source.setdefault(figure.source, []).append(figure)
-        for found in by_source.values():
-            sections.append((title_of(surrogate, found), wide_rows(surrogate, found)))
-        if not by_source:
+        tables: dict[tuple[str, ...], list[PublishedFigure]] = {}
+        for figure in figures_of(surrogate, path):
+            tables.setdefault((figure.paper, figure.table, figure.model_name), []).append(figure)
+        sections += [section(surrogate, figures) for figures in tables.values()]
+        if not tables:
             without.append([surrogate, "no published figures known"])
     if without:
         sections.append((f"Published, {NOT_RUN}", [["surrogate", ""], *without]))
     return sections
 
 
-def title_of(surrogate: str, figures: Sequence[PublishedFigure]) -> str:
-    shared = judged_measure(figures)
-    return (
-        f"Published, {NOT_RUN}: {figures[0].citation}, surrogate {figures[0].surrogate} (here {surrogate})"
-        f"{f'; {shared} by judge' if shared else ''}"
-    )
-
-
-def judged_measure(figures: Sequence[PublishedFigure]) -> str | None:
-    """The measure that several judges took, where there is one: their columns bear their names alone."""
-    columns = dict.fromkeys(figure.column for figure in figures)
-    measures = [measure for measure, _ in columns]
-    several = [measure for measure in dict.fromkeys(measures) if measures.count(measure) > 1]
-    return several[0] if len(several) == 1 else None
-
-
-def wide_rows(surrogate: str, figures: Sequence[PublishedFigure]) -> list[list[str]]:
-    """A line for each attack, a column for each measure and judge; figures of one source."""
+def section(surrogate: str, figures: Sequence[PublishedFigure]) -> tuple[str, list[list[str]]]:
+    """Title and table of figures of one source: a line for each attack, a column for each measure and judge.
+    Of the measure that several judges took the columns bear the judges' names alone.
+    """
     columns = list(dict.fromkeys(figure.column for figure in figures))
-    shared = judged_measure(figures)
+    measures = [measure for measure, _ in columns]
+    shared = next((measure for measure in measures if measures.count(measure) > 1), None)
     names = [judge if measure == shared else f"{measure}, {judge}".rstrip(", ") for measure, judge in columns]
-    by_attack: dict[str, list[PublishedFigure]] = {}
-    for figure in figures:
-        by_attack.setdefault(figure.attack, []).append(figure)
+    first = figures[0]
+    about = ", ".join(filter(None, (first.venue, first.year, first.arxiv and f"arXiv {first.arxiv}")))
+    title = f"Published, {NOT_RUN}: {first.paper} ({about}), {first.table}, surrogate {first.surrogate} "
+    title += f"(here {surrogate})" + (f"; {shared} by judge" if shared else "")
     heads = ["images", "side", "a rate is", "weights", "source", "seen in the source", "notes"]
     rows = [["attack", "", *names, *heads]]
-    for attack, found in by_attack.items():
-        values = {figure.column: figure.value for figure in found}
-        rates = [figure.convention for figure in found if figure.convention != NO_RATE]
+    for attack in dict.fromkeys(figure.attack for figure in figures):
+        found = {figure.column: figure for figure in figures if figure.attack == attack}
+        rates = {each.convention for each in found.values()} - {NO_RATE}
+        details = {name: joined(getattr(each, name) for each in found.values()) for name in COLUMNS}
         rows.append(
             [
                 attack,
                 NOT_RUN,
-                *(values.get(column, "") for column in columns),
-                joined(figure.images for figure in found),
-                joined(figure.side for figure in found),
-                joined(rates or [NO_RATE]),
-                weights(surrogate, found[0]),
-                f"{found[0].paper}, {found[0].table}",
-                joined(figure.checked for figure in found),
-                joined(figure.notes for figure in found),
+                *(found[column].value if column in found else "" for column in columns),
+                details["images"],
+                details["side"],
+                joined(sorted(rates)) or NO_RATE,
+                weights(surrogate, first),
+                f"{first.paper}, {first.table}",
+                details["checked"],
+                details["notes"],
             ]
         )
-    return rows
+    return title, rows
 
 
 def joined(cells: Iterable[str]) -> str:
     """The cells that differ, in their order."""
-    return "; ".join(dict.fromkeys(cell for cell in cells if cell))
+    return "; ".join(dict.fromkeys(filter(None, cells)))
 
 
 def published_remarks(surrogates: Sequence[str], path: Path = PUBLISHED) -> list[str]:
     """What has to be known to read the tables; nothing where there are none."""
-    figures = read_published(path)
-    found = {figure for surrogate in surrogates for figure in figures_of(surrogate, figures)}
+    found = [figure for surrogate in surrogates for figure in figures_of(surrogate, path)]
     if not found:
         return []
     remarks = [
@@ -284,23 +227,20 @@ def published_dicts(surrogates: Sequence[str], path: Path = PUBLISHED) -> list[d
     """The same for JSON: for each surrogate its figures, as in the file with numbers as numbers (None where
     unknown), and `run_here`, False in all of them.
     """
-    figures = read_published(path)
+
+    def whole(cell: str) -> int | None:
+        return int(cell) if cell.isdigit() else None
+
     return [
         {
             "name": surrogate,
-            **asdict(figure),
-            "year": whole(figure.year),
+            **figure._asdict(),
+            **{name: whole(getattr(figure, name)) for name in ("year", "images", "side")},
             "value": float(figure.value),
-            "images": whole(figure.images),
-            "side": whole(figure.side),
             "checked": figure.checked == "yes",
             "weights": weights(surrogate, figure),
             "run_here": False,
         }
         for surrogate in dict.fromkeys(surrogates)
-        for figure in figures_of(surrogate, figures)
+        for figure in figures_of(surrogate, path)
     ]
-
-
-def whole(cell: str) -> int | None:
-    return int(cell) if cell.isdigit() else None

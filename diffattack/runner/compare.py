@@ -12,7 +12,7 @@ from diffattack.attacks.names import OURS, attack_names, parse_attack
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
 from diffattack.common.launched import launched
-from diffattack.evaluation.human_study import KEY, read_judgements, read_key
+from diffattack.evaluation.human_study import KEY, read_study
 from diffattack.evaluation.sweep import Sweep, parse_sweep
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
 from diffattack.runner.folder import counted, figures_of
@@ -136,9 +136,7 @@ def check_options(options: CompareOptions) -> None:
     if sweep and (options.page or options.judged):
         raise InputError("--page and --judged are of one comparison; leave --sweep out")
     if options.judged:  # before hours of attacks, rather than after
-        key = read_key(options.save_dir / KEY)
-        for path in options.judged:
-            read_judgements(path, key)
+        read_study(options.judged, options.save_dir / KEY)
 
 
 def comparison_folders(experiment: Experiment, options: CompareOptions) -> dict[Path, dict]:

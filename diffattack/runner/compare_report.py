@@ -21,7 +21,7 @@ from diffattack.evaluation.curves import (
     point_rows,
     scaled_points,
 )
-from diffattack.evaluation.human_study import KEY, judging_section, read_judgements, read_key
+from diffattack.evaluation.human_study import KEY, judging_section, read_study
 from diffattack.evaluation.published import published_dicts, published_remarks, published_sections
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.sweep import Point, SweepReport, report_sweep, sweep_csv
@@ -192,11 +192,10 @@ def add_curves(
 def add_what_others_found(comparison: Comparison | SweepReport, options: CompareOptions) -> None:
     """Adds what people chose on the page for judging, and what papers report, if that is asked for."""
     if options.judged:
-        key = read_key(options.save_dir / KEY)
-        judgements = [one for path in options.judged for one in read_judgements(path, key)]
-        comparison.sections.append(judging_section(judgements, key.attacks))
+        attacks, judgements = read_study(options.judged, options.save_dir / KEY)
+        comparison.sections.append(judging_section(judgements, attacks))
         comparison.results["judged"] = [
-            {"attacks": [one.trial.left, one.trial.right], "image": one.trial.image, "nearer": one.nearer}
+            {"attacks": [one.left, one.right], "image": one.image, "nearer": one.nearer}
             for one in judgements
         ]
     if options.published:
