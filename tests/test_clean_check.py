@@ -16,8 +16,9 @@ from diffattack.common.errors import InputError
 from diffattack.data.class_names import read_class_names
 from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
+from diffattack.evaluation.clean_check import check_labels
 from diffattack.options import Options
-from diffattack.runner.clean_check import check_labels, clean_accuracies
+from diffattack.runner.clean_check import clean_accuracies
 from diffattack.runner.setup import Experiment
 
 
@@ -43,8 +44,8 @@ def looked_at(folder, path, surrogate, base=1, captions=None, limit=None):
     options.fill_in_defaults()
     names = IMAGENET_CLASSES if captions is None else read_class_names(captions)
     items = read_dataset(folder, path, names, base)
-    task = Experiment(options, names, items, torch.device("cpu"), torch.float32, {})
-    return clean_accuracies(task, items[:limit], [surrogate])
+    experiment = Experiment(options, names, items, torch.device("cpu"), torch.float32, {})
+    return clean_accuracies(experiment, items[:limit], [surrogate])
 
 
 def file_of(tmp_path, labels) -> Path:

@@ -20,13 +20,14 @@ from diffattack.common.workers import threads_of_each
 from diffattack.data.images import to_pixels
 from diffattack.data.records import AttackRecord
 from diffattack.diffusion.inversion import Inversion
+from diffattack.evaluation.clean_check import check_labels
 from diffattack.evaluation.metrics import psnr
 from diffattack.evaluation.predictions import predict
 from diffattack.evaluation.tables import table
 from diffattack.losses import measured_iterations
 from diffattack.options import Options
 from diffattack.runner.attack_images import invert, read_picture
-from diffattack.runner.clean_check import check_diffusion_model, check_labels, clean_accuracies
+from diffattack.runner.clean_check import check_diffusion_model, clean_accuracies
 from diffattack.runner.folder import name_of
 from diffattack.runner.jobs import count_processes
 from diffattack.runner.setup import load_attacks, read_experiment

@@ -195,8 +195,7 @@ def add_what_others_found(comparison: Comparison | SweepReport, options: Compare
         attacks, judgements = read_study(options.judged, options.save_dir / KEY)
         comparison.sections.append(judging_section(judgements, attacks))
         comparison.results["judged"] = [
-            {"attacks": [one.left, one.right], "image": one.image, "nearer": one.nearer}
-            for one in judgements
+            {"attacks": [one.left, one.right], "image": one.image, "nearer": one.nearer} for one in judgements
         ]
     if options.published:
         comparison.sections.extend(published_sections(options.model_name))

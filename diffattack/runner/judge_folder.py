@@ -19,8 +19,9 @@ from diffattack.data.labels import Labels, check_target
 from diffattack.data.layout import SUBFOLDERS, Layout
 from diffattack.data.opened import opened
 from diffattack.data.records import json_digest, read_configuration
+from diffattack.evaluation.clean_check import check_labels
 from diffattack.options import Options
-from diffattack.runner.clean_check import check_labels, clean_accuracies
+from diffattack.runner.clean_check import clean_accuracies
 from diffattack.runner.folder import (
     check_folder,
     check_save_dir,
