@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlparse
 
 import numpy as np
@@ -16,9 +17,10 @@ from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import note, one_line
 from diffattack.data.contrast import change_where_smooth
 from diffattack.data.images import to_tensor
+from diffattack.evaluation.budget import ssim
 from diffattack.evaluation.statistics import Estimate, mean_over_images, means_over_images
 
-INFINITE = ("PSNR dB",)  # of pictures that are equal
+SMALLEST_MS_SSIM = (11 - 1) * 2 ** (5 - 1) + 1  # pixels: the window of 11 at the coarsest of 5 scales
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,12 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     both in 8-bit levels, and L2 as the Euclidean norm with values in [0, 1]; and `change_where_smooth`, NaN
     for a picture that is smooth nowhere.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from torchmetrics.functional.image import peak_signal_noise_ratio
 
     a, b = to_tensor(clean), to_tensor(other)
     difference = (b - a).double().flatten(1)
     return {
-        "SSIM": structural_similarity_index_measure(b, a, data_range=1.0, reduction="none")
-        .numpy()
-        .reshape(-1),
+        "SSIM": ssim(a, b).numpy(),
         "PSNR dB": peak_signal_noise_ratio(
             b.double(), a.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)
         ).numpy(),
@@ -67,6 +67,55 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     )
 
 
+# ---------------------------------------------------------------- by other packages, where they are at hand
+
+
+@functools.cache
+def load_piq() -> ModuleType | None:
+    """None where it cannot be imported, as without a torchvision that fits torch."""
+    mend_torchvision()  # which piq imports
+    try:
+        import piq
+    except ImportError as error:
+        note(f"without piq there are no MS-SSIM, FSIMc, HaarPSI, GMSD and CIEDE2000: {one_line(error)}")
+        return None
+    return piq
+
+
+def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures of 8-bit pictures `(B, H, W, 3)` beside the clean ones, by image `(B,)`; none without piq.
+
+    MS-SSIM (Wang et al., 2003), which is left out where a side is below 161 pixels, as its window does not
+    fit into the coarsest of its five scales; FSIMc (Zhang et al., 2011), the form of FSIM that sees colours,
+    too; HaarPSI (Reisenhofer et al., 2018): 1 for equal pictures. GMSD (Xue et al., 2014), a deviation, and
+    CIEDE2000 (Sharma et al., 2005), the mean over pixels of the difference of colours in CIELAB: 0 for equal
+    ones.
+    """
+    piq = load_piq()
+    if piq is None:
+        return {}
+    found: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        "MS-SSIM": lambda a, b: piq.multi_scale_ssim(b, a, data_range=1.0),
+        "FSIMc": lambda a, b: piq.fsim(b, a, data_range=1.0, chromatic=True),
+        # in float32 its logit is off by 2e-6 at 1; black on black it is infinite
+        "HaarPSI": lambda a, b: piq.haarpsi(b.double(), a.double(), data_range=1.0).clamp(max=1),
+        "GMSD": lambda a, b: piq.gmsd(b, a, data_range=1.0),
+    }
+    if min(clean.shape[1:3]) < SMALLEST_MS_SSIM:
+        del found["MS-SSIM"]
+    # picture by picture: FSIM holds 16 filtered copies of each, and is quicker so
+    pairs = [(to_tensor(clean[k]), to_tensor(other[k])) for k in range(len(clean))]
+    by_image = {name: np.array([float(measure(*pair)) for pair in pairs]) for name, measure in found.items()}
+    return by_image | {"CIEDE2000": np.array([colour_difference(a, b) for a, b in zip(clean, other)])}
+
+
+def colour_difference(clean: np.ndarray, other: np.ndarray) -> float:
+    """Mean over the pixels of two 8-bit sRGB pictures `(H, W, 3)` of CIEDE2000."""
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    return float(deltaE_ciede2000(rgb2lab(clean), rgb2lab(other)).mean())
+
+
 def is_at_hand(url: str) -> bool:
     """Whether what torch.hub would download from there is in its cache: a run does not download what it was
     not asked for, and does not wait for a network that is not there.
@@ -74,59 +123,35 @@ def is_at_hand(url: str) -> bool:
     return (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()
 
 
-def lpips_is_at_hand() -> bool:
-    """Whether torchvision's AlexNet is here with its weights, which LPIPS needs."""
-    try:
-        from torchvision.models import AlexNet_Weights
-    except ImportError:
-        return False
-    return is_at_hand(AlexNet_Weights.DEFAULT.url)
-
-
 @functools.lru_cache(1)
 def lpips_network(device: torch.device) -> torch.nn.Module:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    measure = LearnedPerceptualImagePatchSimilarity(
-        net_type="alex", reduction="none", normalize=True, sync_on_compute=False
-    )
-    return measure.to(device)
+    settings = {"net_type": "alex", "reduction": "none", "normalize": True, "sync_on_compute": False}
+    return LearnedPerceptualImagePatchSimilarity(**settings).to(device)
 
 
-def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> np.ndarray:
-    """LPIPS (Zhang et al., 2018) with AlexNet by image, `(B,)`; torchmetrics takes the network from
-    torchvision.
-
-    Raises:
-        FileNotFoundError: torchvision or its weights are not there.
+@torch.no_grad()
+def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+    """LPIPS (Zhang et al., 2018) with torchvision's AlexNet by image, `(B,)`; none without its weights, of
+    which docs/usage.md says how to get them.
     """
-    if not lpips_is_at_hand():
-        raise FileNotFoundError("AlexNet's weights are not in torch.hub's cache")
-    measure = lpips_network(device)
+    try:
+        from torchvision.models import AlexNet_Weights
+    except ImportError:
+        return {}
+    if not is_at_hand(AlexNet_Weights.DEFAULT.url):
+        return {}
     pairs = ([to_tensor(side[k]).to(device) for side in (other, clean)] for k in range(len(clean)))
-    with torch.no_grad():
-        return np.array([float(measure(*pair)) for pair in pairs])
+    return {"LPIPS": np.array([float(lpips_network(device)(*pair)) for pair in pairs])}
 
 
-def measures_at_hand() -> frozenset[str]:
-    """The groups of measures of visibility that can be had here, each by one measure that it always has."""
-    found = {"SSIM"}
-    if perceptual_is_at_hand():
-        found.add("GMSD")
-    if lpips_is_at_hand():
-        found.add("LPIPS")
-    return frozenset(found)
+# ---------------------------------------------------------------- all of them
 
 
 def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
     """All measures of how far 8-bit pictures `(B, H, W, 3)` are from the clean ones, by image `(B,)`."""
-    found = visibility(clean, other)
-    at_hand = measures_at_hand()
-    if "GMSD" in at_hand:
-        found |= perceptual(clean, other)
-    if "LPIPS" in at_hand:  # else its row is absent, and docs/usage.md says how to get its weights
-        found["LPIPS"] = lpips(clean, other, device)
-    return found
+    return visibility(clean, other) | perceptual(clean, other) | lpips(clean, other, device)
 
 
 def means_of(figures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
@@ -139,58 +164,3 @@ def means_of(figures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
         name: means[name] if name in means else mean_over_images(values[~np.isnan(values)])
         for name, values in figures.items()
     }
-
-
-SMALLEST_MS_SSIM = (11 - 1) * 2 ** (5 - 1) + 1  # pixels: the window of 11 at the coarsest of 5 scales
-
-
-@functools.cache
-def perceptual_is_at_hand() -> bool:
-    """Whether piq can be imported; where it cannot, as without a torchvision that fits torch, it says so."""
-    mend_torchvision()  # which piq imports
-    try:
-        import piq  # noqa: F401
-    except ImportError as error:
-        note(f"without piq there are no MS-SSIM, FSIMc, HaarPSI, GMSD and CIEDE2000: {one_line(error)}")
-        return False
-    return True
-
-
-def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures of 8-bit pictures `(B, H, W, 3)` beside the clean ones, by image `(B,)`.
-
-    MS-SSIM (Wang et al., 2003), which is left out where a side is below 161 pixels, as its window does not
-    fit into the coarsest of its five scales; FSIMc (Zhang et al., 2011), the form of FSIM that sees colours,
-    too; HaarPSI (Reisenhofer et al., 2018): 1 for equal pictures. GMSD (Xue et al., 2014), a deviation, and
-    CIEDE2000 (Sharma et al., 2005), the mean over pixels of the difference of colours in CIELAB: 0 for equal
-    ones.
-
-    Raises:
-        ImportError: piq cannot be imported, as where there is no torchvision that fits torch.
-    """
-    mend_torchvision()  # which piq imports
-    import piq
-
-    measures: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-        "MS-SSIM": lambda a, b: piq.multi_scale_ssim(b, a, data_range=1.0),
-        "FSIMc": lambda a, b: piq.fsim(b, a, data_range=1.0, chromatic=True),
-        # in float32 its logit is off by 2e-6 at 1; black on black it is infinite
-        "HaarPSI": lambda a, b: piq.haarpsi(b.double(), a.double(), data_range=1.0).clamp(max=1),
-        "GMSD": lambda a, b: piq.gmsd(b, a, data_range=1.0),
-    }
-    if min(clean.shape[1:3]) < SMALLEST_MS_SSIM:
-        del measures["MS-SSIM"]
-    # picture by picture: FSIM holds 16 filtered copies of each, and is quicker so
-    pairs = [(to_tensor(clean[k]), to_tensor(other[k])) for k in range(len(clean))]
-    figures = {
-        name: np.array([float(measure(a, b)) for a, b in pairs], np.float64)
-        for name, measure in measures.items()
-    }
-    return figures | {"CIEDE2000": np.array([colour_difference(a, b) for a, b in zip(clean, other)])}
-
-
-def colour_difference(clean: np.ndarray, other: np.ndarray) -> float:
-    """Mean over the pixels of two 8-bit sRGB pictures `(H, W, 3)` of CIEDE2000."""
-    from skimage.color import deltaE_ciede2000, rgb2lab
-
-    return float(deltaE_ciede2000(rgb2lab(clean), rgb2lab(other)).mean())
