@@ -68,6 +68,7 @@ def compare_runs(
     them; runs and evaluations are by mode, and failures say which images are left out, and why.
     """
     metrics, images = metrics_of(evaluations, runs), len(runs[0].records)
+    rows = {name: list(run.rows) for name, run in zip(names, runs)}
     described = [
         *legend_of_head(evaluations[0].classifiers[0]),
         *legend(metric.name for metric in metrics),
@@ -77,7 +78,7 @@ def compare_runs(
     sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
     sections = [
         (f"Figures; attack success {COUNTED}", metric_rows(names, metrics)),
-        ("Costs", cost_rows({name: run.rows for name, run in zip(names, runs)})),
+        ("Costs", cost_rows(rows)),
     ]
     warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
     remarks = [
@@ -91,11 +92,11 @@ def compare_runs(
     ]
     results = {
         "modes": names,
-        "images": [row["file"] for row in runs[0].rows],
+        "images": [row["file"] for row in rows[names[0]]],
         "figures": [as_dict(metric, names) for metric in metrics],
         "legend": described,
         "sentences": sentences,
-        "costs": {name: cost_dict(run.rows) for name, run in zip(names, runs)},
+        "costs": {name: cost_dict(rows[name]) for name in names},
         "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)},
         "not_attacked": failures,
     }

@@ -169,9 +169,11 @@ def quality_of(
         by_image: measures by name, `(B,)`, of the adversarial pictures, and of the reconstructed, if any.
         features: of the clean pictures and of both, `(B, d)`.
     """
-    means = [means_of(figures) for figures in by_image]
+    changed = ~np.isinf(by_image[0]["PSNR dB"])  # others say nothing of how visible a change is
+    note = None if changed.all() else f"of the {changed.sum()} of {len(changed)} images that were changed"
+    means = [means_of({n: values[changed] for n, values in figures.items()}) for figures in by_image]
     quality = {
-        name: Quality(*(side[name] for side in means), by_image=values)
+        name: Quality(*(side[name] for side in means), by_image=values, note=note)
         for name, values in by_image[0].items()
     }
     return quality | (realism(features[0], features[1:], network) if len(features[0]) >= 2 else {})

@@ -154,6 +154,13 @@ def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict
     return visibility(clean, other) | perceptual(clean, other) | lpips(clean, other, device)
 
 
+@functools.cache
+def names_of_measures(size: int, device: torch.device) -> tuple[str, ...]:
+    """Of those that can be had here for pictures of so many pixels a side."""
+    black = np.zeros((1, size, size, 3), np.uint8)
+    return tuple(measures(black, black, device))
+
+
 def means_of(figures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
     """Means over images by name; those with a value for all of them are resampled together, and NaN is left
     out.

@@ -24,7 +24,7 @@ from diffattack.data.layout import Layout
 from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.evaluation.distances import feature_network
 from diffattack.evaluation.judges import Columns, Judged, Judges, image_key, judge, read_judged, write_judged
-from diffattack.evaluation.metrics import measures_at_hand
+from diffattack.evaluation.metrics import names_of_measures
 from diffattack.evaluation.predictions import PREDICTION
 from diffattack.evaluation.results import Evaluation, evaluation_of, results_of
 from diffattack.options import Options
@@ -112,7 +112,7 @@ def judges_of(
         diffusion_digest(options) if uses_diffusion else "",
         options.judge_draws,
         options.classifier_head,
-        measures_at_hand(),
+        names_of_measures(options.res, experiment.device),
         dict(loaded or {}),
     )
 
