@@ -106,10 +106,7 @@ class AttentionControlEdit:
         """Called before the first iteration of the attack on a batch of so many images."""
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Called when the attack goes on with the images at these places of the batch alone."""
-
-    def join(self, images: int) -> None:
-        """Called when so many images come to the batch, behind the others."""
+        """Called when the attack goes on with those images of the batch alone that `rows` `(B,)` marks."""
 
     # whether `balance` wants to be called
     follows_gradients = False
@@ -209,9 +206,6 @@ class AttentionControlEditAdaptive(AttentionControlEdit):
     def begin(self, images: int) -> None:
         self._logits = torch.zeros(self.num_timesteps, images, dtype=torch.float64)
 
-    def join(self, images: int) -> None:
-        self._logits = torch.cat([self._logits, self._logits.new_zeros(self.num_timesteps, images)], 1)
-
     def weights(self) -> torch.Tensor:
         return self._logits.softmax(0)
 
@@ -219,7 +213,7 @@ class AttentionControlEditAdaptive(AttentionControlEdit):
         return (self.num_timesteps * self.weights().to(losses) * losses).sum(0)
 
     def keep(self, rows: torch.Tensor) -> None:
-        self._logits = self._logits[:, rows.cpu()]
+        self._logits = self._logits[:, rows]
 
     def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
         self._logits = self.rule(self._logits, relative_losses(losses.cpu().double()), self.pace)
@@ -237,13 +231,8 @@ class AttentionControlEditBalanced(AttentionControlEdit):
         self.begin(1)
 
     def begin(self, images: int) -> None:
-        self._weights = self.uniform(images)
-
-    def join(self, images: int) -> None:
-        self._weights = torch.cat([self._weights, self.uniform(images)], 1)
-
-    def uniform(self, images: int) -> torch.Tensor:
-        return torch.full((self.num_timesteps, images), 1 / self.num_timesteps, dtype=torch.float64)
+        shape = (self.num_timesteps, images)
+        self._weights = torch.full(shape, 1 / self.num_timesteps, dtype=torch.float64)
 
     def weights(self) -> torch.Tensor:
         return self._weights
@@ -252,7 +241,7 @@ class AttentionControlEditBalanced(AttentionControlEdit):
         return (self.num_timesteps * self._weights.to(losses) * losses).sum(0)
 
     def keep(self, rows: torch.Tensor) -> None:
-        self._weights = self._weights[:, rows.cpu()]
+        self._weights = self._weights[:, rows]
 
     def balance(self, gradient_norms: torch.Tensor, rows: torch.Tensor) -> None:
         self._weights = torch.where(

@@ -13,8 +13,7 @@ never influence each other.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,26 +21,25 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attentionControl import make_controller
+from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
 from diffattack.classifiers.defences import at_a_stop, defend, under_attack
 from diffattack.common.compiling import stance
-from diffattack.common.devices import bytes_saved, free_memory
 from diffattack.common.errors import InputError
 from diffattack.common.frozen import frozen
 from diffattack.data.classes import IMAGENET_CLASSES
-from diffattack.data.history import AttackResult, joined_results
 from diffattack.data.images import rounded
 from diffattack.diffusion.attention import (
-    Maps,
     Reference,
     average_maps,
-    layers_of_grid,
+    maps_of,
     masked_variance,
+    reference_run,
     self_attention_losses,
 )
+from diffattack.diffusion.batch import AttackResult, Batch, Outcome
 from diffattack.diffusion.composition import Composition, attention_mask, change_limits
-from diffattack.diffusion.course import Course, Going, result_of
 from diffattack.diffusion.inversion import Inversion, LatentDiffusion
-from diffattack.diffusion.latent_optimizers import AdamW, Momentum, norm
+from diffattack.diffusion.optimizers import AdamW, Momentum, norm
 from diffattack.evaluation.budget import least_change
 from diffattack.losses import (
     Losses,
@@ -57,11 +55,6 @@ from diffattack.options import AttackOptions
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
     from diffusers import StableDiffusionPipeline
-
-# Of the memory that is free: the reference maps are kept where they take at most this share of it, else
-# computed anew at each timestep; and the graphs of all timesteps are alive at once where all that the attack
-# keeps is estimated at no more than the second, else one at a time.
-REFERENCE_SHARE, GRAPH_SHARE = 0.25, 0.6
 
 
 class DiffAttack(LatentDiffusion):
@@ -108,24 +101,15 @@ class DiffAttack(LatentDiffusion):
             guidance=options.guidance,
             inversion=options.inversion,
         )
-        self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
+        self.classifiers = checked_classifiers(classifier, class_names)
         self.head = options.classifier_head
         # what the gradient goes through; what judges is without these defences
         self.attacked = [
-            defend(classifier, options.attack_through, self, options.draws, self.head)
-            for classifier in self.classifiers
+            defend(one, options.attack_through, self, options.draws, self.head) for one in self.classifiers
         ]
         self.checkpointing = checkpointing
         self.controller = make_controller(
-            options.weight_mode,
-            options.schedule,
-            self.num_timesteps,
-            options.seed,
-            options.pace,
-        )
-        # whether images can end before others
-        self.ends_early = options.stop_margin is not None or (
-            options.budget is not None and options.latent_optimizer == "adamw"
+            options.weight_mode, options.schedule, self.num_timesteps, options.seed, options.pace
         )
         self.measured_iterations = measured_iterations(
             options.iterations, options.structure_share, self.controller.follows_gradients
@@ -134,15 +118,15 @@ class DiffAttack(LatentDiffusion):
     def __call__(
         self,
         images: torch.Tensor,
-        labels: torch.Tensor,
-        targets: torch.Tensor | None = None,
+        labels: torch.Tensor | Sequence,
+        targets: torch.Tensor | Sequence[int] | None = None,
         progress: Callable[[int, torch.Tensor], None] | None = None,
         masks: torch.Tensor | None = None,
     ) -> AttackResult:
         """Attacks a batch.
 
         Args:
-            images: `(B, 3, H, W)` in [0, 1]; H = W, a multiple of 32.
+            images: `(B, 3, H, W)` in [0, 1]; H = W, a multiple of 32 from 96 on.
             labels: `(B,)`, indices into the classifier's output and into `class_names`; or `(B, L)` where
                 images have up to L labels, -1 for those they lack.
             targets: `(B,)`, the classes that the classifier is to see; without them, or where it is -1, it is
@@ -151,121 +135,70 @@ class DiffAttack(LatentDiffusion):
                 images still attacked, `(3, b)` in the order of LOSS_TERMS.
             masks: `(B, 1, H, W)` in [0, 1]; where one is 0 its picture may not change.
         Raises:
+            TypeError, ValueError: of an argument, or a classifier's output, that is not as said here.
             NonFiniteLossError: a loss became NaN or infinite.
         """
-        return self.attack(self.invert(images, labels, targets, masks), progress)
+        return self.attack(self.invert(*checked_arguments(self, images, labels, targets, masks)), progress)
 
     def attack(
         self, inversion: Inversion, progress: Callable[[int, torch.Tensor], None] | None = None
     ) -> AttackResult:
-        """Optimises the start latent so that the classifier fails and the attention maps stay; see
-        `__call__`.
+        """Optimises the start latents so that the classifier fails and the attention maps stay; see
+        `__call__`. Images that have ended leave the batch.
         """
-        coming, results = [None, inversion], {}
-        for ended in self.attack_in_turn(lambda room: coming.pop(), len(inversion.images), progress):
-            results |= ended
-        return joined_results([results[place] for place in range(len(results))])
-
-    def attack_in_turn(
-        self,
-        newcomers: Callable[[int], Inversion | None],
-        size: int,
-        progress: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> Iterator[dict[int, AttackResult]]:
-        """Attacks images as they come: those that have ended leave, and others take their places, as soon as
-        half of the places are free.
-
-        Args:
-            newcomers: called with how many places are free; returns the inversion of at least one image and
-                of no more than that, or None when there are none left.
-            size: how many are attacked at once.
-            progress: as in `__call__`, with the number of the pass.
-        Yields:
-            the results of images that end together, by the order in which they came.
-        """
-        going, came, passes, more = None, 0, 0, True
+        iterations = self.options.iterations
         with (
             frozen(self.unet, self.vae, *self.classifiers),
             self.controller.attached(self.unet, self.branches),
             stance(self.unet, "force_eager"),
         ):
-            while True:
-                room = size if going is None else size - len(going.courses)
-                if more and 2 * room >= size:
-                    inversion = newcomers(room)
-                    more = inversion is not None
-                    if more:
-                        going = self.take_in(going, inversion, came, size)
-                        came += len(inversion.images)
-                if going is None:
-                    return
-                passes += 1
-                ended = self.advance(going, passes, progress)
-                results = [result_of(course, going, self) for course, end in zip(going.courses, ended) if end]
-                if results:
-                    yield dict(results)
+            batch, outcome = self.begin(inversion)
+            for iteration in range(1, iterations + 1):
+                with stance(self.unet, "default"):
+                    passed = self.forward(batch, iteration - 1)
+                    ended = self.look(passed, batch, outcome, iteration - 1)
+                    losses = self.losses(passed, batch, iteration)
+                    weights, norms = self.controller.weights(), None
+                    if not ended.all():
+                        measured = ~ended & (iteration in self.measured_iterations)
+                        norms = self.descend(losses, passed, batch, measured)
+                left = verdict(losses, batch.factors, batch.inversion, self.head)
+                outcome.add(batch.rows, left, weights, norms)
+                if progress is not None:
+                    progress(iteration, losses.terms.detach().cpu())
                 if ended.all():
-                    going = None
-                elif ended.any():
-                    stay = (~ended).nonzero().view(-1)
-                    going.keep(stay)
-                    self.controller.keep(stay)
+                    break
+                if ended.any():
+                    batch.keep(~ended)
+                    self.controller.keep(~ended)
+            else:
+                with torch.no_grad():
+                    self.look(self.forward(batch, iterations), batch, outcome, iterations)
+        return outcome.result(self, self.measured_iterations)
 
     # ------------------------------------------------------------ the steps, in the order of the method
 
-    def reference_run(self, inversion: Inversion) -> Reference:
-        """The unperturbed run from z_N: its latents, its self-attention maps where they fit, and what a
-        timestep of the perturbed run will keep.
+    def begin(self, inversion: Inversion) -> tuple[Batch, Outcome]:
+        """The unperturbed run, and what the first iteration starts from."""
+        options, images = self.options, inversion.images
+        self.controller.begin(len(images))
+        reference = reference_run(self, self.controller.collecting, inversion)
+        composition, reconstruction = self.compose(inversion, reference)
+        anew = not reference.graphs_fit() if self.checkpointing is None else self.checkpointing
+        if options.latent_optimizer == "adamw":
+            optimizer = AdamW(inversion.latents, options.latent_lr)
+        else:
+            radius = options.allowed_change.radius(images, images)
+            optimizer = Momentum(inversion.latents, radius, options.iterations, images, reference.end)
+        rows, factors = torch.arange(len(images)), factors_at_start(inversion.targets, options)
+        batch = Batch(rows, inversion, reference, composition, optimizer, factors, anew)
+        return batch, Outcome.at_start(inversion, reference, reconstruction)
+
+    @torch.no_grad()
+    def compose(self, inversion: Inversion, reference: Reference) -> tuple[Composition, torch.Tensor | None]:
+        """How decoded latents become pictures, and the unperturbed run's picture where it is not the clean
+        one.
         """
-        images, latents, before, maps, averages, squares = inversion.images, inversion.latents, [], [], [], []
-        looked_at = None  # all, until it is seen how large they are
-        for i in range(self.num_timesteps):
-            before.append(latents)
-            # the first timestep builds a graph, with all maps, only to see how large those of the perturbed
-            # run will be at most
-            with (
-                torch.set_grad_enabled(i == 0),
-                self.controller.collecting(looked_at) as step_maps,
-                bytes_saved(self.unet) as saved,
-            ):
-                latents = self.guided_step(latents.clone().requires_grad_(i == 0), i, inversion).detach()
-            step_maps = {layer: attention.detach() for layer, attention in step_maps.items()}
-            if i == 0:
-                own = [layer for layer in step_maps if not layer.is_cross]
-                looked_at = frozenset(own + layers_of_grid(step_maps, images.shape[-1] // 32, is_cross=True))
-                graph_bytes, map_bytes = sum(saved), sum(step_maps[layer].nbytes for layer in own)
-                fits = self.num_timesteps * map_bytes <= REFERENCE_SHARE * free_memory(latents.device)
-            averages.append(average_maps(step_maps, images.shape[-1]))
-            maps.append({layer: attention for layer, attention in step_maps.items() if not layer.is_cross})
-            grids = {layer.name: math.isqrt(attention.shape[2]) for layer, attention in maps[-1].items()}
-            squares.append(torch.stack([m.square().mean((1, 2, 3)) for m in maps[-1].values()]))
-            if not fits:
-                maps[-1] = {}
-        class_attention, self_attention = (torch.stack(steps).mean(0) for steps in zip(*averages))
-        return Reference(
-            before,
-            maps if fits else None,
-            latents,
-            class_attention,
-            self_attention,
-            grids,
-            graph_bytes // len(latents),
-            torch.stack(squares),
-            looked_at,
-        )
-
-    @torch.no_grad()
-    def reference_maps(self, reference: Reference, i: int, inversion: Inversion) -> Maps:
-        """The unperturbed run's self-attention maps at the i-th attacked timestep, kept or computed anew."""
-        if reference.maps is not None:
-            return reference.maps[i]
-        with stance(self.unet, "force_eager"), self.controller.collecting(reference.looked_at) as maps:
-            self.guided_step(reference.latents[i], i, inversion)
-        return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
-
-    @torch.no_grad()
-    def compose(self, inversion: Inversion, reference: Reference) -> tuple[Composition, torch.Tensor]:
-        """How decoded latents become pictures, and what the decoder gives of the unperturbed run."""
         options, images, mask = self.options, inversion.images, inversion.masks
         unperturbed = self.decode(reference.end)
         if mask is None and (options.is_apply_mask or options.is_hard_mask):
@@ -274,93 +207,71 @@ class DiffAttack(LatentDiffusion):
             mask = (mask > 0.5).to(mask)
         limits = None if options.contrast_limit is None else change_limits(images, options.contrast_limit)
         base = unperturbed if options.composition == "residual" else None
-        return Composition(images, base, limits, mask), unperturbed
+        composition = Composition(images, base, limits, mask)
+        return composition, composition(unperturbed) if base is None else None
 
-    def take_in(self, going: Going | None, inversion: Inversion, first: int, size: int = 1) -> Going:
-        """These images before their first iteration, behind those that are attacked already, of which there
-        are to be so many at once; the first of them came at this place.
+    def forward(self, batch: Batch, steps: int) -> Pass:
+        """From the start latents, which have moved so many steps, through all timesteps and the decoder to
+        pictures.
         """
-        options, images = self.options, inversion.images
-        (self.controller.begin if going is None else self.controller.join)(len(images))
-        reference = self.reference_run(inversion)
-        composition, unperturbed = self.compose(inversion, reference)
-        reconstructed = composition(unperturbed) if composition.base is None else [None] * len(images)
-        if options.latent_optimizer == "adamw":
-            optimizer = AdamW(inversion.latents, options.latent_lr)
-        else:
-            radius = options.allowed_change.radius(images, images)
-            optimizer = Momentum(inversion.latents, radius, options.iterations, images, reference.end)
-        of_each = zip(images, reference.class_attention, reference.self_attention, reconstructed)
-        courses = [Course(first + k, *parts) for k, parts in enumerate(of_each)]
-        factors = factors_at_start(inversion.targets, options)
-        newcomers = Going(courses, inversion, reference, composition, factors, optimizer)
-        if going is None:
-            newcomers.checkpointing = self.is_checkpointed(reference, size)
-            return newcomers
-        going.join(newcomers)
-        return going
+        clean, latents, anew = batch.inversion.images, batch.optimizer.latents, batch.checkpointing
+        budget, of_timesteps = self.options.allowed_change, []
+        for i in range(self.num_timesteps):
+            latents, *seen = computed(self.timestep, latents, i, batch.inversion, batch.reference, anew=anew)
+            of_timesteps.append(seen)
+        layer_losses, class_attention, self_attention = map(torch.stack, zip(*of_timesteps))
+        picture = computed(self.picture, latents, batch.composition, steps == 0, anew=anew)
+        change = picture.detach() - clean
+        fits = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
+        if budget is not None and batch.optimizer.keeps_within:
+            picture = budget.hold(clean, picture)
+        elif budget is not None:
+            fits = budget.fits(clean, picture.detach())
+        layer_losses = layer_losses * float(steps > 0)  # before that maps differ by rounding alone
+        return Pass(picture, change, fits, layer_losses, class_attention.mean(0), self_attention.mean(0))
 
-    def advance(
-        self, going: Going, passes: int, progress: Callable[[int, torch.Tensor], None] | None
-    ) -> torch.Tensor:
-        """Looks at the pictures of the latents as they are, and then moves these; the picture after K
-        iterations is looked at in a last pass, which learns nothing. Returns which images end, `(b,)`.
+    def timestep(
+        self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B,
+        grid, grid, tokens)`; and, without a gradient, self-attention `(B, h, w, h * w)`.
         """
-        last = torch.tensor([number == self.options.iterations for number in going.iterations])
-        if last.all():
-            with torch.no_grad():
-                self.judge(self.forward(going, learns=False), going)
-            return last
-        with stance(self.unet, "default"):
-            passed = self.forward(going)
-            terms = passed.losses.terms.detach()
-            read = torch.cat([terms, (going.factors * terms).sum(0)[None]]).cpu()
-            read[:, last] = 0.0  # of interest in what is learnt from alone
-            raise_if_not_finite(read, going.courses)  # before a gradient can spoil the weights
-            ended = self.judge(passed, going).cpu() | last
-            weights = self.controller.weights()
-            measured = torch.tensor([n + 1 in self.measured_iterations for n in going.iterations]) & ~ended
-            norms = None if ended.all() else self.descend(passed, going, measured.to(terms.device))
-        labels, targets = going.inversion.labels, going.inversion.targets
-        said = verdict(passed.losses, going.factors, labels, targets, self.head)
-        going.note(said | {"weights": weights}, norms, measured, ~last)
-        if progress is not None:
-            progress(passes, read[:-1])
-        return ended
+        reference_maps = maps_of(reference, self, self.controller.collecting, inversion, i)
+        with self.controller.collecting(reference.looked_at) as maps:
+            latents = self.guided_step(latents, i, inversion)
+        losses = self_attention_losses(maps, reference_maps, self.options.layer_norm == "relative")
+        return latents, losses, *average_maps(maps, inversion.images.shape[-1])
 
-    def is_checkpointed(self, reference: Reference, size: int) -> bool:
-        """Whether the graph of one timestep at a time is to be alive."""
-        if self.checkpointing is not None:
-            return self.checkpointing
-        needed = size * self.num_timesteps * reference.graph_bytes
-        return needed > GRAPH_SHARE * free_memory(reference.end.device)
+    def picture(self, latents: torch.Tensor, composition: Composition, unperturbed: bool) -> torch.Tensor:
+        """Of the latents after all timesteps, `(b, 3, H, W)` in [0, 1]."""
+        return composition(self.decode(latents), unperturbed)
 
     @torch.no_grad()
-    def judge(self, passed: Pass, going: Going) -> torch.Tensor:
-        """Keeps the pictures of the latents as they are, as far as they are within the budget; which images
-        end with them, `(b,)`: those beyond the budget, and those that reach the margin, by as small a part of
-        their change as still does.
+    def look(self, passed: Pass, batch: Batch, outcome: Outcome, steps: int) -> torch.Tensor:
+        """Keeps the pictures after so many steps, as far as they are within the budget; which images end with
+        them, `(b,)` on the CPU: those beyond the budget, and those that reach the margin, by as small a part
+        of their change as still does.
         """
-        ended, clean = ~passed.fits, going.inversion.images
+        picture, fits = passed.picture.detach(), passed.fits.cpu()
+        ended = ~fits
         if self.options.stop_margin is not None:
 
-            def reaches(images: torch.Tensor) -> torch.Tensor:
-                return self.margins(images, going.inversion) >= self.options.stop_margin
+            def reaches(pictures: torch.Tensor) -> torch.Tensor:
+                return self.margins(pictures, batch.inversion) >= self.options.stop_margin
 
-            reached = passed.fits & reaches(passed.adversarial)
-            for course, value in zip(going.courses, reached.tolist()):
-                course.reached = value
+            reached = passed.fits & reaches(picture)
             if reached.any():
-                least = least_change(clean, passed.adversarial, reaches)
-                passed.adversarial = torch.where(reached.view(-1, 1, 1, 1), least, passed.adversarial)
-            ended = ended | reached
-        for row, (course, fits) in enumerate(zip(going.courses, passed.fits.tolist())):
-            if fits:
-                for name in ("adversarial", "class_attention", "self_attention"):
-                    setattr(course, name, getattr(passed, name)[row])
-                course.steps = course.iterations
-            if course.iterations in self.options.judge_at:
-                course.pictures_at[course.iterations] = course.adversarial
+                least = least_change(batch.inversion.images, picture, reaches)
+                picture = torch.where(reached.view(-1, 1, 1, 1), least, picture)
+            outcome.reached[batch.rows] = reached.cpu()
+            ended = ended | reached.cpu()
+        rows = batch.rows[fits]
+        outcome.adversarial[rows] = picture[fits]
+        outcome.class_attention[rows] = passed.class_attention[fits]
+        outcome.self_attention[rows] = passed.self_attention[fits]
+        outcome.steps[rows] = steps
+        if steps in self.options.judge_at:
+            outcome.pictures_at[steps] = outcome.adversarial.clone()
         return ended
 
     def margins(self, images: torch.Tensor, inversion: Inversion) -> torch.Tensor:
@@ -369,80 +280,51 @@ class DiffAttack(LatentDiffusion):
         logits = torch.stack([at_a_stop(classifier, written) for classifier in self.classifiers])
         return self.head.margin(logits.float(), inversion.labels, inversion.targets).amin(0)
 
-    def descend(self, passed: Pass, going: Going, measured: torch.Tensor) -> torch.Tensor | None:
+    def losses(self, passed: Pass, batch: Batch, iteration: int) -> Losses:
+        """The three terms of the loss; NonFiniteLossError, before a gradient can spoil the weights."""
+        inversion, temperature = batch.inversion, self.options.logit_temperature or 1.0
+        seen = [under_attack(classifier, passed.picture, iteration - 1) for classifier in self.attacked]
+        logits = torch.stack(seen).to(self.dtype)
+        losses = Losses(
+            attack=self.head.cross_entropy(logits, inversion.labels, inversion.targets, temperature),
+            self_attention=self.controller.weighted_sum(passed.layer_losses.sum(-1)),
+            cross_attention=masked_variance(passed.class_attention, inversion.class_tokens),
+            layer_losses=passed.layer_losses,
+            logits=logits,
+            distance=norm(passed.picture.detach() - inversion.images),
+        )
+        raise_if_not_finite(losses, batch.factors, iteration, batch.rows)
+        return losses
+
+    def descend(
+        self, losses: Losses, passed: Pass, batch: Batch, measured: torch.Tensor
+    ) -> torch.Tensor | None:
         """One step down the gradient; the norms `(3, b)` of the terms' gradients, if those of any image are
         wanted, which `measured` `(b,)` marks.
         """
-        losses, latents, norms = passed.losses, going.optimizer.latents, None
+        optimizer, latents, norms = batch.optimizer, batch.optimizer.latents, None
         if measured.any():
+            measured = measured.to(latents.device)
             if self.controller.follows_gradients:
                 self.controller.balance(timestep_gradient_norms(losses, latents), measured)
-            going.factors, norms = measure_gradients(
-                losses, going.factors, latents, self.options.structure_share, measured
+            batch.factors, norms = measure_gradients(
+                losses, batch.factors, latents, self.options.structure_share, measured
             )
+            norms = norms.masked_fill(~measured, torch.nan)
         else:
-            (going.factors * losses.terms).sum(0).sum().backward()
-        if going.optimizer.keeps_within:
-            clean = going.inversion.images
-            going.optimizer.radius = self.options.allowed_change.radius(clean, clean + passed.change)
-        going.optimizer.step(passed.change)
-        self.controller.update(losses.timestep_losses.detach(), going.factors[1])
+            (batch.factors * losses.terms).sum(0).sum().backward()
+        if optimizer.keeps_within:
+            clean = batch.inversion.images
+            optimizer.radius = self.options.allowed_change.radius(clean, clean + passed.change)
+        optimizer.step(passed.change)
+        self.controller.update(losses.timestep_losses.detach(), batch.factors[1])
         return norms
-
-    def forward(self, going: Going, learns: bool = True) -> Pass:
-        """From the start latents through all timesteps and the decoder to pictures, and to the three terms of
-        the loss if something is to be learnt.
-        """
-        inversion, latents, steps = going.inversion, going.optimizer.latents, []
-        budget, begun, anew = self.options.allowed_change, going.begun, going.checkpointing and learns
-        for i in range(self.num_timesteps):
-            latents, *step = computed(self.timestep, latents, i, inversion, going.reference, anew=anew)
-            steps.append(step)
-        layer_losses, class_attention, self_attention = map(torch.stack, zip(*steps))
-        layer_losses = layer_losses * begun[:, None]
-        class_attention, self_attention = class_attention.mean(0), self_attention.mean(0)
-        image = computed(self.picture, latents, going.composition, begun, anew=anew)
-        change = image.detach() - inversion.images
-        fits = torch.ones(len(image), dtype=torch.bool, device=image.device)
-        if budget is not None:
-            if going.optimizer.keeps_within:
-                image = budget.hold(inversion.images, image)
-            else:
-                fits = budget.fits(inversion.images, image.detach())
-        losses = None
-        if learns:
-            seen = [under_attack(classifier, image, going.iterations) for classifier in self.attacked]
-            logits = torch.stack(seen).to(self.dtype)
-            temperature = self.options.logit_temperature or 1.0  # None where no preset has decided
-            losses = Losses(
-                attack=self.head.cross_entropy(logits, inversion.labels, inversion.targets, temperature),
-                self_attention=self.controller.weighted_sum(layer_losses.sum(-1)),
-                cross_attention=masked_variance(class_attention, inversion.class_tokens),
-                layer_losses=layer_losses,
-                logits=logits,
-                distance=norm(image.detach() - inversion.images),
-            )
-        return Pass(losses, change, image.detach(), fits, class_attention.detach(), self_attention)
-
-    def picture(self, latents: torch.Tensor, composition: Composition, begun: torch.Tensor) -> torch.Tensor:
-        """Of the latents after all timesteps, `(b, 3, H, W)` in [0, 1]."""
-        return composition(self.decode(latents), begun)
-
-    def timestep(
-        self, latents: torch.Tensor, i: int, inversion: Inversion, reference: Reference
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The i-th attacked timestep: next latents; self-attention losses `(B, layers)`; cross-attention `(B,
-        grid, grid, tokens)`; and, without a gradient, self-attention `(B, h, w, h * w)`.
-        """
-        reference_maps = self.reference_maps(reference, i, inversion)
-        with self.controller.collecting(reference.looked_at) as maps:
-            latents = self.guided_step(latents, i, inversion)
-        losses = self_attention_losses(maps, reference_maps, self.options.layer_norm == "relative")
-        return latents, losses, *average_maps(maps, inversion.images.shape[-1])
 
 
 def computed(function: Callable, *arguments, anew: bool) -> object:
-    """What it returns; `anew` keeps no graph of it, and computes it once more in the backward pass."""
-    if anew:
+    """What it returns; where that has a graph, `anew` keeps none of it, and computes it once more in the
+    backward pass.
+    """
+    if anew and torch.is_grad_enabled():
         return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return function(*arguments)

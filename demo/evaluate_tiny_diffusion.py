@@ -36,6 +36,7 @@ from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import read_image, to_pixels, to_tensor
 from diffattack.data.records import ImageRecord, read_run
+from diffattack.diffusion.attention import reference_run
 from diffattack.diffusion.composition import attention_mask
 from diffattack.diffusion.inversion import Inversion
 from diffattack.diffusion.pipeline import load_pipeline
@@ -71,7 +72,7 @@ def attention_figures(attack: DiffAttack, inversion: Inversion, mask: np.ndarray
     losses and masks use it.
     """
     with attack.controller.attached(attack.unet):
-        reference = attack.reference_run(inversion)
+        reference = reference_run(attack, attack.controller.collecting, inversion)
     tokens = inversion.class_tokens[0].cpu()
     cross = reference.class_attention[0].cpu()[..., tokens].mean(-1)  # (7, 7)
     inside = share_of_cells(mask, len(cross))

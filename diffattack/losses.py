@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from diffattack.classifiers.heads import Head, marked
 from diffattack.common.errors import NonFiniteLossError
-from diffattack.diffusion.course import Course
+from diffattack.diffusion.inversion import Inversion
 from diffattack.options import AttackOptions
 
 LOSS_TERMS = ("attack", "self-attention", "cross-attention")
@@ -39,14 +38,14 @@ class Losses:
 
 @dataclass
 class Pass:
-    """What the start latents of an iteration lead to; b images."""
+    """What the start latents of an iteration lead to, b images; with a graph where it is learnt from."""
 
-    losses: Losses | None  # None of the last pass, which nothing is learnt from
-    change: torch.Tensor  # (b, 3, H, W), of the picture, before the budget is applied
-    adversarial: torch.Tensor  # (b, 3, H, W) in [0, 1]
-    fits: torch.Tensor  # (b,), whether it is within the budget
+    picture: torch.Tensor  # (b, 3, H, W) in [0, 1]
+    change: torch.Tensor  # (b, 3, H, W), of the picture, before a budget is applied; without a graph
+    fits: torch.Tensor  # (b,), whether the picture is within the budget
+    layer_losses: torch.Tensor  # (N, b, layers): L_i by layer
     class_attention: torch.Tensor  # (b, grid, grid, tokens), averaged over timesteps
-    self_attention: torch.Tensor  # (b, h, w, h * w), averaged over timesteps
+    self_attention: torch.Tensor  # (b, h, w, h * w), averaged over timesteps; without a graph
 
 
 def factors_at_start(targets: torch.Tensor, options: AttackOptions) -> torch.Tensor:
@@ -66,11 +65,11 @@ def factors_at_start(targets: torch.Tensor, options: AttackOptions) -> torch.Ten
 
 
 def verdict(
-    losses: Losses, factors: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, head: Head
+    losses: Losses, factors: torch.Tensor, inversion: Inversion, head: Head
 ) -> dict[str, torch.Tensor]:
     """What the record keeps of an iteration beside the weights; factors `(3, B)` are those of the terms."""
     terms, logits = losses.terms.detach(), losses.logits.detach()
-    true_classes = marked(labels, logits.shape[-1])
+    true_classes = marked(inversion.labels, logits.shape[-1])
     return {
         **dict(zip(("attack_loss", "self_attention_loss", "cross_attention_loss"), terms)),
         "total_loss": (factors * terms).sum(0),
@@ -78,19 +77,19 @@ def verdict(
         "layer_losses": losses.layer_losses.detach().movedim(1, -1),
         "distance": losses.distance,
         "confidence": head.confidence(head.probabilities(logits).mean(0), true_classes),
-        "fooled": head.fooled(logits, labels, targets).all(0),
+        "fooled": head.fooled(logits, inversion.labels, inversion.targets).all(0),
     }
 
 
-def raise_if_not_finite(losses: torch.Tensor, courses: Sequence[Course]) -> None:
-    """Raises NonFiniteLossError for losses `(4, b)`: those of LOSS_TERMS, then their weighted sum; of these
-    images.
+def raise_if_not_finite(losses: Losses, factors: torch.Tensor, iteration: int, rows: torch.Tensor) -> None:
+    """Raises NonFiniteLossError where a term `(3, b)`, or the sum with these factors, is not finite; `rows`
+    `(b,)` are the places of the images.
     """
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        term, row = bad[0].tolist()
-        course = courses[row]
-        raise NonFiniteLossError(course.iterations + 1, (*LOSS_TERMS, "total")[term], course.place)
+    terms = losses.terms.detach()
+    bad = (~torch.cat([terms, (factors * terms).sum(0)[None]]).isfinite()).nonzero().tolist()
+    if bad:
+        term, row = bad[0]
+        raise NonFiniteLossError(iteration, (*LOSS_TERMS, "total")[term], int(rows[row]))
 
 
 # ---------------------------------------------------------------- how strong each term is

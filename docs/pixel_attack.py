@@ -11,7 +11,7 @@ docs/results.md says what follows.
 import torch
 
 from diffattack.classifiers.defences import defend
-from diffattack.diffusion.latent_optimizers import Momentum
+from diffattack.diffusion.optimizers import Momentum
 
 
 def momentum(

@@ -32,12 +32,12 @@ from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import read_image, to_pixels, to_tensor
 from diffattack.data.shares import timestep_shares
-from diffattack.diffusion.course import Going
+from diffattack.diffusion.batch import Batch
 from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.evaluation.metrics import psnr
 from diffattack.evaluation.statistics import mean_over_images, share
 from diffattack.evaluation.tables import table
-from diffattack.losses import Pass
+from diffattack.losses import Losses, Pass
 
 SURROGATE, MARGIN, ITERATIONS = "efficientnet_lite0", 5.0, 20
 SCHEDULES = ("none", "uniform", "increasing", "learned", "decreasing")
@@ -60,21 +60,21 @@ class StructureOnceFooled(DiffAttack):
 
     moves_on = True  # after the margin is reached
 
-    def descend(self, passed: Pass, going: Going, measured: torch.Tensor) -> None:
-        latents, losses = going.optimizer.latents, passed.losses
+    def descend(self, losses: Losses, passed: Pass, batch: Batch, measured: torch.Tensor) -> None:
+        latents = batch.optimizer.latents
         attack, structure = (
             torch.autograd.grad(loss.sum(), latents, retain_graph=True)[0]
             for loss in (-losses.attack, losses.self_attention)
         )
         holds = (
-            SOFTMAX.margin(losses.logits.detach(), going.inversion.labels, going.inversion.targets).amin(0)
+            SOFTMAX.margin(losses.logits.detach(), batch.inversion.labels, batch.inversion.targets).amin(0)
             >= MARGIN
         )
         chosen = torch.where(holds.view(-1, 1, 1, 1), structure if self.moves_on else 0 * structure, attack)
         length = chosen.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, 1, 1, 1)
         latents.grad = chosen / length
         if self.moves_on or not holds.all():
-            going.optimizer.step(passed.change)
+            batch.optimizer.step(passed.change)
 
 
 def figures_of(attack: DiffAttack, clean: np.ndarray, label: int, judges: dict, inversion: object) -> dict:

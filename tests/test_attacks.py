@@ -12,9 +12,9 @@ import torchattack
 from conftest import MAIN, flags, network, pictures, run
 from PIL import Image
 
+from diffattack.attacks.limited import strongest
 from diffattack.attacks.names import attack_names, parse_attack
 from diffattack.attacks.pixel import PixelAttack, Seen
-from diffattack.attacks.search import strongest
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.costs import measured
 from diffattack.data.images import read_image, rounded, to_tensor

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from diffattack.diffusion.latent_optimizers import AdamW, Momentum
 
 RANDOM = torch.Generator().manual_seed(0)

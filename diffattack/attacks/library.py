@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from unittest import mock
 
 import torch
 
@@ -30,8 +31,13 @@ OURS_TO_GIVE = {
     "normalize": "the classifier, which has its own",
     "device": "--device",
     "targeted": "--target_label",
+    "num_classes": "--model_name",
     "clip_min": "what a picture is, from 0",
     "clip_max": "what a picture is, up to 1",
+}
+REFUSED = {
+    "SSP": "needs the weights of VGG-16, which torchattack would download as pickles",
+    "GeoDA": "works out a basis for minutes before each image",
 }
 # Attacks that mix a picture with others of its batch, and how many others each gets.
 MIXES, OTHERS = ("Admix", "L2T"), 3
@@ -48,25 +54,21 @@ class TorchAttack:
 
     def __init__(self, name: AttackName, classes: int, side: int | None = None):
         kind = library_class(name)
-        needed = SIDES.get(name.function, side)
+        needed, shown = SIDES.get(name.function, side), f"--attack {name.text}"
         if side != needed:
-            raise InputError(
-                f"--attack {name.text} is written for images of {needed} pixels; give --res {needed}"
-            )
+            raise InputError(f"{shown} is written for images of {needed} pixels; give --res {needed}")
         parameters = parameters_of(kind.__init__)
         check_arguments(name, parameters, f"torchattack:{name.function}")
         self.kind, self.name, self.arguments = kind, name, dict(name.arguments)
-        self.radius = parameters[RADIUS].default if RADIUS in parameters else None
-        if RADIUS in self.arguments:
-            self.radius = None
+        is_free = RADIUS in parameters and RADIUS not in self.arguments
+        self.radius = parameters[RADIUS].default if is_free else None
         self.others = OTHERS if name.function in MIXES else 0
         self.takes_targets = "targeted" in parameters
         try:
             kind(model=torch.nn.Identity(), normalize=None, device=torch.device("cpu"), **self.arguments)
         except Exception as error:  # a package that it needs, or arguments that do not go together
-            raise InputError(f"--attack {name.text} cannot be made ({one_line(error)})") from None
-        classes_of = parameters.get("num_classes")
-        if classes_of is not None and classes_of.default == 1000:  # of all, not of those it looks at
+            raise InputError(f"{shown} cannot be made ({one_line(error)})") from None
+        if counts_all_classes(parameters):
             self.arguments["num_classes"] = max(2, classes)
 
     def __call__(
@@ -97,10 +99,6 @@ class TorchAttack:
         was_limited = clean.sums and torch.equal(result, clean.sums[-1])
         return result if was_limited else composition(result)
 
-    def classifier_for(self, classifier: torch.nn.Module, composition: Composition | None) -> torch.nn.Module:
-        """What it is given to attack: the limit comes before what it does to a picture."""
-        return classifier
-
 
 class UsersAttack:
     """A function of the user's, `attack(images, labels, classifier)`: images `(1, 3, H, W)` in [0, 1], labels
@@ -120,14 +118,13 @@ class UsersAttack:
             parameters = {}
         kinds = {parameter.kind for parameter in parameters.values()}
         positional = [
-            p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            k for k, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
         if len(positional) < 3 and inspect.Parameter.VAR_POSITIONAL not in kinds:
             raise InputError(
-                f"{shown}: the function takes {len(positional)} arguments; expected images, labels and "
-                f"classifier"
+                f"{shown}: it takes {len(positional)} arguments; expected images, labels and classifier"
             )
-        own = {k: p for k, p in parameters.items() if p not in positional[:3]}
+        own = {k: p for k, p in parameters.items() if k not in positional[:3]}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             check_arguments(name, own, shown)
         eps = own.get(RADIUS)
@@ -145,7 +142,9 @@ class UsersAttack:
         targets: torch.Tensor | None = None,
         composition: Composition | None = None,
     ) -> torch.Tensor:
-        """As of TorchAttack."""
+        """As of TorchAttack; it asks about pictures, and so of a classifier behind the limit."""
+        if composition is not None:
+            classifier = BehindLimit(classifier, composition)
         arguments = self.arguments | ({} if radius is None else {RADIUS: radius})
         if targets is not None:
             arguments["targets"] = targets
@@ -156,10 +155,6 @@ class UsersAttack:
             raise TypeError(f"it returned {told}; expected images {tuple(images.shape)} in [0, 1]")
         result = result.detach().to(images)
         return result if composition is None else composition(result)
-
-    def classifier_for(self, classifier: torch.nn.Module, composition: Composition | None) -> torch.nn.Module:
-        """What it is given to attack: behind the limit, since it asks about pictures."""
-        return classifier if composition is None else BehindLimit(classifier, composition)
 
 
 class BehindLimit(torch.nn.Module):
@@ -197,31 +192,23 @@ def library_class(name: AttackName) -> type:
             f"--attack {name.text} needs torchattack, which cannot be imported ({one_line(error)}); "
             f"pip install -r requirements.txt"
         ) from None
-    registry = torchattack.ATTACK_REGISTRY
-    if name.function not in registry:
-        known = ", ".join(sorted(key for key in registry if refusal(registry[key]) is None))
-        raise InputError(
-            f"--attack {name.text}: torchattack has no attack {name.function!r}; expected one of {known}"
-        )
-    reason = refusal(registry[name.function])
+    registry, function = torchattack.ATTACK_REGISTRY, name.function
+    reason = refusal(registry[function]) if function in registry else "is no attack of torchattack"
     if reason:
-        raise InputError(f"--attack {name.text}: {name.function} {reason}; give another attack")
-    return registry[name.function]
+        known = ", ".join(sorted(key for key in registry if refusal(registry[key]) is None))
+        raise InputError(f"--attack {name.text}: {function} {reason}; expected one of {known}")
+    return registry[function]
 
 
 def refusal(kind: type) -> str | None:
     """Why an attack of torchattack cannot be had of any classifier, None if it can."""
     if kind.is_category("GENERATIVE"):
         return "needs the weights of a trained generator, which torchattack would download as pickles"
-    if kind.__name__ == "SSP":
-        return "needs the weights of VGG-16, which torchattack would download as pickles"
     if kind.__name__ == "MuMoDIG" and importlib.util.find_spec("kornia") is None:
         return "needs the package kornia"
-    if kind.__name__ == "GeoDA":
-        return "works out a basis for minutes before each image"
     if any(parameter in NEED_LAYERS for parameter in parameters_of(kind.__init__)):
         return "needs the names of a certain network's layers"
-    return None
+    return REFUSED.get(kind.__name__)
 
 
 def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
@@ -232,47 +219,43 @@ def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def check_arguments(name: AttackName, parameters: Mapping[str, inspect.Parameter], shown: str) -> None:
-    """Raises InputError for an argument that is unknown, ours to give, or of another kind than its
-    default.
+    """Raises InputError for an argument that is unknown, ours to give to an attack of the library, or of
+    another kind than its default.
     """
-    takes = [key for key in parameters if key not in OURS_TO_GIVE]
     for key, value in name.arguments:
-        if key in OURS_TO_GIVE and (key in parameters or name.source == "torchattack"):
-            raise InputError(f"--attack {name.text[:80]}: {key} comes from {OURS_TO_GIVE[key]}; leave it out")
-        if key == "num_classes" and key in parameters and parameters[key].default == 1000:
-            raise InputError(f"--attack {name.text[:80]}: {key} comes from --model_name; leave it out")
+        wrong = f"--attack {name.text[:80]}: {key}"
+        is_ours = key in OURS_TO_GIVE and (key != "num_classes" or counts_all_classes(parameters))
+        if name.source == "torchattack" and is_ours:
+            raise InputError(f"{wrong} comes from {OURS_TO_GIVE[key]}; leave it out")
         if key not in parameters:
-            raise InputError(
-                f"--attack {name.text[:80]}: {shown} takes no argument {key!r}; it takes "
-                f"{', '.join(takes) or 'none'}"
-            )
+            takes = ", ".join(other for other in parameters if other not in OURS_TO_GIVE) or "none"
+            raise InputError(f"{wrong} is no argument of {shown}, which takes {takes}")
         default = parameters[key].default
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if default is inspect.Parameter.empty:
-            continue
-        fits = {
-            bool: isinstance(value, bool),
-            int: number and isinstance(value, int),
-            float: number,
-            type(None): value is None or number,
-        }.get(type(default), isinstance(value, type(default)))
-        if not fits or (number and key in (RADIUS, "steps", "alpha") and not 0 < value < float("inf")):
-            raise InputError(
-                f"--attack {name.text[:80]}: {key} is {value!r}; expected one like its default {default!r}"
-            )
+        if default is not inspect.Parameter.empty and not is_like(key, value, default):
+            raise InputError(f"{wrong} is {value!r}; expected one like its default {default!r}")
 
 
-@contextmanager
-def cuda_means(device: torch.device) -> Iterator[None]:
+def counts_all_classes(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether `num_classes` is that of the classifier, and not that of the classes that are looked at."""
+    return "num_classes" in parameters and parameters["num_classes"].default == 1000
+
+
+def is_like(key: str, value: object, default: object) -> bool:
+    """Whether an argument is of the kind of its default."""
+    if isinstance(default, bool) or not isinstance(default, (int, float, type(None))):
+        return isinstance(value, type(default))
+    if default is None and value is None:
+        return True
+    kinds = int if isinstance(default, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    return key not in (RADIUS, "steps", "alpha") or 0 < value < float("inf")
+
+
+def cuda_means(device: torch.device) -> AbstractContextManager:
     """Inside, `tensor.cuda()` goes to the device of the run: some attacks of the library say it whatever the
     device of their pictures is (L2T), and fail where there is no GPU.
     """
     if device.type == "cuda":
-        yield
-        return
-    before = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self.to(device)
-    try:
-        yield
-    finally:
-        torch.Tensor.cuda = before
+        return nullcontext()
+    return mock.patch.object(torch.Tensor, "cuda", lambda self, *args, **kwargs: self.to(device))

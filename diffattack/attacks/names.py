@@ -61,41 +61,25 @@ def parse_attack(text: str) -> AttackName:
 
 def literals(text: str, arguments: str) -> tuple[tuple[str, object], ...]:
     """Names and values of "eps=8/255,steps=10"."""
-
-    def refuse(what: str) -> argparse.ArgumentTypeError:
-        return argparse.ArgumentTypeError(
-            f"{text[:80]!r}: {what}; expected arguments by name with literals, such as (eps=8/255,steps=10)"
-        )
-
     try:
         call = ast.parse(f"attack({arguments}\n)", mode="eval").body
-    # of nonsense, of a null byte, and of very deep brackets
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise refuse("what is in its brackets cannot be read") from None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise refuse("its arguments have no names")
-    found: dict[str, object] = {}
-    for keyword in call.keywords:
-        try:
-            if keyword.arg is None or keyword.arg in found:
-                raise ValueError
-            found[keyword.arg] = literal(keyword.value)
-        except (ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError):
-            raise refuse(f"its argument {keyword.arg or '**'} is no literal, or is there twice") from None
-    return tuple(found.items())
+        names = [keyword.arg for keyword in call.keywords]
+        if not isinstance(call.func, ast.Name) or call.args or len({*names} - {None}) < len(names):
+            raise ValueError
+        return tuple((keyword.arg, literal(keyword.value)) for keyword in call.keywords)
+    # of nonsense, of what is no call, of a null byte, of very deep brackets, of a division by zero
+    except (SyntaxError, AttributeError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError):
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r}: expected arguments by name, each once, with literals, as (eps=8/255,steps=10)"
+        ) from None
 
 
 def literal(node: ast.expr) -> object:
-    """A literal of Python, or a fraction of two numbers such as 8/255; every number is finite.
-
-    Raises:
-        ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError: it is none.
+    """A literal of Python, or a fraction of two numbers such as 8/255; ValueError for a number that is not
+    finite.
     """
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        above, below = ast.literal_eval(node.left), ast.literal_eval(node.right)
-        if not {type(above), type(below)} <= {int, float}:
-            raise ValueError
-        value = above / below
+        value = ast.literal_eval(node.left) / ast.literal_eval(node.right)
     else:
         value = ast.literal_eval(node)
     hash(value)  # lists and dictionaries could be changed by whoever gets them

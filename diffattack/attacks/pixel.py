@@ -23,14 +23,15 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from diffattack.attacks.library import TorchAttack, UsersAttack, load_attack
+from diffattack.attacks.limited import Found, strongest
 from diffattack.attacks.names import parse_attack
-from diffattack.attacks.search import Found, strongest
+from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
 from diffattack.classifiers.defences import Defended, Denoise, defend
 from diffattack.classifiers.heads import SOFTMAX, Head, Sigmoid, marked
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, one_line
 from diffattack.data.classes import IMAGENET_CLASSES
-from diffattack.data.history import AttackResult, joined_results, stacked
 from diffattack.data.records import AttackRecord
+from diffattack.diffusion.batch import AttackResult, stacked
 from diffattack.diffusion.composition import Composition, change_limits
 from diffattack.evaluation.budget import Budget
 
@@ -144,7 +145,7 @@ class PixelAttack:
         InputError: there is no such attack, or it does not take these arguments.
     """
 
-    num_timesteps, ends_early, checkpointing = 0, False, True
+    num_timesteps, checkpointing, dtype = 0, True, torch.float32
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class PixelAttack:
         self.budget, self.contrast_limit = budget, contrast_limit
         self.temperature, self.seed = logit_temperature, seed
         self.device, self.diffusion, self.others = torch.device(device), diffusion, others
-        self.classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else list(classifier)
+        self.classifiers = checked_classifiers(classifier, class_names)
         self.attacked = [defend(one, attack_through, diffusion, draws, head) for one in self.classifiers]
         self.controller, self.pipeline = NoWeights(), diffusion and diffusion.pipeline
         defences = [module for one in self.attacked for module in one.modules()]
@@ -179,13 +180,13 @@ class PixelAttack:
     def __call__(
         self,
         images: torch.Tensor,
-        labels: torch.Tensor,
-        targets: torch.Tensor | None = None,
+        labels: torch.Tensor | Sequence,
+        targets: torch.Tensor | Sequence[int] | None = None,
         progress: Callable[[int, torch.Tensor], None] | None = None,
         masks: torch.Tensor | None = None,
     ) -> AttackResult:
         """As of `DiffAttack`."""
-        return self.attack(self.invert(images, labels, targets, masks), progress)
+        return self.attack(self.invert(*checked_arguments(self, images, labels, targets, masks)), progress)
 
     def invert(
         self,
@@ -206,67 +207,49 @@ class PixelAttack:
         given = (images.float(), labels, targets, masks)
         return GivenImages(*(None if part is None else part.to(self.device) for part in given))
 
-    def attack_in_turn(
-        self,
-        newcomers: Callable[[int], GivenImages | None],
-        size: int,
-        progress: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> Iterator[dict[int, AttackResult]]:
-        """As of `DiffAttack`, one image after the other."""
-        place = 0
-        while (given := newcomers(size)) is not None:
-            for k in range(len(given.images)):
-                yield {place: self.attack_one(given, k, place).as_result()}
-                place += 1
-
     def attack(
         self, given: GivenImages, progress: Callable[[int, torch.Tensor], None] | None = None
     ) -> AttackResult:
-        courses = [self.attack_one(given, k, k) for k in range(len(given.images))]
-        longest = max(len(course.looks) for course in courses)
-        return joined_results([course.as_result(longest) for course in courses])
-
-    def attack_one(self, given: GivenImages, k: int, place: int) -> PixelCourse:
-        """Attacks the k-th image, as far as the budget allows.
+        """Attacks one image after the other, as far as the budget allows; it says nothing on its way.
 
         Raises:
             NonFiniteLossError: what the attack returns is not finite.
             AttackError: the attack fails.
         """
-        clean, labels = given.images[k : k + 1], given.labels[k : k + 1]
-        mask = None if given.masks is None else given.masks[k : k + 1]
-        target, first = given.targets[k : k + 1], self.method.radius
-        goal = int(target) if bool(target >= 0) else None
+        found, looks = zip(*(self.attack_one(given, k) for k in range(len(given.images))))
+        pictures, steps = torch.cat([one.picture for one in found]), torch.tensor([*map(len, looks)])
+        searches = [(one.radius, one.runs) for one in found]
+        return AttackResult(pictures, None, self.record(given, looks), steps, None, {}, searches)
+
+    def attack_one(self, given: GivenImages, k: int) -> tuple[Found, list[torch.Tensor]]:
+        """What the attack of the k-th image comes to, and the surrogates' logits `(classifiers, 1, classes)`
+        each time that it looked at them, of pictures as it looked at them, which may be transformed.
+        """
+        clean, first = given.images[k : k + 1], self.method.radius
         looks: dict[float | None, list[torch.Tensor]] = {}  # by the radius of the run
 
         def run(radius: float | None) -> torch.Tensor:
-            seen = Seen(self.attacked, labels, self.temperature, self.head, goal)
-            picture = self.run(seen, clean, labels, target, mask, radius, place)
+            picture, looks[radius] = self.run(given, k, radius)
             if not picture.isfinite().all():
-                raise NonFiniteLossError(len(seen.looks), "attack", place)
-            looks[radius] = seen.looks
+                raise NonFiniteLossError(len(looks[radius]), "attack", k)
             return picture.clamp(0, 1)
 
-        if self.budget is None or first is None:
-            picture = run(None)
-            picture = picture if self.budget is None else self.budget.hold(clean, picture)
-            found = Found(picture, None, 1)
-        else:
+        if self.budget is not None and first is not None:
             found = strongest(run, clean, self.budget, first)
-        return PixelCourse(found, looks[found.radius], labels, target, self.head)
+        else:
+            picture = run(None)
+            found = Found(picture if self.budget is None else self.budget.hold(clean, picture), None, 1)
+        return found, looks[found.radius]
 
     def run(
-        self,
-        seen: Seen,
-        clean: torch.Tensor,
-        labels: torch.Tensor,
-        target: torch.Tensor,
-        mask: torch.Tensor | None,
-        radius: float | None,
-        place: int,
-    ) -> torch.Tensor:
-        """The attack itself, `(1, 3, H, W)`."""
-        images, first_labels, targets = clean, labels[:, 0], target if bool(target >= 0) else None
+        self, given: GivenImages, k: int, radius: float | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The attack itself on the k-th image, `(1, 3, H, W)`, and what it saw."""
+        images, labels, target = (part[k : k + 1] for part in (given.images, given.labels, given.targets))
+        mask = None if given.masks is None else given.masks[k : k + 1]
+        goal = int(target) if bool(target >= 0) else None
+        seen = Seen(self.attacked, labels, self.temperature, self.head, goal)
+        first_labels, targets = labels[:, 0], None if goal is None else target
         if self.method.others and self.others is not None:
             others, theirs = self.others(labels[0], self.method.others)
             images, theirs = torch.cat([images, others.to(images)]), theirs.to(labels)
@@ -276,18 +259,18 @@ class PixelAttack:
         for classifier in self.attacked:
             if isinstance(classifier, Defended):
                 classifier.restart()
-        model = self.method.classifier_for(seen, composition)
         try:
             with seeded(self.seed, self.device), torch.enable_grad():
-                return self.method(images, first_labels, model, radius, targets, composition)[:1]
+                picture = self.method(images, first_labels, seen, radius, targets, composition)[:1]
         except (Exception, SystemExit) as error:  # a library's or a user's code raises whatever it likes
             if isinstance(error, RuntimeError) and should_reduce_batch_size(error):
                 raise
             raise AttackError(
                 f"--attack {self.name.text} fails with {type(error).__name__} on images "
                 f"{tuple(images.shape)} ({one_line(error)}); look at its arguments, or give another attack",
-                place,
+                k,
             ) from None
+        return picture, seen.looks
 
     def composition(self, images: torch.Tensor, mask: torch.Tensor | None) -> Composition | None:
         """What limits the change of the images `(B, 3, H, W)`, of which the first has a mask."""
@@ -298,6 +281,44 @@ class PixelAttack:
         if mask is not None:
             mask = torch.cat([mask, torch.ones_like(mask).expand(len(images) - 1, -1, -1, -1)])
         return Composition(images, images, limits, mask)
+
+    def record(self, given: GivenImages, looks: Sequence[Sequence[torch.Tensor]]) -> AttackRecord:
+        """What the record keeps of the looks at each image; of timesteps and attention there is nothing."""
+        nothing, images = torch.zeros(1, 1, len(self.class_names), device=self.device), len(looks)
+        looks, history = [each or [nothing] for each in looks], []
+        for number in range(max(map(len, looks))):
+            rows = torch.tensor([k for k, each in enumerate(looks) if number < len(each)])
+            logits = torch.cat([looks[k][number] for k in rows.tolist()], 1)
+            history.append((rows, self.of_look(logits, given.labels[rows], given.targets[rows])))
+        return AttackRecord(
+            timesteps=torch.zeros(0, dtype=torch.long),
+            layers=[],
+            grids=[],
+            class_tokens=[[]] * images,
+            gradient_iterations=[],
+            weights=torch.zeros(len(history), 0),
+            layer_losses=torch.zeros(len(history), 0, 0, images),
+            reference_squares=torch.zeros(0, 0, images),
+            gradient_norms=torch.zeros(0, 3, images),
+            class_attention=torch.zeros(2, 0, 0, 0, images),
+            components=torch.zeros(2, 3, 0, 0, images),
+            **stacked(history, images, len(history)),
+        )
+
+    def of_look(
+        self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What the record keeps of one look at b images, `(b,)` by name."""
+        loss = self.head.cross_entropy(logits, labels, targets, 1.0)
+        true_classes = marked(labels, logits.shape[-1])
+        unknown = ("self_attention_loss", "cross_attention_loss", "self_attention_factor", "distance")
+        return {
+            "attack_loss": loss,
+            "total_loss": loss,
+            "confidence": self.head.confidence(self.head.probabilities(logits).mean(0), true_classes),
+            "fooled": self.head.fooled(logits, labels, targets).all(0),
+            **{name: torch.full_like(loss, torch.nan) for name in unknown},
+        }
 
 
 @contextmanager
@@ -313,56 +334,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(arrays)
-
-
-@dataclass(frozen=True)
-class PixelCourse:
-    """What the attack of an image came to, and what the surrogates said each time that it looked at them, of
-    pictures as it looked at them, which may be transformed.
-    """
-
-    found: Found
-    looks: list[torch.Tensor]  # (classifiers, 1, classes) each
-    labels: torch.Tensor  # (1, L)
-    target: torch.Tensor  # (1,)
-    head: Head
-
-    def as_result(self, iterations: int | None = None) -> AttackResult:
-        """As a batch of one, its record filled up to so many looks; of timesteps and attention there is
-        nothing in it.
-        """
-        looks = self.looks or [torch.zeros(1, 1, int(self.labels.max()) + 1, device=self.labels.device)]
-        of_looks = stacked([self.said(logits) for logits in looks], iterations or len(looks))
-        record = AttackRecord(**of_looks, **WITHOUT_TIMESTEPS)
-        steps, search = torch.tensor([len(self.looks)]), (self.found.radius, self.found.runs)
-        return AttackResult(self.found.picture, None, record, steps, None, {}, [search])
-
-    def said(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the record keeps of one look."""
-        loss = self.head.cross_entropy(logits, self.labels, self.target, 1.0)
-        nothing = torch.full((1,), torch.nan)
-        true_classes = marked(self.labels, logits.shape[-1])
-        unknown = ("self_attention_loss", "cross_attention_loss", "self_attention_factor", "distance")
-        return {
-            "attack_loss": loss,
-            "total_loss": loss,
-            "confidence": self.head.confidence(self.head.probabilities(logits).mean(0), true_classes),
-            "fooled": self.head.fooled(logits, self.labels, self.target).all(0),
-            **{name: nothing for name in unknown},
-            "layer_losses": torch.zeros(0, 0, 1),
-            "weights": torch.zeros(0),
-        }
-
-
-# of a record
-WITHOUT_TIMESTEPS = {
-    "timesteps": torch.zeros(0, dtype=torch.long),
-    "layers": [],
-    "grids": [],
-    "class_tokens": [[]],
-    "gradient_iterations": [],
-    "reference_squares": torch.zeros(0, 0, 1),
-    "gradient_norms": torch.zeros(0, 3, 1),
-    "class_attention": torch.zeros(2, 0, 0, 0, 1),
-    "components": torch.zeros(2, 3, 0, 0, 1),
-}

@@ -309,40 +309,29 @@ class Defended(torch.nn.Module):
         return self.head.mean_logits([self.classifier(self.changed(images, seed)) for seed in seeds])
 
     def attacked(self, images: torch.Tensor) -> torch.Tensor:
-        """As an attack sees it: new draws in each of its passes, which depend on how many there were of an
-        image and not on those beside it. The graph of one draw at a time is alive.
+        """As an attack sees it: new draws in each of its passes, the same for all images. The graph of one
+        draw at a time is alive.
         """
-        passes = [self.passes] * len(images) if isinstance(self.passes, int) else list(self.passes)
-        self.passes = self.passes + 1 if isinstance(self.passes, int) else [number + 1 for number in passes]
+        first, self.passes = self.passes * self.attack_draws, self.passes + 1
         if self.attack_draws == 1:
-            return self.draw(images, passes, 0)
+            return self.draw(images, first)
         anew = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
-            draws = range(self.attack_draws)
+            draws = range(first, first + self.attack_draws)
             if all(defence.keeps_graph for defence in self.defences):
-                logits = [anew(self.draw, images, passes, k) for k in draws]
+                logits = [anew(self.draw, images, number) for number in draws]
             else:  # what a defence computes anew itself is not computed a third time
-                logits = [anew(self.answer, self.seen(images, passes, k), passes, k) for k in draws]
+                seen = (self.changed(images, ATTACK_SEED + number) for number in draws)
+                logits = [
+                    anew(under_attack, self.classifier, one, number) for one, number in zip(seen, draws)
+                ]
         return self.head.mean_logits(logits)
 
-    def draw(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
-        """The classifier's logits at the k-th draw of the pass that each image is in."""
-        return self.answer(self.seen(images, passes, k), passes, k)
-
-    def seen(self, images: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
-        """The images at that draw, as the classifier sees them."""
-        groups = [[row for row, own in enumerate(passes) if own == number] for number in sorted(set(passes))]
-        seeds = [ATTACK_SEED + passes[group[0]] * self.attack_draws + k for group in groups]
-        if len(groups) == 1:
-            return self.changed(images, seeds[0])
-        changed = torch.cat([self.changed(images[group], seed) for group, seed in zip(groups, seeds)])
-        return changed[torch.tensor(sum(groups, []), device=images.device).argsort()]
-
-    def answer(self, seen: torch.Tensor, passes: Sequence[int], k: int) -> torch.Tensor:
-        """The classifier's logits of what it sees at that draw; if it has random defences, too, they draw the
-        same when this is computed anew.
+    def draw(self, images: torch.Tensor, number: int) -> torch.Tensor:
+        """The classifier's logits at a draw of the attack; if it has random defences, too, they draw the same
+        when this is computed anew.
         """
-        return under_attack(self.classifier, seen, [number * self.attack_draws + k for number in passes])
+        return under_attack(self.classifier, self.changed(images, ATTACK_SEED + number), number)
 
     def changed(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """The images at one draw, as the classifier sees them."""
@@ -352,8 +341,8 @@ class Defended(torch.nn.Module):
         return images
 
 
-def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: Sequence[int]) -> torch.Tensor:
-    """A classifier's logits in an attack that has looked at each of the images so many times before."""
+def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: int) -> torch.Tensor:
+    """A classifier's logits in an attack that has looked at the images so many times before."""
     if not isinstance(classifier, Defended):
         return classifier(images)
     classifier.passes = passes

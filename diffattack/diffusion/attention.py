@@ -7,9 +7,20 @@ average_attention(maps, 7, is_cross=True)             # (B, 7, 7, tokens)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
+
+from diffattack.common.compiling import stance
+from diffattack.common.devices import bytes_saved, free_memory
+from diffattack.diffusion.inversion import Inversion, LatentDiffusion
+
+# Of the memory that is free: the maps of the unperturbed run are kept where they take at most this share,
+# else computed anew at each timestep; and the graphs of all timesteps are alive at once where all that the
+# attack keeps is estimated at no more than the second, else one at a time.
+REFERENCE_SHARE, GRAPH_SHARE = 0.25, 0.6
 
 
 @dataclass(frozen=True)
@@ -24,10 +35,6 @@ class AttentionLayer:
 Maps = dict[AttentionLayer, torch.Tensor]  # each (B, heads, queries, keys), rows sum to 1
 
 
-# of a Reference, a tensor whose first axis is the images
-BY_IMAGE = ("end", "class_attention", "self_attention")
-
-
 @dataclass
 class Reference:
     """The unperturbed run from z_N, which the structure losses compare with."""
@@ -40,34 +47,75 @@ class Reference:
     # the side of the map of each self-attention layer, in the order in which the UNet runs them
     grids: dict[str, int]
     graph_bytes: int  # what one timestep of the perturbed run keeps for its backward pass, of an image
-    squares: torch.Tensor  # (N, layers, B), mean square of each self-attention map
+    squares: torch.Tensor  # (B, N, layers), mean square of each self-attention map
     looked_at: frozenset[AttentionLayer]  # those whose maps the attack needs
 
-    def keep(self, rows: torch.Tensor) -> Reference:
-        """Of the images at these places of the batch alone."""
-        return replace(
-            self,
-            latents=[latents[rows] for latents in self.latents],
-            maps=self.maps and [{layer: m[rows] for layer, m in step.items()} for step in self.maps],
-            squares=self.squares[..., rows],
-            **{name: getattr(self, name)[rows] for name in BY_IMAGE},
-        )
+    def graphs_fit(self) -> bool:
+        """Whether the graphs of all timesteps may be alive at once."""
+        needed = len(self.end) * len(self.latents) * self.graph_bytes
+        return needed <= GRAPH_SHARE * free_memory(self.end.device)
 
-    def join(self, other: Reference) -> Reference:
-        """With the images of another run behind its own."""
-        maps = None
-        if self.maps is not None and other.maps is not None:
-            maps = [
-                {layer: torch.cat([m, theirs[layer]]) for layer, m in ours.items()}
-                for ours, theirs in zip(self.maps, other.maps)
-            ]
-        return replace(
-            self,
-            latents=[torch.cat(pair) for pair in zip(self.latents, other.latents)],
-            maps=maps,
-            squares=torch.cat([self.squares, other.squares], -1),
-            **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in BY_IMAGE},
-        )
+
+def reference_run(
+    model: LatentDiffusion, collecting: Callable[..., AbstractContextManager[Maps]], inversion: Inversion
+) -> Reference:
+    """The unperturbed run from z_N: its latents, its self-attention maps where they fit, and what a timestep
+    of the perturbed run will keep.
+
+    Args:
+        collecting: a controller's, which is attached to the model's UNet.
+    """
+    latents, side = inversion.latents, inversion.images.shape[-1]
+    before, maps, averages, squares = [], [], [], []
+    looked_at = None  # all, until it is seen how large they are
+    for i in range(model.num_timesteps):
+        before.append(latents)
+        # the first timestep builds a graph, with all maps, only to see how large those of the perturbed run
+        # will be at most
+        with torch.set_grad_enabled(i == 0), collecting(looked_at) as seen, bytes_saved(model.unet) as saved:
+            latents = model.guided_step(latents.clone().requires_grad_(i == 0), i, inversion).detach()
+        seen = {layer: attention.detach() for layer, attention in seen.items()}
+        own = self_attention(seen)
+        if i == 0:
+            looked_at = frozenset([*own, *layers_of_grid(seen, side // 32, is_cross=True)])
+            graph_bytes, map_bytes = sum(saved), sum(attention.nbytes for attention in own.values())
+            fits = model.num_timesteps * map_bytes <= REFERENCE_SHARE * free_memory(latents.device)
+        maps.append(own if fits else {})
+        averages.append(average_maps(seen, side))
+        squares.append(torch.stack([attention.square().mean((1, 2, 3)) for attention in own.values()], 1))
+    cross, mean_of_own = (torch.stack(steps).mean(0) for steps in zip(*averages))
+    return Reference(
+        before,
+        maps if fits else None,
+        latents,
+        cross,
+        mean_of_own,
+        {layer.name: math.isqrt(attention.shape[2]) for layer, attention in own.items()},
+        graph_bytes // len(latents),
+        torch.stack(squares, 1),
+        looked_at,
+    )
+
+
+@torch.no_grad()
+def maps_of(
+    reference: Reference,
+    model: LatentDiffusion,
+    collecting: Callable[..., AbstractContextManager[Maps]],
+    inversion: Inversion,
+    i: int,
+) -> Maps:
+    """The unperturbed run's self-attention maps at the i-th attacked timestep, kept or computed anew."""
+    if reference.maps is not None:
+        return reference.maps[i]
+    with stance(model.unet, "force_eager"), collecting(reference.looked_at) as maps:
+        model.guided_step(reference.latents[i], i, inversion)
+    return self_attention(maps)
+
+
+def self_attention(maps: Maps) -> Maps:
+    """The self-attention among them."""
+    return {layer: attention for layer, attention in maps.items() if not layer.is_cross}
 
 
 class MeanSquare(torch.autograd.Function):

@@ -34,16 +34,19 @@ class Composition:
     limits: torch.Tensor | None = None
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
 
-    def __call__(self, decoded: torch.Tensor, begun: torch.Tensor | None = None) -> torch.Tensor:
-        """`(B, 3, H, W)` around [0, 1] to the same in [0, 1]. Of images that `begun` `(B,)` does not mark,
-        what is decoded counts as the unperturbed run's, with its own gradient.
+    def __call__(self, decoded: torch.Tensor, unperturbed: bool = False) -> torch.Tensor:
+        """`(B, 3, H, W)` around [0, 1] to the same in [0, 1].
+
+        Args:
+            unperturbed: that the latents have not moved, so that nothing changes but by rounding, which does
+                not count; the gradient is that of what is decoded.
         """
         if self.base is None:
             image = decoded.clamp(0, 1)
             return image if self.mask is None else self.mask * image + (1 - self.mask) * self.clean
         residual = decoded - self.base
-        if begun is not None:
-            residual = residual - (residual * ~begun.view(-1, 1, 1, 1)).detach()
+        if unperturbed:
+            residual = residual - residual.detach()
         if self.limits is not None:
             whole, colour = self.limits.split(1, 1)
             grey = luminance(residual)
@@ -51,15 +54,6 @@ class Composition:
         if self.mask is not None:
             residual = self.mask * residual
         return (self.clean + residual).clamp(0, 1)
-
-    def keep(self, rows: torch.Tensor) -> Composition:
-        """Of the images at these places of the batch alone."""
-        return Composition(*(None if part is None else part[rows] for part in vars(self).values()))
-
-    def join(self, other: Composition) -> Composition:
-        """With the images of another one behind its own."""
-        pairs = zip(vars(self).values(), vars(other).values())
-        return Composition(*(None if ours is None else torch.cat([ours, theirs]) for ours, theirs in pairs))
 
 
 def bounded(change: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:

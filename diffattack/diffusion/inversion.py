@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from diffattack.common.compiling import stance
@@ -45,31 +44,6 @@ class Inversion:
     null_embeddings: list[torch.Tensor]  # one (B, tokens, width) a timestep; none without guidance
     class_tokens: torch.Tensor  # (B, tokens), true between BOS and EOS
     masks: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1], the user's own; 0: may not change
-
-    def keep(self, rows: torch.Tensor) -> Inversion:
-        """Of the images at these places of the batch alone."""
-        return Inversion(
-            **{
-                name: [part[rows] for part in value]
-                if isinstance(value, list)
-                else (None if value is None else value[rows])
-                for name, value in vars(self).items()
-            }
-        )
-
-    def join(self, other: Inversion) -> Inversion:
-        """With the images of another one behind its own."""
-        width = max(self.labels.shape[1], other.labels.shape[1])
-        joined = {}
-        for name, ours in vars(self).items():
-            theirs = getattr(other, name)
-            if name == "labels":
-                ours, theirs = (F.pad(part, (0, width - part.shape[1]), value=-1) for part in (ours, theirs))
-            if isinstance(ours, list):
-                joined[name] = [torch.cat(pair) for pair in zip(ours, theirs)]
-            else:
-                joined[name] = None if ours is None else torch.cat([ours, theirs])
-        return Inversion(**joined)
 
 
 class LatentDiffusion:
@@ -185,6 +159,13 @@ class LatentDiffusion:
     def prompts(self, labels: torch.Tensor) -> list[str]:
         """The caption of each image's class, or of all its classes."""
         return [", ".join(self.class_names[label] for label in row if label >= 0) for row in labels.tolist()]
+
+    def words(self, inversion: Inversion) -> list[list[str]]:
+        """Each prompt by its tokens between BOS and EOS, as far as the text encoder takes them."""
+        tokenizer, counts = self.pipeline.tokenizer, inversion.class_tokens.sum(1).tolist()
+        prompts = self.prompts(inversion.labels)
+        ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+        return [[tokenizer.decode([token]).strip() for token in k[:n]] for k, n in zip(ids, counts)]
 
     def cut(self, prompts: Iterable[str]) -> dict[str, tuple[int, int, str]]:
         """Prompts that are longer than the text encoder takes: how many tokens they have, how many are taken,

@@ -26,7 +26,7 @@ from diffattack.common.errors import AttackError, InputError, NonFiniteLossError
 from diffattack.common.launched import launched
 from diffattack.common.workers import run_in_processes, tell_parent
 from diffattack.data.dataset import Item, labels_and_targets
-from diffattack.data.history import AttackResult, result_of_image
+from diffattack.diffusion.batch import AttackResult
 from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
 from diffattack.data.layout import Layout
 from diffattack.data.masks import read_mask
@@ -295,7 +295,7 @@ def attack_pictures(
     own = Cost(seconds, costs.counts, costs.peak_memory - unused)
     shared = cost.and_then(own).shared_by(len(pictures), job.options.processes)
     for k, picture in enumerate(pictures):
-        write_image_files(job, result_of_image(result, k), picture, shared)
+        write_image_files(job, result.of_image(k), picture, shared)
 
 
 @contextmanager
@@ -303,9 +303,8 @@ def progress_bar(job: Job, name: str) -> Iterator[Callable[[int, torch.Tensor], 
     """What an attack calls after each iteration; of several processes the one that started them shows how
     many images are done.
     """
-    total = None if job.attack.ends_early else job.options.iterations
     silent = job.options.processes > 1 or isinstance(job.attack, PixelAttack)  # which says nothing on its way
-    with tqdm(total=total, desc=name, leave=False, disable=silent) as bar:
+    with tqdm(total=job.options.iterations, desc=name, leave=False, disable=silent) as bar:
 
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
@@ -341,7 +340,7 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Co
     curve = curve_of(job, result, clean, labels, targets)
     check_still_ours(layout.folder, job.identity)
     state = attack.controller.state()
-    write_record(result.record.of_image(0), state, row, layout.record(index), job.identity, curve)
+    write_record(result.record, state, row, layout.record(index), job.identity, curve)
 
 
 def answer_of(

@@ -19,45 +19,21 @@ class AdamW:
 
     def __init__(self, latents: torch.Tensor, learning_rate: float):
         self.latents = latents.clone().requires_grad_()
-        moved = latents.clone().requires_grad_()
-        # images that came at the same time, with the state of their steps
-        self.parts = [torch.optim.AdamW([moved], lr=learning_rate)]
+        self.optimizer = torch.optim.AdamW([self.latents], lr=learning_rate)
 
     def step(self, change: torch.Tensor) -> None:
         """A step down the gradient in `latents.grad`."""
-        gradients = self.latents.grad.split([len(latents_of(part)) for part in self.parts])
-        for part, gradient in zip(self.parts, gradients):
-            latents_of(part).grad = gradient
-            part.step()
-        self._collect()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with the images at these places of the batch alone."""
-        parts, first = [], 0
-        for part in self.parts:
-            latents = latents_of(part)
-            own = rows[(rows >= first) & (rows < first + len(latents))] - first
-            first += len(latents)
-            if len(own):
-                kept = torch.optim.AdamW([latents.detach()[own].requires_grad_()], lr=part.defaults["lr"])
-                kept.state[latents_of(kept)] = {
-                    name: value[own] if value.ndim else value for name, value in part.state[latents].items()
-                }
-                parts.append(kept)
-        self.parts = parts
-        self._collect()
-
-    def join(self, other: AdamW) -> None:
-        """Goes on with the images of another one behind its own."""
-        self.parts = self.parts + other.parts
-        self._collect()
-
-    def _collect(self) -> None:
-        self.latents = torch.cat([latents_of(part).detach() for part in self.parts]).requires_grad_()
-
-
-def latents_of(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    return optimizer.param_groups[0]["params"][0]
+        state, rate = self.optimizer.state[self.latents], self.optimizer.defaults["lr"]
+        self.latents = self.latents.detach()[rows].requires_grad_()
+        self.optimizer = torch.optim.AdamW([self.latents], lr=rate)
+        self.optimizer.state[self.latents] = {
+            name: value[rows] if value.ndim else value for name, value in state.items()
+        }
 
 
 class Momentum:
@@ -122,12 +98,6 @@ class Momentum:
         for name in self.by_image:
             setattr(self, name, getattr(self, name)[rows])
         self.latents = self.latents.detach()[rows].requires_grad_()
-
-    def join(self, other: Momentum) -> None:
-        """Goes on with the images of another one behind its own."""
-        for name in self.by_image:
-            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        self.latents = torch.cat([self.latents, other.latents]).detach().requires_grad_()
 
 
 def norm(values: torch.Tensor) -> torch.Tensor:
