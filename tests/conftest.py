@@ -43,6 +43,7 @@ from forked import IS_POSSIBLE, Forked
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffattack.classifiers import arguments
 from diffattack.classifiers.registry import REGISTRY, load_classifier
 from diffattack.common.errors import note, said_of_images
 from diffattack.diffusion.pipeline import load_pipeline
@@ -80,6 +81,15 @@ def embedded_classifiers_are_read_once():
     """And copied wherever they are loaded."""
     for name, load in REGISTRY.items():
         REGISTRY[name] = functools.partial(lambda load: copy.deepcopy(load()), functools.cache(load))
+
+
+LEAST_SIDE = arguments.LEAST_SIDE
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_pictures_are_attacked():
+    """Of the size that goes with the random models, which are quick."""
+    arguments.LEAST_SIDE = 64
 
 
 @pytest.fixture(autouse=True)

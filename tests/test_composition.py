@@ -4,6 +4,7 @@ import torch
 
 from diffattack.data.contrast import colour_contrast, local_contrast, luminance
 from diffattack.data.images import levels
+from diffattack.diffusion.batch import at_rows
 from diffattack.diffusion.composition import Composition, change_limits
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -58,4 +59,4 @@ def test_outside_a_mask_the_clean_picture_stays_byte_for_byte():
 
 def test_images_of_a_batch_by_themselves():
     both = Composition(CLEAN, BASE, change_limits(CLEAN, 0.5))
-    assert torch.equal(both.keep(torch.tensor([1]))(DECODED[1:]), both(DECODED)[1:])
+    assert torch.equal(at_rows(both, torch.tensor([1]))(DECODED[1:]), both(DECODED)[1:])

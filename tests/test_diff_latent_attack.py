@@ -15,10 +15,13 @@ import diff_latent_attack
 from diff_latent_attack import DiffAttack
 from diffattack.classifiers.heads import SOFTMAX
 from diffattack.classifiers.registry import load_classifier
+from diffattack.common.devices import bytes_saved
 from diffattack.common.errors import NonFiniteLossError
 from diffattack.common.frozen import frozen
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.images import read_image, to_pixels, to_tensor
+from diffattack.diffusion import attention
+from diffattack.diffusion.attention import reference_run
 from diffattack.diffusion.composition import attention_mask
 from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.evaluation.metrics import psnr
@@ -52,22 +55,20 @@ def build(pipeline, classifier, **options) -> DiffAttack:
     return DiffAttack(pipeline, classifier, CLASS_NAMES, **{**ORIGINAL, **options})
 
 
-def going_on(attack, inversion, steps=0):
-    """The state of an attack after so many steps, to look at the next."""
-    going = attack.take_in(None, inversion, 0)
-    for _ in range(steps):
-        attack.descend(attack.forward(going), going, torch.zeros(len(inversion.images)).bool())
-        for course in going.courses:
-            course.iterations += 1
-    return going
+def batch_after(attack, inversion, steps=0):
+    """The images of an attack after so many steps, to look at the next."""
+    batch, _ = attack.begin(inversion)
+    for step in range(steps):
+        passed = attack.forward(batch, step)
+        losses = attack.losses(passed, batch, step + 1)
+        attack.descend(losses, passed, batch, torch.zeros(len(inversion.images)).bool())
+    return batch
 
 
-def losses_at(attack, going, latents):
+def losses_at(attack, batch, latents):
     """At other start latents; their gradient is of `latents` themselves."""
-    going.optimizer.latents = latents
-    for course in going.courses:
-        course.iterations = max(1, course.iterations)
-    return attack.forward(going).losses
+    batch.optimizer.latents = latents
+    return attack.losses(attack.forward(batch, 1), batch, 2)
 
 
 def compare(attack: DiffAttack, classifier, image, label, caption, weights, iterations, **options):
@@ -144,7 +145,7 @@ def test_batches_and_savings_of_memory_agree_with_the_reference(
     keep_maps,
 ):
     """(1, False, True) is the test above; without kept maps they are computed anew at each timestep."""
-    monkeypatch.setattr("diff_latent_attack.REFERENCE_SHARE", 1.0 if keep_maps else 0.0)
+    monkeypatch.setattr("diffattack.diffusion.attention.REFERENCE_SHARE", 1.0 if keep_maps else 0.0)
     attack = build(
         checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=2, checkpointing=checkpointing
     )
@@ -224,13 +225,13 @@ def test_balanced_weights_follow_the_gradient_of_each_timestep(checkpoint, class
         frozen(attack.unet, attack.vae, classifier),
         one_step.controller.attached(attack.unet, 1),
     ):
-        going = going_on(one_step, inversion, steps=1)
-        latents = going.optimizer.latents.detach().requires_grad_()
+        batch = batch_after(one_step, inversion, steps=1)
+        latents = batch.optimizer.latents.detach().requires_grad_()
 
         def timestep_losses(x):
-            return losses_at(one_step, going, x).timestep_losses
+            return losses_at(one_step, batch, x).timestep_losses
 
-        losses = losses_at(one_step, going, latents)
+        losses = losses_at(one_step, batch, latents)
         norms = timestep_gradient_norms(losses, latents)
         # the longest derivative is along the gradient, and as long as it
         (gradient,) = torch.autograd.grad(losses.timestep_losses[3, 0], latents)
@@ -310,13 +311,10 @@ def test_checkpointing_starts_by_itself_where_memory_is_short(
     attack = build(checkpoint(), classifier, iterations=1)
     inversion = attack.invert(images[:1], labels[:1])
     with frozen(attack.unet), attack.controller.attached(attack.unet, attack.branches):
-        needed = 5 * attack.reference_run(inversion).graph_bytes
+        needed = 5 * reference_run(attack, attack.controller.collecting, inversion).graph_bytes
     for share, expected in ((1.1, 0), (0.9, 6)):  # each timestep, and the decoder
-        monkeypatch.setattr(
-            diff_latent_attack,
-            "free_memory",
-            lambda device, share=share: share * needed / diff_latent_attack.GRAPH_SHARE,
-        )
+        free = share * needed / attention.GRAPH_SHARE
+        monkeypatch.setattr(attention, "free_memory", lambda device, free=free: free)
         calls.clear()
         attack.attack(inversion)
         assert len(calls) == expected
@@ -331,11 +329,11 @@ def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels
         frozen(attack.unet, attack.vae, classifier),
         attack.controller.attached(attack.unet, attack.branches),
     ):
-        going = going_on(attack, inversion)
-        unperturbed, latents = going.reference, going.optimizer.latents
-        with diff_latent_attack.bytes_saved(attack.unet) as saved:
-            attack.forward(going)
-        with diff_latent_attack.bytes_saved(attack.vae) as decoder:
+        batch = batch_after(attack, inversion)
+        unperturbed, latents = batch.reference, batch.optimizer.latents
+        with bytes_saved(attack.unet) as saved:
+            attack.losses(attack.forward(batch, 1), batch, 2)
+        with bytes_saved(attack.vae) as decoder:
             classifier(attack.decode(latents))
     kept = sum(saved) - sum(decoder)
     assert (
@@ -431,9 +429,9 @@ def test_float32_on_the_demo_model_agrees_with_the_reference(demo):
 
     inversion.null_embeddings = visited[0]
     with frozen(pipeline.unet, pipeline.vae), attack.controller.attached(pipeline.unet):
-        going = going_on(attack, inversion)
+        batch = batch_after(attack, inversion)
         for latents, slow in zip(visited[1:4], history):
-            losses = losses_at(attack, going, latents)
+            losses = losses_at(attack, batch, latents)
             np.testing.assert_allclose(losses.terms[:, 0].detach(), slow[:3], rtol=1e-4, atol=1e-9)
 
 
@@ -530,10 +528,10 @@ def test_gradient_norms_are_those_of_each_term_by_itself(
         frozen(attack.unet, attack.vae, classifier),
         one_step.controller.attached(attack.unet, 1),
     ):
-        going = going_on(one_step, inversion, steps=1)
-        latents = going.optimizer.latents.detach().requires_grad_()
+        batch = batch_after(one_step, inversion, steps=1)
+        latents = batch.optimizer.latents.detach().requires_grad_()
         for k, factor in enumerate((10, 100, 10000)):
-            term = losses_at(one_step, going, latents).terms[k]
+            term = losses_at(one_step, batch, latents).terms[k]
             (gradient,) = torch.autograd.grad(factor * term.sum(), latents)
             expected = gradient.flatten(1).norm(dim=1)
             assert torch.allclose(result.record.gradient_norms[0, k], expected, rtol=1e-6)
@@ -559,8 +557,8 @@ def test_mask_keeps_the_rest_of_the_image(checkpoint, classifier, images, labels
     hard, _ = run(checkpoint, classifier, images[:1], labels[:1], is_hard_mask=True)
     inversion = attack.invert(images[:1], labels[:1])
     with attack.controller.attached(attack.unet, attack.branches):
-        attention = attack.reference_run(inversion).class_attention
-    mask = attention_mask(attention, inversion.class_tokens, images.shape[-2:])[0, 0]
+        reference = reference_run(attack, attack.controller.collecting, inversion)
+    mask = attention_mask(reference.class_attention, inversion.class_tokens, images.shape[-2:])[0, 0]
     cut = (mask > 0.5).double()
     assert mask.max() == pytest.approx(1, abs=0.05)
     outside = cut == 0

@@ -7,11 +7,11 @@ import pytest
 import reference
 import torch
 from conftest import CLASS_NAMES
-from test_diff_latent_attack import compare, going_on
+from test_diff_latent_attack import batch_after, compare
 
 from diff_latent_attack import DiffAttack
 from diffattack.classifiers.heads import SOFTMAX
-from diffattack.common.errors import InputError
+from diffattack.common.errors import InputError, NonFiniteLossError
 from diffattack.common.frozen import frozen
 from diffattack.data.images import rounded
 from diffattack.evaluation.budget import parse_budget
@@ -59,10 +59,10 @@ def test_a_residual_is_the_clean_picture_and_what_the_attack_adds(checkpoint, cl
     attack = build(checkpoint, classifier, **ADAMW)
     inversion = attack.invert(images[:2], labels[:2])
     with frozen(attack.unet, attack.vae, classifier), attack.controller.attached(attack.unet, 1):
-        going = going_on(attack, inversion, steps=3)
-        latents = going.optimizer.latents.detach()
+        batch = batch_after(attack, inversion, steps=3)
+        latents = batch.optimizer.latents.detach()
         with torch.no_grad():
-            shown = attack.forward(going, learns=False).adversarial
+            shown = attack.forward(batch, 3).picture
             added = attack.denoise(latents, inversion) - attack.denoise(inversion.latents, inversion)
     assert torch.allclose(shown, (images[:2] + added).clamp(0, 1), rtol=0, atol=1e-12)
     assert added.abs().mean() > 1e-3 and attack.attack(inversion).reconstruction is None
@@ -164,6 +164,47 @@ def test_an_image_ends_at_its_margin_whoever_is_beside_it(
     assert counting.asked == [int((steps > k).sum()) for k in range(steps.max())]
     losses = result.record.total_loss  # (6, B), nothing after the end
     assert torch.equal(losses.isfinite().sum(0), steps)
+
+
+def test_an_image_that_ends_where_gradients_are_measured_is_not_measured_for_its_neighbour(
+    checkpoint, classifier, images, labels
+):
+    options = dict(iterations=4, structure_share=0.3, contrast_limit=None, budget="l2=8", attack_through=())
+    free = build(checkpoint, classifier, judge_at=(1,), **options)(images, labels).pictures_at[1]
+    with torch.no_grad():
+        margins = SOFTMAX.margin(classifier(rounded(free)), labels[:, None], torch.full((3,), -1))
+    order = margins.argsort(descending=True)[[0, 2]]  # the first of them ends before iteration 2
+    attack = build(checkpoint, classifier, stop_margin=margins.max().item() - 1e-6, **options)
+    together = attack(images[order], labels[order])
+    alone = attack(images[order[:1]], labels[order[:1]])
+    assert together.steps.tolist()[0] == alone.steps.tolist()[0] == 1 < together.steps.tolist()[1]
+    ours, theirs = together.of_image(0), alone.of_image(0)
+    assert torch.allclose(ours.adversarial, theirs.adversarial, rtol=0, atol=1e-9)
+    for name in ("gradient_norms", "self_attention_factor", "total_loss", "class_attention", "components"):
+        found, expected = getattr(ours.record, name).double(), getattr(theirs.record, name).double()
+        assert torch.allclose(found, expected, equal_nan=True, rtol=1e-6, atol=1e-6), name
+
+
+def test_a_loss_that_is_not_finite_names_the_image_among_all_that_were_given(
+    checkpoint, classifier, images, labels
+):
+    class Spoilt(torch.nn.Module):
+        """Of the last image, once another has left the batch."""
+
+        def forward(self, x):
+            factor = torch.ones(len(x), 1, dtype=x.dtype)
+            factor[-1] = torch.nan if x.requires_grad and len(x) == 2 else 1
+            return classifier(x) * factor
+
+    with torch.no_grad():
+        wrong = (classifier(rounded(images[1:2])).argmax(-1) + 1) % 5
+    attack = build(checkpoint, Spoilt(), stop_margin=0.0, budget="l2=4")
+    with torch.no_grad():
+        right = classifier(rounded(images)).argmax(-1)
+    with pytest.raises(NonFiniteLossError) as caught:
+        attack(images, torch.stack([right[0], wrong[0], right[2]]))
+    assert (caught.value.index, caught.value.iteration) == (2, 2)
+    assert not attack.unet.training and all("_conv_forward" not in vars(m) for m in attack.unet.modules())
 
 
 def test_an_image_that_is_wrong_before_ends_as_it_was(checkpoint, classifier, images):

@@ -139,11 +139,10 @@ def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_li
         """
 
         class ShortOfMemory(DiffAttack):
-            def take_in(self, *arguments):
-                going = super().take_in(*arguments)
-                if len(going.courses) > batch or not (self.checkpointing or plain):
+            def begin(self, inversion):
+                if len(inversion.images) > batch or not (self.checkpointing or plain):
                     torch.empty(2**60, dtype=torch.uint8)
-                return going
+                return super().begin(inversion)
 
         monkeypatch.setattr(setup, "DiffAttack", ShortOfMemory)
         return run([*MAIN, *flags(data, out, "--batch_size", "4", "--weight_mode", "fixed")])

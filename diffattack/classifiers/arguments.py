@@ -101,7 +101,7 @@ def checked_classes(
         raise TypeError(f"{name} are {rows.dtype}; expected integers (B,) or (B, L)")
     if rows.ndim not in (1, 2) or len(rows) != images:
         raise ValueError(f"{name} are {tuple(rows.shape)} for {images} images; expected (B,) or (B, L)")
-    rows = rows.reshape(images, -1).long().cpu()
+    rows = rows.reshape(images, -1).long().cpu().clone()
     for k, row in enumerate(rows.tolist()):
         given = [value for value in row if value != -1]
         outside = [value for value in given if not 0 <= value < classes]
@@ -110,6 +110,7 @@ def checked_classes(
             raise ValueError(f"{name}: image {k} has {what}; expected classes from 0 to {classes - 1}")
         if len(set(given)) < len(given):
             raise ValueError(f"{name}: image {k} has a class twice; expected indices of classes, not one-hot")
+        rows[k] = torch.tensor(given + [-1] * (len(row) - len(given)))  # those that are there in front
     return rows
 
 

@@ -57,11 +57,6 @@ class Costs:
     counts: Counter[str] = field(default_factory=Counter)  # of images that networks were asked about
     peak_memory: int = 0  # bytes; known at the block's end
 
-    def taken(self) -> dict[str, int]:
-        """What was counted since this was last asked."""
-        counts, self.counts = self.counts, Counter()
-        return dict(counts)
-
 
 @contextmanager
 def measured(

@@ -26,11 +26,11 @@ from diffattack.common.errors import AttackError, InputError, NonFiniteLossError
 from diffattack.common.launched import launched
 from diffattack.common.workers import run_in_processes, tell_parent
 from diffattack.data.dataset import Item, labels_and_targets
-from diffattack.diffusion.batch import AttackResult
 from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
 from diffattack.data.layout import Layout
 from diffattack.data.masks import read_mask
 from diffattack.data.records import write_record
+from diffattack.diffusion.batch import AttackResult
 from diffattack.diffusion.inversion import Inversion
 from diffattack.evaluation.curves import curve_of_image
 from diffattack.evaluation.metrics import psnr

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from diffattack.diffusion.latent_optimizers import AdamW, Momentum
+
+from diffattack.diffusion.optimizers import AdamW, Momentum
 
 RANDOM = torch.Generator().manual_seed(0)
 START = torch.randn(3, 4, 8, 8, generator=RANDOM, dtype=torch.float64)
