@@ -190,7 +190,7 @@ class DiffAttack(LatentDiffusion):
         else:
             radius = options.allowed_change.radius(images, images)
             optimizer = Momentum(inversion.latents, radius, options.iterations, images, reference.end)
-        rows, factors = torch.arange(len(images)), factors_at_start(inversion.targets, options)
+        rows, factors = torch.arange(len(images)), factors_at_start(inversion, options)
         batch = Batch(rows, inversion, reference, composition, optimizer, factors, anew)
         return batch, Outcome.at_start(inversion, reference, reconstruction)
 

@@ -48,11 +48,11 @@ class Pass:
     self_attention: torch.Tensor  # (b, h, w, h * w), averaged over timesteps; without a graph
 
 
-def factors_at_start(targets: torch.Tensor, options: AttackOptions) -> torch.Tensor:
+def factors_at_start(inversion: Inversion, options: AttackOptions) -> torch.Tensor:
     """Of the three terms of each image's loss, `(3, B)`: away from the true class, or towards the target
     where there is one; a factor that depends on gradients is zero until they have been measured.
     """
-    away_or_towards = torch.where(targets >= 0, 1.0, -1.0)
+    away_or_towards = torch.where(inversion.targets >= 0, 1.0, -1.0).to(inversion.latents)
     structure = options.self_attn_loss_weight if options.structure_share is None else 0.0
     ones = torch.ones_like(away_or_towards)
     return torch.stack(

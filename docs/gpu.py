@@ -1,5 +1,6 @@
 """Figures for a GPU, in ten minutes and without a network: Stable Diffusion 2-base's shape with random
-weights under this project and under the reference, and the small model's pictures beside a CPU's.
+weights (2.5 GB, kept in --out) under this project and under the reference, and the small model's pictures
+beside a CPU's.
 
     python docs/gpu.py                                            # on CUDA; the table grows as it goes
     python docs/gpu.py --device cpu --res 96 --random none        # to see that it runs
@@ -25,8 +26,12 @@ import tempfile
 import time
 
 import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.evaluation.metrics import psnr
 
 # in the order of how much is learnt from them: a name, and flags of benchmark.py
@@ -51,14 +56,70 @@ LATE = "not finished in time"
 LEAST = 20  # seconds that a row is given, or it is not begun
 
 
+def save_random_stable_diffusion(folder: Path, device: str) -> None:
+    """Writes Stable Diffusion 2-base's shape with random weights, in bf16; the tokenizer is the small
+    model's, so prompts are padded to 77 tokens as usual.
+    """
+    tokenizer = load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu")).tokenizer
+    tokenizer.model_max_length = 77
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=23,
+                num_attention_heads=16,
+                hidden_act="gelu",
+            )
+        )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(torch.bfloat16).save_pretrained(folder)
+
+
 def remaining(deadline: float) -> float:
     return deadline - time.perf_counter()
 
 
 def measure(flags: str, arguments: argparse.Namespace, deadline: float) -> dict:
     """What benchmark.py measured, or why not."""
-    model = [] if arguments.random == "none" else ["--random", arguments.random]
-    command = [sys.executable, "benchmark.py", *model, "--device", arguments.device, "--runs", "1", "--json"]
+    model = [] if arguments.random == "none" else ["--checkpoint", str(arguments.out / "random_sd2")]
+    command = [sys.executable, "benchmark.py", *model, "--device", arguments.device]
     command += ["--res", str(arguments.res), *flags.split()]
     try:
         result = subprocess.run(
@@ -134,6 +195,8 @@ def main() -> None:
     arguments = parser.parse_args()
     deadline = time.perf_counter() + 60 * arguments.minutes
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.random != "none" and not (arguments.out / "random_sd2").is_dir():
+        save_random_stable_diffusion(arguments.out / "random_sd2", arguments.device)
     known = arguments.out / "gpu.json"
     results = json.loads(known.read_text()) if known.is_file() else {}
 
