@@ -46,30 +46,27 @@ def markdown(heading: str, sections: Sections, remarks: Sequence[str]) -> str:
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
     """A booktabs table that goes into a paper as it is."""
 
-    def escape(text):
-        return "".join(
-            {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text.strip()
-        )
-
-    def line(row):
-        return " & ".join(map(escape, row)) + r" \\"
-
+    escaped = str.maketrans({character: f"\\{character}" for character in "%_&#$"})
+    head, *lines = (" & ".join(cell.strip().translate(escaped) for cell in row) + r" \\" for row in rows)
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escape(caption)}.}}",
-            rf"\begin{{tabular}}{{l{'l' * (len(rows[0]) - 1)}}}",
+            rf"\caption{{{caption.strip().translate(escaped)}.}}",
+            rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}",
             r"\toprule",
-            line(rows[0]),
+            head,
             r"\midrule",
-            *map(line, rows[1:]),
+            *lines,
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
         ]
     )
+
+
+# ---------------------------------------------------------------- what a table is read by
 
 
 COUNTED = "of the images that a classifier had right before"  # by ClassifierResult.success
@@ -99,22 +96,16 @@ def legend_of_head(result: ClassifierResult) -> list[str]:
     """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid."""
     if result.head.threshold is None:
         return []
-    limit, is_targeted = (
-        f"{result.head.threshold:g}",
-        result.targets is not None and (result.targets >= 0).any(),
-    )
-    lines = [
-        f"right: at least one of an image's true classes has a probability above {limit}"
-        + (", and before the attack its target has none" if is_targeted else "")
-        + (f"; fooled: {'its target has one' if is_targeted else 'none of them has'}")
-    ]
-    if result.precisions:
-        shown = [value == value for value in result.precisions["after"]]  # not NaN
-        lines.append(
-            f"mAP: the mean average precision over those {sum(shown)} of {len(shown)} classes "
-            f"that an image shows"
-        )
-    return lines
+    line = f"right: at least one of an image's true classes has a probability above {result.head.threshold:g}"
+    if result.targets is not None and (result.targets >= 0).any():
+        line += ", and before the attack its target has none; fooled: its target has one"
+    else:
+        line += "; fooled: none of them has"
+    if not result.precisions:
+        return [line]
+    known = ~np.isnan(result.precisions["after"])
+    mean = f"the mean average precision over those {known.sum()} of {len(known)} classes that an image shows"
+    return [line, f"mAP: {mean}"]
 
 
 def legend(rows: Iterable[str]) -> list[str]:
@@ -131,6 +122,8 @@ def legend(rows: Iterable[str]) -> list[str]:
             lines.append(f"the {way}, the nearer: {', '.join(told)}")
     return lines
 
+
+# ---------------------------------------------------------------- costs
 
 # of results.json, and how a table calls them
 EVALUATIONS = {
@@ -152,12 +145,11 @@ def cost_dict(rows: Sequence[dict]) -> dict[str, float]:
 
 def cost_rows(runs: Mapping[str, Sequence[dict]]) -> list[list[str]]:
     """A table with a line a run; rows of records by the run's name."""
-    head = ["costs an image", "s", "peak memory GB", *EVALUATIONS.values(), "runs for the budget"]
-    lines = []
+    table_rows = [["costs an image", "s", "peak memory GB", *EVALUATIONS.values(), "runs for the budget"]]
     for name, rows in runs.items():
         costs = cost_dict(rows)
         tried = [row["attack_runs"] for row in rows if "attack_runs" in row]
-        lines.append(
+        table_rows.append(
             [
                 name,
                 str(mean_over_images(np.array([row["seconds"] for row in rows]))),
@@ -166,4 +158,4 @@ def cost_rows(runs: Mapping[str, Sequence[dict]]) -> list[list[str]]:
                 f"{np.mean(tried):.2g}" if tried else "1",
             ]
         )
-    return [head, *lines]
+    return table_rows

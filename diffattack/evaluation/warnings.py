@@ -11,7 +11,6 @@ from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.predictions import ClassifierResult, correct
 
-COLLAPSED_BELOW = 1.5  # effective number of timesteps
 SHOWN = 20  # images that are named in a warning
 CORNERS = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)  # (8, 3), of the colours
 DONORS = 50  # other images whose labels are tried on an image
@@ -79,16 +78,13 @@ def has_gradient(
 def warnings_about_gradients(name: str, has_gradients: Sequence[bool]) -> list[str]:
     """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
     dead = [str(k + 1) for k, has_one in enumerate(has_gradients) if not has_one]
-    shown = ", ".join(dead[:SHOWN]) + f" and {len(dead) - SHOWN} more" * (len(dead) > SHOWN)
-    return (
-        [
-            f"{name} has a gradient of exactly zero at image {shown}; that it is not fooled says "
-            f"nothing about its robustness: "
-            "look for steps without a gradient, or try --logit_temperature 10 where it is too sure of itself"
-        ]
-        if dead
-        else []
-    )
+    if not dead:
+        return []
+    return [
+        f"{name} has a gradient of exactly zero at image {some_of(dead)}; that it is not fooled says nothing "
+        f"about its robustness: look for steps without a gradient, or try --logit_temperature 10 where it is "
+        f"too sure of itself"
+    ]
 
 
 def warnings_about_labels(result: ClassifierResult, classes: int) -> list[str]:
@@ -158,9 +154,14 @@ def warnings_about_rounding(rows: Sequence[dict]) -> list[str]:
     if not lost:
         return []
     return [
-        f"success was lost in rounding to 8 bits, and does not count: {', '.join(lost[:SHOWN])}"
-        f"{f' and {len(lost) - SHOWN} more' * (len(lost) > SHOWN)}; more --iterations give it a margin"
+        f"success was lost in rounding to 8 bits, and does not count: {some_of(lost)}; more --iterations "
+        f"give it a margin"
     ]
+
+
+def some_of(images: Sequence[str]) -> str:
+    """The first SHOWN of images, and how many more there are."""
+    return ", ".join(images[:SHOWN]) + f" and {len(images) - SHOWN} more" * (len(images) > SHOWN)
 
 
 def warnings_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:

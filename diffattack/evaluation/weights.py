@@ -1,4 +1,4 @@
-"""What is said of timesteps and their weights: in a run, and in a comparison of weight modes."""
+"""How far the timesteps' weights moved: in a run, and in a comparison of weight modes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffattack.data.records import Run
-from diffattack.data.shares import LossSums, loss_sums
+from diffattack.data.shares import LossSums, loss_sums, mean_and_deviation
 from diffattack.evaluation.comparison import Comparison
-from diffattack.evaluation.warnings import COLLAPSED_BELOW
 
-STUDY_SHARES = (
-    "2-6, 5-8, 10-15, 20-28, 47-57 %"  # reported for Stable Diffusion 2, at the first self-attention layer
-)
+# reported for Stable Diffusion 2, at the first self-attention layer
+STUDY_SHARES = "2-6, 5-8, 10-15, 20-28, 47-57 %"
+COLLAPSED_BELOW = 1.5  # effective number of timesteps
 HARDLY = 0.01  # change of a weight that nobody sees
 # by mode, what would move weights further
 REMEDIES = {
@@ -79,19 +78,20 @@ def lines_about_weights(movement: WeightMovement, run: Run) -> list[str]:
     if mode not in REMEDIES:
         return []
     each = "" if mode == "learnable" else " of an image"
-    steps = f"{movement.steps} step" + "s" * (movement.steps != 1)
-    line = f"mode {mode}: in {steps} the weights{each} moved from {numbers(movement.start)} to "
-    line += f"{numbers(movement.end)}, by {movement.largest_change:.2g} at most"
+    line = (
+        f"mode {mode}: in {movement.steps} step{'s' * (movement.steps != 1)} the weights{each} moved from "
+        f"{numbers(movement.start)} to {numbers(movement.end)}, by {movement.largest_change:.2g} at most"
+    )
     if movement.towards is not None:
         line += f", most towards timestep {movement.towards} (t = {run.timesteps[movement.towards]})"
     if movement.collapsed:
-        line += (
-            "; they have collapsed: the loss is linear in them, and least with all weight on the smallest "
-            "L_i; use --weight_mode fixed"
-        )
-    elif movement.largest_change < HARDLY:
+        return [
+            f"{line}; they have collapsed: the loss is linear in them, and least with all weight on the "
+            f"smallest L_i; use --weight_mode fixed"
+        ]
+    if movement.largest_change < HARDLY:
         line += f"; what would move them further: {REMEDIES[mode]}"
-    return [line] if movement.collapsed else [line, *lines_about_equal_losses(run)]
+    return [line, *lines_about_equal_losses(run)]
 
 
 def lines_about_equal_losses(run: Run) -> list[str]:
@@ -141,31 +141,39 @@ def loss_shares(layer_losses: np.ndarray | LossSums) -> dict[str, np.ndarray]:
 
 
 def add_weights(comparison: Comparison, runs: Sequence[Run], weights: Sequence[WeightMovement]) -> None:
-    """Adds what is said of timesteps and their weights, with the shares of the first mode's run."""
-    names, layers, shares = comparison.names, runs[0].layers, loss_shares(runs[0].pooled.structure)
+    """Adds what there is to say of timesteps and their weights, with the shares of the first mode's run."""
+    names, layers = comparison.names, runs[0].layers
+    shares = loss_shares(runs[0].pooled.structure)
+    means = {name: mean_and_deviation(values) for name, values in shares.items()}
+    *by_timestep, by_layer = means
     comparison.sections[1:1] = [
         ("Weights", weight_rows(names, weights)),
-        ("Shares of the self-attention loss by timestep, %", share_rows(shares)),
-        ("Shares of the self-attention loss by layer, %", layer_rows(layers, shares)),
+        (
+            "Shares of the self-attention loss by timestep, %",
+            [["", *(f"i = {i}" for i in range(len(weights[0].end)))]]
+            + [[name, *percentages(*means[name], ".0f")] for name in by_timestep],
+        ),
+        (
+            "Shares of the self-attention loss by layer, %",
+            [["layer", "share"], *map(list, zip(layers, percentages(*means[by_layer], ".2g")))],
+        ),
     ]
-    comparison.remarks.extend(
-        [
-            *(line for run, moved in zip(runs, weights) for line in lines_about_weights(moved, run)),
-            f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
-            "which holds 0.1 % of the loss in its model",
-        ]
-    )
+    comparison.remarks += [
+        *(line for run, moved in zip(runs, weights) for line in lines_about_weights(moved, run)),
+        f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
+        "which holds 0.1 % of the loss in its model",
+    ]
     comparison.results["weights"] = {
         name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)
     }
     comparison.results["layers"] = layers
     comparison.results["shares"] = {
         name: {
-            "mean": value.mean(0).tolist(),
-            "standard_deviation": value.std(0).tolist(),
-            "by_image": value.tolist(),
+            "mean": mean.tolist(),
+            "standard_deviation": deviation.tolist(),
+            "by_image": shares[name].tolist(),
         }
-        for name, value in shares.items()
+        for name, (mean, deviation) in means.items()
     }
 
 
@@ -173,24 +181,10 @@ def weight_rows(names: Sequence[str], weights: Sequence[WeightMovement]) -> list
     rows = [["mode", "start", "end", "largest change", "towards", "effective timesteps", ""]]
     for name, w in zip(names, weights):
         towards = "" if w.towards is None else f"i = {w.towards}"
-        change, effective = f"{w.largest_change:.3f}", f"{w.effective:.2f}"
-        collapsed = "collapsed" if w.collapsed else ""
-        row = [name, numbers(w.start, " "), numbers(w.end, " "), change, towards, effective, collapsed]
-        rows.append(row)
+        figures = f"{w.largest_change:.3f}", towards, f"{w.effective:.2f}", "collapsed" * w.collapsed
+        rows.append([name, numbers(w.start, " "), numbers(w.end, " "), *figures])
     return rows
 
 
-def share_rows(shares: dict[str, np.ndarray]) -> list[list[str]]:
-    by_timestep = {name: value for name, value in shares.items() if name.startswith("timesteps")}
-    count = next(iter(by_timestep.values())).shape[1]
-    return [["", *(f"i = {i}" for i in range(count))]] + [
-        [name, *(f"{100 * m:.0f} +- {100 * s:.0f}" for m, s in zip(value.mean(0), value.std(0)))]
-        for name, value in by_timestep.items()
-    ]
-
-
-def layer_rows(layers: Sequence[str], shares: dict[str, np.ndarray]) -> list[list[str]]:
-    return [["layer", "share"]] + [
-        [layer, f"{100 * m:.2g} +- {100 * s:.2g}"]
-        for layer, m, s in zip(layers, shares["layers"].mean(0), shares["layers"].std(0))
-    ]
+def percentages(means: np.ndarray, deviations: np.ndarray, form: str) -> list[str]:
+    return [f"{100 * mean:{form}} +- {100 * deviation:{form}}" for mean, deviation in zip(means, deviations)]
