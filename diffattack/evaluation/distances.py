@@ -163,7 +163,8 @@ def realism(
 def quality_of(
     by_image: Sequence[Mapping[str, np.ndarray]], features: Sequence[torch.Tensor], network: FeatureNetwork
 ) -> dict[str, Quality]:
-    """All figures of visibility and realism; each of the attack beside that of the reconstruction alone.
+    """All figures of visibility, of the images that were changed, and of realism, of all; each of the attack
+    beside that of the reconstruction alone.
 
     Args:
         by_image: measures by name, `(B,)`, of the adversarial pictures, and of the reconstructed, if any.
