@@ -1,5 +1,5 @@
 """Whether labels are those of the images: what classifiers predict of the clean pictures, before they are
-attacked for hours.
+attacked for hours, and where they are judged.
 
 Labels that are off have one of few reasons, each of which is tried: they count from elsewhere, they are in
 the order of names sorted otherwise, or in that of ImageNet's development kit.
@@ -31,6 +31,7 @@ SECONDS = 15  # of all classifiers; what is not classified by then is left
 MISTAKES = 0.05
 FEW_CLASSES = 5
 CERTAIN, LIKELY = 1e-3, 0.05  # chances of an error
+SHIFTS = {"higher": 1, "lower": -1}
 # ways in which other tools sort names
 ORDERS = {
     "as text (img1, img10, img2)": sorted,
@@ -84,9 +85,9 @@ def readings(
         advice = "labels in the order that classifiers have; leave --captions out"
         return {advice: [tuple(classes.numbering.index(label) for label in each) for each in labels]}
     found = {}
-    for shift, word in ((1, "higher"), (-1, "lower")):
+    for word, shift in SHIFTS.items():
         remedy = f"; give --label_base {1 - base}" if shift == 2 * base - 1 else ""
-        found[f"labels one {word}{remedy}"] = [tuple(label + shift for label in each) for each in labels]
+        found[f"labels one {word}{remedy}"] = shifted(labels, shift)
     if classes == IMAGENET_CLASSES:
         advice = "labels in the order of ImageNet's development kit; give its meta.mat or map_clsloc.txt as "
         kit = [tuple(DEVELOPMENT_KIT[label + base - 1] for label in each) for each in labels]
@@ -104,6 +105,10 @@ def readings(
             advice = f"the places of folders sorted {order}; call them as the classes are called"
             found[advice] = [(place[item.path.parent.name],) for item in items]
     return {advice: other for advice, other in found.items() if other != labels}
+
+
+def shifted(labels: Labels, shift: int) -> Labels:
+    return [tuple(label + shift for label in each) for each in labels]
 
 
 def clean_accuracy(

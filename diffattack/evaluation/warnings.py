@@ -9,11 +9,11 @@ import torch
 
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.data.images import to_tensor
-from diffattack.evaluation.predictions import ClassifierResult, correct
+from diffattack.evaluation.clean_check import SHIFTS, clean_accuracy, shifted
+from diffattack.evaluation.predictions import ClassifierResult
 
 SHOWN = 20  # images that are named in a warning
 CORNERS = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)  # (8, 3), of the colours
-DONORS = 50  # other images whose labels are tried on an image
 
 
 @torch.no_grad()
@@ -88,62 +88,15 @@ def warnings_about_gradients(name: str, has_gradients: Sequence[bool]) -> list[s
 
 
 def warnings_about_labels(result: ClassifierResult, classes: int) -> list[str]:
-    """A clean accuracy that guessing explains."""
-    from scipy.stats import binomtest
-
-    labels, head = result.labels.reshape(len(result.labels), -1), result.head
-    count, chance = int(correct(result.before, labels, head).sum()), 1 / classes
-    if head.threshold is not None:
-        chance = right_with_others_labels(result)
-    elif count == len(labels):
-        return []
-    if chance is None or binomtest(count, len(labels), chance, alternative="greater").pvalue <= 0.05:
-        return []
-    shifted = {
-        shift: int(is_right(result, np.where(labels >= 0, labels + shift, -1)).sum()) for shift in (-1, 1)
-    }
-    shift, found = max(shifted.items(), key=lambda item: item[1])
-    is_better = found > count and binomtest(found, len(labels), chance, alternative="greater").pvalue <= 0.05
-    advice = (
-        f"labels {'one higher' if shift > 0 else 'one lower'} would give {found}/{len(labels)}, so shift them"
-        if is_better and classes > 2  # of two, the other is always one higher or lower
-        else "look at a few images beside their labels"
-    )
-    guessing = (
-        f"has only {count}/{len(labels)} of the clean images right, which guessing explains"
-        if head.threshold is None
-        else f"has {count}/{len(labels)} of the clean images right, and {chance:.0%} with the labels of "
-        f"other images"
-    )
-    return [f"{result.name} {guessing}; labels count from --label_base: {advice}"]
-
-
-def is_right(result: ClassifierResult, labels: np.ndarray) -> np.ndarray:
-    """Whether the clean pictures would be right with labels `(B, L)` that may be others than theirs, and
-    beyond the classes: `(B,)`.
-    """
-    if result.head.threshold is None:
-        return correct(result.before, labels, result.head)
-    logits = result.logits[:, 0]
-    known = (labels >= 0) & (labels < logits.shape[1])
-    some = np.take_along_axis(logits, np.where(known, labels, 0), 1)
-    confidences = result.head.probabilities(torch.from_numpy(np.asarray(some)))
-    confidences = confidences.masked_fill(torch.from_numpy(~known), 0.0).amax(1).numpy()
-    return result.head.sees(result.before["label"], labels, confidences)
-
-
-def right_with_others_labels(result: ClassifierResult) -> float | None:
-    """How often images are right with the labels of others that have no label in common with them, which is
-    what guessing gives of a sigmoid head, that may see any number of classes; None where there are no others.
-    """
-    labels = result.labels.reshape(len(result.labels), -1)
-    right, tried = 0, 0
-    for step in range(1, min(len(labels), DONORS + 1)):
-        others = np.roll(labels, step, 0)
-        apart = ~((labels[:, :, None] == others[:, None]) & (labels[:, :, None] >= 0)).any((1, 2))
-        right += int((is_right(result, others) & apart).sum())
-        tried += int(apart.sum())
-    return right / tried if tried else None
+    """A clean accuracy that labels one off, or chance, would explain better."""
+    labels = [
+        tuple(label for label in each if label >= 0)
+        for each in result.labels.reshape(len(result.labels), -1).tolist()
+    ]
+    others = {f"labels one {word}": shifted(labels, shift) for word, shift in SHIFTS.items()}
+    places = range(len(labels))
+    found = clean_accuracy(result.name, result.before, places, labels, others, classes, result.head)
+    return [found.doubt] if found.doubt else []
 
 
 def warnings_about_rounding(rows: Sequence[dict]) -> list[str]:
