@@ -9,7 +9,6 @@ from diffattack.common.environment import mend_torchvision
 from diffattack.evaluation import distances
 from diffattack.evaluation.distances import (
     ClassifierFeatures,
-    FeatureNetwork,
     frechet_distance,
     kernel_distance,
     quality_of,
@@ -61,10 +60,8 @@ def test_features_are_what_the_last_linear_layer_sees():
 def test_an_image_that_stays_as_it_was_is_in_no_mean_of_visibility():
     by_image = {"PSNR dB": np.array([30.0, np.inf, 40.0]), "L2": np.array([2.0, 0.0, 1.0])}
     features = torch.rand(2, 3, 4)
-    quality = quality_of([by_image], features, FeatureNetwork("net"))
+    quality = quality_of([by_image], features, "net")
     assert quality["PSNR dB"].adversarial.value == 35 and quality["L2"].adversarial.value == 1.5
     assert quality["L2"].note == "of the 2 of 3 images that were changed" and len(quality["L2"].by_image) == 3
-    alone = quality_of(
-        [{name: values[1:2] for name, values in by_image.items()}], features, FeatureNetwork("n")
-    )
+    alone = quality_of([{name: values[1:2] for name, values in by_image.items()}], features, "n")
     assert np.isnan(alone["PSNR dB"].adversarial.value)

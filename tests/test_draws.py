@@ -14,7 +14,6 @@ from diffattack.classifiers.defences import SEED, defend, is_random
 from diffattack.common.errors import InputError
 from diffattack.data.images import Pictures, to_tensor
 from diffattack.evaluation.comparison import metrics_of_draws
-from diffattack.evaluation.distances import FeatureNetwork
 from diffattack.evaluation.judges import Judged, Judges, judge
 from diffattack.evaluation.predictions import DRAWS_LEGEND, OverDraws
 from diffattack.evaluation.results import Evaluation, evaluation_of
@@ -96,7 +95,7 @@ class Counting(torch.nn.Module):
 
 def judged(draws: int, clean=None) -> tuple[Judges, Judged, int]:
     """What is found by so many draws, and how many pictures the network was shown."""
-    inner, features = Counting(), FeatureNetwork("efficientnet_lite2")
+    inner, features = Counting(), "efficientnet_lite2"
     loaded = {"net": network(5), NAME: defend(inner, ["smoothing:0.9"])}
     names = [str(k) for k in range(5)]
     judges = Judges(("net",), (NAME,), names, CPU, features, None, draws=draws, loaded=loaded)

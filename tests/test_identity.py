@@ -10,7 +10,6 @@ from conftest import IMAGES, MAIN, QUICK, flags, network, run, save_vit
 from diffattack.classifiers.heads import Sigmoid
 from diffattack.classifiers.identity import TOLERANCE, difference
 from diffattack.classifiers.registry import load_classifier
-from diffattack.evaluation.distances import FeatureNetwork
 from diffattack.evaluation.judges import Judges
 
 CODE = """import torch
@@ -147,7 +146,7 @@ def test_what_another_classifier_of_the_same_name_found_is_not_taken():
     nearly = one | {"answer": [1 + TOLERANCE / 2] * 8}  # on another machine
 
     def judges(s: dict, t: dict, **more) -> Judges:
-        network, names = FeatureNetwork("n"), ("t", "t@jpeg:75")
+        network, names = "n", ("t", "t@jpeg:75")
         known = {"s": s, "t": t}
         return Judges(("s",), names, ("a", "b"), torch.device("cpu"), network, None, known, **more)
 

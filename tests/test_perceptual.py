@@ -156,7 +156,7 @@ def test_every_row_of_the_table_is_in_the_legend(photograph):
     clean = np.stack([photograph[:96, :96], photograph[96:, 96:]])
     other = np.stack([noisy(p, 3) for p in clean])
     network = feature_network([])
-    features = [features_of(network.loaded(CPU), side, CPU) for side in (clean, other)]
+    features = [features_of(network, side, CPU) for side in (clean, other)]
     quality = quality_of([measures(clean, other, CPU)], features, network)
     higher, lower = legend(quality)
     for name in quality:
@@ -176,4 +176,4 @@ def test_nothing_is_downloaded_unasked(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloads"))
     picture = np.zeros((1, 64, 64, 3), np.uint8)
     assert lpips(picture, picture, CPU) == {}
-    assert feature_network(["efficientnet_lite2@jpeg:75"]).name == "efficientnet_lite1"  # no surrogate
+    assert feature_network(["efficientnet_lite2@jpeg:75"]) == "efficientnet_lite1"  # no surrogate

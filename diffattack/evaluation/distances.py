@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,50 +43,35 @@ class ToBytes(torch.nn.Module):
         return (images * 255).round().byte()
 
 
-@dataclass(frozen=True)
-class FeatureNetwork:
-    """What pictures' features are taken from, by its name; loaded when it is first needed."""
-
-    name: str
-
-    @property
-    def is_inception(self) -> bool:
-        return self.name == INCEPTION
-
-    @functools.cached_property
-    def network(self) -> torch.nn.Module:
-        """From images in [0, 1] to features."""
-        if not self.is_inception:
-            return ClassifierFeatures(load_classifier(self.name))
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
-        network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-        return torch.nn.Sequential(ToBytes(), network)
-
-    def loaded(self, device: torch.device) -> torch.nn.Module:
-        return self.network.to(device)
-
-
-def feature_network(surrogates: Sequence[str]) -> FeatureNetwork:
-    """Inception v3 where torch-fidelity and its weights are at hand, else an embedded classifier, and no
-    surrogate if there is another.
+def feature_network(surrogates: Sequence[str]) -> str:
+    """The name of the network whose features are taken: Inception v3 where torch-fidelity and its weights are
+    at hand, else an embedded classifier, and no surrogate if there is another.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     except ImportError:
         URL_INCEPTION_V3 = None
     if URL_INCEPTION_V3 is not None and is_at_hand(URL_INCEPTION_V3):
-        return FeatureNetwork(INCEPTION)
+        return INCEPTION
     networks = {split_name(name)[0] for name in surrogates}
-    return FeatureNetwork(([name for name in REGISTRY if name not in networks] or list(REGISTRY))[-1])
+    return ([name for name in REGISTRY if name not in networks] or list(REGISTRY))[-1]
+
+
+@functools.lru_cache(1)
+def load_feature_network(name: str, device: torch.device) -> torch.nn.Module:
+    """From images `(B, 3, H, W)` in [0, 1] to features `(B, d)`."""
+    if name != INCEPTION:
+        return ClassifierFeatures(load_classifier(name)).to(device)
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+    return torch.nn.Sequential(ToBytes(), network).to(device)
 
 
 @torch.no_grad()
-def features_of(
-    network: torch.nn.Module, images: np.ndarray, device: torch.device, batch: int = 16
-) -> torch.Tensor:
-    """Features `(B, d)` in float64 of 8-bit pictures `(B, H, W, 3)`."""
-    starts = range(0, len(images), batch)
+def features_of(name: str, images: np.ndarray, device: torch.device, batch: int = 16) -> torch.Tensor:
+    """Features `(B, d)` in float64 of 8-bit pictures `(B, H, W, 3)`, by a network's name."""
+    network, starts = load_feature_network(name, device), range(0, len(images), batch)
     return torch.cat([network(to_tensor(images[k : k + batch]).to(device)).double().cpu() for k in starts])
 
 
@@ -136,9 +120,7 @@ def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
     return distance
 
 
-def realism(
-    clean: torch.Tensor, sides: Sequence[torch.Tensor], network: FeatureNetwork
-) -> dict[str, Quality]:
+def realism(clean: torch.Tensor, sides: Sequence[torch.Tensor], network: str) -> dict[str, Quality]:
     """Kernel and Frechet distance of the features `(B, d)` of the adversarial pictures, and of the
     reconstructed if any, to those of the clean ones.
     """
@@ -148,8 +130,8 @@ def realism(
         if count > dimension
         else f"biased with {count} images and {dimension} features: not comparable with published figures"
     )
-    of_kernel, of_frechet = f"kernel distance, {network.name}", f"Frechet distance, {network.name}"
-    if network.is_inception:
+    of_kernel, of_frechet = f"kernel distance, {network}", f"Frechet distance, {network}"
+    if network == INCEPTION:
         of_kernel, of_frechet = "KID", "FID"
     return {
         of_kernel: Quality(
@@ -161,14 +143,14 @@ def realism(
 
 
 def quality_of(
-    by_image: Sequence[Mapping[str, np.ndarray]], features: Sequence[torch.Tensor], network: FeatureNetwork
+    by_image: Sequence[Mapping[str, np.ndarray]], features: Sequence[torch.Tensor], network: str
 ) -> dict[str, Quality]:
     """All figures of visibility, of the images that were changed, and of realism, of all; each of the attack
     beside that of the reconstruction alone.
 
     Args:
         by_image: measures by name, `(B,)`, of the adversarial pictures, and of the reconstructed, if any.
-        features: of the clean pictures and of both, `(B, d)`.
+        features: of the clean pictures and of both, `(B, d)`, by this network.
     """
     changed = ~np.isinf(by_image[0]["PSNR dB"])  # others say nothing of how visible a change is
     note = None if changed.all() else f"of the {changed.sum()} of {len(changed)} images that were changed"

@@ -26,7 +26,7 @@ from diffattack.classifiers.identity import difference
 from diffattack.common.devices import memory_is_short
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
-from diffattack.evaluation.distances import FeatureNetwork, features_of
+from diffattack.evaluation.distances import features_of
 from diffattack.evaluation.metrics import measures
 from diffattack.evaluation.predictions import PREDICTION, OneDraw, predict
 from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs
@@ -69,7 +69,7 @@ class Judges:
     others: tuple[str, ...]  # transfer classifiers, and those behind defences
     class_names: Sequence[str]
     device: torch.device
-    network: FeatureNetwork
+    network: str  # that features are taken from
     load: Callable[[str], torch.nn.Module]  # a classifier by name, on its device
     identities: dict[str, dict] = field(default_factory=dict)  # of classifiers without defences, by name
     diffusion: str = ""  # a digest of the diffusion model, which some defences run
@@ -110,7 +110,7 @@ class Judges:
             "identities": {name: self.identity(name) for name in self.names},
             "draws": self.draws,
             "head": [self.head.name, self.head.threshold],
-            "features": self.network.name,
+            "features": self.network,
             "measures": sorted(self.measures),
             "classes": len(self.class_names),
         }
@@ -221,8 +221,8 @@ def side_features(judges: Judges, pictures: Pictures, side: int, clean: Judged |
     """Of one kind of pictures, `(B, d)`."""
     if side == 0 and clean is not None:
         return clean.features[:, 0]
-    network, device = judges.network.loaded(judges.device), judges.device
-    return features_of(network, pictures.sides[side], device, batch_on(device)).float().numpy()
+    device = judges.device
+    return features_of(judges.network, pictures.sides[side], device, batch_on(device)).float().numpy()
 
 
 # ---------------------------------------------------------------- what is kept
