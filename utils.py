@@ -35,10 +35,10 @@ from diffattack.plotting.figures import (  # one import gives a notebook what it
     plot_overlay,
     plot_success_against_visibility,
     plot_tradeoff,
+    plot_weight_curves,
 )
 from diffattack.plotting.image_figures import plot_attention, plot_contact_sheet, plot_losses, short
-from diffattack.plotting.report import SMALL, read_results, write_page
-from diffattack.plotting.weight_figures import plot_weight_curves
+from diffattack.plotting.run_page import read_results, write_page
 
 __all__ = [
     "plot_attention",
@@ -111,7 +111,7 @@ def draw(arguments: argparse.Namespace) -> int:
         )
         for run in runs.values():
             if (run.folder / "results.json").is_file():
-                write_page(run, read_results(run.folder, images=len(run.records) <= SMALL))
+                write_page(run, read_results(run.folder))
         if len(runs) > 1:
             draw_comparison(runs, named_schedules, arguments.runs[0], "compared_")
     except ValueError as error:  # of a folder that is no run, or of what is damaged in it

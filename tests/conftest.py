@@ -499,7 +499,6 @@ def run_here(command: list[str]) -> subprocess.CompletedProcess:
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             mock.patch("diffattack.plotting.draw.ProcessPoolExecutor", Here),
-            mock.patch("diffattack.plotting.large_page.ProcessPoolExecutor", Here),
         ):
             code = program.main(sys.argv[1:])
     except SystemExit as end:  # of --help

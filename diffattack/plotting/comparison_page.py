@@ -13,8 +13,8 @@ import numpy as np
 
 from diffattack.data.records import ANALYSIS, Run, outcome_of, read_pair
 from diffattack.evaluation.tables import Sections
-from diffattack.plotting.image_figures import AMPLIFIED
-from diffattack.plotting.pages import amplified_difference, data_url, encode, write_filled
+from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference
+from diffattack.plotting.pages import data_url, encode, write_filled
 
 FIGURES = {  # those that are there: what is shown, for those who do not see it, too
     "tradeoff": "Attack success over PSNR, SSIM and L2, a curve for each attack",
@@ -36,11 +36,13 @@ def write_comparison_page(
     """
     rows = {name: {row["file"]: row for row in run.rows} for name, run in runs.items()}
     shared = [file for file in next(iter(rows.values())) if all(file in of_run for of_run in rows.values())]
-    files = most_and_least_visible(
-        {file: float(np.mean([of_run[file]["psnr"] for of_run in rows.values()])) for file in shared}
-    )
+    psnr = {
+        file: float(np.mean([of_run[file]["psnr"] or np.inf for of_run in rows.values()])) for file in shared
+    }
+    files = most_and_least_visible(psnr)
     pictures = 1 + 2 * len(runs)  # clean, and of each attack the adversarial one and the difference
     budget = pictures * min(LARGEST_SHARE, PICTURES_BUDGET // (pictures * max(1, len(files))))
+    paths = {text: folder / ANALYSIS / f"{name}.png" for name, text in FIGURES.items()}
     write_filled(
         folder / "comparison.html",
         "comparison_template.html",
@@ -51,9 +53,7 @@ def write_comparison_page(
         amplified=AMPLIFIED,
         count=len(shared),
         figures=[
-            (alternative, data_url(path.read_bytes(), "image/png"))
-            for name, alternative in FIGURES.items()
-            if (path := folder / ANALYSIS / f"{name}.png").is_file()
+            (text, data_url(path.read_bytes(), "image/png")) for text, path in paths.items() if path.is_file()
         ],
         images=[describe_image(runs, {name: rows[name][file] for name in runs}, budget) for file in files],
     )
@@ -74,7 +74,7 @@ def describe_image(runs: Mapping[str, Run], rows: Mapping[str, dict], budget: in
     """All that the page shows of an image, from its row in each run."""
     pairs = [read_pair(run.layout, rows[name]["index"]) for name, run in runs.items()]
     clean, adversarial = pairs[0][0], [pair[1] for pair in pairs]
-    differences = [amplified_difference(*pair, AMPLIFIED) for pair in pairs]
+    differences = [amplified_difference(*pair) for pair in pairs]
     # flickering shows what compression changes, too, so that these have the larger part
     shown = encode([clean, *adversarial], 2 * budget // 3, lossless=True)
     return {

@@ -1,4 +1,4 @@
-"""Figures of runs: arrays in, a matplotlib `Figure` out. Losses by timestep and layer, success."""
+"""Figures of runs: arrays in, a matplotlib `Figure` out. Losses by timestep and layer, weights, success."""
 
 from __future__ import annotations
 
@@ -33,18 +33,10 @@ STYLE = {  # legible at the width of one column of a two-column paper, and as re
     "pdf.fonttype": 42,
 }
 # Okabe and Ito's, for the colour-blind
-PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#F0E442",
-)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 REFERENCE_LINES = (":", "--", "-.", (0, (1, 3)))
 COLUMN, DPI = 3.4, 160  # inches, dots an inch
+ONE_BY_ONE = 50  # images whose weights are drawn beside each other; of more nothing could be told apart
 # measures of visibility that success is drawn over, and which way they go
 MORE_IS_LESS_VISIBLE = {"PSNR dB": True, "SSIM": True, "L2": False}
 
@@ -76,23 +68,28 @@ def new_figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def timestep_colours(count: int) -> list[tuple[float, ...]]:
+@functools.cache
+def timestep_colours(count: int) -> list[str]:
     """Always the same, from early (dark) to late."""
     from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
-    return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, count)]
+    return list(map(to_hex, colormaps["viridis"](np.linspace(0, 0.9, count))))
 
 
-def timestep_axis(panel: Axes, timesteps: Sequence[int]) -> None:
-    panel.set_xticks(
-        range(len(timesteps)), [str(t) for t in timesteps], rotation=45 if len(timesteps) > 6 else 0
-    )
+def timestep_axis(panel: Axes, timesteps: Sequence[int | str]) -> None:
+    rotation = 45 if len(timesteps) > 6 else 0
+    panel.set_xticks(range(len(timesteps)), list(map(str, timesteps)), rotation=rotation)
     panel.set_xlabel("timestep t, early to late")
 
 
 def iteration_axis(panel: Axes, label: str = "iteration") -> None:
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlabel(label)
+
+
+def legend_below(figure: Figure, panel: Axes) -> None:
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def log_scale(panel: Axes) -> None:
@@ -132,24 +129,12 @@ def plot_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[i
         shown = sorted({min(2, last), (last + 1) // 2, last} - ({1} if last > 1 else set()))
         for iteration, colour in zip(shown, ("#56B4E9", "#0072B2", "#000000")):
             values = losses[:, iteration - 1].astype(np.float64)
-            plot_curve(
-                panel,
-                range(len(timesteps)),
-                np.where(values > 0, values, np.nan),
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=f"iteration {iteration}",
-            )
+            values = np.where(values > 0, values, np.nan)
+            look = {"color": colour, "marker": "o", "markersize": 3, "label": f"iteration {iteration}"}
+            plot_curve(panel, range(len(timesteps)), values, **look)
         if not (losses[:, [iteration - 1 for iteration in shown]] > 0).any():
-            panel.text(
-                0.5,
-                0.5,
-                "zero: the attack starts at\nthe unperturbed run",
-                ha="center",
-                va="center",
-                transform=panel.transAxes,
-            )
+            text = "zero: the attack starts at\nthe unperturbed run"
+            panel.annotate(text, (0.5, 0.5), xycoords="axes fraction", ha="center", va="center")
         timestep_axis(panel, timesteps)
         panel.set_title(name)
         log_scale(panel)
@@ -188,6 +173,62 @@ def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) 
 
 
 @styled
+def plot_weight_curves(
+    runs: Mapping[str, np.ndarray], timesteps: Sequence[int], schedules: Mapping[str, np.ndarray] = {}
+) -> Figure:
+    """The weight of each timestep over iterations, a panel for each run.
+
+    Up to ONE_BY_ONE images are drawn one after the other. Of more, where weights start anew with each image,
+    it is the median over images in each iteration, with quartiles; where they go on from image to image, as
+    in mode learnable, the weights at the end of each image.
+
+    Args:
+        runs: by name, weights `(images, iterations, N)` that sum to 1 over N.
+        timesteps: the N attacked timesteps, early to late.
+        schedules: by name, weights `(N,)` that are drawn as reference lines.
+    """
+    from matplotlib.lines import Line2D
+
+    figure, panels = new_figure("Weights of the attacked timesteps", 1, len(runs), sharey=True)
+    colours, styles = timestep_colours(len(timesteps)), dict(zip(schedules, itertools.cycle(REFERENCE_LINES)))
+    for panel, (name, weights) in zip(panels[0], runs.items()):
+        subtitle = draw_weights(panel, weights, timesteps)
+        for (schedule, style), (i, colour) in itertools.product(styles.items(), enumerate(colours)):
+            panel.axhline(schedules[schedule][i], color=colour, linestyle=style, linewidth=0.6, alpha=0.7)
+        panel.set(title=f"{name}{subtitle}", ylim=(0, 1))
+    panels[0, 0].set_ylabel("weight (sum 1)")
+    handles = panels[0, 0].get_legend_handles_labels()[0] + [
+        Line2D([], [], color="0.4", linestyle=style, linewidth=0.8, label=name)
+        for name, style in styles.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(2 + len(runs), 4))
+    return figure
+
+
+def draw_weights(panel: Axes, weights: np.ndarray, timesteps: Sequence[int]) -> str:
+    """Draws weights `(images, iterations, N)`, and returns what of them that is, where it is not all."""
+    images, iterations = weights.shape[:2]
+    subtitle, label = "", "iteration" if images == 1 else f"iteration, over {images} images"
+    if images <= ONE_BY_ONE:
+        shown = weights.reshape(1, -1, len(timesteps))
+    elif (weights[:, 0] == weights[0, 0]).all():  # they start anew
+        # of a view of one image's, since all have the same, that one
+        shown = weights[:1] if weights.strides[0] == 0 else weights
+        subtitle, label = f"\n(median and quartiles over {images:,} images)", "iteration"
+    else:
+        shown = weights[None, :, -1]
+        subtitle, label = f"\n(at the end of each of {images:,} images)", "image"
+    x = np.arange(1, shown.shape[1] + 1)
+    for i, (t, colour) in enumerate(zip(timesteps, timestep_colours(len(timesteps)))):
+        options = {"color": colour, "label": f"t = {t}", "marker": "." if len(x) == 1 else None}
+        plot_curve(panel, x, shown[..., i], **options)
+    for k in range(1, images if images <= ONE_BY_ONE else 0):
+        panel.axvline(k * iterations + 0.5, color="0.85", linewidth=0.5, zorder=0)
+    iteration_axis(panel, label)
+    return subtitle
+
+
+@styled
 def plot_average_loss_per_timestep(
     runs: Mapping[str, np.ndarray | LossSums], timesteps: Sequence[int]
 ) -> Figure:
@@ -210,13 +251,12 @@ def plot_average_loss_per_timestep(
     )
     for column, (name, losses) in zip(panels.T, runs.items()):
         sums = loss_sums(losses)
+        shown = [sums.timestep_shares, sums.first_layer_shares]
         if single:
-            shown = [normalised(of_image[0]) for of_image in (sums.by_timestep, sums.of_first_layer)]
-        else:
-            shown = [sums.timestep_shares, sums.first_layer_shares]
+            shown = [normalised(losses[0]) for losses in (sums.by_timestep, sums.of_first_layer)]
         for panel, shares in zip(column, shown):
             mean, deviation = mean_and_deviation(shares)
-            panel.bar(
+            bars = panel.bar(
                 range(len(timesteps)),
                 100 * mean,
                 yerr=100 * deviation,
@@ -224,17 +264,9 @@ def plot_average_loss_per_timestep(
                 error_kw={"linewidth": 0.8, "capsize": 2},
             )
             panel.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
-            for i, (m, d) in enumerate(zip(mean, deviation)):
-                if np.isfinite(m):
-                    panel.annotate(
-                        f"{m * len(timesteps):.1f}x",
-                        (i, 100 * (m + d)),
-                        (0, 2),
-                        textcoords="offset points",
-                        ha="center",
-                        fontsize=7,
-                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
-                    )
+            times = [f"{share * len(timesteps):.1f}x" for share in mean]
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
+            panel.bar_label(bars, times, padding=2, fontsize=7, bbox=box)
             panel.margins(y=0.15)
         column[0].set_title(name)
         timestep_axis(column[1], timesteps)
@@ -273,21 +305,13 @@ def plot_layer_shares(
         panel.imshow(mean, aspect="auto", vmin=0, vmax=top, cmap="cividis", interpolation="none")
         for (k, i), value in np.ndenumerate(mean):
             if np.isfinite(value):
-                panel.text(
-                    i,
-                    k,
-                    f"{value:.2g}" if value < 10 else f"{value:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=6,
-                    color="white" if value < 0.6 * top else "black",
-                )
+                text = f"{value:.2g}" if value < 10 else f"{value:.0f}"
+                colour = "white" if value < 0.6 * top else "black"
+                panel.text(i, k, text, ha="center", va="center", fontsize=6, color=colour)
         panel.axvline(len(timesteps) - 0.5, color="white", linewidth=2)
-        panel.set_xticks(
-            range(len(timesteps) + 1), [*map(str, timesteps), "all"], rotation=45 if len(timesteps) > 6 else 0
-        )
+        timestep_axis(panel, [*timesteps, "all"])
         panel.set_yticks(range(len(layers)), layers)
-        panel.set(title=name, xlabel="timestep t, early to late")
+        panel.set_title(name)
     return figure
 
 
@@ -303,37 +327,25 @@ def plot_overlay(
             confidence `(images, iterations)`.
         timesteps: the N attacked timesteps, early to late.
     """
-    figure, ((structure, attack), (confidence_panel, share)) = new_figure(
-        "Runs on the same axes", 2, 2, height=2.1
-    )
-    for colour, (name, (layer_losses, cross_entropy, confidence)) in zip(
-        itertools.cycle(PALETTE), runs.items()
-    ):
-        x, options = (
-            np.arange(1, confidence.shape[1] + 1),
-            {"color": colour, "label": name, "marker": "." if confidence.shape[1] == 1 else None},
-        )
-        sums = loss_sums(layer_losses)
-        total = sums.by_iteration
-        plot_curve(structure, x, np.where(total > 0, total, np.nan), **options)
+    figure, ((structure, attack), (certainty, share)) = new_figure("Runs on the same axes", 2, 2, height=2.1)
+    for colour, (name, (losses, cross_entropy, confidence)) in zip(itertools.cycle(PALETTE), runs.items()):
+        sums, x = loss_sums(losses), np.arange(1, confidence.shape[1] + 1)
+        options = {"color": colour, "label": name, "marker": "." if len(x) == 1 else None}
+        plot_curve(structure, x, np.where(sums.by_iteration > 0, sums.by_iteration, np.nan), **options)
         plot_curve(attack, x, cross_entropy, **options)
-        plot_curve(confidence_panel, x, confidence, **options)
-        plot_curve(
-            share,
-            range(len(timesteps)),
-            100 * sums.timestep_shares,
-            **options | {"marker": "o", "markersize": 3},
-        )
+        plot_curve(certainty, x, confidence, **options)
+        options |= {"marker": "o", "markersize": 3}
+        plot_curve(share, range(len(timesteps)), 100 * sums.timestep_shares, **options)
     share.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
     timestep_axis(share, timesteps)
-    structure.set_ylabel("sum of $L_i$")
     log_scale(structure)
-    attack.set_ylabel("cross-entropy (nats)")
-    confidence_panel.set(ylabel="confidence in the true class", ylim=(-0.02, 1.02))
-    for panel in (structure, attack, confidence_panel):
+    for panel in (structure, attack, certainty):
         iteration_axis(panel)
+    structure.set_ylabel("sum of $L_i$")
+    attack.set_ylabel("cross-entropy (nats)")
+    certainty.set(ylabel="confidence in the true class", ylim=(-0.02, 1.02))
     share.set_ylabel("share of the self-attention loss, %")
-    figure.legend(*structure.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend_below(figure, structure)
     return figure
 
 
@@ -354,27 +366,15 @@ def plot_success_against_visibility(
     )
     for panel, rate in zip(panels[0], rates):
         for colour, (run, figures) in zip(itertools.cycle(PALETTE), points.items()):
-            (x, *x_ends), (y, *y_ends) = figures[measure], figures[rate]
-            panel.errorbar(
-                [x],
-                [100 * y],
-                xerr=np.abs(np.array(x_ends)[:, None] - x),
-                yerr=100 * np.abs(np.array(y_ends)[:, None] - y),
-                fmt="o",
-                markersize=4,
-                color=colour,
-                capsize=2,
-                elinewidth=0.8,
-                label=run,
-            )
-        panel.set(
-            title=rate,
-            xlabel=f"{measure} ({'higher' if measure == 'SSIM' else 'lower'}: less visible)",
-            ylim=(-2, 102),
-        )
+            x, y = np.array(figures[measure]), 100 * np.array(figures[rate])  # value, low, high
+            ends = {"xerr": np.abs(x[1:, None] - x[0]), "yerr": np.abs(y[1:, None] - y[0])}
+            look = {"fmt": "o", "markersize": 4, "color": colour, "capsize": 2, "elinewidth": 0.8}
+            panel.errorbar(x[:1], y[:1], **ends, **look, label=run)
+        way = "higher" if measure == "SSIM" else "lower"
+        panel.set(title=rate, xlabel=f"{measure} ({way}: less visible)", ylim=(-2, 102))
         panel.xaxis.get_major_locator().set_params(nbins=4)
     panels[0, 0].set_ylabel("attack success, % of right before")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend_below(figure, panels[0, 0])
     return figure
 
 
@@ -393,15 +393,14 @@ def plot_tradeoff(rates: Mapping[str, Sequence[Mapping[str, Estimate]]], title: 
     for row, rate in zip(panels, shown):
         for panel, measure in zip(row, measures):
             for colour, (run, points) in zip(itertools.cycle(PALETTE), rates.items()):
-                order = np.argsort([figures[measure].value for figures in points])
-                x = [points[k][measure].value for k in order]
-                y, low, high = (
-                    [100 * getattr(points[k][rate], part) for k in order] for part in ("value", "low", "high")
-                )
+                points = sorted(points, key=lambda figures: figures[measure].value)
+                x = [figures[measure].value for figures in points]
+                ends = [(figures[rate].value, figures[rate].low, figures[rate].high) for figures in points]
+                y, low, high = 100 * np.transpose(ends)
                 panel.plot(x, y, color=colour, marker="o", markersize=3, label=run)
                 panel.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
             way = "higher" if MORE_IS_LESS_VISIBLE[measure] else "lower"
             panel.set(xlabel=f"{measure} ({way}: less visible)", ylim=(-2, 102))
         row[0].set_ylabel(f"{rate}, %")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend_below(figure, panels[0, 0])
     return figure

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 MISSING = "?"  # for a character that no font has
 
@@ -39,12 +42,9 @@ def installed() -> tuple[str, ...]:
     """The files of all fonts, plain ones first: also of those that came after matplotlib last looked."""
     from matplotlib.font_manager import findSystemFonts
 
-    def is_styled(path: str) -> bool:
-        return bool(
-            re.search("bold|italic|oblique|black|light|thin|mono|serif", path.rsplit("/", 1)[-1].lower())
-        )
-
-    return tuple(sorted(findSystemFonts(), key=lambda path: (is_styled(path), path)))
+    styled = re.compile("bold|italic|oblique|black|light|thin|mono|serif")
+    is_styled = {path: bool(styled.search(Path(path).name.lower())) for path in findSystemFonts()}
+    return tuple(sorted(is_styled, key=lambda path: (is_styled[path], path)))
 
 
 @functools.cache
@@ -87,12 +87,19 @@ def visible(text: str) -> str:
 
 def give_fonts(figure: Figure) -> None:
     """Gives each text of a figure the fonts that it needs; what no font has is shown as MISSING."""
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
+    for text in texts_of(figure):
         content = visible(text.get_text())
         if lacking(content):
             text.set_fontfamily([*text.get_fontfamily(), *fonts_for(lacking(content))])
             content = "".join(c if not lacking(c) or can_draw(c) else MISSING for c in content)
         if content != text.get_text():
             text.set_text(content)
+
+
+def texts_of(figure: Figure) -> Iterator[Text]:
+    """All but those of ticks, which name nothing that users named, and take long to make."""
+    yield from figure.texts
+    for panel in figure.axes:
+        yield from (panel.title, panel.xaxis.label, panel.yaxis.label, *panel.texts)
+    for legend in filter(None, [*figure.legends, *(panel.get_legend() for panel in figure.axes)]):
+        yield from legend.get_texts()

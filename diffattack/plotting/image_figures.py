@@ -12,7 +12,10 @@ from PIL import Image
 from diffattack.plotting.figures import PALETTE, iteration_axis, log_scale, new_figure, plot_curve, styled
 
 if TYPE_CHECKING:  # matplotlib takes long to import
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from diffattack.data.records import Run
 
 AMPLIFIED = 8  # times, of the absolute difference
 LOSSES = (
@@ -34,6 +37,11 @@ class LossCurves:
     gradient_shares: np.ndarray  # (images, M, 2): self- and cross-attention's gradient over the attack's
     gradient_iterations: Sequence[int]  # M of them
 
+    @classmethod
+    def of(cls, run: Run) -> LossCurves:
+        of_all, gradients = run.pooled, (run.gradient_shares_by_image, run.gradient_iterations)
+        return cls(of_all.losses, run.factors, of_all.confidence, of_all.fooled, *gradients)
+
 
 @styled
 def plot_losses(runs: Mapping[str, LossCurves]) -> Figure:
@@ -49,48 +57,43 @@ def plot_losses(runs: Mapping[str, LossCurves]) -> Figure:
         marker = "." if len(x) == 1 else None
         for k, label in enumerate(LOSSES):
             values = np.where(losses[:, k] > 0, losses[:, k], np.nan).astype(np.float64)
-            plot_curve(column[0], x, values, color=PALETTE[k], label=label, marker=marker)
+            look = {"color": PALETTE[k], "label": label, "marker": marker}
+            plot_curve(column[0], x, values, **look)
             if k != 1:
-                weighted = curves.factors[:, k] * values
-                plot_curve(column[1], x, weighted, color=PALETTE[k], label=label, marker=marker)
+                plot_curve(column[1], x, curves.factors[:, k] * values, **look)
         for k, shares in zip((2, 3), np.moveaxis(curves.gradient_shares, -1, 0)):
             shown = 100 * np.where(shares > 0, shares, np.nan).astype(np.float64)
             plot_curve(column[2], curves.gradient_iterations, shown, color=PALETTE[k], marker="o", ms=3)
-        plot_curve(
-            column[3], x, confidence, color=PALETTE[6], label="confidence in the true class", marker=marker
-        )
+        look = {"color": PALETTE[6], "label": "confidence in the true class", "marker": marker}
+        plot_curve(column[3], x, confidence, **look)
         for panel in column[:3]:  # before there is a line that marks an iteration, and is no curve
             log_scale(panel)
-        ever = np.maximum.accumulate(fooled, axis=-1)
-        if len(fooled) > 1:
-            column[3].step(
-                x,
-                ever.mean(0),
-                where="post",
-                color=PALETTE[1],
-                linestyle="--",
-                label="share of images fooled so far",
-            )
-        elif ever.any():
-            flip = int(x[ever[0].argmax()])
-            for panel in column:
-                panel.axvline(flip, color=PALETTE[1], linestyle="--", linewidth=0.9)
-            column[3].annotate(
-                f"fooled at iteration {flip}", (flip, 0.5), (4, 0), textcoords="offset points", fontsize=7
-            )
+        mark_fooled(column, np.maximum.accumulate(fooled, axis=-1))
         column[0].set_title(name)
         column[3].set_ylim(-0.02, 1.02)
         iteration_axis(column[3])
-    for panel, label in zip(
-        panels[:, 0], ("loss", "loss times factor", "gradient, %\nof the attack's", "probability")
-    ):
+    labels = ("loss", "loss times factor", "gradient, %\nof the attack's", "probability")
+    for panel, label in zip(panels[:, 0], labels):
         panel.set_ylabel(label)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    more = panels[3, 0].get_legend_handles_labels()
-    figure.legend(
-        handles + more[0], labels + more[1], loc="outside lower center", ncols=1 if len(runs) == 1 else 3
-    )
+    handles = [panel.get_legend_handles_labels()[0] for panel in (panels[0, 0], panels[3, 0])]
+    columns = 1 if len(runs) == 1 else 3
+    figure.legend(handles=sum(handles, []), loc="outside lower center", ncols=columns)
     return figure
+
+
+def mark_fooled(panels: Sequence[Axes], ever: np.ndarray) -> None:
+    """From which images have been fooled so far, `(images, K)`: of several images their share, into the last
+    of the panels; of one where it is fooled first, into all.
+    """
+    x, look = np.arange(1, ever.shape[1] + 1), {"color": PALETTE[1], "linestyle": "--"}
+    if len(ever) > 1:
+        panels[-1].step(x, ever.mean(0), where="post", label="share of images fooled so far", **look)
+    elif ever.any():
+        flip = int(x[ever[0].argmax()])
+        for panel in panels:
+            panel.axvline(flip, linewidth=0.9, **look)
+        text = f"fooled at iteration {flip}"
+        panels[-1].annotate(text, (flip, 0.5), (4, 0), textcoords="offset points", fontsize=7)
 
 
 @styled
@@ -121,16 +124,10 @@ def plot_attention(
         grey = np.asarray(Image.fromarray(image).convert("L"))
         for k, token in enumerate(class_tokens):
             panel, low, top = panels[row, k], class_attention[:, k].min(), class_attention[:, k].max()
-            panel.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, side, side, 0))
-            panel.imshow(
-                class_attention[row, k],
-                cmap="inferno",
-                vmin=low,
-                vmax=top,
-                alpha=0.6,
-                extent=(0, side, side, 0),
-                interpolation="bilinear",
-            )
+            extent = (0, side, side, 0)
+            panel.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=extent)
+            look = {"cmap": "inferno", "vmin": low, "vmax": top, "alpha": 0.6, "interpolation": "bilinear"}
+            panel.imshow(class_attention[row, k], extent=extent, **look)
             if row == 0:
                 panel.set_title(f'"{short(token)}"\n{low:.2g} to {top:.2g}')
         for k in range(components.shape[1]):
@@ -163,16 +160,16 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
     # the few strongest pixels would leave nothing to be seen of the others
     top = max(1.0, np.ceil(np.quantile(np.abs(signed), 0.995)))
     for row, difference, (clean, adversarial, before, after) in zip(panels, signed, rows):
+        absolute = amplified_difference(clean, adversarial)
         row[0].imshow(clean)
         row[1].imshow(adversarial)
         drawn = row[2].imshow(difference, cmap="RdBu_r", vmin=-top, vmax=top)
-        row[3].imshow(
-            (AMPLIFIED * np.abs(adversarial.astype(np.float64) - clean)).clip(0, 255).astype(np.uint8)
+        row[3].imshow(absolute)
+        of_signed, of_absolute = (
+            f"difference, $\\pm${top:.0f} of 255",
+            f"absolute difference, {AMPLIFIED} times",
         )
-        for panel, caption in zip(
-            row,
-            (before, after, f"difference, $\\pm${top:.0f} of 255", f"absolute difference, {AMPLIFIED} times"),
-        ):
+        for panel, caption in zip(row, (before, after, of_signed, of_absolute)):
             panel.set_title(caption, fontsize=7)
             panel.set_axis_off()
     figure.colorbar(
@@ -192,3 +189,14 @@ def short(name: str) -> str:
     name = name.encode("utf-8", "replace").decode()
     name = name if len(name) <= 28 else f"{name[:16]}...{name[-9:]}"
     return name.replace("$", r"\$") if name[:1] != "_" else " " + name.replace("$", r"\$")
+
+
+def decibels(row: dict) -> str:
+    """How visible the change of an image is, from its row of results.json."""
+    is_same = row["psnr"] is None or np.isinf(row["psnr"])
+    return "the same picture" if is_same else f"{row['psnr']:.1f} dB"
+
+
+def amplified_difference(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+    """The absolute difference of two pictures, uint8 `(H, W, 3)`, AMPLIFIED times."""
+    return (AMPLIFIED * np.abs(adversarial.astype(np.int16) - clean)).clip(0, 255).astype(np.uint8)

@@ -13,8 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,8 @@ MOST_TRIALS = 120  # about a quarter of an hour
 PICTURES_BUDGET = 120_000_000  # bytes of all pictures, before base64; nothing is compressed with loss here
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Two attacks' pictures of an image, as PNG, placed; the name is random, and tells the page's order."""
-
-    name: str
-    row: dict
-    clean: bytes
-    left: tuple[str, bytes]  # the attack's name, and its picture
-    right: tuple[str, bytes]
+# its name, which is random and tells the page's order; what the key says of it; PNGs: clean, left, right
+Trial = tuple[str, dict, list[bytes]]
 
 
 def write_judging_page(folder: Path, runs: Mapping[str, Run], seed: int) -> int:
@@ -50,69 +42,48 @@ def write_judging_page(folder: Path, runs: Mapping[str, Run], seed: int) -> int:
     Raises:
         OSError: a picture is missing, or the page cannot be written.
     """
-    trials = sorted(chosen_trials(runs, seed), key=lambda trial: trial.name)
+    trials = sorted(chosen_trials(runs, seed), key=lambda trial: trial[0])
     if not trials:
         return 0
-    files = sorted(
-        {file for trial in trials for file in (trial.clean, trial.left[1], trial.right[1])}, key=digest
-    )
+    files = sorted({file for _, _, pictures in trials for file in pictures}, key=digest)
     places = {file: k for k, file in enumerate(files)}
-    page = digest("".join(trial.name for trial in trials).encode())
-    write_filled(
-        folder / "judging.html",
-        "judging_template.html",
-        count=len(trials),
-        content={
-            "page": page,
-            "columns": COLUMNS,
-            "choices": CHOICES,
-            "pictures": [data_url(file, "image/png") for file in files],
-            "trials": [
-                [trial.name, *(places[file] for file in (trial.clean, trial.left[1], trial.right[1]))]
-                for trial in trials
-            ],
-        },
-    )
+    page = digest("".join(name for name, _, _ in trials).encode())
+    content = {
+        "page": page,
+        "columns": COLUMNS,
+        "choices": CHOICES,
+        "pictures": [data_url(file, "image/png") for file in files],
+        "trials": [[name, *(places[file] for file in pictures)] for name, _, pictures in trials],
+    }
+    write_filled(folder / "judging.html", "judging_template.html", count=len(trials), content=content)
     key = {
         "page": page,
         "seed": seed,
         "attacks": list(runs),
-        "trials": {
-            trial.name: {
-                "image": trial.row["file"],
-                "index": trial.row["index"],
-                "left": trial.left[0],
-                "right": trial.right[0],
-            }
-            for trial in trials
-        },
+        "trials": {name: entry for name, entry, _ in trials},
     }
     with replacing(folder / KEY) as temporary:
         temporary.write_text(json.dumps(key, indent=2) + "\n")
     return len(trials)
 
 
-def chosen_trials(runs: Mapping[str, Run], seed: int) -> list[Pairing]:
+def chosen_trials(runs: Mapping[str, Run], seed: int) -> list[Trial]:
     """The trials of as many images as fit, image by image at random."""
     rows = {name: {row["file"]: row for row in run.rows} for name, run in runs.items()}
     files = dict.fromkeys(file for of_run in rows.values() for file in of_run)
-    # the names of images are not in the page, and may tell their order
-    files = sorted(files, key=lambda file: digest(f"{seed} {file}".encode("utf-8", "surrogateescape")))
     chosen, size = [], 0
-    for file in files:
-        of_image = list(
-            trials_of({name: of_run[file] for name, of_run in rows.items() if file in of_run}, runs, seed)
-        )
-        size += sum(
-            map(len, {each for trial in of_image for each in (trial.clean, trial.left[1], trial.right[1])})
-        )
-        if chosen and (len(chosen) + len(of_image) > MOST_TRIALS or size > PICTURES_BUDGET):
+    # the names of images are not in the page, and may tell their order
+    for file in sorted(files, key=lambda file: digest(f"{seed} {file}".encode("utf-8", "surrogateescape"))):
+        of_image = {name: of_run[file] for name, of_run in rows.items() if file in of_run}
+        trials = list(trials_of(of_image, runs, seed))
+        size += sum(map(len, {picture for _, _, pictures in trials for picture in pictures}))
+        if chosen and (len(chosen) + len(trials) > MOST_TRIALS or size > PICTURES_BUDGET):
             break
-        chosen += of_image
+        chosen += trials
     return chosen
 
 
-def trials_of(rows: Mapping[str, dict], runs: Mapping[str, Run], seed: int) -> Iterator[Pairing]:
+def trials_of(rows: Mapping[str, dict], runs: Mapping[str, Run], seed: int) -> Iterator[Trial]:
     """The trials of an image, from its row in each run that has it; left and right, and the names, are drawn
     from a digest of the seed and the pictures.
     """
@@ -128,13 +99,14 @@ def trials_of(rows: Mapping[str, dict], runs: Mapping[str, Run], seed: int) -> I
             continue
         content = f"{seed} {digest(clean)} {digest(adversarial[low])} {digest(adversarial[high])}"
         # another pair of attacks may have made the same pictures
-        name = next(
-            name for k in range(len(names) + 1) if (name := digest(f"{content} {k}".encode())) not in names
-        )
+        possible = (digest(f"{content} {k}".encode()) for k in count())
+        name = next(name for name in possible if name not in names)
         names.add(name)
         # the name's bits tell the order of trials, so that this bit is of another digest
         left, right = (low, high) if int(digest(f"side {name}".encode()), 16) % 2 else (high, low)
-        yield Pairing(name, rows[first], clean, (left, adversarial[left]), (right, adversarial[right]))
+        row = rows[first]
+        entry = {"image": row["file"], "index": row["index"], "left": left, "right": right}
+        yield name, entry, [clean, adversarial[left], adversarial[right]]
 
 
 def png(picture: np.ndarray) -> bytes:

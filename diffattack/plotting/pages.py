@@ -14,20 +14,10 @@ from PIL import Image
 
 from diffattack.data.answers import in_words
 from diffattack.data.images import replacing
+from diffattack.plotting.image_figures import decibels
 
-PICTURES_BUDGET = 6_000_000  # bytes of all pictures of a run's page, before base64
 # scale and WebP quality, tried in this order
-QUALITIES = [
-    (1, 95),
-    (1, 90),
-    (1, 80),
-    (1, 65),
-    (1, 50),
-    (0.7, 50),
-    (0.5, 50),
-    (0.35, 40),
-    (0.25, 30),
-]
+QUALITIES = [(1, 95), (1, 90), (1, 80), (1, 65), (1, 50), (0.7, 50), (0.5, 50), (0.35, 40), (0.25, 30)]
 
 
 def write_filled(path: Path, template: str, **content: object) -> None:
@@ -45,7 +35,7 @@ def write_filled(path: Path, template: str, **content: object) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["in_words"] = in_words
+    environment.globals |= {"in_words": in_words, "decibels": decibels}
     page = environment.get_template(template).render(**content)
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name need not be Unicode
@@ -70,8 +60,3 @@ def encode(pictures: Sequence[np.ndarray], budget: int, lossless: bool = False) 
 
 def data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def amplified_difference(clean: np.ndarray, adversarial: np.ndarray, factor: int) -> np.ndarray:
-    """The absolute difference of two pictures, uint8 `(H, W, 3)`, that many times."""
-    return (factor * np.abs(adversarial.astype(np.int16) - clean)).clip(0, 255).astype(np.uint8)

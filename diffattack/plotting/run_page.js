@@ -1,37 +1,33 @@
 "use strict";
-// The files of the page's folder call `report.columns` and `report.details`; names of files and classes become
-// text and nothing else.
+// The page's scripts hand over what it shows by `report.table` and `report.images`; names of files and classes
+// become text and nothing else.
 const report = (() => {
-  const told = JSON.parse(document.getElementById("told").textContent);
   const at = id => document.getElementById(id);
-  const outcomes = ["fooled", "not fooled", "wrong before"];
   const collator = new Intl.Collator("en", { numeric: true });
-  let table = null, columns = [], shown = [], page = 0, sorted = { key: "index", direction: 1 };
+  let table = null, columns = [], shown = [], page = 0, sorted = { key: "place", direction: 1 };
 
   // ------------------------------------------------------------ the columns
 
-  function take(given) {
-    const numbers = of => Object.fromEntries(Object.entries(of).map(([name, values]) => [name, Float64Array.from(values)]));
-    const measures = new Map(given.measures.map(([name, values]) => [name, Float64Array.from(values)]));
-    const { index, outcome, class: real, before, after } = given.integers;
-    table = { classes: given.classes, file: given.file, index, outcome, real, before, after, numbers: numbers(given.numbers), measures };
-    table.lowered = given.file.map(name => name.toLowerCase());
-    table.loweredClasses = given.classes.map(name => name.toLowerCase());
+  // a row: file, outcome, class, before and how sure, after and how sure, drop, measures, pictures
+  function take(head, rows) {
+    const column = (place, missing) => Float64Array.from(rows, row => row[place] ?? missing);
+    table = { ...head, file: rows.map(row => row[0]), pictures: rows.map(row => row[9]), place: Float64Array.from(rows.keys()) };
+    ["outcome", "class", "before", "sureBefore", "after", "sureAfter", "drop"].forEach((name, k) => { table[name] = column(k + 1, NaN); });
+    const number = value => value === false ? NaN : value ?? Infinity;
+    table.measures = new Map(head.measures.map(([name], k) => [name, Float64Array.from(rows, row => number(row[8][k]))]));
+    table.higher = new Map(head.measures);
+    table.lowered = table.file.map(name => name.toLowerCase());
+    table.loweredClasses = table.classes.map(name => name.toLowerCase());
   }
 
   // of each image, its place by that column; NaN, which is missing, comes last in either direction
   const ranks = new Map();
   function keys(key) {
-    if (key === "index") return table.index;
+    if (["place", "drop", "outcome"].includes(key)) return table[key];
     if (key.startsWith("measure ")) return table.measures.get(key.slice(8));
-    if (key === "drop") return table.numbers.drop;
-    if (key === "outcome") return table.outcome;
     if (!ranks.has(key)) {
-      if (key === "file") ranks.set(key, placesOf(table.file));
-      else {
-        const places = placesOf(table.classes), of = { class: table.real, before: table.before, after: table.after }[key];
-        ranks.set(key, Float64Array.from(of, k => places[k]));
-      }
+      const places = placesOf(key === "file" ? table.file : table.classes);
+      ranks.set(key, key === "file" ? places : table[key].map(k => places[k]));
     }
     return ranks.get(key);
   }
@@ -43,20 +39,20 @@ const report = (() => {
   }
 
   const measure = () => at("measure").value;
-  const nearerIfHigher = name => told.nearer[name.split(",")[0].split(" to ")[0]] !== "lower";
+  const nearerIfHigher = name => table.higher.get(name);
   const written = value => Number.isNaN(value) ? "–" : value === Infinity ? "infinite" : String(Number(value.toPrecision(3)));
   const fixed = value => Number.isNaN(value) ? "–" : value.toFixed(2);
-  const said = kind => k => `${table.classes[table[kind][k]]} ${fixed(table.numbers[kind][k])}`;
+  const kindOf = outcome => `outcome ${outcome.split(" ")[0]}`;
 
   function columnsShown() {
     const names = [...new Set(["PSNR dB", "SSIM", measure()])].filter(name => table.measures.has(name));
     return [
       { key: "file", title: "name" },
-      { key: "class", title: "class", text: k => table.classes[table.real[k]] },
-      { key: "outcome", title: "outcome", text: k => outcomes[table.outcome[k]] },
-      { key: "before", title: "before", text: said("before"), label: "before" },
-      { key: "after", title: "after", text: said("after"), label: "after" },
-      { key: "drop", title: "confidence drop", text: k => fixed(table.numbers.drop[k]), number: true, label: "confidence drop" },
+      { key: "class", title: "class", text: k => table.classes[table.class[k]] },
+      { key: "outcome", title: "outcome", text: k => table.outcomes[table.outcome[k]] },
+      { key: "before", title: "before", text: k => `${table.classes[table.before[k]]} ${fixed(table.sureBefore[k])}`, label: "before" },
+      { key: "after", title: "after", text: k => `${table.classes[table.after[k]]} ${fixed(table.sureAfter[k])}`, label: "after" },
+      { key: "drop", title: "confidence drop", text: k => fixed(table.drop[k]), number: true, label: "confidence drop" },
       ...names.map(name => ({ key: `measure ${name}`, title: name, text: k => written(table.measures.get(name)[k]), number: true, label: name })),
     ];
   }
@@ -75,7 +71,7 @@ const report = (() => {
     for (let k = 0; k < table.file.length; k++) {
       if (outcome !== "" && table.outcome[k] !== Number(outcome)) continue;
       if (name && !table.lowered[k].includes(name)) continue;
-      if (real && !real[table.real[k]] || answer && !answer[table.after[k]]) continue;
+      if (real && !real[table.class[k]] || answer && !answer[table.after[k]]) continue;
       if (low !== null && !(values[k] >= low) || high !== null && !(values[k] <= high)) continue;
       found.push(k);
     }
@@ -114,7 +110,7 @@ const report = (() => {
   }
   function drawHeads() {
     columns = columnsShown();
-    const sortable = [{ key: "index", title: "order of the run" }, ...columns];
+    const sortable = [{ key: "place", title: "order of the run" }, ...columns];
     at("sort").replaceChildren(...sortable.map(({ key, title }) => element("option", { value: key, textContent: title })));
     at("sort").value = sorted.key;
     at("direction").value = sorted.direction;
@@ -135,7 +131,6 @@ const report = (() => {
   }
   const size = () => Number(at("size").value);
   const pages = () => Math.max(1, Math.ceil(shown.length / size()));
-  const inFolders = (kind, number, ending) => `${told.files}/${kind}/${Math.floor(number / told.folder)}/${number}${ending}`;
 
   function turnTo(number) {
     page = Math.min(Math.max(0, number), pages() - 1);
@@ -147,9 +142,8 @@ const report = (() => {
     at("next").disabled = at("last").disabled = page === pages() - 1;
   }
   function rowOf(k) {
-    const source = inFolders("thumbnails", table.index[k], ".webp");
-    const pictures = ["clean", "adversarial"].map(kind =>
-      element("img", { loading: "lazy", decoding: "async", width: 64, height: 64, alt: `${table.file[k]}, ${kind}`, src: source }));
+    const pictures = ["clean", "adversarial"].map((kind, j) =>
+      element("img", { loading: "lazy", decoding: "async", width: 64, height: 64, alt: `${table.file[k]}, ${kind}`, src: table.pictures[k][j] }));
     const row = element("tr", { role: "row" }, element("td", { role: "cell", className: "pictures" }, element("div", { className: "pair" }, ...pictures)));
     row.dataset.place = k;
     for (const { key, text, number, label } of columns) {
@@ -161,7 +155,7 @@ const report = (() => {
       const cell = element("td", { role: "cell", textContent: text(k) });
       if (number) cell.className = key.startsWith("measure") ? "number measured" : "number";
       if (key === "class" || key === "before" || key === "after") cell.className = "class";
-      if (key === "outcome") cell.className = `outcome ${outcomes[table.outcome[k]].split(" ")[0]}`;
+      if (key === "outcome") cell.className = kindOf(text(k));
       if (label) cell.dataset.label = label;
       row.append(cell);
     }
@@ -196,26 +190,24 @@ const report = (() => {
 
   // ------------------------------------------------------------ an image that is opened
 
-  const loaded = new Map();  // what was read last of details, by the number of the file: promises of a map by index
-  const waiting = new Map();
-  let opened = null;  // its place among those that are shown
+  const loaded = new Map();  // by the number of their script, promises of images; of many the last
+  let arrived = null, opened = null;  // what a script handed over; the place of an image among those that are shown
 
-  function details(number, entries) {
-    waiting.get(number)?.(new Map(entries.map(entry => [entry.index, entry])));
+  function images(number, given) {
+    arrived = given;
+    if (!table) loaded.set(number, Promise.resolve(given));  // as part of the page
   }
-  function detailsOf(k) {
-    const number = Math.floor(table.index[k] / told.each);
+  function imagesOf(number) {
     if (!loaded.has(number)) {
       loaded.set(number, new Promise((resolve, reject) => {
-        waiting.set(number, resolve);
-        const script = element("script", { src: inFolders("details", number, ".js") });
+        const script = element("script", { src: `${at("table").dataset.files}/images_${number}.js` });
         script.addEventListener("error", () => { loaded.delete(number); reject(new Error()); });
-        script.addEventListener("load", () => { waiting.delete(number); script.remove(); });
+        script.addEventListener("load", () => { script.remove(); resolve(arrived); });
         document.head.append(script);
       }));
       if (loaded.size > 10) loaded.delete(loaded.keys().next().value);
     }
-    return loaded.get(number).then(entries => entries.get(table.index[k]));
+    return loaded.get(number);
   }
 
   async function open(place) {
@@ -223,9 +215,9 @@ const report = (() => {
     opened = place;
     const k = shown[place];
     at("opened-file").textContent = table.file[k];
-    at("opened-outcome").textContent = outcomes[table.outcome[k]];
-    at("opened-outcome").className = `outcome ${outcomes[table.outcome[k]].split(" ")[0]}`;
-    at("opened-class").textContent = `true class: ${table.classes[table.real[k]]}`;
+    at("opened-outcome").textContent = table.outcomes[table.outcome[k]];
+    at("opened-outcome").className = kindOf(table.outcomes[table.outcome[k]]);
+    at("opened-class").textContent = `true class: ${table.classes[table.class[k]]}`;
     at("opened-place").textContent = `${(place + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`;
     at("opened-previous").disabled = place === 0;
     at("opened-next").disabled = place === shown.length - 1;
@@ -235,48 +227,76 @@ const report = (() => {
       at("opened-file").focus();
     } else if (document.activeElement === document.body || document.activeElement?.disabled) at("opened-file").focus();
     let of = null;
-    try { of = await detailsOf(k); } catch { /* said below */ }
+    try { of = (await imagesOf(Math.floor(k / table.each)))[k % table.each]; } catch { /* the page says so below */ }
     if (opened !== place || shown[place] !== k) return;  // another one was opened meanwhile
     show(k, of);
   }
   function show(k, of) {
     at("opened-missing").hidden = Boolean(of);
     at("opened-missing").textContent = "The details of this image cannot be read: write the page again.";
-    for (const [kind, name] of [["clean", "originImage"], ["adversarial", "adv_image"], ["difference", "diff_absolute"]]) {
+    ["clean", "adversarial", "difference"].forEach((kind, j) => {
       const image = at("compare").querySelector(`.${kind}`);
       image.alt = `${table.file[k]}, ${kind}`;
-      if (of) image.src = `${of.pictures}${name}.png`; else image.removeAttribute("src");
-    }
-    const predictions = told.models.flatMap(model => of?.predictions.filter(([name]) => name === model) ?? []);
-    const reconstructed = predictions.some(of => of[3]);
-    const kinds = reconstructed ? ["before", "reconstructed", "after"] : ["before", "after"];
+      image.src = table.pictures[k][j];
+    });
+    const predictions = of?.predictions ?? [];
+    const sides = predictions.some(([,,, reconstructed]) => reconstructed) ? { before: 1, reconstructed: 3, after: 2 } : { before: 1, after: 2 };
     at("opened-class").textContent += of?.target ? `, target: ${of.target}` : "";
-    at("opened-heads").replaceChildren(...["classifier", ...kinds].map(text => element("th", { scope: "col", textContent: text })));
-    at("opened-predictions").replaceChildren(...predictions.map(([model, before, after, between]) => element("tr", {},
-      element("th", { scope: "row", textContent: model }),
-      ...(reconstructed ? [before, between, after] : [before, after]).map(said =>
-        element("td", { textContent: said ? said[2] ?? `${said[0]} ${fixed(said[1] ?? NaN)}` : "–" })))));
+    at("opened-heads").replaceChildren(...["classifier", ...Object.keys(sides)].map(text => element("th", { scope: "col", textContent: text })));
+    at("opened-predictions").replaceChildren(...predictions.map(of => element("tr", {},
+      element("th", { scope: "row", textContent: of[0] }),
+      ...Object.values(sides).map(side => element("td", { textContent: of[side] ?? "–" })))));
     at("opened-quality").replaceChildren(...(of?.quality ?? []).map(([name, value]) =>
       element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: written(value ?? Infinity) }))));
-    at("opened-charts").replaceChildren(...(of?.charts ?? []).map(chart));
+    at("opened-charts").replaceChildren(...(of?.curves ?? []).map(chart));
   }
+
+  // ------------------------------------------------------------ its curves
+
   function drawn(name, attributes, text = "") {
     const made = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     made.textContent = text;
     return made;
   }
-  function chart(of) {  // as the macro of page_macros.html does
-    const svg = drawn("svg", { viewBox: "0 0 260 120", role: "img", "aria-label": of.title });
+  function chart(of) {
+    const left = 38, right = 254, top = 30, bottom = 112, last = of.x.length - 1, isLog = of.highest === null;
+    const values = of.lines.flat().filter(value => value !== null).map(Math.log10);
+    const [least, most] = values.length ? [Math.min(...values), Math.max(...values)] : [-1, -1];
+    const low = isLog ? Math.floor(least) : 0, high = isLog ? Math.floor(most) + 1 : of.highest;
+    const across = k => left + (right - left) * (last ? k / last : 0.5);
+    const up = value => bottom - (bottom - top) * ((isLog ? Math.log10(value) : value) - low) / (high - low);
+    const svg = drawn("svg", { viewBox: "0 0 260 128", role: "img", "aria-label": of.title });
+    const text = (x, y, content, anchor = "start") => drawn("text", { x, y, "text-anchor": anchor }, content);
+    const ends = isLog ? [`1e${low}`, `1e${high}`] : ["0", String(Number(high.toPrecision(2)))];
     svg.append(
-      drawn("text", { x: 38, y: 118 }, of.title), drawn("path", { class: "axis", d: "M38 8V92H254" }),
-      drawn("text", { x: 34, y: 14, "text-anchor": "end" }, of.high), drawn("text", { x: 34, y: 92, "text-anchor": "end" }, of.low),
-      drawn("text", { x: 38, y: 103 }, of.x[0]), drawn("text", { x: 254, y: 103, "text-anchor": "end" }, of.x[1]),
-      ...(of.mark === null ? [] : [drawn("line", { x1: of.mark, x2: of.mark, y1: 8, y2: 92, stroke: "#D55E00", "stroke-dasharray": "3 2" })]),
-      ...of.bars.map(([fill, x, y, width, height]) => drawn("rect", { x, y, width, height, fill })),
-      ...of.lines.flatMap(([stroke, pieces]) => pieces.map(points => drawn("polyline", { points, fill: "none", stroke, "stroke-width": 1.5 }))));
+      text(2, 10, of.title), drawn("path", { class: "axis", d: `M${left} ${top}V${bottom}H${right}` }),
+      text(left - 4, bottom, ends[0], "end"), text(left - 4, top + 6, ends[1], "end"),
+      text(left, bottom + 11, of.x[0]), text(right, bottom + 11, of.x[last], "end"));
+    if (of.mark !== null) svg.append(drawn("line", { x1: across(of.mark - 1), x2: across(of.mark - 1), y1: top, y2: bottom, stroke: "#D55E00", "stroke-dasharray": "3 2" }));
+    const legend = text(2, 22, "");
+    of.lines.forEach((line, j) => {
+      const { name, colour } = of.looks[j];
+      if (name) legend.append(drawn("tspan", { fill: colour }, "\u25cf "), drawn("tspan", {}, `${name}\u2002`));
+      if (line.length === 1 && last) {
+        const width = (right - left) / of.x.length;
+        svg.append(drawn("rect", { x: left + width * (j + 0.1), y: up(line[0]), width: 0.8 * width, height: bottom - up(line[0]), fill: colour }));
+      } else svg.append(...polylines(line, across, up).map(points => drawn("polyline", { points, fill: "none", stroke: colour, "stroke-width": 1.5 })));
+    });
+    svg.append(legend);
     return svg;
   }
+  function polylines(line, across, up) {  // with gaps where values are missing; a single point is a short dash
+    const pieces = [[]];
+    line.forEach((value, k) => {
+      if (value === null) pieces.push([]); else pieces.at(-1).push([across(k), up(value)]);
+    });
+    return pieces.filter(piece => piece.length).map(piece => piece.length > 1 ? piece : [piece[0], [piece[0][0] + 2, piece[0][1]]])
+      .map(piece => piece.map(point => point.map(value => value.toFixed(1)).join()).join(" "));
+  }
+
+  // ------------------------------------------------------------ what the dialog's keys do
+
   function toggleDifference() {
     const differing = at("compare").classList.toggle("differing");
     at("difference").setAttribute("aria-pressed", differing);
@@ -302,7 +322,8 @@ const report = (() => {
     at("measure").replaceChildren(...[...table.measures.keys()].map(name => element("option", { textContent: name, value: name })));
     if (table.measures.has("PSNR dB")) at("measure").value = "PSNR dB";
     at("measure").querySelector(":checked")?.setAttribute("selected", "");  // what a reset comes back to
-    const present = [...new Set(table.real)].map(k => table.classes[k]).sort(collator.compare).slice(0, 1000);
+    at("outcome").append(...table.outcomes.map((name, k) => element("option", { textContent: name, value: k })));
+    const present = [...new Set(table.class)].map(k => table.classes[k]).sort(collator.compare).slice(0, 1000);
     at("classes").replaceChildren(...present.map(name => element("option", { value: name })));
 
     at("most").addEventListener("click", () => sortByVisibility(1));
@@ -363,5 +384,5 @@ const report = (() => {
     performance.mark("drawn");
   }
 
-  return { columns: take, details, start };
+  return { table: take, images, start };
 })();

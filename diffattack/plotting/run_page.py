@@ -1,0 +1,282 @@
+"""Writes report.html, the page on which a run is looked through: a table of its images, each of which opens.
+
+    python main.py --save_dir output_fixed/      # writes output_fixed/report.html at its end
+    python utils.py output_fixed                 # writes it anew, with the figures
+
+A run of up to EACH images is one file, which holds their pictures, too. Of more images, what the page shows
+lies in the folder FILES beside it and is loaded as it is looked at, and pictures are the run's own:
+
+    report_files/table.js           what the table shows, a row an image
+    report_files/images_246.js      what is shown of images 12,300 to 12,349 when one of them is opened
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+
+from diffattack.common.progress import progress
+from diffattack.data.answers import deciding, in_words
+from diffattack.data.images import delete_abandoned, replacing
+from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of, read_pair
+from diffattack.data.shares import timestep_rows, timestep_shares
+from diffattack.evaluation.legend import MEASURES
+from diffattack.plotting.figures import PALETTE, timestep_colours
+from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference
+from diffattack.plotting.pages import data_url, encode, write_filled
+
+FILES = "report_files"  # beside report.html: file managers take a folder of that name along with the page
+EACH = 50  # images whose details are in one file, or in the page
+OUTCOMES = ("fooled", "not fooled", "wrong before")
+DETAILS = ("target", "predictions", "quality", "curves")  # of an image, which are shown when it is opened
+SIDES = ("before", "after", "reconstructed")
+PICTURES = ("originImage", "adv_image", "diff_absolute")
+PICTURES_BUDGET, LARGEST_SHARE = 6_000_000, 120_000  # bytes of all pictures, of an image's; before base64
+FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
+    "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at "
+    "the first layer, as bars with deviations; a dashed line marks equal shares",
+    "layer_shares": "Share of each self-attention layer in the loss of each timestep, as a grid of "
+    "percentages",
+    "weight_curves": "Weight of each timestep over the iterations of the run, with the named schedules as "
+    "reference lines",
+    "losses": "The three losses before and after their factors, the gradients of the attention terms in "
+    "percent of the attack's, and the confidence in the true class, over iterations",
+    "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
+    "loss_heatmap": "Self-attention loss by timestep and iteration",
+    "tradeoff": "Attack success, of the images that were right before, over PSNR, SSIM and L2, with a point "
+    "for each iteration at which pictures were judged",
+}
+
+
+def write_page(run: Run, results: dict) -> None:
+    """Writes `report.html` into the folder of a finished run, and FILES beside it where there are more than
+    EACH images.
+
+    Args:
+        results: of results.json, without what it says of each image.
+    Raises:
+        OSError: a picture is missing, or the page cannot be written.
+        RecordError: a record cannot be used.
+    """
+    is_small = len(run.records) <= EACH
+    models = [classifier["model"] for classifier in results.get("classifiers", ())]
+    inline, beside = [], set()
+    for name, script in scripts_of(run, models, is_small):
+        if is_small:
+            inline.append(script)
+            continue
+        beside.add(name)
+        (run.folder / FILES).mkdir(exist_ok=True)
+        with replacing(run.folder / FILES / name) as temporary:
+            temporary.write_text(script)
+    write_filled(
+        run.folder / "report.html",
+        "run_template.html",
+        name=run.folder.absolute().name,
+        results=results,
+        count=len(run.records),
+        timestep_table=timestep_rows(run.pooled.structure, run.timesteps) if run.timesteps else None,
+        figures=[(text, url) for name, text in FIGURES.items() if (url := figure_url(run, name, is_small))],
+        amplified=AMPLIFIED,
+        inline=inline,
+        files=FILES,
+    )
+    remove_page_files(run.folder, beside)
+
+
+def read_results(folder: Path) -> dict:
+    """results.json without what it says of each image, which comes last in it and is most of it.
+
+    Raises:
+        OSError: it is missing.
+        ValueError: it is no JSON.
+    """
+    with open(folder / "results.json", encoding="utf-8") as file:
+        text = "".join(takewhile(lambda line: not line.startswith('  "images": ['), file)).rstrip()
+    return json.loads(text.removesuffix(",") + "}" if text.endswith(",") else text)
+
+
+def page_files(folder: Path) -> list[Path]:
+    """What lies in FILES beside the page of a run."""
+    return [p for p in (folder / FILES).glob("*") if re.fullmatch(r"(table|images_\d+)\.js", p.name)]
+
+
+def remove_page_files(folder: Path, kept: Collection[str] = ()) -> None:
+    """Deletes them but for those of these names, what is half written, and FILES where it is empty."""
+    for path in page_files(folder):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+    files = folder / FILES
+    if files.is_dir():
+        delete_abandoned(files)
+        if not any(files.iterdir()):
+            files.rmdir()
+
+
+def figure_url(run: Run, name: str, is_small: bool) -> str | None:
+    """Of a figure that is pooled over images; None where it is not drawn."""
+    path = Path(ANALYSIS, f"{name}.png")
+    if not (run.folder / path).is_file():
+        return None
+    return data_url((run.folder / path).read_bytes(), "image/png") if is_small else path.as_posix()
+
+
+# ---------------------------------------------------------------- what the page shows of images
+
+
+def scripts_of(run: Run, models: Sequence[str], is_small: bool) -> Iterator[tuple[str, str]]:
+    """By the names of their files, the scripts that hand the page what it shows: EACH images after the other,
+    and at the end the table of all.
+    """
+    rows, classes, measures = [], {}, []
+    budget = min(LARGEST_SHARE, PICTURES_BUDGET // len(run.records)) if is_small else None
+    with progress(total=len(run.records), desc="page", unit="image") as bar:
+        for number, start in enumerate(range(0, len(run.records), EACH)):
+            images = []
+            for record in run.records[start : start + EACH]:
+                images.append(describe(run, record, record.row, models, budget))
+                bar.update(1)
+            measures = measures or [name for name, _ in images[0]["quality"]]
+            rows += [script_json(table_row(image, classes, measures)) for image in images]
+            details = [{key: image[key] for key in DETAILS} for image in images]
+            yield f"images_{number}.js", f"report.images({number}, {script_json(details)});\n"
+    directions = [[name, MEASURES.get(name, ("higher",))[0] == "higher"] for name in measures]
+    head = {"outcomes": OUTCOMES, "classes": list(classes), "measures": directions, "each": EACH}
+    lines = ",\n".join(rows)
+    yield "table.js", f"report.table({script_json(head)}, [\n{lines}\n]);\n"
+
+
+def describe(run: Run, record: ImageRecord, row: dict, models: Sequence[str], budget: int | None) -> dict:
+    """All that the page shows of an image, from its row of results.json and its record. What users named is a
+    value everywhere, never a key, which would mean something to a script.
+
+    Args:
+        models: the classifiers whose predictions are shown; of none all.
+        budget: bytes of its pictures, as part of the page; None where the page shows the run's own.
+    """
+    before, after = row["before"], row["after"]
+    return {
+        "file": row["file"],
+        "class": row["class"],
+        "target": row.get("target_class"),
+        "outcome": OUTCOMES.index(outcome_of(row)),
+        "before": deciding(before),
+        "after": deciding(after),
+        "drop": before["true_confidence"] - after["true_confidence"],
+        "pictures": picture_urls(run, row["index"], budget),
+        "predictions": [
+            [model, *(sides.get(side) and in_words(sides[side]) for side in SIDES)]
+            for model, sides in row["predictions"].items()
+            if model in models or not models
+        ],
+        "quality": list(row.get("quality", {"PSNR dB": row["psnr"]}).items()),
+        "curves": curves(run, record),
+    }
+
+
+def picture_urls(run: Run, index: int, budget: int | None) -> list[str]:
+    """Of the clean and the adversarial picture, and of their difference: amplified already where it is part
+    of the page.
+    """
+    if budget is None:
+        files = (run.layout.file(index, f"{kind}.png") for kind in PICTURES)
+        return [file.relative_to(run.folder).as_posix() for file in files]
+    clean, adversarial = read_pair(run.layout, index)
+    return encode([clean, adversarial, amplified_difference(clean, adversarial)], budget)
+
+
+def table_row(image: dict, classes: dict[str, int], measures: Sequence[str]) -> list:
+    """What the table shows of an image that `describe` describes, in the order in which the script takes it;
+    the names of classes, which are many times the same, by their places among all, to which it adds.
+    """
+    (before, how_sure), (after, how_sure_after) = image["before"], image["after"]
+    real, before, after = (classes.setdefault(name, len(classes)) for name in (image["class"], before, after))
+    quality = dict(image["quality"])
+    measured = [quality.get(name, False) for name in measures]  # null is infinite
+    return [
+        image["file"],
+        *(image["outcome"], real, before, how_sure, after, how_sure_after, image["drop"]),
+        measured,
+        image["pictures"],
+    ]
+
+
+def script_json(value: object) -> str:
+    """JSON as a script may hold it, in ASCII and without what could end the script or a comment in it; null
+    for numbers that are not finite.
+    """
+    text = json.dumps(strict(value), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def strict(value: object) -> object:
+    """For JSON: numbers to four digits, which is more than the page shows, and None for those that are not
+    finite.
+    """
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: strict(each) for key, each in value.items()}
+    return [strict(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+# ---------------------------------------------------------------- an image's curves
+
+TERMS = list(zip(("attack", "self-attention", "cross-attention"), (PALETTE[0], PALETTE[2], PALETTE[3])))
+
+
+def curves(run: Run, record: ImageRecord) -> list[dict]:
+    """Charts of an image over its iterations, for the script to draw: confidence, losses before and after
+    their factors, the attention terms' gradients, and weights; and the timesteps' shares of the loss.
+    """
+    flip = int(record.fooled.argmax()) + 1 if record.fooled.any() else None
+    title = "confidence in the true class" + (f"; fooled at iteration {flip}" if flip else "")
+    confidence = chart(title, [record.confidence], highest=1, mark=flip)
+    if not len(record.timesteps):
+        return [confidence]
+    attack, cross = (run.configuration[f"{name}_loss_weight"] for name in ("attack", "cross_attn"))
+    factors = np.stack(np.broadcast_arrays(attack, record.self_attention_factor, cross))
+    norms = record.gradient_norms.T.astype(np.float64)  # (3, M)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gradients = 100 * norms[1:] / norms[0]
+    shares = 100 * np.nan_to_num(timestep_shares(record.layer_losses))
+    timesteps = [("", colour) for colour in timestep_colours(len(shares))]
+    return [
+        confidence,
+        chart("losses (log)", record.losses[[0, 1, 3]], TERMS),
+        chart("losses times weights and factors (log)", factors * record.losses[[0, 2, 3]], TERMS),
+        chart("gradients, % of the attack's (log)", gradients, TERMS[1:], x=record.gradient_iterations),
+        chart("share of each timestep, %", shares[:, None], timesteps, shares.max() or 1, record.timesteps),
+        chart("weight of each timestep", record.weights.T, timesteps, highest=1),
+    ]
+
+
+def chart(
+    title: str,
+    lines: np.ndarray | Sequence[np.ndarray],
+    looks: Sequence[tuple[str, str]] = (("", "currentColor"),),
+    highest: float | None = None,
+    x: Sequence[int] | None = None,
+    mark: int | None = None,
+) -> dict:
+    """Lines `(count, K)`; of lines of one point each, where there are more points on the axis, bars.
+
+    Args:
+        looks: name and colour of each line.
+        highest: where the axis ends that begins at zero; None for a logarithmic one.
+        x: `(K,)`; from 1 where it is not given.
+        mark: where on it a vertical line stands.
+    """
+    values = np.asarray(lines, np.float64)
+    if highest is None:
+        values = np.where(values > 0, values, np.nan)
+    x = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
+    looks = [{"name": name, "colour": colour} for name, colour in looks]
+    drawn = {"lines": values.tolist(), "looks": looks, "x": x.tolist()}
+    return {"title": title, "highest": highest, "mark": mark} | drawn
