@@ -81,7 +81,7 @@ def test_pictures_on_the_way_are_judged_like_those_at_the_end(masked):
     assert "after so many iterations" in text
     for kind in ("png", "pdf"):
         assert (out / f"timestep_analysis/tradeoff.{kind}").stat().st_size > 5000
-    assert "with a point for each iteration" in (out / "report.html").read_text()
+    assert "with a point for each iteration that was judged" in (out / "report.html").read_text()
     found = read_run(out)
     points = curve_points(found.rows, found.configuration)
     assert [point.iteration for point in points] == [1, 2, 3]

@@ -26,13 +26,15 @@ from diffattack.plotting.draw import (
     draw_folders,
     draw_runs,
     is_drawn,
-    loss_curves,
-    newest_code,
-    works_of_images,
-    works_of_sheets,
+    works_of,
 )
-from diffattack.plotting.figures import plot_average_loss_per_timestep, plot_layer_shares, plot_overlay
-from diffattack.plotting.weight_figures import plot_weight_curves
+from diffattack.plotting.figures import (
+    plot_average_loss_per_timestep,
+    plot_layer_shares,
+    plot_overlay,
+    plot_weight_curves,
+)
+from diffattack.plotting.image_figures import LossCurves
 
 ITERATIONS, TIMESTEPS, LAYERS = 6, [51, 26, 1], ["down_blocks.0.attn1", "mid_block.attn1"]
 
@@ -178,7 +180,7 @@ def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
     (run.folder / ANALYSIS).mkdir()
     stale = run.folder / ANALYSIS / "contact_sheet_2.png"
     stale.write_bytes(b"")
-    draw_folders([run], lambda count: {}, figure_images=4)
+    draw_folders([run], no_schedules, figure_images=4)
     names = [path.name for path in (run.folder / ANALYSIS).iterdir()]
     sample = choose(run.pooled.psnr, 4, seed=42)
     drawn = {int(match[1]) for name in names if (match := re.match(r"(\d{4,})_", name))}
@@ -188,8 +190,8 @@ def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
         "figures of 4 of 30 images: the 2 most visible, the 1 least visible and 1 drawn by seed 42"
         in capsys.readouterr().err
     )
-    works = works_of_images(run, sample, {}, anew=False, pdf=False)
-    assert works == [] and all(is_drawn(run, index, newest_code()) for index in drawn)
+    (sheet,) = works_of(run, sample, each_image=True, anew=False, pdf=False)
+    assert sheet[2:] == (1, list(sample.why.values())) and all(is_drawn(run, index) for index in drawn)
 
 
 def test_processes_are_sent_little(tmp_path):
@@ -197,16 +199,20 @@ def test_processes_are_sent_little(tmp_path):
     run = made_up_run(tmp_path / "run", 13, first=12_000)
     assert run.records[0].path.parent != run.folder
     sample = choose(run.pooled.psnr, 13, seed=0)
-    works = [*works_of_images(run, sample, {}, True, False), *works_of_sheets(run, sample)]
+    works = works_of(run, sample, each_image=True, anew=True, pdf=False)
     assert len(works) == 13 + 2
-    for _, _, *arguments in works:
+    for _, *arguments in works:
         assert len(pickle.dumps(arguments)) < 4_000
         alone = pickle.loads(pickle.dumps(arguments[0]))
         assert alone.layout.record(alone.records[0].index) == alone.records[0].path
-    assert not is_drawn(run, 12_000, newest_code())
+    assert not is_drawn(run, 12_000)
 
 
 # ---------------------------------------------------------------- one pass over the records
+
+
+def no_schedules(timesteps: int) -> dict:
+    return {}
 
 
 @pytest.mark.parametrize("own_weights", [False, True])
@@ -234,7 +240,7 @@ def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
     assert timestep_rows(found.structure, TIMESTEPS) == timestep_rows(losses, TIMESTEPS)
     first = [record.fooled.argmax() + 1.0 if record.fooled.any() else np.nan for record in records]
     np.testing.assert_array_equal(run.first_fooled[0], first)
-    assert loss_curves(run).factors.shape == (5, 4, ITERATIONS)
+    assert LossCurves.of(run).factors.shape == (5, 4, ITERATIONS)
     kept_once = found.weights.strides[0] == 0
     assert kept_once != own_weights and (not own_weights or found.weights.dtype == np.float32)
 
@@ -290,11 +296,11 @@ def test_memory_does_not_hold_the_records(tmp_path):
     def peak(images: int) -> int:
         many = replace(run, records=run.of([k % 20 for k in range(images)]).records)
         tracemalloc.start()
-        for _ in draw_runs({"a": many}, {}):
+        for _ in draw_runs({"a": many}, no_schedules):
             pass
         return tracemalloc.get_traced_memory()[1], tracemalloc.stop()
 
-    list(draw_runs({"a": run}, {}))  # what is imported and cached stays
+    list(draw_runs({"a": run}, no_schedules))  # what is imported and cached stays
     few, many = peak(60)[0], peak(600)[0]
     assert many - few < 540 * 4_000
     alive, most = 0, 0
@@ -319,7 +325,7 @@ def test_memory_does_not_hold_the_records(tmp_path):
         nonlocal alive
         alive -= 1
 
-    list(draw_runs({"a": replace(run, records=Counted())}, {}))
+    list(draw_runs({"a": replace(run, records=Counted())}, no_schedules))
     assert most <= 3
 
 
@@ -333,26 +339,23 @@ def weights_of(images: int, goes_on: bool) -> np.ndarray:
 
 def test_weights_of_many_images_are_medians_and_quartiles():
     weights = weights_of(60, goes_on=False)
-    for given in (weights, weights.reshape(-1, 3)):
-        figure = plot_weight_curves({"a": given}, TIMESTEPS, images=60)
-        (panel,) = figure.axes
-        assert "median and quartiles over 60 images" in figure.get_suptitle()
-        for i in range(3):
-            np.testing.assert_allclose(panel.lines[i].get_ydata(), np.median(weights[..., i], 0))
-        assert len(panel.collections) == 3 and panel.get_xlabel() == "iteration"
+    (panel,) = plot_weight_curves({"a": weights}, TIMESTEPS).axes
+    assert "median and quartiles over 60 images" in panel.get_title()
+    for i in range(3):
+        np.testing.assert_allclose(panel.lines[i].get_ydata(), np.median(weights[..., i], 0))
+    assert len(panel.collections) == 3 and panel.get_xlabel() == "iteration"
 
 
 def test_weights_that_go_on_are_shown_at_the_end_of_each_image():
     weights = weights_of(60, goes_on=True)
-    figure = plot_weight_curves({"a": weights}, TIMESTEPS, images=60)
-    assert "at the end of each of 60 images" in figure.get_suptitle()
-    for i in range(3):
-        assert np.array_equal(figure.axes[0].lines[i].get_ydata(), weights[:, -1, i])
     both = {"goes on": weights, "starts anew": weights_of(60, goes_on=False)}
-    assert "where they go on" in plot_weight_curves(both, TIMESTEPS, images=60).get_suptitle()
+    panel, other = plot_weight_curves(both, TIMESTEPS).axes
+    assert "at the end of each of 60 images" in panel.get_title() and "median" in other.get_title()
+    for i in range(3):
+        assert np.array_equal(panel.lines[i].get_ydata(), weights[:, -1, i])
 
 
 def test_weights_that_are_all_the_same_are_drawn_once():
     same = np.broadcast_to(np.full((6, 3), 1 / 3), (5_000, 6, 3))
-    panel = plot_weight_curves({"a": same}, TIMESTEPS, images=5_000).axes[0]
+    panel = plot_weight_curves({"a": same}, TIMESTEPS).axes[0]
     assert not panel.collections and panel.lines[0].get_ydata().tolist() == [1 / 3] * 6

@@ -225,11 +225,8 @@ def draw_folders(
         work += works_of(run, sample, each_image, anew, pdf)
     if not work:
         return
-    pool = ProcessPoolExecutor(
-        min(os.cpu_count() or 1, 16, len(work)),
-        multiprocessing.get_context("spawn"),
-        initializer=end_with_parent,
-    )
+    context, processes = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16, len(work))
+    pool = ProcessPoolExecutor(processes, context, initializer=end_with_parent)
     try:
         with progress(total=len(work) + len(runs), desc="figures", unit="set") as bar:
             with interrupts_held():  # submitting starts the processes

@@ -138,8 +138,8 @@ def plot_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[i
         timestep_axis(panel, timesteps)
         panel.set_title(name)
         log_scale(panel)
-    panels[0, 0].set_ylabel("$L_i$: squared change of attention,\nmean over a map, summed over layers")
-    panels[0, -1].legend()
+    panels[0, 0].set_ylabel("$L_i$, summed over layers")
+    legend_below(figure, panels[0, -1])
     return figure
 
 
@@ -148,22 +148,16 @@ def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) 
     """`L_i`, timestep by iteration, the mean over images; arguments as for `plot_loss_per_timestep`."""
     from matplotlib.colors import LogNorm, Normalize
 
-    figure, panels = new_figure(
-        "Self-attention loss by timestep and iteration", 1, len(runs), height=2.0, sharey=True
-    )
+    title = "Self-attention loss by timestep and iteration"
+    figure, panels = new_figure(title, 1, len(runs), height=2.0, sharey=True)
     means = [mean_without_nan(losses) for losses in runs.values()]
     positive = np.concatenate([mean[mean > 0] for mean in means])
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else Normalize(0, 1)
     for panel, name, mean in zip(panels[0], runs, means):
         panel.set_facecolor("0.85")  # seen where there is no value, or zero
-        drawn = panel.imshow(
-            np.where(mean > 0, mean, np.nan).T,
-            aspect="auto",
-            norm=norm,
-            cmap="cividis",
-            interpolation="none",
-            extent=(0.5, len(mean) + 0.5, len(timesteps) - 0.5, -0.5),
-        )
+        look = {"norm": norm, "cmap": "cividis", "aspect": "auto", "interpolation": "none"}
+        extent = (0.5, len(mean) + 0.5, len(timesteps) - 0.5, -0.5)
+        drawn = panel.imshow(np.where(mean > 0, mean, np.nan).T, extent=extent, **look)
         panel.set_yticks(range(len(timesteps)), [str(t) for t in timesteps])
         panel.set_title(name)
         iteration_axis(panel)
@@ -197,10 +191,9 @@ def plot_weight_curves(
             panel.axhline(schedules[schedule][i], color=colour, linestyle=style, linewidth=0.6, alpha=0.7)
         panel.set(title=f"{name}{subtitle}", ylim=(0, 1))
     panels[0, 0].set_ylabel("weight (sum 1)")
-    handles = panels[0, 0].get_legend_handles_labels()[0] + [
-        Line2D([], [], color="0.4", linestyle=style, linewidth=0.8, label=name)
-        for name, style in styles.items()
-    ]
+    handles = panels[0, 0].get_legend_handles_labels()[0]
+    for name, style in styles.items():
+        handles.append(Line2D([], [], color="0.4", linestyle=style, linewidth=0.8, label=name))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(2 + len(runs), 4))
     return figure
 
@@ -241,14 +234,11 @@ def plot_average_loss_per_timestep(
         timesteps: the N attacked timesteps, early to late.
     """
     single = all(len(losses) == 1 for losses in runs.values())
-    figure, panels = new_figure(
-        f"Share of the self-attention loss\n(mean and deviation over {'iterations' if single else 'images'})",
-        2,
-        len(runs),
-        height=1.9,
-        sharex=True,
-        sharey=True,
-    )
+    over = "iterations" if single else "images"
+    title = f"Share of the self-attention loss\n(mean and deviation over {over})"
+    figure, panels = new_figure(title, 2, len(runs), 1.9, sharex=True, sharey=True)
+    look = {"color": timestep_colours(len(timesteps)), "error_kw": {"linewidth": 0.8, "capsize": 2}}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
     for column, (name, losses) in zip(panels.T, runs.items()):
         sums = loss_sums(losses)
         shown = [sums.timestep_shares, sums.first_layer_shares]
@@ -256,16 +246,9 @@ def plot_average_loss_per_timestep(
             shown = [normalised(losses[0]) for losses in (sums.by_timestep, sums.of_first_layer)]
         for panel, shares in zip(column, shown):
             mean, deviation = mean_and_deviation(shares)
-            bars = panel.bar(
-                range(len(timesteps)),
-                100 * mean,
-                yerr=100 * deviation,
-                color=timestep_colours(len(timesteps)),
-                error_kw={"linewidth": 0.8, "capsize": 2},
-            )
+            bars = panel.bar(range(len(timesteps)), 100 * mean, yerr=100 * deviation, **look)
             panel.axhline(100 / len(timesteps), color="0.3", linewidth=0.8, linestyle="--")
             times = [f"{share * len(timesteps):.1f}x" for share in mean]
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
             panel.bar_label(bars, times, padding=2, fontsize=7, bbox=box)
             panel.margins(y=0.15)
         column[0].set_title(name)
@@ -287,13 +270,8 @@ def plot_layer_shares(
         timesteps: the N attacked timesteps, early to late.
         layers: L names.
     """
-    figure, panels = new_figure(
-        "Share of each layer in the self-attention loss, %",
-        1,
-        len(runs),
-        height=0.8 + 0.18 * len(layers),
-        sharey=True,
-    )
+    title, height = "Share of each layer in the self-attention loss, %", 0.8 + 0.18 * len(layers)
+    figure, panels = new_figure(title, 1, len(runs), height, sharey=True)
     means = []
     for losses in runs.values():
         sums = loss_sums(losses)
@@ -361,9 +339,8 @@ def plot_success_against_visibility(
         measure: SSIM or LPIPS.
     """
     rates = [name for name in next(iter(points.values())) if name != measure]
-    figure, panels = new_figure(
-        f"Attack success against {measure} (95 % intervals)", 1, len(rates), sharex=True, sharey=True
-    )
+    title = f"Attack success against {measure} (95 % intervals)"
+    figure, panels = new_figure(title, 1, len(rates), sharex=True, sharey=True)
     for panel, rate in zip(panels[0], rates):
         for colour, (run, figures) in zip(itertools.cycle(PALETTE), points.items()):
             x, y = np.array(figures[measure]), 100 * np.array(figures[rate])  # value, low, high

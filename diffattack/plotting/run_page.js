@@ -276,7 +276,7 @@ const report = (() => {
     if (of.mark !== null) svg.append(drawn("line", { x1: across(of.mark - 1), x2: across(of.mark - 1), y1: top, y2: bottom, stroke: "#D55E00", "stroke-dasharray": "3 2" }));
     const legend = text(2, 22, "");
     of.lines.forEach((line, j) => {
-      const { name, colour } = of.looks[j];
+      const [name, colour] = of.looks[j];
       if (name) legend.append(drawn("tspan", { fill: colour }, "\u25cf "), drawn("tspan", {}, `${name}\u2002`));
       if (line.length === 1 && last) {
         const width = (right - left) / of.x.length;

@@ -39,18 +39,13 @@ SIDES = ("before", "after", "reconstructed")
 PICTURES = ("originImage", "adv_image", "diff_absolute")
 PICTURES_BUDGET, LARGEST_SHARE = 6_000_000, 120_000  # bytes of all pictures, of an image's; before base64
 FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
-    "average_loss_per_timestep": "Share of each timestep in the self-attention loss, over all layers and at "
-    "the first layer, as bars with deviations; a dashed line marks equal shares",
-    "layer_shares": "Share of each self-attention layer in the loss of each timestep, as a grid of "
-    "percentages",
-    "weight_curves": "Weight of each timestep over the iterations of the run, with the named schedules as "
-    "reference lines",
-    "losses": "The three losses before and after their factors, the gradients of the attention terms in "
-    "percent of the attack's, and the confidence in the true class, over iterations",
+    "average_loss_per_timestep": "Bars: share of each timestep in the self-attention loss, with deviations",
+    "layer_shares": "Grid of percentages: share of each layer in the loss of each timestep",
+    "weight_curves": "Weight of each timestep over the iterations, and of the named schedules",
+    "losses": "Losses before and after their factors, gradients, and confidence, over iterations",
     "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
     "loss_heatmap": "Self-attention loss by timestep and iteration",
-    "tradeoff": "Attack success, of the images that were right before, over PSNR, SSIM and L2, with a point "
-    "for each iteration at which pictures were judged",
+    "tradeoff": "Attack success over PSNR, SSIM and L2, with a point for each iteration that was judged",
 }
 
 
@@ -199,12 +194,8 @@ def table_row(image: dict, classes: dict[str, int], measures: Sequence[str]) -> 
     real, before, after = (classes.setdefault(name, len(classes)) for name in (image["class"], before, after))
     quality = dict(image["quality"])
     measured = [quality.get(name, False) for name in measures]  # null is infinite
-    return [
-        image["file"],
-        *(image["outcome"], real, before, how_sure, after, how_sure_after, image["drop"]),
-        measured,
-        image["pictures"],
-    ]
+    answers = [real, before, how_sure, after, how_sure_after, image["drop"]]
+    return [image["file"], image["outcome"], *answers, measured, image["pictures"]]
 
 
 def script_json(value: object) -> str:
@@ -277,6 +268,5 @@ def chart(
     if highest is None:
         values = np.where(values > 0, values, np.nan)
     x = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
-    looks = [{"name": name, "colour": colour} for name, colour in looks]
     drawn = {"lines": values.tolist(), "looks": looks, "x": x.tolist()}
     return {"title": title, "highest": highest, "mark": mark} | drawn

@@ -1,8 +1,11 @@
-"""The page of a run of 1,000 images in a real browser, and how its files are written and kept up to date."""
+"""The page of a run in a real browser, small and large, and the files that it is made of: Debian's chromium
+with chromium-driver; tests in it are skipped where they are not installed.
+"""
 
+import base64
 import json
 import shutil
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from conftest import HOSTILE
 from filelock import FileLock
 from multiplied import multiply
 from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -19,13 +23,23 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from diffattack.data.images import write_image
 from diffattack.data.records import Records, read_run
 from diffattack.data.shares import timestep_rows
-from diffattack.plotting.charts import charts
-from diffattack.plotting.large_page import FILES, Columns, script_json
-from diffattack.plotting.pages import amplified_difference
-from diffattack.plotting.report import SMALL, read_results, write_page
+from diffattack.plotting import run_page
+from diffattack.plotting.image_figures import amplified_difference
+from diffattack.plotting.pages import encode
+from diffattack.plotting.run_page import (
+    EACH,
+    FILES,
+    OUTCOMES,
+    PICTURES_BUDGET,
+    chart,
+    curves,
+    read_results,
+    script_json,
+    table_row,
+    write_page,
+)
 
-COUNT = 1_000
-OUTCOMES = ("fooled", "not fooled", "wrong before")
+COUNT = 3 * EACH
 CLASSES = np.array(["</script><b>x</b>\u2028", "class 2", "class 10", "polar bear", "__proto__"])
 random = np.random.default_rng(0)
 psnr = random.uniform(20, 45, COUNT).round(3)
@@ -67,16 +81,33 @@ def large(finished, shared) -> Path:
 @pytest.fixture
 def some(finished, tmp_path) -> Path:
     """A run of a few more images than a page holds within itself, without its page."""
-    return multiply(finished, tmp_path / "some", SMALL + 10, changed)
+    return multiply(finished, tmp_path / "some", EACH + 10, changed)
 
 
 @pytest.fixture
-def page(browser, large):
+def quiet(browser):
     for kind in ("browser", "performance"):
         browser.get_log(kind)  # what earlier tests left
     browser.set_window_size(1280, 900)
-    visit(browser, large)
     return browser
+
+
+@pytest.fixture
+def page(quiet, large):
+    visit(quiet, large)
+    return quiet
+
+
+@pytest.fixture
+def small(quiet, finished):
+    visit(quiet, finished)
+    return quiet
+
+
+@pytest.fixture(params=["small", "large"])
+def either(request, quiet, finished, large):
+    visit(quiet, finished if request.param == "small" else large)
+    return quiet
 
 
 def visit(browser, folder: Path) -> None:
@@ -126,32 +157,81 @@ def open_first(page):
 # ---------------------------------------------------------------- in a browser
 
 
-def test_it_opens_in_three_seconds_and_takes_little_memory(page):
-    since = "return performance.getEntriesByName('drawn')[0].startTime"  # navigation started
-    drawn = page.execute_script(since)
-    page.execute_cdp_cmd("Performance.enable", {})
-    metrics = page.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+def test_it_opens_in_three_seconds_and_takes_little_memory(quiet, large, tmp_path):
+    """A table of 10,000 images."""
+    images = 10_000
+    shutil.copy(large / "report.html", tmp_path)
+    (tmp_path / FILES).mkdir()
+    head, *rows, foot = (large / FILES / "table.js").read_text().splitlines()
+    more = [row.rstrip(",") for row in (rows * (images // len(rows) + 1))[:images]]
+    (tmp_path / FILES / "table.js").write_text("\n".join([head, ",\n".join(more), foot]))
+    visit(quiet, tmp_path)
+    drawn = quiet.execute_script("return performance.getEntriesByName('drawn')[0].startTime")
+    quiet.execute_cdp_cmd("Performance.enable", {})
+    metrics = quiet.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     heap = next(metric["value"] for metric in metrics if metric["name"] == "JSHeapUsedSize")
-    chromium = psutil.Process(page.service.process.pid).children(recursive=True)
+    chromium = psutil.Process(quiet.service.process.pid).children(recursive=True)
     renderers = [process for process in chromium if "--type=renderer" in process.cmdline()]
     memory = max(process.memory_info().rss for process in renderers)
     print(f"drawn after {drawn:.0f} ms, heap {heap / 1e6:.0f} MB, renderer {memory / 1e6:.0f} MB")
-    assert len(rows(page)) == 50 and text(page, "count") == f"{COUNT:,} of {COUNT:,} images"
+    assert len(rows(quiet)) == 50 and text(quiet, "count") == f"{images:,} of {images:,} images"
     assert drawn < 3000 and heap < 100e6 and memory < 500e6
 
 
-@pytest.mark.nightly
-def test_no_network_is_asked_and_the_console_is_silent(page, large):
-    open_first(page)
-    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    urls = [
+def requested(browser) -> list[str]:
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
     ]
+
+
+def decoded(browser, selector: str) -> list[int]:
+    """The widths of pictures."""
+    return browser.execute_async_script(
+        "const done = arguments[1]; const images = [...document.querySelectorAll(arguments[0])];"
+        "images.forEach(image => image.loading = 'eager');"
+        "Promise.all(images.map(image => image.decode())).then("
+        "() => done(images.map(image => image.naturalWidth)), error => done(String(error)))",
+        selector,
+    )
+
+
+def test_a_small_run_is_one_file(small, finished):
+    open_first(small)
+    assert [url for url in requested(small) if not url.startswith("data:")] == [
+        (finished / "report.html").as_uri(),
+    ] and small.get_log("browser") == []
+    assert small.execute_script("return [...document.images].every(image => image.src.startsWith('data:'))")
+    assert decoded(small, "main > .figures img") == decoded(small, ".figures img")
+    assert decoded(small, "#body img, #compare img") == [96] * (2 * 4 + 3)
+    assert not (finished / FILES).exists() and not small.find_element(By.ID, "next").is_displayed()
+
+
+@pytest.mark.nightly
+def test_a_large_run_asks_no_network_and_the_console_is_silent(page, large):
+    open_first(page)
+    urls = requested(page)
     inside = (f"{large.as_uri()}/", "data:", "about:blank")
     assert len(urls) > 5 and [url for url in urls if not url.startswith(inside)] == []
     assert page.get_log("browser") == []
+
+
+def test_a_small_run_is_sorted_and_filtered(small, finished):
+    images = json.loads((finished / "results.json").read_text())["images"]
+
+    def names() -> list[str]:
+        return [button.text for button in small.find_elements(By.CSS_SELECTOR, "#body button")]
+
+    assert names() == [row["file"] for row in images] and HOSTILE in names()
+    Select(small.find_element(By.ID, "sort")).select_by_visible_text("SSIM")
+    assert names() == [row["file"] for row in sorted(images, key=lambda row: row["quality"]["SSIM"])]
+    for outcome, success in zip(OUTCOMES, (True, False, None)):
+        Select(small.find_element(By.ID, "outcome")).select_by_visible_text(outcome)
+        found = [row["file"] for row in images if row["success"] is success]
+        assert sorted(names()) == sorted(found)
+        assert text(small, "count") == f"{len(found)} of 4 images"
 
 
 @pytest.mark.nightly
@@ -270,8 +350,8 @@ def test_pages_are_turned_by_buttons_and_number(page):
     assert rows(page) == list(range(50, 100)) and number.get_attribute("value") == "2"
     number.send_keys(Keys.BACKSPACE, "999", Keys.ENTER)
     assert rows(page) == list(range(COUNT - 50, COUNT)) and number.get_attribute("value") == str(COUNT // 50)
-    Select(page.find_element(By.ID, "size")).select_by_visible_text("200")
-    assert rows(page) == list(range(COUNT - 200, COUNT)) and text(page, "pages") == str(COUNT // 200)
+    Select(page.find_element(By.ID, "size")).select_by_visible_text("100")
+    assert rows(page) == list(range(100, COUNT)) and text(page, "pages") == "2"
     assert not page.find_element(By.ID, "next").is_enabled()
 
 
@@ -280,25 +360,19 @@ def test_an_image_opens_with_all_that_is_known_of_it(page, large):
     order = np.argsort(psnr, kind="stable")
     open_first(page)
     k = int(order[0])
-    assert (
-        text(page, "opened-file").startswith(f"{k:04d}_") and text(page, "opened-place") == f"1 of {COUNT:,}"
-    )
+    assert text(page, "opened-file").startswith(f"{k:04d}_")
+    assert text(page, "opened-place") == f"1 of {COUNT:,}"
     assert f"true class: {CLASSES[real[k]]}".strip() in text(page, "opened-class")
-    record = read_run(large).records[k]
+    run = read_run(large)
+    record = run.records[k]
     (model,) = [name for name in record.row["predictions"] if name != "no longer"]
     predictions = page.find_elements(By.CSS_SELECTOR, "#opened-predictions tr")
     assert len(predictions) == 1 and predictions[0].text.startswith(model)  # of those that judge now
-    assert f"{gmsd[k]:.3g}" in text(page, "opened-quality") and f"{psnr[k]:.3g}" in text(
-        page, "opened-quality"
-    )
+    assert f"{gmsd[k]:.3g}" in text(page, "opened-quality")
+    assert f"{psnr[k]:.3g}" in text(page, "opened-quality")
     svgs = page.find_elements(By.CSS_SELECTOR, "#opened-charts svg")
-    assert [svg.get_attribute("aria-label") for svg in svgs] == [of["title"] for of in charts(record)]
-    decoded = page.execute_async_script(
-        "const done = arguments[0]; const images = [...document.querySelectorAll('#compare img')];"
-        "Promise.all(images.map(image => image.decode())).then("
-        "() => done(images.map(image => image.naturalWidth)), error => done(String(error)))"
-    )
-    assert decoded == [96, 96, 96]
+    assert [svg.get_attribute("aria-label") for svg in svgs] == [of["title"] for of in curves(run, record)]
+    assert decoded(page, "#compare img") == [96, 96, 96]
     sources = [image.get_attribute("src") for image in page.find_elements(By.CSS_SELECTOR, "#compare img")]
     assert [Path(source).name[:4] for source in sources] == [f"{k:04d}"] * 3
     focused(page).send_keys(Keys.ARROW_RIGHT)
@@ -327,15 +401,65 @@ def test_opened_images_are_walked_across_pages(page):
 
 
 @pytest.mark.nightly
-def test_the_slider_and_the_difference_work_by_keyboard(page, large):
-    open_first(page)
-    compare = page.find_element(By.ID, "compare")
-    page.find_element(By.ID, "share").send_keys(Keys.ARROW_RIGHT * 10)
-    clip = "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath"
-    assert "60%" in page.execute_script(clip, compare) and text(page, "opened-place") == f"1 of {COUNT:,}"
-    focused(page).send_keys("d")
-    assert page.find_element(By.ID, "difference").get_attribute("aria-pressed") == "true"
+def test_the_slider_and_the_difference_work_by_keyboard_and_mouse(either):
+    open_first(either)
+    compare, slider = either.find_element(By.ID, "compare"), either.find_element(By.ID, "share")
+
+    def clip() -> str:
+        style = "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath"
+        return either.execute_script(style, compare)
+
+    assert "50%" in clip()
+    slider.send_keys(Keys.ARROW_RIGHT * 10)
+    assert "60%" in clip() and text(either, "opened-place").startswith("1 of ")
+    left = -compare.size["width"] // 4
+    ActionChains(either).move_to_element_with_offset(slider, left, 0).click().perform()
+    assert abs(float(clip().split()[-1].rstrip("%)")) - 25) < 6
+    focused(either).send_keys("d")
+    assert either.find_element(By.ID, "difference").get_attribute("aria-pressed") == "true"
     assert compare.find_element(By.CLASS_NAME, "difference").is_displayed()
+
+
+@pytest.mark.nightly
+def test_both_schemes_of_colours(small):
+    grounds = []
+    for scheme in ("light", "dark"):
+        small.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        grounds.append(small.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert grounds == ["rgb(255, 255, 255)", "rgb(20, 23, 26)"]
+
+
+def test_curves_are_drawn_with_gaps_where_values_are_missing(quiet, finished, tmp_path, monkeypatch):
+    of = [
+        chart("one", np.array([[0, 1, np.nan, 0.5, np.nan]]), highest=1, mark=2),
+        chart("two (log)", np.array([[1e-3, 0.1], [-1, np.nan]]), [("a", "red"), ("b", "blue")], x=[2, 6]),
+        chart("three", np.array([[10], [40]]), [("", "red"), ("", "blue")], highest=40, x=[801, 1]),
+    ]
+    monkeypatch.setattr(run_page, "curves", lambda run, record: of)
+    folder = multiply(finished, tmp_path / "out", 1)
+    write_page(read_run(folder), read_results(folder))
+    visit(quiet, folder)
+    open_first(quiet)
+    one, two, three = quiet.find_elements(By.CSS_SELECTOR, "#opened-charts svg")
+    left, right, top, bottom = 38, 254, 30, 112
+
+    def points(svg) -> list[str]:
+        return [line.get_attribute("points") for line in svg.find_elements(By.TAG_NAME, "polyline")]
+
+    middle = (top + bottom) / 2
+    dash = left + 0.75 * (right - left)
+    assert points(one) == [
+        f"{left}.0,{bottom}.0 92.0,{top}.0",
+        f"{dash:.1f},{middle:.1f} {dash + 2:.1f},{middle:.1f}",
+    ]
+    assert [line.get_attribute("x1") for line in one.find_elements(By.TAG_NAME, "line")] == ["92"]
+    assert points(two) == [f"{left}.0,{bottom}.0 {right}.0,{bottom - (bottom - top) * 2 / 3:.1f}"]
+    assert all(shown in two.text for shown in ("1e-3", "1e0", "2", "6", "a", "b"))
+    bars = three.find_elements(By.TAG_NAME, "rect")
+    assert [float(bar.get_attribute("height")) for bar in bars] == [20.5, 82]
+    assert all(shown in three.text for shown in ("40", "801", "1"))
 
 
 @pytest.mark.nightly
@@ -365,12 +489,13 @@ def test_the_difference_is_amplified_as_figures_amplify_it(browser, some):
     shot = some / "shot.png"
     browser.find_element(By.ID, "compare").screenshot(str(shot))
     seen = np.asarray(Image.open(shot).convert("RGB"))
-    assert np.abs(seen.astype(int) - amplified_difference(clean, adversarial, 8)).max() <= 1
+    assert np.abs(seen.astype(int) - amplified_difference(clean, adversarial)).max() <= 1
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("width", [360, 700, 1280])
-def test_nothing_is_cut_off_at_the_side(page, width):
+def test_nothing_is_cut_off_at_the_side(either, width):
+    page = either
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -393,13 +518,14 @@ def test_nothing_is_cut_off_at_the_side(page, width):
 
 
 @pytest.mark.nightly
-def test_every_picture_and_control_has_a_name(page):
+def test_every_picture_and_control_has_a_name(either):
+    page = either
     open_first(page)
     page.find_element(By.ID, "close").send_keys(Keys.ENTER)
     assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
     controls = page.find_elements(By.CSS_SELECTOR, "main input, main select, main button")
     shown = [control for control in controls if control.is_displayed()]
-    assert len(shown) > 70 and all(control.accessible_name for control in shown)
+    assert len(shown) > 20 and all(control.accessible_name for control in shown)
     assert page.find_element(By.ID, "table").aria_role == "table"
 
 
@@ -413,55 +539,26 @@ def test_a_page_without_its_folder_says_so(browser, large, tmp_path):
 # ---------------------------------------------------------------- its files
 
 
-def written_at(folder: Path) -> dict[str, int]:
-    return {
-        path.relative_to(folder / FILES).as_posix(): path.stat().st_mtime_ns
-        for path in (folder / FILES).rglob("*.*")
-    }
+def beside(folder: Path) -> set[str]:
+    return {path.name for path in (folder / FILES).iterdir()}
 
 
-def test_what_is_up_to_date_is_kept_and_what_is_not_part_of_the_run_goes(some):
-    results = read_results(some)
-    write_page(read_run(some), results)
-    first = written_at(some)
-    assert set(first) == {
-        "columns.js",
-        "details/0/0.js",
-        "details/0/1.js",
-        *(f"thumbnails/0/{k}.webp" for k in range(SMALL + 10)),
-    }
-    page, columns = (some / "report.html").read_text(), (some / FILES / "columns.js").read_text()
-
-    layout = read_run(some).layout
-    layout.record(3).touch()
-    copy = layout.file(4, "adv_image.png").read_bytes()
-    layout.file(4, "adv_image.png").unlink()
-    time.sleep(0.02)
-    layout.file(4, "adv_image.png").write_bytes(copy)
-    time.sleep(0.02)
-    half = some / FILES / "thumbnails" / "0" / "9.webp.elsewhere-1.partial"
-    half.write_bytes(b"")  # of another machine, which may still write it
-    write_page(read_run(some), results)
-    second = written_at(some)
-    assert {name for name in first if first[name] != second[name]} == {
-        "columns.js",
-        "details/0/0.js",
-        "thumbnails/0/4.webp",
-    }
-    assert (some / "report.html").read_text() == page and (some / FILES / "columns.js").read_text() == columns
-
-    layout.record(59).unlink()
-    write_page(read_run(some), results)
-    third = written_at(some)
-    assert "thumbnails/0/59.webp" not in third and "59 images" in (some / "report.html").read_text()
-    assert third["details/0/0.js"] == second["details/0/0.js"]
-    assert third["details/0/1.js"] != second["details/0/1.js"]
-
-    for k in range(40, 59):
-        layout.record(k).unlink()
+def test_what_is_not_part_of_the_run_goes(some):
     write_page(read_run(some), read_results(some))
-    assert (some / "report.html").read_text().count("data:image/webp") == 120
-    assert [path for path in (some / FILES).rglob("*") if path.is_file()] == [half]
+    assert beside(some) == {"table.js", "images_0.js", "images_1.js"}
+    page, table = (some / "report.html").read_text(), (some / FILES / "table.js").read_text()
+    half = some / FILES / "images_9.js.elsewhere-1.partial"
+    half.write_bytes(b"")  # of another machine, which may still write it
+    (some / FILES / "images_7.js").write_text("of a run that was larger")
+    write_page(read_run(some), read_results(some))
+    assert beside(some) == {"table.js", "images_0.js", "images_1.js", half.name}
+    assert (some / "report.html").read_text() == page and (some / FILES / "table.js").read_text() == table
+
+    for k in range(40, 60):
+        read_run(some).layout.record(k).unlink()
+    write_page(read_run(some), read_results(some))
+    assert (some / "report.html").read_text().count("data:image/webp") == 3 * 40
+    assert beside(some) == {half.name}
     half.unlink()
     write_page(read_run(some), read_results(some))
     assert not (some / FILES).exists()
@@ -486,36 +583,43 @@ def test_each_record_is_read_once_and_the_table_of_timesteps_is_that_of_all(some
     assert all(f"<td>{cell}</td>" in page for row in expected[1:] for cell in row)
 
 
-def test_several_processes_write_the_same_files(some, monkeypatch):
-    import diffattack.plotting.large_page as large_page
-
-    write_page(read_run(some), read_results(some))
-    alone = {path: path.read_bytes() for path in (some / FILES).rglob("*.*")}
-    shutil.rmtree(some / FILES)
-    monkeypatch.setattr(large_page, "processes_for", lambda parts: 2)
-    write_page(read_run(some), read_results(some))
-    assert {path: path.read_bytes() for path in (some / FILES).rglob("*.*")} == alone
-
-
 def test_rows_without_quality_show_what_they_know(finished, tmp_path):
     def bare(k, row):
         return {name: value for name, value in row.items() if name != "quality"}
 
-    folder = multiply(finished, tmp_path / "bare", SMALL + 1, bare)
+    folder = multiply(finished, tmp_path / "bare", 2, bare)
     write_page(read_run(folder), read_results(folder))
-    columns = (folder / FILES / "columns.js").read_text()
-    assert '["PSNR dB",[' in columns and '"SSIM"' not in columns
+    page = (folder / "report.html").read_text()
+    assert '"measures":[["PSNR dB",true]]' in page and '["SSIM",' not in page
 
 
-def test_numbers_that_are_infinite_or_missing_reach_the_page(tmp_path):
-    columns = Columns()
-    entry = {"index": 0, "outcome": 0, "class": "a", "said": [["a", 0.5], ["b", None]], "timesteps": []}
-    for quality in ([["PSNR dB", 30.123456]], [["PSNR dB", None], ["SSIM", 0.5]], []):
-        columns.add(entry | {"file": HOSTILE, "drop": -0.25, "quality": quality})
-    columns.write(tmp_path / "columns.js")
-    text = (tmp_path / "columns.js").read_text()
-    assert '["PSNR dB",[30.123,1/0,0/0]]' in text and '["SSIM",[0/0,0.5,0/0]]' in text
-    assert "<" not in text and '"drop":[-0.25,-0.25,-0.25]' in text and '"after":[0/0,0/0,0/0]' in text
+def test_numbers_that_are_infinite_or_missing_reach_the_page():
+    image = {"file": HOSTILE, "outcome": 0, "class": "a", "before": ("a", 0.5), "after": ("b", None)}
+    image |= {"drop": -0.25, "pictures": ["0_"]}
+    classes = {}
+    rows = [
+        script_json(table_row(image | {"quality": list(quality.items())}, classes, ["PSNR dB", "SSIM"]))
+        for quality in ({"PSNR dB": 30.123456}, {"PSNR dB": np.inf, "SSIM": 0.5}, {})
+    ]
+    name = HOSTILE.replace("<", "\\u003c").replace(">", "\\u003e")
+    for row, measured in zip(rows, ("[30.12,false]", "[null,0.5]", "[false,false]"), strict=True):
+        assert row == f'["{name}",0,0,0,0.5,1,null,-0.25,{measured},["0_"]]'
+    assert classes == {"a": 0, "b": 1}
+
+
+def test_curves_of_an_image_that_has_ended_have_gaps(finished):
+    run = read_run(finished)
+    record = run.records[0]
+    confidence = record.confidence.copy()
+    confidence[-1] = np.nan
+    of = curves(run, replace(record, confidence=confidence))
+    assert f'"lines":[[{confidence[0]:.4g},' in script_json(of[0]) and ",null]]" in script_json(of[0])
+    assert sum(line[0] for line in of[4]["lines"]) == pytest.approx(100)
+    iterations = len(confidence)
+    for one in (of[0], of[1], of[2], of[5]):
+        assert {len(line) for line in one["lines"]} == {iterations} == {len(one["x"])}
+    factor = run.configuration["attack_loss_weight"]
+    np.testing.assert_allclose(of[2]["lines"][0], factor * np.array(of[1]["lines"][0]))
 
 
 def test_json_in_a_script_ends_nothing():
@@ -524,7 +628,12 @@ def test_json_in_a_script_ends_nothing():
     assert text.isascii() and not set("<>&") & set(text) and json.loads(text) == value
 
 
-# ---------------------------------------------------------------- results.json
+@pytest.mark.parametrize("side, budget", [(224, 120_000), (512, 120_000), (512, PICTURES_BUDGET // 1000)])
+def test_pictures_keep_to_their_budget_even_where_nothing_compresses(side, budget):
+    pictures = np.random.default_rng(0).integers(0, 255, (3, side, side, 3), np.uint8)
+    urls = encode(pictures, budget)
+    size = sum(len(base64.b64decode(url.partition(",")[2])) for url in urls)
+    assert size <= budget or (budget < 10_000 and size < 3 * 10_000)
 
 
 def test_images_are_not_read_where_they_are_written_last(tmp_path):
@@ -533,9 +642,5 @@ def test_images_are_not_read_where_they_are_written_last(tmp_path):
     start = text.rindex('  "images": [\n')
     (tmp_path / "results.json").write_text(text[:start] + '  "images": [\nno JSON')
     assert read_results(tmp_path) == results
-    for images in ([], [{"index": 0}]):
-        for order in (results | {"images": images}, {"images": images} | results):
-            for indent in (2, None):
-                (tmp_path / "results.json").write_text(json.dumps(order, indent=indent) + "\n")
-                assert read_results(tmp_path) == results
-                assert read_results(tmp_path, images=True) == order
+    (tmp_path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    assert read_results(tmp_path) == results
