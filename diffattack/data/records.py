@@ -233,18 +233,15 @@ class Run:
 
     @property
     def rows(self) -> Iterator[dict]:
-        """Of results.json, with what every classifier predicts; of a run that has not been added up yet what
-        the attack left of each image.
+        """Of results.json, with what every classifier predicts; of an image that has not been added up yet
+        what the attack left.
         """
-        is_lazy, path = isinstance(self.records, Records), self.folder / "results.json"
-        paths = self.records.paths if is_lazy else [record.path for record in self.records]
-        indices = set(map(index_of, paths))
-        if not path.is_file():
-            yield from (record.row for record in self.records)
-            return
-        with open(path, encoding="utf-8") as file:  # an image is a line
-            rows = (row_of(line.rstrip(",\n")) for line in file if line.startswith('    {"index": '))
-            yield from (row for row in rows if row["index"] in indices)
+        added_up = rows_of_results(self.folder / "results.json")
+        row = next(added_up, None)
+        for record in self.records:
+            while row is not None and row["index"] < record.index:
+                row = next(added_up, None)
+            yield record.row if row is None or row["index"] != record.index else row
 
     @property
     def layer_losses(self) -> np.ndarray:
@@ -331,6 +328,14 @@ def row_of(text: str) -> dict:
 def read_state(path: Path) -> np.ndarray:
     """The state of the learnable weights after the image of a record."""
     return np.load(path, allow_pickle=False)["controller_state"]
+
+
+def rows_of_results(path: Path) -> Iterator[dict]:
+    """What results.json has of each image, on a line of its own; nothing where it is not there."""
+    if path.is_file():
+        with open(path, encoding="utf-8") as file:
+            lines = (line for line in file if line.startswith('    {"index": '))
+            yield from (row_of(line.rstrip(",\n")) for line in lines)
 
 
 def read_row(path: Path) -> dict:

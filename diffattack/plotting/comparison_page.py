@@ -13,7 +13,7 @@ import numpy as np
 
 from diffattack.data.records import ANALYSIS, Run, outcome_of, read_pair
 from diffattack.evaluation.tables import Sections
-from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference
+from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference, psnr_of
 from diffattack.plotting.pages import data_url, encode, write_filled
 
 FIGURES = {  # those that are there: what is shown, for those who do not see it, too
@@ -36,13 +36,12 @@ def write_comparison_page(
     """
     rows = {name: {row["file"]: row for row in run.rows} for name, run in runs.items()}
     shared = [file for file in next(iter(rows.values())) if all(file in of_run for of_run in rows.values())]
-    psnr = {
-        file: float(np.mean([of_run[file]["psnr"] or np.inf for of_run in rows.values()])) for file in shared
-    }
+    psnr = {file: np.mean([psnr_of(of_run[file]) for of_run in rows.values()]) for file in shared}
     files = most_and_least_visible(psnr)
     pictures = 1 + 2 * len(runs)  # clean, and of each attack the adversarial one and the difference
     budget = pictures * min(LARGEST_SHARE, PICTURES_BUDGET // (pictures * max(1, len(files))))
     paths = {text: folder / ANALYSIS / f"{name}.png" for name, text in FIGURES.items()}
+    drawn = {text: path.read_bytes() for text, path in paths.items() if path.is_file()}
     write_filled(
         folder / "comparison.html",
         "comparison_template.html",
@@ -52,9 +51,7 @@ def write_comparison_page(
         remarks=remarks,
         amplified=AMPLIFIED,
         count=len(shared),
-        figures=[
-            (text, data_url(path.read_bytes(), "image/png")) for text, path in paths.items() if path.is_file()
-        ],
+        figures=[(text, data_url(content, "image/png")) for text, content in drawn.items()],
         images=[describe_image(runs, {name: rows[name][file] for name in runs}, budget) for file in files],
     )
 
@@ -76,15 +73,10 @@ def describe_image(runs: Mapping[str, Run], rows: Mapping[str, dict], budget: in
     clean, adversarial = pairs[0][0], [pair[1] for pair in pairs]
     differences = [amplified_difference(*pair) for pair in pairs]
     # flickering shows what compression changes, too, so that these have the larger part
-    shown = encode([clean, *adversarial], 2 * budget // 3, lossless=True)
-    return {
-        "row": next(iter(rows.values())),
-        "side": clean.shape[0],
-        "clean": shown[0],
-        "attacks": [
-            {"name": name, "row": row, "outcome": outcome, "adversarial": url, "difference": difference}
-            for (name, row), outcome, url, difference in zip(
-                rows.items(), map(outcome_of, rows.values()), shown[1:], encode(differences, budget // 3)
-            )
-        ],
-    }
+    clean_url, *urls = encode([clean, *adversarial], 2 * budget // 3, lossless=True)
+    attacks = [
+        {"name": name, "row": row, "outcome": outcome_of(row), "adversarial": url, "difference": difference}
+        for (name, row), url, difference in zip(rows.items(), urls, encode(differences, budget // 3))
+    ]
+    row = next(iter(rows.values()))
+    return {"row": row, "side": clean.shape[0], "clean": clean_url, "attacks": attacks}

@@ -115,10 +115,7 @@ def draw_tradeoff(runs: Mapping[str, Run]) -> Iterator[tuple[str, Figure]]:
         return
     from diffattack.evaluation.curves import curve_points  # takes torch, which no other process needs
 
-    rates = {
-        name: [point.figures for point in curve_points(run.rows, run.configuration)]
-        for name, run in runs.items()
-    }
+    rates = {name: [point.figures for point in curve_points(run)] for name, run in runs.items()}
     if all(rates.values()):
         yield "tradeoff", plot_tradeoff(rates, "Attack success against visibility, by iteration")
 
@@ -223,8 +220,6 @@ def draw_folders(
             note(f"{sample}; --figure_images says how many")
         delete_others(run, sample)
         work += works_of(run, sample, each_image, anew, pdf)
-    if not work:
-        return
     context, processes = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16, len(work))
     pool = ProcessPoolExecutor(processes, context, initializer=end_with_parent)
     try:

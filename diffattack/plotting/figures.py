@@ -98,16 +98,13 @@ def log_scale(panel: Axes) -> None:
         panel.set_yscale("log")
 
 
-def middle_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Median and quartiles over the first axis, NaN left out; NaN where there is nothing else."""
+def plot_curve(panel: Axes, x: Sequence[float], values: np.ndarray, **options) -> None:
+    """The median of values `(images, len(x))`, and, of several images, their quartiles as a band; NaN left
+    out.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of numpy, about columns that are all NaN
-        return tuple(np.nanquantile(values, (0.5, 0.25, 0.75), axis=0))
-
-
-def plot_curve(panel: Axes, x: Sequence[float], values: np.ndarray, **options) -> None:
-    """The median of values `(images, len(x))`, and, of several images, their quartiles as a band."""
-    middle, low, high = middle_and_spread(values)
+        middle, low, high = np.nanquantile(values, (0.5, 0.25, 0.75), axis=0)
     (line,) = panel.plot(x, middle, **options)
     if len(values) > 1:
         panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)

@@ -17,15 +17,6 @@ MISSING = "?"  # for a character that no font has
 
 
 @functools.cache
-def own_characters() -> frozenset[str]:
-    """Those that a figure's own font has."""
-    from matplotlib import rcParamsDefault
-    from matplotlib.font_manager import findfont
-
-    return characters_of(findfont(rcParamsDefault["font.sans-serif"][0]))
-
-
-@functools.cache
 def characters_of(path: str) -> frozenset[str]:
     """Those that a font has outlines of, none of one that cannot be read: emoji in colour are pictures."""
     from matplotlib.ft2font import FT2Font
@@ -65,9 +56,13 @@ def fonts_for(missing: frozenset[str]) -> tuple[str, ...]:
     return tuple(families)
 
 
+@functools.cache
 def lacking(text: str) -> frozenset[str]:
     """Characters that a figure's own font lacks."""
-    return frozenset(text) - own_characters() - {"\n"}
+    from matplotlib import rcParamsDefault
+    from matplotlib.font_manager import findfont
+
+    return frozenset(text) - characters_of(findfont(rcParamsDefault["font.sans-serif"][0])) - {"\n"}
 
 
 def can_draw(text: str) -> bool:
@@ -78,11 +73,8 @@ def can_draw(text: str) -> bool:
 
 def visible(text: str) -> str:
     """Without what only joins or varies characters and cannot be drawn."""
-    return "".join(
-        c
-        for c in text
-        if c not in lacking(text) or not (unicodedata.category(c) == "Cf" or "\ufe00" <= c <= "\ufe0f")
-    )
+    joining = {c for c in lacking(text) if unicodedata.category(c) == "Cf" or "\ufe00" <= c <= "\ufe0f"}
+    return "".join(c for c in text if c not in joining)
 
 
 def give_fonts(figure: Figure) -> None:

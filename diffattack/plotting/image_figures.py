@@ -115,9 +115,8 @@ def plot_attention(
             attack.
     """
     columns = len(class_tokens) + components.shape[1]
-    figure, panels = new_figure(
-        "Attention without the attack (above) and with it (below)", 2, columns, layout="compressed"
-    )
+    title = "Attention without the attack (above) and with it (below)"
+    figure, panels = new_figure(title, 2, columns, layout="compressed")
     figure.set_size_inches(1.25 * columns, 3.1)
     side = clean.shape[0]
     for row, image in enumerate((clean, adversarial)):
@@ -160,25 +159,17 @@ def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) 
     # the few strongest pixels would leave nothing to be seen of the others
     top = max(1.0, np.ceil(np.quantile(np.abs(signed), 0.995)))
     for row, difference, (clean, adversarial, before, after) in zip(panels, signed, rows):
-        absolute = amplified_difference(clean, adversarial)
         row[0].imshow(clean)
         row[1].imshow(adversarial)
         drawn = row[2].imshow(difference, cmap="RdBu_r", vmin=-top, vmax=top)
-        row[3].imshow(absolute)
-        of_signed, of_absolute = (
-            f"difference, $\\pm${top:.0f} of 255",
-            f"absolute difference, {AMPLIFIED} times",
-        )
-        for panel, caption in zip(row, (before, after, of_signed, of_absolute)):
+        row[3].imshow(amplified_difference(clean, adversarial))
+        names = (f"difference, $\\pm${top:.0f} of 255", f"absolute difference, {AMPLIFIED} times")
+        for panel, caption in zip(row, (before, after, *names)):
             panel.set_title(caption, fontsize=7)
             panel.set_axis_off()
-    figure.colorbar(
-        drawn,
-        cax=figure.add_axes((0.3, 0.42 / height, 0.4, 0.08 / height)),
-        orientation="horizontal",
-        extend="both",
-        label="signed difference, 8-bit levels (mean over channels)",
-    )
+    bar = figure.add_axes((0.3, 0.42 / height, 0.4, 0.08 / height))
+    label = "signed difference, 8-bit levels (mean over channels)"
+    figure.colorbar(drawn, cax=bar, orientation="horizontal", extend="both", label=label)
     return figure
 
 
@@ -191,10 +182,13 @@ def short(name: str) -> str:
     return name.replace("$", r"\$") if name[:1] != "_" else " " + name.replace("$", r"\$")
 
 
+def psnr_of(row: dict) -> float:
+    """In dB, from an image's row of results.json; infinite where nothing has changed."""
+    return np.inf if row["psnr"] is None else row["psnr"]
+
+
 def decibels(row: dict) -> str:
-    """How visible the change of an image is, from its row of results.json."""
-    is_same = row["psnr"] is None or np.isinf(row["psnr"])
-    return "the same picture" if is_same else f"{row['psnr']:.1f} dB"
+    return f"{psnr_of(row):.1f} dB" if np.isfinite(psnr_of(row)) else "the same picture"
 
 
 def amplified_difference(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:

@@ -47,11 +47,11 @@ def encode(pictures: Sequence[np.ndarray], budget: int, lossless: bool = False) 
     """
     for scale, quality in [(1, None)] * lossless + QUALITIES:
         files = []
+        options = {"lossless": True} if quality is None else {"quality": quality}
         for picture in map(Image.fromarray, pictures):
             out = io.BytesIO()
-            picture.resize([max(1, round(side * scale)) for side in picture.size], Image.LANCZOS).save(
-                out, "WEBP", **({"lossless": True} if quality is None else {"quality": quality})
-            )
+            size = [max(1, round(side * scale)) for side in picture.size]
+            picture.resize(size, Image.LANCZOS).save(out, "WEBP", **options)
             files.append(out.getvalue())
         if sum(map(len, files)) <= budget:
             break

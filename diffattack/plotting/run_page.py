@@ -26,7 +26,7 @@ from diffattack.data.answers import deciding, in_words
 from diffattack.data.images import delete_abandoned, replacing
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of, read_pair
 from diffattack.data.shares import timestep_rows, timestep_shares
-from diffattack.evaluation.legend import MEASURES
+from diffattack.evaluation.tables import MEASURES
 from diffattack.plotting.figures import PALETTE, timestep_colours
 from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference
 from diffattack.plotting.pages import data_url, encode, write_filled
@@ -132,10 +132,11 @@ def scripts_of(run: Run, models: Sequence[str], is_small: bool) -> Iterator[tupl
     rows, classes, measures = [], {}, []
     budget = min(LARGEST_SHARE, PICTURES_BUDGET // len(run.records)) if is_small else None
     with progress(total=len(run.records), desc="page", unit="image") as bar:
+        rows_of_images = run.rows
         for number, start in enumerate(range(0, len(run.records), EACH)):
             images = []
-            for record in run.records[start : start + EACH]:
-                images.append(describe(run, record, record.row, models, budget))
+            for record, row in zip(run.records[start : start + EACH], rows_of_images):
+                images.append(describe(run, record, row, models, budget))
                 bar.update(1)
             measures = measures or [name for name, _ in images[0]["quality"]]
             rows += [script_json(table_row(image, classes, measures)) for image in images]
@@ -207,11 +208,11 @@ def script_json(value: object) -> str:
 
 
 def strict(value: object) -> object:
-    """For JSON: numbers to four digits, which is more than the page shows, and None for those that are not
+    """For JSON: numbers to five digits, which is more than the page shows, and None for those that are not
     finite.
     """
     if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: strict(each) for key, each in value.items()}
     return [strict(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -31,7 +31,7 @@ from diffattack.diffusion.lora import Lora
 from diffattack.diffusion.pipeline import loaded_files
 from diffattack.options import Options
 from diffattack.plotting.draw import IMAGE_FIGURES, POOLED_FIGURES
-from diffattack.plotting.large_page import files_of_large_page, remove_files_of_large_page
+from diffattack.plotting.run_page import page_files, remove_page_files
 
 WRITTEN = ("originImage", "adv_image", "reconstruction")  # pictures that are read again
 OF_IMAGE = (
@@ -330,7 +330,7 @@ def files_of_run(layout: Layout, model_name: Iterable[str]) -> Iterator[Path]:
     names, folder = joined_names(model_name), layout.folder
     listed = functools.cache(lambda place: {p.name for p in place.iterdir()} if place.is_dir() else set())
     yield from figures_of(folder)
-    yield from files_of_large_page(folder)
+    yield from page_files(folder)
     results = [f"diff_{names}_image_{how}.png" for how in ("ATKSuccess", "Fail")]
     figures = [f"{figure}.{ending}" for figure in IMAGE_FIGURES for ending in ("png", "pdf")]
     for index in range(layout.images):
@@ -367,7 +367,7 @@ def clear_run(folder: Path) -> None:
             f"--overwrite: {str(folder / 'run.json')!r} is not of a run of this tool, or damaged "
             f"({error}), so that nothing says which files may be deleted; give another --save_dir"
         ) from None
-    remove_files_of_large_page(folder)
+    remove_page_files(folder)
     for place in (*layout.places, folder / ANALYSIS, *folder.glob(SUBFOLDERS), folder):
         if place.is_dir():
             delete_abandoned(place)

@@ -25,7 +25,7 @@ from diffattack.evaluation.warnings import warnings_about_rounding
 from diffattack.evaluation.weights import lines_about_weights, weight_movement
 from diffattack.options import Options
 from diffattack.plotting.draw import draw_folders
-from diffattack.plotting.report import write_page
+from diffattack.plotting.run_page import write_page
 from diffattack.runner.folder import provenance, read_failures, unattempted
 from diffattack.runner.jobs import Job
 from diffattack.runner.judge import add_up, unjudged
