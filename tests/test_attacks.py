@@ -319,9 +319,9 @@ def test_a_users_function_is_an_attack_that_goes_on_and_is_known_by_its_file(dat
 @pytest.mark.parametrize(
     "function, extra, message",
     [
-        ("wrong", [], "it returned (1, 1, 96, 96); expected images (1, 3, 96, 96)"),
+        ("wrong", [], "a tensor (1, 1, 96, 96) of torch.float32; expected (1, 3, 96, 96)"),
         ("raises", [], "fails with KeyError on images (1, 3, 96, 96)"),
-        ("few", [], "takes 1 arguments; expected images, labels and classifier"),
+        ("few", [], "it takes 1 arguments; expected images, labels and classifier"),
         ("none", [], "the file has no function 'none'"),
         ("attack(speed=1)", [], "speed is no argument of --attack "),
         ("plain", ["--target_label", "3"], "is not targeted"),

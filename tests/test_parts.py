@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from diffattack.common.errors import InputError
 from diffattack.data.images import read_image, to_tensor
+from diffattack.diffusion.checks import check_prediction_type, prediction_errors
 from diffattack.diffusion.inversion import LatentDiffusion
-from diffattack.diffusion.lora import Lora, fuse_lora, names_in, parse_lora
-from diffattack.diffusion.pipeline import load_pipeline, loaded_files
-from diffattack.diffusion.prediction import check_prediction_type, prediction_errors
+from diffattack.diffusion.pipeline import Lora, fuse_lora, load_pipeline, loaded_files, names_in, parse_lora
 from diffattack.options import Options
 from diffattack.runner.folder import content_digests, differences, diffusion_digest
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from unittest import mock
 
@@ -20,6 +20,7 @@ import torch
 
 from diffattack.attacks.limited import CleanPictures
 from diffattack.attacks.names import AttackName
+from diffattack.classifiers.arguments import shown
 from diffattack.classifiers.sources import load_function
 from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError, one_line
@@ -43,6 +44,7 @@ REFUSED = {
 MIXES, OTHERS = ("Admix", "L2T"), 3
 SIDES = {"L2T": 224, "SSA": 224}  # for which alone an attack of the library is written
 RADIUS = "eps"  # the field's name of it
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 USERS_RADIUS = 8 / 255  # where the search begins for a function of the user's that has no default
 
 
@@ -54,10 +56,10 @@ class TorchAttack:
 
     def __init__(self, name: AttackName, classes: int, side: int | None = None):
         kind = library_class(name)
-        needed, shown = SIDES.get(name.function, side), f"--attack {name.text}"
+        needed, flag = SIDES.get(name.function, side), f"--attack {name.text}"
         if side != needed:
-            raise InputError(f"{shown} is written for images of {needed} pixels; give --res {needed}")
-        parameters = parameters_of(kind.__init__)
+            raise InputError(f"{flag} is written for images of {needed} pixels; give --res {needed}")
+        parameters = inspect.signature(kind).parameters
         check_arguments(name, parameters, f"torchattack:{name.function}")
         self.kind, self.name, self.arguments = kind, name, dict(name.arguments)
         is_free = RADIUS in parameters and RADIUS not in self.arguments
@@ -67,7 +69,7 @@ class TorchAttack:
         try:
             kind(model=torch.nn.Identity(), normalize=None, device=torch.device("cpu"), **self.arguments)
         except Exception as error:  # a package that it needs, or arguments that do not go together
-            raise InputError(f"{shown} cannot be made ({one_line(error)})") from None
+            raise InputError(f"{flag} cannot be made ({one_line(error)})") from None
         if counts_all_classes(parameters):
             self.arguments["num_classes"] = max(2, classes)
 
@@ -110,23 +112,18 @@ class UsersAttack:
 
     def __init__(self, name: AttackName):
         self.name, self.arguments = name, dict(name.arguments)
-        shown = f"--attack {name.text}"
-        self.function, self.place = load_function(shown, name.source, name.function, InputError)
-        try:
-            parameters = dict(inspect.signature(self.function).parameters)
-        except (TypeError, ValueError):
-            parameters = {}
+        flag = f"--attack {name.text}"
+        self.function, self.place = load_function(flag, name.source, name.function, InputError)
+        parameters = inspect.signature(self.function).parameters
         kinds = {parameter.kind for parameter in parameters.values()}
-        positional = [
-            k for k, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
+        positional = [key for key, parameter in parameters.items() if parameter.kind in POSITIONAL]
         if len(positional) < 3 and inspect.Parameter.VAR_POSITIONAL not in kinds:
             raise InputError(
-                f"{shown}: it takes {len(positional)} arguments; expected images, labels and classifier"
+                f"{flag}: it takes {len(positional)} arguments; expected images, labels and classifier"
             )
         own = {k: p for k, p in parameters.items() if k not in positional[:3]}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
-            check_arguments(name, own, shown)
+            check_arguments(name, own, flag)
         eps = own.get(RADIUS)
         self.radius = None
         if eps is not None and RADIUS not in self.arguments:
@@ -151,8 +148,7 @@ class UsersAttack:
         with self.place.entered():
             result = self.function(images.clone(), labels, classifier, **arguments)
         if not isinstance(result, torch.Tensor) or result.shape != images.shape:
-            told = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-            raise TypeError(f"it returned {told}; expected images {tuple(images.shape)} in [0, 1]")
+            raise TypeError(f"it returned {shown(result)}; expected {tuple(images.shape)} in [0, 1]")
         result = result.detach().to(images)
         return result if composition is None else composition(result)
 
@@ -206,19 +202,12 @@ def refusal(kind: type) -> str | None:
         return "needs the weights of a trained generator, which torchattack would download as pickles"
     if kind.__name__ == "MuMoDIG" and importlib.util.find_spec("kornia") is None:
         return "needs the package kornia"
-    if any(parameter in NEED_LAYERS for parameter in parameters_of(kind.__init__)):
+    if any(parameter in NEED_LAYERS for parameter in inspect.signature(kind).parameters):
         return "needs the names of a certain network's layers"
     return REFUSED.get(kind.__name__)
 
 
-def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
-    """Its parameters by name, but for `self`."""
-    parameters = dict(inspect.signature(function).parameters)
-    parameters.pop("self", None)
-    return parameters
-
-
-def check_arguments(name: AttackName, parameters: Mapping[str, inspect.Parameter], shown: str) -> None:
+def check_arguments(name: AttackName, parameters: Mapping[str, inspect.Parameter], what: str) -> None:
     """Raises InputError for an argument that is unknown, ours to give to an attack of the library, or of
     another kind than its default.
     """
@@ -229,7 +218,7 @@ def check_arguments(name: AttackName, parameters: Mapping[str, inspect.Parameter
             raise InputError(f"{wrong} comes from {OURS_TO_GIVE[key]}; leave it out")
         if key not in parameters:
             takes = ", ".join(other for other in parameters if other not in OURS_TO_GIVE) or "none"
-            raise InputError(f"{wrong} is no argument of {shown}, which takes {takes}")
+            raise InputError(f"{wrong} is no argument of {what}, which takes {takes}")
         default = parameters[key].default
         if default is not inspect.Parameter.empty and not is_like(key, value, default):
             raise InputError(f"{wrong} is {value!r}; expected one like its default {default!r}")

@@ -71,11 +71,7 @@ class Limit(torch.autograd.Function):
 ENOUGH = 0.98  # of a budget: 0.17 dB of a PSNR below its edge
 TRIES = 7
 NEAR = 1.1  # between radii that differ by less, pictures are mixed: bytes make changes jump
-STEEPEST, FLATTEST, LARGEST_STEP = (
-    2.0,
-    0.25,
-    10.0,
-)  # how the share of a budget grows with a radius, and a step
+STEEPEST, FLATTEST, LARGEST_STEP = 2.0, 0.25, 10.0  # how a budget's share grows with a radius, and a step
 
 
 @dataclass(frozen=True)
@@ -116,8 +112,9 @@ def strongest(
         below, beyond = nearest(runs)
         if below and (below.share >= ENOUGH or (beyond and beyond.radius < NEAR * below.radius)):
             break
-        if beyond is None and is_held_back(runs):
-            break
+        before = runs[-2:][0]
+        if beyond is None and radius > 1.5 * before.radius and share < 1.02 * before.share:
+            break  # limits keep a larger radius from changing more
         radius = next_radius(runs, below, beyond)
         if any(math.isclose(radius, run.radius, rel_tol=1e-3) for run in runs):
             break
@@ -133,14 +130,6 @@ def nearest(runs: list[Run]) -> tuple[Run | None, Run | None]:
     below = max((run for run in runs if run.fits), key=lambda run: (run.share, run.radius), default=None)
     beyond = min((run for run in runs if not run.fits), key=lambda run: (run.share, run.radius), default=None)
     return below, beyond
-
-
-def is_held_back(runs: list[Run]) -> bool:
-    """Whether limits keep a larger radius from changing more."""
-    if len(runs) < 2:
-        return False
-    before, last = runs[-2:]
-    return last.radius > 1.5 * before.radius and last.share < 1.02 * before.share
 
 
 def next_radius(runs: list[Run], below: Run | None, beyond: Run | None) -> float:

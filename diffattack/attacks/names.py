@@ -12,6 +12,7 @@ import ast
 import hashlib
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,27 +95,16 @@ def attack_name(text: str) -> str:
 
 
 def attack_names(text: str) -> tuple[str, ...]:
-    """What a flag lists, separated by commas outside brackets and quotes; none of an empty text."""
-    parts = [part.strip() for part in split_outside_brackets(text)]
-    names = tuple(attack_name(part) for part in parts if part)
-    parsed = [parse_attack(name) for name in names]
-    different = {(one.source, one.function, one.arguments) for one in parsed}
-    if names and not 2 <= len(names) == len(different):
+    """What a flag lists, separated by commas; none of an empty text."""
+    attacks, part = [], ""
+    for piece in text.split(","):
+        part = f"{part},{piece}" if part else piece
+        with suppress(argparse.ArgumentTypeError):  # it goes on behind the comma
+            attacks.append(parse_attack(part))
+            part = ""
+    if part.strip():
+        parse_attack(part)  # which says what is wrong with it
+    different = {(one.source, one.function, one.arguments) for one in attacks}
+    if attacks and not 2 <= len(attacks) == len(different):
         raise argparse.ArgumentTypeError("expected at least two attacks, none of them twice")
-    return names
-
-
-def split_outside_brackets(text: str) -> list[str]:
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        else:
-            depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth <= 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
+    return tuple(one.text for one in attacks)

@@ -54,8 +54,6 @@ class GivenImages:
 class NoWeights:
     """In place of a controller of timestep weights, of which there are none."""
 
-    follows_gradients = False
-
     def weights(self) -> torch.Tensor:
         return torch.zeros(0)
 
@@ -91,12 +89,14 @@ class Seen(torch.nn.Module):
     ):
         super().__init__()
         self.classifiers, self.temperature = torch.nn.ModuleList(classifiers), temperature
+        # behind random defences also without a gradient by the attack's draws, not by those of the judges
+        self.asked = [one.attacked if isinstance(one, Defended) else one for one in classifiers]
         self.true = labels[0][labels[0] >= 0]
         self.head, self.target = head, target
         self.looks: list[torch.Tensor] = []  # (classifiers, 1, classes) each
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = torch.stack([looked_at(classifier, images) for classifier in self.classifiers])
+        logits = torch.stack([ask(images) for ask in self.asked])
         self.looks.append(logits[:, :1].detach())
         logits = logits.mean(0)
         if isinstance(self.head, Sigmoid):
@@ -116,13 +116,6 @@ class Seen(torch.nn.Module):
         answers = logits.new_full((len(logits), classes), OUT_OF_THE_WAY)
         answers = answers.index_fill(1, (asked[:1] + 1) % classes, 0.0)
         return answers.index_copy(1, asked[:1], over)
-
-
-def looked_at(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """A classifier's logits for an attack: behind random defences also without a gradient of its own draws,
-    never of those that judge the picture.
-    """
-    return classifier.attacked(images) if isinstance(classifier, Defended) else classifier(images)
 
 
 class PixelAttack:
@@ -284,13 +277,24 @@ class PixelAttack:
 
     def record(self, given: GivenImages, looks: Sequence[Sequence[torch.Tensor]]) -> AttackRecord:
         """What the record keeps of the looks at each image; of timesteps and attention there is nothing."""
-        nothing, images = torch.zeros(1, 1, len(self.class_names), device=self.device), len(looks)
-        looks, history = [each or [nothing] for each in looks], []
+        none, images, history = torch.zeros(1, 1, len(self.class_names), device=self.device), len(looks), []
+        looks = [each or [none] for each in looks]
         for number in range(max(map(len, looks))):
             rows = torch.tensor([k for k, each in enumerate(looks) if number < len(each)])
             logits = torch.cat([looks[k][number] for k in rows.tolist()], 1)
-            history.append((rows, self.of_look(logits, given.labels[rows], given.targets[rows])))
+            probabilities, labels = self.head.probabilities(logits).mean(0), given.labels[rows]
+            look = {
+                "attack_loss": self.head.cross_entropy(logits, labels, given.targets[rows], 1.0),
+                "confidence": self.head.confidence(probabilities, marked(labels, logits.shape[-1])),
+                "fooled": self.head.fooled(logits, labels, given.targets[rows]).all(0),
+            }
+            history.append((rows, look))
+        arrays = stacked(history, images, len(history))
+        unknown = ("self_attention_loss", "cross_attention_loss", "self_attention_factor", "distance")
         return AttackRecord(
+            **arrays,
+            **dict.fromkeys(unknown, torch.full_like(arrays["attack_loss"], torch.nan)),
+            total_loss=arrays["attack_loss"],
             timesteps=torch.zeros(0, dtype=torch.long),
             layers=[],
             grids=[],
@@ -302,23 +306,7 @@ class PixelAttack:
             gradient_norms=torch.zeros(0, 3, images),
             class_attention=torch.zeros(2, 0, 0, 0, images),
             components=torch.zeros(2, 3, 0, 0, images),
-            **stacked(history, images, len(history)),
         )
-
-    def of_look(
-        self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """What the record keeps of one look at b images, `(b,)` by name."""
-        loss = self.head.cross_entropy(logits, labels, targets, 1.0)
-        true_classes = marked(labels, logits.shape[-1])
-        unknown = ("self_attention_loss", "cross_attention_loss", "self_attention_factor", "distance")
-        return {
-            "attack_loss": loss,
-            "total_loss": loss,
-            "confidence": self.head.confidence(self.head.probabilities(logits).mean(0), true_classes),
-            "fooled": self.head.fooled(logits, labels, targets).all(0),
-            **{name: torch.full_like(loss, torch.nan) for name in unknown},
-        }
 
 
 @contextmanager

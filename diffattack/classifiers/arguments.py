@@ -136,4 +136,4 @@ def shown(value: object) -> str:
     """What an argument is, in a few words."""
     if isinstance(value, torch.Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype}"
-    return f"of type {type(value).__name__}"
+    return f"an object of type {type(value).__name__}"

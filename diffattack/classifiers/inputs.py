@@ -8,7 +8,7 @@ from diffattack.classifiers.defences import DEFENCES, defence_names
 from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, classifier_names
 from diffattack.common.flags import COUNT, flag
 from diffattack.diffusion.inversion import PREDICTION_TYPES
-from diffattack.diffusion.lora import Lora, parse_lora
+from diffattack.diffusion.pipeline import Lora, parse_lora
 
 
 @dataclass

@@ -11,7 +11,7 @@ from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_tensor
-from diffattack.diffusion.prediction import check_prediction_type
+from diffattack.diffusion.checks import check_prediction_type
 from diffattack.evaluation.clean_check import (
     CleanAccuracy,
     check_labels,

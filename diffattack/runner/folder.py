@@ -27,8 +27,7 @@ from diffattack.data.dataset import Item
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
 from diffattack.data.layout import SUBFOLDERS, Layout
 from diffattack.data.records import ANALYSIS, json_digest, read_configuration, read_record, run_identity
-from diffattack.diffusion.lora import Lora
-from diffattack.diffusion.pipeline import loaded_files
+from diffattack.diffusion.pipeline import Lora, loaded_files
 from diffattack.options import Options
 from diffattack.plotting.draw import IMAGE_FIGURES, POOLED_FIGURES
 from diffattack.plotting.run_page import page_files, remove_page_files
