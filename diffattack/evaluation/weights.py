@@ -158,11 +158,11 @@ def add_weights(comparison: Comparison, runs: Sequence[Run], weights: Sequence[W
             [["layer", "share"], *map(list, zip(layers, percentages(*means[by_layer], ".2g")))],
         ),
     ]
-    comparison.remarks += [
-        *(line for run, moved in zip(runs, weights) for line in lines_about_weights(moved, run)),
+    comparison.remarks.extend(line for run, w in zip(runs, weights) for line in lines_about_weights(w, run))
+    comparison.remarks.append(
         f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
-        "which holds 0.1 % of the loss in its model",
-    ]
+        "which holds 0.1 % of the loss in its model"
+    )
     comparison.results["weights"] = {
         name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)
     }
