@@ -10,7 +10,7 @@ are the same on every machine. Peak memory is the process's, with the libraries 
 """
 
 import diffattack.common.environment  # isort: skip  # noqa: F401
-import diffattack.common.mended  # isort: skip  # noqa: F401
+import diffattack.common.torchvision  # isort: skip  # noqa: F401
 
 import argparse
 import json
@@ -27,8 +27,8 @@ import torch
 from diff_latent_attack import DiffAttack
 from diffattack.classifiers.registry import REGISTRY, load_classifier
 from diffattack.common.commands import run_program
-from diffattack.common.costs import BACKWARD, measured
-from diffattack.common.devices import resolve_device, set_up
+from diffattack.common.counting import BACKWARD, measured
+from diffattack.common.device import resolve_device, set_up
 from diffattack.common.flags import HelpFormatter
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from attentionControl import make_controller
 from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
 from diffattack.classifiers.defences import at_a_stop, defend, under_attack
-from diffattack.common.compiling import stance
+from diffattack.common.device import stance
 from diffattack.common.errors import InputError
 from diffattack.common.frozen import frozen
 from diffattack.data.classes import IMAGENET_CLASSES

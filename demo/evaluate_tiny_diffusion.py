@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import diffattack.common.environment  # isort: skip  # noqa: F401
-import diffattack.common.mended  # isort: skip  # noqa: F401
+import diffattack.common.torchvision  # isort: skip  # noqa: F401
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from diff_latent_attack import DiffAttack
 from diffattack.classifiers.registry import REGISTRY, load_classifier
-from diffattack.common.devices import keep_freed_memory, resolve_device
+from diffattack.common.device import keep_freed_memory, resolve_device
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import read_image, to_pixels, to_tensor

@@ -24,7 +24,7 @@ from training_data import draw_neighbours, prepare_data
 from training_teacher import observe
 from training_unet import build_text_encoder, build_tokenizer, build_unet, noise_schedule, train_unet
 
-from diffattack.common.devices import keep_freed_memory
+from diffattack.common.device import keep_freed_memory
 
 
 def export(work: Path, target: Path) -> None:

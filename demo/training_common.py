@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import diffattack.common.environment  # isort: skip  # noqa: F401
-import diffattack.common.mended  # isort: skip  # noqa: F401
+import diffattack.common.torchvision  # isort: skip  # noqa: F401
 
 SIZE = 224
 

@@ -26,12 +26,12 @@ from tqdm import tqdm
 from diff_latent_attack import DiffAttack
 from diffattack.classifiers.heads import SOFTMAX
 from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
-from diffattack.common.devices import set_up
+from diffattack.common.device import set_up
 from diffattack.common.environment import mend_torchvision
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import read_image, to_pixels, to_tensor
-from diffattack.data.shares import timestep_shares
+from diffattack.data.summaries import timestep_shares
 from diffattack.diffusion.batch import Batch
 from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.evaluation.metrics import psnr

@@ -25,7 +25,7 @@ if (
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
 import diffattack.common.environment  # isort: skip  # noqa: F401
-import diffattack.common.mended  # isort: skip  # noqa: F401
+import diffattack.common.torchvision  # isort: skip  # noqa: F401
 
 import numpy as np
 import pytest

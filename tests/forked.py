@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 IS_POSSIBLE = hasattr(os, "pidfd_open")  # Linux
 IMPORTED = (  # what a run imports of others, in its order
-    "diffattack.common.mended",
+    "diffattack.common.torchvision",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "diffusers.models.autoencoders.autoencoder_dc",
     "transformers.models.clip.modeling_clip",

@@ -18,8 +18,7 @@ from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
 from diffattack.evaluation.clean_check import check_labels
 from diffattack.options import Options
-from diffattack.runner.clean_check import clean_accuracies
-from diffattack.runner.setup import Experiment
+from diffattack.runner.setup import Experiment, clean_accuracies
 
 
 @pytest.fixture(scope="module")

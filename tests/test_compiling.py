@@ -7,7 +7,7 @@ import torch
 import torch._inductor.config
 from test_picture_of_the_attack import build
 
-from diffattack.common.compiling import check_compiler, compile_blocks
+from diffattack.common.device import check_compiler, compile_blocks
 from diffattack.common.errors import InputError
 
 

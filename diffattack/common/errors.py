@@ -83,7 +83,7 @@ _passed_on: list[Callable[[ImageNote], None]] = []
 
 def note_of_image(path: Path, text: str, kind: str = "") -> None:
     """Says something of an image once, in whichever process reads it; of a `kind`, of the first image alone.
-    A process of `common/workers.py` leaves it to the one that started it; of those that a launcher started,
+    A process of `common/parallel.py` leaves it to the one that started it; of those that a launcher started,
     each says it of the images that it reads.
     """
     say_of_image(ImageNote(str(path), text, kind))

@@ -20,7 +20,7 @@ from diffattack.common.errors import RecordError, one_line
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import replacing
 from diffattack.data.layout import Layout, index_of
-from diffattack.data.pooled import Pooled, pooled
+from diffattack.data.summaries import Summary, summary_of
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
@@ -227,9 +227,9 @@ class Run:
         return self.records[0].gradient_iterations
 
     @functools.cached_property
-    def pooled(self) -> Pooled:
+    def summary(self) -> Summary:
         """What all images say together: all records are read, once."""
-        return pooled(self.records, has_norm=self.configuration.get("layer_norm", "mse") != "mse")
+        return summary_of(self.records, has_norm=self.configuration.get("layer_norm", "mse") != "mse")
 
     @property
     def rows(self) -> Iterator[dict]:
@@ -246,7 +246,7 @@ class Run:
     @property
     def layer_losses(self) -> np.ndarray:
         """`(images, K, N, L)`, for a notebook: of thousands of images this does not fit into memory, and
-        `pooled.structure` has what figures are drawn from.
+        `summary.structure` has what figures are drawn from.
         """
         return np.stack([record.layer_losses for record in self.records])
 
@@ -255,7 +255,7 @@ class Run:
         """`(images, M, 2)`: norms of the self- and cross-attention terms' gradients on the latent over the
         attack's.
         """
-        norms = self.pooled.gradient_norms  # (images, M, 3)
+        norms = self.summary.gradient_norms  # (images, M, 3)
         with np.errstate(divide="ignore", invalid="ignore"):
             return norms[..., 1:] / norms[..., :1]
 
@@ -271,14 +271,14 @@ class Run:
         """The iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the
         clean image there, before rounding; `(images,)` each, NaN for an image that never does.
         """
-        return self.pooled.first_fooled, self.pooled.distance_then
+        return self.summary.first_fooled, self.summary.distance_then
 
     @property
     def factors(self) -> np.ndarray:
         """`(images, 4, K)`, of the LOSSES in what was minimised: the unweighted sum of the `L_i` is not part
         of it, but has the same factor as the weighted.
         """
-        structure = self.pooled.self_attention_factor
+        structure = self.summary.self_attention_factor
         attack, cross = (
             np.full_like(structure, self.configuration[f"{name}_loss_weight"])
             for name in ("attack", "cross_attn")

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffattack.common.compiling import stance
-from diffattack.common.devices import bytes_saved, free_memory
+from diffattack.common.device import bytes_saved, free_memory, stance
 from diffattack.diffusion.inversion import Inversion, LatentDiffusion
 
 # Of the memory that is free: the maps of the unperturbed run are kept where they take at most this share,

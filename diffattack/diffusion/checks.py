@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffattack.common.compiling import stance
+from diffattack.common.device import stance
 from diffattack.common.errors import CheckpointError, InputError, note, one_line
 from diffattack.diffusion.inversion import PREDICTION_TYPES, LatentDiffusion
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from diffattack.common.compiling import stance
+from diffattack.common.device import stance
 from diffattack.common.errors import CheckpointError
 from diffattack.common.frozen import frozen
 from diffattack.data.classes import IMAGENET_CLASSES

@@ -21,7 +21,7 @@ from diffattack.common.checkpoints import (
     stay_offline_if_out_of_reach,
     weight_files,
 )
-from diffattack.common.compiling import check_compiler, compile_blocks
+from diffattack.common.device import check_compiler, compile_blocks
 from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import CheckpointError, InputError, note, one_line
 from diffattack.diffusion.checks import PARTS, check_parts, check_pipeline

@@ -108,7 +108,7 @@ def curve_of_image(
 
 def curve_points(run: Run) -> list[CurvePoint]:
     """A run at each of its `--judge_at`, and at its end; none where it has none."""
-    configuration, pooled = run.configuration, run.pooled
+    configuration, pooled = run.configuration, run.summary
     if not configuration["judge_at"]:
         return []
     base, points = configuration["label_base"], []

@@ -23,7 +23,7 @@ from diffattack.classifiers.certificates import CERTIFICATE, NO_CERTIFICATE
 from diffattack.classifiers.defences import Smoothed, is_random, needs_diffusion, split_name
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.classifiers.identity import difference
-from diffattack.common.devices import memory_is_short
+from diffattack.common.device import memory_is_short
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
 from diffattack.evaluation.distances import features_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffattack.data.records import Run
-from diffattack.data.shares import LossSums, loss_sums, mean_and_deviation
+from diffattack.data.summaries import LossSums, loss_sums, mean_and_deviation
 from diffattack.evaluation.comparison import Comparison
 
 # reported for Stable Diffusion 2, at the first self-attention layer
@@ -53,7 +53,7 @@ def weight_movement(run: Run, end: np.ndarray) -> WeightMovement:
     Args:
         end: `(N,)`, the weights after the last step, means over the images where each has its own.
     """
-    mode, weights = run.configuration["weight_mode"], run.pooled.weights  # (images, K, N)
+    mode, weights = run.configuration["weight_mode"], run.summary.weights  # (images, K, N)
     if mode in ("learnable", "learnable_detached"):  # one network's, over all images
         weights = np.concatenate([weights.reshape(-1, len(end)), end[None].astype(weights.dtype)])[None]
     start, last = (weights[:, k].astype(np.float64) for k in (0, -1))
@@ -100,7 +100,7 @@ def lines_about_equal_losses(run: Run) -> list[str]:
     """
     from scipy.stats import friedmanchisquare
 
-    shares = run.pooled.structure.timestep_shares  # (images, N), NaN where nothing changed
+    shares = run.summary.structure.timestep_shares  # (images, N), NaN where nothing changed
     shares = shares[np.isfinite(shares).all(1)]
     if len(shares) < 2 or shares.shape[1] < 3:
         return []

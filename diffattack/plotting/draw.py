@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffattack.common.errors import note
+from diffattack.common.parallel import end_with_parent, interrupts_held
 from diffattack.common.progress import progress
-from diffattack.common.workers import end_with_parent, interrupts_held
-from diffattack.data.answers import deciding
 from diffattack.data.images import replacing, write_image
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, read_pair
 from diffattack.data.sample import FIGURE_IMAGES, Sample, choose
+from diffattack.evaluation.tables import deciding
 from diffattack.plotting.figures import (
     DPI,
     STYLE,
@@ -71,14 +71,14 @@ def draw_runs(runs: Mapping[str, Run], schedules: Schedules) -> Iterator[tuple[s
         raise ValueError(f"the runs {', '.join(runs)} differ in timesteps or layers; draw them one by one")
     if timesteps:  # there is nothing to pool of attacks that know none
         yield from draw_losses(runs)
-        weights = {name: run.pooled.weights for name, run in runs.items()}
+        weights = {name: run.summary.weights for name, run in runs.items()}
         yield "weight_curves", plot_weight_curves(weights, timesteps, schedules(len(timesteps)))
-        structure = {name: run.pooled.structure for name, run in runs.items()}
+        structure = {name: run.summary.structure for name, run in runs.items()}
         yield "average_loss_per_timestep", plot_average_loss_per_timestep(structure, timesteps)
         yield "losses", plot_losses({name: LossCurves.of(run) for name, run in runs.items()})
         if len(runs) > 1:
             overlaid = {
-                name: (structure[name], run.pooled.losses[:, 0], run.pooled.confidence)
+                name: (structure[name], run.summary.losses[:, 0], run.summary.confidence)
                 for name, run in runs.items()
             }
             yield "overlay", plot_overlay(overlaid, timesteps)
@@ -88,7 +88,7 @@ def draw_runs(runs: Mapping[str, Run], schedules: Schedules) -> Iterator[tuple[s
 def draw_losses(runs: Mapping[str, Run]) -> Iterator[tuple[str, Figure]]:
     """The self-attention losses by timestep, iteration and layer: LOSS_FIGURES."""
     first = next(iter(runs.values()))
-    by_timestep = {name: run.pooled.structure.by_timestep for name, run in runs.items()}
+    by_timestep = {name: run.summary.structure.by_timestep for name, run in runs.items()}
     yield "loss_per_timestep", plot_loss_per_timestep(by_timestep, first.timesteps)
     yield "loss_heatmap", plot_loss_heatmap(by_timestep, first.timesteps)
     yield "layer_shares", plot_layer_shares(before_and_after_norm(runs), first.timesteps, first.layers)
@@ -100,11 +100,11 @@ def before_and_after_norm(runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
     """
     shown = {}
     for name, run in runs.items():
-        by_layer = run.pooled.structure.by_layer
+        by_layer = run.summary.structure.by_layer
         if run.configuration["layer_norm"] == "mse":
             shown[name] = by_layer[:, None]
         else:
-            shown[f"{name}, mse"] = (by_layer * run.pooled.reference_squares)[:, None]
+            shown[f"{name}, mse"] = (by_layer * run.summary.reference_squares)[:, None]
             shown[f"{name}, relative"] = by_layer[:, None]
     return shown
 
@@ -215,7 +215,7 @@ def draw_folders(
     runs, work = list(runs), []
     for run in runs:
         (run.folder / ANALYSIS).mkdir(exist_ok=True)
-        sample = choose(run.pooled.psnr, figure_images, run.configuration.get("seed", 0))
+        sample = choose(run.summary.psnr, figure_images, run.configuration.get("seed", 0))
         if sample.is_part:
             note(f"{sample}; --figure_images says how many")
         delete_others(run, sample)
@@ -241,7 +241,7 @@ def works_of(run: Run, sample: Sample, each_image: bool, anew: bool, pdf: bool) 
     """What processes draw of a run, as functions with their arguments, all of them small: each image's
     figures, of those images of which they are missing or `anew`, and contact sheets, SHEET images on a page.
     """
-    lacking = [k for k in sample.why if anew or not is_drawn(run, int(run.pooled.indices[k]))]
+    lacking = [k for k in sample.why if anew or not is_drawn(run, int(run.summary.indices[k]))]
     images = [(save_image_figures, run.of([k]), pdf) for k in lacking if each_image]
     chosen = list(sample.why)
     pages = [chosen[first : first + SHEET] for first in range(0, len(chosen), SHEET)]
@@ -253,7 +253,7 @@ def works_of(run: Run, sample: Sample, each_image: bool, anew: bool, pdf: bool) 
 
 def delete_others(run: Run, sample: Sample) -> None:
     """Deletes the figures of images that are not in the sample, and contact sheets beyond its last."""
-    kept = {int(run.pooled.indices[k]) for k in sample.why}
+    kept = {int(run.summary.indices[k]) for k in sample.why}
     pages = -(-len(sample.why) // SHEET)
     of_image = re.compile(rf"(\d{{4,}})_({'|'.join(IMAGE_FIGURES)})\.(png|pdf)")
     of_sheet = re.compile(r"contact_sheet_([1-9]\d*)\.(png|pdf)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffattack.data.shares import LossSums, loss_sums, mean_and_deviation, mean_without_nan, normalised
+from diffattack.data.summaries import LossSums, loss_sums, mean_and_deviation, mean_without_nan, normalised
 
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.axes import Axes

@@ -39,7 +39,7 @@ class LossCurves:
 
     @classmethod
     def of(cls, run: Run) -> LossCurves:
-        of_all, gradients = run.pooled, (run.gradient_shares_by_image, run.gradient_iterations)
+        of_all, gradients = run.summary, (run.gradient_shares_by_image, run.gradient_iterations)
         return cls(of_all.losses, run.factors, of_all.confidence, of_all.fooled, *gradients)
 
 

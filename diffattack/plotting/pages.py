@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffattack.data.answers import in_words
 from diffattack.data.images import replacing
+from diffattack.evaluation.tables import in_words
 from diffattack.plotting.image_figures import decibels
 
 # scale and WebP quality, tried in this order

@@ -22,11 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from diffattack.common.progress import progress
-from diffattack.data.answers import deciding, in_words
 from diffattack.data.images import delete_abandoned, replacing
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of, read_pair
-from diffattack.data.shares import timestep_rows, timestep_shares
-from diffattack.evaluation.tables import MEASURES
+from diffattack.data.summaries import timestep_rows, timestep_shares
+from diffattack.evaluation.tables import MEASURES, deciding, in_words
 from diffattack.plotting.figures import PALETTE, timestep_colours
 from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference
 from diffattack.plotting.pages import data_url, encode, write_filled
@@ -76,7 +75,7 @@ def write_page(run: Run, results: dict) -> None:
         name=run.folder.absolute().name,
         results=results,
         count=len(run.records),
-        timestep_table=timestep_rows(run.pooled.structure, run.timesteps) if run.timesteps else None,
+        timestep_table=timestep_rows(run.summary.structure, run.timesteps) if run.timesteps else None,
         figures=[(text, url) for name, text in FIGURES.items() if (url := figure_url(run, name, is_small))],
         amplified=AMPLIFIED,
         inline=inline,

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import GivenImages, PixelAttack
 from diffattack.classifiers.registry import joined_names
-from diffattack.common.costs import Cost, bytes_of, measured
-from diffattack.common.devices import free_memory
+from diffattack.common.counting import Cost, bytes_of, measured
+from diffattack.common.device import free_memory
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, RunError
 from diffattack.common.launched import launched
-from diffattack.common.workers import run_in_processes, tell_parent
+from diffattack.common.parallel import run_in_processes, tell_parent
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
 from diffattack.data.layout import Layout

@@ -14,9 +14,9 @@ import torch
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.names import OURS
 from diffattack.attacks.pixel import PixelAttack
-from diffattack.common.costs import memory_peak
+from diffattack.common.counting import memory_peak
 from diffattack.common.errors import InputError, NonFiniteLossError
-from diffattack.common.workers import threads_of_each
+from diffattack.common.parallel import threads_of_each
 from diffattack.data.images import to_pixels
 from diffattack.data.records import AttackRecord
 from diffattack.diffusion.inversion import Inversion
@@ -27,10 +27,9 @@ from diffattack.evaluation.tables import table
 from diffattack.losses import measured_iterations
 from diffattack.options import Options
 from diffattack.runner.attack_images import invert, read_picture
-from diffattack.runner.clean_check import check_diffusion_model, clean_accuracies
 from diffattack.runner.folder import name_of
 from diffattack.runner.jobs import count_processes
-from diffattack.runner.setup import load_attacks, read_experiment
+from diffattack.runner.setup import check_diffusion_model, clean_accuracies, load_attacks, read_experiment
 
 CHECKED_ITERATIONS = 5  # of which gradients are measured in some and not in others, whatever the options
 

@@ -13,16 +13,15 @@ import torch
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import undefended
-from diffattack.common.costs import bytes_of
-from diffattack.common.devices import once_all_have_come
+from diffattack.common.counting import bytes_of
+from diffattack.common.device import once_all_have_come
 from diffattack.common.launched import launched
-from diffattack.common.workers import import_ahead, processes_for
+from diffattack.common.parallel import import_ahead, processes_for
 from diffattack.data.dataset import Item
 from diffattack.data.layout import Layout
 from diffattack.data.records import read_state
 from diffattack.evaluation.judges import Judges
 from diffattack.options import Options
-from diffattack.runner.clean_check import look_at_clean_images
 from diffattack.runner.folder import (
     check_folder,
     claim,
@@ -32,11 +31,11 @@ from diffattack.runner.folder import (
     missing_of,
 )
 from diffattack.runner.judge import PictureFiles, judges_of
-from diffattack.runner.setup import Experiment, load_attacks, undefended_names
+from diffattack.runner.setup import Experiment, load_attacks, look_at_clean_images, undefended_names
 
 # by each process of a CPU: reading and compiling all of this takes longer than to attack a picture
 NEEDED = (
-    "diffattack.common.mended",
+    "diffattack.common.torchvision",
     "diffattack.runner.attack_images",
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from diffattack.classifiers.defences import needs_diffusion, split_name
-from diffattack.common.devices import set_up
+from diffattack.common.device import set_up
 from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import note
+from diffattack.common.parallel import import_ahead, processes_for, run_in_processes, tell_parent
 from diffattack.common.progress import progress
-from diffattack.common.workers import import_ahead, processes_for, run_in_processes, tell_parent
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
@@ -37,7 +37,7 @@ from diffattack.runner.setup import Experiment
 
 CHUNK = 16  # images that are judged together
 BYTES_EACH = 1_500_000_000  # of a process that judges
-NEEDED = ("diffattack.common.mended", "diffattack.runner.judge", "torchmetrics.functional.image")
+NEEDED = ("diffattack.common.torchvision", "diffattack.runner.judge", "torchmetrics.functional.image")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from natsort import natsorted
 
-from diffattack.common.devices import resolve_device, resolve_dtype
+from diffattack.common.device import resolve_device, resolve_dtype
 from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError
 from diffattack.common.progress import progress
@@ -21,7 +21,6 @@ from diffattack.data.opened import opened
 from diffattack.data.records import json_digest, read_configuration
 from diffattack.evaluation.clean_check import check_labels
 from diffattack.options import Options
-from diffattack.runner.clean_check import clean_accuracies
 from diffattack.runner.folder import (
     check_folder,
     check_save_dir,
@@ -31,7 +30,7 @@ from diffattack.runner.folder import (
 )
 from diffattack.runner.judge import PictureFiles, add_up, judge_all, judges_of
 from diffattack.runner.report import write_reports
-from diffattack.runner.setup import Experiment, class_names_of
+from diffattack.runner.setup import Experiment, class_names_of, clean_accuracies
 
 NAMES = ("evaluation.json", "evaluation.csv", "evaluation.txt")
 

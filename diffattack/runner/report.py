@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from attentionControl import make_controller
-from diffattack.data.answers import deciding
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, json_text, read_row, read_run, read_state
-from diffattack.data.shares import timestep_rows
+from diffattack.data.summaries import timestep_rows
 from diffattack.evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.tables import cost_dict, cost_rows, table
+from diffattack.evaluation.tables import cost_dict, cost_rows, deciding, table
 from diffattack.evaluation.warnings import warnings_about_rounding
 from diffattack.evaluation.weights import lines_about_weights, weight_movement
 from diffattack.options import Options
@@ -253,7 +252,7 @@ def weights_at_the_end(options: Options, run: Run | None) -> np.ndarray:
     if run is None or not run.timesteps:
         return np.zeros(0)
     if not options.weight_mode.startswith("learnable"):
-        return run.pooled.weights[:, -1].mean(0, dtype=np.float64)
+        return run.summary.weights[:, -1].mean(0, dtype=np.float64)
     settings = (options.schedule, len(run.timesteps), options.seed, options.pace)
     controller = make_controller(options.weight_mode, *settings)
     controller.load_state(torch.from_numpy(read_state(run.records.paths[-1])))
@@ -299,7 +298,7 @@ def lines_about(run: Run, rows: Sequence[dict], points: Sequence[CurvePoint]) ->
         lines += [
             "",
             "self-attention loss by timestep, over all layers, before weights",
-            *table(timestep_rows(run.pooled.structure, run.timesteps)),
+            *table(timestep_rows(run.summary.structure, run.timesteps)),
             "",
             *table(gradient_rows(run)),
             *advice_on_strength(run),

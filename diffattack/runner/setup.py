@@ -22,7 +22,7 @@ from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.identity import check_unchanged
 from diffattack.classifiers.registry import check_distinct, load_classifier
-from diffattack.common.devices import process_device, resolve_device, resolve_dtype, set_up
+from diffattack.common.device import process_device, resolve_device, resolve_dtype, set_up
 from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError, RecordError, note
 from diffattack.common.launched import check_alone, launched
@@ -33,8 +33,16 @@ from diffattack.data.images import read_image, to_tensor
 from diffattack.data.layout import Layout
 from diffattack.data.masks import masks_of
 from diffattack.data.records import read_configuration
+from diffattack.diffusion.checks import check_prediction_type
 from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.diffusion.pipeline import compile_pipeline, load_pipeline
+from diffattack.evaluation.clean_check import (
+    CleanAccuracy,
+    check_labels,
+    clean_accuracy,
+    predict_clean,
+    readings,
+)
 from diffattack.evaluation.warnings import warnings_about_outputs
 from diffattack.options import Options
 from diffattack.runner.folder import (
@@ -308,6 +316,56 @@ def check_shards(options: Options, weight_modes: Sequence[str]) -> tuple[int, in
             "without --shard and in one process"
         )
     return shard * processes + process, shards * processes
+
+
+# ---------------------------------------------------------------- the clean pictures
+
+
+def clean_accuracies(
+    experiment: Experiment, items: Sequence[Item], classifiers: Sequence[torch.nn.Module]
+) -> list[CleanAccuracy]:
+    """Of how many clean pictures each surrogate predicts a true class, out of the items that are attacked."""
+    options, names, head = experiment.options, experiment.class_names, experiment.options.classifier_head
+    predictions, indices = predict_clean(items, classifiers, options.res, experiment.device, head)
+    others = readings(experiment.items, names, options.images_root, options.label_path, options.label_base)
+    labels = [item.labels for item in experiment.items]
+    return [
+        clean_accuracy(name, predicted, indices, labels, others, len(names), head)
+        for name, predicted in zip(options.model_name, predictions)
+    ]
+
+
+def look_at_clean_images(
+    experiment: Experiment, attack: DiffAttack | PixelAttack, items: Sequence[Item]
+) -> None:
+    """Looks before the attack whether labels are those of the images, and whether the diffusion model is read
+    as it was trained.
+
+    Raises:
+        InputError: they are not, or it is not.
+    """
+    check_labels(clean_accuracies(experiment, items, attack.classifiers), experiment.options.trust_labels)
+    check_diffusion_model(experiment, attack, items)
+
+
+def check_diffusion_model(
+    experiment: Experiment, attack: DiffAttack | PixelAttack, items: Sequence[Item]
+) -> None:
+    """Looks by the first image that can be read whether the UNet predicts what its scheduler says.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not isinstance(attack, DiffAttack):
+        return
+    for item in items:
+        try:
+            picture = read_image(item.path, experiment.options.res)
+        except OSError:
+            continue
+        labels, _ = labels_and_targets([item])
+        check_prediction_type(attack.diffusion, to_tensor(picture), torch.from_numpy(labels))
+        return
 
 
 # ---------------------------------------------------------------- inputs

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from diffattack.common.devices import peak_memory
+from diffattack.common.device import peak_memory
 
 BACKWARD = ", backward"
 
