@@ -46,6 +46,14 @@ def labels_and_targets(items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
     return labels, np.array([-1 if item.target is None else item.target for item in items])
 
 
+def labels_of(configuration: dict, index: int) -> tuple[tuple[int, ...], int | None]:
+    """The labels of an image of a run, and its target, counted from 0, by the run's run.json."""
+    base, labels, target = configuration["label_base"], configuration["labels"][index], None
+    if configuration["targets"][index] is not None:
+        target = configuration["targets"][index] - base
+    return tuple(label - base for label in (labels if isinstance(labels, list) else [labels])), target
+
+
 @dataclass(frozen=True)
 class Preset:
     """What --dataset_name stands for."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffattack.classifiers.heads import head_named
+from diffattack.data.dataset import Item, labels_and_targets, labels_of
 from diffattack.data.images import Pictures
 from diffattack.data.records import Run
 from diffattack.evaluation.judges import Judges, batch_on
@@ -108,25 +109,19 @@ def curve_of_image(
 
 def curve_points(run: Run) -> list[CurvePoint]:
     """A run at each of its `--judge_at`, and at its end; none where it has none."""
-    configuration, pooled = run.configuration, run.summary
+    configuration, summary = run.configuration, run.summary
     if not configuration["judge_at"]:
         return []
-    base, points = configuration["label_base"], []
-    head = head_named(configuration.get("head"), configuration.get("threshold"))
-    each = [configuration["labels"][index] for index in pooled.indices]
-    each = [one if isinstance(one, list) else [one] for one in each]
-    labels = np.full((len(each), max(map(len, each))), -1)
-    for k, one in enumerate(each):
-        labels[k, : len(one)] = np.array(one) - base
-    goals = [configuration["targets"][index] for index in pooled.indices]
-    targets = np.array([-1 if goal is None else goal - base for goal in goals])
-    for p, iteration in enumerate(pooled.curve_iterations[0].tolist()):
-        sides = pooled.curve_predictions[:, p]  # (images, C, 2)
+    points, head = [], head_named(configuration.get("head"), configuration.get("threshold"))
+    named = (labels_of(configuration, index) for index in summary.indices)
+    labels, targets = labels_and_targets([Item(0, run.folder, *each) for each in named])
+    for p, iteration in enumerate(summary.curve_iterations[0].tolist()):
+        sides = summary.curve_predictions[:, p]  # (images, C, 2)
         results = [
             ClassifierResult(name, labels, sides[:, k, 0], sides[:, k, 1], None, targets, head)
             for k, name in enumerate(configuration["curve_judges"])
         ]
-        quality = quality_by_image(dict(zip(MEASURES, pooled.curve_visibility[:, p].T)))
+        quality = quality_by_image(dict(zip(MEASURES, summary.curve_visibility[:, p].T)))
         evaluation = Evaluation(results, quality, [], len(configuration["model_name"]))
         points.append(CurvePoint(iteration, evaluation))
     return points

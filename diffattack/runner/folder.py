@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from diffattack import ROOT
 from diffattack.classifiers.identity import difference
 from diffattack.classifiers.registry import joined_names
 from diffattack.common.errors import InputError, RecordError, RunError, note
@@ -42,22 +43,6 @@ OF_IMAGE = (
     "record.npz",  # last, since it says what the others are
 )
 REPORTS = ("results.json", "images.csv", "log.txt", "report.html")
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "torchattack",
-    "piq",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "torchmetrics",
-    "pillow",
-    "imagecodecs",
-    "tifffile",
-)
 
 
 # ---------------------------------------------------------------- what a run is
@@ -111,12 +96,13 @@ def counted(labels: Sequence[int], base: int) -> int | list[int]:
 
 def provenance(options: Options, device: torch.device) -> dict:
     """What a results file tells of where its figures come from."""
+    packages = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
     return {
         "configuration": {
             declared.name: plain(getattr(options, declared.name)) for declared in fields(options)
         },
         "device": str(device),
-        "versions": {package: found for package in PACKAGES if (found := version_of(package))},
+        "versions": {package: version_of(package) for package in packages},
     }
 
 

@@ -14,7 +14,7 @@ from diffattack.common.device import resolve_device, resolve_dtype
 from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError
 from diffattack.common.progress import progress
-from diffattack.data.dataset import TARGET_COLUMN, Item
+from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of
 from diffattack.data.labels import Labels, check_target
 from diffattack.data.layout import SUBFOLDERS, Layout
 from diffattack.data.opened import opened
@@ -53,7 +53,7 @@ def judge_folder(options: Options) -> int:
     }
     own = (options.save_dir / name for name in NAMES)
     check_folder(layout.folder, configuration, (path for path in own if path.exists()))
-    size = common_side(pairs)
+    size = side_of([path for pair in pairs for path in pair])
     # which the original tool does not write
     extra = [clean.with_name(clean.name.replace("originImage", "reconstruction")) for clean, _ in pairs]
     if all(path.is_file() for path in extra):
@@ -92,115 +92,77 @@ def judge_folder(options: Options) -> int:
     return 0
 
 
-def common_side(pairs: Sequence[tuple[Path, Path]]) -> int:
-    """The side of all pictures, which are squares of one size."""
-    size = side_of(pairs[0][0])
-    with progress(pairs, desc="looked at", unit="image") as bar:
-        for path in (path for pair in bar for path in pair):
-            if side_of(path) != size:
-                raise InputError(
-                    f"--images_root: {path.name} has another size than {pairs[0][0].name}; expected squares "
-                    f"of {size} pixels"
-                )
-    return size
-
-
 def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Clean and adversarial files of an output folder, `*originImage*` with `*adv_image*`, in natural
     order.
     """
-    if not folder.is_dir():
+    # also in the subfolders of a run of many images
+    found = [path for pattern in ("", SUBFOLDERS) for path in folder.glob(f"{pattern}*.png")]
+    clean = natsorted((p for p in found if "originImage" in p.name), key=lambda path: path.name)
+    partners = [path.with_name(path.name.replace("originImage", "adv_image")) for path in clean]
+    alone = sorted({path for path in found if "adv_image" in path.name}.symmetric_difference(partners))
+    if alone or not clean:
         raise InputError(
-            f"--images_root: there is no folder {str(folder)!r}; give the output folder of an attack"
+            f"--images_root: no pairs of *originImage*.png and *adv_image*.png in {str(folder)!r}"
+            + f": {alone[0].name} has no partner" * bool(alone)
+            + "; give the output folder of an attack"
         )
-    clean, adversarial = (
-        natsorted(
-            # also in the subfolders of a run of many images
-            (path for pattern in ("", SUBFOLDERS) for path in folder.glob(f"{pattern}*{kind}*.png")),
-            key=lambda path: path.name,
-        )
-        for kind in ("originImage", "adv_image")
-    )
-    written = set(clean) | set(adversarial)
-    for paths, kind, partner in (
-        (clean, "originImage", "adv_image"),
-        (adversarial, "adv_image", "originImage"),
-    ):
-        for path in paths:
-            if path.with_name(path.name.replace(kind, partner)) not in written:
-                raise InputError(
-                    f"--images_root: {path.name} has no partner {path.name.replace(kind, partner)} in "
-                    f"{str(folder)!r}"
-                )
-    if not clean:
-        raise InputError(
-            f"--images_root: no *originImage*.png in {str(folder)!r}; give the output folder of an attack"
-        )
-    return [(path, path.with_name(path.name.replace("originImage", "adv_image"))) for path in clean]
+    return list(zip(clean, partners))
+
+
+def side_of(paths: Sequence[Path]) -> int:
+    """The side of all pictures, which are squares of one size."""
+    first = None
+    for path in progress(paths, desc="looked at", unit="image"):
+        try:
+            with opened(path) as image:
+                width, height = image.size
+        except OSError as error:
+            raise InputError(f"--images_root: {error}") from None
+        first = first or width
+        if (width, height) != (first, first):
+            raise InputError(
+                f"--images_root: {path.name} is {width} x {height} pixels; expected squares of one size"
+            )
+    return first
 
 
 def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:
     """The clean files of an output folder with their labels: from a text file in the order of the images, or
     else from the folder's own run.json.
     """
-    known = options.images_root / "run.json"
-    if options.label_path is None and known.is_file():
-        return items_of_run(options, clean, class_names)
+    base, target = options.label_base, options.target_label
+    if options.label_path is None and (options.images_root / "run.json").is_file():
+        return items_of_run(options.images_root, clean, class_names)
     if options.label_path is None:
         raise InputError(
             "--label_path is missing; give the text file of labels that the images were attacked with"
         )
-    if isinstance(options.target_label, str):
+    if isinstance(target, str):
         raise InputError(
             f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other "
             f"names than the CSV; give a label"
         )
-    labels = Labels(options.label_path, class_names, options.label_base).of_images_in_order(clean)
-    target = (
-        None
-        if options.target_label is None
-        else check_target(options.target_label, class_names, options.label_base)
-    )
+    labels = Labels(options.label_path, class_names, base).of_images_in_order(clean)
+    target = None if target is None else check_target(target, class_names, base)
     return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
 
 
-def items_of_run(options: Options, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:
+def items_of_run(folder: Path, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:
     """The clean files of a run of this tool, with the labels and targets that it had."""
     try:
-        configuration = read_configuration(options.images_root)
-        named = configuration["contents"].get("the class names")
-        base, items = configuration["label_base"], []
-        for k, path in enumerate(clean):
-            index = int(path.name.split("_")[0])
-            labels, target = configuration["labels"][index], configuration["targets"][index]
-            labels = labels if isinstance(labels, list) else [labels]
-            items.append(
-                Item(
-                    k,
-                    path,
-                    tuple(label - base for label in labels),
-                    None if target is None else target - base,
-                )
-            )
+        configuration = read_configuration(folder)
+        named = configuration["contents"]["the class names"]
+        indices = [int(path.name.split("_")[0]) for path in clean]
+        items = [Item(k, clean[k], *labels_of(configuration, index)) for k, index in enumerate(indices)]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"--images_root: run.json does not tell the labels ({type(error).__name__}: {error}); give the "
             f"file of labels that the images were attacked with as --label_path"
         ) from None
-    if named is not None and named != json_digest(class_names):
+    if named != json_digest(class_names):
         raise InputError(
-            f"--images_root: the run in {str(options.images_root)!r} was of other classes than these "
-            f"{len(class_names)}; give the --captions that it had"
+            f"--images_root: the run in {str(folder)!r} was of other classes than these {len(class_names)}; "
+            f"give the --captions that it had"
         )
     return items
-
-
-def side_of(path: Path) -> int:
-    try:
-        with opened(path) as image:
-            width, height = image.size
-    except OSError as error:
-        raise InputError(f"--images_root: {error}") from None
-    if width != height:
-        raise InputError(f"--images_root: {path.name} is {width} x {height} pixels; expected a square")
-    return width
