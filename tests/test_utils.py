@@ -171,7 +171,7 @@ def test_loss_per_timestep_is_the_median_at_three_iterations(count, iterations, 
     assert panel.get_yscale() == ("linear" if iterations == 1 else "log") and [
         label.get_text() for label in panel.get_xticklabels()
     ] == list(map(str, steps(count)))
-    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     if iterations == 1:
         assert (
             labels == ["iteration 1"]

@@ -319,7 +319,7 @@ def plot_overlay(
     structure.set_ylabel("sum of $L_i$")
     attack.set_ylabel("cross-entropy (nats)")
     certainty.set(ylabel="confidence in the true class", ylim=(-0.02, 1.02))
-    share.set_ylabel("share of the self-attention loss, %")
+    share.set_ylabel("share of the sum, %")
     legend_below(figure, structure)
     return figure
 

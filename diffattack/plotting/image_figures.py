@@ -76,8 +76,7 @@ def plot_losses(runs: Mapping[str, LossCurves]) -> Figure:
     for panel, label in zip(panels[:, 0], labels):
         panel.set_ylabel(label)
     handles = [panel.get_legend_handles_labels()[0] for panel in (panels[0, 0], panels[3, 0])]
-    columns = 1 if len(runs) == 1 else 3
-    figure.legend(handles=sum(handles, []), loc="outside lower center", ncols=columns)
+    figure.legend(handles=sum(handles, []), loc="outside lower center", ncols=min(3, len(runs)))
     return figure
 
 
