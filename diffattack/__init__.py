@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the checkout, or where this is 
 METHOD = ("diff_latent_attack", "attentionControl", "timestep_weights")  # modules that lie beside the package
 OFFERED = {
     "DiffAttack": "diff_latent_attack",
-    "Attacked": "diff_latent_attack",
+    "AttackResult": "diffattack.diffusion.batch",
     "load_pipeline": "diffattack.diffusion.pipeline",
     "ATTACK_PRESETS": "diffattack.options",
     "parse_budget": "diffattack.evaluation.budget",

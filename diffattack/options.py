@@ -265,7 +265,7 @@ class AttackOptions(WeightOptions):
     @property
     def allowed_change(self) -> Budget | None:
         """The `budget`; ValueError where it is none."""
-        return None if self.budget is None else parse_budget(self.budget)
+        return None if self.budget is None else parse_budget(str(self.budget))
 
     @property
     def pace(self) -> Pace:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffattack.attacks.limited import strongest
 from diffattack.attacks.names import attack_names, parse_attack
-from diffattack.attacks.pixel import PixelAttack, Seen
+from diffattack.attacks.pixel import PixelAttack, Surrogates
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.counting import measured
 from diffattack.data.images import read_image, rounded, to_tensor
@@ -188,8 +188,8 @@ def test_several_surrogates_and_several_labels():
     with torch.no_grad():
         two[1][2].weight.mul_(-1)
     logits = torch.stack([model(CLEAN) for model in two]).mean(0)
-    assert torch.allclose(Seen(two, torch.tensor([[2]]), 2.0)(CLEAN), logits / 2)
-    together = Seen(two, torch.tensor([[2, 4, -1]]), 1.0)(CLEAN).softmax(-1)[0]
+    assert torch.allclose(Surrogates(two, torch.tensor([[2]]), 2.0)(CLEAN), logits / 2)
+    together = Surrogates(two, torch.tensor([[2, 4, -1]]), 1.0)(CLEAN).softmax(-1)[0]
     assert together[2] == pytest.approx(float(logits.softmax(-1)[0, [2, 4]].sum()), rel=1e-5)
     assert together[4] == 0
 

@@ -16,7 +16,7 @@ from conftest import MAIN, ROOT, classifier_result, flags, predictions, run, sav
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from diffattack.attacks.pixel import PixelAttack, Seen
+from diffattack.attacks.pixel import PixelAttack, Surrogates
 from diffattack.classifiers.defences import Defended, Smoothed, defend
 from diffattack.classifiers.heads import SOFTMAX, Sigmoid, head_of
 from diffattack.classifiers.registry import load_classifier
@@ -280,13 +280,13 @@ def test_an_attack_of_a_library_sees_one_question_of_two_answers():
     images = LOGITS[:, :, None, None]
     head = Sigmoid(0.8)
     over = LOGITS[:, [0, 2]].amax(1) - math.log(4)
-    seen = Seen([network], labels, 1.0, head)(images)
+    seen = Surrogates([network], labels, 1.0, head)(images)
     assert torch.equal(seen.argmax(1) == 0, over > 0)
     assert torch.allclose(F.cross_entropy(seen, torch.tensor([0, 0]), reduction="none"), F.softplus(-over))
-    towards = Seen([network], labels, 1.0, head, target=3)(images)
+    towards = Surrogates([network], labels, 1.0, head, target=3)(images)
     loss = F.cross_entropy(towards, torch.tensor([3, 3]), reduction="none")
     assert torch.allclose(loss, F.softplus(math.log(4) - LOGITS[:, 3]))
-    alone = Seen([network], torch.tensor([[0]]), 1.0, head)(images[:, :1])  # one class, yes or no
+    alone = Surrogates([network], torch.tensor([[0]]), 1.0, head)(images[:, :1])  # one class, yes or no
     assert alone.shape == (2, 2) and (alone.argmax(1) == 0).tolist() == [True, False]
 
 

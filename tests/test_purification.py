@@ -10,7 +10,7 @@ import torch
 from conftest import CLASS_NAMES, network
 
 from diff_latent_attack import DiffAttack
-from diffattack.attacks.pixel import PixelAttack, Seen
+from diffattack.attacks.pixel import PixelAttack, Surrogates
 from diffattack.classifiers.defences import (
     ATTACK_SEED,
     SEED,
@@ -189,7 +189,7 @@ def test_attacks_end_and_look_by_other_draws_than_those_that_judge():
     at_a_stop(defended, images)
     assert seen == list(range(STOP_SEED, STOP_SEED + 100))
     seen.clear()
-    looks = Seen([defended], torch.tensor([[1]]), 1.0)
+    looks = Surrogates([defended], torch.tensor([[1]]), 1.0)
     looks(images), looks(images.clone().requires_grad_())  # an attack may look without a gradient, too
     assert seen == [ATTACK_SEED, ATTACK_SEED + 1]
     plain = network(5)

@@ -64,7 +64,7 @@ class NoWeights:
         pass
 
 
-class Seen(torch.nn.Module):
+class Surrogates(torch.nn.Module):
     """The surrogates as an attack of a library sees them: one classifier of images `(N, 3, H, W)` in [0, 1],
     whose logits are the mean of theirs (Dong et al., CVPR 2018); it keeps what it says of the first image of
     each batch.
@@ -90,13 +90,13 @@ class Seen(torch.nn.Module):
         super().__init__()
         self.classifiers, self.temperature = torch.nn.ModuleList(classifiers), temperature
         # behind random defences also without a gradient by the attack's draws, not by those of the judges
-        self.asked = [one.attacked if isinstance(one, Defended) else one for one in classifiers]
+        self.surrogates = [one.attacked if isinstance(one, Defended) else one for one in classifiers]
         self.true = labels[0][labels[0] >= 0]
         self.head, self.target = head, target
         self.looks: list[torch.Tensor] = []  # (classifiers, 1, classes) each
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = torch.stack([ask(images) for ask in self.asked])
+        logits = torch.stack([surrogate(images) for surrogate in self.surrogates])
         self.looks.append(logits[:, :1].detach())
         logits = logits.mean(0)
         if isinstance(self.head, Sigmoid):
@@ -110,12 +110,12 @@ class Seen(torch.nn.Module):
 
     def of_two(self, logits: torch.Tensor) -> torch.Tensor:
         """What a sigmoid head says of one question, as logits `(N, classes)`, at least two."""
-        asked = self.true if self.target is None else self.true.new_tensor([self.target])
-        over = (logits[:, asked].amax(1, keepdim=True) - self.head.edge) / self.temperature
+        classes_of = self.true if self.target is None else self.true.new_tensor([self.target])
+        over = (logits[:, classes_of].amax(1, keepdim=True) - self.head.edge) / self.temperature
         classes = max(2, logits.shape[1])
         answers = logits.new_full((len(logits), classes), OUT_OF_THE_WAY)
-        answers = answers.index_fill(1, (asked[:1] + 1) % classes, 0.0)
-        return answers.index_copy(1, asked[:1], over)
+        answers = answers.index_fill(1, (classes_of[:1] + 1) % classes, 0.0)
+        return answers.index_copy(1, classes_of[:1], over)
 
 
 class PixelAttack:
@@ -129,7 +129,7 @@ class PixelAttack:
         contrast_limit: no pixel changes by more than 1/255 + this times the local contrast.
         attack_through, draws: defences that the gradient goes through, and how often a random one is drawn.
         logit_temperature: that the attack sees logits divided by.
-        head: of the classifiers; see `Seen` for what the attack sees of a sigmoid head.
+        head: of the classifiers; see `Surrogates` for what the attack sees of a sigmoid head.
         seed: of what the attack draws, the same for each image.
         diffusion: the model of defences that need one.
         others: for attacks that mix an image with others: from its labels `(L,)` to some of other classes,
@@ -241,7 +241,7 @@ class PixelAttack:
         images, labels, target = (part[k : k + 1] for part in (given.images, given.labels, given.targets))
         mask = None if given.masks is None else given.masks[k : k + 1]
         goal = int(target) if bool(target >= 0) else None
-        seen = Seen(self.attacked, labels, self.temperature, self.head, goal)
+        seen = Surrogates(self.attacked, labels, self.temperature, self.head, goal)
         first_labels, targets = labels[:, 0], None if goal is None else target
         if self.method.others and self.others is not None:
             others, theirs = self.others(labels[0], self.method.others)

@@ -124,15 +124,8 @@ class LatentDiffusion:
         """
         networks = (self.unet, self.vae, self.pipeline.text_encoder)
         with frozen(*networks), stance(self.unet, "force_eager"):
-            images, labels = (
-                images.to(self.unet.device, self.dtype),
-                labels.view(len(images), -1).to(self.unet.device),
-            )
-            targets = (
-                torch.full((len(images),), -1, device=labels.device)
-                if targets is None
-                else targets.to(labels.device)
-            )
+            images, labels = images.to(self.device, self.dtype), labels.view(len(images), -1).to(self.device)
+            targets = labels.new_full((len(images),), -1) if targets is None else targets.to(self.device)
             class_embeddings, class_tokens = self.embed(self.prompts(labels))
             if self.branches == 1:
                 trajectory, null_embeddings = self.ddim_inversion(self.encode(images), class_embeddings), []
@@ -140,16 +133,9 @@ class LatentDiffusion:
                 null_embeddings, _ = self.embed([""] * len(images))
                 trajectory = self.ddim_inversion(self.encode(images), null_embeddings)
                 null_embeddings = self.optimise_null_text(trajectory, class_embeddings, null_embeddings)
-        return Inversion(
-            images,
-            labels,
-            targets,
-            trajectory[-1],
-            class_embeddings,
-            null_embeddings,
-            class_tokens,
-            None if masks is None else masks.to(images),
-        )
+        masks, latents = None if masks is None else masks.to(images), trajectory[-1]
+        prompts = class_embeddings, null_embeddings, class_tokens
+        return Inversion(images, labels, targets, latents, *prompts, masks)
 
     def reconstruct(self, inversion: Inversion) -> torch.Tensor:
         """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` in [0, 1]."""
@@ -186,19 +172,13 @@ class LatentDiffusion:
         those between BOS and EOS.
         """
         tokenizer, text_encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        tokens = tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        position = torch.arange(tokenizer.model_max_length)
+        longest = tokenizer.model_max_length
+        padded = dict(padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+        tokens, position = tokenizer(prompts, **padded), torch.arange(longest)
         last = tokens.attention_mask.sum(1, keepdim=True) - 1
         is_prompt = (position > 0) & (position < last)
-        return text_encoder(tokens.input_ids.to(text_encoder.device))[0].to(self.dtype), is_prompt.to(
-            text_encoder.device
-        )
+        embeddings = text_encoder(tokens.input_ids.to(text_encoder.device))[0]
+        return embeddings.to(self.dtype), is_prompt.to(text_encoder.device)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [0, 1] to scaled latents `(B, C, h, w)`: a sample of the posterior, every
@@ -211,9 +191,8 @@ class LatentDiffusion:
             encoded = self.vae.encode((2 * images - 1).to(self.vae.dtype))
             if "latent_dist" in encoded:
                 posterior = encoded.latent_dist
-                noise = torch.randn(
-                    posterior.mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed)
-                ).to(images)
+                seeded = torch.Generator().manual_seed(self.encode_seed)
+                noise = torch.randn(posterior.mean.shape[1:], generator=seeded).to(images)
                 latents = posterior.mean.to(images) + posterior.std.to(images) * noise
             else:
                 latents = encoded[0].to(images)
@@ -371,15 +350,11 @@ class LatentDiffusion:
         """sqrt(abar_t) and sqrt(1 - abar_t); before the first training step, those of the scheduler's final
         alpha.
         """
-        alpha_cumprod = (
-            self.scheduler.alphas_cumprod[t] if t >= 0 else self.scheduler.final_alpha_cumprod
-        ).item()
-        return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+        scheduler = self.scheduler
+        alpha = (scheduler.alphas_cumprod[t] if t >= 0 else scheduler.final_alpha_cumprod).item()
+        return alpha**0.5, (1 - alpha) ** 0.5
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents `(B, C, h, w)` to images `(B, 3, H, W)` around [0, 1], not clamped."""
-        return (
-            self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.to(latents)
-            / 2
-            + 0.5
-        )
+        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return self.vae.decode(scaled).sample.to(latents) / 2 + 0.5
