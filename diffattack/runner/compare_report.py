@@ -127,7 +127,9 @@ def write_comparison(
     add_curves(comparison, curves, PARTS, has_transfer)
     add_what_others_found(comparison, options)
     sources = provenance(options, each[0].job.judges.device)
-    table = csv_text(comparison.names, [run.rows for run in runs.values()], evaluations, options.label_base)
+    table = csv_text(
+        comparison.names, [list(run.rows) for run in runs.values()], evaluations, options.label_base
+    )
     write_texts(
         folder,
         {
