@@ -79,13 +79,13 @@ def judges_of(
     experiment: Experiment,
     options: Options,
     diffusion: LatentDiffusion | None = None,
-    loaded: Mapping[str, torch.nn.Module] | None = None,
+    loaded: dict[str, torch.nn.Module] | None = None,
 ) -> Judges:
     """All that judges a run with these options.
 
     Args:
         diffusion: the diffusion model, if it is loaded.
-        loaded: classifiers that are loaded, by name.
+        loaded: classifiers that are loaded, by name, to which others are added.
     """
     uses_diffusion = options.pretrained_diffusion_path and needs_diffusion(
         options.model_name + options.judges
@@ -113,7 +113,7 @@ def judges_of(
         options.judge_draws,
         options.classifier_head,
         names_of_measures(options.res, experiment.device),
-        dict(loaded or {}),
+        {} if loaded is None else loaded,
     )
 
 
