@@ -155,7 +155,7 @@ def test_a_sweep_in_shards_goes_on_and_writes_what_single_runs_write(data, tmp_p
     assert results["flag"] == "structure_share" and set(results["figures"]) == {"uniform", "minimax"}
     assert results["figures"]["uniform"][0] == results["figures"]["minimax"][0]
     rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
-    assert len(rows) == 2 * 2 * 2 and {row["value"] for row in rows} == {"0.0", "1.0"}
+    assert len(rows) == 2 * 3 and {row["structure_share"] for row in rows} == {"0", "1"}
     for name in ("sweep.md", "sweep.tex", "timestep_analysis/sweep.png", "structure_share_1/comparison.md"):
         assert (tmp_path / "sweep" / name).stat().st_size > 500
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 
 import numpy as np
 
@@ -142,10 +140,10 @@ def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[M
         )
     for name, quality in evaluations[0].quality.items():
         by_image = [e.quality[name].by_image for e in evaluations]
-        if quality.by_image is not None and not any(np.isinf(values).any() for values in by_image):
-            differences = [mean_of_known(values - by_image[0]) for values in by_image[1:]]
-        else:
-            differences = [None] * (len(evaluations) - 1)
+        differences = [None] * (len(evaluations) - 1)
+        if quality.by_image is not None:
+            with np.errstate(invalid="ignore"):  # of pictures that neither changed, whose PSNR is infinite
+                differences = [mean_of_known(values - by_image[0]) for values in by_image[1:]]
         lines.append(
             Metric(
                 name,
@@ -308,51 +306,3 @@ def success_points(
         }
         for name, e in zip(names, evaluations)
     }
-
-
-def csv_text(
-    names: Sequence[str], rows: Sequence[Sequence[dict]], evaluations: Sequence[Evaluation], base: int
-) -> str:
-    """A row per image, mode and classifier."""
-    out, alone = StringIO(), all(evaluation.with_reconstructions for evaluation in evaluations)
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "image",
-            "mode",
-            "classifier",
-            "true_label",
-            "label_before",
-            *(["label_reconstructed"] if alone else []),
-            "label_after",
-            "confidence_before",
-            "confidence_after",
-            "true_confidence_after",
-            "seconds",
-            *(name for name, quality in evaluations[0].quality.items() if quality.by_image is not None),
-        ]
-    )
-    for name, mode_rows, evaluation in zip(names, rows, evaluations):
-        figures = [
-            quality.by_image for quality in evaluation.quality.values() if quality.by_image is not None
-        ]
-        for result in evaluation.classifiers:
-            for k, row in enumerate(mode_rows):
-                before, after = result.before[k], result.after[k]
-                writer.writerow(
-                    [
-                        row["file"],
-                        name,
-                        result.name,
-                        row["label"],
-                        before["label"] + base,
-                        *([result.reconstructed["label"][k] + base] if alone else []),
-                        after["label"] + base,
-                        before["confidence"],
-                        after["confidence"],
-                        after["true_confidence"],
-                        row["seconds"],
-                        *(values[k] for values in figures),
-                    ]
-                )
-    return out.getvalue()

@@ -8,10 +8,8 @@ two modes are compared where both reach.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from io import StringIO
 
 import numpy as np
 
@@ -184,41 +182,3 @@ def rate_rows(sweep: Sweep, rates: dict[str, list[dict[str, Estimate]]]) -> list
         for mode, at_values in rates.items()
         for value, figures in zip(sweep.values, at_values)
     ]
-
-
-def sweep_csv(points: dict[str, list[Point]]) -> str:
-    """A row per image, mode and value, for curves of one's own."""
-    out = StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    evaluation = next(iter(points.values()))[0].evaluation
-    names = [result.name for result in evaluation.classifiers]
-    measures = [name for name, quality in evaluation.quality.items() if quality.by_image is not None]
-    writer.writerow(
-        [
-            "image",
-            "mode",
-            "value",
-            *(f"fooled {name}" for name in names),
-            *(f"true confidence {name}" for name in names),
-            *measures,
-            "first fooled in iteration",
-            "L2 then",
-        ]
-    )
-    for mode, at_values in points.items():
-        for point in at_values:
-            iterations, distances = point.run.first_fooled
-            for k, row in enumerate(point.run.rows):
-                results = point.evaluation.classifiers
-                writer.writerow(
-                    [
-                        row["file"],
-                        mode,
-                        point.value,
-                        *(int(result.fooled[k]) if result.correct_before[k] else "" for result in results),
-                        *(result.after["true_confidence"][k] for result in results),
-                        *(point.evaluation.quality[name].by_image[k] for name in measures),
-                        *("" if np.isnan(value) else value for value in (iterations[k], distances[k])),
-                    ]
-                )
-    return out.getvalue()

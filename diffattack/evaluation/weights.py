@@ -143,7 +143,7 @@ def loss_shares(layer_losses: np.ndarray | LossSums) -> dict[str, np.ndarray]:
 def add_weights(comparison: Comparison, runs: Sequence[Run], weights: Sequence[WeightMovement]) -> None:
     """Adds what there is to say of timesteps and their weights, with the shares of the first mode's run."""
     names, layers = comparison.names, runs[0].layers
-    shares = loss_shares(runs[0].pooled.structure)
+    shares = loss_shares(runs[0].summary.structure)
     means = {name: mean_and_deviation(values) for name, values in shares.items()}
     *by_timestep, by_layer = means
     comparison.sections[1:1] = [

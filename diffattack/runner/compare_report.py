@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from diffattack.common.progress import progress
 from diffattack.data.dataset import Item
 from diffattack.data.images import Pictures
 from diffattack.data.records import ANALYSIS, Run, json_text, read_run
-from diffattack.evaluation.comparison import Comparison, compare_runs, csv_text, success_points
+from diffattack.evaluation.comparison import Comparison, compare_runs, success_points
 from diffattack.evaluation.curves import (
     CurvePoint,
     compare_curves,
@@ -24,7 +26,7 @@ from diffattack.evaluation.curves import (
 from diffattack.evaluation.human_study import KEY, judging_section, read_study
 from diffattack.evaluation.published import published_dicts, published_remarks, published_sections
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.sweep import Point, SweepReport, report_sweep, sweep_csv
+from diffattack.evaluation.sweep import Point, SweepReport, report_sweep
 from diffattack.evaluation.tables import as_text, cost_rows, latex, markdown
 from diffattack.evaluation.weights import add_weights, weight_movement
 from diffattack.plotting.comparison_page import write_comparison_page
@@ -127,9 +129,6 @@ def write_comparison(
     add_curves(comparison, curves, PARTS, has_transfer)
     add_what_others_found(comparison, options)
     sources = provenance(options, each[0].job.judges.device)
-    table = csv_text(
-        comparison.names, [list(run.rows) for run in runs.values()], evaluations, options.label_base
-    )
     write_texts(
         folder,
         {
@@ -137,7 +136,7 @@ def write_comparison(
             "comparison.md": markdown(title, comparison.sections, comparison.remarks),
             # without the notes
             "comparison.tex": latex([row[:-1] for row in comparison.sections[0][1]], comparison.caption),
-            "comparison.csv": table,
+            "comparison.csv": joined_tables({(one.name,): one.job for one in each}, ["mode"]),
         },
     )
     if options.figures != "none":
@@ -152,6 +151,18 @@ def write_comparison(
         where = f"in {folder / 'judging.html'}" if trials else "since no two pictures differ"
         print(f"\n{trials} pairs of pictures to judge {where}")
     return as_text(comparison.sections, comparison.remarks)
+
+
+def joined_tables(jobs: Mapping[tuple[str, ...], Job], titles: Sequence[str]) -> str:
+    """The images.csv of several runs below each other, with these columns in front."""
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for k, (cells, job) in enumerate(jobs.items()):
+        with open(job.layout.folder / "images.csv", encoding="utf-8", newline="") as file:
+            heading, *rows = csv.reader(file)
+        writer.writerows([[*titles, *heading]] if k == 0 else [])
+        writer.writerows([*cells, *row] for row in rows)
+    return out.getvalue()
 
 
 # how curves of one kind are told: what numbers the points, titles of the two tables, keys of the JSON
@@ -236,7 +247,9 @@ def write_sweep(options: CompareOptions, each: Sequence[Compared], failures: lis
             "sweep.json": json_text(found.results | sources, indent=2),
             "sweep.md": markdown(f"Sweep of {sweep.flag}", found.sections, found.remarks),
             "sweep.tex": latex(found.sections[0][1], found.remarks[0]),
-            "sweep.csv": sweep_csv(curves),
+            "sweep.csv": joined_tables(
+                {(one.name, f"{one.value:g}"): one.job for one in each}, ["mode", sweep.flag]
+            ),
         },
     )
     print("\n" + as_text(found.sections, found.remarks))

@@ -15,7 +15,7 @@ import torch
 from attentionControl import make_controller
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
-from diffattack.data.records import ANALYSIS, Run, json_text, read_row, read_run, read_state
+from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_row, read_run, read_state
 from diffattack.data.summaries import timestep_rows
 from diffattack.evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
 from diffattack.evaluation.results import Evaluation
@@ -71,6 +71,8 @@ def write_run(
         run = read_run(layout.folder, {item.index for item in done})
         evaluation, found = add_up(job.files, done, job.judges)
         rows = [short_row(read_row(layout.record(item.index))) for item in done]
+        for row, iteration, distance in zip(rows, *(values.tolist() for values in run.first_fooled)):
+            row |= {"first_fooled": iteration, "distance_then": distance}
         evaluation.warnings.extend(warnings_about_rounding(rows))
         points = curve_points(run)
     weights = weights_at_the_end(options, run)
@@ -165,28 +167,26 @@ def write_reports(
 
 def image_table(evaluation: Evaluation, rows: Iterable[dict]) -> Iterator[list]:
     """images.csv: a row an image; of each classifier the label that it predicts, how sure it is, and whether
-    it is fooled, which is empty where it was wrong before; of each measure the value; and the seconds.
+    it is fooled, which is empty where it was wrong before; of each measure the value; and what it took.
     """
     names = [result.name for result in evaluation.classifiers]
     measures = [name for name, quality in evaluation.quality.items() if quality.by_image is not None]
-    heading = ["file", "label", "class", "target"]
-    yield (
-        heading
-        + [f"{what} {n}" for n in names for what in ("predicted", "confidence", "fooled")]
-        + [
-            *measures,
-            "seconds",
-        ]
-    )
+    of_classifiers = [f"{what} {name}" for name in names for what in ("predicted", "confidence", "fooled")]
+    of_attack = {
+        "first_fooled": "first fooled in iteration",
+        "distance_then": "L2 then",
+        "seconds": "seconds",
+    }
+    yield ["file", "label", "class", "target", *of_classifiers, *measures, *of_attack.values()]
     counted = [(result.correct_before, result.fooled) for result in evaluation.classifiers]
     for k, row in enumerate(rows):
         label = " ".join(map(str, row["label"])) if isinstance(row["label"], list) else row["label"]
-        cells = [row["file"], label, row["class"], row.get("target", "")]
+        cells = [row["file"], label, row["class"], row.get("target")]
         for name, (right, fooled) in zip(names, counted):
             after = row["predictions"][name]["after"]
-            cells += [after["label"], after["confidence"], int(fooled[k]) if right[k] else ""]
-        values = (row["quality"][name] for name in measures)
-        yield cells + ["" if v is None else v for v in values] + [row.get("seconds", "")]
+            cells += [after["label"], after["confidence"], int(fooled[k]) if right[k] else None]
+        cells += [*(row["quality"][name] for name in measures), *(row.get(name) for name in of_attack)]
+        yield [finite(cell) for cell in cells]
 
 
 def write_texts(folder: Path, contents: dict[str, str]) -> None:
