@@ -72,6 +72,7 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
             "diff_absolute.png",
             f"diff_efficientnet_lite0_image_{outcome}.png",
             "diff_relative.png",
+            "judged.npz",
             "originImage.png",
             "record.npz",
         )
