@@ -19,6 +19,7 @@ from diffattack.classifiers.registry import load_classifier
 from diffattack.common.counting import measured
 from diffattack.data.images import read_image, rounded, to_tensor
 from diffattack.data.records import read_run
+from diffattack.diffusion.batch import stacked
 from diffattack.diffusion.composition import Composition, change_limits
 from diffattack.evaluation.budget import parse_budget
 from diffattack.runner.jobs import loaded_networks
@@ -151,6 +152,28 @@ def test_a_mask_holds_every_attack():
     mask[..., :32] = 1
     made = PixelAttack("torchattack:PGD", classifier(), range(5))(CLEAN, LABEL, masks=mask).adversarial
     assert torch.equal(made[..., 32:], CLEAN[..., 32:]) and (made - CLEAN)[..., :32].abs().max() > 0.02
+
+
+def test_a_batch_gives_what_single_images_give():
+    images, labels = torch.cat([CLEAN, CLEAN.flip(-1) ** 2]), torch.tensor([[2, 4], [1, -1]])
+    attack = PixelAttack("torchattack:MIFGSM(steps=3)", classifier(), range(5), budget=parse_budget("l2=3"))
+    together = attack(images, labels)
+    for k in range(2):
+        alone, ours = attack(images[k : k + 1], labels[k : k + 1]), together.of_image(k)
+        assert torch.equal(ours.adversarial, alone.adversarial) and ours.searches == alone.searches
+        assert ours.steps.tolist() == alone.steps.tolist() == [3]
+        for name in ("attack_loss", "total_loss", "confidence", "fooled", "weights"):
+            assert torch.equal(getattr(ours.record, name), getattr(alone.record.of_image(0), name)), name
+
+
+def test_after_its_end_nothing_is_known_of_a_loss_and_a_verdict_stays():
+    rows = [(torch.tensor([0, 1]), [1.0, 2.0]), (torch.tensor([1]), [3.0])]
+    history = [(at, {"loss": torch.tensor(each), "fooled": torch.tensor(each) > 1}) for at, each in rows]
+    arrays = stacked(history, 2, 4)
+    nan = torch.nan
+    expected = torch.tensor([[1.0, 2.0], [nan, 3.0], [nan, nan], [nan, nan]])
+    assert torch.equal(arrays["loss"].nan_to_num(-1), expected.nan_to_num(-1))
+    assert arrays["fooled"].tolist() == [[False, True]] * 4
 
 
 DIRECTION = torch.randn(CLEAN.shape, generator=RANDOM)

@@ -124,13 +124,15 @@ class Attacking:
     def __init__(self, jobs: Sequence[Job], done: Callable[[int], object]):
         self.jobs, self.done, options = jobs, done, jobs[0].options
         self.device = jobs[0].attack.device
+        is_single = isinstance(jobs[0].attack, PixelAttack)  # which takes one image after the other anyway
         self.find_batch = (
             options.batch_size is None
             and self.device.type == "cuda"
             and len(jobs) == 1
             and not options.weight_mode.startswith("learnable")
+            and not is_single
         )
-        self.batch_size = options.batch_size or 1
+        self.batch_size = 1 if is_single else options.batch_size or 1
 
     def run(self, items: Sequence[Item]) -> None:
         """Attacks and judges what is left of the images."""
