@@ -16,7 +16,7 @@ def run_of(mode: str, weights: np.ndarray, shares: np.ndarray, structure_share: 
     sums = LossSums(*[None] * 4, of_timestep=shares)
     return SimpleNamespace(
         configuration={"weight_mode": mode, "structure_share": structure_share},
-        pooled=SimpleNamespace(weights=weights, structure=sums),
+        summary=SimpleNamespace(weights=weights, structure=sums),
         timesteps=TIMESTEPS,
     )
 
