@@ -24,7 +24,14 @@ from diffattack.common.errors import InputError
 PUBLISHED = ROOT / "docs" / "published.csv"
 
 NOT_RUN = "not run here"
-NO_RATE = "no rate"  # of a figure that counts no images, such as an SSIM
+# columns of the file that say how a figure came about, and how a table calls them
+DETAILS = {
+    "images": "images",
+    "side": "side",
+    "convention": "a rate is",
+    "checked": "seen in the source",
+    "notes": "notes",
+}
 
 
 class PublishedFigure(NamedTuple):
@@ -159,26 +166,13 @@ def section(surrogate: str, figures: Sequence[PublishedFigure]) -> tuple[str, li
     about = ", ".join(filter(None, (first.venue, first.year, first.arxiv and f"arXiv {first.arxiv}")))
     title = f"Published, {NOT_RUN}: {first.paper} ({about}), {first.table}, surrogate {first.surrogate} "
     title += f"(here {surrogate})" + (f"; {shared} by judge" if shared else "")
-    heads = ["images", "side", "a rate is", "weights", "source", "seen in the source", "notes"]
-    rows = [["attack", "", *names, *heads]]
+    rows = [["attack", "", *names, *DETAILS.values(), "weights", "source"]]
     for attack in dict.fromkeys(figure.attack for figure in figures):
         found = {figure.column: figure for figure in figures if figure.attack == attack}
-        rates = {each.convention for each in found.values()} - {NO_RATE}
-        details = {name: joined(getattr(each, name) for each in found.values()) for name in COLUMNS}
-        rows.append(
-            [
-                attack,
-                NOT_RUN,
-                *(found[column].value if column in found else "" for column in columns),
-                details["images"],
-                details["side"],
-                joined(sorted(rates)) or NO_RATE,
-                weights(surrogate, first),
-                f"{first.paper}, {first.table}",
-                details["checked"],
-                details["notes"],
-            ]
-        )
+        values = [found[column].value if column in found else "" for column in columns]
+        details = [joined(getattr(figure, name) for figure in found.values()) for name in DETAILS]
+        source = f"{first.paper}, {first.table}"
+        rows.append([attack, NOT_RUN, *values, *details, weights(surrogate, first), source])
     return title, rows
 
 
