@@ -208,8 +208,8 @@ def recognised(
         classifier = load_classifier(name).to(device)
 
         def correct(images: Sequence[np.ndarray], classifier: torch.nn.Module = classifier) -> np.ndarray:
-            predictions = predict(classifier, np.stack(images), np.array(labels), device)
-            return np.array([p.label == label for p, label in zip(predictions, labels)])
+            predictions, _ = predict(classifier, np.stack(images), np.array(labels), device)
+            return predictions["label"] == np.array(labels)
 
         before = correct(clean)
         still = (before & correct(pictures[RECONSTRUCTED])).sum()

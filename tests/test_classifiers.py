@@ -42,13 +42,13 @@ def test_every_demo_image_is_classified_correctly(name):
     paths = natsorted((ROOT / "demo/images").iterdir(), key=lambda path: path.name)
     labels = np.loadtxt(ROOT / "demo/labels.txt", dtype=int) - 1
     assert len(paths) == len(labels) >= 11 and len(set(labels.tolist())) == len(labels)
-    predictions = predict(
+    predictions, _ = predict(
         load_classifier(name),
         np.stack([read_image(path, 224) for path in paths]),
         labels,
         torch.device("cpu"),
     )
-    assert [p.label for p in predictions] == labels.tolist()
+    assert predictions["label"].tolist() == labels.tolist()
 
 
 # ---------------------------------------------------------------- the other forms, each of a real object

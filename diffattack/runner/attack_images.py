@@ -79,13 +79,14 @@ def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[I
     whole = len(jobs) * len(items)
     if left < whole:
         print(f"going on with an earlier run: {whole - left} of {whole} images are done", file=sys.stderr)
+    if not left:
+        return
     place = launched().on_its_machine
     with tqdm(total=whole, initial=whole - left, desc="images", unit="image", position=place) as bar:
         shared = [job for job in jobs if job.options.processes > 1 and unattempted(items, job.layout)]
         if shared:
             share_out(experiment, shared, items, bar)
-        if left:
-            Attacking(jobs, bar.update).run(items)
+        Attacking(jobs, bar.update).run(items)
 
 
 def share_out(experiment: Experiment, jobs: Sequence[Job], items: Sequence[Item], bar: tqdm) -> None:
