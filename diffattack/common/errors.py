@@ -89,15 +89,15 @@ def note_of_image(path: Path, text: str, kind: str = "") -> None:
     say_of_image(ImageNote(str(path), text, kind))
 
 
-def say_of_image(said: ImageNote) -> None:
-    key = ("", said.kind) if said.kind else (said.path, said.text)
+def say_of_image(noted: ImageNote) -> None:
+    key = ("", noted.kind) if noted.kind else (noted.path, noted.text)
     if key in said_of_images:
         return
     said_of_images.add(key)
     if _passed_on:
-        _passed_on[0](said)
+        _passed_on[0](noted)
         return
-    line = f"note: {'/'.join(Path(said.path).parts[-2:])}: {said.text}"  # folders are classes
+    line = f"note: {'/'.join(Path(noted.path).parts[-2:])}: {noted.text}"  # folders are classes
     if sys.stderr.isatty():
         tqdm.write(line, file=sys.stderr)  # above the bars that are shown
     else:  # on a line of its own in a file, where bars end without one

@@ -31,20 +31,20 @@ def launched() -> Launched:
     Raises:
         LauncherError: they do not fit together.
     """
-    said = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)}
-    if not said:
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)}
+    if not given:
         return Launched()
-    shown = ", ".join(f"{name}={text}" for name, text in said.items())
+    shown = ", ".join(f"{name}={text}" for name, text in given.items())
     advice = "start it by torchrun or accelerate launch, which set both, or unset RANK and WORLD_SIZE"
-    if len(said) == 1 and said.get("WORLD_SIZE") != "1":
-        missing = "WORLD_SIZE" if "RANK" in said else "RANK"
+    if len(given) == 1 and given.get("WORLD_SIZE") != "1":
+        missing = "WORLD_SIZE" if "RANK" in given else "RANK"
         raise LauncherError(f"the environment has {shown} but no {missing}; {advice}")
-    if not all(text.isdecimal() for text in said.values()):
+    if not all(text.isdecimal() for text in given.values()):
         raise LauncherError(f"the environment has {shown}, which are no numbers of processes; {advice}")
     local = os.environ.get("LOCAL_RANK") or "0"
     if not local.isdecimal():
         raise LauncherError(f"the environment has LOCAL_RANK={local}, which is no number; {advice}")
-    found = Launched(int(said.get("RANK", 0)), int(said["WORLD_SIZE"]), int(local))
+    found = Launched(int(given.get("RANK", 0)), int(given["WORLD_SIZE"]), int(local))
     if found.process >= found.processes:
         raise LauncherError(
             f"the environment has {shown}, but processes count from 0 to WORLD_SIZE - 1; {advice}"

@@ -50,8 +50,8 @@ def available_cores() -> int:
 def threads_of_each(processes: int) -> int:
     """The threads that each of so many processes gets: OMP_NUM_THREADS, or its share of the cores."""
     # a number, or one for each level of nesting
-    said = re.match(r"\s*([1-9]\d*)\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
-    return int(said[1]) if said else max(1, available_cores() // processes)
+    given = re.match(r"\s*([1-9]\d*)\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(given[1]) if given else max(1, available_cores() // processes)
 
 
 _has_server = False  # of this process, that imports ahead

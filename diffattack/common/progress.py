@@ -71,10 +71,10 @@ def line_of(desc: str, count: int, total: int | None, unit: str, seconds: float)
     """Such as "figures: 1,200 of 5,000 images, 23.1 images/s, 2 min left", after so many seconds."""
     rate = count / seconds if seconds > 0 else 0.0
     counted = f"{count:,} {unit}s" if total is None else f"{count:,} of {total:,} {unit}s"
-    said = [counted, f"{rate:.1f} {unit}s/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s/{unit}"]
+    parts = [counted, f"{rate:.1f} {unit}s/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s/{unit}"]
     if total is not None and rate:
-        said.append(f"{in_words(max(0, total - count) / rate)} left")
-    return f"{desc}: {', '.join(said)}"
+        parts.append(f"{in_words(max(0, total - count) / rate)} left")
+    return f"{desc}: {', '.join(parts)}"
 
 
 def in_words(seconds: float) -> str:

@@ -204,10 +204,10 @@ def prediction_errors(model: LatentDiffusion, images: torch.Tensor, labels: torc
 
 def check_prediction_type(model: LatentDiffusion, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Raises InputError where the UNet predicts something else than its scheduler says."""
-    errors, said = prediction_errors(model, images, labels), model.scheduler.config.prediction_type
+    errors, declared = prediction_errors(model, images, labels), model.scheduler.config.prediction_type
     best = min(errors, key=errors.get)
-    if best != said and errors[best] < min(FITS, BETTER * errors[said]):
+    if best != declared and errors[best] < min(FITS, BETTER * errors[declared]):
         raise InputError(
-            f"--pretrained_diffusion_path: its UNet predicts {best} and not {said} (relative errors on the "
-            f"first image {errors[best]:.2f} and {errors[said]:.2f}); give --prediction_type {best}"
+            f"--pretrained_diffusion_path: its UNet predicts {best} and not {declared} (relative errors on "
+            f"the first image {errors[best]:.2f} and {errors[declared]:.2f}); give --prediction_type {best}"
         )

@@ -43,7 +43,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is said of several modes on the same images."""
+    """Several modes compared on the same images."""
 
     names: list[str]
     sections: list[tuple[str, list[list[str]]]]  # tables with their titles
@@ -235,7 +235,7 @@ def transfer_scores(evaluation: Evaluation) -> np.ndarray:
 
 
 def sentence(mode: int, names: Sequence[str], metrics: Sequence[Metric], images: int) -> str:
-    """What may be said of a mode's differences to the first one."""
+    """One mode's differences to the first one, in a sentence."""
     tests = sum(difference is not None for metric in metrics for difference in metric.differences)
     found = [
         f"{metric.name} ({metric.differences[mode].estimate.value:+.3g}, p = "

@@ -113,7 +113,7 @@ class Point:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """All that is said of a sweep."""
+    """Modes compared at several values of a flag."""
 
     sections: list[tuple[str, list[list[str]]]]
     remarks: list[str]

@@ -241,9 +241,9 @@ def mean_psnr(rows: Sequence[dict]) -> str:
     return f"mean PSNR {found['mean_psnr']:.1f} dB{of}"
 
 
-def two_columns(said: dict) -> tuple[str, str]:
+def two_columns(prediction: dict) -> tuple[str, str]:
     """What a classifier says, and how sure it is."""
-    name, probability = deciding(said)
+    name, probability = deciding(prediction)
     return name, f"{probability:.2f}"
 
 
