@@ -52,12 +52,11 @@ def run(options: Options) -> int:
     selected = experiment.items[: options.limit]
     mine = share_of(selected, part, parts)
     (job,) = jobs = claim_jobs(experiment, [options], mine)
-    if not options.merge:
-        attack_images(experiment, jobs, mine)
+    worked_on = 0 if options.merge else attack_images(experiment, jobs, mine)
     finished = job.layout.finished()
     done = [item for item in mine if item.index in finished]
-    judge_all(experiment, options, job.files, done, job.judges)
-    if parts > 1 and is_left_to_others(job, mine, selected):
+    worked_on += judge_all(experiment, options, job.files, done, job.judges)
+    if parts > 1 and is_left_to_others(job, mine, selected, worked_on):
         return 1 if read_failures(job.layout, mine) else 0
     return report(job, selected)
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from diffattack import ROOT
 from diffattack.attacks.names import OURS, attack_name
 from diffattack.classifiers.defences import attack_draws, check_defence, defence_names, split_name
 from diffattack.classifiers.heads import HEADS, THRESHOLD, Head, head_named, head_of
@@ -373,7 +374,7 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
         self.fill_in_head()
         if self.pretrained_diffusion_path is None and not self.is_test:
             ours = Path("demo/tiny_diffusion")
-            self.pretrained_diffusion_path = str(ours if ours.is_dir() else Path(__file__).parent / ours)
+            self.pretrained_diffusion_path = str(ours if ours.is_dir() else ROOT / ours)
         if self.label_path is None and self.images_root == Path("demo/images"):
             self.label_path = Path("demo/labels.txt")
 

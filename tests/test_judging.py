@@ -20,8 +20,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from diffattack.common.errors import InputError
-from diffattack.data.images import write_image
-from diffattack.data.records import Run, read_pair, read_run
+from diffattack.data.images import read_pair, write_image
+from diffattack.data.records import Run, read_run
 from diffattack.evaluation.human_study import Judgement, judging_section, read_study
 from diffattack.evaluation.tables import as_text
 from diffattack.plotting.comparison_page import most_and_least_visible, write_comparison_page

@@ -275,3 +275,11 @@ class Pictures:
     def of(self, chosen: Sequence[int]) -> Pictures:
         """Some of them."""
         return Pictures(*(None if part is None else part[list(chosen)] for part in vars(self).values()))
+
+
+def read_pair(layout: Layout, index: int) -> list[np.ndarray]:
+    """The clean and the adversarial picture that a run wrote, uint8 `(H, W, 3)`."""
+    return [
+        np.asarray(Image.open(layout.file(index, f"{kind}.png")).convert("RGB"))
+        for kind in ("originImage", "adv_image")
+    ]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from diffattack.common.errors import RecordError, one_line
 from diffattack.data.arrays import read_arrays
@@ -238,10 +237,21 @@ class Run:
         """
         added_up = rows_of_results(self.folder / "results.json")
         row = next(added_up, None)
-        for record in self.records:
-            while row is not None and row["index"] < record.index:
+        for k, index in enumerate(self.indices):
+            while row is not None and row["index"] < index:
                 row = next(added_up, None)
-            yield record.row if row is None or row["index"] != record.index else row
+            if row is not None and row["index"] == index:
+                yield row
+            else:
+                is_lazy = isinstance(self.records, Records)
+                yield read_row(self.records.paths[k]) if is_lazy else self.records[k].row
+
+    @property
+    def indices(self) -> list[int]:
+        """Of the images in the data set."""
+        if isinstance(self.records, Records):  # without reading them
+            return [index_of(path) for path in self.records.paths]
+        return [record.index for record in self.records]
 
     @property
     def layer_losses(self) -> np.ndarray:
@@ -437,12 +447,4 @@ def layer_names(layers: Sequence[str], grids: Sequence[int]) -> list[str]:
     return [
         name if names.count(name) == 1 else f"{name} ({names[:k].count(name) + 1})"
         for k, name in enumerate(names)
-    ]
-
-
-def read_pair(layout: Layout, index: int) -> list[np.ndarray]:
-    """The clean and the adversarial picture that a run wrote, uint8 `(H, W, 3)`."""
-    return [
-        np.asarray(Image.open(layout.file(index, f"{kind}.png")).convert("RGB"))
-        for kind in ("originImage", "adv_image")
     ]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffattack.data.records import ANALYSIS, Run, outcome_of, read_pair
+from diffattack.data.images import read_pair
+from diffattack.data.records import ANALYSIS, Run, outcome_of
 from diffattack.evaluation.tables import Sections
 from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference, psnr_of
 from diffattack.plotting.pages import data_url, encode, write_filled

@@ -20,8 +20,8 @@ import numpy as np
 from diffattack.common.errors import note
 from diffattack.common.parallel import end_with_parent, interrupts_held
 from diffattack.common.progress import progress
-from diffattack.data.images import replacing, write_image
-from diffattack.data.records import ANALYSIS, ImageRecord, Run, read_pair
+from diffattack.data.images import read_pair, replacing, write_image
+from diffattack.data.records import ANALYSIS, ImageRecord, Run
 from diffattack.data.sample import FIGURE_IMAGES, Sample, choose
 from diffattack.evaluation.tables import deciding
 from diffattack.plotting.figures import (

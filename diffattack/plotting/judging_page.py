@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffattack.data.images import replacing
-from diffattack.data.records import Run, read_pair
+from diffattack.data.images import read_pair, replacing
+from diffattack.data.records import Run
 from diffattack.evaluation.human_study import CHOICES, COLUMNS, KEY
 from diffattack.plotting.pages import data_url, write_filled
 

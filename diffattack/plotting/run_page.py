@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from diffattack.common.progress import progress
-from diffattack.data.images import delete_abandoned, replacing
-from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of, read_pair
+from diffattack.data.images import delete_abandoned, read_pair, replacing
+from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
 from diffattack.data.summaries import timestep_rows, timestep_shares
 from diffattack.evaluation.tables import MEASURES, deciding, in_words
 from diffattack.plotting.figures import PALETTE, timestep_colours

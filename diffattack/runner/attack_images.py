@@ -67,10 +67,12 @@ class Picture:
 # ---------------------------------------------------------------- over processes
 
 
-def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[Item]) -> None:
+def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[Item]) -> int:
     """Attacks and judges what is missing of the images with each job: in several processes those that may be,
     and the others, as those of mode learnable and what a process left undone that was killed, in this one.
 
+    Returns:
+        how many there were.
     Raises:
         RunError: memory does not suffice for one image, or a folder has become another run's.
         OSError: a file cannot be written.
@@ -80,13 +82,14 @@ def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[I
     if left < whole:
         print(f"going on with an earlier run: {whole - left} of {whole} images are done", file=sys.stderr)
     if not left:
-        return
+        return 0
     place = launched().on_its_machine
     with tqdm(total=whole, initial=whole - left, desc="images", unit="image", position=place) as bar:
         shared = [job for job in jobs if job.options.processes > 1 and unattempted(items, job.layout)]
         if shared:
             share_out(experiment, shared, items, bar)
         Attacking(jobs, bar.update).run(items)
+    return left
 
 
 def share_out(experiment: Experiment, jobs: Sequence[Job], items: Sequence[Item], bar: tqdm) -> None:

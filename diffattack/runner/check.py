@@ -65,7 +65,7 @@ def check(options: Options) -> int:
         ["images", f"{len(items)}, of {len(class_names)} classes"],
         ["first image", f"{name_of(item, options)}: {', '.join(class_names[k] for k in item.labels)}"],
         *about,
-        ["clean images", "; ".join(accuracy.described for accuracy in accuracies)],
+        ["clean images", "; ".join(accuracy.description for accuracy in accuracies)],
         *rows_about(attack, inversion, picture.pixels, record),
         ["peak memory", f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process")],
         [

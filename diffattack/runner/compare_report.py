@@ -71,7 +71,7 @@ def report_comparison(
     found = []
     for entry, job in zip(entries, jobs):
         judge_all(experiment, job.options, job.files, compared, job.judges, job.elsewhere)
-        evaluation, _ = write_run(job, compared)
+        evaluation = write_run(job, compared)
         run = read_run(job.layout.folder, in_all)
         has_curve = options.attacks and not options.sweep
         curve = curve_of_attack(entry.name, job, compared, evaluation) if has_curve else []

@@ -158,15 +158,16 @@ def judge_all(
     items: Sequence[Item],
     judges: Judges,
     elsewhere: PictureFiles | None = None,
-) -> None:
+) -> int:
     """Judges what has not been judged, in several processes where there are to be; what one leaves undone,
-    because it was killed, is done here.
+    because it was killed, is done here. Returns how many images there were.
     """
     left = unjudged(files, items, judges)
+    count = len(left)
     processes = options.processes or (
         processes_for(len(left), BYTES_EACH) if judges.device.type == "cpu" else 1
     )
-    with progress(total=len(left), desc="judged", unit="image") as bar:
+    with progress(total=count, desc="judged", unit="image") as bar:
         if processes > 1 and len(left) > CHUNK:
             for name in judges.names:  # what they are is known before others load them
                 experiment.identity(split_name(name)[0])
@@ -176,6 +177,7 @@ def judge_all(
                 note("a process that judged was killed, perhaps for want of memory; going on in this one")
             left = unjudged(files, left, judges)
         judge_images(files, left, judges, elsewhere, bar.update)
+    return count
 
 
 def judge_part(

@@ -101,11 +101,13 @@ def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
     clean = natsorted((p for p in found if "originImage" in p.name), key=lambda path: path.name)
     partners = [path.with_name(path.name.replace("originImage", "adv_image")) for path in clean]
     alone = sorted({path for path in found if "adv_image" in path.name}.symmetric_difference(partners))
-    if alone or not clean:
+    if alone:
+        names = [alone[0].name, alone[0].name.replace("adv_image", "originImage")]
+        there, absent = names if alone[0].is_file() else names[::-1]
+        raise InputError(f"--images_root: {there} has no partner {absent} in {str(folder)!r}")
+    if not clean:
         raise InputError(
-            f"--images_root: no pairs of *originImage*.png and *adv_image*.png in {str(folder)!r}"
-            + f": {alone[0].name} has no partner" * bool(alone)
-            + "; give the output folder of an attack"
+            f"--images_root: no *originImage*.png in {str(folder)!r}; give the output folder of an attack"
         )
     return list(zip(clean, partners))
 

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 
 from attentionControl import make_controller
+from diffattack.common.launched import launched
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_row, read_run, read_state
@@ -24,7 +26,7 @@ from diffattack.evaluation.warnings import warnings_about_rounding
 from diffattack.evaluation.weights import lines_about_weights, weight_movement
 from diffattack.options import Options
 from diffattack.plotting.draw import draw_folders
-from diffattack.plotting.run_page import write_page
+from diffattack.plotting.run_page import read_results, write_page
 from diffattack.runner.folder import provenance, read_failures, unattempted
 from diffattack.runner.jobs import Job
 from diffattack.runner.judge import add_up, unjudged
@@ -38,32 +40,52 @@ IDLE = ("files", "predictions")
 
 def report(job: Job, selected: Sequence[Item]) -> int:
     """Adds up what is in the folder of a run, all of which has been judged, writes and prints it, and draws
-    the figures and the page of a run that is complete; returns the exit code.
+    the figures and the page of a run that is complete; returns the exit code. Of two processes that end at
+    the same moment one does.
     """
-    options, folder = job.options, job.layout.folder
     failures, left = read_failures(job.layout, selected), unattempted(selected, job.layout)
     finished = job.layout.finished()  # after what is left, so that nothing can be in neither
     done = [item for item in selected if item.index in finished]
-    _, results = write_run(job, done, failures, len(left))
+    with open(job.layout.folder / "run.json") as lock:
+        if is_locked(lock):
+            write_run(job, done, failures, len(left))
+            show_run(job, done, bool(left))
+    return 1 if failures else 0
+
+
+def is_locked(file: IO) -> bool:
+    """Whether this process has the lock on a file, until it closes it; on systems without locks, always."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
+def show_run(job: Job, done: Sequence[Item], is_partial: bool) -> None:
+    """Prints what was added up, and draws it where nothing is left."""
+    options, folder = job.options, job.layout.folder
     print("\n" + (folder / "log.txt").read_text(encoding="utf-8").split("\n\n", 1)[1].rstrip())
-    if done and not left and options.figures != "none":
+    if done and not is_partial and options.figures != "none":
         run, each = read_run(folder, {item.index for item in done}), options.figures == "all"
         draw_folders([run], named_schedules, each, anew=False, figure_images=options.figure_images)
-        write_page(run, results)
+        write_page(run, read_results(folder))
         print(f"\nfigures in {folder / ANALYSIS}, and a page to look through in {folder / 'report.html'}")
-    return 1 if failures else 0
 
 
 def write_run(
     job: Job, done: Sequence[Item], failures: Sequence[str] = (), left: int = 0
-) -> tuple[Evaluation | None, dict]:
-    """Adds up images that are finished and judged, and writes results.json, images.csv and log.txt.
+) -> Evaluation | None:
+    """Adds up images that are finished and judged, and writes results.json, images.csv and log.txt; returns
+    the evaluation, None where no image was attacked.
 
     Args:
         failures: why others could not be attacked.
         left: how many are still to be attacked.
-    Returns:
-        the evaluation, None where no image was attacked; and what results.json has but for single images.
     """
     options, layout = job.options, job.layout
     evaluation, run, rows, points = None, None, [], []
@@ -99,12 +121,15 @@ def write_run(
 
     names = ("results.json", "images.csv", "log.txt")
     write_reports(options.save_dir, names, results, all_rows, "\n".join(lines), evaluation)
-    return evaluation, results
+    return evaluation
 
 
-def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item]) -> bool:
+def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item], worked_on: int) -> bool:
     """Whether other processes of the run have images to attack or to judge, of which the last adds up; then
-    it prints how many.
+    it prints how many. Where there was nothing to do, the first of a launcher's processes adds up.
+
+    Args:
+        worked_on: how many images this process has attacked or judged.
     """
     left = unattempted(selected, job.layout)
     finished = job.layout.finished() - {item.index for item in mine}  # after what is left
@@ -116,7 +141,7 @@ def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item]) 
             f"of which the last adds up; the same command with --merge adds up what there is"
         )
         print("\n".join(lines))
-    return bool(left or others)
+    return bool(left or others) or (worked_on == 0 and launched().process > 0)
 
 
 def short_row(row: dict) -> dict:
