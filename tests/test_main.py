@@ -1,5 +1,6 @@
 """main.py as a process: the demo commands, the same files twice, and every kind of bad input."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -77,7 +78,7 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
             "record.npz",
         )
     ]
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # strict
     table, log = (folder / "stdout").read_text(), (folder / "log.txt").read_text()
     assert results["configuration"]["weight_mode"] == mode and results["versions"]["torch"].startswith(
         "2.13.0"
@@ -90,6 +91,15 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
     assert table.strip() in log
     for row in results["images"]:
         assert row["file"] in table and row["class"] in table and row["before"]["label"] == row["label"]
+    with open(folder / "images.csv", newline="") as file:
+        (image,) = csv.DictReader(file)
+    (row,) = results["images"]
+    assert image["file"] == row["file"] and int(image["label"]) == row["label"]
+    for name, sides in row["predictions"].items():
+        assert int(image[f"predicted {name}"]) == sides["after"]["label"]
+        right, fooled = (sides[side]["label"] == row["label"] for side in ("before", "after"))
+        assert image[f"fooled {name}"] == (str(int(not fooled)) if right else "")
+    assert float(image["PSNR dB"]) == row["quality"]["PSNR dB"] and float(image["seconds"]) == row["seconds"]
     record = np.load(folder / "0000_record.npz")
     assert record["layer_losses"].shape == (2, 3, 8, 1)
     last = "\n".join(table.splitlines()[-6:])
