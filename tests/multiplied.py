@@ -73,7 +73,9 @@ def common_part(record: Path) -> tuple[bytes, dict]:
 def pictures_of(layout: Layout, index: int) -> list[tuple[str, Path]]:
     """The names of an image's files but for its record, without its index, and the files."""
     start = layout.file(index, "").name
-    paths = sorted(layout.file(index, "").parent.glob(f"{start}*.png"))
+    paths = sorted(
+        path for path in layout.file(index, "").parent.glob(f"{start}*") if "record" not in path.name
+    )
     return [(path.name.removeprefix(start), path) for path in paths]
 
 

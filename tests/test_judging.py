@@ -53,7 +53,7 @@ def made_runs(folder: Path, attacks: int, images: int) -> list[Run]:
             Run(
                 of_run,
                 {"images": []},
-                [SimpleNamespace(row={"file": f"{k}.png", "index": k}) for k in range(images)],
+                [SimpleNamespace(row={"file": f"{k}.png", "index": k}, index=k) for k in range(images)],
             )
         )
     return made

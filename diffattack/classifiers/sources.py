@@ -263,12 +263,15 @@ class UserFile:
         path = sys.path
         sys.path = [str(self.file.parent), *path]
         sys.modules.update(self.modules)
+        count = len(sys.modules)
         try:
             yield
         finally:
             sys.path = path
-            for name in [name for name in sys.modules if name in self.modules or self.lies_beside(name)]:
-                self.modules[name] = sys.modules.pop(name)
+            # of thousands of modules, hundreds of times an image, those that are new alone
+            new = list(sys.modules)[count:] if len(sys.modules) > count else []
+            for name in [*self.modules, *filter(self.lies_beside, new)]:
+                self.modules[name] = sys.modules.pop(name, self.modules.get(name))
 
     def lies_beside(self, name: str) -> bool:
         """Whether a module, or the package that it lies in, is one of those beside the file."""

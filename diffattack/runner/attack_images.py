@@ -127,12 +127,12 @@ class Attacking:
 
     def __init__(self, jobs: Sequence[Job], done: Callable[[int], object]):
         self.jobs, self.done, options = jobs, done, jobs[0].options
-        self.device = jobs[0].attack.device
+        self.device, self.is_alone = jobs[0].attack.device, len(jobs) == 1
         is_single = isinstance(jobs[0].attack, PixelAttack)  # which takes one image after the other anyway
         self.find_batch = (
             options.batch_size is None
             and self.device.type == "cuda"
-            and len(jobs) == 1
+            and self.is_alone
             and not options.weight_mode.startswith("learnable")
             and not is_single
         )
@@ -168,10 +168,10 @@ class Attacking:
                 *(picture.item.index for picture in pictures),
             )
             if key not in inversions:
-                inversions[key] = inverted(job, pictures, unused)
+                inversions[key] = inverted(job, pictures, unused, self.is_alone)
             state = job.attack.controller.state()
             try:
-                attack_pictures(job, pictures, *inversions[key], unused)
+                attack_pictures(job, pictures, *inversions[key], unused, self.is_alone)
             except (NonFiniteLossError, AttackError) as error:
                 job.attack.controller.load_state(state)
                 write_failure(job.layout, pictures[error.index].item, error)
@@ -271,9 +271,13 @@ def invert(attack: DiffAttack | PixelAttack, batch: Sequence[Picture]) -> Invers
     return attack.invert(images, labels, targets, masks)
 
 
-def inverted(job: Job, pictures: Sequence[Picture], unused: int) -> tuple[Inversion | GivenImages, Cost]:
-    """The inversion of pictures, and what it cost without the bytes of networks that are not used."""
-    with measured(job.networks(), job.attack.device, afresh=True) as costs:
+def inverted(
+    job: Job, pictures: Sequence[Picture], unused: int, is_alone: bool
+) -> tuple[Inversion | GivenImages, Cost]:
+    """The inversion of pictures, and what it cost without the bytes of networks that are not used; of a job
+    that is alone the peak is that of the process so far.
+    """
+    with measured(job.networks(), job.attack.device, afresh=not is_alone) as costs:
         started = time.perf_counter()
         inversion = invert(job.attack, pictures)
         seconds = time.perf_counter() - started
@@ -281,7 +285,12 @@ def inverted(job: Job, pictures: Sequence[Picture], unused: int) -> tuple[Invers
 
 
 def attack_pictures(
-    job: Job, pictures: Sequence[Picture], inversion: Inversion | GivenImages, cost: Cost, unused: int
+    job: Job,
+    pictures: Sequence[Picture],
+    inversion: Inversion | GivenImages,
+    cost: Cost,
+    unused: int,
+    is_alone: bool,
 ) -> None:
     """Attacks pictures at once from their inversion, which cost so much, and writes their files.
 
@@ -292,7 +301,7 @@ def attack_pictures(
     """
     name = pictures[0].item.path.name[:24] + (f" and {len(pictures) - 1} more" if pictures[1:] else "")
     with (
-        measured(job.networks(), job.attack.device, afresh=True) as costs,
+        measured(job.networks(), job.attack.device, afresh=not is_alone) as costs,
         progress_bar(job, name) as progress,
     ):
         started = time.perf_counter()
