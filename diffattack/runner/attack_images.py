@@ -145,6 +145,10 @@ class Attacking:
             batch, work = work[: self.batch_size], work[self.batch_size :]
             try:
                 self.attack_batch(batch)
+            except FileNotFoundError:  # of a file that another run may have deleted, which has started over
+                for job in self.jobs:
+                    check_still_ours(job.layout.folder, job.identity)
+                raise
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
