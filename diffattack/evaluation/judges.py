@@ -1,8 +1,8 @@
 """Classifiers and measures that judge written pictures, and what they find of each image: `0000_judged.npz`.
 
     judged = judge(judges, pictures)            # of B images
-    write_judged(path, judged, judges, digests, labels)
-    evaluation_of(read_judged(paths), judges, labels, targets)      # evaluation/results.py
+    write_judged(path, judged.of_image(k), judges, key)             # of each, with what it is of: image_key
+    evaluation_of(judged, judges, labels, targets)                  # evaluation/results.py
 
 What is found of an image stays as it is until it is judged by others, or as another picture: then it is
 judged again, by all of them.
@@ -39,9 +39,8 @@ class Judged:
     """
 
     predictions: np.ndarray  # (B, C, 1 + draws, sides) of PREDICTION; draws are of random defences alone
-    certificates: (
-        np.ndarray
-    )  # (B, C, 2) of CERTIFICATE, of clean and adversarial; label -1 where there is none
+    # (B, C, 2) of CERTIFICATE, of clean and adversarial; label -1 where there is none
+    certificates: np.ndarray
     logits: np.ndarray  # (B, C, sides, classes), of a softmax head (B, C, sides, 0)
     gradients: np.ndarray  # (B, surrogates), bool: whether the loss has one at the clean picture
     visibility: np.ndarray  # (B, sides - 1, M), to the clean picture
@@ -251,9 +250,8 @@ def read_judged(path: Path, judges: Judges, key: str) -> Judged | None:
         if str(arrays.pop("image")) != key or not judges.are(str(arrays.pop("judges"))):
             return None
         return Judged(**arrays)
-    except FileNotFoundError:
-        return None
-    except Exception:  # what numpy, zipfile, zlib and json raise on files that are none of theirs
+    # where there is none yet, and what numpy, zipfile, zlib and json raise on files that are none of theirs
+    except Exception:
         return None
 
 

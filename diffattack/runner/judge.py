@@ -28,11 +28,7 @@ from diffattack.evaluation.metrics import names_of_measures
 from diffattack.evaluation.predictions import PREDICTION
 from diffattack.evaluation.results import Evaluation, evaluation_of, results_of
 from diffattack.options import Options
-from diffattack.runner.folder import (
-    WRITTEN,
-    diffusion_digest,
-    file_digest,
-)
+from diffattack.runner.folder import WRITTEN, diffusion_digest, file_digest
 from diffattack.runner.setup import Experiment
 
 CHUNK = 16  # images that are judged together
@@ -215,8 +211,7 @@ def row_of(
     row = {"predictions": {r.name: r.described(0, judges.class_names, base) for r in results_of(*one)}}
     keys = ("quality", "quality_of_reconstruction")
     for key, values in zip(keys, judged.visibility[k].tolist()):
-        finite = ((n, v if np.isfinite(v) else None) for n, v in zip(judged.measures.tolist(), values))
-        row[key] = dict(finite)
+        row[key] = dict(zip(judged.measures.tolist(), values))
     drawn = [results_of(*one, draw) for draw in range(1, judges.draws + 1) if judges.draws > 1]
     for each in zip(*drawn):
         described = [result.described(0, judges.class_names, base) for result in each]

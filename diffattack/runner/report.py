@@ -295,10 +295,7 @@ def gradient_rows(run: Run) -> list[list[str]]:
 def shares_by_iteration(run: Run) -> dict[str, dict[str, float]]:
     """The same for JSON."""
     return {
-        str(iteration): {
-            name: share if math.isfinite(share) else None
-            for name, share in zip(("self-attention", "cross-attention"), shares.tolist())
-        }
+        str(iteration): dict(zip(("self-attention", "cross-attention"), shares.tolist()))
         for iteration, shares in zip(run.gradient_iterations, run.gradient_shares)
     }
 
