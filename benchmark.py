@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
@@ -104,18 +103,13 @@ def timed(attack: Callable, iterations: int | None, pipeline) -> dict:
     """What one run takes, after a warm-up of two iterations; of all its images together."""
     networks, device = {"unet": [pipeline.unet], "vae": [pipeline.vae.decoder]}, pipeline.device
 
-    def seconds_of(**settings: int) -> float:
-        started = time.perf_counter()
-        attack(**settings)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
-    warm_up = seconds_of(iterations=2)  # of which most is compiling where there is any
-    with measured(networks, device, afresh=True) as costs:
-        seconds = seconds_of(**({} if iterations is None else {"iterations": iterations}))
-    evaluations = {f"{k}_evaluations": costs.counts[k] + costs.counts[k + BACKWARD] for k in networks}
-    return {"seconds": seconds, **evaluations, "peak_memory": costs.peak_memory, "warm_up": warm_up}
+    with measured({}, device) as warm_up:
+        attack(iterations=2)  # of which most is compiling where there is any
+    with measured(networks, device) as cost:
+        attack(**({} if iterations is None else {"iterations": iterations}))
+    evaluations = {f"{k}_evaluations": cost.counts[k] + cost.counts[k + BACKWARD] for k in networks}
+    times = {"seconds": cost.seconds, "warm_up": warm_up.seconds}
+    return times | evaluations | {"peak_memory": cost.peak_memory}
 
 
 def compare(arguments: argparse.Namespace) -> dict:

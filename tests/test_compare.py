@@ -180,7 +180,7 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, qui
         (["--modes", "fixed"], "at least two modes"),
         (["--modes", "fixed,fixed"], "none of them twice"),
         (["--modes", "uniform,fast"], "unknown mode 'fast'"),
-        (["--modes", "uniform,uniform:increasing"], "a schedule goes with fixed alone"),
+        (["--modes", "uniform,uniform:increasing"], "or fixed:NAME with one of"),
         (["--overwrite"], "for main.py"),
         (["--weight_mode", "fixed"], "takes --modes"),
     ],

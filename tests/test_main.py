@@ -443,8 +443,8 @@ def test_a_folder_of_the_original_tool_is_evaluated(original):
 @pytest.mark.parametrize(
     "missing, named",
     [
-        ("0001_adv_image.png", "0001_originImage.png has no partner 0001_adv_image.png"),
-        ("0002_originImage.png", "0002_adv_image.png has no partner 0002_originImage.png"),
+        ("0001_adv_image.png", "0001_adv_image.png or its originImage is missing"),
+        ("0002_originImage.png", "0002_adv_image.png or its originImage is missing"),
     ],
 )
 def test_a_missing_partner_is_named(original, missing, named):

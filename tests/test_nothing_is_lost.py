@@ -13,8 +13,8 @@ from diffattack.data.images import temporary_name
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS
 from diffattack.options import Options
-from diffattack.runner.folder import check_folder, clear_run, files_of_run
-from diffattack.runner.setup import check_apart, check_images_are_no_results, check_inputs_are_safe
+from diffattack.runner.folder import check_folder, clear_run, own_files
+from diffattack.runner.setup import check_images_root, check_inputs
 
 COMPARE = [MAIN[0], "compare.py"]
 
@@ -46,14 +46,14 @@ def test_a_save_dir_that_holds_inputs_is_refused(data, photos, tmp_path, more, p
 def test_a_comparison_among_the_images_is_refused(data, photos, tmp_path):
     before = contents(tmp_path)
     result = run([*COMPARE, *flags(data, photos, "--images_root", photos, "--modes", "uniform,fixed")])
-    assert result.returncode == 2 and "is --images_root" in result.stderr
+    assert result.returncode == 2 and "lie within each other" in result.stderr
     assert contents(tmp_path) == before
 
 
 def test_a_folder_beside_the_images_is_none_of_theirs(tmp_path):
     (tmp_path / "photos").mkdir()
-    check_apart(tmp_path / "photos2", tmp_path / "photos")
-    check_apart(tmp_path / "out/photos", tmp_path / "photos")
+    for place in ("photos2", "out/photos"):
+        check_images_root(Options(images_root=tmp_path / "photos", save_dir=tmp_path / place))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_starting_over_leaves_an_empty_folder(copied):
 
 def test_every_file_of_a_run_is_known_as_its_own(copied):
     configuration = json.loads((copied / "run.json").read_text())
-    own = files_of_run(Layout(copied, 4), configuration["model_name"])
+    own = own_files(Layout(copied, 4), configuration["model_name"])
     assert {str(path.relative_to(copied)) for path in own} == set(contents(copied))
 
 
@@ -129,7 +129,7 @@ def test_without_a_run_json_nothing_is_deleted(data, copied):
 )
 def test_a_users_own_file_is_not_written_over(tmp_path, name):
     def check():
-        check_folder(tmp_path, {}, files_of_run(Layout(tmp_path, 4), Options().model_name))
+        check_folder(tmp_path, {}, own_files(Layout(tmp_path, 4), Options().model_name))
 
     check()
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -160,7 +160,7 @@ def test_images_that_are_links_into_the_results_are_refused(data, copied, tmp_pa
         data, copied, "--images_root", tmp_path / "links", "--label_path", tmp_path / "labels.txt"
     )
     result = run([*MAIN, *command, "--overwrite"])
-    assert result.returncode == 2 and "is a link into --save_dir" in result.stderr
+    assert result.returncode == 2 and "lies in --save_dir, where it could" in result.stderr
     assert contents(copied) == before
 
 
@@ -186,7 +186,7 @@ def test_results_are_not_attacked_again(data, copied, tmp_path):
         result.returncode == 2 and "is the folder of a run" in result.stderr and "--is_test" in result.stderr
     )
     assert not (tmp_path / "new").exists()
-    check_images_are_no_results(ROOT / "demo/images")
+    check_images_root(Options(images_root=ROOT / "demo/images"))
 
 
 def test_judging_a_folder_loses_nothing_in_it(data, copied):
@@ -207,11 +207,13 @@ def test_reports_of_others_are_not_written_over(copied, tmp_path, name):
     assert result.returncode == 2 and f"{name}', which a run would write over" in result.stderr
 
 
-def test_a_file_that_the_command_names_is_not_written_over(tmp_path):
-    (tmp_path / "log.txt").write_text("1\n")
-    with pytest.raises(InputError, match="--label_path: .*log.txt' is called as a result"):
-        check_inputs_are_safe(Options(save_dir=tmp_path, label_path=tmp_path / "log.txt"))
-    check_inputs_are_safe(Options(save_dir=tmp_path, label_path=tmp_path / "labels.txt"))
+@pytest.mark.parametrize("flag", ["label_path", "captions", "mask_root"])
+def test_what_the_command_names_is_not_written_over(tmp_path, flag):
+    (tmp_path / "out").mkdir()
+    named = tmp_path / "out/log.txt"
+    with pytest.raises(InputError, match=f"--{flag}: .*log.txt' lies in --save_dir"):
+        check_inputs(Options(save_dir=tmp_path / "out", **{flag: named}), [])
+    check_inputs(Options(save_dir=tmp_path / "other", **{flag: named}), [])
 
 
 # ---------------------------------------------------------------- long names

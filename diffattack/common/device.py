@@ -201,8 +201,10 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def peak_memory() -> int:
-    """Of this process, in bytes."""
+def peak_memory(device: torch.device) -> int:
+    """Bytes of tensors on a GPU since its statistics were reset; else of this process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     import resource  # not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

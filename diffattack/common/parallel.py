@@ -92,14 +92,12 @@ def tell_parent(count: int) -> None:
 def run_in_processes(
     work: Callable[..., None],
     arguments: Sequence[tuple],
-    progress: Callable[[], None] = lambda: None,
     told: Callable[[int], object] = lambda count: None,
-) -> list[int]:
+) -> None:
     """Runs `work(*arguments[k])` in the k-th process, with an equal share of the cores or OMP_NUM_THREADS;
-    `progress` is called twice a second, and `told` with what a process says by `tell_parent`.
+    `told` is called with what a process says by `tell_parent`. One that is killed leaves its work undone,
+    which is said.
 
-    Returns:
-        the exit codes of processes that were killed, which left their work undone.
     Raises:
         the first exception of a process; the others are then ended. KeyboardInterrupt likewise.
         RunError: a process cannot be started.
@@ -138,7 +136,6 @@ def run_in_processes(
                 process.join()  # while its number is still its own
                 if message is not None:
                     raise message
-            progress()
     finally:
         for process in started:
             if process.is_alive():
@@ -148,7 +145,13 @@ def run_in_processes(
             if process.is_alive():  # one that is stopped, say
                 process.kill()
                 process.join(ENDS_WITHIN)
-    return killed
+    if killed:
+        tqdm.write(
+            f"{len(killed)} of {len(arguments)} processes were killed "
+            f"({', '.join(f'signal {-code}' for code in killed)}), perhaps for want of memory; going on with "
+            f"their images in this one",
+            file=sys.stderr,
+        )
 
 
 def start(process: BaseProcess, received: Sequence[int]) -> bool:

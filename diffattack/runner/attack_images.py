@@ -6,7 +6,6 @@ written.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from tqdm import tqdm
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import GivenImages, PixelAttack
 from diffattack.classifiers.registry import joined_names
-from diffattack.common.counting import Cost, bytes_of, measured
+from diffattack.common.counting import Cost, measured
 from diffattack.common.device import free_memory
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, RunError
 from diffattack.common.launched import launched
-from diffattack.common.parallel import run_in_processes, tell_parent
+from diffattack.common.parallel import run_in_processes, tell_parent, threads_of_each
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
 from diffattack.data.layout import Layout
@@ -34,7 +33,7 @@ from diffattack.diffusion.batch import AttackResult
 from diffattack.diffusion.inversion import Inversion
 from diffattack.evaluation.curves import curve_of_image
 from diffattack.evaluation.metrics import psnr
-from diffattack.evaluation.predictions import ClassifierResult, fooled, predict
+from diffattack.evaluation.predictions import ClassifierResult, predict
 from diffattack.losses import LOSS_TERMS
 from diffattack.options import Options
 from diffattack.runner.folder import (
@@ -46,7 +45,7 @@ from diffattack.runner.folder import (
     unattempted,
     write_failure,
 )
-from diffattack.runner.jobs import Job, jobs_of, loaded_networks
+from diffattack.runner.jobs import Job, jobs_of
 from diffattack.runner.judge import judge_images
 from diffattack.runner.setup import Experiment, load_attacks
 
@@ -87,38 +86,30 @@ def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[I
     with tqdm(total=whole, initial=whole - left, desc="images", unit="image", position=place) as bar:
         shared = [job for job in jobs if job.options.processes > 1 and unattempted(items, job.layout)]
         if shared:
-            share_out(experiment, shared, items, bar)
-        Attacking(jobs, bar.update).run(items)
+            processes, runs = shared[0].options.processes, [(job.options, job.identity) for job in shared]
+            parts = [(experiment, runs, items[k::processes]) for k in range(processes)]
+            run_in_processes(attack_part, parts, bar.update)
+            threads = (
+                torch.get_num_threads()
+            )  # what one that was killed has left is computed as it would have
+            torch.set_num_threads(threads_of_each(processes))
+            Attacker(shared, bar.update).run(items)
+            torch.set_num_threads(threads)
+        Attacker(jobs, bar.update).run(items)
     return left
-
-
-def share_out(experiment: Experiment, jobs: Sequence[Job], items: Sequence[Item], bar: tqdm) -> None:
-    """Attacks the images in several processes; what one of them leaves undone, because it was killed, is left
-    to the caller.
-    """
-    processes, runs = jobs[0].options.processes, [(job.options, job.identity) for job in jobs]
-    parts = [(experiment, runs, items[k::processes]) for k in range(processes)]
-    killed = run_in_processes(attack_part, parts, told=bar.update)
-    if killed:
-        tqdm.write(
-            f"{len(killed)} of {processes} processes were killed "
-            f"({', '.join(f'signal {-code}' for code in killed)}), perhaps for want of memory; "
-            "going on with their images in this one",
-            file=sys.stderr,
-        )
 
 
 def attack_part(experiment: Experiment, runs: Sequence[tuple[Options, str]], items: Sequence[Item]) -> None:
     """What one of several processes does."""
     if any(missing_of(items, experiment.layout(options)) for options, _ in runs):
         attacks = load_attacks(experiment, [options for options, _ in runs])
-        Attacking(jobs_of(experiment, runs, attacks), tell_parent).run(items)
+        Attacker(jobs_of(experiment, runs, attacks), tell_parent).run(items)
 
 
 # ---------------------------------------------------------------- in this process
 
 
-class Attacking:
+class Attacker:
     """Attacks images with some jobs in batches as large as memory allows, and remembers what fitted.
 
     Args:
@@ -127,15 +118,10 @@ class Attacking:
 
     def __init__(self, jobs: Sequence[Job], done: Callable[[int], object]):
         self.jobs, self.done, options = jobs, done, jobs[0].options
-        self.device, self.is_alone = jobs[0].attack.device, len(jobs) == 1
+        self.device = jobs[0].attack.device
         is_single = isinstance(jobs[0].attack, PixelAttack)  # which takes one image after the other anyway
-        self.find_batch = (
-            options.batch_size is None
-            and self.device.type == "cuda"
-            and self.is_alone
-            and not options.weight_mode.startswith("learnable")
-            and not is_single
-        )
+        has_own_size = options.weight_mode.startswith("learnable") or is_single or len(jobs) > 1
+        self.find_batch = options.batch_size is None and self.device.type == "cuda" and not has_own_size
         self.batch_size = 1 if is_single else options.batch_size or 1
 
     def run(self, items: Sequence[Item]) -> None:
@@ -166,16 +152,13 @@ class Attacking:
             pictures = self.read([item for item in batch if job.is_left(item)], job)
             if not pictures:
                 continue
-            unused = self.unused_bytes(job)
-            key = (
-                *(getattr(job.options, name) for name in INVERSION_FLAGS),
-                *(picture.item.index for picture in pictures),
-            )
-            if key not in inversions:
-                inversions[key] = inverted(job, pictures, unused, self.is_alone)
+            indices = tuple(picture.item.index for picture in pictures)
+            key = (*(getattr(job.options, name) for name in INVERSION_FLAGS), indices)
             state = job.attack.controller.state()
             try:
-                attack_pictures(job, pictures, *inversions[key], unused, self.is_alone)
+                if key not in inversions:
+                    inversions[key] = inverted(job, pictures)
+                attack_pictures(job, pictures, *inversions[key])
             except (NonFiniteLossError, AttackError) as error:
                 job.attack.controller.load_state(state)
                 write_failure(job.layout, pictures[error.index].item, error)
@@ -186,7 +169,7 @@ class Attacking:
                 job.attack.controller.load_state(state)
                 raise
             finished = [picture.item for picture in pictures]
-            judge_images(job.files, finished, job.judges, job.elsewhere)
+            judge_images(job.files, finished, job.judges)
             self.done(len(finished))
 
     def read(self, items: Sequence[Item], job: Job) -> list[Picture]:
@@ -199,13 +182,6 @@ class Attacking:
                 write_failure(job.layout, item, error)
                 self.done(1)
         return pictures
-
-    def unused_bytes(self, job: Job) -> int:
-        """Of networks that are loaded and that this job's attack does without."""
-        used = {id(network) for network in loaded_networks(job.attack)}
-        loaded = [*job.judges.loaded.values()]
-        loaded += [network for other in self.jobs for network in loaded_networks(other.attack)]
-        return bytes_of([*{id(n): n for n in loaded if id(n) not in used}.values()])
 
     def shrink(self, reason: str) -> None:
         """After an out-of-memory error: half the batch, then one timestep's graph at a time, then no more."""
@@ -222,29 +198,19 @@ class Attacking:
                 file=sys.stderr,
             )
         else:
-            smaller = int(self.jobs[0].options.res * 0.7) // 32 * 32
-            advice = (
-                f"--res {smaller} needs half of it"
-                if smaller >= 96
-                else "this model needs more memory than there is"
-            )
             raise RunError(
-                f"out of memory with one image and the graph of one timestep at a time at --res "
-                f"{self.jobs[0].options.res} ({' '.join(reason.split())[:160]}); "
-                f"{advice}; the images done so far are complete"
+                f"out of memory with one image and one timestep at a time "
+                f"({' '.join(reason.split())[:160]}); give a --res below "
+                f"{self.jobs[0].options.res}; the images done so far are complete"
             )
 
     def grow(self) -> None:
         """After the first image: as many at once as its peak fits into the memory that is free."""
         if self.find_batch:
             self.find_batch = False
-            used, peak = (
-                torch.cuda.memory_allocated(self.device),
-                torch.cuda.max_memory_allocated(self.device),
-            )
-            self.batch_size = int(
-                np.clip(MEMORY_SHARE * free_memory(self.device) // max(1, peak - used), 1, LARGEST_BATCH)
-            )
+            taken = torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
+            fitting = MEMORY_SHARE * free_memory(self.device) // max(1, taken)
+            self.batch_size = int(np.clip(fitting, 1, LARGEST_BATCH))
 
 
 def stop_if_nothing_works(layout: Layout, error: Exception) -> None:
@@ -275,26 +241,15 @@ def invert(attack: DiffAttack | PixelAttack, batch: Sequence[Picture]) -> Invers
     return attack.invert(images, labels, targets, masks)
 
 
-def inverted(
-    job: Job, pictures: Sequence[Picture], unused: int, is_alone: bool
-) -> tuple[Inversion | GivenImages, Cost]:
-    """The inversion of pictures, and what it cost without the bytes of networks that are not used; of a job
-    that is alone the peak is that of the process so far.
-    """
-    with measured(job.networks(), job.attack.device, afresh=not is_alone) as costs:
-        started = time.perf_counter()
+def inverted(job: Job, pictures: Sequence[Picture]) -> tuple[Inversion | GivenImages, Cost]:
+    """The inversion of pictures, and what it cost."""
+    with measured(job.networks(), job.attack.device) as cost:
         inversion = invert(job.attack, pictures)
-        seconds = time.perf_counter() - started
-    return inversion, Cost(seconds, costs.counts, costs.peak_memory - unused)
+    return inversion, cost
 
 
 def attack_pictures(
-    job: Job,
-    pictures: Sequence[Picture],
-    inversion: Inversion | GivenImages,
-    cost: Cost,
-    unused: int,
-    is_alone: bool,
+    job: Job, pictures: Sequence[Picture], inversion: Inversion | GivenImages, cost: Cost
 ) -> None:
     """Attacks pictures at once from their inversion, which cost so much, and writes their files.
 
@@ -304,15 +259,9 @@ def attack_pictures(
         OSError: a file cannot be written.
     """
     name = pictures[0].item.path.name[:24] + (f" and {len(pictures) - 1} more" if pictures[1:] else "")
-    with (
-        measured(job.networks(), job.attack.device, afresh=not is_alone) as costs,
-        progress_bar(job, name) as progress,
-    ):
-        started = time.perf_counter()
+    with measured(job.networks(), job.attack.device) as own, progress_bar(job, name) as progress:
         result = job.attack.attack(inversion, progress)
-        seconds = time.perf_counter() - started
-    own = Cost(seconds, costs.counts, costs.peak_memory - unused)
-    shared = cost.and_then(own).shared_by(len(pictures), job.options.processes)
+    shared = (cost + own).of_image(len(pictures), job.options.processes)
     for k, picture in enumerate(pictures):
         write_image_files(job, result.of_image(k), picture, shared)
 
@@ -332,7 +281,7 @@ def progress_bar(job: Job, name: str) -> Iterator[Callable[[int, torch.Tensor], 
         yield progress
 
 
-def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Cost) -> None:
+def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: dict) -> None:
     """Writes the files of an image, its record last of all; the result is its own."""
     attack, options, item, clean = job.attack, job.options, picture.item, picture.pixels
     layout, index = job.layout, item.index
@@ -341,61 +290,51 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Co
     truncated, made = options.inversion == "diffattack", {"adv_image": result.adversarial[0]}
     if result.reconstruction is not None:
         made["reconstruction"] = result.reconstruction[0]
-    files = {kind: layout.file(index, f"{kind}.png") for kind in made}
     for kind, image in made.items():
-        write_image(to_pixels(image, truncated), files[kind])
-    sides = [clean, *(read_image(path, options.res) for path in files.values())]
-    answers = [answer_of(job, k, sides, labels, targets) for k in range(len(options.model_name))]
-    success = all(fooled(answer.after, labels, targets, attack.head).all() for answer in answers)
-    write_result(layout, index, clean, sides[1], joined_names(options.model_name), success)
-    files = {"originImage": layout.file(index, "originImage.png"), **files}
-    row = row_of(job, result, picture, answers) | {
-        "success": success if all(answer.correct_before.all() for answer in answers) else None,
+        write_image(to_pixels(image, truncated), layout.file(index, f"{kind}.png"))
+    adversarial = read_image(layout.file(index, "adv_image.png"), options.res)
+    predictions = [predictions_of(job, k, [clean, adversarial], item) for k in range(len(attack.classifiers))]
+    success = all(one.counts("success_of_all")[1].all() for one in predictions)
+    write_result(layout, index, clean, adversarial, joined_names(options.model_name), success)
+    row = row_of(job, result, picture) | {
+        **predictions[0].described(0, attack.class_names, options.label_base),
+        "success": success if all(one.correct_before.all() for one in predictions) else None,
         "fooled": success,
-        "psnr": psnr(clean, sides[1]),
-        "files": {kind: file_digest(path) for kind, path in files.items()},
-        **cost.as_row(),
+        "psnr": psnr(clean, adversarial),
+        "files": {kind: file_digest(layout.file(index, f"{kind}.png")) for kind in ("originImage", *made)},
+        **cost,
     }
     curve = curve_of(job, result, clean, labels, targets)
     check_still_ours(layout.folder, job.identity)
-    state = attack.controller.state()
-    write_record(result.record, state, row, layout.record(index), job.identity, curve)
+    write_record(result.record, attack.controller.state(), row, layout.record(index), job.identity, curve)
 
 
-def answer_of(
-    job: Job, k: int, sides: Sequence[np.ndarray], labels: np.ndarray, targets: np.ndarray
-) -> ClassifierResult:
-    """What the k-th surrogate predicts of an image's pictures: clean, adversarial, reconstructed."""
+def predictions_of(job: Job, k: int, sides: Sequence[np.ndarray], item: Item) -> ClassifierResult:
+    """What the k-th surrogate predicts of an image's pictures: clean and adversarial."""
     classifier, device, head = job.attack.classifiers[k], job.attack.device, job.attack.head
-    predicted = [predict(classifier, side[None], labels, device, 16, head, targets) for side in sides]
-    logits = np.stack([found for _, found in predicted], 1) if head.threshold is not None else None
-    before, after, *rest = (found for found, _ in predicted)
-    name, reconstructed = job.options.model_name[k], rest[0] if rest else None
-    return ClassifierResult(name, labels, before, after, reconstructed, targets, head, logits)
-
-
-def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[ClassifierResult]) -> dict:
-    """What results.json says of an image, but for what its written file shows."""
-    options, item, class_names = job.options, picture.item, job.attack.class_names
-    base, device = options.label_base, job.attack.device
     labels, targets = labels_and_targets([item])
+    given = (labels, device, 1, head, targets)
+    (before, of_clean), (after, other) = (predict(classifier, side[None], *given) for side in sides)
+    logits = np.stack([of_clean, other], 1) if head.threshold is not None else None
+    return ClassifierResult(job.options.model_name[k], labels, before, after, None, targets, head, logits)
+
+
+def row_of(job: Job, result: AttackResult, picture: Picture) -> dict:
+    """What results.json says of an image, but for what its written file shows."""
+    item, class_names, base = picture.item, job.attack.class_names, job.options.label_base
+    labels, targets = (
+        torch.tensor(of_all, device=job.attack.device) for of_all in labels_and_targets([item])
+    )
     with torch.no_grad():  # of interest only where the file says otherwise
         image = result.adversarial.float()
-        as_tensor = torch.stack([classifier(image) for classifier in job.attack.classifiers])
-    fooled_as_tensor = job.attack.head.fooled(
-        as_tensor, torch.tensor(labels, device=device), torch.tensor(targets, device=device)
-    )
-    predictions = {answer.name: answer.described(0, class_names, base) for answer in answers}
+        logits = torch.stack([classifier(image) for classifier in job.attack.classifiers])
     row = {
         "index": item.index,
-        "file": name_of(item, options),
+        "file": name_of(item, job.options),
         "label": counted(item.labels, base),
         "class": ", ".join(class_names[label] for label in item.labels),
-        "before": predictions[options.model_name[0]]["before"],
-        "after": predictions[options.model_name[0]]["after"],
-        "fooled_as_tensor": bool(fooled_as_tensor.all()),
+        "fooled_as_tensor": bool(job.attack.head.fooled(logits, labels, targets).all()),
         "iterations": int(result.steps[0]),
-        "predictions": predictions,
         "digest": file_digest(item.path),
     }
     if item.target is not None:
@@ -405,8 +344,7 @@ def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[C
     if picture.mask is not None:
         row["mask_digest"] = file_digest(job.masks[item.index])
     if result.searches is not None:
-        radius, runs = result.searches[0]
-        row |= {"radius": radius, "attack_runs": runs}
+        row["radius"], row["attack_runs"] = result.searches[0]
     return row
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-
 import numpy as np
 import torch
 
 from diff_latent_attack import DiffAttack
-from diffattack.attacks.pixel import PixelAttack
-from diffattack.common.counting import memory_peak
+from diffattack.common.counting import measured
 from diffattack.common.errors import InputError, NonFiniteLossError
 from diffattack.common.parallel import threads_of_each
 from diffattack.data.images import to_pixels
@@ -35,7 +31,7 @@ def check(options: Options) -> int:
     (attack,) = load_attacks(experiment, [options])
     items, class_names, device = experiment.items, experiment.class_names, experiment.device
     item, images = items[0], len(items[: options.limit])
-    processes = count_processes(options, attack, images)
+    processes = count_processes(options, device, images)
     if processes > 1:  # as each of them will do it
         torch.set_num_threads(threads_of_each(processes))
     try:
@@ -44,34 +40,37 @@ def check(options: Options) -> int:
         raise InputError(f"--images_root: {error}") from None
     accuracies = clean_accuracies(experiment, items[: options.limit], attack.classifiers)
     check_labels([accuracy for accuracy in accuracies if accuracy.doubt], options.trust_labels)
-    check_diffusion_model(experiment, attack, items)
-    labels, about = np.array([item.labels]), []
-    for name, classifier in zip(options.model_name, attack.classifiers):
-        (predicted,), _ = predict(classifier, picture.pixels[None], labels, device, head=attack.head)
-        about.append([f"{name} predicts", f"{class_names[predicted['label']]} {predicted['confidence']:.2f}"])
-    started = time.perf_counter()
-    inversion = invert(attack, [picture])
-    inverted = time.perf_counter()
-    try:
-        record = attack.attack(inversion).record
-    except NonFiniteLossError as error:
-        raise InputError(
-            f"{name_of(item, options)}: {error}; look at the checkpoint and at --dtype"
-        ) from None
-    ended, memory = time.perf_counter(), memory_peak(device)
-    each = (ended - started) / processes
     rows = [
         ["checked", ""],
         ["images", f"{len(items)}, of {len(class_names)} classes"],
         ["first image", f"{name_of(item, options)}: {', '.join(class_names[k] for k in item.labels)}"],
-        *about,
-        ["clean images", "; ".join(accuracy.description for accuracy in accuracies)],
-        *rows_about(attack, inversion, picture.pixels, record),
-        ["peak memory", f"{memory / 1e9:.1f} GB" + ("" if device.type == "cuda" else " of the process")],
+    ]
+    for name, classifier in zip(options.model_name, attack.classifiers):
+        labels = np.array([item.labels])
+        (predicted,), _ = predict(classifier, picture.pixels[None], labels, device, head=attack.head)
+        rows += [[f"{name} predicts", f"{class_names[predicted['label']]} {predicted['confidence']:.2f}"]]
+    rows += [["clean images", "; ".join(accuracy.description for accuracy in accuracies)]]
+    if isinstance(attack, DiffAttack):
+        check_diffusion_model(experiment, attack, items)
+    with measured({}, device) as inversion_cost:
+        inversion = invert(attack, [picture])
+    try:
+        with measured({}, device) as attack_cost:
+            record = attack.attack(inversion).record
+    except NonFiniteLossError as error:
+        raise InputError(
+            f"{name_of(item, options)}: {error}; look at the checkpoint and at --dtype"
+        ) from None
+    if isinstance(attack, DiffAttack):
+        rows += rows_about(attack, inversion, picture.pixels, record)
+    cost = inversion_cost + attack_cost
+    each = cost.seconds / processes
+    rows += [
+        ["peak memory", f"{cost.peak_memory / 1e9:.1f} GB"],
         [
             "time to expect",
             f"{each:.3g} s an image in {processes} process{'es' * (processes > 1)} (in each, "
-            f"{inverted - started:.2g} s inversion, {ended - inverted:.3g} s attack); "
+            f"{inversion_cost.seconds:.2g} s inversion, {attack_cost.seconds:.3g} s attack); "
             f"{images * each / 60:.2g} min in all",
         ],
     ]
@@ -80,29 +79,16 @@ def check(options: Options) -> int:
 
 
 def rows_about(
-    attack: DiffAttack | PixelAttack, inversion: Inversion, clean: np.ndarray, record: AttackRecord
+    attack: DiffAttack, inversion: Inversion, clean: np.ndarray, record: AttackRecord
 ) -> list[list[str]]:
-    """Of the diffusion model, where it is what is attacked with."""
-    if isinstance(attack, PixelAttack):
-        return [["attack", attack.name.text]]
+    """How near the diffusion model comes to the clean image without any attack, and how strong the attention
+    terms are in the last iteration that was measured.
+    """
+    unseen = ", which is not seen" if attack.options.composition == "residual" else ""
+    shares = 100 * record.gradient_norms[-1, 1:, 0] / record.gradient_norms[-1, 0, 0]
+    strength = "self-attention {:.2g} %, cross-attention {:.2g} % of the attack's".format(*shares.tolist())
     return [
         ["attacked timesteps", " ".join(map(str, attack.timesteps.tolist()))],
-        ["reconstruction", described_reconstruction(attack, inversion, clean)],
-        [f"gradients, iteration {record.gradient_iterations[-1]}", described_gradients(record)],
+        ["reconstruction", f"{psnr(clean, to_pixels(attack.reconstruct(inversion)[0])):.1f} dB{unseen}"],
+        [f"gradients, iteration {record.gradient_iterations[-1]}", strength],
     ]
-
-
-def described_reconstruction(attack: DiffAttack, inversion: Inversion, clean: np.ndarray) -> str:
-    """How near the diffusion model comes to the clean image without any attack."""
-    text = f"{psnr(clean, to_pixels(attack.reconstruct(inversion)[0])):.1f} dB"
-    if inversion.null_embeddings:
-        plain = replace(inversion, null_embeddings=[attack.embed([""])[0]] * attack.num_timesteps)
-        without = psnr(clean, to_pixels(attack.reconstruct(plain)[0]))
-        text += f" with null-text optimisation, {without:.1f} dB without"
-    return text + (", which is not seen" if attack.options.composition == "residual" else "")
-
-
-def described_gradients(record: AttackRecord) -> str:
-    """How strong the attention terms are in the last iteration that was measured."""
-    shares = 100 * record.gradient_norms[-1, 1:, 0] / record.gradient_norms[-1, 0, 0]
-    return "self-attention {:.2g} %, cross-attention {:.2g} % of the attack's".format(*shares.tolist())

@@ -27,14 +27,10 @@ def parse_modes(text: str) -> list[tuple[str, str]]:
     modes = []
     for part in text.split(","):
         mode, _, schedule = part.strip().partition(":")
-        if mode not in WEIGHT_MODES:
+        if mode not in WEIGHT_MODES or (schedule and (mode != "fixed" or schedule not in SCHEDULES)):
             raise argparse.ArgumentTypeError(
-                f"unknown mode {mode!r}; expected some of {', '.join(WEIGHT_MODES)}"
-            )
-        if schedule and (mode != "fixed" or schedule not in SCHEDULES):
-            raise argparse.ArgumentTypeError(
-                f"{part.strip()!r}: a schedule goes with fixed alone, as fixed:NAME with NAME one of "
-                f"{', '.join(SCHEDULES)}"
+                f"unknown mode {part.strip()!r}; expected some of {', '.join(WEIGHT_MODES)}, or fixed:NAME "
+                f"with one of {', '.join(SCHEDULES)}"
             )
         modes.append((mode, schedule or "learned"))
     if len(modes) < 2 or len(set(modes)) < len(modes):
@@ -103,28 +99,21 @@ class Entry:
     options: Options  # what `main.py` would be called with
 
 
+# what a comparison decides itself, or leaves to one run
+OF_MAIN = ("attack", "weight_mode", "weight_schedule", "check", "is_test", "overwrite", "batch_size")
+
+
 def check_options(options: CompareOptions) -> None:
     """Raises InputError for flags of main.py that a comparison does not take, and for those of a comparison
     that do not go together.
     """
+    for name in OF_MAIN:
+        if getattr(options, name) != Options.__dataclass_fields__[name].default:
+            raise InputError(f"--{name} is for main.py; a comparison takes --modes or --attacks")
+    if not launched().is_alone:
+        raise InputError("accelerate launch is for main.py; a comparison takes --processes and --shard")
     if options.attacks and options.modes != parse_modes(DEFAULT_MODES):
         raise InputError("--modes are of one attack, --attacks compares several; give one of them")
-    if options.attack != OURS:
-        raise InputError(
-            "--attack is for main.py; a comparison takes --attacks, such as diffattack,torchattack:PGD"
-        )
-    if not options.attacks and (options.weight_mode, options.weight_schedule) != ("uniform", "learned"):
-        raise InputError(
-            "--weight_mode and --weight_schedule are for main.py; a comparison takes --modes, such as "
-            "uniform,fixed:increasing"
-        )
-    if options.check:
-        raise InputError("--check is for main.py; give it one of the modes or attacks")
-    if not launched().is_alone or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
-        raise InputError(
-            "--overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares "
-            "out its images by --processes and --shard"
-        )
     sweep = options.sweep
     if sweep and sweep.flag == "self_attn_loss_weight" and options.structure_share is not None:
         raise InputError("--structure_share replaces --self_attn_loss_weight, so that a sweep of it is idle")
@@ -162,33 +151,23 @@ def reports_in(folder: Path) -> Iterator[Path]:
 def entries(options: CompareOptions) -> list[Entry]:
     """All that is compared; of modes that are the same attack, the first alone."""
     shared = Options(**{declared.name: getattr(options, declared.name) for declared in fields(Options)})
-    found, sweep = [], options.sweep
+    compared, sweep = [], options.sweep
     for value in sweep.values if sweep else (None,):
         folder = options.save_dir / (sweep.folder(value) if sweep else "")
         swept = {sweep.flag: sweep.option(value)} if sweep else {}
-        if options.attacks:
-            found += [
-                Entry(name, value, with_attack(shared, name, options, folder, swept))
-                for name in options.attacks
-            ]
-            continue
-        for weight_mode, schedule in options.modes:
+        for name in options.attacks:
+            # what only ours knows is left at its default for the others
+            idle = {} if name == OURS else {flag: getattr(DEFAULTS, flag) for flag in flags_of_ours()}
+            settings = {"attack_through": options.given_attack_through} | idle | swept
+            place = folder / parse_attack(name).folder
+            compared.append(Entry(name, value, replace(shared, attack=name, save_dir=place, **settings)))
+        for weight_mode, schedule in () if options.attacks else options.modes:
             name = name_of(weight_mode, schedule)
+            settings = {"weight_mode": weight_mode, "weight_schedule": schedule} | swept
             place = folder / name.replace(":", "_")
-            one = replace(shared, weight_mode=weight_mode, weight_schedule=schedule, save_dir=place, **swept)
-            found.append(Entry(name, value, one))
+            compared.append(Entry(name, value, replace(shared, save_dir=place, **settings)))
             if sweep and sweep.modes_are_one(value):
                 break
-    for entry in found:
+    for entry in compared:
         entry.options.verify()
-    return found
-
-
-def with_attack(shared: Options, name: str, options: CompareOptions, folder: Path, swept: dict) -> Options:
-    """The options of one attack, in a folder of its own inside `folder`; what only ours knows is left at its
-    default for the others.
-    """
-    idle = {} if name == OURS else {flag: getattr(DEFAULTS, flag) for flag in flags_of_ours()}
-    settings = {"attack_through": options.given_attack_through} | idle | swept
-    place = folder / parse_attack(name).folder
-    return replace(shared, attack=name, save_dir=place, **settings)
+    return compared

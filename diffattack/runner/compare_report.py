@@ -70,7 +70,7 @@ def report_comparison(
         return 1
     found = []
     for entry, job in zip(entries, jobs):
-        judge_all(experiment, job.options, job.files, compared, job.judges, job.elsewhere)
+        judge_all(experiment, job.options, job.files, compared, job.judges)
         evaluation = write_run(job, compared)
         run = read_run(job.layout.folder, in_all)
         has_curve = options.attacks and not options.sweep

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,9 +26,9 @@ from diffattack.common.errors import InputError, RecordError, RunError, note
 from diffattack.common.progress import progress
 from diffattack.data.dataset import Item
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
-from diffattack.data.layout import SUBFOLDERS, Layout
+from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, json_digest, read_configuration, read_record, run_identity
-from diffattack.diffusion.pipeline import Lora, loaded_files
+from diffattack.diffusion.pipeline import loaded_files
 from diffattack.options import Options
 from diffattack.plotting.draw import IMAGE_FIGURES, POOLED_FIGURES
 from diffattack.plotting.run_page import page_files, remove_page_files
@@ -40,38 +40,34 @@ OF_IMAGE = (
     "diff_absolute.png",
     "judged.npz",
     "failed.txt",
-    "record.npz",  # last, since it says what the others are
+    "record.npz",
 )
-REPORTS = ("results.json", "images.csv", "log.txt", "report.html")
+REPORTS = ("results.json", "images.csv", "log.txt", "report.html", "run.json")
 
 
 # ---------------------------------------------------------------- what a run is
 
 
 def configuration_of(
-    options: Options,
-    dtype: torch.dtype,
-    items: Sequence[Item],
-    contents: dict[str, str],
-    classifiers: dict[str, dict],
+    options: Options, dtype: torch.dtype, items: Sequence[Item], contents: dict, classifiers: dict
 ) -> dict:
     """All that the files of a run depend on, with `content_digests` and identities of classifiers by name;
     the digest of an image's content is in its record.
     """
+    base = options.label_base
     flags = {
         declared.name: plain(getattr(options, declared.name))
         for declared in fields(Options)
         if declared.metadata["identifies_run"]
     }
+    # whose curve is kept, since its pictures are not
+    curve_judges = list(dict.fromkeys((*options.model_name, *options.judges))) if options.judge_at else []
     return flags | {
         "dtype": str(dtype).removeprefix("torch."),
         "images": [name_of(item, options) for item in items],
-        "labels": [counted(item.labels, options.label_base) for item in items],
-        "targets": [None if item.target is None else item.target + options.label_base for item in items],
-        # whose curve is kept, since its pictures are not
-        "curve_judges": list(dict.fromkeys((*options.model_name, *options.judges)))
-        if options.judge_at
-        else [],
+        "labels": [counted(item.labels, base) for item in items],
+        "targets": [None if item.target is None else item.target + base for item in items],
+        "curve_judges": curve_judges,
         "contents": contents,
         "classifiers": classifiers,
     }
@@ -97,13 +93,9 @@ def counted(labels: Sequence[int], base: int) -> int | list[int]:
 def provenance(options: Options, device: torch.device) -> dict:
     """What a results file tells of where its figures come from."""
     packages = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
-    return {
-        "configuration": {
-            declared.name: plain(getattr(options, declared.name)) for declared in fields(options)
-        },
-        "device": str(device),
-        "versions": {package: version_of(package) for package in packages},
-    }
+    flags = {declared.name: plain(getattr(options, declared.name)) for declared in fields(options)}
+    versions = {package: version_of(package) for package in packages}
+    return {"configuration": flags, "device": str(device), "versions": versions}
 
 
 def version_of(package: str) -> str | None:
@@ -118,35 +110,32 @@ def version_of(package: str) -> str | None:
 
 
 def check_save_dir(folder: Path) -> None:
+    """Raises InputError where nothing can be written there."""
     try:
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     except OSError as error:  # of a name that is too long, say
-        raise InputError(
-            f"--save_dir: {error.strerror}: {str(folder)[:60]!r}...; give another folder"
-        ) from None
+        raise InputError(f"--save_dir: {error.strerror}: {str(folder)[:60]!r}...; give another") from None
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        why = "not writable" if existing.is_dir() else "a file"
         raise InputError(
-            f"--save_dir: {str(folder)!r} cannot be written, because {str(existing)!r} is "
-            f"{'not writable' if existing.is_dir() else 'a file'}; give another folder"
+            f"--save_dir: {str(folder)!r} cannot be written: {str(existing)!r} is {why}; give another"
         )
 
 
-def claim(folder: Path, configuration: dict, own_files: Iterable[Path] = ()) -> str:
+def claim(folder: Path, configuration: dict, own: Iterable[Path] = ()) -> str:
     """Writes run.json and returns the run's identity; of several processes that start at once one wins, and
     the others compare.
 
     Args:
-        own_files: those there are of what a run in this folder writes.
+        own: those there are of what a run in this folder writes.
     Raises:
         InputError: it is another's.
     """
-    check_folder(folder, configuration, own_files)
+    check_folder(folder, configuration, own)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"--save_dir: {str(folder)!r} cannot be made ({error.strerror}); give another folder"
-        ) from None
+        raise InputError(f"--save_dir: {str(folder)!r}: {error.strerror}; give another folder") from None
     mine = temporary_name(folder / "run.json")
     mine.write_text(json.dumps(configuration, indent=2) + "\n")
     try:
@@ -162,13 +151,12 @@ def claim(folder: Path, configuration: dict, own_files: Iterable[Path] = ()) -> 
     return identity_of(folder)
 
 
-def check_folder(folder: Path, configuration: dict, own_files: Iterable[Path] = ()) -> None:
+def check_folder(folder: Path, configuration: dict, own: Iterable[Path] = ()) -> None:
     """Raises InputError if the folder holds a run of another configuration, or files of others that a run
     would write over.
     """
-    for path in () if (folder / "run.json").exists() else own_files:
-        if (folder / "run.json").exists():  # of a process of this run that started together with this one
-            break
+    path = None if (folder / "run.json").exists() else next(iter(own), None)
+    if path and not (folder / "run.json").exists():  # of a process that started together with this one
         raise InputError(
             f"--save_dir: {str(folder)!r} holds {os.path.relpath(path, folder)!r}, which a run would write "
             f"over, and no run.json that says of what run it is; give another folder, or move it away"
@@ -176,10 +164,9 @@ def check_folder(folder: Path, configuration: dict, own_files: Iterable[Path] = 
     if not (folder / "run.json").exists():
         return
     try:
-        found = read_configuration(folder)
+        differing = differences(read_configuration(folder), configuration)
     except ValueError as error:
         raise InputError(f"--save_dir: {error}") from None
-    differing = differences(found, configuration)
     if differing:
         raise InputError(
             f"--save_dir: {str(folder)!r} holds a run of another configuration: {'; '.join(differing)}; "
@@ -187,24 +174,24 @@ def check_folder(folder: Path, configuration: dict, own_files: Iterable[Path] = 
         )
 
 
-def differences(found: dict, configuration: dict) -> list[str]:
+def differences(stored: dict, configuration: dict) -> list[str]:
     """What a run.json says that is otherwise now; a judge that is new is none."""
-    if kind_of(found) != kind_of(configuration):
-        return [f"it was of {kind_of(found)} and is of {kind_of(configuration)}"]
+    if kind_of(stored) != kind_of(configuration):
+        return [f"it was of {kind_of(stored)} and is of {kind_of(configuration)}"]
     lines = [
-        f"{key} was {in_brief(found.get(key))} and is {in_brief(configuration.get(key))}"
-        for key in sorted({*found, *configuration} - {"contents", "classifiers"})
-        if found.get(key) != configuration.get(key)
+        f"{key} was {in_brief(stored.get(key))} and is {in_brief(configuration.get(key))}"
+        for key in sorted({*stored, *configuration} - {"contents", "classifiers"})
+        if stored.get(key) != configuration.get(key)
     ]
-    before, now = found.get("contents", {}), configuration.get("contents", {})
-    lines += [f"the content of {n} has changed" for n in now if before.get(n, now[n]) != now[n]]
-    lines += [f"{name} was read then and is gone" for name in sorted(before.keys() - now.keys())]
-    lines += [f"{name} is read now and was not there" for name in sorted(now.keys() - before.keys())]
-    for name, known in found.get("classifiers", {}).items():
-        identity = configuration.get("classifiers", {}).get(name)
-        change = identity and difference(known, identity)
-        if change:
-            lines.append(f"the classifier {name} is not the one that it was ({change})")
+    before, now = stored.get("contents", {}), configuration.get("contents", {})
+    lines += [
+        f"the content of {n} has changed, or it is gone"
+        for n in {**before, **now}
+        if before.get(n) != now.get(n)
+    ]
+    before, now = stored.get("classifiers", {}), configuration.get("classifiers", {})
+    changes = {name: difference(before[name], now[name]) for name in before if now.get(name)}
+    lines += [f"the classifier {name} has changed ({how})" for name, how in changes.items() if how]
     return lines
 
 
@@ -227,9 +214,7 @@ def identity_of(folder: Path) -> str:
     try:
         stat = path.stat()
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be read ({error.strerror}); it says of what run the files are"
-        ) from None
+        raise RunError(f"{path}: {error.strerror}; it says of what run the files are") from None
     return _identity(folder, stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
@@ -308,21 +293,20 @@ def read_failures(layout: Layout, items: Sequence[Item]) -> list[str]:
 # ---------------------------------------------------------------- which files are its own
 
 
-def files_of_run(layout: Layout, model_name: Iterable[str]) -> Iterator[Path]:
-    """The files there are of those that a run over so many images writes; its records come after its
-    pictures, and run.json last of all.
-    """
-    names, folder = joined_names(model_name), layout.folder
-    listed = functools.cache(lambda place: {p.name for p in place.iterdir()} if place.is_dir() else set())
-    yield from figures_of(folder)
-    yield from page_files(folder)
-    results = [f"diff_{names}_image_{how}.png" for how in ("ATKSuccess", "Fail")]
-    figures = [f"{figure}.{ending}" for figure in IMAGE_FIGURES for ending in ("png", "pdf")]
-    for index in range(layout.images):
-        paths = [folder / ANALYSIS / f"{index:04d}_{figure}" for figure in figures]
-        paths += [layout.file(index, name) for name in (*results, *OF_IMAGE)]
-        yield from (path for path in paths if path.name in listed(path.parent))
-    yield from (folder / name for name in (*REPORTS, "run.json") if name in listed(folder))
+def own_files(layout: Layout, model_name: Iterable[str]) -> list[Path]:
+    """The files there are of those that a run over so many images writes, run.json last of all."""
+    folder, analysis = layout.folder, Layout(layout.folder / ANALYSIS, 0)  # figures lie in one folder
+    results = (f"diff_{joined_names(model_name)}_image_{how}.png" for how in ("ATKSuccess", "Fail"))
+    figures = {f"{figure}.{ending}" for figure in IMAGE_FIGURES for ending in ("png", "pdf")}
+    places = [(layout, place, {*OF_IMAGE, *results}) for place in layout.places]
+    own = []
+    for where, place, names in [*places, (analysis, analysis.folder, figures)]:
+        for path in place.iterdir() if place.is_dir() else ():
+            index, _, name = path.name.partition("_")
+            if name in names and index.isdecimal() and int(index) < layout.images:
+                own += [path] if path == where.file(int(index), name) else []
+    reports = [folder / name for name in REPORTS if (folder / name).exists()]
+    return [*own, *figures_of(folder), *page_files(folder), *reports]
 
 
 def figures_of(folder: Path, more: Iterable[str] = ()) -> Iterator[Path]:
@@ -344,16 +328,16 @@ def clear_run(folder: Path) -> None:
     try:
         configuration = read_configuration(folder)
         layout = Layout(folder, len(configuration["images"]))
-        own = files_of_run(layout, configuration["model_name"])
-        for path in own:
-            path.unlink(missing_ok=True)
+        own = own_files(layout, configuration["model_name"])
     except (RecordError, KeyError, TypeError) as error:
         raise InputError(
             f"--overwrite: {str(folder / 'run.json')!r} is not of a run of this tool, or damaged "
             f"({error}), so that nothing says which files may be deleted; give another --save_dir"
         ) from None
+    for path in own:
+        path.unlink(missing_ok=True)
     remove_page_files(folder)
-    for place in (*layout.places, folder / ANALYSIS, *folder.glob(SUBFOLDERS), folder):
+    for place in {*layout.places, folder / ANALYSIS, folder}:
         if place.is_dir():
             delete_abandoned(place)
             if place != folder and not any(place.iterdir()):
@@ -385,32 +369,20 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def content_digests(
-    checkpoint: str, class_names: tuple[str, ...], lora: Lora | None = None
-) -> dict[str, str]:
-    """Digests by name of the class names, and of the files of the diffusion model as far as they are read
-    from here.
-    """
-    named = [*files_of(checkpoint, loaded_files), *([(str(lora.path), lora.path)] if lora else [])]
-    found = {name: file_digest(path) for name, path in named if path.is_file()}
-    return {"the class names": json_digest(class_names)} | found
+def checkpoint_files(options: Options) -> list[Path]:
+    """What is read of the diffusion model and its LoRA, as far as it lies here."""
+    place = Path(options.pretrained_diffusion_path)
+    files = loaded_files(place) if place.is_dir() else [place]
+    return [path for path in (*files, *([options.lora.path] if options.lora else [])) if path.is_file()]
 
 
-def files_of(place: str, read: Callable[[Path], list[Path]]) -> list[tuple[str, Path]]:
-    """The names and paths of what is read of a file or folder."""
-    return [(str(path), path) for path in (read(Path(place)) if Path(place).is_dir() else [Path(place)])]
+def content_digests(options: Options, class_names: tuple[str, ...]) -> dict[str, str]:
+    """Digests by name of the class names and of the diffusion model's files."""
+    files = {str(path): file_digest(path) for path in checkpoint_files(options)}
+    return {"the class names": json_digest(class_names)} | files
 
 
 def diffusion_digest(options: Options) -> str:
-    """Of the diffusion model as these options make it."""
-    files, lora = files_of(options.pretrained_diffusion_path, loaded_files), options.lora
-    found = digest_of(files)
-    if lora is None and options.prediction_type is None:
-        return found
-    added = [file_digest(lora.path), lora.scale] if lora and lora.path.is_file() else []
-    return json_digest([found, *added, options.prediction_type])
-
-
-def digest_of(files: Sequence[tuple[str, Path]]) -> str:
-    digests = [(path.name, file_digest(path)) for _, path in files if path.is_file()]
-    return json_digest(digests) if digests else ""
+    """Of the diffusion model as these options make it, wherever its files lie."""
+    digests = [(path.name, file_digest(path)) for path in checkpoint_files(options)]
+    return json_digest([digests, options.lora and options.lora.scale, options.prediction_type])

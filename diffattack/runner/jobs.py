@@ -13,7 +13,6 @@ import torch
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import undefended
-from diffattack.common.counting import bytes_of
 from diffattack.common.device import once_all_have_come
 from diffattack.common.launched import launched
 from diffattack.common.parallel import import_ahead, processes_for
@@ -24,14 +23,21 @@ from diffattack.evaluation.judges import Judges
 from diffattack.options import Options
 from diffattack.runner.folder import (
     check_folder,
+    checkpoint_files,
     claim,
     clear_run,
     drop_unusable,
-    files_of_run,
     missing_of,
+    own_files,
 )
 from diffattack.runner.judge import PictureFiles, judges_of
-from diffattack.runner.setup import Experiment, load_attacks, look_at_clean_images, undefended_names
+from diffattack.runner.setup import (
+    Experiment,
+    load_attacks,
+    look_at_clean_images,
+    needs_pipeline,
+    undefended_names,
+)
 
 # by each process of a CPU: reading and compiling all of this takes longer than to attack a picture
 NEEDED = (
@@ -58,7 +64,6 @@ class Job:
     files: PictureFiles
     masks: Mapping[int, Path]  # by the image's index; empty where there are none
     judges: Judges
-    elsewhere: PictureFiles | None = None  # where the same clean pictures are judged, too
 
     @property
     def layout(self) -> Layout:
@@ -91,14 +96,14 @@ def claim_jobs(experiment: Experiment, each: Sequence[Options], items: Sequence[
         check_own(experiment, options)
     is_new = any(one.overwrite or not experiment.layout(one).finished() for one in each)
     if attacks and is_new:
-        ours = (attack for attack in attacks if isinstance(attack, DiffAttack))
-        look_at_clean_images(experiment, next(ours, attacks[0]), experiment.items[: each[0].limit])
+        look_at_clean_images(experiment, attacks, experiment.items[: each[0].limit])
     identities = [claim_folder(experiment, options, items) for options in each]
     attacks = attacks or load_what_is_needed(experiment, each, items)
     jobs = jobs_of(experiment, list(zip(each, identities)), attacks or [None] * len(each))
     for job in jobs if attacks else ():
-        job.options.processes = count_processes(job.options, job.attack, len(items))
-        restore_weights(job, items)
+        done = job.layout.finished([item.index for item in items])
+        if done:  # weights that learn are what they were after the last image
+            job.attack.controller.load_state(torch.from_numpy(read_state(job.layout.record(max(done)))))
     return jobs
 
 
@@ -112,7 +117,9 @@ def load_what_is_needed(
         for name in undefended_names([name for one in each for name in (*one.model_name, *one.judges)]):
             experiment.identity(name)
         return []
-    if any(largest_count(one, experiment.device, len(items)) > 1 for one in each):
+    for options in each:
+        options.processes = count_processes(options, experiment.device, len(items))
+    if any(options.processes > 1 for options in each):
         import_ahead(NEEDED)
     return load_attacks(experiment, each)
 
@@ -120,23 +127,25 @@ def load_what_is_needed(
 def check_own(experiment: Experiment, options: Options) -> None:
     if not options.overwrite:
         layout = experiment.layout(options)
-        own = files_of_run(layout, options.model_name)
-        check_folder(layout.folder, experiment.configuration(options), own)
+        check_folder(layout.folder, experiment.configuration(options), own_files(layout, options.model_name))
 
 
 def claim_folder(experiment: Experiment, options: Options, items: Sequence[Item]) -> str:
     """Returns the identity of the run."""
     layout, configuration = experiment.layout(options), experiment.configuration(options)
 
+    def claim_own() -> str:
+        return claim(layout.folder, configuration, own_files(layout, options.model_name))
+
     def start_over() -> None:
         clear_run(layout.folder)
-        claim(layout.folder, configuration, files_of_run(layout, options.model_name))
+        claim_own()
 
     if options.overwrite and launched().processes > 1:
         once_all_have_come(experiment.device, start_over)
     elif options.overwrite:
         start_over()
-    identity = claim(layout.folder, configuration, files_of_run(layout, options.model_name))
+    identity = claim_own()
     for place in layout.places:
         place.mkdir(exist_ok=True)
     drop_unusable(layout, items, identity, experiment.masks)
@@ -152,51 +161,30 @@ def jobs_of(
 ) -> list[Job]:
     """The jobs of options with the identities of their runs; all judges share what they load."""
     loaded: dict[str, torch.nn.Module] = {}
-    files = [PictureFiles(experiment.layout(options), options.res) for options, _ in runs]
-    jobs = []
-    for (options, identity), attack, own in zip(runs, attacks, files):
+    jobs, first = [], None
+    for (options, identity), attack in zip(runs, attacks):
         loaded |= dict(zip(options.model_name, attack.classifiers)) if attack else {}
         judges = judges_of(experiment, options, attack and attack.diffusion, loaded)
-        elsewhere = None if own is files[0] else files[0]
-        jobs.append(Job(attack, options, identity, own, experiment.masks, judges, elsewhere))
+        files = PictureFiles(experiment.layout(options), options.res, same_clean=first)
+        jobs.append(Job(attack, options, identity, files, experiment.masks, judges))
+        first = first or files
     return jobs
 
 
-def restore_weights(job: Job, items: Sequence[Item]) -> None:
-    """Sets the learnable weights to what they were after the last image that is finished."""
-    done = job.layout.finished([item.index for item in items])
-    if done:
-        job.attack.controller.load_state(torch.from_numpy(read_state(job.layout.record(max(done)))))
-
-
-def largest_count(options: Options, device: torch.device, images: int) -> int:
-    """How many processes of this machine share out the images, as far as memory allows."""
+def count_processes(options: Options, device: torch.device, images: int) -> int:
+    """How many processes of this machine share out the images, as far as memory allows. It does not depend on
+    how many are done, so that a run that goes on computes as before.
+    """
     if options.weight_mode == "learnable":
         return 1
     if options.processes is not None:
         return min(options.processes, images)
     alone = launched().processes > 1 or device.type != "cpu" or (options.batch_size or 1) > 1
-    return 1 if alone or options.merge else processes_for(images)
-
-
-def count_processes(options: Options, attack: DiffAttack | PixelAttack, images: int) -> int:
-    """How many processes of this machine share out the images. It does not depend on how many are done, so
-    that a run that goes on computes as before.
-    """
-    largest = largest_count(options, attack.device, images)
-    if options.processes is not None or largest == 1:
-        return largest
-    weights = bytes_of(loaded_networks(attack))
+    files = checkpoint_files(options)
+    if alone or options.merge or not files:  # a model of the hub, of unknown size
+        return 1
+    weights = sum(path.stat().st_size for path in files) if needs_pipeline([options]) else 0
     # Measured at 224 pixels: the small model's activations, and those of Stable Diffusion 2-base's shape,
     # which are 1.2 times its weights.
     activations = max(0.3e9, 1.2 * weights) * (options.res / 224) ** 2
     return processes_for(images, int(LIBRARIES + weights + activations))
-
-
-def loaded_networks(attack: DiffAttack | PixelAttack) -> list[torch.nn.Module]:
-    """Whose weights an attack needs in memory."""
-    pipeline = attack.pipeline
-    if isinstance(attack, PixelAttack) and not attack.needs_diffusion:  # it is there to judge
-        pipeline = None
-    parts = [] if pipeline is None else [pipeline.unet, pipeline.vae, pipeline.text_encoder]
-    return [*parts, *attack.classifiers]

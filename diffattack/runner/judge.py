@@ -15,7 +15,6 @@ import torch
 from diffattack.classifiers.defences import needs_diffusion, split_name
 from diffattack.common.device import set_up
 from diffattack.common.environment import mend_torchvision
-from diffattack.common.errors import note
 from diffattack.common.parallel import import_ahead, processes_for, run_in_processes, tell_parent
 from diffattack.common.progress import progress
 from diffattack.data.dataset import Item, labels_and_targets
@@ -43,6 +42,7 @@ class PictureFiles:
     layout: Layout
     size: int  # pixels of a picture's side
     paths: Mapping[int, Sequence[Path]] | None = None  # by the image's index; None where the layout knows
+    same_clean: PictureFiles | None = None  # where the same clean pictures are judged, as of another attack
 
     def pictures(self, item: Item) -> list[Path]:
         """Clean, adversarial, and reconstructed where that was written."""
@@ -83,9 +83,8 @@ def judges_of(
         diffusion: the diffusion model, if it is loaded.
         loaded: classifiers that are loaded, by name, to which others are added.
     """
-    uses_diffusion = options.pretrained_diffusion_path and needs_diffusion(
-        options.model_name + options.judges
-    )
+    checkpoint, names = options.pretrained_diffusion_path, options.model_name + options.judges
+    uses_diffusion = bool(checkpoint) and needs_diffusion(names)
 
     @cache
     def model() -> LatentDiffusion | None:
@@ -122,17 +121,12 @@ def judge_images(
     files: PictureFiles,
     items: Sequence[Item],
     judges: Judges,
-    elsewhere: PictureFiles | None = None,
     done: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Judges the images that these judges have not; `done` is told of how many are.
-
-    Args:
-        elsewhere: where the same clean pictures may have been judged, as of another attack.
-    """
+    """Judges the images that these judges have not; `done` is told of how many are."""
     for start in range(0, len(items), CHUNK):
         chunk = [item for item in items[start : start + CHUNK] if files.judged(item, judges) is None]
-        same = [elsewhere and elsewhere.judged(item, judges) for item in chunk]
+        same = [files.same_clean and files.same_clean.judged(item, judges) for item in chunk]
         if chunk:
             found = judge(judges, files.read(chunk), None if None in same else joined(same))
             for k, item in enumerate(chunk):
@@ -148,45 +142,32 @@ def joined(each: Sequence[Judged]) -> Judged:
 
 
 def judge_all(
-    experiment: Experiment,
-    options: Options,
-    files: PictureFiles,
-    items: Sequence[Item],
-    judges: Judges,
-    elsewhere: PictureFiles | None = None,
+    experiment: Experiment, options: Options, files: PictureFiles, items: Sequence[Item], judges: Judges
 ) -> int:
     """Judges what has not been judged, in several processes where there are to be; what one leaves undone,
     because it was killed, is done here. Returns how many images there were.
     """
     left = unjudged(files, items, judges)
-    count = len(left)
-    processes = options.processes or (
-        processes_for(len(left), BYTES_EACH) if judges.device.type == "cpu" else 1
-    )
-    with progress(total=count, desc="judged", unit="image") as bar:
+    by_memory = processes_for(len(left), BYTES_EACH) if judges.device.type == "cpu" else 1
+    processes = options.processes or by_memory
+    with progress(total=len(left), desc="judged", unit="image") as bar:
         if processes > 1 and len(left) > CHUNK:
             for name in judges.names:  # what they are is known before others load them
                 experiment.identity(split_name(name)[0])
             import_ahead(NEEDED)
-            parts = [(experiment, options, files, left[k::processes], elsewhere) for k in range(processes)]
-            if run_in_processes(judge_part, parts, told=bar.update):
-                note("a process that judged was killed, perhaps for want of memory; going on in this one")
-            left = unjudged(files, left, judges)
-        judge_images(files, left, judges, elsewhere, bar.update)
-    return count
+            parts = [(experiment, options, files, left[k::processes]) for k in range(processes)]
+            run_in_processes(judge_part, parts, bar.update)
+            judge_images(files, unjudged(files, left, judges), judges, bar.update)
+        else:
+            judge_images(files, left, judges, bar.update)
+    return len(left)
 
 
-def judge_part(
-    experiment: Experiment,
-    options: Options,
-    files: PictureFiles,
-    items: Sequence[Item],
-    elsewhere: PictureFiles | None,
-) -> None:
+def judge_part(experiment: Experiment, options: Options, files: PictureFiles, items: Sequence[Item]) -> None:
     """What one of several processes does."""
     mend_torchvision()
     set_up(experiment.device)
-    judge_images(files, items, judges_of(experiment, options), elsewhere, tell_parent)
+    judge_images(files, items, judges_of(experiment, options), tell_parent)
 
 
 def add_up(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from natsort import natsorted
+from PIL import Image
 
 from diffattack.common.device import resolve_device, resolve_dtype
 from diffattack.common.environment import mend_torchvision
@@ -17,17 +18,10 @@ from diffattack.common.progress import progress
 from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of
 from diffattack.data.labels import Labels, check_target
 from diffattack.data.layout import SUBFOLDERS, Layout
-from diffattack.data.opened import opened
 from diffattack.data.records import json_digest, read_configuration
 from diffattack.evaluation.clean_check import check_labels
 from diffattack.options import Options
-from diffattack.runner.folder import (
-    check_folder,
-    check_save_dir,
-    claim,
-    counted,
-    provenance,
-)
+from diffattack.runner.folder import check_folder, check_save_dir, claim, counted, provenance
 from diffattack.runner.judge import PictureFiles, add_up, judge_all, judges_of
 from diffattack.runner.report import write_reports
 from diffattack.runner.setup import Experiment, class_names_of, clean_accuracies
@@ -42,7 +36,7 @@ def judge_folder(options: Options) -> int:
     mend_torchvision()
     pairs = list_pairs(options.images_root)
     class_names = class_names_of(options)
-    items = label_pairs(options, [clean for clean, _ in pairs], class_names)
+    items = label_pairs(options, [clean for clean, *_ in pairs], class_names)
     device = resolve_device(options.device)
     check_save_dir(options.save_dir)
     layout = Layout(options.save_dir / "judged", len(items))
@@ -53,12 +47,7 @@ def judge_folder(options: Options) -> int:
     }
     own = (options.save_dir / name for name in NAMES)
     check_folder(layout.folder, configuration, (path for path in own if path.exists()))
-    size = side_of([path for pair in pairs for path in pair])
-    # which the original tool does not write
-    extra = [clean.with_name(clean.name.replace("originImage", "reconstruction")) for clean, _ in pairs]
-    if all(path.is_file() for path in extra):
-        pairs = [(*pair, path) for pair, path in zip(pairs, extra)]
-    options = replace(options, res=size)
+    options = replace(options, res=side_of([path for pair in pairs for path in pair]))
     experiment = Experiment(options, class_names, items, device, resolve_dtype(options.dtype, device), {})
     judges = judges_of(experiment, options)
     for name in judges.names:  # what is wrong with one is told before hours of judging by the others
@@ -69,7 +58,7 @@ def judge_folder(options: Options) -> int:
     claim(layout.folder, configuration)
     for place in layout.places:
         place.mkdir(exist_ok=True)
-    files = PictureFiles(layout, size, dict(enumerate(pairs)))
+    files = PictureFiles(layout, options.res, dict(enumerate(pairs)))
     judge_all(experiment, options, files, items, judges)
     evaluation, row_of_image = add_up(files, items, judges)
 
@@ -92,41 +81,42 @@ def judge_folder(options: Options) -> int:
     return 0
 
 
-def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Clean and adversarial files of an output folder, `*originImage*` with `*adv_image*`, in natural
-    order.
+def list_pairs(folder: Path) -> list[tuple[Path, ...]]:
+    """Clean and adversarial files of an output folder, `*originImage*` with `*adv_image*`, in natural order;
+    and `*reconstruction*`, where each image has one, which the original tool does not write.
     """
     # also in the subfolders of a run of many images
-    found = [path for pattern in ("", SUBFOLDERS) for path in folder.glob(f"{pattern}*.png")]
-    clean = natsorted((p for p in found if "originImage" in p.name), key=lambda path: path.name)
-    partners = [path.with_name(path.name.replace("originImage", "adv_image")) for path in clean]
-    alone = sorted({path for path in found if "adv_image" in path.name}.symmetric_difference(partners))
-    if alone:
-        names = [alone[0].name, alone[0].name.replace("adv_image", "originImage")]
-        there, absent = names if alone[0].is_file() else names[::-1]
-        raise InputError(f"--images_root: {there} has no partner {absent} in {str(folder)!r}")
-    if not clean:
+    there = [path for pattern in ("", SUBFOLDERS) for path in folder.glob(f"{pattern}*.png")]
+    clean = natsorted((p for p in there if "originImage" in p.name), key=lambda path: path.name)
+    sides = [
+        [path.with_name(path.name.replace("originImage", kind)) for path in clean]
+        for kind in ("adv_image", "reconstruction")
+    ]
+    alone = sorted({path for path in there if "adv_image" in path.name}.symmetric_difference(sides[0]))
+    if alone or not clean:
+        missing = f"{alone[0].name} or its originImage" if alone else "*originImage*.png"
         raise InputError(
-            f"--images_root: no *originImage*.png in {str(folder)!r}; give the output folder of an attack"
+            f"--images_root: {missing} is missing in {str(folder)!r}; give the output folder of an attack"
         )
-    return list(zip(clean, partners))
+    has_all = all(path.is_file() for path in sides[1])
+    return list(zip(clean, *(sides if has_all else sides[:1])))
 
 
 def side_of(paths: Sequence[Path]) -> int:
     """The side of all pictures, which are squares of one size."""
-    first = None
+    sizes: dict[tuple[int, int], Path] = {}
     for path in progress(paths, desc="looked at", unit="image"):
         try:
-            with opened(path) as image:
-                width, height = image.size
+            with Image.open(path) as image:
+                sizes.setdefault(image.size, path)
         except OSError as error:
-            raise InputError(f"--images_root: {error}") from None
-        first = first or width
-        if (width, height) != (first, first):
-            raise InputError(
-                f"--images_root: {path.name} is {width} x {height} pixels; expected squares of one size"
-            )
-    return first
+            raise InputError(f"--images_root: {path.name} cannot be read: {error}") from None
+    (width, height), path = list(sizes.items())[-1]
+    if len(sizes) > 1 or width != height:
+        raise InputError(
+            f"--images_root: {path.name} is {width} x {height} pixels; expected squares of one size"
+        )
+    return width
 
 
 def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:

@@ -34,8 +34,6 @@ from timestep_weights import named_schedules
 
 SHOWN = 50  # images in the table on the screen
 FELT_ABOVE = 0.01  # of the attack's gradient
-# of an image's record, what its run alone needs, and what an evaluation has of all classifiers
-IDLE = ("files", "predictions")
 
 
 def report(job: Job, selected: Sequence[Item]) -> int:
@@ -92,9 +90,10 @@ def write_run(
     if done:
         run = read_run(layout.folder, {item.index for item in done})
         evaluation, found = add_up(job.files, done, job.judges)
-        rows = [short_row(read_row(layout.record(item.index))) for item in done]
+        rows = [read_row(layout.record(item.index)) for item in done]
         for row, iteration, distance in zip(rows, *(values.tolist() for values in run.first_fooled)):
             row |= {"first_fooled": iteration, "distance_then": distance}
+            del row["files"]  # which the run alone needs
         evaluation.warnings.extend(warnings_about_rounding(rows))
         points = curve_points(run)
     weights = weights_at_the_end(options, run)
@@ -109,7 +108,7 @@ def write_run(
         **(evaluation.as_dict() | {"tables": evaluation.tables()} if evaluation else {}),
         "not_attacked": list(failures),
         "weights_at_the_end": weights.tolist(),
-        "gradient_shares": shares_by_iteration(run) if run else None,
+        "gradient_shares": gradient_dict(run) if run else None,
         "curve": curve_dicts(points) if points else None,
         **(means_of(rows) if rows else {}),
         **provenance(options, job.judges.device),
@@ -142,11 +141,6 @@ def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item], 
         )
         print("\n".join(lines))
     return bool(left or others) or (worked_on == 0 and launched().process > 0)
-
-
-def short_row(row: dict) -> dict:
-    """What is added up of an image's record."""
-    return {key: value for key, value in row.items() if key not in IDLE}
 
 
 def means_of(rows: Sequence[dict]) -> dict[str, object]:
@@ -232,8 +226,7 @@ def summarise(
             [
                 row["file"],
                 row["class"] + (f" -> {row['target_class']}" if "target" in row else ""),
-                *two_columns(row["before"]),
-                *two_columns(row["after"]),
+                *(cell for side in ("before", "after") for cell in in_two_cells(row[side])),
                 {True: "yes", False: "no", None: "wrong before"}[row["success"]],
                 f"{row['psnr']:.1f}",
                 f"{row['seconds']:.0f}",
@@ -244,30 +237,22 @@ def summarise(
     if len(shown) < len(rows):
         lines.append(f"and {len(rows) - len(shown)} more images, which results.json and the page have")
     if evaluation is not None:
-        lines += [
-            "",
-            *evaluation.lines(),
-            "",
-            mean_psnr(rows)
-            + f", mean time {np.mean([row['seconds'] for row in rows]):.1f} s an image"
-            + (f", timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}" if weights else ""),
-            *table(cost_rows({"": rows})),
+        means = means_of(rows)
+        psnr, changed = means["mean_psnr"], means["changed"]
+        of = "" if changed == len(rows) else f" of the {changed} images that were changed"
+        figures = [
+            "no image was changed" if psnr is None else f"mean PSNR {psnr:.1f} dB{of}",
+            f"mean time {means['mean_seconds']:.1f} s an image",
         ]
+        if weights:
+            figures.append(f"timestep weights at the end {', '.join(f'{w:.3f}' for w in weights)}")
+        lines += ["", *evaluation.lines(), "", ", ".join(figures), *table(cost_rows({"": rows}))]
     lines += [f"not attacked: {failure}" for failure in failures]
     return "\n".join(lines)
 
 
-def mean_psnr(rows: Sequence[dict]) -> str:
-    """Of the images that were changed."""
-    found = means_of(rows)
-    if found["mean_psnr"] is None:
-        return "no image was changed"
-    of = "" if found["changed"] == len(rows) else f" of the {found['changed']} images that were changed"
-    return f"mean PSNR {found['mean_psnr']:.1f} dB{of}"
-
-
-def two_columns(prediction: dict) -> tuple[str, str]:
-    """What a classifier says, and how sure it is."""
+def in_two_cells(prediction: dict) -> tuple[str, str]:
+    """The class that a classifier predicts, and how sure it is."""
     name, probability = deciding(prediction)
     return name, f"{probability:.2f}"
 
@@ -284,33 +269,30 @@ def weights_at_the_end(options: Options, run: Run | None) -> np.ndarray:
     return controller.weights().numpy()
 
 
-def gradient_rows(run: Run) -> list[list[str]]:
-    """How strong the two attention terms are beside the attack's."""
-    return [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]] + [
-        [f"iteration {iteration}", *(f"{100 * share:.2g}" for share in shares)]
-        for iteration, shares in zip(run.gradient_iterations, run.gradient_shares)
-    ]
-
-
-def shares_by_iteration(run: Run) -> dict[str, dict[str, float]]:
-    """The same for JSON."""
-    return {
-        str(iteration): dict(zip(("self-attention", "cross-attention"), shares.tolist()))
-        for iteration, shares in zip(run.gradient_iterations, run.gradient_shares)
-    }
-
-
-def advice_on_strength(run: Run) -> list[str]:
-    """Whether the weights can have been felt at all, in one line if not."""
-    measured = run.gradient_shares[:, 0][np.isfinite(run.gradient_shares[:, 0])]  # while images were attacked
-    share, factor = measured[-1] if len(measured) else 0.0, run.configuration["self_attn_loss_weight"]
+def lines_about_gradients(run: Run) -> list[str]:
+    """How strong the two attention terms are beside the attack's, and whether the weights can have been felt
+    at all.
+    """
+    rows = [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]]
+    for iteration, shares in zip(run.gradient_iterations, run.gradient_shares):
+        rows.append([f"iteration {iteration}", *(f"{100 * share:.2g}" for share in shares)])
+    known = run.gradient_shares[:, 0][np.isfinite(run.gradient_shares[:, 0])]  # while images were attacked
+    share, factor = known[-1] if len(known) else 0.0, run.configuration["self_attn_loss_weight"]
     if run.configuration["structure_share"] is not None or not 0 < share < FELT_ABOVE:
-        return []
-    needed = factor * 0.1 / share
+        return table(rows)
     return [
+        *table(rows),
         f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration: "
-        f"its weights cannot be felt, and --self_attn_loss_weight {needed:.1g} would make it 10 %"
+        f"its weights cannot be felt, and --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it "
+        "10 %",
     ]
+
+
+def gradient_dict(run: Run) -> dict[str, dict[str, float]]:
+    """The same for JSON."""
+    terms = ("self-attention", "cross-attention")
+    pairs = zip(run.gradient_iterations, run.gradient_shares.tolist())
+    return {str(iteration): dict(zip(terms, shares)) for iteration, shares in pairs}
 
 
 def lines_about(run: Run, rows: Sequence[dict], points: Sequence[CurvePoint]) -> list[str]:
@@ -322,8 +304,7 @@ def lines_about(run: Run, rows: Sequence[dict], points: Sequence[CurvePoint]) ->
             "self-attention loss by timestep, over all layers, before weights",
             *table(timestep_rows(run.summary.structure, run.timesteps)),
             "",
-            *table(gradient_rows(run)),
-            *advice_on_strength(run),
+            *lines_about_gradients(run),
         ]
     if points:
         lines += ["", "after so many iterations", *table(point_rows(points))]

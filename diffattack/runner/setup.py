@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,6 @@ from diffattack.evaluation.clean_check import (
 from diffattack.evaluation.warnings import warnings_about_outputs
 from diffattack.options import Options
 from diffattack.runner.folder import (
-    REPORTS,
     check_save_dir,
     configuration_of,
     content_digests,
@@ -117,8 +117,7 @@ class Experiment:
     @functools.cached_property
     def contents(self) -> dict[str, str]:
         """Digests of what is compared by content, read once for all that ask."""
-        options = self.options
-        return content_digests(options.pretrained_diffusion_path, self.class_names, options.lora)
+        return content_digests(self.options, self.class_names)
 
 
 def undefended_names(names: Sequence[str]) -> list[str]:
@@ -157,12 +156,10 @@ def read_experiment(options: Options) -> Experiment:
         InputError, DatasetError: something named cannot be used.
     """
     check_save_dir(options.save_dir)
-    check_apart(options.save_dir, options.images_root)
-    check_images_are_no_results(options.images_root)
-    check_inputs_are_safe(options)
+    check_images_root(options)
     class_names = class_names_of(options)
     items = read_items(options, class_names)
-    check_links_lead_elsewhere(options.save_dir, (item.path for item in items))
+    check_inputs(options, [item.path for item in items])
     alone = launched().processes == 1
     resolved = resolve_device(options.device if alone else process_device(options.device))
     dtype = resolve_dtype(options.dtype, resolved)
@@ -336,95 +333,65 @@ def clean_accuracies(
 
 
 def look_at_clean_images(
-    experiment: Experiment, attack: DiffAttack | PixelAttack, items: Sequence[Item]
+    experiment: Experiment, attacks: Sequence[DiffAttack | PixelAttack], items: Sequence[Item]
 ) -> None:
-    """Looks before the attack whether labels are those of the images, and whether the diffusion model is read
-    as it was trained.
+    """Looks before the attack whether labels are those of the images, and, by the first image that can be
+    read, whether the diffusion model is read as it was trained.
 
     Raises:
         InputError: they are not, or it is not.
     """
-    check_labels(clean_accuracies(experiment, items, attack.classifiers), experiment.options.trust_labels)
-    check_diffusion_model(experiment, attack, items)
+    accuracies = clean_accuracies(experiment, items, attacks[0].classifiers)
+    check_labels(accuracies, experiment.options.trust_labels)
+    for attack in attacks:
+        if isinstance(attack, DiffAttack):
+            check_diffusion_model(experiment, attack, items)
+            return
 
 
-def check_diffusion_model(
-    experiment: Experiment, attack: DiffAttack | PixelAttack, items: Sequence[Item]
-) -> None:
-    """Looks by the first image that can be read whether the UNet predicts what its scheduler says.
-
-    Raises:
-        InputError: it does not.
-    """
-    if not isinstance(attack, DiffAttack):
-        return
+def check_diffusion_model(experiment: Experiment, attack: DiffAttack, items: Sequence[Item]) -> None:
+    """Raises InputError where the UNet predicts something else than its scheduler says."""
     for item in items:
-        try:
-            picture = read_image(item.path, experiment.options.res)
-        except OSError:
-            continue
-        labels, _ = labels_and_targets([item])
-        check_prediction_type(attack.diffusion, to_tensor(picture), torch.from_numpy(labels))
-        return
+        with suppress(OSError):
+            picture = to_tensor(read_image(item.path, experiment.options.res))
+            check_prediction_type(attack.diffusion, picture, torch.tensor([item.labels]))
+            return
 
 
 # ---------------------------------------------------------------- inputs
 
 
-def check_apart(save_dir: Path, images_root: Path) -> None:
-    """Raises InputError where results would lie among the images, or the images among the results."""
-    above, inside = is_within(images_root, save_dir), is_within(save_dir, images_root)
-    if above or inside:
-        place = "is" if above and inside else "lies above" if above else "lies inside"
+def check_images_root(options: Options) -> None:
+    """Raises InputError where the images are a run's results, or where results and images would be mixed."""
+    images_root, save_dir = options.images_root, options.save_dir
+    with suppress(RecordError):
+        if {"images", "model_name", "labels"} <= set(read_configuration(images_root)):
+            raise InputError(
+                f"--images_root: {str(images_root)!r} is the folder of a run, whose pictures are results; "
+                f"give the folder of its images, or --is_test to judge it"
+            )
+    if is_within(images_root, save_dir) or is_within(save_dir, images_root):
         raise InputError(
-            f"--save_dir: {str(save_dir)!r} {place} --images_root, so that results and images would be mixed "
-            f"up; give a folder beside it"
+            f"--save_dir: {str(save_dir)!r} and --images_root lie within each other, so that results and "
+            f"images would be mixed up; give a folder beside it"
         )
+
+
+def check_inputs(options: Options, images: Iterable[Path]) -> None:
+    """Raises InputError where a file that is read lies in `--save_dir`, where it could be written over."""
+    # most images are no links themselves
+    links = {path for path in images if path.is_symlink()} | {path.parent for path in images}
+    named = {"label_path": options.label_path, "captions": options.captions, "mask_root": options.mask_root}
+    inputs = [("images_root", path) for path in sorted(links)] + list(named.items())
+    for flag, path in inputs:
+        if path is not None and is_within(path, options.save_dir):
+            raise InputError(
+                f"--{flag}: {str(path)!r} lies in --save_dir, where it could be written over; give another "
+                f"--save_dir"
+            )
 
 
 def is_within(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies in it, whatever links and spellings lead to both."""
-    path, folder = path.resolve(), folder.resolve()
-    if folder == path or folder in path.parents:
-        return True
-    return folder.exists() and any(
-        one.exists() and one.samefile(folder) for one in (path, *path.parents)
-    )  # where case does not tell names apart
-
-
-def check_links_lead_elsewhere(save_dir: Path, images: Iterable[Path]) -> None:
-    """Raises InputError where images are links to files of a folder of results."""
-    inside: dict[Path, bool] = {}  # by folder, since most images are no links themselves
-    for path in images:
-        if path.parent not in inside:
-            inside[path.parent] = is_within(path.parent, save_dir)
-        if inside[path.parent] or (path.is_symlink() and is_within(path, save_dir)):
-            raise InputError(
-                f"--images_root: {str(path)!r} is a link into --save_dir, where it would be written over; "
-                f"give another --save_dir"
-            )
-
-
-def check_images_are_no_results(images_root: Path) -> None:
-    """Raises InputError where a folder of images is that of a run."""
-    try:
-        configuration = read_configuration(images_root)
-    except RecordError:
-        return
-    if {"images", "model_name", "labels"} <= set(configuration):
-        raise InputError(
-            f"--images_root: {str(images_root)!r} is the folder of a run, whose pictures are results; give "
-            f"the folder of its images, or --is_test to judge it"
-        )
-
-
-def check_inputs_are_safe(options: Options) -> None:
-    """Raises InputError where a file that a command names is called as one that it writes."""
-    for name in ("label_path", "captions"):
-        path = getattr(options, name)
-        if path is None or path.resolve().parent != options.save_dir.resolve():
-            continue
-        if path.name in (*REPORTS, "run.json") or re.fullmatch(r"\d{4,}_.+", path.name):
-            raise InputError(
-                f"--{name}: {str(path)!r} is called as a result that is written there; move it elsewhere"
-            )
+    path = path.resolve()
+    return folder.exists() and any(one.exists() and one.samefile(folder) for one in (path, *path.parents))
