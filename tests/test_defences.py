@@ -26,10 +26,10 @@ from diffattack.classifiers.defences import (
     under_attack,
 )
 from diffattack.classifiers.heads import SOFTMAX
-from diffattack.classifiers.inputs import ModelOptions
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import InputError
 from diffattack.evaluation.results import Evaluation
+from diffattack.options import ModelOptions
 
 PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -1,18 +1,11 @@
 """What launchers say in the environment: what fits together, and waiting for processes that never come."""
 
-import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
-import torch
-from conftest import ENVIRONMENT, MAIN, ROOT, flags, run, start, wait_for
+from conftest import MAIN, ROOT, flags, run
 
-import diffattack.common.device
-from diffattack.common.device import once_all_have_come
-from diffattack.common.errors import InputError, RunError
 from diffattack.common.launched import Launched, LauncherError, launched
 from diffattack.common.parallel import available_cores, threads_of_each
 from diffattack.options import Options
@@ -94,22 +87,6 @@ def test_a_part_of_the_images_is_said(environment, data, quick, tmp_path):
     assert "process 0 of 2: 2 of 4 images are its part" in result.stderr
 
 
-CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    "place, message",
-    [
-        ({}, "MASTER_ADDR, MASTER_PORT.*unset RANK and WORLD_SIZE"),
-        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"}, "MASTER_PORT=abc; expected a number"),
-    ],
-)
-def test_starting_over_needs_a_place_to_meet_and_deletes_nothing_before(environment, place, message):
-    environment(RANK="0", WORLD_SIZE="2", **place)
-    with pytest.raises(InputError, match=message):
-        once_all_have_come(CPU, lambda: pytest.fail("others have not come"))
-
-
 def test_a_finished_run_outlives_a_launcher_without_processes(environment, data, quick, tmp_path):
     command = [*MAIN, *flags(data, tmp_path / "out", "--model_name", quick, "--limit", "1")]
     assert run(command).returncode == 0
@@ -123,44 +100,6 @@ def test_a_finished_run_outlives_a_launcher_without_processes(environment, data,
 def test_threads_of_openmp(monkeypatch, text, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     assert threads_of_each(1) == (threads or available_cores())
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
-def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, capsys):
-    environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
-    monkeypatch.setattr(diffattack.common.device, "SAID_AFTER", 0.3)
-    monkeypatch.setattr(diffattack.common.device, "PATIENCE", 2)
-    started = time.monotonic()
-    with pytest.raises(RunError, match="WORLD_SIZE=2 speaks of did not come"):
-        once_all_have_come(CPU, lambda: pytest.fail("others have not come"))
-    assert time.monotonic() - started < 20
-    assert "process 0 of 2 waits for the others at 127.0.0.1:" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_waits_ends_at_once(data, quick, tmp_path, number):
-    environment = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    program = tmp_path / "sooner.py"  # says that it waits
-    program.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport diffattack.common.environment\n"
-        "import diffattack.common.device\n"
-        "diffattack.common.device.SAID_AFTER = 0.3\nimport main\nsys.exit(main.main())\n"
-    )
-    command = [sys.executable, str(program), *flags(data, tmp_path / "out", "--overwrite")]
-    with open(tmp_path / "said", "w+") as said:
-        process = start(command, env=environment | {"MASTER_PORT": free_port()}, stderr=said)
-        wait_for(lambda: "waits for the others" in (tmp_path / "said").read_text(), process)
-        started = time.monotonic()
-        process.send_signal(number)
-        process.communicate(timeout=30)
-    assert time.monotonic() - started < 5 and process.returncode == 128 + number
-    rest = (tmp_path / "said").read_text()
-    assert "Traceback" not in rest and "interrupted" in rest
 
 
 def test_bars_have_no_lock_that_outlives_their_process():

@@ -239,7 +239,7 @@ BAD_INPUT = {
     "unknown flag": (["--iteration", "5"], r"unrecognized arguments: --iteration"),
     "model name": (
         ["--model_name", "resnet1"],
-        r"--model_name: unknown classifier 'resnet1'; expected .*--list_models",
+        r"--model_name: unknown classifier 'resnet1'; expected .*docs/usage.md",
     ),
     "no model name": (["--model_name", ""], r"--model_name names no classifier"),
     "transfer model": (
@@ -476,13 +476,4 @@ def test_a_folder_of_fp16_weights_alone_is_loaded(data, tmp_path):
     half = load_pipeline(str(tmp_path / "half"), torch.device("cpu"))
     assert (
         torch.equal(half.unet.conv_in.weight, whole.unet.conv_in.weight) and half.unet.dtype == torch.float32
-    )
-
-
-def test_the_short_names_are_listed():
-    result = start("--list_models")
-    assert (
-        result.returncode == 0
-        and re.search(r"^resnet +timm:resnet50\.tv_in1k +torchvision's", result.stdout, re.M)
-        and "efficientnet_lite0  embedded" in re.sub(" +", "  ", result.stdout)
     )

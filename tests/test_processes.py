@@ -96,7 +96,7 @@ def rank_of(pid: int, out: Path) -> str | None:
             ["--weight_mode", "learnable", "--shard", "0/2"],
             "--weight_mode learnable trains one weight network",
         ),
-        (["--overwrite", "--shard", "0/2"], "--overwrite with --shard would delete"),
+        (["--overwrite", "--shard", "0/2"], "--overwrite with --shard or a launcher"),
         (["--shard", "2/2"], "--shard is '2/2'; expected K/N"),
         (["--batch_size", "0"], "--batch_size is 0; expected at least 1"),
     ],

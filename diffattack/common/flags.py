@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
@@ -39,8 +40,8 @@ def flag(
     default: Any,
     help: str,
     metavar: str | None = None,
-    *,
     parse: Callable[[str], Any] | None = None,
+    *,
     choices: Sequence | None = None,
     range: Range | None = None,
     identifies_run: bool = True,
@@ -70,6 +71,11 @@ def flag(
 def count(help: str, metavar: str, identifies_run: bool = True) -> Any:
     """A flag that takes a whole number, at least 1, None by default."""
     return flag(None, help, metavar, parse=int, range=COUNT, identifies_run=identifies_run)
+
+
+def number(help: str, metavar: str, range: Range = NOT_NEGATIVE) -> Any:
+    """A flag that takes a number, None by default."""
+    return flag(None, help, metavar, float, range=range)
 
 
 def boolean(text: str) -> bool:
@@ -106,7 +112,7 @@ def iteration_numbers(text: str) -> tuple[int, ...]:
 
 class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise InputError(f"{message} (python {self.prog} --help lists the flags)")
+        raise InputError(f"{message} (python {self.prog} --help all lists the flags)")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -141,7 +147,8 @@ def parse_options(
 
     Args:
         kind: Options, or a dataclass that adds flags to it; it can `fill_in_defaults` and `verify`. Its
-            `presets` are, by a flag's name and value, defaults of other flags.
+            `presets` are, by a flag's name and value, defaults of other flags; its `common` flags are those
+            that `--help` lists, of which `--help all` has all.
         description: what `--help` begins with.
         argv: without the program's name; None for the process's own.
         defaults: other than those declared.
@@ -153,11 +160,18 @@ def parse_options(
         chooser.add_argument(f"--{name}")
         chosen = getattr(chooser.parse_known_args(argv)[0], name)
         defaults |= presets.get(chosen, {})
-    parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    has_all = arguments[:2] in (["--help", "all"], ["-h", "all"])
+    parser = ArgumentParser(
+        description=description, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False
+    )
+    parser.add_argument("-h", "--help", action="help", help="these flags; --help all: all of them")
     for title, flags in groups(kind):
         group = parser.add_argument_group(title)
         for declared in flags:
             settings = {key: declared.metadata[key] for key in ("help", "metavar", "choices")}
+            if not has_all and declared.name not in kind.common:
+                settings["help"] = argparse.SUPPRESS
             default = defaults.get(declared.name, declared.default)
             if declared.default is False:
                 settings |= {

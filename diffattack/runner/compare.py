@@ -55,6 +55,7 @@ class CompareOptions(Options):
     """The flags of main.py, and those of a comparison."""
 
     title = "comparison"
+    common = (*Options.common, "modes", "attacks", "sweep", "published", "page", "judged")
 
     modes: list[tuple[str, str]] | str = flag(
         DEFAULT_MODES,

@@ -13,7 +13,6 @@ import torch
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import undefended
-from diffattack.common.device import once_all_have_come
 from diffattack.common.launched import launched
 from diffattack.common.parallel import import_ahead, processes_for
 from diffattack.data.dataset import Item
@@ -132,20 +131,11 @@ def check_own(experiment: Experiment, options: Options) -> None:
 
 def claim_folder(experiment: Experiment, options: Options, items: Sequence[Item]) -> str:
     """Returns the identity of the run."""
-    layout, configuration = experiment.layout(options), experiment.configuration(options)
-
-    def claim_own() -> str:
-        return claim(layout.folder, configuration, own_files(layout, options.model_name))
-
-    def start_over() -> None:
+    layout = experiment.layout(options)
+    if options.overwrite:
         clear_run(layout.folder)
-        claim_own()
-
-    if options.overwrite and launched().processes > 1:
-        once_all_have_come(experiment.device, start_over)
-    elif options.overwrite:
-        start_over()
-    identity = claim_own()
+    own = own_files(layout, options.model_name)
+    identity = claim(layout.folder, experiment.configuration(options), own)
     for place in layout.places:
         place.mkdir(exist_ok=True)
     drop_unusable(layout, items, identity, experiment.masks)

@@ -303,9 +303,10 @@ def check_shards(options: Options, weight_modes: Sequence[str]) -> tuple[int, in
     shard, shards = int(match[1]), int(match[2])
     if shards == processes == 1 and not os.environ.get("WORLD_SIZE"):
         check_alone()
-    if options.overwrite and shards > 1:
+    if options.overwrite and shards * processes > 1:
         raise InputError(
-            "--overwrite with --shard would delete what the other shards have done; empty --save_dir first"
+            "--overwrite with --shard or a launcher would delete what the others have done; empty --save_dir "
+            "first"
         )
     if "learnable" in weight_modes and shards * processes * (options.processes or 1) > 1:
         raise InputError(
