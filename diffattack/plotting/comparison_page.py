@@ -14,7 +14,7 @@ import numpy as np
 from diffattack.data.images import read_pair
 from diffattack.data.records import ANALYSIS, Run, outcome_of
 from diffattack.evaluation.tables import Sections
-from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference, psnr_of
+from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference
 from diffattack.plotting.pages import data_url, encode, write_filled
 
 FIGURES = {  # those that are there: what is shown, for those who do not see it, too
@@ -37,7 +37,7 @@ def write_comparison_page(
     """
     rows = {name: {row["file"]: row for row in run.rows} for name, run in runs.items()}
     shared = [file for file in next(iter(rows.values())) if all(file in of_run for of_run in rows.values())]
-    psnr = {file: np.mean([psnr_of(of_run[file]) for of_run in rows.values()]) for file in shared}
+    psnr = {file: np.mean([of_run[file]["psnr"] for of_run in rows.values()]) for file in shared}
     files = most_and_least_visible(psnr)
     pictures = 1 + 2 * len(runs)  # clean, and of each attack the adversarial one and the difference
     budget = pictures * min(LARGEST_SHARE, PICTURES_BUDGET // (pictures * max(1, len(files))))

@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -26,7 +27,6 @@ from diffattack.data.sample import FIGURE_IMAGES, Sample, choose
 from diffattack.evaluation.tables import deciding
 from diffattack.plotting.figures import (
     DPI,
-    STYLE,
     plot_average_loss_per_timestep,
     plot_layer_shares,
     plot_loss_heatmap,
@@ -34,8 +34,8 @@ from diffattack.plotting.figures import (
     plot_overlay,
     plot_tradeoff,
     plot_weight_curves,
+    style,
 )
-from diffattack.plotting.fonts import can_draw, give_fonts
 from diffattack.plotting.image_figures import (
     LossCurves,
     plot_attention,
@@ -132,21 +132,13 @@ def draw_image(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def captions(record: ImageRecord, why: str = "") -> tuple[str, str]:
-    """What is said of the clean and of the adversarial picture; of a class whose name no font has, its
-    number.
-    """
-    before, after = (
-        side if can_draw(side["class"]) else side | {"class": f"class {side['label']}"}
-        for side in (record.row["before"], record.row["after"])
-    )
+    """Below the clean and the adversarial picture: the file, the outcome, and the prediction."""
+    before, after = map(deciding, (record.row["before"], record.row["after"]))
     chosen = f"; {why}, {record.row['psnr']:.1f} dB" if why else ""
-    return (f"{short(record.row['file'])}\n{caption(before)}", f"{record.outcome}{chosen}:\n{caption(after)}")
-
-
-def caption(said: dict) -> str:
-    """What a classifier says, as far as there is room."""
-    name, probability = deciding(said)
-    return f"{short(name)} {probability:.2f}"
+    return (
+        f"{short(record.row['file'])}\n{short(before[0])} {before[1]:.2f}",
+        f"{record.outcome}{chosen}:\n{short(after[0])} {after[1]:.2f}",
+    )
 
 
 # ---------------------------------------------------------------- how they are written
@@ -159,8 +151,8 @@ def save_figure(figure: Figure, path: Path, pdf: bool = True) -> None:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with rc_context(STYLE):
-        give_fonts(figure)
+    with rc_context(style()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # what no font has is a box
         figure.set_dpi(DPI)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # once: savefig would do it twice

@@ -32,6 +32,9 @@ STYLE = {  # legible at the width of one column of a two-column paper, and as re
     "legend.frameon": False,
     "pdf.fonttype": 42,
 }
+# beside matplotlib's own, which has neither Chinese nor Devanagari, for names of classes and files
+OTHER_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Devanagari", "WenQuanYi Zen Hei")
+OTHER_FONTS += ("Microsoft YaHei", "PingFang SC", "Arial Unicode MS")
 # Okabe and Ito's, for the colour-blind
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 REFERENCE_LINES = (":", "--", "-.", (0, (1, 3)))
@@ -41,6 +44,14 @@ ONE_BY_ONE = 50  # images whose weights are drawn beside each other; of more not
 MORE_IS_LESS_VISIBLE = {"PSNR dB": True, "SSIM": True, "L2": False}
 
 
+@functools.cache
+def style() -> dict[str, object]:
+    """STYLE, with the fonts of other scripts that are here."""
+    from matplotlib.font_manager import get_font_names
+
+    return STYLE | {"font.family": ["DejaVu Sans", *(set(OTHER_FONTS) & set(get_font_names()))]}
+
+
 def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draws with STYLE, and leaves matplotlib's settings as they were."""
 
@@ -48,7 +59,7 @@ def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     def draw(*arguments, **options) -> Figure:
         from matplotlib import rc_context
 
-        with rc_context(STYLE):
+        with rc_context(style()):
             return function(*arguments, **options)
 
     return draw

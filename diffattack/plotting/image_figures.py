@@ -181,13 +181,8 @@ def short(name: str) -> str:
     return name.replace("$", r"\$") if name[:1] != "_" else " " + name.replace("$", r"\$")
 
 
-def psnr_of(row: dict) -> float:
-    """In dB, from an image's row of results.json; infinite where nothing has changed."""
-    return np.inf if row["psnr"] is None else row["psnr"]
-
-
 def decibels(row: dict) -> str:
-    return f"{psnr_of(row):.1f} dB" if np.isfinite(psnr_of(row)) else "the same picture"
+    return f"{row['psnr']:.1f} dB" if np.isfinite(row["psnr"]) else "the same picture"
 
 
 def amplified_difference(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:

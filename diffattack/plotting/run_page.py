@@ -167,7 +167,7 @@ def describe(run: Run, record: ImageRecord, row: dict, models: Sequence[str], bu
         "pictures": picture_urls(run, row["index"], budget),
         "predictions": [
             [model, *(sides.get(side) and in_words(sides[side]) for side in SIDES)]
-            for model, sides in row["predictions"].items()
+            for model, sides in row.get("predictions", {}).items()
             if model in models or not models
         ],
         "quality": list(row.get("quality", {"PSNR dB": row["psnr"]}).items()),
