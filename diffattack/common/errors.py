@@ -70,38 +70,32 @@ def note(text: str) -> None:
 
 
 class ImageNote(NamedTuple):
-    """What is said of an image: of each, or where it is of a kind of the first of that kind alone."""
+    """What there is to say of the first image of its kind."""
 
     path: str
     text: str
-    kind: str = ""
 
 
-said_of_images: set[tuple[str, str]] = set()
+said_of_images: set[str] = set()
 _passed_on: list[Callable[[ImageNote], None]] = []
 
 
-def note_of_image(path: Path, text: str, kind: str = "") -> None:
-    """Says something of an image once, in whichever process reads it; of a `kind`, of the first image alone.
-    A process of `common/parallel.py` leaves it to the one that started it; of those that a launcher started,
-    each says it of the images that it reads.
+def note_of_image(path: Path, text: str) -> None:
+    """Says something of the first image that it is true of. A process of `common/parallel.py` leaves it to
+    the one that started it; of those that a launcher started, each says it of the images that it reads.
     """
-    say_of_image(ImageNote(str(path), text, kind))
+    say_of_image(ImageNote(str(path), text))
 
 
 def say_of_image(noted: ImageNote) -> None:
-    key = ("", noted.kind) if noted.kind else (noted.path, noted.text)
-    if key in said_of_images:
+    if noted.text in said_of_images:
         return
-    said_of_images.add(key)
+    said_of_images.add(noted.text)
     if _passed_on:
         _passed_on[0](noted)
         return
-    line = f"note: {'/'.join(Path(noted.path).parts[-2:])}: {noted.text}"  # folders are classes
-    if sys.stderr.isatty():
-        tqdm.write(line, file=sys.stderr)  # above the bars that are shown
-    else:  # on a line of its own in a file, where bars end without one
-        print("\n" * bool(getattr(tqdm, "_instances", ())) + line, file=sys.stderr)
+    name = "/".join(Path(noted.path).parts[-2:])  # folders are classes
+    tqdm.write(f"note: {name}: {noted.text} (said of the first such image only)", file=sys.stderr)
 
 
 def pass_on(send: Callable[[ImageNote], None]) -> None:

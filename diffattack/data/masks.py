@@ -11,8 +11,7 @@ import numpy as np
 
 from diffattack.common.errors import DatasetError
 from diffattack.data.dataset import Item
-from diffattack.data.images import IMAGE_SUFFIXES, read_image
-from diffattack.data.opened import UnreadableImageError, opened
+from diffattack.data.images import IMAGE_SUFFIXES, opened, read_image
 
 WHITE_FROM = 128  # a mask that is nowhere as bright says nothing that can be meant
 
@@ -50,16 +49,18 @@ def read_mask(path: Path, size: int) -> np.ndarray:
             may change and others what may not.
     """
     with opened(path) as file:
-        if file is not None and file.has_transparency_data:
-            if file.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-                raise UnreadableImageError(
-                    f"the mask {path.name} has transparent parts, which may mean either; save it without, "
-                    f"white where a picture may change and black elsewhere"
-                )
+        is_opaque = (
+            not file.has_transparency_data or file.convert("RGBA").getchannel("A").getextrema()[0] == 255
+        )
+    if not is_opaque:
+        raise OSError(
+            f"the mask {path.name} has transparent parts, which may mean either; save it without, white "
+            f"where a picture may change"
+        )
     grey = read_image(path, size).mean(-1)
     if grey.max() < WHITE_FROM:
         raise OSError(
-            f"the mask {path.name} is nowhere brighter than {grey.max():.0f} of 255, so that nothing could "
-            f"change; white is where a picture may change"
+            f"the mask {path.name} is nowhere brighter than {grey.max():.0f} of 255, and white is where a "
+            f"picture may change"
         )
     return (grey / 255).astype(np.float32)

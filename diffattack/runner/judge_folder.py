@@ -15,9 +15,9 @@ from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError
 from diffattack.common.progress import progress
 from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of
+from diffattack.data.images import opened
 from diffattack.data.labels import Labels, check_target
 from diffattack.data.layout import SUBFOLDERS, Layout
-from diffattack.data.opened import opened
 from diffattack.data.records import json_digest, read_configuration
 from diffattack.evaluation.clean_check import check_labels
 from diffattack.options import Options

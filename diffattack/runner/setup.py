@@ -329,6 +329,8 @@ def clean_accuracies(
     predictions, indices = predict_clean(items, classifiers, options.res, experiment.device, head)
     others = readings(experiment.items, names, options.images_root, options.label_path, options.label_base)
     labels = [item.labels for item in experiment.items]
+    if not indices:  # none of them can be read, which is reported where they are attacked
+        return []
     return [
         clean_accuracy(name, predicted, indices, labels, others, len(names), head)
         for name, predicted in zip(options.model_name, predictions)
