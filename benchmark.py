@@ -10,7 +10,6 @@ are the same on every machine. Peak memory is the process's, with the libraries 
 """
 
 import diffattack.common.environment  # isort: skip  # noqa: F401
-import diffattack.common.torchvision  # isort: skip  # noqa: F401
 
 import argparse
 import json
@@ -112,10 +111,10 @@ def timed(attack: Callable, iterations: int | None, pipeline) -> dict:
         return time.perf_counter() - started
 
     warm_up = seconds_of(iterations=2)  # of which most is compiling where there is any
-    with measured(networks, device, afresh=True) as costs:
+    with measured(networks, device, afresh=True) as cost:
         seconds = seconds_of(**({} if iterations is None else {"iterations": iterations}))
-    evaluations = {f"{k}_evaluations": costs.counts[k] + costs.counts[k + BACKWARD] for k in networks}
-    return {"seconds": seconds, **evaluations, "peak_memory": costs.peak_memory, "warm_up": warm_up}
+    evaluations = {f"{k}_evaluations": cost.counts[k] + cost.counts[k + BACKWARD] for k in networks}
+    return {"seconds": seconds, **evaluations, "peak_memory": cost.peak_memory, "warm_up": warm_up}
 
 
 def compare(arguments: argparse.Namespace) -> dict:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 
 import psutil
 import torch
-from accelerate import PartialState
 
-from diffattack.common.errors import InputError, RunError, one_line
-from diffattack.common.launched import launched
+import diffattack.common.torchvision  # noqa: F401
+from diffattack.common.distributed import this_process
+from diffattack.common.errors import InputError, one_line
 
 # by network: its blocks of one kind share code, and each shape of each of them is compiled by itself
 VARIANTS = 128
@@ -45,82 +40,7 @@ def process_device(name: str) -> str:
         return name
     if not torch.cuda.is_available():
         return "cpu" if name == "auto" else name
-    return f"cuda:{launched().on_its_machine % torch.cuda.device_count()}"
-
-
-PATIENCE, SAID_AFTER = 300, 10  # seconds
-
-
-def check_meeting_place() -> None:
-    """Raises InputError where the environment does not say where processes meet."""
-    here, (address, port) = launched(), (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
-    if not address or not port:
-        raise InputError(
-            f"the environment says that this is process {here.process} of {here.processes}, but not where "
-            f"they meet (MASTER_ADDR, MASTER_PORT), which --overwrite needs; start it by torchrun or "
-            f"accelerate launch, or unset RANK and WORLD_SIZE"
-        )
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(f"the environment has MASTER_PORT={port}; expected a number from 1 to 65535")
-
-
-def once_all_have_come(device: torch.device, first: Callable[[], object]) -> None:
-    """Does something in the first of the processes that a launcher started, on all machines, once all of them
-    have come here; the others wait until it is done.
-
-    Nothing else makes one process wait for another: each attacks and judges its own images, and says what it
-    has done by the files that it writes. The waiting itself is done by code that no signal ends, so another
-    thread does it.
-
-    Raises:
-        InputError: the environment does not say where they meet.
-        RunError: they have not come in `PATIENCE` seconds, or the first could not do it.
-        Exception: in the first process, what kept it from doing it.
-    """
-    check_meeting_place()
-    here, met = launched(), threading.Event()
-    absent: list[Exception] = []
-    failed: list[Exception] = []
-
-    def meet() -> None:
-        try:
-            state = PartialState(cpu=device.type != "cuda", timeout=timedelta(seconds=PATIENCE))
-            state.wait_for_everyone()
-        except Exception as error:  # whatever torch's back ends raise where others do not come
-            absent.append(error)
-            return
-        met.set()
-        try:
-            if here.process == 0:
-                first()
-            state.wait_for_everyone()
-            state.destroy_process_group()
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=meet, daemon=True)
-    thread.start()
-    started, said = time.monotonic(), False
-    while thread.is_alive() and (met.is_set() or time.monotonic() - started < PATIENCE):
-        thread.join(0.2)
-        if not met.is_set() and not said and time.monotonic() - started > SAID_AFTER:
-            said = True
-            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            print(
-                f"process {here.process} of {here.processes} waits for the others at {place}; if there are "
-                f"none, unset RANK and WORLD_SIZE",
-                file=sys.stderr,
-            )
-    if failed and here.process == 0:
-        raise failed[0]
-    if failed:
-        raise RunError("process 0 has ended before it had started over; what it said tells why")
-    if thread.is_alive() or absent:
-        reason = one_line(absent[0]) if absent else f"not in {PATIENCE} s"
-        raise RunError(
-            f"the other processes that WORLD_SIZE={here.processes} speaks of did not come ({reason}); start "
-            f"all of them, or unset RANK and WORLD_SIZE"
-        )
+    return f"cuda:{this_process().local_rank % torch.cuda.device_count()}"
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -199,13 +119,6 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return psutil.virtual_memory().available
-
-
-def peak_memory() -> int:
-    """Of this process, in bytes."""
-    import resource  # not on every system
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # ---------------------------------------------------------------- torch.compile

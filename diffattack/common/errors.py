@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +14,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from diffattack.common.launched import is_first_process
-
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do, in one line."""
 
 
-class DatasetError(ValueError):
-    """A file or folder of a data set cannot be used; the message says which flag, where, and what to do, in
-    one line.
-    """
-
-
-class ClassifierError(ValueError):
-    """A classifier is unavailable; the message says which, why, and what to do, in one line."""
+DatasetError = ClassifierError = InputError
 
 
 class CheckpointError(ValueError):
@@ -60,6 +52,16 @@ class NonFiniteLossError(ArithmeticError):
     def __init__(self, iteration: int, term: str, index: int):
         super().__init__(f"the {term} loss is not finite in iteration {iteration}")
         self.iteration, self.term, self.index = iteration, term, index
+
+
+def one_line(error: BaseException, longest: int = 160) -> str:
+    """The message of another library's error, or its kind where it has none."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def is_first_process() -> bool:
+    """Of those that a launcher started, the one that speaks for all."""
+    return os.environ.get("RANK", "0") in ("0", "")
 
 
 @functools.cache
@@ -101,8 +103,3 @@ def say_of_image(noted: ImageNote) -> None:
 def pass_on(send: Callable[[ImageNote], None]) -> None:
     """From now on this process passes on what it says of images."""
     _passed_on[:] = [send]
-
-
-def one_line(error: BaseException, longest: int = 160) -> str:
-    """The message of another library's error, or its kind where it has none."""
-    return " ".join(str(error).split())[:longest] or type(error).__name__

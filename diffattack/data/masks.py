@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffattack.common.errors import DatasetError
+from diffattack.common.errors import InputError
 from diffattack.data.dataset import Item
 from diffattack.data.images import IMAGE_SUFFIXES, opened, read_image
 
@@ -20,10 +20,10 @@ def masks_of(folder: Path, images_root: Path, items: Sequence[Item]) -> dict[int
     """The mask of each picture, by its index.
 
     Raises:
-        DatasetError: there is no folder, or no mask for a picture.
+        InputError: there is no folder, or no mask for a picture.
     """
     if not folder.is_dir():
-        raise DatasetError(f"--mask_root: there is no folder {str(folder)!r}; give a folder of masks")
+        raise InputError(f"--mask_root: there is no folder {str(folder)!r}; give a folder of masks")
     found, missing = {}, []
     for item in items:
         place = folder / item.path.relative_to(images_root)
@@ -34,7 +34,7 @@ def masks_of(folder: Path, images_root: Path, items: Sequence[Item]) -> dict[int
         else:
             found[item.index] = path
     if missing:
-        raise DatasetError(
+        raise InputError(
             f"--mask_root: {str(folder)!r} has no mask for {len(missing)} of {len(items)} pictures, such as "
             f"{str(missing[0])!r}; white is where a picture may change, so one all in white leaves it free"
         )

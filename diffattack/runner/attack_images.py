@@ -6,7 +6,6 @@ written.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from diffattack.attacks.pixel import GivenImages, PixelAttack
 from diffattack.classifiers.registry import joined_names
 from diffattack.common.counting import Cost, bytes_of, measured
 from diffattack.common.device import free_memory
+from diffattack.common.distributed import this_process
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, RunError
-from diffattack.common.launched import launched
 from diffattack.common.parallel import run_in_processes, tell_parent
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
@@ -83,7 +82,7 @@ def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[I
         print(f"going on with an earlier run: {whole - left} of {whole} images are done", file=sys.stderr)
     if not left:
         return 0
-    place = launched().on_its_machine
+    place = this_process().local_rank
     with tqdm(total=whole, initial=whole - left, desc="images", unit="image", position=place) as bar:
         shared = [job for job in jobs if job.options.processes > 1 and unattempted(items, job.layout)]
         if shared:
@@ -281,11 +280,9 @@ def inverted(
     """The inversion of pictures, and what it cost without the bytes of networks that are not used; of a job
     that is alone the peak is that of the process so far.
     """
-    with measured(job.networks(), job.attack.device, afresh=not is_alone) as costs:
-        started = time.perf_counter()
+    with measured(job.networks(), job.attack.device, not is_alone, unused) as cost:
         inversion = invert(job.attack, pictures)
-        seconds = time.perf_counter() - started
-    return inversion, Cost(seconds, costs.counts, costs.peak_memory - unused)
+    return inversion, cost
 
 
 def attack_pictures(
@@ -305,14 +302,11 @@ def attack_pictures(
     """
     name = pictures[0].item.path.name[:24] + (f" and {len(pictures) - 1} more" if pictures[1:] else "")
     with (
-        measured(job.networks(), job.attack.device, afresh=not is_alone) as costs,
+        measured(job.networks(), job.attack.device, not is_alone, unused) as own,
         progress_bar(job, name) as progress,
     ):
-        started = time.perf_counter()
         result = job.attack.attack(inversion, progress)
-        seconds = time.perf_counter() - started
-    own = Cost(seconds, costs.counts, costs.peak_memory - unused)
-    shared = cost.and_then(own).shared_by(len(pictures), job.options.processes)
+    shared = (cost + own).shared_by(len(pictures), job.options.processes)
     for k, picture in enumerate(pictures):
         write_image_files(job, result.of_image(k), picture, shared)
 

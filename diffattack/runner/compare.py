@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from diffattack.attacks.names import OURS, attack_names, parse_attack
+from diffattack.common.distributed import this_process
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
-from diffattack.common.launched import launched
 from diffattack.evaluation.human_study import KEY, read_study
 from diffattack.evaluation.sweep import Sweep, parse_sweep
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
@@ -120,7 +120,8 @@ def check_options(options: CompareOptions) -> None:
         )
     if options.check:
         raise InputError("--check is for main.py; give it one of the modes or attacks")
-    if not launched().is_alone or options.overwrite or options.is_test or (options.batch_size or 1) != 1:
+    is_batched = (options.batch_size or 1) > 1
+    if this_process().world_size > 1 or options.overwrite or options.is_test or is_batched:
         raise InputError(
             "--overwrite, --is_test, --batch_size and accelerate launch are for main.py; a comparison shares "
             "out its images by --processes and --shard"

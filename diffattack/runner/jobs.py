@@ -14,8 +14,7 @@ from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import undefended
 from diffattack.common.counting import bytes_of
-from diffattack.common.device import once_all_have_come
-from diffattack.common.launched import launched
+from diffattack.common.distributed import once_all_have_come, this_process
 from diffattack.common.parallel import import_ahead, processes_for
 from diffattack.data.dataset import Item
 from diffattack.data.layout import Layout
@@ -35,7 +34,6 @@ from diffattack.runner.setup import Experiment, load_attacks, look_at_clean_imag
 
 # by each process of a CPU: reading and compiling all of this takes longer than to attack a picture
 NEEDED = (
-    "diffattack.common.torchvision",
     "diffattack.runner.attack_images",
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
@@ -132,8 +130,8 @@ def claim_folder(experiment: Experiment, options: Options, items: Sequence[Item]
         clear_run(layout.folder)
         claim(layout.folder, configuration, files_of_run(layout, options.model_name))
 
-    if options.overwrite and launched().processes > 1:
-        once_all_have_come(experiment.device, start_over)
+    if options.overwrite and this_process().world_size > 1:
+        once_all_have_come(experiment.device.type == "cuda", start_over)
     elif options.overwrite:
         start_over()
     identity = claim(layout.folder, configuration, files_of_run(layout, options.model_name))
@@ -175,7 +173,7 @@ def largest_count(options: Options, device: torch.device, images: int) -> int:
         return 1
     if options.processes is not None:
         return min(options.processes, images)
-    alone = launched().processes > 1 or device.type != "cpu" or (options.batch_size or 1) > 1
+    alone = this_process().world_size > 1 or device.type != "cpu" or (options.batch_size or 1) > 1
     return 1 if alone or options.merge else processes_for(images)
 
 

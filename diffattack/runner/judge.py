@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from diffattack.classifiers.defences import needs_diffusion, split_name
 from diffattack.common.device import set_up
-from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import note
 from diffattack.common.parallel import import_ahead, processes_for, run_in_processes, tell_parent
-from diffattack.common.progress import progress
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
@@ -33,7 +32,7 @@ from diffattack.runner.setup import Experiment
 
 CHUNK = 16  # images that are judged together
 BYTES_EACH = 1_500_000_000  # of a process that judges
-NEEDED = ("diffattack.common.torchvision", "diffattack.runner.judge", "torchmetrics.functional.image")
+NEEDED = ("diffattack.runner.judge", "torchmetrics.functional.image")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def judges_of(
 
 
 def unjudged(files: PictureFiles, items: Sequence[Item], judges: Judges) -> list[Item]:
-    with progress(items, desc="looked at", unit="image") as bar:
+    with tqdm(items, desc="looked at", unit="image", delay=1, leave=False) as bar:
         return [item for item in bar if files.judged(item, judges) is None]
 
 
@@ -163,7 +162,7 @@ def judge_all(
     processes = options.processes or (
         processes_for(len(left), BYTES_EACH) if judges.device.type == "cpu" else 1
     )
-    with progress(total=count, desc="judged", unit="image") as bar:
+    with tqdm(total=count, desc="judged", unit="image", delay=1, leave=False) as bar:
         if processes > 1 and len(left) > CHUNK:
             for name in judges.names:  # what they are is known before others load them
                 experiment.identity(split_name(name)[0])
@@ -184,7 +183,6 @@ def judge_part(
     elsewhere: PictureFiles | None,
 ) -> None:
     """What one of several processes does."""
-    mend_torchvision()
     set_up(experiment.device)
     judge_images(files, items, judges_of(experiment, options), elsewhere, tell_parent)
 
@@ -196,7 +194,7 @@ def add_up(
     k-th of them.
     """
     columns = Columns(len(items), files.layout.folder)
-    with progress(items, desc="added up", unit="image") as bar:
+    with tqdm(items, desc="added up", unit="image", delay=1, leave=False) as bar:
         for item in bar:
             columns.add(files.judged(item, judges))
     judged, (labels, targets) = columns.of_all(), labels_and_targets(items)

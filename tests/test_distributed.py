@@ -7,13 +7,11 @@ import sys
 import time
 
 import pytest
-import torch
 from conftest import ENVIRONMENT, MAIN, ROOT, flags, run, start, wait_for
 
-import diffattack.common.device
-from diffattack.common.device import once_all_have_come
+from diffattack.common import distributed
+from diffattack.common.distributed import Process, once_all_have_come, this_process
 from diffattack.common.errors import InputError, RunError
-from diffattack.common.launched import Launched, LauncherError, launched
 from diffattack.common.parallel import available_cores, threads_of_each
 from diffattack.options import Options
 from diffattack.runner.setup import check_shards
@@ -31,52 +29,54 @@ def environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "variables, found",
+    "variables, process",
     [
-        ({}, Launched(0, 1)),
-        ({"LOCAL_RANK": "3"}, Launched(0, 1)),
-        ({"WORLD_SIZE": "1"}, Launched(0, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, Launched(0, 1)),
-        ({"RANK": "2", "WORLD_SIZE": "4"}, Launched(2, 4)),
-        ({"RANK": "", "WORLD_SIZE": ""}, Launched(0, 1)),
-        ({"LOCAL_RANK": ""}, Launched(0, 1)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Launched(5, 8, 1)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": ""}, Launched(5, 8, 0)),
+        ({}, Process(0, 1)),
+        ({"LOCAL_RANK": "3"}, Process(0, 1)),
+        ({"WORLD_SIZE": "1"}, Process(0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Process(0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, Process(2, 4)),
+        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, Process(0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(5, 8, 1)),
     ],
 )
-def test_which_process_this_is(environment, variables, found):
+def test_which_process_this_is(environment, variables, process):
     environment(**variables)
-    assert launched() == found
+    assert this_process() == process
 
 
 @pytest.mark.parametrize(
-    "variables, message",
+    "variables",
     [
-        ({"RANK": "1"}, "has RANK=1 but no WORLD_SIZE"),
-        ({"WORLD_SIZE": "2"}, "has WORLD_SIZE=2 but no RANK"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2, WORLD_SIZE=2, but processes count from 0"),
-        ({"RANK": "-1", "WORLD_SIZE": "2"}, "are no numbers"),
-        ({"RANK": "a", "WORLD_SIZE": "2"}, "are no numbers"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "processes count from 0"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK=x, which is no number"),
+        {"RANK": "1"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x"},
     ],
 )
-def test_variables_that_do_not_fit_together(environment, data, tmp_path, variables, message):
+def test_variables_that_do_not_fit_together(environment, variables):
     environment(**variables)
-    with pytest.raises(LauncherError, match=message):
-        launched()
+    name, value = list(variables.items())[-1]
+    with pytest.raises(InputError, match=f"the environment has .*{name}={value}, which do not fit together"):
+        this_process()
+
+
+def test_variables_that_do_not_fit_are_one_line_and_leave_nothing(environment, data, tmp_path):
+    environment(RANK="a", WORLD_SIZE="2")
     result = run([*MAIN, *flags(data, tmp_path / "out")])
-    assert (
-        result.returncode == 2 and result.stderr.count("\n") == 1 and message.split(",")[0] in result.stderr
-    )
-    assert not (tmp_path / "out").exists()
+    assert result.returncode == 2 and not (tmp_path / "out").exists()
+    environment(RANK="0", WORLD_SIZE="0")
+    result = run([*MAIN, *flags(data, tmp_path / "out")])
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "WORLD_SIZE=0" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_processes_that_know_nothing_of_each_other_are_refused(environment, monkeypatch, name):
     environment()
     monkeypatch.setenv(name, "4")
-    with pytest.raises(LauncherError, match=f"started 4 processes .{name}.*--shard K/4"):
+    with pytest.raises(InputError, match=f"started 4 processes .{name}.*--shard K/4"):
         check_shards(Options(), ["fixed"])
     assert check_shards(Options(shard="1/4"), ["fixed"]) == (1, 4)
     environment(RANK="2", WORLD_SIZE="4")
@@ -94,20 +94,11 @@ def test_a_part_of_the_images_is_said(environment, data, quick, tmp_path):
     assert "process 0 of 2: 2 of 4 images are its part" in result.stderr
 
 
-CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    "place, message",
-    [
-        ({}, "MASTER_ADDR, MASTER_PORT.*unset RANK and WORLD_SIZE"),
-        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"}, "MASTER_PORT=abc; expected a number"),
-    ],
-)
-def test_starting_over_needs_a_place_to_meet_and_deletes_nothing_before(environment, place, message):
+@pytest.mark.parametrize("place", [{}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"}])
+def test_starting_over_needs_a_place_to_meet_and_deletes_nothing_before(environment, place):
     environment(RANK="0", WORLD_SIZE="2", **place)
-    with pytest.raises(InputError, match=message):
-        once_all_have_come(CPU, lambda: pytest.fail("others have not come"))
+    with pytest.raises(InputError, match="MASTER_ADDR and MASTER_PORT.*unset RANK and WORLD_SIZE"):
+        once_all_have_come(False, lambda: pytest.fail("others have not come"))
 
 
 def test_a_finished_run_outlives_a_launcher_without_processes(environment, data, quick, tmp_path):
@@ -133,28 +124,21 @@ def free_port() -> str:
 
 def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, capsys):
     environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
-    monkeypatch.setattr(diffattack.common.device, "SAID_AFTER", 0.3)
-    monkeypatch.setattr(diffattack.common.device, "PATIENCE", 2)
+    monkeypatch.setattr(distributed, "PATIENCE", 2)
     started = time.monotonic()
-    with pytest.raises(RunError, match="WORLD_SIZE=2 speaks of did not come"):
-        once_all_have_come(CPU, lambda: pytest.fail("others have not come"))
+    with pytest.raises(RunError, match="not all of the 2 processes came"):
+        once_all_have_come(False, lambda: pytest.fail("others have not come"))
     assert time.monotonic() - started < 20
-    assert "process 0 of 2 waits for the others at 127.0.0.1:" in capsys.readouterr().err
+    assert "2 processes wait for each other at 127.0.0.1:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_waits_ends_at_once(data, quick, tmp_path, number):
     environment = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    program = tmp_path / "sooner.py"  # says that it waits
-    program.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport diffattack.common.environment\n"
-        "import diffattack.common.device\n"
-        "diffattack.common.device.SAID_AFTER = 0.3\nimport main\nsys.exit(main.main())\n"
-    )
-    command = [sys.executable, str(program), *flags(data, tmp_path / "out", "--overwrite")]
+    command = [*MAIN, *flags(data, tmp_path / "out", "--overwrite")]
     with open(tmp_path / "said", "w+") as said:
         process = start(command, env=environment | {"MASTER_PORT": free_port()}, stderr=said)
-        wait_for(lambda: "waits for the others" in (tmp_path / "said").read_text(), process)
+        wait_for(lambda: "wait for each other" in (tmp_path / "said").read_text(), process)
         started = time.monotonic()
         process.send_signal(number)
         process.communicate(timeout=30)
@@ -168,3 +152,9 @@ def test_bars_have_no_lock_that_outlives_their_process():
     locks = "import diffattack.common.environment, tqdm; print(type(tqdm.tqdm.get_lock()).__module__)"
     shown = subprocess.run([sys.executable, "-c", locks], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.strip() == "_thread"
+
+
+def test_a_closed_standard_stream_is_refused():
+    command = f"{sys.executable} main.py --help <&-"
+    shown = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 2 and shown.stdout == "" and shown.stderr.count("\n") == 1

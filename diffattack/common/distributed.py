@@ -1,0 +1,94 @@
+"""Which of how many processes this one is, by what torchrun, accelerate launch or Slurm put into the
+environment; and waiting for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple
+
+from diffattack.common.errors import InputError, RunError, note, one_line
+
+PATIENCE = 300  # seconds
+# of how many processes, by what starts them without setting RANK
+OTHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
+ADVICE = "start it by torchrun or accelerate launch, or unset RANK and WORLD_SIZE"
+
+
+class Process(NamedTuple):
+    """One of several on one or more machines; or the only one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # which of those on its machine it is
+
+
+def this_process() -> Process:
+    """Raises InputError where RANK, WORLD_SIZE and LOCAL_RANK do not fit together."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if given.get("RANK", "0") == "0" and given.get("WORLD_SIZE", "1") == "1":
+        return Process()
+    numbers = [int(text) for text in given.values() if text.isdecimal()]
+    if len(numbers) < len(given) or not given.keys() >= {"RANK", "WORLD_SIZE"} or numbers[0] >= numbers[1]:
+        shown = ", ".join(f"{name}={text}" for name, text in given.items())
+        raise InputError(f"the environment has {shown}, which do not fit together; {ADVICE}")
+    return Process(*numbers)
+
+
+def check_alone() -> None:
+    """Raises InputError where others started several processes that know nothing of each other."""
+    for name, starter in OTHERS.items():
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            raise InputError(
+                f"{starter} has started {count} processes ({name}), each of which would attack all images; "
+                f"give each its --shard K/{count}, start them by accelerate launch, or unset {name}"
+            )
+
+
+def once_all_have_come(on_gpus: bool, first: Callable[[], object]) -> None:
+    """Does something in the first process, once all of them, on all machines, have come here; the others wait
+    until it is done. The waiting is done by code that no signal ends, so another thread does it.
+
+    Raises:
+        InputError: the environment does not say where they meet.
+        RunError: they have not come in `PATIENCE` seconds, or the first could not do it.
+        Exception: in the first process, what kept it from doing it.
+    """
+    from accelerate import PartialState
+
+    rank, world_size, _ = this_process()
+    place = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
+    if not place[0] or not place[1].isdecimal():
+        raise InputError(
+            f"--overwrite of {world_size} processes needs MASTER_ADDR and MASTER_PORT, where they meet, not "
+            f"{place}; {ADVICE}"
+        )
+    note(f"{world_size} processes wait for each other at {':'.join(place)}")
+    failed: list[Exception] = []
+
+    def meet() -> None:
+        try:
+            state = PartialState(cpu=not on_gpus, timeout=timedelta(seconds=PATIENCE))
+            state.wait_for_everyone()
+            if rank == 0:
+                first()
+            state.wait_for_everyone()
+            state.destroy_process_group()
+        except Exception as error:  # of `first`, or whatever torch's back ends raise where others do not come
+            failed.append(error)
+
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failed and isinstance(failed[0], (InputError, RunError, OSError)):
+        raise failed[0]
+    if failed:
+        raise RunError(
+            f"not all of the {world_size} processes came, or one has ended ({one_line(failed[0])}); {ADVICE}"
+        )
