@@ -11,7 +11,7 @@ from conftest import ENVIRONMENT, MAIN, ROOT, flags, run, start, wait_for
 
 from diffattack.common import distributed
 from diffattack.common.distributed import Process, once_all_have_come, this_process
-from diffattack.common.errors import InputError, RunError
+from diffattack.common.errors import InputError
 from diffattack.common.parallel import available_cores, threads_of_each
 from diffattack.options import Options
 from diffattack.runner.setup import check_shards
@@ -94,10 +94,9 @@ def test_a_part_of_the_images_is_said(environment, data, quick, tmp_path):
     assert "process 0 of 2: 2 of 4 images are its part" in result.stderr
 
 
-@pytest.mark.parametrize("place", [{}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"}])
-def test_starting_over_needs_a_place_to_meet_and_deletes_nothing_before(environment, place):
-    environment(RANK="0", WORLD_SIZE="2", **place)
-    with pytest.raises(InputError, match="MASTER_ADDR and MASTER_PORT.*unset RANK and WORLD_SIZE"):
+def test_starting_over_needs_a_place_to_meet_and_deletes_nothing_before(environment):
+    environment(RANK="0", WORLD_SIZE="2")
+    with pytest.raises(InputError, match="2 processes did not meet .*MASTER_.*unset RANK and WORLD_SIZE"):
         once_all_have_come(False, lambda: pytest.fail("others have not come"))
 
 
@@ -126,10 +125,10 @@ def test_who_never_comes_is_not_waited_for_for_ever(environment, monkeypatch, ca
     environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     monkeypatch.setattr(distributed, "PATIENCE", 2)
     started = time.monotonic()
-    with pytest.raises(RunError, match="not all of the 2 processes came"):
+    with pytest.raises(InputError, match="2 processes did not meet"):
         once_all_have_come(False, lambda: pytest.fail("others have not come"))
     assert time.monotonic() - started < 20
-    assert "2 processes wait for each other at 127.0.0.1:" in capsys.readouterr().err
+    assert "2 processes wait for each other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -55,40 +55,30 @@ def once_all_have_come(on_gpus: bool, first: Callable[[], object]) -> None:
     until it is done. The waiting is done by code that no signal ends, so another thread does it.
 
     Raises:
-        InputError: the environment does not say where they meet.
-        RunError: they have not come in `PATIENCE` seconds, or the first could not do it.
-        Exception: in the first process, what kept it from doing it.
+        InputError: they have not met in `PATIENCE` seconds, or one has ended.
+        RunError, OSError: in the first process, what kept it from doing it.
     """
     from accelerate import PartialState
 
-    rank, world_size, _ = this_process()
-    place = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
-    if not place[0] or not place[1].isdecimal():
-        raise InputError(
-            f"--overwrite of {world_size} processes needs MASTER_ADDR and MASTER_PORT, where they meet, not "
-            f"{place}; {ADVICE}"
-        )
-    note(f"{world_size} processes wait for each other at {':'.join(place)}")
-    failed: list[Exception] = []
+    process, errors = this_process(), []
+    note(f"{process.world_size} processes wait for each other, for {PATIENCE} s at most")
 
     def meet() -> None:
         try:
             state = PartialState(cpu=not on_gpus, timeout=timedelta(seconds=PATIENCE))
             state.wait_for_everyone()
-            if rank == 0:
+            if process.rank == 0:
                 first()
             state.wait_for_everyone()
             state.destroy_process_group()
         except Exception as error:  # of `first`, or whatever torch's back ends raise where others do not come
-            failed.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=meet, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
-    if failed and isinstance(failed[0], (InputError, RunError, OSError)):
-        raise failed[0]
-    if failed:
-        raise RunError(
-            f"not all of the {world_size} processes came, or one has ended ({one_line(failed[0])}); {ADVICE}"
-        )
+    if errors and isinstance(errors[0], (InputError, RunError, OSError)):
+        raise errors[0]
+    if errors:
+        raise InputError(f"{process.world_size} processes did not meet ({one_line(errors[0])}); {ADVICE}")

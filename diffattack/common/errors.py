@@ -86,7 +86,7 @@ def note_of_image(path: Path, text: str) -> None:
     """Says something of the first image that it is true of. A process of `common/parallel.py` leaves it to
     the one that started it; of those that a launcher started, each says it of the images that it reads.
     """
-    say_of_image(ImageNote(str(path), text))
+    say_of_image(ImageNote("/".join(path.parts[-2:]), text))  # folders are classes
 
 
 def say_of_image(noted: ImageNote) -> None:
@@ -95,9 +95,8 @@ def say_of_image(noted: ImageNote) -> None:
     said_of_images.add(noted.text)
     if _passed_on:
         _passed_on[0](noted)
-        return
-    name = "/".join(Path(noted.path).parts[-2:])  # folders are classes
-    tqdm.write(f"note: {name}: {noted.text} (said of the first such image only)", file=sys.stderr)
+    else:
+        tqdm.write(f"note: {noted.path}: {noted.text} (said of the first such image only)", file=sys.stderr)
 
 
 def pass_on(send: Callable[[ImageNote], None]) -> None:
