@@ -10,7 +10,6 @@ are the same on every machine. Peak memory is the process's, with the libraries 
 """
 
 import diffattack.common.environment  # isort: skip  # noqa: F401
-import diffattack.common.torchvision  # isort: skip  # noqa: F401
 
 import argparse
 import json

@@ -43,8 +43,6 @@ def check_method() -> None:
 def __getattr__(name: str) -> object:
     if name not in OFFERED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import diffattack.common.torchvision  # noqa: F401
-
     check_method()
     return getattr(importlib.import_module(OFFERED[name]), name)
 

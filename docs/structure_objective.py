@@ -27,7 +27,6 @@ from diff_latent_attack import DiffAttack
 from diffattack.classifiers.heads import SOFTMAX
 from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
 from diffattack.common.device import set_up
-from diffattack.common.environment import mend_torchvision
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import read_image, to_pixels, to_tensor
@@ -97,7 +96,6 @@ def figures_of(attack: DiffAttack, clean: np.ndarray, label: int, judges: dict, 
 def measure(arguments: argparse.Namespace, path: Path) -> None:
     torch.manual_seed(0)
     set_up(torch.device("cpu"))
-    mend_torchvision()
     pipeline = load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu"))
     judges = {name: load_classifier(name) for name in (SURROGATE, *DEFAULT_TRANSFER_MODELS)}
     attacks = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import MAIN, ROOT, flags, run
 
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import InputError
@@ -128,3 +128,14 @@ def test_two_hundred_images_take_seconds(photos, surrogate, tmp_path):
     (accuracy,) = looked_at(folder, file_of(tmp_path, [photos[1][k % 34] for k in range(200)]), surrogate)
     assert time.monotonic() - started < 20
     assert not accuracy.doubt
+
+
+def test_a_folder_whose_only_picture_is_damaged_is_a_line(data, quick, photos, tmp_path):
+    folder, out = tmp_path / "cut", tmp_path / "out"
+    folder.mkdir()
+    (folder / "img0.jpg").write_bytes((photos[0] / "img1.jpg").read_bytes()[:3000])
+    options = ["--model_name", quick, "--images_root", folder, "--label_path", file_of(tmp_path, [1])]
+    result = run([*MAIN, *flags(data, out, *options)])
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    line = "img0.jpg: img0.jpg is not a readable image"
+    assert line in (out / "0000_failed.txt").read_text() and f"not attacked: {line}" in result.stdout

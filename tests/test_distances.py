@@ -5,7 +5,6 @@ import pytest
 import torch
 from conftest import TinyClassifier
 
-from diffattack.common.environment import mend_torchvision
 from diffattack.evaluation import distances
 from diffattack.evaluation.distances import (
     ClassifierFeatures,
@@ -18,7 +17,6 @@ from diffattack.evaluation.distances import (
 @pytest.mark.parametrize("rows", [1024, 7])
 def test_the_kernel_distance_is_that_of_all_pairs(monkeypatch, rows):
     monkeypatch.setattr(distances, "ROWS", rows)
-    mend_torchvision()
     from torchmetrics.image.kid import poly_mmd
 
     torch.manual_seed(0)

@@ -1,15 +1,22 @@
 """Pictures as a viewer shows them, or refused; each from a real file."""
 
+import struct
+
 import numpy as np
 import pytest
-import tifffile
 import torch
-from PIL import Image, ImageChops
+from PIL import Image, ImageCms
 
+from diffattack.common.parallel import run_in_processes
 from diffattack.data.images import read_image, to_pixels
 from diffattack.data.masks import read_mask
 
+RANDOM = np.random.default_rng(0)
+COLOURS = RANDOM.integers(0, 256, (16, 16, 3), np.uint8)
+OPACITY = RANDOM.integers(0, 256, (16, 16, 1), np.uint8)
 GREY = np.tile(np.linspace(0, 255, 16).round(), (16, 1))  # (16, 16), from black to white
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+FRAMES = [Image.new("RGB", (16, 16), colour) for colour in ("black", "red", "blue")]
 
 
 def saved(path, image, **options):
@@ -17,77 +24,202 @@ def saved(path, image, **options):
     return path
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        (GREY / 255).astype(np.float32),
-        GREY.astype(np.float32),
-        (GREY * 257).astype(np.uint16),
-        GREY.astype(np.uint8),
-    ],
-)
-def test_grey_values_of_every_range(tmp_path, values):
-    read = read_image(saved(tmp_path / "a.tif", Image.fromarray(values)), 16)
-    assert np.array_equal(read, np.repeat(GREY[..., None], 3, 2))
+def read(path) -> np.ndarray:
+    return read_image(path, 16).astype(int)
+
+
+def swapped() -> bytes:
+    """sRGB with the primaries of red and blue exchanged, so that a viewer shows red as blue."""
+    return SRGB.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+
+
+def linear_grey() -> bytes:
+    """A profile of grey that is proportional to light, as ICC.1 has it: a white point and a curve."""
+    white = struct.pack(">3i", *(round(65536 * value) for value in (0.9642, 1, 0.8249)))
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + white, b"kTRC": b"curv" + bytes(8)}
+    table, body, place = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">2I", place + len(body), len(content))
+        body += content
+    head = (
+        struct.pack(
+            ">I4sI4s4s4s12s4s28x",
+            place + len(body),
+            b"lcms",
+            0x02400000,
+            b"mntr",
+            b"GRAY",
+            b"XYZ ",
+            bytes(12),
+            b"acsp",
+        )
+        + white
+    )
+    return head.ljust(128, b"\0") + table + body
+
+
+def over_white(colours, opacity):
+    return (colours.astype(float) * opacity + 255.0 * (255 - opacity)) / 255
+
+
+# ---------------------------------------------------------------- colours
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg", "avif"])
+def test_a_profile_is_followed_whatever_the_format(tmp_path, capsys, suffix):
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(suffix, {})
+    image, plain = Image.fromarray(COLOURS), tmp_path / f"plain.{suffix}"
+    path = saved(tmp_path / f"a.{suffix}", image, icc_profile=swapped(), **options)
+    assert abs(read(path)[..., ::-1] - read(saved(plain, image, **options))).mean() < 12
+    line = f"/a.{suffix}: its colours are converted to sRGB by its colour profile (said"
+    assert read(path).any() and capsys.readouterr().err.count(line) == 1
+
+
+def test_srgb_leaves_every_number_as_it_is(tmp_path, capsys):
+    assert np.array_equal(
+        read(saved(tmp_path / "a.png", Image.fromarray(COLOURS), icc_profile=SRGB)), COLOURS
+    )
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_grey_with_a_profile_of_grey(tmp_path, name):
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    shown = read(saved(tmp_path / name, grey, icc_profile=linear_grey()))[..., 0].ravel()
+    assert abs(shown[64] - 137) <= 2 and shown[255] == 255  # 64/255 of the light, by sRGB's curve
+
+
+def test_palette_and_opacity(tmp_path):
+    """Opacity is no colour: it is kept, and laid over white afterwards."""
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    image.paste(0, (0, 0, 8, 16))
+    shown = read(saved(tmp_path / "a.png", image, icc_profile=swapped(), transparency=0))
+    assert shown[8, 2].tolist() == [255, 255, 255] and shown[8, 13, 2] > 200 > 60 > shown[8, 13, 0]
 
 
 @pytest.mark.parametrize(
-    "values, message",
-    [
-        ((GREY * 16).astype(np.uint16), "12 or fewer"),
-        ((GREY * 10).astype(np.float32), "go up to 2.55e"),
-        ((GREY - 10).astype(np.float32), "negative or not finite"),
-        ((GREY + np.nan).astype(np.float32), "negative or not finite"),
-        ((GREY * 1e5).astype(np.int32), "go up to"),
-    ],
+    "profile, mode",
+    [(b"rubbish", "RGB"), (SRGB[:200], "RGB"), (linear_grey(), "RGB"), (swapped(), "L")],
 )
-def test_grey_values_of_no_known_range_are_refused(tmp_path, values, message):
-    with pytest.raises(OSError, match=f"a.tif cannot be shown: .*{message}"):
-        read_image(saved(tmp_path / "a.tif", Image.fromarray(values)), 16)
+def test_a_profile_that_cannot_be_used_is_ignored(tmp_path, capsys, profile, mode):
+    image = Image.fromarray(COLOURS).convert(mode)
+    path = saved(tmp_path / "a.png", image, icc_profile=profile)
+    for _ in range(2):
+        assert np.array_equal(read(path), np.asarray(image.convert("RGB")))
+    text = capsys.readouterr().err
+    assert text.count("note: ") == 1 and f"{tmp_path.name}/a.png: its colour profile is broken" in text
 
 
-def test_lab(tmp_path):
-    lab = np.zeros((16, 16, 3), np.uint8)
-    lab[..., 0] = 255 * 53 // 100  # the lightness of middle grey
-    image = Image.frombytes("LAB", (16, 16), lab.tobytes())
-    read = read_image(saved(tmp_path / "a.tif", image), 16).astype(int)
-    assert abs(read - 127).max() <= 4
-
-
-def test_cmyk_with_and_without_adobes_inversion(tmp_path):
-    """Adobe writes the complement of the ink, and says so by its marker; Pillow writes its marker, too."""
+def test_inks(tmp_path):
     ink = Image.merge("CMYK", [Image.new("L", (16, 16), value) for value in (0, 255, 255, 0)])  # red
-    adobe = saved(tmp_path / "adobe.jpg", ink, quality=100)
-    content = adobe.read_bytes()
-    place = content.index(b"\xff\xee")
-    length = int.from_bytes(content[place + 2 : place + 4], "big")
-    (tmp_path / "bare.jpg").write_bytes(content[:place] + content[place + 2 + length :])
-    inverted = saved(tmp_path / "inverted.jpg", ImageChops.invert(ink), quality=100).read_bytes()
-    place = inverted.index(b"\xff\xee")
-    (tmp_path / "plain.jpg").write_bytes(inverted[:place] + inverted[place + 2 + length :])
-    red = [read_image(tmp_path / name, 16).reshape(-1, 3).mean(0) for name in ("adobe.jpg", "plain.jpg")]
-    for colour in red:
+    for name in ("a.jpg", "a.tif"):
+        colour = read(saved(tmp_path / name, ink)).reshape(-1, 3).mean(0)
         assert colour[0] > 245 and colour[1:].max() < 10
-    assert read_image(tmp_path / "bare.jpg", 16)[..., 0].mean() < 10
 
 
-def test_opacity_whether_colours_are_multiplied_by_it_or_not(tmp_path):
-    colour = np.zeros((16, 16, 4), np.uint8)
-    colour[..., 0], colour[..., 3] = 200, 128
-    straight = saved(tmp_path / "straight.png", Image.fromarray(colour))
-    colour[..., 0] = 200 * 128 // 255
-    multiplied = tmp_path / "multiplied.tif"
-    tifffile.imwrite(multiplied, colour, photometric="rgb", extrasamples=["assocalpha"])
-    expected = [200 * 128 // 255 + 127, 127, 127]
-    for path in (straight, multiplied):
-        assert abs(read_image(path, 16).astype(int) - expected).max() <= 2
+# ---------------------------------------------------------------- more than colours
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("darker", [1, 200])
+def test_grey_of_sixteen_bits_is_scaled_by_its_type(tmp_path, capsys, suffix, darker):
+    values = RANDOM.integers(0, 65536, (16, 16)).astype(np.uint16) // darker
+    shown = read(saved(tmp_path / f"a.{suffix}", Image.fromarray(values)))
+    assert abs(shown - values[..., None] / 257).max() <= 0.5
+    assert "it is grey of 16 bits, of which 65535 is white" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_floats_are_refused(tmp_path, kind):
+    path = saved(tmp_path / "a.tif", Image.fromarray(GREY.astype(kind)))
+    with pytest.raises(OSError, match="a.tif is not a readable image .*floats or as integers of 32 bits"):
+        read(path)
+
+
+def test_opacity_is_laid_over_white(tmp_path, capsys):
+    path = saved(tmp_path / "a.png", Image.fromarray(np.dstack([COLOURS, OPACITY])))
+    assert abs(read(path) - over_white(COLOURS, OPACITY)).max() <= 1
+    grey = saved(tmp_path / "g.png", Image.fromarray(np.dstack([COLOURS[..., :1], OPACITY]), "LA"))
+    assert abs(read(grey) - over_white(COLOURS[..., :1], OPACITY)).max() <= 1
+    assert capsys.readouterr().err.count("has transparent parts, which are laid on white") == 1
+    opaque = saved(tmp_path / "o.png", Image.fromarray(np.dstack([COLOURS, np.full_like(OPACITY, 255)])))
+    assert np.array_equal(read(opaque), COLOURS)
+
+
+def test_a_picture_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned clockwise
+    assert np.array_equal(
+        read(saved(tmp_path / "a.png", Image.fromarray(COLOURS), exif=exif)), np.rot90(COLOURS, -1)
+    )
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "avif", "tif"])
+def test_the_first_of_several_frames_is_taken(tmp_path, capsys, suffix):
+    path = saved(tmp_path / f"a.{suffix}", FRAMES[0], save_all=True, append_images=FRAMES[1:])
+    for _ in range(2):
+        assert read(path).max() <= 4
+    assert capsys.readouterr().err.count("it has several frames or pages, of which the first is taken") == 1
+
+
+def test_photographs_with_something_beside_them_are_no_animations(tmp_path, capsys):
+    path = saved(tmp_path / "a.jpg", FRAMES[1], format="MPO", save_all=True, append_images=FRAMES[2:])
+    assert read(path)[8, 8, 0] > 245
+    read(saved(tmp_path / "a.gif", FRAMES[1]))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("suffix, form", [(".jfif", "JPEG"), (".avif", "AVIF"), (".jp2", "JPEG2000")])
 def test_suffixes_of_the_field(tmp_path, suffix, form):
     image = Image.fromarray(np.full((16, 16, 3), (200, 100, 50), np.uint8))
-    read = read_image(saved(tmp_path / f"a{suffix}", image, format=form), 16)
-    assert abs(read.astype(int) - (200, 100, 50)).max() <= 4
+    assert abs(read(saved(tmp_path / f"a{suffix}", image, format=form)) - (200, 100, 50)).max() <= 4
+
+
+# ---------------------------------------------------------------- what cannot be read
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jp2", "ppm", "gif", "webp", "jpg"])
+def test_damaged_files_are_refused_or_shown_and_nothing_else(tmp_path, capsys, suffix):
+    """Whatever a decoder stumbles over."""
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(COLOURS))
+    content, random = path.read_bytes(), np.random.default_rng(1)
+    for _ in range(30):
+        damaged = bytearray(content)
+        for place in random.integers(0, min(len(content), 300), 3):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged[: random.integers(20, len(content))])
+        try:
+            read(path)
+        except OSError as error:
+            assert str(error).startswith(path.name)
+    assert all(line.startswith("note: ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_a_folder_and_what_is_not_there(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("folder.jpg", "none.jpg"):
+        with pytest.raises(OSError, match=f"{name} is not a readable image"):
+            read(tmp_path / name)
+
+
+def read_all(paths) -> None:
+    for path in paths:
+        read_image(path, 32)
+
+
+@pytest.mark.slow
+def test_of_several_processes_a_picture_is_said_once_by_the_one_that_started_them(tmp_path, capfd):
+    paths = [tmp_path / name for name in ("a.gif", "b.gif")]
+    for path in paths:
+        saved(path, FRAMES[0], save_all=True, append_images=FRAMES[1:])
+    assert run_in_processes(read_all, [(paths,), (paths[::-1],)]) == []
+    read_all(paths)  # as where a process was killed
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("note: ") and "several frames" in lines[0]
+
+
+# ---------------------------------------------------------------- tensors and masks
 
 
 def test_levels_are_rounded_or_cut_off_as_in_the_original():

@@ -63,8 +63,8 @@ def test_a_full_disk_is_one_line_and_counts_nothing_as_done(data, whole, tmp_pat
     result = run(command, limits={resource.RLIMIT_FSIZE: limit})
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert re.search(
-        r"main\.py: error: .*File too large; the images done so far are complete, make room and run the "
-        r"same command again to go on\n",
+        r"main\.py: error: .*File too large; make room; the images done so far are complete, and the "
+        r"same command goes on with the rest\n",
         result.stderr,
     )
     assert done(tmp_path) == [f"{k:04d}" for k in range(int(largest.name[:4]))] and not list(

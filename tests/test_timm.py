@@ -18,8 +18,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TIMM), "HF_HUB_OFFLINE": "1", "OM
 
 FUNCTION = """
 import sys
-from diffattack.common.environment import mend_torchvision
-mend_torchvision()
+import diffattack.common.torchvision
 sys.path.insert(0, "tests")
 import test_timm
 getattr(test_timm, sys.argv[1])(*sys.argv[2:])

@@ -22,7 +22,6 @@ from diffattack.attacks.limited import CleanPictures
 from diffattack.attacks.names import AttackName
 from diffattack.classifiers.arguments import shown
 from diffattack.classifiers.sources import load_function
-from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError, one_line
 from diffattack.diffusion.composition import Composition
 
@@ -180,7 +179,6 @@ def load_attack(name: AttackName, classes: int, side: int | None = None) -> Torc
 
 
 def library_class(name: AttackName) -> type:
-    mend_torchvision()
     try:
         import torchattack
     except (ImportError, RuntimeError, OSError) as error:

@@ -1,11 +1,8 @@
-"""How the commands end: the exit code, and one line where input or the machine does not allow the
-work.
-"""
+"""How the commands end: the exit code, and one line where input or the machine does not allow the work."""
 
 from __future__ import annotations
 
 import errno
-import io
 import signal
 import sys
 import threading
@@ -13,16 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-from diffattack.common.errors import CheckpointError, ClassifierError, DatasetError, InputError, RunError
-from diffattack.common.launched import LauncherError, is_first_process
+from diffattack.common.errors import CheckpointError, InputError, RunError, is_first_process
 
 
 class Stopped(BaseException):
     """A signal asked the process to end; like KeyboardInterrupt, it is no error."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
 
 
 @contextmanager
@@ -57,35 +49,25 @@ def run_program(name: str, work: Callable[[], int], done: str = "the images done
         done: what an interrupted one leaves, which the same command goes on from; "" where it leaves nothing.
     """
     goes_on = f"; {done}, and the same command goes on with the rest" if done else ""
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names need not be Unicode
+        if hasattr(stream, "reconfigure"):  # file names need not be Unicode
             stream.reconfigure(errors="backslashreplace")
     try:
         with signals_raised():
             return work()
-    except (InputError, DatasetError, ClassifierError, CheckpointError, LauncherError) as error:
-        if is_first_process():  # every process finds the same
-            say(f"{name}: error: {error}")
-        return 2
+    except (InputError, CheckpointError) as error:
+        code, text = 2, f"error: {error}" if is_first_process() else ""  # every process finds the same
     except RunError as error:
-        say(f"\n{name}: error: {error}")
-        return 1
+        code, text = 1, f"error: {error}"
     except BrokenProcessPool:
-        say(f"\n{name}: error: a process was killed, perhaps for want of memory{goes_on}")
-        return 1
-    # images that cannot be read and folders that cannot be written are dealt with before
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = (
-            f"; {done}, {'make room' if full else 'put that right'} and run the same command again to go on"
-        )
-        place = error.filename or "writing a result"
-        say(f"\n{name}: error: {place}: {error.strerror or error}{remedy if done else ''}")
-        return 1
+        code, text = 1, f"error: a process was killed, perhaps for want of memory{goes_on}"
+    except OSError as error:  # images that cannot be read were dealt with before
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = f"; {'make room' if is_full else 'put that right'}{goes_on}" if done else ""
+        text = f"error: {error.filename or 'writing a result'}: {error.strerror or error}{remedy}"
+        code = 1
     except (KeyboardInterrupt, Stopped) as error:
-        say(f"\n{name}: interrupted{goes_on}")
-        return 128 + getattr(error, "number", signal.SIGINT)
+        code, text = 128 + (error.args[0] if error.args else signal.SIGINT), f"interrupted{goes_on}"
+    if text:
+        print(f"{name}: {text}", file=sys.stderr)
+    return code

@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import psutil
 import torch
 
+import diffattack.common.torchvision  # noqa: F401
+from diffattack.common.distributed import this_process
 from diffattack.common.errors import InputError, one_line
-from diffattack.common.launched import launched
 
 # by network: its blocks of one kind share code, and each shape of each of them is compiled by itself
 VARIANTS = 128
@@ -36,11 +37,11 @@ def process_device(name: str) -> str:
     """The device of one of several processes that a launcher started: its own GPU, unless the flag names a
     device without a number of its own.
     """
-    if name not in ("auto", "cuda"):
+    if name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
     if not torch.cuda.is_available():
         return "cpu" if name == "auto" else name
-    return f"cuda:{launched().on_its_machine % torch.cuda.device_count()}"
+    return f"cuda:{this_process().local_rank % torch.cuda.device_count()}"
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -111,11 +112,8 @@ def memory_is_short(device: torch.device) -> bool:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on the device, its cache included."""
     if device.type == "cuda":
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return psutil.virtual_memory().available

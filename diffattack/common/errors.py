@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +14,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from diffattack.common.launched import is_first_process
-
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do, in one line."""
 
 
-class DatasetError(ValueError):
-    """A file or folder of a data set cannot be used; the message says which flag, where, and what to do, in
-    one line.
-    """
-
-
-class ClassifierError(ValueError):
-    """A classifier is unavailable; the message says which, why, and what to do, in one line."""
+DatasetError = ClassifierError = InputError
 
 
 class CheckpointError(ValueError):
@@ -62,6 +54,16 @@ class NonFiniteLossError(ArithmeticError):
         self.iteration, self.term, self.index = iteration, term, index
 
 
+def one_line(error: BaseException, longest: int = 160) -> str:
+    """The message of another library's error, or its kind where it has none."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def is_first_process() -> bool:
+    """Of those that a launcher started, the one that speaks for all."""
+    return os.environ.get("RANK", "0") in ("0", "")
+
+
 @functools.cache
 def note(text: str) -> None:
     """Says something once; of several processes, the first says it."""
@@ -70,45 +72,33 @@ def note(text: str) -> None:
 
 
 class ImageNote(NamedTuple):
-    """What is said of an image: of each, or where it is of a kind of the first of that kind alone."""
+    """What there is to say of the first image of its kind."""
 
     path: str
     text: str
-    kind: str = ""
 
 
-said_of_images: set[tuple[str, str]] = set()
+said_of_images: set[str] = set()
 _passed_on: list[Callable[[ImageNote], None]] = []
 
 
-def note_of_image(path: Path, text: str, kind: str = "") -> None:
-    """Says something of an image once, in whichever process reads it; of a `kind`, of the first image alone.
-    A process of `common/parallel.py` leaves it to the one that started it; of those that a launcher started,
-    each says it of the images that it reads.
+def note_of_image(path: Path, text: str) -> None:
+    """Says something of the first image that it is true of. A process of `common/parallel.py` leaves it to
+    the one that started it; of those that a launcher started, each says it of the images that it reads.
     """
-    say_of_image(ImageNote(str(path), text, kind))
+    say_of_image(ImageNote("/".join(path.parts[-2:]), text))  # folders are classes
 
 
 def say_of_image(noted: ImageNote) -> None:
-    key = ("", noted.kind) if noted.kind else (noted.path, noted.text)
-    if key in said_of_images:
+    if noted.text in said_of_images:
         return
-    said_of_images.add(key)
+    said_of_images.add(noted.text)
     if _passed_on:
         _passed_on[0](noted)
-        return
-    line = f"note: {'/'.join(Path(noted.path).parts[-2:])}: {noted.text}"  # folders are classes
-    if sys.stderr.isatty():
-        tqdm.write(line, file=sys.stderr)  # above the bars that are shown
-    else:  # on a line of its own in a file, where bars end without one
-        print("\n" * bool(getattr(tqdm, "_instances", ())) + line, file=sys.stderr)
+    else:
+        tqdm.write(f"note: {noted.path}: {noted.text} (said of the first such image only)", file=sys.stderr)
 
 
 def pass_on(send: Callable[[ImageNote], None]) -> None:
     """From now on this process passes on what it says of images."""
     _passed_on[:] = [send]
-
-
-def one_line(error: BaseException, longest: int = 160) -> str:
-    """The message of another library's error, or its kind where it has none."""
-    return " ".join(str(error).split())[:longest] or type(error).__name__

@@ -67,35 +67,16 @@ class FixedConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, images, weight, bias, stride, padding, dilation, groups):
+    def forward(ctx, images, weight, bias, *arguments):
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.arguments = images.shape, (stride, padding, dilation, groups)
-        ctx.memory_format = (
-            torch.channels_last
-            if images.is_contiguous(memory_format=torch.channels_last)
-            else torch.contiguous_format
-        )
-        return F.conv2d(images, weight, bias, stride, padding, dilation, groups)
+        ctx.layout, ctx.arguments = (images.shape, images.stride()), arguments
+        return F.conv2d(images, weight, bias, *arguments)
 
     @staticmethod
     def backward(ctx, gradient):
-        (weight,) = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.arguments
+        (weight,), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.arguments
         # of the input, shape and layout alone are looked at
-        images = torch.empty(
-            ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.memory_format
-        )
-        gradient, _, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            images,
-            weight,
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            [0, 0],
-            groups,
-            (True, False, False),
-        )
+        images = torch.empty_strided(*ctx.layout, dtype=gradient.dtype, device=gradient.device)
+        more = (stride, padding, dilation, False, [0, 0], groups, (True, False, False))
+        gradient, _, _ = torch.ops.aten.convolution_backward(gradient, images, weight, None, *more)
         return gradient, None, None, None, None, None, None

@@ -6,9 +6,11 @@ images = to_tensor(read_image(Path("demo/images/bison.jpg"), 224))   # (1, 3, 22
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,146 +18,95 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageOps, features
+from PIL import Image, ImageChops, ImageCms, ImageOps
 
-from diffattack.common.errors import note_of_image
-from diffattack.data.colour import ProfileError, checked, in_srgb, profile_of
+from diffattack.common.errors import note_of_image, one_line
 from diffattack.data.layout import Layout
-from diffattack.data.opened import UnreadableImageError, opened, printed_said, say_frames
-from diffattack.data.pixels import Deep, RangeError, deep_pixels
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
     import torch
 
-IMAGE_SUFFIXES = tuple(
-    suffix
-    for suffix, codec in {
-        ".png": "zlib",
-        ".jpg": "jpg",
-        ".jpeg": "jpg",
-        ".jpe": "jpg",
-        ".jfif": "jpg",
-        ".webp": "webp",
-        ".avif": "avif",
-        ".jp2": "jpg_2000",
-        ".j2k": "jpg_2000",
-        ".jpf": "jpg_2000",
-        ".bmp": "zlib",
-        ".tif": "zlib",
-        ".tiff": "zlib",
-        ".gif": "zlib",
-        ".ppm": "zlib",
-        ".pgm": "zlib",
-        ".tga": "zlib",
-    }.items()
-    if features.check(codec)  # a build of Pillow need not have all
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".j2k", ".jpf"),
+    *(".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".tga"),
 )
 # what people keep pictures in, whether they can be read here or not
-PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".jpeg2000", ".jxl", ".svg", ".raw", ".dng")
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif", ".jpeg2000", ".jxl", ".svg", ".raw", ".dng")
 
-ORIENTATION = 0x0112  # EXIF's
-CLEAR = 1  # of 255, an opacity that is none; also where 8 bits of it are written as if they were 16
+SAME = 2  # levels of 255 by which another's sRGB differs from ours at most: it is rounded otherwise
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image's file as Pillow opens it.
+
+    Raises:
+        OSError: it is missing, damaged, or no image; also for whatever decoders of damaged files raise
+            inside.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is odd in a file that is read all the same
+            with Image.open(path) as file:
+                yield file
+    except Exception as error:
+        raise OSError(f"{path.name} is not a readable image ({one_line(error)})") from error
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
     """A picture as a person sees it, Lanczos-resized: uint8 `(size, size, 3)`.
 
-    A colour profile is followed to sRGB, EXIF rotation applied, transparency laid over white, and more than 8
-    bits and floating point scaled to 8. Of an animation it is the first frame. What a user should know of the
-    picture is said.
-
     Raises:
-        OSError: the file is missing, truncated, no image, or its numbers have no range that is known.
+        OSError: the file is missing, truncated, no image, or of floats or integers of 32 bits.
     """
     with opened(path) as file:
-        say_frames(path, file)
-        deep = deep_pixels(path, file)
-        try:
-            if deep is None:
-                image = in_rgb(path, file)
-            else:
-                image = deep_in_rgb(path, file, deep)
-        except RangeError as error:
-            raise UnreadableImageError(f"{path.name} cannot be shown: {error}") from error
-        return np.asarray(image.resize((size, size), Image.LANCZOS))
+        return np.asarray(in_rgb(path, file).resize((size, size), Image.LANCZOS))
 
 
 def in_rgb(path: Path, file: Image.Image) -> Image.Image:
-    """A file of 8 bits, of any of Pillow's modes, in RGB."""
-    profile = usable_profile(path, file, space_of(file.mode))
-    with printed_said(path, file):
-        image = ImageOps.exif_transpose(file)
-        image.load()
-    # Pillow takes all of these for inverted, as Adobe's are
-    if file.format == "JPEG" and image.mode == "CMYK" and "adobe" not in file.info:
-        image = ImageChops.invert(image)
-    if image.mode == "LAB":
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-    if image.mode in ("La", "RGBa"):  # colours that are multiplied by their opacity already
-        image = image.convert(image.mode.upper())
+    """A file upright, in sRGB and on white; what has been done to it is said, but for turning it."""
+    if getattr(file, "is_animated", False) and file.format != "MPO":  # a photograph and a smaller copy
+        note_of_image(path, "it has several frames or pages, of which the first is taken")
+    profile, image = file.info.get("icc_profile"), ImageOps.exif_transpose(file)
+    if image.mode in ("F", "I"):
+        raise ValueError("Pillow reads it as floats or as integers of 32 bits; save it with 8 bits")
+    if image.mode.startswith("I;16"):
+        note_of_image(path, "it is grey of 16 bits, of which 65535 is white")
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    mode = {"CMYK": "CMYK", "1": "L", "L": "L", "LA": "L"}.get(image.mode, "RGB")
     opacity = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
         opacity = image.getchannel("A")
-    if profile is not None:
-        mode = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK"}[space_of(file.mode)]
-        values = in_srgb(np.asarray(image.convert(mode)), profile, space_of(file.mode))
-        image = Image.fromarray(values)
-    return over_white(path, image.convert("RGB"), opacity)
-
-
-def space_of(mode: str) -> str:
-    """The space of the colours of one of Pillow's modes, as `diffattack.data.colour` names it."""
-    if mode in ("1", "L", "LA", "La"):
-        return "gray"
-    return {"CMYK": "cmyk", "LAB": "lab"}.get(mode, "rgb")
-
-
-def deep_in_rgb(path: Path, file: Image.Image | None, deep: Deep) -> Image.Image:
-    """Pixels of more than 8 bits in 8.
-
-    Raises:
-        RangeError: it is not known which of their numbers is white.
-    """
-    values, opacity = deep.in_16_bits()
-    profile = usable_profile(path, file, deep.space, deep.profile)
-    if profile is not None:
-        values = in_srgb(values, profile, deep.space)
-    values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    mode = {1: "L", 3: "RGB", 4: "CMYK"}[values.size // (values.shape[0] * values.shape[1])]
-    image = Image.frombytes(mode, values.shape[1::-1], values.tobytes()).convert("RGB")
-    if opacity is not None:
-        opacity = Image.fromarray((255 * opacity).round().astype(np.uint8))
-    image = over_white(path, image, opacity)
-    image.getexif()[ORIENTATION] = deep.orientation or (file and file.getexif().get(ORIENTATION)) or 1
-    return ImageOps.exif_transpose(image)
-
-
-def usable_profile(
-    path: Path, file: Image.Image | None, space: str, given: bytes | None = None
-) -> bytes | None:
-    """The colour profile by which the numbers of a space have to be converted; what is wrong with one is
-    said.
-    """
-    try:
-        return checked(given if given or file is None else profile_of(file, space), space)
-    except ProfileError as error:
-        note_of_image(path, f"its {error}")
-        return None
-
-
-def over_white(path: Path, image: Image.Image, opacity: Image.Image | None) -> Image.Image:
-    """RGB, with an opacity of mode L laid over white; not one that is nowhere, as in files whose fourth
-    channel is empty.
-    """
-    if opacity is None:
+    if profile:
+        image = in_srgb(path, image.convert(mode), profile)
+    image = image.convert("RGB")
+    if opacity is None or opacity.getextrema()[0] == 255:
         return image
-    if opacity.getextrema()[1] <= CLEAR:
-        note_of_image(path, "it is transparent all over, so that its opacity is taken for none", "clear")
-        return image
+    note_of_image(path, "it has transparent parts, which are laid on white")
     image.putalpha(opacity)
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def in_srgb(path: Path, image: Image.Image, profile: bytes) -> Image.Image:
+    """A picture of mode L, RGB or CMYK with an ICC profile in sRGB; as it is where that changes nothing."""
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            io.BytesIO(profile),
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except ImageCms.PyCMSError:
+        note_of_image(path, "its colour profile is broken or one of other colours, and is ignored")
+        return image
+    change = ImageChops.difference(converted, image.convert("RGB"))
+    if image.mode != "CMYK" and max(largest for _, largest in change.getextrema()) <= SAME:
+        return image
+    note_of_image(path, "its colours are converted to sRGB by its colour profile")
+    return converted
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffattack.common.errors import DatasetError
+from diffattack.common.errors import InputError
 from diffattack.data.dataset import Item
-from diffattack.data.images import IMAGE_SUFFIXES, read_image
-from diffattack.data.opened import UnreadableImageError, opened
+from diffattack.data.images import IMAGE_SUFFIXES, opened, read_image
 
 WHITE_FROM = 128  # a mask that is nowhere as bright says nothing that can be meant
 
@@ -21,10 +20,10 @@ def masks_of(folder: Path, images_root: Path, items: Sequence[Item]) -> dict[int
     """The mask of each picture, by its index.
 
     Raises:
-        DatasetError: there is no folder, or no mask for a picture.
+        InputError: there is no folder, or no mask for a picture.
     """
     if not folder.is_dir():
-        raise DatasetError(f"--mask_root: there is no folder {str(folder)!r}; give a folder of masks")
+        raise InputError(f"--mask_root: there is no folder {str(folder)!r}; give a folder of masks")
     found, missing = {}, []
     for item in items:
         place = folder / item.path.relative_to(images_root)
@@ -35,7 +34,7 @@ def masks_of(folder: Path, images_root: Path, items: Sequence[Item]) -> dict[int
         else:
             found[item.index] = path
     if missing:
-        raise DatasetError(
+        raise InputError(
             f"--mask_root: {str(folder)!r} has no mask for {len(missing)} of {len(items)} pictures, such as "
             f"{str(missing[0])!r}; white is where a picture may change, so one all in white leaves it free"
         )
@@ -50,16 +49,18 @@ def read_mask(path: Path, size: int) -> np.ndarray:
             may change and others what may not.
     """
     with opened(path) as file:
-        if file is not None and file.has_transparency_data:
-            if file.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-                raise UnreadableImageError(
-                    f"the mask {path.name} has transparent parts, which may mean either; save it without, "
-                    f"white where a picture may change and black elsewhere"
-                )
+        is_opaque = (
+            not file.has_transparency_data or file.convert("RGBA").getchannel("A").getextrema()[0] == 255
+        )
+    if not is_opaque:
+        raise OSError(
+            f"the mask {path.name} has transparent parts, which may mean either; save it without, white "
+            f"where a picture may change"
+        )
     grey = read_image(path, size).mean(-1)
     if grey.max() < WHITE_FROM:
         raise OSError(
-            f"the mask {path.name} is nowhere brighter than {grey.max():.0f} of 255, so that nothing could "
-            f"change; white is where a picture may change"
+            f"the mask {path.name} is nowhere brighter than {grey.max():.0f} of 255, and white is where a "
+            f"picture may change"
         )
     return (grey / 255).astype(np.float32)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from tqdm import tqdm
 
 from diffattack.common.errors import RecordError
-from diffattack.common.progress import progress
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def summary_of(records: Sequence, has_norm: bool = False) -> Summary:
     """
     kept: dict[str, np.ndarray] = {}
     weights = Weights(len(records))
-    for k, record in enumerate(progress(records, desc="records", unit="image")):
+    for k, record in enumerate(tqdm(records, desc="records", unit="image", delay=1, leave=False)):
         weights.add(k, record)
         for name, values in numbers_of(record, has_norm).items():
             if k == 0:

@@ -22,7 +22,6 @@ from diffattack.common.checkpoints import (
     weight_files,
 )
 from diffattack.common.device import check_compiler, compile_blocks
-from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import CheckpointError, InputError, note, one_line
 from diffattack.diffusion.checks import PARTS, check_parts, check_pipeline
 
@@ -43,7 +42,6 @@ def load_pipeline(
     On a CPU the networks are laid out channels-last: on two cores an iteration on the small model then took
     1.39 s instead of 1.54.
     """
-    mend_torchvision()
     folder, file = Path(path).is_dir(), path.endswith(".safetensors")
     if folder and not (Path(path) / "model_index.json").is_file():
         raise InputError(

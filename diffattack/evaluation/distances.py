@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from diffattack.classifiers.defences import split_name
 from diffattack.classifiers.registry import REGISTRY, load_classifier
-from diffattack.common.progress import progress
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.metrics import Quality, is_at_hand, means_of
 from diffattack.evaluation.statistics import Estimate
@@ -109,7 +109,7 @@ def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
     """
     count, distance = len(clean), 0.0
     starts = range(0, count, ROWS)
-    for row in progress(starts, desc="kernel distance", unit="block"):
+    for row in tqdm(starts, desc="kernel distance", unit="block", delay=1, leave=False):
         a, b = (features[row : row + ROWS].double() for features in (clean, other))
         for column in starts:
             x, y = (features[column : column + ROWS].double() for features in (clean, other))

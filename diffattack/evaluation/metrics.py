@@ -13,7 +13,6 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 
-from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import note, one_line
 from diffattack.data.contrast import change_where_smooth
 from diffattack.data.images import to_tensor
@@ -73,7 +72,6 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> float:
 @functools.cache
 def load_piq() -> ModuleType | None:
     """None where it cannot be imported, as without a torchvision that fits torch."""
-    mend_torchvision()  # which piq imports
     try:
         import piq
     except ImportError as error:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
 from diffattack.common.errors import note
 from diffattack.common.parallel import end_with_parent, interrupts_held
-from diffattack.common.progress import progress
 from diffattack.data.images import read_pair, replacing, write_image
 from diffattack.data.records import ANALYSIS, ImageRecord, Run
 from diffattack.data.sample import FIGURE_IMAGES, Sample, choose
@@ -215,7 +215,7 @@ def draw_folders(
     context, processes = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16, len(work))
     pool = ProcessPoolExecutor(processes, context, initializer=end_with_parent)
     try:
-        with progress(total=len(work) + len(runs), desc="figures", unit="set") as bar:
+        with tqdm(total=len(work) + len(runs), desc="figures", unit="set", delay=1, leave=False) as bar:
             with interrupts_held():  # submitting starts the processes
                 submitted = [pool.submit(*each) for each in work]
             for run in runs:

@@ -20,8 +20,8 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from diffattack.common.progress import progress
 from diffattack.data.images import delete_abandoned, read_pair, replacing
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
 from diffattack.data.summaries import timestep_rows, timestep_shares
@@ -130,7 +130,7 @@ def scripts_of(run: Run, models: Sequence[str], is_small: bool) -> Iterator[tupl
     """
     rows, classes, measures = [], {}, []
     budget = min(LARGEST_SHARE, PICTURES_BUDGET // len(run.records)) if is_small else None
-    with progress(total=len(run.records), desc="page", unit="image") as bar:
+    with tqdm(total=len(run.records), desc="page", unit="image", delay=1, leave=False) as bar:
         rows_of_images = run.rows
         for number, start in enumerate(range(0, len(run.records), EACH)):
             images = []

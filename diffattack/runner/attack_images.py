@@ -21,8 +21,8 @@ from diffattack.attacks.pixel import GivenImages, PixelAttack
 from diffattack.classifiers.registry import joined_names
 from diffattack.common.counting import Cost, measured
 from diffattack.common.device import free_memory
+from diffattack.common.distributed import this_process
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, RunError
-from diffattack.common.launched import launched
 from diffattack.common.parallel import run_in_processes, tell_parent, threads_of_each
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
@@ -82,7 +82,7 @@ def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[I
         print(f"going on with an earlier run: {whole - left} of {whole} images are done", file=sys.stderr)
     if not left:
         return 0
-    place = launched().on_its_machine
+    place = this_process().local_rank
     with tqdm(total=whole, initial=whole - left, desc="images", unit="image", position=place) as bar:
         shared = [job for job in jobs if job.options.processes > 1 and unattempted(items, job.layout)]
         if shared:

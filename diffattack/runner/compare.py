@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from diffattack.attacks.names import OURS, attack_names, parse_attack
+from diffattack.common.distributed import this_process
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
-from diffattack.common.launched import launched
 from diffattack.evaluation.human_study import KEY, read_study
 from diffattack.evaluation.sweep import Sweep, parse_sweep
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
@@ -111,7 +111,7 @@ def check_options(options: CompareOptions) -> None:
     for name in OF_MAIN:
         if getattr(options, name) != Options.__dataclass_fields__[name].default:
             raise InputError(f"--{name} is for main.py; a comparison takes --modes or --attacks")
-    if not launched().is_alone:
+    if this_process().world_size > 1:
         raise InputError("accelerate launch is for main.py; a comparison takes --processes and --shard")
     if options.attacks and options.modes != parse_modes(DEFAULT_MODES):
         raise InputError("--modes are of one attack, --attacks compares several; give one of them")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from diffattack.common.progress import progress
+from tqdm import tqdm
+
 from diffattack.data.dataset import Item
 from diffattack.data.images import Pictures
 from diffattack.data.records import ANALYSIS, Run, json_text, read_run
@@ -99,7 +100,7 @@ class Compared:
 
 def curve_of_attack(name: str, job: Job, items: Sequence[Item], evaluation: Evaluation) -> list[CurvePoint]:
     """Of parts of each picture's change."""
-    with progress(total=len(items), desc=f"parts of the change, {name}", unit="image") as bar:
+    with tqdm(total=len(items), desc=f"parts, {name}", unit="image", delay=1, leave=False) as bar:
 
         def chunks() -> Iterator[Pictures]:
             for start in range(0, len(items), CHUNK):

@@ -18,12 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from diffattack import ROOT
 from diffattack.classifiers.identity import difference
 from diffattack.classifiers.registry import joined_names
 from diffattack.common.errors import InputError, RecordError, RunError, note
-from diffattack.common.progress import progress
 from diffattack.data.dataset import Item
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
 from diffattack.data.layout import Layout
@@ -243,7 +243,8 @@ def drop_unusable(layout: Layout, items: Sequence[Item], identity: str, masks: d
     for place in {layout.folder, *layout.places}:
         delete_abandoned(place)
     finished = layout.finished([item.index for item in items])
-    with progress([item for item in items if item.index in finished], desc="checked", unit="image") as bar:
+    here = [item for item in items if item.index in finished]
+    with tqdm(here, desc="checked", unit="image", delay=1, leave=False) as bar:
         for item in bar:
             reason = reason_to_make_again(layout, item, identity, masks.get(item.index))
             if reason:

@@ -13,7 +13,7 @@ import torch
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import undefended
-from diffattack.common.launched import launched
+from diffattack.common.distributed import this_process
 from diffattack.common.parallel import import_ahead, processes_for
 from diffattack.data.dataset import Item
 from diffattack.data.layout import Layout
@@ -40,7 +40,6 @@ from diffattack.runner.setup import (
 
 # by each process of a CPU: reading and compiling all of this takes longer than to attack a picture
 NEEDED = (
-    "diffattack.common.torchvision",
     "diffattack.runner.attack_images",
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
@@ -169,7 +168,7 @@ def count_processes(options: Options, device: torch.device, images: int) -> int:
         return 1
     if options.processes is not None:
         return min(options.processes, images)
-    alone = launched().processes > 1 or device.type != "cpu" or (options.batch_size or 1) > 1
+    alone = this_process().world_size > 1 or device.type != "cpu" or (options.batch_size or 1) > 1
     files = checkpoint_files(options)
     if alone or options.merge or not files:  # a model of the hub, of unknown size
         return 1

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from diffattack.classifiers.defences import needs_diffusion, split_name
 from diffattack.common.device import set_up
-from diffattack.common.environment import mend_torchvision
 from diffattack.common.parallel import import_ahead, processes_for, run_in_processes, tell_parent
-from diffattack.common.progress import progress
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
@@ -32,7 +31,7 @@ from diffattack.runner.setup import Experiment
 
 CHUNK = 16  # images that are judged together
 BYTES_EACH = 1_500_000_000  # of a process that judges
-NEEDED = ("diffattack.common.torchvision", "diffattack.runner.judge", "torchmetrics.functional.image")
+NEEDED = ("diffattack.runner.judge", "torchmetrics.functional.image")
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def judges_of(
 
 
 def unjudged(files: PictureFiles, items: Sequence[Item], judges: Judges) -> list[Item]:
-    with progress(items, desc="looked at", unit="image") as bar:
+    with tqdm(items, desc="looked at", unit="image", delay=1, leave=False) as bar:
         return [item for item in bar if files.judged(item, judges) is None]
 
 
@@ -150,7 +149,7 @@ def judge_all(
     left = unjudged(files, items, judges)
     by_memory = processes_for(len(left), BYTES_EACH) if judges.device.type == "cpu" else 1
     processes = options.processes or by_memory
-    with progress(total=len(left), desc="judged", unit="image") as bar:
+    with tqdm(total=len(left), desc="judged", unit="image", delay=1, leave=False) as bar:
         if processes > 1 and len(left) > CHUNK:
             for name in judges.names:  # what they are is known before others load them
                 experiment.identity(split_name(name)[0])
@@ -165,7 +164,6 @@ def judge_all(
 
 def judge_part(experiment: Experiment, options: Options, files: PictureFiles, items: Sequence[Item]) -> None:
     """What one of several processes does."""
-    mend_torchvision()
     set_up(experiment.device)
     judge_images(files, items, judges_of(experiment, options), tell_parent)
 
@@ -177,7 +175,7 @@ def add_up(
     k-th of them.
     """
     columns = Columns(len(items), files.layout.folder)
-    with progress(items, desc="added up", unit="image") as bar:
+    with tqdm(items, desc="added up", unit="image", delay=1, leave=False) as bar:
         for item in bar:
             columns.add(files.judged(item, judges))
     judged, (labels, targets) = columns.of_all(), labels_and_targets(items)

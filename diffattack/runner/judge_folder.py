@@ -10,11 +10,10 @@ from pathlib import Path
 
 from natsort import natsorted
 from PIL import Image
+from tqdm import tqdm
 
 from diffattack.common.device import resolve_device, resolve_dtype
-from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError
-from diffattack.common.progress import progress
 from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of
 from diffattack.data.labels import Labels, check_target
 from diffattack.data.layout import SUBFOLDERS, Layout
@@ -33,7 +32,6 @@ def judge_folder(options: Options) -> int:
     """Judges an output folder, of this tool or of the original, and writes evaluation.json, .csv and
     .txt; returns the exit code.
     """
-    mend_torchvision()
     pairs = list_pairs(options.images_root)
     class_names = class_names_of(options)
     items = label_pairs(options, [clean for clean, *_ in pairs], class_names)
@@ -105,7 +103,7 @@ def list_pairs(folder: Path) -> list[tuple[Path, ...]]:
 def side_of(paths: Sequence[Path]) -> int:
     """The side of all pictures, which are squares of one size."""
     sizes: dict[tuple[int, int], Path] = {}
-    for path in progress(paths, desc="looked at", unit="image"):
+    for path in tqdm(paths, desc="looked at", unit="image", delay=1, leave=False):
         try:
             with Image.open(path) as image:
                 sizes.setdefault(image.size, path)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from attentionControl import make_controller
-from diffattack.common.launched import launched
+from diffattack.common.distributed import this_process
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_row, read_run, read_state
@@ -140,7 +140,7 @@ def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item], 
             f"of which the last adds up; the same command with --merge adds up what there is"
         )
         print("\n".join(lines))
-    return bool(left or others) or (worked_on == 0 and launched().process > 0)
+    return bool(left or others) or (worked_on == 0 and this_process().rank > 0)
 
 
 def means_of(rows: Sequence[dict]) -> dict[str, object]:

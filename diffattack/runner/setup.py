@@ -24,9 +24,8 @@ from diffattack.classifiers.defences import check_defence, needs_diffusion, spli
 from diffattack.classifiers.identity import check_unchanged
 from diffattack.classifiers.registry import check_distinct, load_classifier
 from diffattack.common.device import process_device, resolve_device, resolve_dtype, set_up
-from diffattack.common.environment import mend_torchvision
+from diffattack.common.distributed import check_alone, this_process
 from diffattack.common.errors import InputError, RecordError, note
-from diffattack.common.launched import check_alone, launched
 from diffattack.data.class_names import read_class_names
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import PRESETS, Item, labels_and_targets, read_dataset
@@ -97,7 +96,6 @@ class Experiment:
     def identity(self, name: str) -> dict:
         """Of a classifier without defences, which is loaded if it has not been."""
         if name not in self.identities:
-            mend_torchvision()
             self.load_classifier(name, head=self.options.classifier_head)
         return self.identities[name]
 
@@ -160,7 +158,7 @@ def read_experiment(options: Options) -> Experiment:
     class_names = class_names_of(options)
     items = read_items(options, class_names)
     check_inputs(options, [item.path for item in items])
-    alone = launched().processes == 1
+    alone = this_process().world_size == 1
     resolved = resolve_device(options.device if alone else process_device(options.device))
     dtype = resolve_dtype(options.dtype, resolved)
     masks = {} if options.mask_root is None else masks_of(options.mask_root, options.images_root, items)
@@ -173,7 +171,6 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
     Transfer classifiers are loaded, too, so that what is wrong with them is said before the attack.
     """
     options, head = experiment.options, experiment.options.classifier_head
-    mend_torchvision()
     torch.manual_seed(options.seed)
     set_up(experiment.device)
     others = {
@@ -280,10 +277,10 @@ class OtherPictures:
 
 def share_of(items: Sequence[Item], part: int, parts: int) -> list[Item]:
     """The images of this process, of as many parts; it says how many, where a launcher started several."""
-    mine, start = [item for item in items if item.index % parts == part], launched()
-    if start.processes > 1:
+    mine, start = [item for item in items if item.index % parts == part], this_process()
+    if start.world_size > 1:
         print(
-            f"process {start.process} of {start.processes}: {len(mine)} of {len(items)} images are its part",
+            f"process {start.rank} of {start.world_size}: {len(mine)} of {len(items)} images are its part",
             file=sys.stderr,
         )
     return mine
@@ -296,7 +293,7 @@ def check_shards(options: Options, weight_modes: Sequence[str]) -> tuple[int, in
     Raises:
         InputError: --shard is none, or does not go with --overwrite or one of the weight modes.
     """
-    processes, process = launched().processes, launched().process
+    process, processes, _ = this_process()
     match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
     if not match or not int(match[1]) < int(match[2]):
         raise InputError(f"--shard is {options.shard!r}; expected K/N with K from 0 to N - 1, such as 0/8")
@@ -327,6 +324,8 @@ def clean_accuracies(
     predictions, indices = predict_clean(items, classifiers, options.res, experiment.device, head)
     others = readings(experiment.items, names, options.images_root, options.label_path, options.label_base)
     labels = [item.labels for item in experiment.items]
+    if not indices:  # none of them can be read, which is reported where they are attacked
+        return []
     return [
         clean_accuracy(name, predicted, indices, labels, others, len(names), head)
         for name, predicted in zip(options.model_name, predictions)

@@ -6,7 +6,8 @@ import sys
 import pytest
 from conftest import MAIN, ROOT, flags, run
 
-from diffattack.common.launched import Launched, LauncherError, launched
+from diffattack.common.distributed import Process, this_process
+from diffattack.common.errors import InputError
 from diffattack.common.parallel import available_cores, threads_of_each
 from diffattack.options import Options
 from diffattack.runner.setup import check_shards
@@ -24,52 +25,54 @@ def environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "variables, found",
+    "variables, process",
     [
-        ({}, Launched(0, 1)),
-        ({"LOCAL_RANK": "3"}, Launched(0, 1)),
-        ({"WORLD_SIZE": "1"}, Launched(0, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, Launched(0, 1)),
-        ({"RANK": "2", "WORLD_SIZE": "4"}, Launched(2, 4)),
-        ({"RANK": "", "WORLD_SIZE": ""}, Launched(0, 1)),
-        ({"LOCAL_RANK": ""}, Launched(0, 1)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Launched(5, 8, 1)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": ""}, Launched(5, 8, 0)),
+        ({}, Process(0, 1)),
+        ({"LOCAL_RANK": "3"}, Process(0, 1)),
+        ({"WORLD_SIZE": "1"}, Process(0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Process(0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, Process(2, 4)),
+        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, Process(0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(5, 8, 1)),
     ],
 )
-def test_which_process_this_is(environment, variables, found):
+def test_which_process_this_is(environment, variables, process):
     environment(**variables)
-    assert launched() == found
+    assert this_process() == process
 
 
 @pytest.mark.parametrize(
-    "variables, message",
+    "variables",
     [
-        ({"RANK": "1"}, "has RANK=1 but no WORLD_SIZE"),
-        ({"WORLD_SIZE": "2"}, "has WORLD_SIZE=2 but no RANK"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2, WORLD_SIZE=2, but processes count from 0"),
-        ({"RANK": "-1", "WORLD_SIZE": "2"}, "are no numbers"),
-        ({"RANK": "a", "WORLD_SIZE": "2"}, "are no numbers"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "processes count from 0"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK=x, which is no number"),
+        {"RANK": "1"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x"},
     ],
 )
-def test_variables_that_do_not_fit_together(environment, data, tmp_path, variables, message):
+def test_variables_that_do_not_fit_together(environment, variables):
     environment(**variables)
-    with pytest.raises(LauncherError, match=message):
-        launched()
+    name, value = list(variables.items())[-1]
+    with pytest.raises(InputError, match=f"the environment has .*{name}={value}, which do not fit together"):
+        this_process()
+
+
+def test_variables_that_do_not_fit_are_one_line_and_leave_nothing(environment, data, tmp_path):
+    environment(RANK="a", WORLD_SIZE="2")
     result = run([*MAIN, *flags(data, tmp_path / "out")])
-    assert (
-        result.returncode == 2 and result.stderr.count("\n") == 1 and message.split(",")[0] in result.stderr
-    )
-    assert not (tmp_path / "out").exists()
+    assert result.returncode == 2 and not (tmp_path / "out").exists()
+    environment(RANK="0", WORLD_SIZE="0")
+    result = run([*MAIN, *flags(data, tmp_path / "out")])
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "WORLD_SIZE=0" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_processes_that_know_nothing_of_each_other_are_refused(environment, monkeypatch, name):
     environment()
     monkeypatch.setenv(name, "4")
-    with pytest.raises(LauncherError, match=f"started 4 processes .{name}.*--shard K/4"):
+    with pytest.raises(InputError, match=f"started 4 processes .{name}.*--shard K/4"):
         check_shards(Options(), ["fixed"])
     assert check_shards(Options(shard="1/4"), ["fixed"]) == (1, 4)
     environment(RANK="2", WORLD_SIZE="4")
@@ -107,3 +110,9 @@ def test_bars_have_no_lock_that_outlives_their_process():
     locks = "import diffattack.common.environment, tqdm; print(type(tqdm.tqdm.get_lock()).__module__)"
     shown = subprocess.run([sys.executable, "-c", locks], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.strip() == "_thread"
+
+
+def test_a_closed_standard_stream_is_refused():
+    command = f"{sys.executable} main.py --help <&-"
+    shown = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 2 and shown.stdout == "" and shown.stderr.count("\n") == 1
