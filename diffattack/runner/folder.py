@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from diffattack import ROOT
-from diffattack.classifiers.identity import difference
+from diffattack.classifiers.checks import difference
 from diffattack.classifiers.registry import joined_names
 from diffattack.common.errors import InputError, RecordError, RunError, note
 from diffattack.common.progress import progress
