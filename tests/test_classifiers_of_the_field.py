@@ -136,14 +136,6 @@ def test_a_file_of_the_user_may_use_our_modules(tmp_path):
     check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
 
 
-def test_a_file_beside_another_attack_is_refused(tmp_path):
-    """The original DiffAttack has a module of this name, and code beside it may mean that one."""
-    (tmp_path / "attentionControl.py").write_text("")
-    (tmp_path / "mine.py").write_text(HEADER + NETWORK + "def build():\n    return net()\n")
-    with pytest.raises(ClassifierError, match="attentionControl.py beside it has the name of a module"):
-        load_classifier(f"{tmp_path / 'mine.py'}:build", 10, 96)
-
-
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -17,7 +17,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch.fx.experimental.optimization import fuse
 
-from diffattack import METHOD, ROOT
+from diffattack import METHOD
 from diffattack.classifiers.preprocessing import Preprocessed, from_processor, from_timm
 from diffattack.common.checkpoints import check_loaded, check_weights, stay_offline_if_out_of_reach
 from diffattack.data.classes import IMAGENET_CLASSES
@@ -138,23 +138,12 @@ class Program(torch.nn.Module):
         return self.callables[images.device](images)
 
 
-class Script(torch.nn.Module):
-    """A program of TorchScript, which bears no hooks itself."""
-
-    def __init__(self, program: torch.jit.ScriptModule):
-        super().__init__()
-        self.program = program
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.program(images)
-
-
 def program_classifier(path: str) -> torch.nn.Module:
     """A program that maps images `(B, 3, H, W)` in [0, 1] to logits, known by what is in its file."""
     with zipfile.ZipFile(path) as file:
         names = file.namelist()
     if any("/code/" in name for name in names):
-        return Script(torch.jit.load(path, map_location="cpu"))
+        return torch.jit.load(path, map_location="cpu")
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         return Program(torch.export.load(path))
     raise ValueError("it has weights and no network in it")
@@ -166,8 +155,8 @@ def weights_of(classifier: torch.nn.Module) -> Iterator[torch.Tensor]:
     for module in classifier.modules():
         if isinstance(module, Program):
             held += [*module.program.state_dict.values(), *module.program.constants.values()]
-        elif isinstance(module, Script):
-            held += module.program.code_with_constants[1].const_mapping.values()
+        elif isinstance(module, torch.jit.ScriptModule) and hasattr(module, "forward"):
+            held += module.code_with_constants[1].const_mapping.values()
     return (value for value in held if isinstance(value, torch.Tensor))
 
 
@@ -186,6 +175,21 @@ def code_classifier(path: str, function: str) -> torch.nn.Module:
     return UserCode(classifier.module if is_parallel else classifier, place)
 
 
+def load_function(path: str, function: str) -> tuple[Callable, UserFile]:
+    """A function in a file of the user's, and where it is to be called; raises whatever the file does."""
+    file = Path(path).resolve()
+    place = UserFile(file.parent)
+    specification = importlib.util.spec_from_file_location(f"{file.stem} of {file.parent}", file)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # for dataclasses
+    with place.entered():
+        specification.loader.exec_module(module)
+    found = getattr(module, function)
+    if not callable(found):
+        raise TypeError(f"{function} is no function")
+    return found, place
+
+
 class UserCode(torch.nn.Module):
     """A classifier that code of the user's made, called where its own modules are in place, since it may
     import some only then.
@@ -201,53 +205,30 @@ class UserCode(torch.nn.Module):
             return self.classifier(images)
 
 
-def load_function(path: str, function: str) -> tuple[Callable, UserFile]:
-    """A function in a file of the user's, and where it is to be called; raises whatever the file does."""
-    place = UserFile(Path(path).resolve())
-    with place.entered():
-        found = getattr(place.execute(), function)
-    if not callable(found):
-        raise TypeError(f"{function} is no function")
-    return found, place
-
-
 class UserFile:
-    """A file of the user's, loaded by its path and run as `python FILE` would run it: what lies beside it can
-    be imported by its name. Two files that have helpers of one name have each its own.
+    """A file of the user's, which finds what lies beside it by its name, as `python FILE` would. Two files
+    that have helpers of one name have each its own.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.modules: dict[str, object] = {}  # the helpers that have been imported
-
-    def execute(self) -> object:
-        """The file's module."""
-        beside = [name for name in METHOD if (self.file.parent / f"{name}.py").is_file()]
-        if beside and self.file.parent != ROOT:
-            raise ImportError(f"{beside[0]}.py beside it has the name of a module of ours; move one of them")
-        specification = importlib.util.spec_from_file_location(f"{self.file.stem} of a user", self.file)
-        module = importlib.util.module_from_spec(specification)
-        self.modules[specification.name] = sys.modules[specification.name] = module  # for dataclasses
-        specification.loader.exec_module(module)
-        return module
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Inside, names mean what they mean to the user's file."""
-        path = sys.path
-        sys.path = [str(self.file.parent), *path]
+        path, before = sys.path, set(sys.modules)
+        sys.path = [str(self.folder), *path]
         sys.modules.update(self.modules)
-        count = len(sys.modules)
         try:
             yield
         finally:
             sys.path = path
-            # of thousands of modules, hundreds of times an image, those that are new alone
-            for name in [*self.modules, *filter(self.lies_beside, list(sys.modules)[count:])]:
-                self.modules[name] = sys.modules.pop(name, self.modules.get(name))
+            for name in filter(self.lies_beside, set(sys.modules) - before):
+                self.modules[name] = sys.modules.pop(name)
 
     def lies_beside(self, name: str) -> bool:
         """Whether a module, or the package that it lies in, is one of those beside the file."""
-        top, folder = name.partition(".")[0], self.file.parent
-        is_beside = (folder / f"{top}.py").is_file() or (folder / top).is_dir()
+        top = name.partition(".")[0]
+        is_beside = (self.folder / f"{top}.py").is_file() or (self.folder / top).is_dir()
         return is_beside and top not in ("diffattack", *METHOD)

@@ -196,7 +196,7 @@ def in_order(
             note(f"{name} has one output for two classes: it is the logit of {told} against the other")
             return Ordered(classifier, [1 - named[0], named[0]], is_binary=True)
     if outputs != count:
-        called = f", called {own_names[0]!r}," if own_names and outputs == 1 else ""
+        called = f", called {own_names[0]!r}" if own_names and outputs == 1 else ""
         raise ClassifierError(
             f"classifier {name!r} has {outputs} outputs{called}, but there are {count} classes; give "
             f"--captions with a line for each of its outputs, or another classifier"
