@@ -49,11 +49,11 @@ def load_pipeline(
     mend_torchvision()
     is_folder, is_file = (Path(path) / "model_index.json").is_file(), path.endswith(".safetensors")
     is_known = Path(path).is_file() if is_file else is_folder or re.fullmatch(r"[\w.-]+/[\w.-]+", path)
-    wanted = (
-        "a folder in diffusers format, with model_index.json and safetensors weights, a .safetensors file"
-    )
     if not is_known or Path(path).is_dir() and not is_folder:
-        raise InputError(f"--pretrained_diffusion_path: {path!r} is none; give {wanted}, or a hub id")
+        raise InputError(
+            f"--pretrained_diffusion_path: {path!r} is no folder with a model_index.json, no .safetensors file "
+            f"and no hub id"
+        )
     is_here = is_folder or is_file
     quiet(with_downloads=not is_here)
     try:
@@ -72,8 +72,8 @@ def load_pipeline(
     except Exception as error:
         where = "cannot be loaded" if is_here else "is no folder here, and the hub did not give it"
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 300)}); give {wanted}, or a "
-            f"hub id"
+            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give a folder in diffusers "
+            f"format with safetensors weights"
         ) from None
     if device.type == "cpu":
         pipeline.unet.to(memory_format=torch.channels_last)
