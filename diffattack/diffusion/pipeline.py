@@ -51,8 +51,8 @@ def load_pipeline(
     is_known = Path(path).is_file() if is_file else is_folder or re.fullmatch(r"[\w.-]+/[\w.-]+", path)
     if not is_known or Path(path).is_dir() and not is_folder:
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} is no folder with a model_index.json, no .safetensors file "
-            f"and no hub id"
+            f"--pretrained_diffusion_path: {path!r} is no folder with a model_index.json, no .safetensors "
+            f"file and no hub id"
         )
     is_here = is_folder or is_file
     quiet(with_downloads=not is_here)
@@ -72,8 +72,8 @@ def load_pipeline(
     except Exception as error:
         where = "cannot be loaded" if is_here else "is no folder here, and the hub did not give it"
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give a folder in diffusers "
-            f"format with safetensors weights"
+            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give a folder in "
+            f"diffusers format with safetensors weights"
         ) from None
     if device.type == "cpu":
         pipeline.unet.to(memory_format=torch.channels_last)
