@@ -56,36 +56,52 @@ def precision_of(classifier: torch.nn.Module) -> torch.dtype:
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
+def rounding(classifier: torch.nn.Module, in_float: float) -> float:
+    """How far answers may differ by arithmetic."""
+    return HALF if precision_of(classifier) in (torch.float16, torch.bfloat16) else in_float
+
+
 def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -> tuple[torch.nn.Module, int]:
     """A classifier, adapted where it needs another precision or one image at a time, and how many outputs it
     has.
 
     Raises:
         ClassifierError: it fails on images of that side, returns something else than finite logits, has no
-            gradient where it is attacked, or says of an image in a batch what it does not say of it alone.
+            gradient where it is attacked, or says of an image in a batch what it does not say of it alone,
+            unless it draws random numbers, of which `warnings_about_outputs` tells.
     """
     images, dtype = fixed_images(side)[ORDER].requires_grad_(attacked), precision_of(classifier)
-    whole = classifier if dtype == torch.float32 else Adapted(classifier, dtype)
+    whole, who = classifier if dtype == torch.float32 else Adapted(classifier, dtype), f"classifier {name!r}"
     try:
-        answers = answers_of(whole, images)
+        together, *alone = answers_of(whole, images)
     except Exception as error:  # networks raise whatever their code makes them
         try:
             whole = Adapted(classifier, dtype, one_by_one=True)
-            answers = answers_of(whole, images)
+            together, *alone = answers_of(whole, images)
         except Exception:
             raise ClassifierError(
-                f"classifier {name!r} fails on images {tuple(images.shape)} in [0, 1] ({one_line(error)}); "
-                f"it must take any number of that size: resize inside it, or give its own as --res"
+                f"{who} fails on images {tuple(images.shape)} in [0, 1] ({one_line(error)}); it must "
+                f"take any number of that size: resize inside it, or give its own as --res"
             ) from None
-    for outputs, count in zip(answers, (len(images), 1, 1)):
-        check_logits(f"classifier {name!r}", outputs, count)
-    if attacked and not has_gradient(answers[0], images):
+    for outputs, count in zip((together, *alone), (len(images), 1, 1)):
+        check_logits(who, outputs, count)
+    chosen = together.float().log_softmax(-1)[:, 0].sum()
+    has_graph = attacked and together.requires_grad
+    if attacked and not (has_graph and torch.autograd.grad(chosen, images, allow_unused=True)[0] is not None):
         raise ClassifierError(
-            f"classifier {name!r} has no gradient at the image, so that it cannot be attacked: look for "
+            f"{who} has no gradient at the image, so that it cannot be attacked: look for "
             f"torch.no_grad, inference_mode, detach or NumPy inside it"
         )
-    check_batches(name, whole, images, *answers)
-    return whole, answers[0].shape[1]
+    with torch.no_grad():
+        change, tolerance = change_of(torch.cat(alone)[ORDER], together), rounding(classifier, OTHER_SIZE)
+        is_random = change > tolerance and change_of(together, answer(whole, images, seed=1)) > tolerance
+    if change > tolerance and not is_random:
+        raise ClassifierError(
+            f"{who} says something else of an image with others beside it than without, by "
+            f"{100 * change:.2g} % of its largest logit; put it into eval mode, before it is exported, too, "
+            f"with nothing inside that normalises over the batch"
+        )
+    return whole, together.shape[1]
 
 
 def answers_of(classifier: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -112,35 +128,6 @@ def shown(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype}"
     return f"an object of type {type(value).__name__}"
-
-
-def has_gradient(outputs: torch.Tensor, images: torch.Tensor) -> bool:
-    """Whether the images' logits have one at them."""
-    if not outputs.requires_grad:
-        return False
-    chosen = outputs.float().log_softmax(-1)[:, 0].sum()
-    return torch.autograd.grad(chosen, images, allow_unused=True)[0] is not None
-
-
-@torch.no_grad()
-def check_batches(
-    name: str, classifier: torch.nn.Module, images: torch.Tensor, together: torch.Tensor, *alone: torch.Tensor
-) -> None:
-    """Compares the logits of images in `ORDER` with those of either alone; not of a classifier that draws
-    random numbers, of which `warnings_about_outputs` tells.
-
-    Raises:
-        ClassifierError: they differ.
-    """
-    half = precision_of(classifier) in (torch.float16, torch.bfloat16)
-    tolerance = HALF if half else OTHER_SIZE
-    change = change_of(torch.cat(alone)[ORDER], together)
-    if change > tolerance and change_of(together, answer(classifier, images, seed=1)) <= tolerance:
-        raise ClassifierError(
-            f"classifier {name!r} says something else of an image with others beside it than without, by "
-            f"{100 * change:.2g} % of its largest logit; put it into eval mode, before it is exported, too, "
-            f"with nothing inside that normalises over the batch"
-        )
 
 
 def comparable(logits: torch.Tensor) -> torch.Tensor:
@@ -175,8 +162,7 @@ def identity_of(classifier: torch.nn.Module, side: int, is_embedded: bool) -> di
     logits, again = answer(classifier, images), answer(classifier, images)
     signs = torch.randint(0, 2, (NUMBERS, 2 * logits.numel()), generator=random).double() * 2 - 1
     numbers = [float(f"{sum_:.7g}") for sum_ in (signs @ comparable(logits.double()).flatten()).tolist()]
-    half = precision_of(classifier) in (torch.float16, torch.bfloat16)
-    tolerance = HALF if half else TOLERANCE
+    tolerance = rounding(classifier, TOLERANCE)
     return {
         "weights": "" if is_embedded else weights_digest(classifier),
         "answer": numbers if change_of(logits, again) <= tolerance else None,
@@ -196,21 +182,19 @@ def weights_digest(classifier: torch.nn.Module) -> str:
 
 def difference(known: dict | None, found: dict) -> str | None:
     """What of an identity is other than was known, None where nothing is."""
-    if known is None or known.get("diffusion") != found.get("diffusion"):
-        return "the diffusion model that its defence runs is another" if known else "it is not known any more"
+    if known is None:
+        return "it is not known any more"
+    if known.get("diffusion") != found.get("diffusion"):
+        return "the diffusion model that its defence runs is another"
     if known["weights"] != found["weights"]:
         return "its weights are others"
-    if (
-        known["answer"] is None or found["answer"] is None
-    ):  # random: of the same weights nothing more is known
-        return (
-            None if known["answer"] == found["answer"] else "it answers the same image always alike, or did"
-        )
-    furthest = max(abs(a - b) for a, b in zip(known["answer"], found["answer"]))
-    largest = max(map(abs, (*known["answer"], *found["answer"])))
-    if furthest > found["tolerance"] * largest:
-        return f"it answers otherwise with the same weights, by {100 * furthest / largest:.2g} %"
-    return None
+    before, now = known["answer"], found["answer"]
+    if before and now:
+        largest = max(map(abs, (*before, *now)))
+        same = max(abs(a - b) for a, b in zip(before, now)) <= found["tolerance"] * largest
+    else:  # random: of the same weights nothing more is known
+        same = before == now
+    return None if same else "it answers otherwise with the same weights"
 
 
 def check_unchanged(name: str, known: dict, found: dict) -> None:

@@ -241,9 +241,9 @@ class Defended(torch.nn.Module):
         self.needs_diffusion = any(defence.kind.needs_diffusion for defence in defences)
         self.restart()
 
-    def restart(self) -> None:
-        """The next pass is the first of an attack."""
-        self.passes = 0
+    def restart(self, passes: int = 0) -> None:
+        """An attack has looked at the images so many times before the next pass."""
+        self.passes = passes
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.attacked(images) if images.requires_grad else self.judged(images)
@@ -290,7 +290,7 @@ def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: int)
     """A classifier's logits in an attack that has looked at the images so many times before."""
     if not isinstance(classifier, Defended):
         return classifier(images)
-    classifier.passes = passes
+    classifier.restart(passes)
     try:
         return classifier(images)
     finally:
@@ -377,8 +377,7 @@ def kinds_of(names: Iterable[str]) -> list[Kind]:
 
 def attack_draws(defences: Iterable[str]) -> int:
     """In how many draws an iteration of an attack through these looks at an image, unless told otherwise."""
-    numbers = [check_defence(text)[0].attack_draws for text in defences]
-    return min(numbers, default=Kind.attack_draws)
+    return min((check_defence(text)[0].attack_draws for text in defences), default=Kind.attack_draws)
 
 
 def is_random(name: str) -> bool:

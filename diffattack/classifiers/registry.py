@@ -189,10 +189,11 @@ def in_order(
         note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
         classifier, outputs = Ordered(classifier, range(1, 1001)), 1000
         own_names = own_names and own_names[1:]
+    own_names = own_names if class_names and own_names and len(own_names) == outputs else None
     if (outputs, count) == (1, 2) and head.threshold is None:
-        named = [1] if not own_names or not class_names else places_of(own_names, class_names)
+        named = places_of(own_names, class_names) if own_names else [1]
         if len(named) == 1:
-            told = "the second class" if class_names is None else repr(class_names[named[0]])
+            told = repr(class_names[named[0]]) if class_names else "the second class"
             note(f"{name} has one output for two classes: it is the logit of {told} against the other")
             return Ordered(classifier, [1 - named[0], named[0]], is_binary=True)
     if outputs != count:
@@ -201,15 +202,15 @@ def in_order(
             f"classifier {name!r} has {outputs} outputs{called}, but there are {count} classes; give "
             f"--captions with a line for each of its outputs, or another classifier"
         )
-    if not own_names or not class_names or len(own_names) != count:
-        return classifier
-    order = permutation_of(own_names, class_names)
+    order = permutation_of(own_names, class_names) if own_names else range(count)
     if order is None:
         pairs = [(ours, theirs) for ours, theirs in zip(class_names, own_names) if ours != theirs]
         ours, theirs = next((pair for pair in pairs if not places_of(pair[1:], pair[:1])), pairs[0])
-        note(f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}; its "
-             f"outputs are taken as they come")  # fmt: skip
-    elif order != list(range(count)):
+        note(
+            f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}; its "
+            f"outputs are taken as they come"
+        )
+    elif list(order) != list(range(count)):
         note(f"{name} has the classes in another order than --captions; they are matched by their names")
         return Ordered(classifier, order)
     return classifier
