@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diffattack import METHOD
 from diffattack.classifiers.preprocessing import Preprocessed, from_processor, from_timm
@@ -36,29 +36,35 @@ def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
     return classifier
 
 
-def fused(network: EfficientNet) -> torch.nn.Module:
-    """An EfficientNet-Lite that computes the same in fewer steps: batch normalisation is part of the
+# of a block and of the whole network: which convolution feeds which normalisation, and nothing else
+PAIRS = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+PAIRS |= {"_conv_head": "_bn1"}
+
+
+def fused(network: EfficientNet) -> EfficientNet:
+    """The network itself, changed, computes the same in fewer steps: batch normalisation is part of the
     convolution before it, and padding that is as wide on all sides the convolution's own. On one core it
     takes 0.7 of the time, and keeps two thirds of the memory for the backward pass, a third with `frozen`.
     """
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if hasattr(child, "static_padding"):
-                setattr(parent, name, plain_convolution(child))
-            elif isinstance(child, torch.nn.ReLU6):
-                child.inplace = True
-    return fuse(network.eval())
+    for block in (network, *network._blocks):
+        for name, after in PAIRS.items():
+            if hasattr(block, name):
+                setattr(block, name, fused_convolution(getattr(block, name), getattr(block, after)))
+                setattr(block, after, torch.nn.Identity())
+    for module in network.modules():
+        if isinstance(module, torch.nn.ReLU6):
+            module.inplace = True
+    return network.eval()
 
 
-def plain_convolution(padded: torch.nn.Conv2d) -> torch.nn.Module:
-    """Torch's own convolution, with what pads its input in front where the sides differ."""
+def fused_convolution(padded: torch.nn.Conv2d, normalisation: torch.nn.BatchNorm2d) -> torch.nn.Module:
+    """Both as torch's own convolution, with what pads its input in front where the sides differ."""
     left, right, top, bottom = getattr(padded.static_padding, "padding", (0, 0, 0, 0))
     is_even = left == right and top == bottom
     shape = padded.in_channels, padded.out_channels, padded.kernel_size, tuple(padded.stride)
-    has_bias = padded.bias is not None
-    plain = torch.nn.Conv2d(*shape, (top, left) if is_even else 0, groups=padded.groups, bias=has_bias)
-    plain = plain.to(padded.weight.dtype)
-    plain.load_state_dict(padded.state_dict())
+    plain = torch.nn.Conv2d(*shape, (top, left) if is_even else 0, groups=padded.groups, bias=False)
+    plain.weight = padded.weight
+    plain = fuse_conv_bn_eval(plain.eval(), normalisation.eval())
     return plain if is_even else torch.nn.Sequential(padded.static_padding, plain)
 
 
