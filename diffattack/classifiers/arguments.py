@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from diffattack.classifiers.checks import check_logits, shown
 from diffattack.classifiers.defences import undefended
 from diffattack.common.frozen import frozen
 
@@ -20,18 +21,24 @@ SIDE, LEAST_SIDE = 32, 96
 ROUNDING = 1e-6  # by which a value may be outside [0, 1]
 
 
+def require(holds: bool, problem: str, expected: str, error: type[Exception] = ValueError) -> None:
+    """Raises an error where something does not hold."""
+    if not holds:
+        raise error(f"{problem}; expected {expected}")
+
+
 def checked_classifiers(
     classifier: torch.nn.Module | Sequence[torch.nn.Module], class_names: Sequence[str]
 ) -> list[torch.nn.Module]:
     """The classifiers of an attack, one or several."""
-    if isinstance(class_names, str):
-        raise TypeError(f"class_names is the text {class_names[:40]!r}; expected a name for each class")
+    is_text = isinstance(class_names, str)
+    require(not is_text, f"class_names is the text {class_names!r:.40}", "a name for each class", TypeError)
     classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else classifier
-    if not isinstance(classifiers, (list, tuple)) or not classifiers:
-        raise TypeError(f"classifier is {shown(classifier)}; expected a torch.nn.Module, or a list of them")
+    is_list = isinstance(classifiers, (list, tuple)) and len(classifiers) > 0
+    wanted = "a torch.nn.Module, or a list of them"
+    require(is_list, f"classifier is {shown(classifiers)}", wanted, TypeError)
     for one in classifiers:
-        if not isinstance(one, torch.nn.Module):
-            raise TypeError(f"classifier has {shown(one)} in it; expected a list of torch.nn.Module")
+        require(isinstance(one, torch.nn.Module), f"classifier has {shown(one)} in it", wanted, TypeError)
     return list(classifiers)
 
 
@@ -45,35 +52,33 @@ def checked_arguments(
     labels = checked_classes("labels", labels, len(images), classes)
     if targets is not None:
         targets = checked_classes("targets", targets, len(images), classes, may_be_none=True)
-        if targets.shape[1] > 1:
-            raise ValueError(f"targets are {tuple(targets.shape)}; expected one class for each image")
+        require(targets.shape[1] == 1, f"targets are {tuple(targets.shape)}", "one class for each image")
         own = ((targets == labels) & (targets >= 0)).any(1).nonzero().view(-1).tolist()
-        if own:
-            raise ValueError(f"targets: that of image {own[0]} is its own label; expected another class")
+        require(not own, f"targets: that of image {own[:1]} is its own label", "another class")
         targets = targets[:, 0]
     if masks is not None:
         expected = (len(images), 1, *images.shape[2:])
-        if not isinstance(masks, torch.Tensor) or masks.shape != expected:
-            raise ValueError(f"masks are {shown(masks)}; expected a tensor {expected} in [0, 1]")
+        is_mask = isinstance(masks, torch.Tensor) and masks.shape == expected
+        require(is_mask, f"masks are {shown(masks)}", f"a tensor {expected} in [0, 1]")
         check_range("masks", masks)
-    for classifier in attack.classifiers:
-        check_logits(undefended(classifier), images[:1].to(attack.device, attack.dtype), classes)
+    for network in map(undefended, attack.classifiers):
+        with torch.no_grad(), frozen(network):
+            logits = network(images[:1].to(attack.device, attack.dtype))
+        check_logits("classifier", logits, 1)
+        told = f"classifier has {logits.shape[1]} outputs, and class_names has {classes} names"
+        require(logits.shape[1] == classes, told, "a name for each output")
     return images, labels, targets, masks
 
 
 def checked_images(images: torch.Tensor) -> torch.Tensor:
     """Images without a graph, what rounding left outside [0, 1] put inside it."""
-    expected = "expected floats (B, 3, H, W) in [0, 1], before any normalisation"
-    if not isinstance(images, torch.Tensor) or not images.is_floating_point():
-        raise TypeError(f"images are {shown(images)}; {expected}")
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"images are {tuple(images.shape)}; {expected}")
+    is_float = isinstance(images, torch.Tensor) and images.is_floating_point()
+    fits = is_float and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
+    require(fits, f"images are {shown(images)}", "floats (B, 3, H, W) in [0, 1], before any normalisation")
     height, width = images.shape[2:]
-    if height != width or height % SIDE or height < LEAST_SIDE:
-        raise ValueError(
-            f"images are {height} x {width}; expected squares whose side is a multiple of {SIDE}, at least "
-            f"{LEAST_SIDE}"
-        )
+    fits = height == width and height % SIDE == 0 and height >= LEAST_SIDE
+    wanted = f"squares whose side is a multiple of {SIDE}, at least {LEAST_SIDE}"
+    require(fits, f"images are {height} x {width}", wanted)
     check_range("images", images)
     return images.detach().clamp(0, 1)
 
@@ -81,8 +86,8 @@ def checked_images(images: torch.Tensor) -> torch.Tensor:
 def check_range(name: str, values: torch.Tensor) -> None:
     """Raises ValueError for values outside [0, 1]."""
     least, most = values.amin().item(), values.amax().item()
-    if not -ROUNDING <= least <= most <= 1 + ROUNDING:  # nor if one is NaN
-        raise ValueError(f"{name} go from {least:g} to {most:g}; expected values in [0, 1]")
+    fits = -ROUNDING <= least <= most <= 1 + ROUNDING  # not if one is NaN
+    require(fits, f"{name} go from {least:g} to {most:g}", "values in [0, 1]")
 
 
 def checked_classes(
@@ -96,44 +101,19 @@ def checked_classes(
     try:
         rows = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} are {shown(values)}; expected integers (B,) or (B, L)") from None
-    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
-        raise TypeError(f"{name} are {rows.dtype}; expected integers (B,) or (B, L)")
-    if rows.ndim not in (1, 2) or len(rows) != images:
-        raise ValueError(f"{name} are {tuple(rows.shape)} for {images} images; expected (B,) or (B, L)")
+        rows = torch.tensor(torch.nan)
+    is_integer = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
+    require(is_integer, f"{name} are {shown(values)}", "integers (B,) or (B, L)", TypeError)
+    fits = rows.ndim in (1, 2) and len(rows) == images
+    require(fits, f"{name} are {tuple(rows.shape)} for {images} images", "integers (B,) or (B, L)")
     rows = rows.reshape(images, -1).long().cpu().clone()
     for k, row in enumerate(rows.tolist()):
         given = [value for value in row if value != -1]
         outside = [value for value in given if not 0 <= value < classes]
-        if outside or not (given or may_be_none):
-            what = outside[0] if outside else "none"
-            raise ValueError(f"{name}: image {k} has {what}; expected classes from 0 to {classes - 1}")
-        if len(set(given)) < len(given):
-            raise ValueError(f"{name}: image {k} has a class twice; expected indices of classes, not one-hot")
+        is_inside = not outside and (given or may_be_none)
+        told = f"{name}: image {k} has {outside[0] if outside else 'none'}"
+        require(is_inside, told, f"classes from 0 to {classes - 1}")
+        told = f"{name}: image {k} has a class twice"
+        require(len(set(given)) == len(given), told, "indices of classes, not one-hot")
         rows[k] = torch.tensor(given + [-1] * (len(row) - len(given)))  # those that are there in front
     return rows
-
-
-def check_logits(classifier: torch.nn.Module, image: torch.Tensor, classes: int) -> None:
-    """Raises TypeError or ValueError for a classifier that does not map an image `(1, 3, H, W)` to logits
-    `(1, classes)`.
-    """
-    with torch.no_grad(), frozen(classifier):
-        logits = classifier(image)
-    if not isinstance(logits, torch.Tensor):
-        raise TypeError(
-            f"classifier returns {shown(logits)}; expected a tensor of logits (B, classes): wrap it in a "
-            f"torch.nn.Module that returns that alone"
-        )
-    if logits.shape != (1, classes):
-        raise ValueError(
-            f"classifier returns {tuple(logits.shape)} for one image, and class_names has {classes} names; "
-            f"expected logits (B, classes) and a name for each of these classes"
-        )
-
-
-def shown(value: object) -> str:
-    """What an argument is, in a few words."""
-    if isinstance(value, torch.Tensor):
-        return f"a tensor {tuple(value.shape)} of {value.dtype}"
-    return f"an object of type {type(value).__name__}"

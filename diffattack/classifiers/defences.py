@@ -3,7 +3,7 @@
     from diffattack.classifiers.registry import load_classifier
     logits = load_classifier("efficientnet_lite1@jpeg:75")(images)      # images (B, 3, H, W) in [0, 1]
 
-A defence maps images to images; to add one, write such a class and its entry in DEFENCES. One that draws
+A defence maps images to images; to add one, write such a function and its entry in DEFENCES. One that draws
 random numbers is seen through the mean of its classifier's probabilities over several draws. Draws are the
 same for every image of a batch, so that images never influence each other, and the same whenever a picture
 is judged. An attack goes through all of them: through those without a useful gradient as if they were not
@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from diffattack.classifiers.certificates import certificate
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.common.errors import InputError
 from diffattack.data.contrast import blurred, gaussian_kernel
@@ -41,175 +40,125 @@ SEED = 0  # of the draws with which pictures are judged
 ATTACK_SEED, STOP_SEED = 1_000_004, 500_009
 
 
-class Defence(torch.nn.Module):
-    """Maps images `(B, 3, H, W)` in [0, 1] to the same."""
-
-    # of a random defence, as many as a picture is judged by, and an iteration of an attack looks through
-    draws, attack_draws = 1, 8
-    keeps_graph = True  # for the way back; else it is small, or computed anew by the defence itself
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        raise NotImplementedError
-
-
 def straight_through(images: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
     """`changed`, with the gradient of `images`."""
     return images + (changed - images).detach()
 
 
-class Jpeg(Defence):
+def jpeg(images: torch.Tensor, random: torch.Generator, quality: float) -> torch.Tensor:
     """Pillow's encoder at a quality."""
-
-    def __init__(self, quality: float):
-        super().__init__()
-        self.quality = int(quality)
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        decoded = [self.encoded(image) for image in images.detach()]
-        return straight_through(images, torch.stack(decoded).to(images))
-
-    def encoded(self, image: torch.Tensor) -> torch.Tensor:
-        pixels = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
-        return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float() / 255
+    decoded = [encoded(image, int(quality)) for image in images.detach()]
+    return straight_through(images, torch.stack(decoded).to(images))
 
 
-class Bits(Defence):
+def encoded(image: torch.Tensor, quality: int) -> torch.Tensor:
+    pixels = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float() / 255
+
+
+def bits(images: torch.Tensor, random: torch.Generator, number: float) -> torch.Tensor:
     """Fewer bits a channel (Xu, Evans and Qi, "Feature Squeezing", NDSS 2018)."""
-
-    def __init__(self, bits: float):
-        super().__init__()
-        self.levels = 2 ** int(bits) - 1
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        return straight_through(images, (images * self.levels).round() / self.levels)
+    levels = 2 ** int(number) - 1
+    return straight_through(images, (images * levels).round() / levels)
 
 
-class Blur(Defence):
+def blur(images: torch.Tensor, random: torch.Generator, sigma: float) -> torch.Tensor:
     """A Gaussian of a standard deviation in pixels, cut off at four of them; edges are mirrored."""
-
-    def __init__(self, sigma: float):
-        super().__init__()
-        self.register_buffer("kernel", gaussian_kernel(sigma), persistent=False)
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        return blurred(images, self.kernel)
+    return blurred(images, gaussian_kernel(sigma))
 
 
-class Median(Defence):
+def median(images: torch.Tensor, random: torch.Generator, side: float) -> torch.Tensor:
     """The median of K x K pixels, each channel by itself (Xu, Evans and Qi, 2018); edges are mirrored."""
-
-    def __init__(self, side: float):
-        super().__init__()
-        self.side = int(side)
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        half = self.side // 2
-        padded = F.pad(images.detach(), (half,) * 4, "reflect")
-        windows = padded.unfold(2, self.side, 1).unfold(3, self.side, 1)
-        return straight_through(images, windows.flatten(-2).median(-1).values)
+    side = int(side)
+    padded = F.pad(images.detach(), (side // 2,) * 4, "reflect")
+    windows = padded.unfold(2, side, 1).unfold(3, side, 1)
+    return straight_through(images, windows.flatten(-2).median(-1).values)
 
 
-class Resize(Defence):
+def resize(images: torch.Tensor, random: torch.Generator, smallest: float) -> torch.Tensor:
     """To a random side between F times its own and its own, and padded with zeros at random places (Xie et
     al., "Mitigating Adversarial Effects Through Randomization", ICLR 2018).
     """
-
-    draws = 10
-
-    def __init__(self, smallest: float):
-        super().__init__()
-        self.smallest = smallest
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        full = images.shape[-1]
-        side, left, top = self.draw(full, random)
-        small = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
-        return F.pad(small, (left, full - side - left, top, full - side - top))
-
-    def draw(self, full: int, random: torch.Generator) -> tuple[int, int, int]:
-        """Side, left and top of a draw."""
-
-        def below(count: int) -> int:
-            return int(torch.randint(count, (), generator=random))
-
-        least = math.ceil(self.smallest * full)
-        side = least + below(full - least + 1)
-        return side, below(full - side + 1), below(full - side + 1)
+    full = images.shape[-1]
+    side, left, top = place(full, random, smallest)
+    small = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return F.pad(small, (left, full - side - left, top, full - side - top))
 
 
-class Smoothing(Defence):
+def place(full: int, random: torch.Generator, smallest: float) -> tuple[int, int, int]:
+    """Side, left and top of a draw."""
+
+    def below(count: int) -> int:
+        return int(torch.randint(count, (), generator=random))
+
+    least = math.ceil(smallest * full)
+    side = least + below(full - least + 1)
+    return side, below(full - side + 1), below(full - side + 1)
+
+
+def smoothing(images: torch.Tensor, random: torch.Generator, sigma: float) -> torch.Tensor:
     """Gaussian noise; the class most often seen under it is the answer (Cohen, Rosenfeld and Kolter,
     "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019), see `Smoothed`.
     """
-
-    draws = 100
-
-    def __init__(self, sigma: float):
-        super().__init__()
-        self.sigma = sigma
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        return images + self.sigma * torch.randn(images.shape[1:], generator=random).to(images)
+    return images + sigma * torch.randn(images.shape[1:], generator=random).to(images)
 
 
-class Denoise(Defence):
+def denoise(images: torch.Tensor, random: torch.Generator, diffusion: LatentDiffusion) -> torch.Tensor:
     """The diffusion model's autoencoder alone: encoded and decoded."""
-
-    keeps_graph = False
-
-    def __init__(self, diffusion: LatentDiffusion):
-        super().__init__()
-        self.diffusion = [diffusion]  # in a list, so that its weights are not taken for the classifier's
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        (diffusion,) = self.diffusion
-        return diffusion.autoencoded(images.to(diffusion.dtype)).clamp(0, 1).to(images)
+    return diffusion.autoencoded(images.to(diffusion.dtype)).clamp(0, 1).to(images)
 
 
-class DiffPure(Denoise):
+def diffpure(
+    images: torch.Tensor, random: torch.Generator, timestep: float, diffusion: LatentDiffusion
+) -> torch.Tensor:
     """Noised to a timestep and denoised by the diffusion model, in DDIM steps of its own stride and without a
     prompt (Nie et al., "Diffusion Models for Adversarial Purification", ICML 2022).
     """
-
-    draws, attack_draws = 5, 4
-
-    def __init__(self, timestep: float, diffusion: LatentDiffusion):
-        super().__init__(diffusion)
-        self.timestep = int(timestep)
-
-    def forward(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        (diffusion,) = self.diffusion
-        noise = functools.partial(torch.randn, generator=random)
-        return diffusion.purified(images.to(diffusion.dtype), self.timestep, noise).clamp(0, 1).to(images)
+    noise = functools.partial(torch.randn, generator=random)
+    return diffusion.purified(images.to(diffusion.dtype), int(timestep), noise).clamp(0, 1).to(images)
 
 
 # ---------------------------------------------------------------- by name
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A defence by name: how it is made, and what its parameter may be."""
+class Kind:
+    """A defence by name: a function of images `(B, 3, H, W)` in [0, 1] to the same, and what it takes."""
 
-    make: type[Defence]
+    change: Callable[..., torch.Tensor]
     parameter: str | None = None  # its letter, and the numbers it takes
     holds: Callable[[float], bool] = lambda value: True
-    needs_diffusion: bool = False
+    # of a random defence, as many as a picture is judged by, and an iteration of an attack looks through
+    draws: int = 1
+    attack_draws: int = 8
+    needs_diffusion: bool = False  # which computes its own graph anew on the way back
 
 
-DEFENCES: dict[str, Entry] = {
-    "jpeg": Entry(Jpeg, "Q, a whole number from 1 to 100", lambda q: q == int(q) and 1 <= q <= 100),
-    "bits": Entry(Bits, "B, a whole number from 1 to 8", lambda b: b == int(b) and 1 <= b <= 8),
-    "blur": Entry(Blur, "S, pixels above 0 and up to 10", lambda s: 0 < s <= 10),
-    "median": Entry(Median, "K, an odd number from 3 to 15", lambda k: k % 2 == 1 and 3 <= k <= 15),
-    "resize": Entry(Resize, "F, above 0 and below 1", lambda f: 0 < f < 1),
-    "smoothing": Entry(Smoothing, "SIGMA, above 0 and up to 2", lambda s: 0 < s <= 2),
-    "denoise": Entry(Denoise, needs_diffusion=True),
-    "diffpure": Entry(
-        DiffPure, "T, a whole number from 1 to 999", lambda t: t == int(t) and 1 <= t <= 999, True
+DEFENCES: dict[str, Kind] = {
+    "jpeg": Kind(jpeg, "Q, a whole number from 1 to 100", lambda q: q == int(q) and 1 <= q <= 100),
+    "bits": Kind(bits, "B, a whole number from 1 to 8", lambda b: b == int(b) and 1 <= b <= 8),
+    "blur": Kind(blur, "S, pixels above 0 and up to 10", lambda s: 0 < s <= 10),
+    "median": Kind(median, "K, an odd number from 3 to 15", lambda k: k % 2 == 1 and 3 <= k <= 15),
+    "resize": Kind(resize, "F, above 0 and below 1", lambda f: 0 < f < 1, draws=10),
+    "smoothing": Kind(smoothing, "SIGMA, above 0 and up to 2", lambda s: 0 < s <= 2, draws=100),
+    "denoise": Kind(denoise, needs_diffusion=True),
+    "diffpure": Kind(
+        diffpure, "T, a whole number from 1 to 999", lambda t: t == int(t) and 1 <= t <= 999, 5, 4, True
     ),
 }
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A defence with its number and its diffusion model, as far as it has them."""
+
+    kind: Kind
+    arguments: tuple
+
+    def __call__(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        return self.kind.change(images, random, *self.arguments)
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
@@ -223,31 +172,30 @@ def split_name(name: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(parts)
 
 
-def check_defence(text: str) -> tuple[Entry, float | None]:
-    """The entry and the parameter of "jpeg:75".
+def check_defence(text: str) -> tuple[Kind, float | None]:
+    """The kind and the number of "jpeg:75".
 
     Raises:
-        InputError: it is unknown, or its parameter is none that it takes.
+        InputError: it is unknown, or its number is none that it takes.
     """
-    kind, _, number = text.partition(":")
-    if kind not in DEFENCES:
+    name, _, number = text.partition(":")
+    if name not in DEFENCES:
         known = (
             k if e.parameter is None else f"{k}:{e.parameter.split(',')[0]}" for k, e in DEFENCES.items()
         )
         raise InputError(f"unknown defence {text!r}; expected one of {', '.join(known)}")
-    entry = DEFENCES[kind]
-    if entry.parameter is None:
-        if number:
-            raise InputError(f"defence {text!r}: {kind} takes no number")
-        return entry, None
+    kind = DEFENCES[name]
+    if kind.parameter is None and not number:
+        return kind, None
     try:
         value = float(number)
-        fits = math.isfinite(value) and entry.holds(value)
+        fits = kind.parameter is not None and math.isfinite(value) and kind.holds(value)
     except ValueError:
         fits = False
     if not fits:
-        raise InputError(f"defence {text!r}: expected {kind}:{entry.parameter}")
-    return entry, value
+        expected = f"{name}:{kind.parameter}" if kind.parameter else f"{name}, which takes no number"
+        raise InputError(f"defence {text!r}: expected {expected}")
+    return kind, value
 
 
 def make_defence(text: str, diffusion: LatentDiffusion | None) -> Defence:
@@ -258,15 +206,11 @@ def make_defence(text: str, diffusion: LatentDiffusion | None) -> Defence:
     Raises:
         InputError: see `check_defence`; or it needs a diffusion model and there is none.
     """
-    entry, value = check_defence(text)
-    arguments = [] if value is None else [value]
-    if entry.needs_diffusion:
-        if diffusion is None:
-            raise InputError(
-                f"defence {text!r} needs a diffusion model; give one as --pretrained_diffusion_path"
-            )
-        arguments.append(diffusion)
-    return entry.make(*arguments)
+    kind, value = check_defence(text)
+    if kind.needs_diffusion and diffusion is None:
+        raise InputError(f"defence {text!r} needs a diffusion model; give one as --pretrained_diffusion_path")
+    numbers = () if value is None else (value,)
+    return Defence(kind, (*numbers, diffusion) if kind.needs_diffusion else numbers)
 
 
 # ---------------------------------------------------------------- in front of a classifier
@@ -291,14 +235,15 @@ class Defended(torch.nn.Module):
     ):
         super().__init__()
         self.head = head
-        self.classifier, self.defences = classifier, torch.nn.ModuleList(defences)
-        self.draws = max(defence.draws for defence in defences)
+        self.classifier, self.defences = classifier, tuple(defences)
+        self.draws = max(defence.kind.draws for defence in defences)
         self.attack_draws = attack_draws if self.draws > 1 else 1
+        self.needs_diffusion = any(defence.kind.needs_diffusion for defence in defences)
         self.restart()
 
-    def restart(self) -> None:
-        """The next pass is the first of an attack."""
-        self.passes = 0
+    def restart(self, passes: int = 0) -> None:
+        """An attack has looked at the images so many times before the next pass."""
+        self.passes = passes
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.attacked(images) if images.requires_grad else self.judged(images)
@@ -318,7 +263,7 @@ class Defended(torch.nn.Module):
         anew = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
             draws = range(first, first + self.attack_draws)
-            if all(defence.keeps_graph for defence in self.defences):
+            if not self.needs_diffusion:
                 logits = [anew(self.draw, images, number) for number in draws]
             else:  # what a defence computes anew itself is not computed a third time
                 seen = (self.changed(images, ATTACK_SEED + number) for number in draws)
@@ -345,7 +290,7 @@ def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: int)
     """A classifier's logits in an attack that has looked at the images so many times before."""
     if not isinstance(classifier, Defended):
         return classifier(images)
-    classifier.passes = passes
+    classifier.restart(passes)
     try:
         return classifier(images)
     finally:
@@ -363,28 +308,42 @@ class Smoothed(Defended):
     """A classifier behind `smoothing`: judged by the class most often seen over draws."""
 
     def judged(self, images: torch.Tensor, first: int = SEED) -> torch.Tensor:
-        votes = self.votes(images, range(first, first + self.draws))
-        shares = F.one_hot(votes, self.classes(images)).double().mean(0)
-        return (shares + 1e-9).log().to(images)
-
-    def classes(self, images: torch.Tensor) -> int:
-        if not hasattr(self, "_classes"):
-            with torch.no_grad():
-                self._classes = self.classifier(images[:1]).shape[-1]
-        return self._classes
+        seen = [self.classifier(self.changed(images, first + k)) for k in range(self.draws)]
+        votes = torch.stack([F.one_hot(logits.argmax(-1), logits.shape[-1]) for logits in seen])
+        return (votes.double().mean(0) + 1e-9).log().to(images)
 
     @torch.no_grad()
-    def votes(self, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """The class seen at the draw of each seed alone, `(seeds, B)`."""
-        return torch.stack([self.classifier(self.changed(images, seed)).argmax(-1) for seed in seeds])
-
     def certify(self, images: torch.Tensor) -> np.ndarray:
-        """Cohen's certificate of each image, with SMOOTHING_CHOICE draws for the class and the others for the
-        bound; it speaks of what the first smoothing sees.
-        """
-        sigma = next(defence.sigma for defence in self.defences if isinstance(defence, Smoothing))
-        votes = self.votes(images, range(SEED, SEED + self.draws))
+        """Cohen's certificate of each image; it speaks of what the first smoothing sees."""
+        sigma = next(defence.arguments[0] for defence in self.defences if defence.kind.change is smoothing)
+        seeds = range(SEED, SEED + self.draws)
+        votes = torch.stack([self.classifier(self.changed(images, seed)).argmax(-1) for seed in seeds])
         return np.stack([certificate(each, sigma) for each in votes.T.cpu().numpy()])
+
+
+SMOOTHING_CHOICE = 10  # draws that choose the class which the others certify
+ALPHA = 0.001  # of a certificate, as in Cohen et al.
+# what smoothing guarantees of one image: its class within an L2 ball, with probability 1 - ALPHA; the radius
+# with values in [0, 1], 0 where it abstains
+CERTIFICATE = np.dtype([("label", np.int64), ("radius", np.float64), ("abstains", np.bool_)])
+NO_CERTIFICATE = np.array((-1, 0.0, True), CERTIFICATE)
+
+
+def certificate(votes: np.ndarray, sigma: float) -> np.ndarray:
+    """The radius `sigma * Phi^-1(p)`, p the Clopper-Pearson bound below the share of the class that the first
+    draws choose among the others; it abstains where p is not above a half.
+
+    Args:
+        votes: `(draws,)`, classes.
+    """
+    from scipy.stats import beta, norm
+
+    label = int(np.bincount(votes[:SMOOTHING_CHOICE]).argmax())
+    others = votes[SMOOTHING_CHOICE:]
+    count = int((others == label).sum())
+    bound = beta.ppf(ALPHA, count, len(others) - count + 1) if count else 0.0
+    abstains = not bound > 0.5
+    return np.array((label, 0.0 if abstains else sigma * norm.ppf(bound), abstains), CERTIFICATE)
 
 
 def defend(
@@ -400,7 +359,7 @@ def defend(
     if not defences:
         return classifier
     made = [make_defence(text, diffusion) for text in defences]
-    is_smoothed = head.threshold is None and any(isinstance(defence, Smoothing) for defence in made)
+    is_smoothed = head.threshold is None and any(defence.kind.change is smoothing for defence in made)
     return (Smoothed if is_smoothed else Defended)(classifier, made, attack_draws, head).eval()
 
 
@@ -411,29 +370,32 @@ def undefended(classifier: torch.nn.Module) -> torch.nn.Module:
     return classifier
 
 
+def kinds_of(names: Iterable[str]) -> list[Kind]:
+    """The kinds of all defences of the classifiers of these names."""
+    return [check_defence(text)[0] for name in names for text in split_name(name)[1]]
+
+
 def attack_draws(defences: Iterable[str]) -> int:
     """In how many draws an iteration of an attack through these looks at an image, unless told otherwise."""
-    kinds = [text.partition(":")[0] for text in defences]
-    numbers = [DEFENCES[kind].make.attack_draws for kind in kinds if kind in DEFENCES]
-    return min(numbers, default=Defence.attack_draws)
+    return min((check_defence(text)[0].attack_draws for text in defences), default=Kind.attack_draws)
 
 
 def is_random(name: str) -> bool:
     """Whether a defence of the classifier of this name draws random numbers."""
-    return any(check_defence(text)[0].make.draws > 1 for text in split_name(name)[1])
+    return any(kind.draws > 1 for kind in kinds_of([name]))
 
 
-def needs_diffusion(names: Sequence[str]) -> bool:
+def needs_diffusion(names: Iterable[str]) -> bool:
     """Whether a defence of one of these classifiers runs the diffusion model."""
-    return any(check_defence(text)[0].needs_diffusion for name in names for text in split_name(name)[1])
+    return any(kind.needs_diffusion for kind in kinds_of(names))
 
 
 def defence_names(text: str) -> tuple[str, ...]:
     """The defences that a flag lists, each looked at."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for part in (part for name in names for part in name.split("@")):
-        try:
+    try:
+        for part in (part for name in names for part in name.split("@")):
             check_defence(part)
-        except InputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return names

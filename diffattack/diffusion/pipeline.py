@@ -4,7 +4,6 @@ low-rank changes of its layers in one file, that is added to its weights.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import warnings
@@ -16,14 +15,15 @@ import torch
 
 from diffattack.common.checkpoints import (
     check_loaded,
-    check_safetensors,
     check_weights,
+    names_in,
+    require,
     stay_offline_if_out_of_reach,
     weight_files,
 )
 from diffattack.common.device import check_compiler, compile_blocks
 from diffattack.common.errors import CheckpointError, InputError, note, one_line
-from diffattack.diffusion.checks import PARTS, check_parts, check_pipeline
+from diffattack.diffusion.checks import EXPECTED, PARTS, check_parts, check_pipeline
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline
@@ -41,28 +41,23 @@ def load_pipeline(
 
     On a CPU the networks are laid out channels-last: on two cores an iteration on the small model then took
     1.39 s instead of 1.54.
+
+    Raises:
+        InputError: there is none, or it cannot be used.
     """
-    folder, file = Path(path).is_dir(), path.endswith(".safetensors")
-    if folder and not (Path(path) / "model_index.json").is_file():
+    is_folder, is_file = (Path(path) / "model_index.json").is_file(), path.endswith(".safetensors")
+    is_known = Path(path).is_file() if is_file else is_folder or re.fullmatch(r"[\w.-]+/[\w.-]+", path)
+    if not is_known or Path(path).is_dir() and not is_folder:
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} has no model_index.json; give a Stable Diffusion folder "
-            f"in diffusers format, or a .safetensors file"
+            f"--pretrained_diffusion_path: {path!r} is no folder with a model_index.json, no .safetensors "
+            f"file and no hub id"
         )
-    if file and not Path(path).is_file():
-        raise InputError(
-            f"--pretrained_diffusion_path: there is no file {path!r}; give a Stable Diffusion folder in "
-            f"diffusers format, or a .safetensors file"
-        )
-    if not folder and not file and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise InputError(
-            f"--pretrained_diffusion_path: there is no folder {path!r}; give a Stable Diffusion folder in "
-            f"diffusers format, or a hub id such as Manojb/stable-diffusion-2-base"
-        )
-    quiet(with_downloads=not folder and not file)
-    if not folder and not file:
-        stay_offline_if_out_of_reach()
+    is_here = is_folder or is_file
+    quiet(with_downloads=not is_here)
     try:
-        pipeline = from_single_file(path, dtype) if file else from_parts(path, dtype)
+        if not is_here:
+            stay_offline_if_out_of_reach()
+        pipeline = from_single_file(path, dtype) if is_file else from_parts(path, dtype)
         if prediction_type is not None:
             scheduler = pipeline.scheduler
             pipeline.scheduler = scheduler.from_config(scheduler.config, prediction_type=prediction_type)
@@ -73,12 +68,10 @@ def load_pipeline(
         raise
     # whatever a damaged file or a configuration of other numbers makes the loaders stumble over
     except Exception as error:
-        where = (
-            "cannot be loaded" if folder or file else "is no folder here, and the model hub did not give it"
-        )
+        where = "cannot be loaded" if is_here else "is no folder here, and the hub did not give it"
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give the path "
-            f"of a folder that holds the checkpoint in diffusers format with safetensors weights"
+            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give a folder in "
+            f"diffusers format with safetensors weights"
         ) from None
     if device.type == "cpu":
         pipeline.unet.to(memory_format=torch.channels_last)
@@ -119,7 +112,7 @@ def quiet(with_downloads: bool) -> None:
 def from_single_file(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
-    check_safetensors(Path(path))
+    names_in(Path(path))
     pipeline = StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype, **UNUSED)
     for part in PARTS:
         absent = [name for name, value in getattr(pipeline, part).named_parameters() if value.is_meta]
@@ -139,76 +132,45 @@ def from_parts(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         warnings.simplefilter("ignore", UserWarning)
         index = diffusers.StableDiffusionPipeline.load_config(path)
     kind = index["_class_name"]
-    if kind not in ("StableDiffusionPipeline", "LatentConsistencyModelPipeline"):
-        raise InputError(
-            f"--pretrained_diffusion_path: {path!r} is a {kind}; expected a Stable Diffusion 1.x or "
-            f"2.x checkpoint, a StableDiffusionPipeline (SDXL has two text encoders, which this "
-            f"attack does not know)"
-        )
+    require(kind == "StableDiffusionPipeline", f"it is a {kind}; {EXPECTED}")
     if Path(path).is_dir():
         check_parts(Path(path), index)
     parts = {}
     for part, kinds in PARTS.items():
         library, kind = index[part]
-        if kind not in kinds:
-            raise CheckpointError(f"its {part} is a {kind}; expected {' or '.join(kinds)}")
-        variant = variant_of(Path(path) / part, STEMS[part])
-        if Path(path).is_dir():
-            check_weights_of(Path(path), part, variant)
+        require(kind in kinds, f"its {part} is a {kind}; expected {' or '.join(kinds)}")
         network = getattr(transformers if library == "transformers" else diffusers, kind)
-        parts[part], info = network.from_pretrained(
-            path,
-            subfolder=part,
-            dtype=dtype,
-            use_safetensors=True,
-            variant=variant,
-            output_loading_info=True,
-        )
+        how = dict(dtype=dtype, use_safetensors=True, output_loading_info=True)
         try:
+            variant = variant_of(Path(path) / part, STEMS[part])
+            if Path(path).is_dir():
+                check_weights(Path(path) / part, STEMS[part], variant)
+            parts[part], info = network.from_pretrained(path, subfolder=part, variant=variant, **how)
             check_loaded(info)
         except CheckpointError as error:
             raise CheckpointError(f"{part}: {error}") from None
     return diffusers.StableDiffusionPipeline.from_pretrained(path, dtype=dtype, **parts, **UNUSED)
 
 
-def check_weights_of(folder: Path, part: str, variant: str | None) -> None:
-    """Raises CheckpointError, which names the part, where its weights cannot be loaded."""
-    try:
-        check_weights(folder / part, STEMS[part], variant)
-    except CheckpointError as error:
-        raise CheckpointError(f"{part}: {error}") from None
-
-
 def variant_of(folder: Path, stem: str) -> str | None:
     """The variant "fp16" of a part of which there is no other; of the hub none."""
-    try:
-        has_plain = bool(weight_files(folder, stem))
-    except CheckpointError:  # of an index that is none, which is said where it is read
-        has_plain = True
-    return "fp16" if not has_plain and weight_files(folder, stem, "fp16") else None
+    return "fp16" if not weight_files(folder, stem) and weight_files(folder, stem, "fp16") else None
 
 
 def loaded_files(folder: Path) -> list[Path]:
-    """The files of a folder in diffusers format that are read: these are the checkpoint, and no others."""
-    tokenizer = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
-    named = ["model_index.json", "scheduler/scheduler_config.json"]
-    named += [f"tokenizer/{name}" for name in (*tokenizer, "special_tokens_map.json", "added_tokens.json")]
-    files = [folder / name for name in (*named, *(f"{part}/config.json" for part in PARTS))]
-    for part, stem in STEMS.items():
-        try:
-            files += weight_files(folder / part, stem, variant_of(folder / part, stem))
-        except CheckpointError:
-            continue  # said where it is loaded
-    return [path for path in files if path.is_file()]
+    """The files of a folder in diffusers format that are the checkpoint: what is read of it, and weights of
+    other variants beside them, but no pickles, and nothing that is hidden.
+    """
+    parts = (*PARTS, "scheduler", "tokenizer")
+    files = [path for part in parts for path in sorted((folder / part).glob("[!.]*"))]
+    kinds = (".json", ".txt", ".safetensors")
+    return [folder / "model_index.json", *(path for path in files if path.suffix in kinds)]
 
 
 # ---------------------------------------------------------------- a LoRA in its weights
 
-# what tensors of other kinds of changes are called
-OTHERS = {"hada_w": "LoHa", "lokr_w": "LoKr", "dora_scale": "DoRA", "oft_blocks": "OFT", "lora_te2_": "SDXL"}
 # how the names of both matrices of a layer end, in the forms that diffusers knows
 DOWN, UP = r"(lora_A|down)(\.default)?\.weight$", r"(lora_B|up)(\.default)?\.weight$"
-OTHERS |= {"text_encoder_2.": "SDXL", "transformer.": "SD3 or Flux", "lora_transformer": "SD3 or Flux"}
 
 
 @dataclass(frozen=True)
@@ -245,41 +207,19 @@ def fuse_lora(pipeline: StableDiffusionPipeline, lora: Lora) -> None:
         InputError: the file is none that fits.
     """
     shown = f"--lora: {str(lora.path)!r}"
-    if not lora.path.is_file():
-        raise InputError(f"{shown}: there is no such file; give a .safetensors file")
     try:
-        check_safetensors(lora.path)
         names = names_in(lora.path)
-    except CheckpointError as error:
-        raise InputError(f"{shown}: {error}; only safetensors are loaded") from None
-    other = next((kind for part, kind in OTHERS.items() if any(part in name for name in names)), None)
-    if other:
-        raise InputError(f"{shown} is of {other}; expected a LoRA for Stable Diffusion 1.x or 2.x")
-    if not any("lora" in name for name in names):
-        raise InputError(f"{shown} has no LoRA in it, but tensors such as {min(names)[:60]!r}")
-    layers, ups = (sum(bool(re.search(end, name)) for name in names) for end in (DOWN, UP))
-    if layers != ups:
-        raise InputError(f"{shown} is incomplete: {layers} matrices down and {ups} up; give a whole one")
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{shown} needs the package peft ({one_line(error)}); pip install peft") from None
-    try:
+        require(any("lora" in name for name in names), f"it has no LoRA in it, but {min(names)[:60]!r}")
+        layers, ups = (sum(bool(re.search(end, name)) for name in names) for end in (DOWN, UP))
+        require(layers == ups, f"it is incomplete: {layers} matrices down and {ups} up")
         pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, local_files_only=True)
-        if not any(pipeline.get_list_adapters().values()):
-            raise ValueError("it has no layer of this model under a name that diffusers knows")
         check_layers(pipeline, shown, layers)
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()
-    except InputError:
-        raise
     except Exception as error:  # whatever a file of another model makes the loaders stumble over
-        sizes = re.search(
-            r"size mismatch for (\S+?): .*?(\[[\d, ]+\]).*?(\[[\d, ]+\])", " ".join(str(error).split())
-        )
-        reason = f"{sizes[1].split('.')[0]}...: {sizes[2]} for {sizes[3]}" if sizes else one_line(error, 120)
         raise InputError(
-            f"{shown} does not fit the diffusion model ({reason}); give a LoRA that was made for this model"
+            f"{shown} cannot be added to the diffusion model ({one_line(error)}); give a LoRA that was made "
+            f"for this model, in safetensors as diffusers or kohya's scripts write it"
         ) from None
 
 
@@ -288,14 +228,15 @@ def check_layers(pipeline: StableDiffusionPipeline, shown: str, layers: int) -> 
     leaves out, and whether it changes anything.
 
     Raises:
-        InputError: a layer holds numbers that are not finite.
+        CheckpointError: none of them is, or a layer holds numbers that are not finite.
     """
     modules = [*pipeline.unet.modules(), *pipeline.text_encoder.modules()]
     added = [module for module in modules if len(getattr(module, "lora_A", ())) > 0]
-    for module in added:
-        for values in (*module.lora_A.parameters(), *module.lora_B.parameters()):
-            if not values.isfinite().all():
-                raise InputError(f"{shown} holds numbers that are not finite; give another file")
+    require(bool(added), "none of its layers is this model's")
+    matrices = [
+        values for module in added for values in (*module.lora_A.parameters(), *module.lora_B.parameters())
+    ]
+    require(all(values.isfinite().all() for values in matrices), "it holds numbers that are not finite")
     if len(added) < layers:
         note(
             f"{shown}: {layers - len(added)} of its {layers} layers are none of this model's and left out; "
@@ -303,10 +244,3 @@ def check_layers(pipeline: StableDiffusionPipeline, shown: str, layers: int) -> 
         )
     if not any(values.any() for module in added for values in module.lora_B.parameters()):
         note(f"{shown} changes nothing: all that it would add is zero")
-
-
-def names_in(path: Path) -> set[str]:
-    """The tensors of a safetensors file."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return set(header) - {"__metadata__"}

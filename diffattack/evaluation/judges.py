@@ -19,10 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffattack.classifiers.certificates import CERTIFICATE, NO_CERTIFICATE
-from diffattack.classifiers.defences import Smoothed, is_random, needs_diffusion, split_name
+from diffattack.classifiers.checks import difference
+from diffattack.classifiers.defences import (
+    CERTIFICATE,
+    NO_CERTIFICATE,
+    Smoothed,
+    is_random,
+    needs_diffusion,
+    split_name,
+)
 from diffattack.classifiers.heads import SOFTMAX, Head
-from diffattack.classifiers.identity import difference
 from diffattack.common.device import memory_is_short
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor

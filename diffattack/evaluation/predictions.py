@@ -20,8 +20,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from diffattack.classifiers.certificates import ALPHA
-from diffattack.classifiers.defences import SEED, Defended, split_name
+from diffattack.classifiers.defences import ALPHA, SEED, Defended, split_name
 from diffattack.classifiers.heads import SOFTMAX, Head, marked
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.statistics import Estimate, mean_over_images, share

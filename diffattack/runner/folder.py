@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from diffattack import ROOT
-from diffattack.classifiers.identity import difference
+from diffattack.classifiers.checks import difference
 from diffattack.classifiers.registry import joined_names
 from diffattack.common.errors import InputError, RecordError, RunError, note
 from diffattack.data.dataset import Item

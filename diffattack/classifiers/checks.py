@@ -1,0 +1,207 @@
+"""Tries a classifier before it is used, on two pictures that nobody took, and tells whether it is the one
+that it was: its weights, and its answer to these pictures. Not the text of a file, in which a comment may
+change; nor its name, behind which weights may be replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+
+from diffattack.classifiers.loading import weights_of
+from diffattack.common.errors import ClassifierError, InputError, one_line
+
+# Largest differences, as parts of the largest logit, that are arithmetic's: between batches of other sizes,
+# and between machines or numbers of threads; in half precision, either.
+OTHER_SIZE, TOLERANCE, HALF = 1e-2, 1e-3, 5e-2
+FAR = 50  # a logit so far below the largest has no probability, such as that of a class that is masked
+ORDER = [1, 0, 1, 1, 0]  # in which two images are given: each in several places, the dark one first
+NUMBERS = 8  # that an answer is kept as
+
+
+class Adapted(torch.nn.Module):
+    """A classifier of another precision, or of one image, as one of any number of them in float32."""
+
+    def __init__(self, classifier: torch.nn.Module, dtype: torch.dtype, one_by_one: bool = False):
+        super().__init__()
+        self.classifier, self.dtype, self.one_by_one = classifier, dtype, one_by_one
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        parts = images.to(self.dtype).split(1 if self.one_by_one else len(images))
+        return torch.cat([self.classifier(part) for part in parts]).float()
+
+
+def fixed_images(side: int) -> torch.Tensor:
+    """Two images `(2, 3, side, side)` in [0, 1], always the same: noise, and a smooth dark one, so that what
+    normalises over a batch is moved by the second.
+    """
+    random = torch.Generator().manual_seed(0)
+    noise, coarse = torch.rand(1, 3, side, side, generator=random), torch.rand(1, 3, 4, 4, generator=random)
+    smooth = F.interpolate(0.4 * coarse, (side, side), mode="bilinear", align_corners=False)
+    return torch.cat([noise, smooth])
+
+
+def answer(classifier: torch.nn.Module, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Logits, with what the network draws of torch's random numbers always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return classifier(images)
+
+
+def precision_of(classifier: torch.nn.Module) -> torch.dtype:
+    """Of its weights, float32 where they are of several."""
+    dtypes = {parameter.dtype for parameter in classifier.parameters() if parameter.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def rounding(classifier: torch.nn.Module, in_float: float) -> float:
+    """How far answers may differ by arithmetic."""
+    return HALF if precision_of(classifier) in (torch.float16, torch.bfloat16) else in_float
+
+
+def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -> tuple[torch.nn.Module, int]:
+    """A classifier, adapted where it needs another precision or one image at a time, and how many outputs it
+    has.
+
+    Raises:
+        ClassifierError: it fails on images of that side, returns something else than finite logits, has no
+            gradient where it is attacked, or says of an image in a batch what it does not say of it alone,
+            unless it draws random numbers, of which `warnings_about_outputs` tells.
+    """
+    images, dtype = fixed_images(side)[ORDER].requires_grad_(attacked), precision_of(classifier)
+    whole, who = classifier if dtype == torch.float32 else Adapted(classifier, dtype), f"classifier {name!r}"
+    try:
+        together, *alone = answers_of(whole, images)
+    except Exception as error:  # networks raise whatever their code makes them
+        try:
+            whole = Adapted(classifier, dtype, one_by_one=True)
+            together, *alone = answers_of(whole, images)
+        except Exception:
+            raise ClassifierError(
+                f"{who} fails on images {tuple(images.shape)} in [0, 1] ({one_line(error)}); it must "
+                f"take any number of that size: resize inside it, or give its own as --res"
+            ) from None
+    for outputs, count in zip((together, *alone), (len(images), 1, 1)):
+        check_logits(who, outputs, count)
+    chosen = together.float().log_softmax(-1)[:, 0].sum()
+    has_graph = attacked and together.requires_grad
+    if attacked and not (has_graph and torch.autograd.grad(chosen, images, allow_unused=True)[0] is not None):
+        raise ClassifierError(
+            f"{who} has no gradient at the image, so that it cannot be attacked: look for "
+            f"torch.no_grad, inference_mode, detach or NumPy inside it"
+        )
+    with torch.no_grad():
+        change, tolerance = change_of(torch.cat(alone)[ORDER], together), rounding(classifier, OTHER_SIZE)
+        is_random = change > tolerance and change_of(together, answer(whole, images, seed=1)) > tolerance
+    if change > tolerance and not is_random:
+        raise ClassifierError(
+            f"{who} says something else of an image with others beside it than without, by "
+            f"{100 * change:.2g} % of its largest logit; put it into eval mode, before it is exported, too, "
+            f"with nothing inside that normalises over the batch"
+        )
+    return whole, together.shape[1]
+
+
+def answers_of(classifier: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """The logits of images in `ORDER` together, with a graph, and of either image alone."""
+    together = answer(classifier, images)
+    with torch.no_grad():
+        return [together, *(answer(classifier, images[ORDER.index(k)][None]) for k in range(2))]
+
+
+def check_logits(who: str, outputs: object, images: int) -> None:
+    """Raises ClassifierError where a classifier returned something else than finite logits of so many
+    images.
+    """
+    is_right = isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and len(outputs) == images
+    if is_right and outputs.is_floating_point() and outputs.isfinite().all():
+        return
+    is_finite = not isinstance(outputs, torch.Tensor) or outputs.isfinite().all()
+    what = shown(outputs) if is_finite else "numbers that are not finite"
+    raise ClassifierError(f"{who} returns {what}; expected float logits ({images}, classes), and them alone")
+
+
+def shown(value: object) -> str:
+    """What an object is, in a few words."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    return f"an object of type {type(value).__name__}"
+
+
+def comparable(logits: torch.Tensor) -> torch.Tensor:
+    """Logits `(B, classes)` as numbers `(B, 2 classes)` that tell what an answer is: below the largest, which
+    is what a softmax takes of them, and as they are, which a sigmoid does; either no further than `FAR`, so
+    that neither a masked class nor what is added to all of them hides the others.
+    """
+    below = logits - logits.amax(-1, keepdim=True)
+    return torch.cat([below.clamp(min=-FAR), logits.clamp(-FAR, FAR)], -1)
+
+
+def change_of(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """How far logits `(B, classes)` are from others, as a part of the largest."""
+    expected, found = comparable(expected), comparable(found)
+    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
+
+
+# ---------------------------------------------------------------- what makes it the one that it was
+
+
+@torch.no_grad()
+def identity_of(classifier: torch.nn.Module, side: int, is_embedded: bool) -> dict:
+    """As JSON holds it: `weights`, a digest; `answer`, the logits of `fixed_images` as sums with fixed random
+    signs, None where it is another each time; and the `tolerance` of these.
+
+    Args:
+        classifier: as it is used, its outputs in order.
+        is_embedded: of weights that come in a package, and are changed here before they are used, so that
+            they end in other last digits elsewhere.
+    """
+    images, random = fixed_images(side), torch.Generator().manual_seed(0)
+    logits, again = answer(classifier, images), answer(classifier, images)
+    signs = torch.randint(0, 2, (NUMBERS, 2 * logits.numel()), generator=random).double() * 2 - 1
+    numbers = [float(f"{sum_:.7g}") for sum_ in (signs @ comparable(logits.double()).flatten()).tolist()]
+    tolerance = rounding(classifier, TOLERANCE)
+    return {
+        "weights": "" if is_embedded else weights_digest(classifier),
+        "answer": numbers if change_of(logits, again) <= tolerance else None,
+        "tolerance": tolerance,
+    }
+
+
+def weights_digest(classifier: torch.nn.Module) -> str:
+    """A digest of all its weights; a gigabyte takes about a second."""
+    digest = hashlib.sha256()
+    for tensor in weights_of(classifier):
+        tensor = tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def difference(known: dict | None, found: dict) -> str | None:
+    """What of an identity is other than was known, None where nothing is."""
+    if known is None:
+        return "it is not known any more"
+    if known.get("diffusion") != found.get("diffusion"):
+        return "the diffusion model that its defence runs is another"
+    if known["weights"] != found["weights"]:
+        return "its weights are others"
+    before, now = known["answer"], found["answer"]
+    if before and now:
+        largest = max(map(abs, (*before, *now)))
+        same = max(abs(a - b) for a, b in zip(before, now)) <= found["tolerance"] * largest
+    else:  # random: of the same weights nothing more is known
+        same = before == now
+    return None if same else "it answers otherwise with the same weights"
+
+
+def check_unchanged(name: str, known: dict, found: dict) -> None:
+    """Raises InputError where a classifier that is loaded again in a run is another than before."""
+    change = difference(known, found)
+    if change:
+        raise InputError(
+            f"the classifier {name} has changed since this run began ({change}); it must be the same each "
+            f"time that it is loaded, so leave its files alone meanwhile, and seed what it draws"
+        )
