@@ -3,85 +3,78 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffattack.data.records import Run
-from diffattack.evaluation.predictions import DRAWS_LEGEND, RULES
-from diffattack.evaluation.results import Evaluation, joint, plain
+from diffattack.evaluation.predictions import RULES
+from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import (
     ALPHA,
     Difference,
     Estimate,
-    holm,
-    mcnemar,
-    mean_difference,
+    correct,
     mean_over_images,
-    share,
+    paired,
     smallest_success_difference,
 )
-from diffattack.evaluation.tables import COUNTED, cost_dict, cost_rows, legend, legend_of_head
+from diffattack.evaluation.tables import COUNTED, cost_dict, cost_rows, legend
 
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
 
 
-@dataclass
+@dataclass(frozen=True)
+class Report:
+    """What a comparison or a sweep says."""
+
+    sections: list[tuple[str, list[list[str]]]]  # tables with their titles
+    remarks: list[str]  # below them; the first ones are what a reader of the first table must know
+    results: dict  # for `json_text`
+
+    @property
+    def caption(self) -> str:
+        return ". ".join(self.remarks[: 1 + len(self.results.get("legend", ()))])
+
+
+@dataclass(frozen=True)
 class Metric:
-    """One line of the table: a figure of every mode, and its difference to the first mode where pairs of
-    images give one.
+    """One line of the table, and of the JSON: a figure of every mode, and its difference to the first mode
+    where pairs of images give one.
     """
 
     name: str
-    values: list[Estimate]
-    differences: list[Difference | None]
+    values: dict[str, Estimate]  # by mode
+    differences: dict[str, Difference | None]
     note: str | None = None
     # the same of what the diffusion model makes of the images without any attack
     reconstructed: Estimate | None = None
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Several modes compared on the same images."""
-
-    names: list[str]
-    sections: list[tuple[str, list[list[str]]]]  # tables with their titles
-    remarks: list[str]
-    results: dict  # for JSON
-
-    @property
-    def caption(self) -> str:
-        """What a reader of the first table must know."""
-        return ". ".join(self.remarks[: 1 + len(self.results["legend"])])
-
-
 def compare_runs(
-    names: list[str],
-    runs: Sequence[Run],
-    evaluations: Sequence[Evaluation],
-    failures: list[str],
-) -> Comparison:
-    """Compares modes or attacks, the first with each other one, on the images that were attacked in all of
-    them; runs and evaluations are by mode, and failures say which images are left out, and why.
+    runs: Mapping[str, Run], evaluations: Mapping[str, Evaluation], failures: Sequence[str]
+) -> Report:
+    """Compares modes or attacks by name, the first with each other one, on the images that were attacked in
+    all of them; failures say which images are left out, and why.
     """
-    metrics, images = metrics_of(evaluations, runs), len(runs[0].records)
-    rows = {name: list(run.rows) for name, run in zip(names, runs)}
+    rows = {name: list(run.rows) for name, run in runs.items()}
+    metrics = metrics_of(evaluations, runs, rows)
+    first, *others = runs
+    images = len(rows[first])
     described = [
-        *legend_of_head(evaluations[0].classifiers[0]),
+        *evaluations[first].legend_of_classifiers,
         *legend(metric.name for metric in metrics),
     ]
-    if any(evaluation.draws for evaluation in evaluations):
-        described.insert(0, DRAWS_LEGEND)
-    sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
+    sentences = [sentence(first, name, metrics, images) for name in others]
     sections = [
-        (f"Figures; attack success {COUNTED}", metric_rows(names, metrics)),
+        (f"Figures; attack success {COUNTED}", metric_rows(metrics)),
         ("Costs", cost_rows(rows)),
     ]
-    warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
+    warnings = dict.fromkeys(warning for each in evaluations.values() for warning in each.warnings)
     remarks = [
         f"{images} images; white-box and transfer are attack success {COUNTED}; in brackets 95 % intervals; "
-        f"below each figure its difference to {names[0]} on the same images, and p, corrected by Holm over "
+        f"below each figure its difference to {first} on the same images, and p, corrected by Holm over "
         f"the table",
         *described,
         *sentences,
@@ -89,159 +82,120 @@ def compare_runs(
         *(f"left out: {failure}" for failure in failures),
     ]
     results = {
-        "modes": names,
-        "images": [row["file"] for row in rows[names[0]]],
-        "figures": [as_dict(metric, names) for metric in metrics],
+        "modes": list(runs),
+        "images": [row["file"] for row in rows[first]],
+        "figures": metrics,
         "legend": described,
         "sentences": sentences,
-        "costs": {name: cost_dict(rows[name]) for name in names},
-        "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)},
-        "not_attacked": failures,
+        "costs": {name: cost_dict(of_run) for name, of_run in rows.items()},
+        "evaluations": {name: evaluation.as_dict() for name, evaluation in evaluations.items()},
+        "not_attacked": list(failures),
     }
-    return Comparison(names, sections, remarks, results)
+    return Report(sections, remarks, results)
 
 
-def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[Metric]:
-    """The lines of the table: success, visibility, realism, time; evaluations and runs by mode, on the same
-    images.
+def metrics_of(
+    evaluations: Mapping[str, Evaluation], runs: Mapping[str, Run], rows: Mapping[str, Sequence[dict]]
+) -> list[Metric]:
+    """The lines of the table: success, visibility, realism, time; all by mode, on the same images."""
+    each = list(evaluations.values())
+    metrics = success_metrics(evaluations) + [
+        metric(
+            name,
+            {mode: one.quality[name].adversarial for mode, one in evaluations.items()},
+            None if quality.by_image is None else [one.quality[name].by_image for one in each],
+            note=quality.note,
+            reconstructed=quality.reconstructed,
+        )
+        for name, quality in each[0].quality.items()
+    ]
+    by_image = {}
+    if all(run.timesteps for run in runs.values()):
+        iterations, distances = zip(*(run.first_fooled for run in runs.values()))
+        by_image["first fooled in iteration"] = iterations, "of images that are fooled at all"
+        by_image["L2 when first fooled"] = distances, "the same, before rounding"
+    seconds = [np.array([row["seconds"] for row in of_run]) for of_run in rows.values()]
+    by_image["seconds an image"] = seconds, "with the inversion"
+    for name, (values, note) in by_image.items():
+        means = (mean_over_images(of_mode[np.isfinite(of_mode)]) for of_mode in values)
+        metrics.append(metric(name, dict(zip(runs, means)), values, note=note))
+    correct([difference for one in metrics for difference in one.differences.values() if difference])
+    return metrics
+
+
+def success_metrics(evaluations: Mapping[str, Evaluation]) -> list[Metric]:
+    """Of each classifier and its draws, of all surrogates at once, and the mean of transfer classifiers; of
+    sigmoid heads mAP, which is of no single image, so that there are no pairs.
     """
-    lines = []
-    for k, result in enumerate(evaluations[0].classifiers):
-        counted = result.correct_before
-        lines.append(
-            Metric(
-                f"{ROLES[evaluations[0].role(k)]}, {result.name}",
-                [e.classifiers[k].success for e in evaluations],
-                success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
-                reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum())
-                if evaluations[0].with_reconstructions
-                else None,
+    each, lines = list(evaluations.values()), []
+
+    def add(name: str, values: Sequence[Estimate], *pairs: object, **about: object) -> None:
+        lines.append(metric(name, dict(zip(evaluations, values)), *pairs, **about))
+
+    for k, result in enumerate(each[0].classifiers):
+        of_modes = [one.classifiers[k] for one in each]
+        for rule in (None, *RULES) if result.draws else (None,):
+            name = f"{ROLES[each[0].role(k)]}, {result.name}" + f", {rule} of {result.draws} draws" * bool(
+                rule
             )
-        )
-        lines += metrics_of_draws(f"{ROLES[evaluations[0].role(k)]}, {result.name}", result.name, evaluations)
-    lines += precision_metrics(evaluations)
-    if evaluations[0].surrogates > 1:
-        together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
-        lines.append(
-            Metric(
-                "white-box, all at once",
-                [e.joint_success for e in evaluations],
-                success_differences(together[0][0], [fooled for _, fooled in together]),
-            )
-        )
-    if evaluations[0].transfers:
-        scores = [transfer_scores(e) for e in evaluations]
-        lines.append(
-            Metric(
-                "transfer, mean",
-                [e.transfer_success for e in evaluations],
-                [None] + [mean_difference(s - scores[0]) for s in scores[1:]],
-            )
-        )
-    for name, quality in evaluations[0].quality.items():
-        by_image = [e.quality[name].by_image for e in evaluations]
-        differences = [None] * (len(evaluations) - 1)
-        if quality.by_image is not None:
-            with np.errstate(invalid="ignore"):  # of pictures that neither changed, whose PSNR is infinite
-                differences = [mean_of_known(values - by_image[0]) for values in by_image[1:]]
-        lines.append(
-            Metric(
-                name,
-                [e.quality[name].adversarial for e in evaluations],
-                [None, *differences],
-                quality.note,
-                quality.reconstructed,
-            )
-        )
-    if all(run.timesteps for run in runs):
-        iterations, distances = zip(*(run.first_fooled for run in runs))
-        lines += [
-            means("first fooled in iteration", iterations, "of images that are fooled at all"),
-            means("L2 when first fooled", distances, "the same, before rounding"),
-        ]
-    seconds = [np.array([row["seconds"] for row in run.rows]) for run in runs]
-    lines.append(means("seconds an image", seconds, "with the inversion"))
-    tested = [difference for line in lines for difference in line.differences if difference is not None]
-    for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
-        difference.corrected = corrected
+            found = [one.by_image("success", rule) for one in of_modes]
+            alone = None if rule else result.rate("success_of_reconstruction")
+            rates = [one.rate("success", rule) for one in of_modes]
+            # what counts is by the clean pictures alone, the same of all modes
+            add(name, rates, [values for _, values in found], found[0][0], reconstructed=alone)
+    for k, result in enumerate(each[0].classifiers):
+        if before := result.mean_precisions.get("mAP_before"):
+            means = [one.classifiers[k].mean_precisions["mAP_after"] for one in each]
+            add(f"mAP after, {result.name}", means, note=f"{before} before")
+    if each[0].surrogates > 1:
+        fooled = [one.joint()[1] for one in each]
+        add("white-box, all at once", [one.joint_success for one in each], fooled, each[0].joint()[0])
+    if each[0].transfers:
+        shares = [transfer_shares(one) for one in each]
+        add("transfer, mean", [one.transfer_success for one in each], shares)
     return lines
 
 
-def metrics_of_draws(title: str, name: str, evaluations: Sequence[Evaluation]) -> list[Metric]:
-    """The lines of a classifier's draws below its own, where it was judged by several."""
-    each = [evaluation.draws.get(name) for evaluation in evaluations]
-    if None in each:
-        return []
-    lines = []
-    for rule in RULES:
-        counted, *_ = each[0].by_image(rule, "success")  # by the clean pictures alone, the same of all
-        fooled = [over.by_image(rule, "success")[1] for over in each]
-        if rule == "mean" and counted.any():
-            differences = [None] + [mean_difference((of - fooled[0])[counted]) for of in fooled[1:]]
-        else:
-            differences = success_differences(counted, [of.astype(bool) for of in fooled])
-        rates = [over.rate(rule, "success") for over in each]
-        lines.append(Metric(f"{title}, {each[0].title(rule)}", rates, differences))
-    return lines
+def metric(
+    name: str,
+    values: Mapping[str, Estimate],
+    by_image: Sequence[np.ndarray] | None = None,
+    counted: np.ndarray | None = None,
+    note: str | None = None,
+    reconstructed: Estimate | None = None,
+) -> Metric:
+    """A line of the table.
+
+    Args:
+        by_image: of each mode, `(B,)`, to be compared in pairs.
+        counted: which of these count, `(B,)`.
+    """
+    differences = dict.fromkeys(values)
+    if by_image is not None and (counted is None or counted.any()):
+        first, *others = by_image if counted is None else [one[counted] for one in by_image]
+        differences = dict(zip(values, [None, *(paired(first, other) for other in others)]))
+    return Metric(name, dict(values), differences, note, reconstructed)
 
 
-def precision_metrics(evaluations: Sequence[Evaluation]) -> list[Metric]:
-    """Of sigmoid heads, mAP after each mode's attack; it is of no single image, so there are no pairs."""
-    return [
-        Metric(
-            f"mAP after, {result.name}",
-            [e.classifiers[k].mean_precisions["mAP_after"] for e in evaluations],
-            [None] * len(evaluations),
-            f"{result.mean_precisions['mAP_before']} before",
-        )
-        for k, result in enumerate(evaluations[0].classifiers)
-        if result.precisions
-    ]
-
-
-def means(name: str, by_image: Sequence[np.ndarray], note: str) -> Metric:
-    """A line of means over images, `(B,)` by mode, and of paired differences; NaN where an image has none."""
-    differences = [values - by_image[0] for values in by_image[1:]]
-    return Metric(
-        name,
-        [mean_over_images(values[np.isfinite(values)]) for values in by_image],
-        [None] + [mean_of_known(difference) for difference in differences],
-        note,
-    )
-
-
-def mean_of_known(differences: np.ndarray) -> Difference:
-    """Of paired differences `(B,)`, NaN left out."""
-    return mean_difference(differences[np.isfinite(differences)])
-
-
-def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
-    """Of every mode's success to the first one's, on the images that count; `(B,)` each."""
-    first, *others = (mode_fooled[counted] for mode_fooled in fooled)
-    return [None] + [
-        mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None
-        for other in others
-    ]
-
-
-def transfer_scores(evaluation: Evaluation) -> np.ndarray:
+def transfer_shares(evaluation: Evaluation) -> np.ndarray:
     """What each image adds to the mean of the transfer classifiers' success rates, times the number of
     images: its mean is that mean.
     """
-    scores = np.zeros(len(evaluation.classifiers[0].labels))
-    for result in evaluation.transfers:
-        scores += result.fooled / max(1, result.correct_before.sum())
-    return scores * len(scores) / len(evaluation.transfers)
+    found = (result.counts("success") for result in evaluation.transfers)
+    shares = sum(fooled / max(1, counted.sum()) for counted, fooled in found)
+    return shares * len(shares) / len(evaluation.transfers)
 
 
-def sentence(mode: int, names: Sequence[str], metrics: Sequence[Metric], images: int) -> str:
+# ---------------------------------------------------------------- in words
+
+
+def sentence(first: str, mode: str, metrics: Sequence[Metric], images: int) -> str:
     """One mode's differences to the first one, in a sentence."""
-    tests = sum(difference is not None for metric in metrics for difference in metric.differences)
+    tests = sum(difference is not None for metric in metrics for difference in metric.differences.values())
     found = [
-        f"{metric.name} ({metric.differences[mode].estimate.value:+.3g}, p = "
-        f"{metric.differences[mode].corrected:.2g})"
+        f"{metric.name} ({of_mode.difference.value:+.3g}, p = {of_mode.p_holm:.2g})"
         for metric in metrics
-        if metric.differences[mode] is not None and metric.differences[mode].corrected <= ALPHA
+        if (of_mode := metric.differences[mode]) and of_mode.p_holm <= ALPHA
     ]
     smallest = smallest_success_difference(images, tests)
     power = (
@@ -251,58 +205,24 @@ def sentence(mode: int, names: Sequence[str], metrics: Sequence[Metric], images:
         f"of this table"
     )
     if found:
-        return f"{names[mode]}: differs from {names[0]} in {', '.join(found)}; {power}."
-    return f"{names[mode]}: no difference to {names[0]} that these {images} images could show; {power}."
+        return f"{mode}: differs from {first} in {', '.join(found)}; {power}."
+    return f"{mode}: no difference to {first} that these {images} images could show; {power}."
 
 
-def metric_rows(names: Sequence[str], metrics: Sequence[Metric]) -> list[list[str]]:
-    alone = any(metric.reconstructed is not None for metric in metrics)
+def metric_rows(metrics: Sequence[Metric]) -> list[list[str]]:
+    names = list(metrics[0].values)
+    alone = any(metric.reconstructed for metric in metrics)
     rows = [["", *(["reconstruction alone"] if alone else []), *names, ""]]
     for metric in metrics:
-        of_reconstruction = "" if metric.reconstructed is None else str(metric.reconstructed)
-        columns = [of_reconstruction] if alone else []
-        rows.append([metric.name, *columns, *map(str, metric.values), metric.note or ""])
-        if any(difference is not None for difference in metric.differences):
-            told = ["" if d is None else difference_text(d) for d in metric.differences]
+        columns = [str(metric.reconstructed or "")] if alone else []
+        rows.append([metric.name, *columns, *map(str, metric.values.values()), metric.note or ""])
+        if any(metric.differences.values()):
+            told = ["" if d is None else difference_text(d) for d in metric.differences.values()]
             rows.append([f"  - {names[0]}", *([""] if alone else []), *told, ""])
     return rows
 
 
-def difference_text(difference: Difference) -> str:
-    estimate = difference.estimate
-    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3g}, {estimate.high:+.3g}]"
-    return f"{estimate.value:+.3g}{interval}, p {difference.corrected:.2g}"
-
-
-def as_dict(metric: Metric, names: Sequence[str]) -> dict:
-    differences = {
-        name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected}
-        for name, d in zip(names, metric.differences)
-    }
-    return {
-        "name": metric.name,
-        "values": {name: plain(value) for name, value in zip(names, metric.values)},
-        "differences": differences,
-        "reconstructed": plain(metric.reconstructed),
-        "note": metric.note,
-    }
-
-
-def success_points(
-    names: Sequence[str], evaluations: Sequence[Evaluation], measure: str
-) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Of each mode the measure of visibility, white-box success and mean transfer, as value and ends of the
-    interval.
-    """
-
-    def ends(estimate: Estimate) -> tuple[float, float, float]:
-        return (estimate.value, estimate.low, estimate.high)
-
-    return {
-        name: {
-            measure: ends(e.quality[measure].adversarial),
-            e.classifiers[0].name: ends(e.classifiers[0].success),
-            **({"transfer, mean": ends(e.transfer_success)} if e.transfer_success else {}),
-        }
-        for name, e in zip(names, evaluations)
-    }
+def difference_text(of_mode: Difference) -> str:
+    found = of_mode.difference
+    interval = "" if math.isnan(found.low) else f" [{found.low:+.3g}, {found.high:+.3g}]"
+    return f"{found.value:+.3g}{interval}, p {of_mode.p_holm:.2g}"

@@ -7,14 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
 
 from diffattack.common.environment import mend_torchvision
-from diffattack.common.errors import note, one_line
 from diffattack.data.contrast import change_where_smooth
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.budget import ssim
@@ -67,23 +65,8 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     )
 
 
-# ---------------------------------------------------------------- by other packages, where they are at hand
-
-
-@functools.cache
-def load_piq() -> ModuleType | None:
-    """None where it cannot be imported, as without a torchvision that fits torch."""
-    mend_torchvision()  # which piq imports
-    try:
-        import piq
-    except ImportError as error:
-        note(f"without piq there are no MS-SSIM, FSIMc, HaarPSI, GMSD and CIEDE2000: {one_line(error)}")
-        return None
-    return piq
-
-
 def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures of 8-bit pictures `(B, H, W, 3)` beside the clean ones, by image `(B,)`; none without piq.
+    """Measures of 8-bit pictures `(B, H, W, 3)` beside the clean ones, by image `(B,)`.
 
     MS-SSIM (Wang et al., 2003), which is left out where a side is below 161 pixels, as its window does not
     fit into the coarsest of its five scales; FSIMc (Zhang et al., 2011), the form of FSIM that sees colours,
@@ -91,9 +74,9 @@ def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     CIEDE2000 (Sharma et al., 2005), the mean over pixels of the difference of colours in CIELAB: 0 for equal
     ones.
     """
-    piq = load_piq()
-    if piq is None:
-        return {}
+    mend_torchvision()  # which piq imports
+    import piq
+
     found: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
         "MS-SSIM": lambda a, b: piq.multi_scale_ssim(b, a, data_range=1.0),
         "FSIMc": lambda a, b: piq.fsim(b, a, data_range=1.0, chromatic=True),
@@ -136,17 +119,12 @@ def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[st
     """LPIPS (Zhang et al., 2018) with torchvision's AlexNet by image, `(B,)`; none without its weights, of
     which docs/usage.md says how to get them.
     """
-    try:
-        from torchvision.models import AlexNet_Weights
-    except ImportError:
-        return {}
+    from torchvision.models import AlexNet_Weights
+
     if not is_at_hand(AlexNet_Weights.DEFAULT.url):
         return {}
     pairs = ([to_tensor(side[k]).to(device) for side in (other, clean)] for k in range(len(clean)))
     return {"LPIPS": np.array([float(lpips_network(device)(*pair)) for pair in pairs])}
-
-
-# ---------------------------------------------------------------- all of them
 
 
 def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:

@@ -109,13 +109,13 @@ def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> lis
 
 @dataclass
 class Difference:
-    """One figure of one mode minus that of the first mode, on the same images; `p` is corrected by `holm`
-    later.
+    """One figure minus another, of the same images, and its p value, also corrected for all that are told
+    together.
     """
 
-    estimate: Estimate
+    difference: Estimate
     p: float
-    corrected: float = math.nan
+    p_holm: float = math.nan
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -149,9 +149,26 @@ def paired_permutation(differences: np.ndarray) -> float:
     )
 
 
-def mean_difference(differences: np.ndarray, p: float | None = None) -> Difference:
+def paired(first: np.ndarray, second: np.ndarray) -> Difference:
+    """The mean of what the second is more than the first `(B,)`: of yes and no by McNemar's test; of numbers
+    by random signs, without the images of which one has none.
+    """
+    if first.dtype == bool:
+        return Difference(mean_over_images(second.astype(float) - first), mcnemar(first, second))
+    with np.errstate(invalid="ignore"):  # of pictures that neither changed, whose PSNR is infinite
+        differences = second - first
+    return mean_difference(differences[np.isfinite(differences)])
+
+
+def mean_difference(differences: np.ndarray) -> Difference:
     """Of paired differences `(B,)`."""
-    return Difference(mean_over_images(differences), paired_permutation(differences) if p is None else p)
+    return Difference(mean_over_images(differences), paired_permutation(differences))
+
+
+def correct(differences: Sequence[Difference]) -> None:
+    """Corrects p by Holm over all of them."""
+    for difference, corrected in zip(differences, holm([difference.p for difference in differences])):
+        difference.p_holm = corrected
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -346,7 +346,9 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: Co
         write_image(to_pixels(image, truncated), files[kind])
     sides = [clean, *(read_image(path, options.res) for path in files.values())]
     answers = [answer_of(job, k, sides, labels, targets) for k in range(len(options.model_name))]
-    success = all(fooled(answer.after, labels, targets, attack.head).all() for answer in answers)
+    success = all(
+        fooled(answer.predictions[:, 0, 1], labels, targets, attack.head).all() for answer in answers
+    )
     write_result(layout, index, clean, sides[1], joined_names(options.model_name), success)
     files = {"originImage": layout.file(index, "originImage.png"), **files}
     row = row_of(job, result, picture, answers) | {
@@ -369,9 +371,8 @@ def answer_of(
     classifier, device, head = job.attack.classifiers[k], job.attack.device, job.attack.head
     predicted = [predict(classifier, side[None], labels, device, 16, head, targets) for side in sides]
     logits = np.stack([found for _, found in predicted], 1) if head.threshold is not None else None
-    before, after, *rest = (found for found, _ in predicted)
-    name, reconstructed = job.options.model_name[k], rest[0] if rest else None
-    return ClassifierResult(name, labels, before, after, reconstructed, targets, head, logits)
+    predictions = np.stack([found for found, _ in predicted], 1)[:, None]
+    return ClassifierResult(job.options.model_name[k], labels, predictions, targets, head, logits)
 
 
 def row_of(job: Job, result: AttackResult, picture: Picture, answers: Sequence[ClassifierResult]) -> dict:

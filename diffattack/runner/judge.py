@@ -207,16 +207,16 @@ def row_of(
     judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray, base: int, k: int
 ) -> dict:
     """What classifiers and measures find of the k-th image, for results.json; labels count from `base`."""
-    one = (judged.of_image(k), judges, labels[k : k + 1], targets[k : k + 1])
-    row = {"predictions": {r.name: r.described(0, judges.class_names, base) for r in results_of(*one)}}
+    results = results_of(judged.of_image(k), judges, labels[k : k + 1], targets[k : k + 1])
+    row = {"predictions": {one.name: one.described(0, judges.class_names, base) for one in results}}
     keys = ("quality", "quality_of_reconstruction")
     for key, values in zip(keys, judged.visibility[k].tolist()):
         row[key] = dict(zip(judged.measures.tolist(), values))
-    drawn = [results_of(*one, draw) for draw in range(1, judges.draws + 1) if judges.draws > 1]
-    for each in zip(*drawn):
-        described = [result.described(0, judges.class_names, base) for result in each]
-        row.setdefault("draws", {})[each[0].name] = {
-            side: {key: [one[side].get(key) for one in described] for key in PREDICTION.names}
-            for side in described[0]
-        }
+    for one in results:
+        draws = [one.described(0, judges.class_names, base, draw) for draw in range(1, 1 + one.draws)]
+        if draws:
+            row.setdefault("draws", {})[one.name] = {
+                side: {key: [each[side].get(key) for each in draws] for key in PREDICTION.names}
+                for side in draws[0]
+            }
     return row
