@@ -11,14 +11,14 @@ from conftest import classifier_result, done, flags, pictures, run, start, wait_
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
-from diffattack.evaluation.comparison import Metric, sentence, transfer_shares
+from diffattack.evaluation.comparison import sentence, transfer_shares
 from diffattack.evaluation.results import Evaluation, transfer_mean
 from diffattack.evaluation.statistics import (
     Difference,
     Estimate,
     holm,
     mcnemar,
-    mean_difference,
+    paired,
     paired_permutation,
     smallest_success_difference,
 )
@@ -94,16 +94,15 @@ def test_shares_add_up():
 
 
 def test_the_sentence_says_what_was_found_and_what_could_not_have_been():
-    none = mean_difference(np.array([0.1, -0.1] * 10))
+    none = paired(np.zeros(20), np.array([0.1, -0.1] * 10))
     none.p_holm = 1.0
-    values = dict.fromkeys(("uniform", "fixed"), none.difference)
-    figure = Metric("SSIM", values, {"uniform": None, "fixed": none})
+    figure = {"name": "SSIM", "differences": {"uniform": None, "fixed": none}}
     assert sentence("uniform", "fixed", [figure], 20) == (
         "fixed: no difference to uniform that these 20 images could show; the smallest difference in "
         "success that they could show is 30 points."
     )
-    differences = {"uniform": None, "fixed": Difference(Estimate(0.5, 0.4, 0.6), 0.001, 0.004)}
-    text = sentence("uniform", "fixed", [Metric("SSIM", values, differences)], 20)
+    figure["differences"]["fixed"] = Difference(Estimate(0.5, 0.4, 0.6), 0.001, 0.004)
+    text = sentence("uniform", "fixed", [figure], 20)
     assert "differs from uniform in SSIM (+0.5, p = 0.004)" in text
 
 

@@ -14,7 +14,7 @@ from diffattack.classifiers.defences import SEED, defend, is_random
 from diffattack.common.errors import InputError
 from diffattack.data.images import Pictures, to_tensor
 from diffattack.data.records import json_text
-from diffattack.evaluation.comparison import success_metrics
+from diffattack.evaluation.comparison import compare_metrics, success_metrics
 from diffattack.evaluation.judges import Judged, Judges, judge
 from diffattack.evaluation.predictions import DRAWS_LEGEND, ClassifierResult
 from diffattack.evaluation.results import Evaluation, evaluation_of
@@ -173,16 +173,17 @@ def test_the_table_names_what_each_row_is():
 
 def test_a_comparison_has_the_draws_of_each_attack():
     found = {"one": evaluation(AFTER), "other": evaluation([AFTER[0]] * 3)}
-    metrics = [one for one in success_metrics(found) if one.name.endswith("draws")]
-    assert [metric.name.split(", ")[-1] for metric in metrics] == [
+    lines = compare_metrics({mode: success_metrics(one) for mode, one in found.items()})
+    metrics = [line for line in lines if line["name"].endswith("draws")]
+    assert [line["name"].split(", ")[-1] for line in metrics] == [
         f"{rule} of 3 draws" for rule in ("worst", "mean", "majority")
     ]
     worst, mean, _ = metrics
-    assert [value.count for value in worst.values.values()] == [2, 1]
-    assert worst.differences["one"] is None
-    assert worst.differences["other"].difference.value == pytest.approx(-1 / 3)
+    assert [value.count for value in worst["values"].values()] == [2, 1]
+    assert worst["differences"]["one"] is None
+    assert worst["differences"]["other"].difference.value == pytest.approx(-1 / 3)
     # image 0 in all draws instead of one, image 2 in none instead of two of three
-    assert mean.differences["other"].difference.value == pytest.approx((2 / 3 + 0 - 2 / 3) / 3)
+    assert mean["differences"]["other"].difference.value == pytest.approx((2 / 3 + 0 - 2 / 3) / 3)
 
 
 def test_no_draw_at_all_is_refused():

@@ -14,7 +14,7 @@ from diffattack.evaluation import statistics
 from diffattack.evaluation.judges import Judges, judge
 from diffattack.evaluation.metrics import psnr, visibility
 from diffattack.evaluation.results import Evaluation, evaluation_of, transfer_mean
-from diffattack.evaluation.statistics import Estimate, mean_over_images, means_over_images, resampled, share
+from diffattack.evaluation.statistics import Estimate, mean_over_images, resampled, share
 from diffattack.evaluation.warnings import (
     has_gradient,
     warnings_about_gradients,
@@ -61,7 +61,7 @@ def test_bootstrap_of_a_mean_is_as_wide_as_its_standard_error_says():
 def test_intervals_of_means_are_those_of_scipys_bootstrap(monkeypatch, block):
     monkeypatch.setattr(statistics, "BLOCK", block)
     values = np.random.default_rng(3).normal(size=(3, 57)) ** 2
-    for row, estimate in zip(values, means_over_images(values)):
+    for row, estimate in zip(values, resampled(values)):
         expected = bootstrap(
             (np.arange(57),),
             lambda chosen, axis, row=row: row[chosen].mean(-1),
@@ -76,11 +76,10 @@ def test_intervals_of_means_are_those_of_scipys_bootstrap(monkeypatch, block):
 
 
 def test_a_figure_that_is_infinite_or_of_nothing_has_no_interval():
-    finite, infinite = means_over_images(np.array([[1.0, 2.0, 3.0], [1.0, np.inf, 3.0]]))
+    finite, infinite = resampled(np.array([[1.0, 2.0, 3.0], [1.0, np.inf, 3.0]]))
     assert np.isfinite([finite.low, finite.high]).all() and infinite.value == np.inf
     assert np.isnan([infinite.low, infinite.high]).all()
-    (none,) = resampled(0, lambda times: np.full((len(times), 1), np.nan))
-    assert np.isnan(none.value)
+    assert np.isnan(mean_over_images(np.zeros(0)).value)
 
 
 # ---------------------------------------------------------------- success

@@ -1,14 +1,25 @@
-"""What a comparison of weight modes or of attacks says: paired differences, sentences, tables."""
+"""What a comparison of weight modes or of attacks says: paired differences, sentences, tables; and what a
+sweep says, of every mode at several values of one flag, compared where it is equally visible.
+
+A weighting that changes the picture less also fools less, so that two modes at one setting say little of
+which is better. In a sweep each mode gives a curve for each image, of transfer over visibility, and the
+curves of two modes are compared where both reach.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from diffattack.common.flags import number_or_none
 from diffattack.data.records import Run
+from diffattack.evaluation.budget import Budget, parse_budget
+from diffattack.evaluation.curves import VISIBILITIES, compare_curves, curve_of, figures_of, pair_rows
+from diffattack.evaluation.metrics import Quality
 from diffattack.evaluation.predictions import RULES
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import (
@@ -20,8 +31,10 @@ from diffattack.evaluation.statistics import (
     paired,
     smallest_success_difference,
 )
-from diffattack.evaluation.tables import COUNTED, cost_dict, cost_rows, legend
+from diffattack.evaluation.tables import COUNTED, cost_dict, cost_rows, figure_rows, legend
 
+# flags at which, when they are 0, all modes are the same attack
+WITHOUT_STRUCTURE = ("self_attn_loss_weight", "structure_share")
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
 
 
@@ -38,20 +51,6 @@ class Report:
         return ". ".join(self.remarks[: 1 + len(self.results.get("legend", ()))])
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One line of the table, and of the JSON: a figure of every mode, and its difference to the first mode
-    where pairs of images give one.
-    """
-
-    name: str
-    values: dict[str, Estimate]  # by mode
-    differences: dict[str, Difference | None]
-    note: str | None = None
-    # the same of what the diffusion model makes of the images without any attack
-    reconstructed: Estimate | None = None
-
-
 def compare_runs(
     runs: Mapping[str, Run], evaluations: Mapping[str, Evaluation], failures: Sequence[str]
 ) -> Report:
@@ -59,12 +58,14 @@ def compare_runs(
     all of them; failures say which images are left out, and why.
     """
     rows = {name: list(run.rows) for name, run in runs.items()}
-    metrics = metrics_of(evaluations, runs, rows)
+    metrics = compare_metrics(
+        {name: metrics_of(evaluations[name], run, rows[name]) for name, run in runs.items()}
+    )
     first, *others = runs
     images = len(rows[first])
     described = [
         *evaluations[first].legend_of_classifiers,
-        *legend(metric.name for metric in metrics),
+        *legend(line["name"] for line in metrics),
     ]
     sentences = [sentence(first, name, metrics, images) for name in others]
     sections = [
@@ -94,87 +95,77 @@ def compare_runs(
     return Report(sections, remarks, results)
 
 
-def metrics_of(
-    evaluations: Mapping[str, Evaluation], runs: Mapping[str, Run], rows: Mapping[str, Sequence[dict]]
-) -> list[Metric]:
-    """The lines of the table: success, visibility, realism, time; all by mode, on the same images."""
-    each = list(evaluations.values())
-    metrics = success_metrics(evaluations) + [
-        metric(
-            name,
-            {mode: one.quality[name].adversarial for mode, one in evaluations.items()},
-            None if quality.by_image is None else [one.quality[name].by_image for one in each],
-            note=quality.note,
-            reconstructed=quality.reconstructed,
-        )
-        for name, quality in each[0].quality.items()
-    ]
-    by_image = {}
-    if all(run.timesteps for run in runs.values()):
-        iterations, distances = zip(*(run.first_fooled for run in runs.values()))
-        by_image["first fooled in iteration"] = iterations, "of images that are fooled at all"
-        by_image["L2 when first fooled"] = distances, "the same, before rounding"
-    seconds = [np.array([row["seconds"] for row in of_run]) for of_run in rows.values()]
-    by_image["seconds an image"] = seconds, "with the inversion"
-    for name, (values, note) in by_image.items():
-        means = (mean_over_images(of_mode[np.isfinite(of_mode)]) for of_mode in values)
-        metrics.append(metric(name, dict(zip(runs, means)), values, note=note))
-    correct([difference for one in metrics for difference in one.differences.values() if difference])
-    return metrics
+def metrics_of(evaluation: Evaluation, run: Run, rows: Sequence[dict]) -> dict[str, Quality]:
+    """The lines of the table for a mode: success, visibility, realism, time; NaN for an image that does not
+    count.
+    """
+    found = success_metrics(evaluation) | evaluation.quality
+    if run.timesteps:
+        iterations, distances = run.first_fooled
+        found["first fooled in iteration"] = mean_of(iterations, "of images that are fooled at all")
+        found["L2 when first fooled"] = mean_of(distances, "the same, before rounding")
+    seconds = np.array([row["seconds"] for row in rows])
+    return found | {"seconds an image": mean_of(seconds, "with the inversion")}
 
 
-def success_metrics(evaluations: Mapping[str, Evaluation]) -> list[Metric]:
+def mean_of(values: np.ndarray, note: str) -> Quality:
+    return Quality(mean_over_images(values[np.isfinite(values)]), None, values, note)
+
+
+def success_metrics(evaluation: Evaluation) -> dict[str, Quality]:
     """Of each classifier and its draws, of all surrogates at once, and the mean of transfer classifiers; of
     sigmoid heads mAP, which is of no single image, so that there are no pairs.
     """
-    each, lines = list(evaluations.values()), []
-
-    def add(name: str, values: Sequence[Estimate], *pairs: object, **about: object) -> None:
-        lines.append(metric(name, dict(zip(evaluations, values)), *pairs, **about))
-
-    for k, result in enumerate(each[0].classifiers):
-        of_modes = [one.classifiers[k] for one in each]
+    found, of_precision = {}, {}
+    for k, result in enumerate(evaluation.classifiers):
+        name = f"{ROLES[evaluation.role(k)]}, {result.name}"
         for rule in (None, *RULES) if result.draws else (None,):
-            name = f"{ROLES[each[0].role(k)]}, {result.name}" + f", {rule} of {result.draws} draws" * bool(
-                rule
+            counted, values = result.by_image("success", rule)
+            found[f"{name}, {rule} of {result.draws} draws" if rule else name] = Quality(
+                result.rate("success", rule),
+                None if rule else result.rate("success_of_reconstruction"),
+                np.where(counted, values, np.nan),
             )
-            found = [one.by_image("success", rule) for one in of_modes]
-            alone = None if rule else result.rate("success_of_reconstruction")
-            rates = [one.rate("success", rule) for one in of_modes]
-            # what counts is by the clean pictures alone, the same of all modes
-            add(name, rates, [values for _, values in found], found[0][0], reconstructed=alone)
-    for k, result in enumerate(each[0].classifiers):
-        if before := result.mean_precisions.get("mAP_before"):
-            means = [one.classifiers[k].mean_precisions["mAP_after"] for one in each]
-            add(f"mAP after, {result.name}", means, note=f"{before} before")
-    if each[0].surrogates > 1:
-        fooled = [one.joint()[1] for one in each]
-        add("white-box, all at once", [one.joint_success for one in each], fooled, each[0].joint()[0])
-    if each[0].transfers:
-        shares = [transfer_shares(one) for one in each]
-        add("transfer, mean", [one.transfer_success for one in each], shares)
+        if means := result.mean_precisions:
+            note = f"{means['mAP_before']} before"
+            of_precision[f"mAP after, {result.name}"] = Quality(means["mAP_after"], note=note)
+    found |= of_precision
+    if evaluation.surrogates > 1:
+        fooled = np.where(*evaluation.joint(), np.nan)
+        found["white-box, all at once"] = Quality(evaluation.joint_success, None, fooled)
+    if evaluation.transfers:
+        shares = transfer_shares(evaluation)
+        found["transfer, mean"] = Quality(evaluation.transfer_success, None, shares)
+    return found
+
+
+def compare_metrics(modes: Mapping[str, Mapping[str, Quality]]) -> list[dict]:
+    """The lines that all modes have, as JSON has them, and the differences to the first mode where pairs of
+    images give one, corrected by Holm over all.
+    """
+    first, lines = next(iter(modes)), []
+    for name, figure in modes[first].items():
+        if all(name in metrics for metrics in modes.values()):
+            figures = {mode: metrics[name] for mode, metrics in modes.items()}
+            lines.append(
+                {
+                    "name": name,
+                    "values": {mode: one.adversarial for mode, one in figures.items()},
+                    "differences": {mode: difference_of(figure, one) for mode, one in figures.items()},
+                    "note": figure.note,
+                    "reconstructed": figure.reconstructed,
+                }
+            )
+    correct([difference for line in lines for difference in line["differences"].values() if difference])
     return lines
 
 
-def metric(
-    name: str,
-    values: Mapping[str, Estimate],
-    by_image: Sequence[np.ndarray] | None = None,
-    counted: np.ndarray | None = None,
-    note: str | None = None,
-    reconstructed: Estimate | None = None,
-) -> Metric:
-    """A line of the table.
-
-    Args:
-        by_image: of each mode, `(B,)`, to be compared in pairs.
-        counted: which of these count, `(B,)`.
-    """
-    differences = dict.fromkeys(values)
-    if by_image is not None and (counted is None or counted.any()):
-        first, *others = by_image if counted is None else [one[counted] for one in by_image]
-        differences = dict(zip(values, [None, *(paired(first, other) for other in others)]))
-    return Metric(name, dict(values), differences, note, reconstructed)
+def difference_of(first: Quality, other: Quality) -> Difference | None:
+    """None of the first itself, and where no image counts."""
+    share = first.adversarial
+    if other is first or first.by_image is None or (share.is_share and math.isnan(share.value)):
+        return None
+    return paired(first.by_image, other.by_image, yes_or_no=share.count is not None)
 
 
 def transfer_shares(evaluation: Evaluation) -> np.ndarray:
@@ -189,13 +180,13 @@ def transfer_shares(evaluation: Evaluation) -> np.ndarray:
 # ---------------------------------------------------------------- in words
 
 
-def sentence(first: str, mode: str, metrics: Sequence[Metric], images: int) -> str:
+def sentence(first: str, mode: str, metrics: Sequence[dict], images: int) -> str:
     """One mode's differences to the first one, in a sentence."""
-    tests = sum(difference is not None for metric in metrics for difference in metric.differences.values())
+    tests = sum(difference is not None for line in metrics for difference in line["differences"].values())
     found = [
-        f"{metric.name} ({of_mode.difference.value:+.3g}, p = {of_mode.p_holm:.2g})"
-        for metric in metrics
-        if (of_mode := metric.differences[mode]) and of_mode.p_holm <= ALPHA
+        f"{line['name']} ({of_mode.difference.value:+.3g}, p = {of_mode.p_holm:.2g})"
+        for line in metrics
+        if (of_mode := line["differences"][mode]) and of_mode.p_holm <= ALPHA
     ]
     smallest = smallest_success_difference(images, tests)
     power = (
@@ -209,16 +200,17 @@ def sentence(first: str, mode: str, metrics: Sequence[Metric], images: int) -> s
     return f"{mode}: no difference to {first} that these {images} images could show; {power}."
 
 
-def metric_rows(metrics: Sequence[Metric]) -> list[list[str]]:
-    names = list(metrics[0].values)
-    alone = any(metric.reconstructed for metric in metrics)
-    rows = [["", *(["reconstruction alone"] if alone else []), *names, ""]]
-    for metric in metrics:
-        columns = [str(metric.reconstructed or "")] if alone else []
-        rows.append([metric.name, *columns, *map(str, metric.values.values()), metric.note or ""])
-        if any(metric.differences.values()):
-            told = ["" if d is None else difference_text(d) for d in metric.differences.values()]
-            rows.append([f"  - {names[0]}", *([""] if alone else []), *told, ""])
+def metric_rows(metrics: Sequence[dict]) -> list[list[str]]:
+    names = list(metrics[0]["values"])
+    alone = ["reconstruction alone"] if any(line["reconstructed"] for line in metrics) else []
+    rows = [["", *alone, *names, ""]]
+    for line in metrics:
+        columns = [str(line["reconstructed"] or "") for _ in alone]
+        rows.append([line["name"], *columns, *map(str, line["values"].values()), line["note"] or ""])
+        differences = line["differences"].values()
+        if any(differences):
+            told = ["" if d is None else difference_text(d) for d in differences]
+            rows.append([f"  - {names[0]}", *("" for _ in alone), *told, ""])
     return rows
 
 
@@ -226,3 +218,117 @@ def difference_text(of_mode: Difference) -> str:
     found = of_mode.difference
     interval = "" if math.isnan(found.low) else f" [{found.low:+.3g}, {found.high:+.3g}]"
     return f"{found.value:+.3g}{interval}, p {of_mode.p_holm:.2g}"
+
+
+# ---------------------------------------------------------------- every mode at several values of a flag
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A flag of the attack and the values it takes."""
+
+    flag: str
+    values: tuple[float, ...]
+    measure: str = ""  # of a budget
+
+    def __str__(self) -> str:
+        numbers = ",".join(f"{value:g}" for value in self.values)
+        return f"{self.flag}={self.measure}{'=' if self.measure else ''}{numbers}"
+
+    def folder(self, value: float) -> str:
+        return f"{self.flag}_{self.measure}{'_' if self.measure else ''}{value:g}"
+
+    def option(self, value: float) -> float | str:
+        """The flag's value."""
+        return str(Budget(self.measure, value)) if self.measure else value
+
+    def modes_are_one(self, value: float) -> bool:
+        """Whether the structure term is left out, so that there is nothing to weight."""
+        return self.flag in WITHOUT_STRUCTURE and value == 0
+
+
+def parse_sweep(kind: type, text: str) -> Sweep:
+    """From "structure_share=0,0.1,0.3", a flag of the dataclass `kind` that takes a number, or from
+    "budget=psnr=40,36.5,33", budgets of one measure.
+    """
+    name, _, numbers = text.partition("=")
+    measure, _, numbers = numbers.partition("=") if name == "budget" else ("", "", numbers)
+    kinds = {one.name: one.metadata for one in fields(kind)}
+    if name != "budget" and kinds.get(name, {}).get("parse") not in (int, float, number_or_none):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no flag of the attack that takes a number; expected FLAG=A,B,... such as "
+            f"structure_share=0,0.1,0.3 or budget=psnr=40,36.5,33"
+        )
+
+    def parse(number: str) -> float:
+        if name == "budget":
+            return parse_budget(f"{measure}={number}").value
+        value, allowed = kinds[name]["parse"](number), kinds[name]["range"]
+        if value is None or (allowed and not allowed.holds(value)):
+            raise ValueError(f"{name} is {number}; expected {allowed.name if allowed else 'a number'}")
+        return value
+
+    try:
+        values = tuple(map(parse, numbers.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{numbers!r} are no values of {name}: {error}") from None
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError("expected at least two values, none of them twice")
+    return Sweep(name, values, measure)
+
+
+def report_sweep(
+    sweep: Sweep, points: Mapping[str, Sequence[tuple[Run, Evaluation]]], failures: Sequence[str]
+) -> Report:
+    """Compares modes over a sweep.
+
+    Args:
+        points: by mode, one at each value, all on the same images.
+        failures: which images are left out, and why.
+    """
+    first_run, first_evaluation = next(iter(points.values()))[0]
+    figures = {mode: [point_figures(*point) for point in each] for mode, each in points.items()}
+    pairs = []
+    if first_evaluation.transfers:
+        curves = {mode: curve_of(evaluation for _, evaluation in each) for mode, each in points.items()}
+        pairs = compare_curves(curves)
+    lines = [
+        ((mode, f"{value:g}"), at_value)
+        for mode, at_values in figures.items()
+        for value, at_value in zip(sweep.values, at_values)
+    ]
+    sections = [(f"Every mode at every {sweep.flag}", figure_rows(["mode", sweep.flag], lines))]
+    if pairs:
+        sections.append(("At equal visibility", pair_rows(pairs)))
+    remarks = [
+        f"{len(first_run.records)} images; white-box and transfer are attack success {COUNTED}; in brackets "
+        f"95 % intervals, Wilson's for success and bootstrap over images for the rest; iterations and L2 "
+        f"when first fooled are of images that are fooled at all",
+        *legend(VISIBILITIES),
+        "at equal visibility: each image's curves, points joined by straight lines, are compared over the "
+        "visibilities that both modes reach, and their difference is averaged; p is of a permutation of "
+        f"signs, corrected by Holm over the {len(pairs)} differences",
+        *(
+            f"at {sweep.flag} 0 there is nothing to weight: one attack stands for all modes"
+            for value in sweep.values
+            if sweep.modes_are_one(value)
+        ),
+        *(f"left out: {failure}" for failure in failures),
+    ]
+    results = {
+        "flag": sweep.flag,
+        "values": list(sweep.values),
+        "images": [row["file"] for row in first_run.rows],
+        "figures": figures,
+        "at_equal_visibility": pairs,
+    }
+    return Report(sections, remarks, results)
+
+
+def point_figures(run: Run, evaluation: Evaluation) -> dict[str, Estimate]:
+    """Of a mode at one value."""
+    iterations, distances = (values[np.isfinite(values)] for values in run.first_fooled)
+    return figures_of(evaluation, VISIBILITIES) | {
+        "first fooled in iteration": mean_over_images(iterations),
+        "L2 then": mean_over_images(distances),
+    }

@@ -20,7 +20,7 @@ from diffattack.evaluation.judges import Judges, batch_on
 from diffattack.evaluation.metrics import Quality, visibility
 from diffattack.evaluation.predictions import PREDICTION, ClassifierResult, predict
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.statistics import Estimate, correct, mean_difference, mean_over_images
+from diffattack.evaluation.statistics import Estimate, correct, mean_over_images, paired
 from diffattack.evaluation.tables import figure_rows
 
 MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
@@ -223,13 +223,12 @@ def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]
         both = curves[first], curves[second]
         scores = [name for name in both[0] if name not in VISIBILITIES]
         for measure, score in itertools.product(VISIBILITIES, scores):
-            of_images = difference_at_equal_visibility(
+            differences = difference_at_equal_visibility(
                 *([one[name] for one in both] for name in (measure, score))
             )
-            known = of_images[np.isfinite(of_images)]
-            tested.append(mean_difference(known))
-            about = {"modes": [first, second], "visibility": measure, "score": score, "images": len(known)}
-            pairs.append(about)
+            tested.append(paired(np.zeros(len(differences)), differences))
+            about = {"modes": [first, second], "visibility": measure, "score": score}
+            pairs.append(about | {"images": int(np.isfinite(differences).sum())})
     correct(tested)
     return [pair | vars(difference) for pair, difference in zip(pairs, tested)]
 

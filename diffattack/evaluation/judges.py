@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,8 +27,7 @@ from diffattack.classifiers.identity import difference
 from diffattack.common.device import memory_is_short
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
-from diffattack.evaluation.distances import features_of
-from diffattack.evaluation.metrics import measures
+from diffattack.evaluation.metrics import features_of, measures
 from diffattack.evaluation.predictions import PREDICTION, OneDraw, predict
 from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs
 
@@ -246,34 +246,26 @@ def read_judged(path: Path, judges: Judges, key: str) -> Judged | None:
         return None
 
 
-class Columns:
-    """What has been found of a run's images, one after the other, in a `Judged` of all of them."""
-
-    def __init__(self, images: int, folder: Path | None = None):
-        self.images, self.folder, self.count = images, folder, 0
-        self.arrays: dict[str, np.ndarray] = {}
-        self.measures, self.oddities = np.zeros(0, str), {}
-
-    def add(self, judged: Judged) -> None:
-        """The next image."""
+def joined(each: Iterable[Judged], images: int, folder: Path) -> Judged:
+    """What has been found of so many images, one after the other, in one; what would take most of the memory
+    lies in files without a name in the folder.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    oddities: dict[str, None] = {}
+    for k, judged in enumerate(each):
         for name in BY_IMAGE:
             values = getattr(judged, name)
-            if self.count == 0:
-                self.arrays[name] = self.room_for(name, values)
-            self.arrays[name][self.count] = values[0]
-        self.measures = judged.measures
-        self.oddities |= dict.fromkeys(judged.oddities.tolist())
-        self.count += 1
+            if k == 0:
+                arrays[name] = room_for(
+                    (images, *values.shape[1:]), values.dtype, name in IN_FILES and folder
+                )
+            arrays[name][k] = values[0]
+        oddities |= dict.fromkeys(judged.oddities.tolist())
+    return Judged(**arrays, measures=judged.measures, oddities=np.array(list(oddities), str))
 
-    def room_for(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Of all images; in a file without a name where memory would not do."""
-        import tempfile
 
-        shape = (self.images, *values.shape[1:])
-        if self.folder is None or name not in IN_FILES or not values.size:
-            return np.zeros(shape, values.dtype)
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            return np.memmap(file, values.dtype, "w+", shape=shape)
-
-    def of_all(self) -> Judged:
-        return Judged(**self.arrays, measures=self.measures, oddities=np.array(list(self.oddities), str))
+def room_for(shape: tuple[int, ...], dtype: np.dtype, folder: Path | bool) -> np.ndarray:
+    if not folder or 0 in shape:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)

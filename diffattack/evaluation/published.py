@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diffattack import ROOT
-from diffattack.classifiers.defences import split_name
 from diffattack.classifiers.registry import ALIASES, TIMM, check_name
 from diffattack.common.errors import InputError
 
@@ -79,17 +78,12 @@ def architecture(name: str) -> str:
 
 
 def weights(name: str, figure: Figure) -> str:
-    """Whether the surrogate here has the weights of the paper's.
-
-    Of the aliases that take timm's weights, the registry says that they need not be the paper's; and which
-    weights a network without a name of weights has is timm's own choice.
+    """Whether the surrogate here has the weights of the paper's; of the aliases that take timm's, the
+    registry says that they need not be the paper's.
     """
-    if check_name(name) == check_name(figure.model_name):
-        certain = figure.model_name not in ALIASES or ALIASES[figure.model_name][1] != TIMM
-        found = "the same" if certain else "may differ"
-    else:
-        found = "may differ" if check_name(name) == architecture(name) else "others"
-    return f"{found}, with a defence here" if split_name(name)[1] else found
+    is_timms = ALIASES.get(figure.model_name, ("", ""))[1] == TIMM
+    is_same = check_name(name) == check_name(figure.model_name) and not is_timms
+    return "the same" if is_same else "may differ"
 
 
 def figures_of(surrogates: Sequence[str], path: Path) -> dict[str, list[Figure]]:
@@ -149,15 +143,12 @@ def joined(cells: Iterable[str]) -> str:
 
 def published_remarks(surrogates: Sequence[str], path: Path = PUBLISHED) -> list[str]:
     """What has to be known to read the tables; nothing where there are none."""
-    found = [figure for figures in figures_of(surrogates, path).values() for figure in figures]
-    remarks = [
+    remark = (
         f"published figures were {NOT_RUN}: images, sizes, judges and conventions are each paper's own; a "
         f"surrogate is matched by its architecture, and its weights may differ from the paper's: see the "
-        f"column weights"
-    ]
-    if any(figure.checked == "no" for figure in found):
-        remarks.append("published figures that are not seen in the source are quoted from elsewhere")
-    return remarks if found else []
+        f"column weights; those that are not seen in the source are quoted from elsewhere"
+    )
+    return [remark] if any(figures_of(surrogates, path).values()) else []
 
 
 def published_dicts(surrogates: Sequence[str], path: Path = PUBLISHED) -> list[dict]:
@@ -165,15 +156,16 @@ def published_dicts(surrogates: Sequence[str], path: Path = PUBLISHED) -> list[d
     unknown), and `run_here`, False in all of them.
     """
 
-    def numbers(figure: Figure) -> dict[str, int | None]:
-        cells = {name: getattr(figure, name) for name in ("year", "images", "side")}
-        return {name: int(cell) if cell.isdigit() else None for name, cell in cells.items()}
+    def number(cell: str) -> int | None:
+        return int(cell) if cell.isdigit() else None
 
     return [
         {
             "name": surrogate,
             **figure._asdict(),
-            **numbers(figure),
+            "year": number(figure.year),
+            "images": number(figure.images),
+            "side": number(figure.side),
             "value": float(figure.value),
             "checked": figure.checked == "yes",
             "weights": weights(surrogate, figure),

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from diffattack.evaluation.distances import quality_of
 from diffattack.evaluation.judges import Judged, Judges
-from diffattack.evaluation.metrics import Quality
+from diffattack.evaluation.metrics import Quality, quality_of
 from diffattack.evaluation.predictions import DRAWS_LEGEND, OF_RECONSTRUCTION, RULES, ClassifierResult
 from diffattack.evaluation.statistics import Estimate, resampled, share
 from diffattack.evaluation.tables import COUNTED, legend, legend_of_head, table
@@ -39,17 +38,16 @@ def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") 
     """Mean over classifiers of the attack success rate, or of another of FIGURES; images are resampled for
     all classifiers at once.
     """
-    counted, found = map(np.stack, zip(*(r.counts(figure) for r in results)))  # (classifiers, B)
+    each = np.concatenate([r.counts(figure) for r in results])  # (2 classifiers, B), counted and found
 
-    def statistic(times: np.ndarray) -> np.ndarray:
-        # 0 where a resample leaves out all images that a classifier had right; it is then left out
-        totals = times @ counted.T.astype(np.float64)  # (R, classifiers)
-        rates = times @ found.T.astype(np.float64) / np.maximum(totals, 1)
-        return (rates.sum(-1) / np.maximum((totals > 0).sum(-1), 1))[:, None]
+    def mean_rate(times: np.ndarray, axis: int) -> np.ndarray:
+        # a classifier of which a resample leaves out all images that it had right is left out
+        totals, found = times[::2].sum(axis), times[1::2].sum(axis)
+        return (found / np.maximum(totals, 1)).sum(0) / np.maximum((totals > 0).sum(0), 1)
 
-    if not counted.any():
+    if not each[::2].any():
         return Estimate(math.nan, is_share=True)
-    return replace(resampled(counted.shape[1], statistic)[0], is_share=True)
+    return replace(resampled(each, mean_rate)[0], is_share=True)
 
 
 @dataclass(frozen=True)

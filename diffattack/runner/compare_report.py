@@ -11,7 +11,7 @@ from pathlib import Path
 from diffattack.common.progress import progress
 from diffattack.data.dataset import Item
 from diffattack.data.records import ANALYSIS, Run, json_text, read_run
-from diffattack.evaluation.comparison import Report, compare_runs
+from diffattack.evaluation.comparison import Report, compare_runs, report_sweep
 from diffattack.evaluation.curves import (
     Points,
     compare_curves,
@@ -26,7 +26,6 @@ from diffattack.evaluation.curves import (
 from diffattack.evaluation.human_study import KEY, judging_section, read_study
 from diffattack.evaluation.published import published_dicts, published_remarks, published_sections
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.sweep import report_sweep
 from diffattack.evaluation.tables import as_text, cost_rows, latex, markdown
 from diffattack.evaluation.weights import add_weights, weight_movement
 from diffattack.plotting.comparison_page import write_comparison_page

@@ -22,9 +22,8 @@ from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
 from diffattack.diffusion.inversion import LatentDiffusion
-from diffattack.evaluation.distances import feature_network
-from diffattack.evaluation.judges import Columns, Judged, Judges, image_key, judge, read_judged, write_judged
-from diffattack.evaluation.metrics import names_of_measures
+from diffattack.evaluation.judges import Judged, Judges, image_key, joined, judge, read_judged, write_judged
+from diffattack.evaluation.metrics import feature_network, names_of_measures
 from diffattack.evaluation.predictions import PREDICTION
 from diffattack.evaluation.results import Evaluation, evaluation_of, results_of
 from diffattack.options import Options
@@ -134,17 +133,14 @@ def judge_images(
         chunk = [item for item in items[start : start + CHUNK] if files.judged(item, judges) is None]
         same = [elsewhere and elsewhere.judged(item, judges) for item in chunk]
         if chunk:
-            found = judge(judges, files.read(chunk), None if None in same else joined(same))
+            found = judge(
+                judges,
+                files.read(chunk),
+                None if None in same else joined(same, len(same), files.layout.folder),
+            )
             for k, item in enumerate(chunk):
                 write_judged(files.file(item), found.of_image(k), judges, files.key(item))
         done(len(items[start : start + CHUNK]))
-
-
-def joined(each: Sequence[Judged]) -> Judged:
-    columns = Columns(len(each))
-    for judged in each:
-        columns.add(judged)
-    return columns.of_all()
 
 
 def judge_all(
@@ -195,11 +191,10 @@ def add_up(
     """The evaluation of images that have been judged, and a function that gives what results.json has of the
     k-th of them.
     """
-    columns = Columns(len(items), files.layout.folder)
     with progress(items, desc="added up", unit="image") as bar:
-        for item in bar:
-            columns.add(files.judged(item, judges))
-    judged, (labels, targets) = columns.of_all(), labels_and_targets(items)
+        each = (files.judged(item, judges) for item in bar)
+        judged = joined(each, len(items), files.layout.folder)
+    labels, targets = labels_and_targets(items)
     return evaluation_of(judged, judges, labels, targets), partial(row_of, judged, judges, labels, targets)
 
 
