@@ -250,8 +250,9 @@ def predictions(rows) -> np.ndarray:
 
 def classifier_result(labels, before, after, reconstructed=None, targets=None, **more) -> ClassifierResult:
     """What a classifier predicts, given by labels."""
-    sides = (None if each is None else predictions(each) for each in (before, after, reconstructed))
-    return ClassifierResult("by hand", np.array(labels), *sides, targets and np.array(targets), **more)
+    sides = [predictions(each) for each in (before, after, reconstructed) if each is not None]
+    given = np.stack(sides, 1)[:, None], targets and np.array(targets)
+    return ClassifierResult("by hand", np.array(labels), *given, **more)
 
 
 # ---------------------------------------------------------------- classifiers as people bring them

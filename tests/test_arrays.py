@@ -14,11 +14,10 @@ ARRAYS = {
     "none": np.zeros((0, 4)),
     "scalar": np.array(1.5),
     "flags": np.array([True, False]),
-    "fields": np.zeros(2, [("größe", "<f4"), ("x", "<i2")]),  # a header of version 3
+    "fields": np.zeros(2, [("size", "<f4"), ("x", "<i2")]),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_arrays_are_read_as_numpy_reads_them(tmp_path, save):
     save(tmp_path / "some.npz", **ARRAYS)
@@ -32,5 +31,5 @@ def test_arrays_are_read_as_numpy_reads_them(tmp_path, save):
 
 def test_pickled_objects_are_not_read(tmp_path):
     np.savez(tmp_path / "some.npz", objects=np.array({"a": 1}, dtype=object))
-    with pytest.raises(ValueError, match="object"):
+    with pytest.raises(ValueError, match="OBJECT array"):
         read_arrays(tmp_path / "some.npz")

@@ -11,14 +11,14 @@ from conftest import classifier_result, done, flags, pictures, run, start, wait_
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
-from diffattack.evaluation.comparison import Metric, sentence, transfer_scores
+from diffattack.evaluation.comparison import sentence, transfer_shares
 from diffattack.evaluation.results import Evaluation, transfer_mean
 from diffattack.evaluation.statistics import (
     Difference,
     Estimate,
     holm,
     mcnemar,
-    mean_difference,
+    paired,
     paired_permutation,
     smallest_success_difference,
 )
@@ -69,7 +69,7 @@ def test_six_images_are_too_few_after_correction():
     assert smallest_success_difference(6, 27) is None
 
 
-def test_transfer_scores_average_to_the_transfer_mean():
+def test_transfer_shares_average_to_the_transfer_mean():
     surrogate = classifier_result([0] * 6, [0] * 6, [1] * 6)
     others = [
         classifier_result([0] * 6, [0, 0, 0, 0, 2, 2], [1, 0, 1, 0, 0, 1]),
@@ -77,7 +77,7 @@ def test_transfer_scores_average_to_the_transfer_mean():
     ]
     evaluation = Evaluation([surrogate, *others], {}, [])
     assert (
-        transfer_scores(evaluation).mean()
+        transfer_shares(evaluation).mean()
         == pytest.approx(transfer_mean(others).value)
         == pytest.approx((2 / 4 + 2 / 6) / 2)
     )
@@ -94,15 +94,16 @@ def test_shares_add_up():
 
 
 def test_the_sentence_says_what_was_found_and_what_could_not_have_been():
-    none = mean_difference(np.array([0.1, -0.1] * 10))
-    none.corrected = 1.0
-    figure = Metric("SSIM", [none.estimate] * 2, [None, none])
-    assert sentence(1, ["uniform", "fixed"], [figure], 20) == (
+    none = paired(np.zeros(20), np.array([0.1, -0.1] * 10))
+    none.p_holm = 1.0
+    figure = {"name": "SSIM", "differences": {"uniform": None, "fixed": none}}
+    assert sentence("uniform", "fixed", [figure], 20) == (
         "fixed: no difference to uniform that these 20 images could show; the smallest difference in "
         "success that they could show is 30 points."
     )
-    found = Metric("SSIM", [none.estimate] * 2, [None, Difference(Estimate(0.5, 0.4, 0.6), 0.001, 0.004)])
-    assert "differs from uniform in SSIM (+0.5, p = 0.004)" in sentence(1, ["uniform", "fixed"], [found], 20)
+    figure["differences"]["fixed"] = Difference(Estimate(0.5, 0.4, 0.6), 0.001, 0.004)
+    text = sentence("uniform", "fixed", [figure], 20)
+    assert "differs from uniform in SSIM (+0.5, p = 0.004)" in text
 
 
 def test_latex_is_well_formed():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import TinyClassifier
 
-from diffattack.evaluation import distances
-from diffattack.evaluation.distances import (
+from diffattack.evaluation import metrics
+from diffattack.evaluation.metrics import (
     ClassifierFeatures,
     frechet_distance,
     kernel_distance,
@@ -16,7 +16,7 @@ from diffattack.evaluation.distances import (
 
 @pytest.mark.parametrize("rows", [1024, 7])
 def test_the_kernel_distance_is_that_of_all_pairs(monkeypatch, rows):
-    monkeypatch.setattr(distances, "ROWS", rows)
+    monkeypatch.setattr(metrics, "ROWS", rows)
     from torchmetrics.image.kid import poly_mmd
 
     torch.manual_seed(0)
@@ -29,7 +29,7 @@ def test_the_kernel_distance_is_that_of_all_pairs(monkeypatch, rows):
 
 @pytest.mark.parametrize("dimension", [5, 500])  # 500: the path through the span of the features
 def test_frechet_distance_of_two_gaussians(monkeypatch, dimension):
-    monkeypatch.setattr(distances, "ROWS", 30)
+    monkeypatch.setattr(metrics, "ROWS", 30)
     random = torch.Generator().manual_seed(0)
     count = 100
     a, b = (

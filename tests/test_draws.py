@@ -13,9 +13,10 @@ from conftest import MAIN, classifier_result, flags, network, run
 from diffattack.classifiers.defences import SEED, defend, is_random
 from diffattack.common.errors import InputError
 from diffattack.data.images import Pictures, to_tensor
-from diffattack.evaluation.comparison import metrics_of_draws
+from diffattack.data.records import json_text
+from diffattack.evaluation.comparison import compare_metrics, success_metrics
 from diffattack.evaluation.judges import Judged, Judges, judge
-from diffattack.evaluation.predictions import DRAWS_LEGEND, OverDraws
+from diffattack.evaluation.predictions import DRAWS_LEGEND, ClassifierResult
 from diffattack.evaluation.results import Evaluation, evaluation_of
 from diffattack.options import Options
 
@@ -33,8 +34,14 @@ BEFORE = [[0, 0, 0, 3], [0, 1, 0, 3], [0, 2, 0, 3]]
 AFTER = [[1, 0, 0, 0], [0, 0, 4, 5], [0, 0, 5, 5]]
 
 
-def over(after=AFTER) -> OverDraws:
-    return OverDraws([classifier_result(LABELS, b, a) for b, a in zip(BEFORE, after)])
+def over(draws: list[ClassifierResult], name: str = "a@resize:0.9") -> ClassifierResult:
+    """A classifier whose own answer is that of the first draw."""
+    predictions = np.concatenate([draws[0].predictions, *(draw.predictions for draw in draws)], 1)
+    return replace(draws[0], name=name, predictions=predictions)
+
+
+def drawn(after=AFTER) -> ClassifierResult:
+    return over([classifier_result(LABELS, b, a) for b, a in zip(BEFORE, after)])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +55,7 @@ def over(after=AFTER) -> OverDraws:
     ],
 )
 def test_rules_are_what_one_counts_by_hand(rule, before, after, success, of_all):
-    figures = over().figures(rule)
+    figures = drawn().figures(rule)
     assert figures["accuracy_before"].value == pytest.approx(before)
     assert figures["accuracy_after"].value == pytest.approx(after)
     assert figures["success"].value == pytest.approx(success)
@@ -61,7 +68,7 @@ def test_a_target_and_a_reconstruction_are_judged_draw_by_draw():
         classifier_result([0, 0], [0, 0], after, reconstructed, targets=[7, 7])
         for after, reconstructed in (([7, 1], [0, 0]), ([1, 7], [0, 4]))
     ]
-    figures = OverDraws(draws).figures("worst")
+    figures = over(draws).figures("worst")
     assert figures["success"].count == 2  # each in the draw that says 7
     assert figures["success_of_attack_alone"].count == 1  # the other's reconstruction failed in that draw
     assert figures["accuracy_reconstructed"].count == 1
@@ -72,10 +79,10 @@ def test_worst_is_never_less_than_mean():
     for _ in range(20):
         before, after = random.integers(0, 3, (2, 4, 30))
         labels = np.zeros(30, int)
-        drawn = OverDraws([classifier_result(labels, b, a) for b, a in zip(before, after)])
-        worst, mean = (drawn.rate(rule, "success").value for rule in ("worst", "mean"))
-        assert worst >= mean
-        assert drawn.rate("worst", "accuracy_after").value <= drawn.rate("mean", "accuracy_after").value
+        found = over([classifier_result(labels, b, a) for b, a in zip(before, after)])
+        worst, mean = (found.figures(rule) for rule in ("worst", "mean"))
+        assert worst["success"].value >= mean["success"].value
+        assert worst["accuracy_after"].value <= mean["accuracy_after"].value
 
 
 # ---------------------------------------------------------------- what is kept of an image
@@ -105,17 +112,19 @@ def judged(draws: int, clean=None) -> tuple[Judges, Judged, int]:
 def test_each_draw_is_by_its_own_seed_whatever_else_is_judged_with_it():
     judges, found, looked = judged(2)
     assert judges.draws_of(NAME) == 2 and judges.draws_of("net") == 0
-    over = evaluation_of(found, judges, PICTURES.labels, None).draws[NAME]
-    assert len(over.each) == 2
+    network_result, result = evaluation_of(found, judges, PICTURES.labels, None).classifiers
+    assert result.draws == 2 and network_result.draws == 0
     inner, images = network(5).requires_grad_(False), to_tensor(PICTURES.adversarial)
-    for seed, result in enumerate(over.each):
+    for seed in range(2):
+        after = result.predictions[:, 1 + seed, 1]
         noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(SEED + seed))
         logits = inner(images + 0.9 * noise)
-        assert result.after["label"].tolist() == logits.argmax(-1).tolist()
-        assert np.allclose(result.after["confidence"], logits.softmax(-1).amax(-1), atol=1e-6)
+        assert after["label"].tolist() == logits.argmax(-1).tolist()
+        assert np.allclose(after["confidence"], logits.softmax(-1).amax(-1), atol=1e-6)
     _, more, _ = judged(3)
     assert same(more.predictions[:, :, :3], found.predictions)
-    assert evaluation_of(judged(1)[1], judged(1)[0], PICTURES.labels, None).draws == {}
+    judges, once, _ = judged(1)
+    assert evaluation_of(once, judges, PICTURES.labels, None).classifiers[1].draws == 0
 
 
 def test_what_was_found_of_clean_pictures_is_taken_from_another_attack():
@@ -140,10 +149,9 @@ def test_deterministic_defences_are_judged_once():
 
 
 def evaluation(after) -> Evaluation:
-    plain, defended = (
-        replace(classifier_result(LABELS, BEFORE[0], after[0]), name=name) for name in ("a", "a@resize:0.9")
+    return Evaluation(
+        [replace(classifier_result(LABELS, BEFORE[0], after[0]), name="a"), drawn(after)], {}, []
     )
-    return Evaluation([plain, defended], {}, [], 1, {"a@resize:0.9": over(after)})
 
 
 def test_the_table_names_what_each_row_is():
@@ -157,22 +165,25 @@ def test_the_table_names_what_each_row_is():
         "    majority of 3 draws",
     ]
     assert found.tables()[0][3][-1].startswith("2/3 = 67%")
-    assert DRAWS_LEGEND in found.lines() and DRAWS_LEGEND not in Evaluation(found.classifiers, {}, []).lines()
-    draws = json.loads(json.dumps(found.as_dict()))["classifiers"][1]["draws"]
+    alone = Evaluation(found.classifiers[:1], {}, [])
+    assert DRAWS_LEGEND in found.lines() and DRAWS_LEGEND not in alone.lines()
+    draws = json.loads(json_text(found.as_dict()))["classifiers"][1]["draws"]
     assert draws["count"] == 3 and draws["worst"]["success"]["count"] == 2
 
 
 def test_a_comparison_has_the_draws_of_each_attack():
-    found = [evaluation(AFTER), evaluation([AFTER[0]] * 3)]
-    metrics = metrics_of_draws("behind a defence, a@resize:0.9", "a@resize:0.9", found)
-    assert [metric.name.split(", ")[-1] for metric in metrics] == [
+    found = {"one": evaluation(AFTER), "other": evaluation([AFTER[0]] * 3)}
+    lines = compare_metrics({mode: success_metrics(one) for mode, one in found.items()})
+    metrics = [line for line in lines if line["name"].endswith("draws")]
+    assert [line["name"].split(", ")[-1] for line in metrics] == [
         f"{rule} of 3 draws" for rule in ("worst", "mean", "majority")
     ]
     worst, mean, _ = metrics
-    assert [value.count for value in worst.values] == [2, 1]
-    assert worst.differences[0] is None and worst.differences[1].estimate.value == pytest.approx(-1 / 3)
+    assert [value.count for value in worst["values"].values()] == [2, 1]
+    assert worst["differences"]["one"] is None
+    assert worst["differences"]["other"].difference.value == pytest.approx(-1 / 3)
     # image 0 in all draws instead of one, image 2 in none instead of two of three
-    assert mean.differences[1].estimate.value == pytest.approx((2 / 3 + 0 - 2 / 3) / 3)
+    assert mean["differences"]["other"].difference.value == pytest.approx((2 / 3 + 0 - 2 / 3) / 3)
 
 
 def test_no_draw_at_all_is_refused():

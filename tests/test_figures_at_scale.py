@@ -128,7 +128,7 @@ def test_a_sample_is_the_extremes_and_some_of_the_rest():
     assert [k for k, why in other.why.items() if why != DRAWN] == by_reason[MOST] + by_reason[LEAST]
     assert set(other.why) != set(sample.why)
     assert str(sample) == (
-        "figures of 50 of 5,000 images: the 17 most visible, the 17 least visible and 16 drawn by seed 42"
+        "figures of 50 of 5,000 images: 17 most visible, 17 least visible, 16 drawn by seed 42"
     )
 
 
@@ -186,7 +186,7 @@ def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
     assert drawn == set(sample.why) and "contact_sheet_1.png" in names and not stale.exists()
     assert len([name for name in names if re.match(r"\d", name)]) == 4 * len(IMAGE_FIGURES)
     assert (
-        "figures of 4 of 30 images: the 2 most visible, the 1 least visible and 1 drawn by seed 42"
+        "figures of 4 of 30 images: 2 most visible, 1 least visible, 1 drawn by seed 42"
         in capsys.readouterr().err
     )
     (sheet,) = works_of(run, sample, each_image=True, anew=False, pdf=False)
@@ -270,7 +270,8 @@ def test_sums_are_drawn_as_all_losses_are(images):
 def test_records_that_differ_are_named(tmp_path):
     run = made_up_run(tmp_path / "run", 2)
     first, second = run.records
-    shorter = replace(second, losses=second.losses[:, :3], weights=second.weights[:3])
+    names = ("attack_loss", "self_attention_loss", "cross_attention_loss", "layer_losses", "weights")
+    shorter = replace(second, **{name: getattr(second, name)[:3] for name in names})
     with pytest.raises(ValueError, match="0001_record.npz has other iterations"):
         summary_of([first, shorter])
 
@@ -281,7 +282,8 @@ def test_attacks_without_timesteps_may_look_at_each_image_as_often_as_they_like(
         fooled = np.arange(looks) == looks - 1
         nothing = {"timesteps": np.zeros(0, np.int64), "layers": [], "layer_losses": np.zeros((looks, 0, 0))}
         of_looks = {"weights": np.zeros((looks, 0)), "fooled": fooled, "distance": np.arange(looks) / 10}
-        losses = {"losses": np.ones((4, looks)), "gradient_norms": np.zeros((0, 3))}
+        terms = ("attack_loss", "self_attention_loss", "cross_attention_loss")
+        losses = dict.fromkeys(terms, np.ones(looks)) | {"gradient_norms": np.zeros((0, 3))}
         records.append(replace(record, **nothing, **of_looks, **losses))
     found = summary_of(records)
     assert found.first_fooled.tolist() == [2, 5, 3] and found.distance_then.tolist() == [0.1, 0.4, 0.2]

@@ -233,7 +233,8 @@ def test_loss_margin_and_success_of_a_sigmoid_head():
 def test_an_image_that_shows_the_target_already_is_not_counted():
     before = predictions([(0, 0.9, 0.9, 0.2), (0, 0.9, 0.9, 0.7), (0, 0.9, 0.3, 0.1)])
     after = predictions([(0, 0.9, 0.9, 0.8), (0, 0.9, 0.9, 0.9), (0, 0.9, 0.1, 0.9)])
-    result = ClassifierResult("m", np.array([0, 0, 0]), before, after, None, np.array([1, 1, 1]), SIGMOID)
+    sides = np.stack([before, after], 1)[:, None]
+    result = ClassifierResult("m", np.array([0, 0, 0]), sides, np.array([1, 1, 1]), SIGMOID)
     assert result.correct_before.tolist() == [True, False, False]
     assert result.fooled.tolist() == [True, False, False]
     counts = [result.rate(name).count for name in ("success_of_all", "accuracy_before", "accuracy_after")]
@@ -408,7 +409,9 @@ def test_labels_that_are_one_off_are_noticed():
     def about(labels) -> list[str]:
         found = torch.from_numpy(np.take_along_axis(logits, labels, 1)).sigmoid().amax(1).tolist()
         clean = predictions([(k, 0.9, true) for k, true in zip(logits.argmax(1), found)])
-        result = ClassifierResult("m", labels, clean, clean, head=SIGMOID, logits=logits[:, None])
+        result = ClassifierResult(
+            "m", labels, np.stack([clean] * 2, 1)[:, None], None, SIGMOID, logits[:, None]
+        )
         return warnings_about_labels(result, 20)
 
     assert about(labels) == []

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ from selenium.webdriver.common.keys import Keys
 
 from diffattack.common.errors import InputError
 from diffattack.data.images import read_pair, write_image
-from diffattack.data.records import Run, read_run
-from diffattack.evaluation.human_study import Judgement, judging_section, read_study
+from diffattack.data.records import Records, Run, read_run
+from diffattack.evaluation.human_study import judging_section, read_study
 from diffattack.evaluation.tables import as_text
 from diffattack.plotting.comparison_page import most_and_least_visible, write_comparison_page
 from diffattack.plotting.judging_page import write_judging_page
@@ -49,13 +48,10 @@ def made_runs(folder: Path, attacks: int, images: int) -> list[Run]:
                 adversarial = clean[k] ^ 1
             write_image(clean[k], of_run / f"{k:04d}_originImage.png")
             write_image(adversarial, of_run / f"{k:04d}_adv_image.png")
-        made.append(
-            Run(
-                of_run,
-                {"images": []},
-                [SimpleNamespace(row={"file": f"{k}.png", "index": k}, index=k) for k in range(images)],
-            )
-        )
+        rows = [f'    {{"index": {k}, "file": "{k}.png", "psnr": 40.0}}' for k in range(images)]
+        (of_run / "results.json").write_text(",\n".join(rows))
+        paths = [of_run / f"{k:04d}_record.npz" for k in range(images)]
+        made.append(Run(of_run, {"images": []}, Records(paths, "")))
     return made
 
 
@@ -201,7 +197,7 @@ def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, t
     shown_when(page, 4, over=True)
     press(page, "s")
     attacks, judgements = read_study([saved(tmp_path)], tmp_path / "judging_key.json")
-    assert [each.nearer for each in judgements] == [None, "fixed", "fixed", "fixed"]
+    assert [each["nearer"] for each in judgements] == [None, "fixed", "fixed", "fixed"]
     written = list(csv.DictReader((tmp_path / "judged.csv").open()))
     assert [row["trial"] for row in written] == list(trials_of(tmp_path))
     assert all(0 <= float(row["seconds"]) < 60 for row in written)
@@ -242,8 +238,8 @@ def test_a_pixel_is_a_whole_number_of_the_screens(browser, runs, tmp_path, width
 # ---------------------------------------------------------------- what was saved
 
 
-def judged(count: int, nearer: str | None, left: str, right: str) -> list[Judgement]:
-    return [Judgement("x.png", left, right, nearer)] * count
+def judged(count: int, nearer: str | None, left: str, right: str) -> list[dict]:
+    return [{"attacks": [left, right], "image": "x.png", "nearer": nearer}] * count
 
 
 def test_the_table_counts_sides_for_their_attacks_and_ties_apart():
@@ -302,7 +298,7 @@ def test_a_spreadsheet_may_have_been_at_it(tmp_path):
         b"\xef\xbb\xbfjudge,trial,choice,seconds\r\nme,k1,right,2.5\r\n\r\n"
     )
     found = read_study([tmp_path / "judged.csv"], tmp_path / "key.json")
-    assert found == (["a", "b"], [Judgement("x.png", "a", "b", "b")])
+    assert found == (["a", "b"], judged(1, "b", "a", "b"))
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"trials": {"k": 1}}', b"\xff"])

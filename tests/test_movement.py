@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from diffattack.data.summaries import LossSums
-from diffattack.evaluation.weights import lines_about_equal_losses, lines_about_weights, weight_movement
+from diffattack.evaluation.weights import (
+    lines_about_equal_losses,
+    lines_about_weights,
+    towards,
+    weight_movement,
+)
 
 TIMESTEPS = [201, 101, 1]
 
@@ -35,15 +40,15 @@ def test_one_network_moves_from_the_first_image_to_after_the_last():
     )
     run = run_of("learnable", weights, SLOPE)
     moved = weight_movement(run, np.array([0.5, 0.25, 0.25]))
-    assert moved.start == pytest.approx([0.2, 0.3, 0.5]) and moved.end == [0.5, 0.25, 0.25]
-    assert moved.largest_change == pytest.approx(0.3) and moved.steps == 3 and moved.towards == 0
+    assert moved["start"] == pytest.approx([0.2, 0.3, 0.5]) and moved["end"] == [0.5, 0.25, 0.25]
+    assert moved["largest_change"] == pytest.approx(0.3) and moved["steps"] == 3 and towards(moved) == 0
     (line,) = lines_about_weights(moved, run)
     assert line == (
         "mode learnable: in 3 steps the weights moved from 0.200, 0.300, 0.500 to 0.500, 0.250, 0.250, "
         "by 0.3 at most, most towards timestep 0 (t = 201)"
     )
     collapsed = weight_movement(run, np.array([0.98, 0.01, 0.01]))
-    assert collapsed.effective == pytest.approx(np.exp(-0.98 * np.log(0.98) - 0.02 * np.log(0.01)))
+    assert collapsed["effective"] == pytest.approx(np.exp(-0.98 * np.log(0.98) - 0.02 * np.log(0.01)))
     assert "they have collapsed" in lines_about_weights(collapsed, run)[0]
 
 
@@ -56,8 +61,8 @@ def test_weights_of_each_image_are_taken_together():
         ]
     )
     moved = weight_movement(run_of("minimax", weights, SLOPE), weights[:, -1].mean(0))
-    assert moved.end == pytest.approx([0.4, 0.3, 0.3]) and moved.steps == 2 and moved.towards == 0
-    assert moved.largest_change == pytest.approx((0.5 - third + 0.4 - third) / 2)
+    assert moved["end"] == pytest.approx([0.4, 0.3, 0.3]) and moved["steps"] == 2 and towards(moved) == 0
+    assert moved["largest_change"] == pytest.approx((0.5 - third + 0.4 - third) / 2)
     assert "of an image moved" in lines_about_weights(moved, run_of("minimax", weights, SLOPE))[0]
 
 
@@ -83,5 +88,5 @@ def test_weights_that_never_move_are_not_said_to_have_moved(mode):
     weights = np.broadcast_to(np.float32([0.2, 0.3, 0.5]), (2, 3, 3))
     run = run_of(mode, weights, NOISE)
     moved = weight_movement(run, np.array([0.2, 0.3, 0.5]))  # in float64, as a controller has them
-    assert moved.largest_change == moved.steps == 0 and moved.towards is None
+    assert moved["largest_change"] == moved["steps"] == 0 and towards(moved) is None
     assert not any("moved from" in line for line in lines_about_weights(moved, run))

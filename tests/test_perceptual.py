@@ -12,8 +12,16 @@ import torch
 from conftest import ROOT
 
 from diffattack.data.images import read_image
-from diffattack.evaluation.distances import feature_network, features_of, quality_of
-from diffattack.evaluation.metrics import colour_difference, lpips, measures, perceptual, visibility
+from diffattack.evaluation.metrics import (
+    colour_difference,
+    feature_network,
+    features_of,
+    lpips,
+    measures,
+    perceptual,
+    quality_of,
+    visibility,
+)
 from diffattack.evaluation.tables import MEASURES, legend
 
 CPU = torch.device("cpu")

@@ -10,17 +10,13 @@ import pytest
 from conftest import MAIN, classifier_result, done, flags, pictures, run
 from test_compare import COMPARE
 
-from diffattack.data.records import Run, read_run
-from diffattack.evaluation.curves import (
-    Curve,
-    compare_curves,
-    difference_at_equal_visibility,
-    transfer_scores,
-)
+from diffattack.data.records import read_run
+from diffattack.data.summaries import summary_of
+from diffattack.evaluation.comparison import parse_sweep
+from diffattack.evaluation.curves import compare_curves, difference_at_equal_visibility, transfer_scores
 from diffattack.evaluation.metrics import Quality
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import Estimate
-from diffattack.evaluation.sweep import parse_sweep
 from diffattack.options import AttackOptions
 
 
@@ -46,31 +42,31 @@ def test_only_what_both_curves_reach_is_compared():
     assert touching == pytest.approx([0.3])
 
 
-def random_curve(gain: float, seed: int) -> Curve:
+def random_curve(gain: float, seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     visibility = np.linspace(5, 15, 4)[:, None] + random.uniform(-1, 1, (4, 22))
     score = visibility / 20 + gain + random.normal(0, 0.02, (4, 22))
-    return Curve({"L2": visibility, "SSIM": visibility / 15 - 2}, {"success": score})
+    return {"L2": visibility, "SSIM": visibility / 15 - 2, "success": score}
 
 
 def test_a_planted_difference_is_found_and_none_where_there_is_none():
     pairs = compare_curves({"a": random_curve(0, 0), "b": random_curve(0, 1), "c": random_curve(0.1, 2)})
-    by_pair = {(*pair.modes, pair.visibility): pair for pair in pairs}
+    by_pair = {(*pair["modes"], pair["visibility"]): pair for pair in pairs}
     assert len(by_pair) == len(pairs) == 6
     for visibility in ("L2", "SSIM"):
-        assert by_pair["a", "b", visibility].difference.corrected > 0.05
+        assert by_pair["a", "b", visibility]["p_holm"] > 0.05
         found = by_pair["a", "c", visibility]
-        assert found.difference.corrected < 0.01 and found.count == 22
-        assert found.difference.estimate.value == pytest.approx(0.1, abs=0.02)
+        assert found["p_holm"] < 0.01 and found["images"] == 22
+        assert found["difference"].value == pytest.approx(0.1, abs=0.02)
 
 
 def test_an_image_that_no_curve_reaches_is_left_out_and_not_made_up():
     first, second = random_curve(0, 0), random_curve(0, 1)
-    second.visibility["L2"][:, 3] += 100
-    second.scores["success"][:, 4] = np.nan  # of an image that no classifier had right
+    second["L2"][:, 3] += 100
+    second["success"][:, 4] = np.nan  # of an image that no classifier had right
     pairs = compare_curves({"a": first, "b": second})
-    kept = {pair.visibility: pair for pair in pairs}
-    assert kept["L2"].count == kept["SSIM"].count - 1 == 20
+    kept = {pair["visibility"]: pair["images"] for pair in pairs}
+    assert kept["L2"] == kept["SSIM"] - 1 == 20
 
 
 def test_scores_count_the_classifiers_that_were_right_before():
@@ -110,15 +106,15 @@ def test_a_sweep_knows_where_all_modes_are_one():
     assert not parse_sweep(AttackOptions, "cross_attn_loss_weight=0,1e4").modes_are_one(0)
 
 
-def test_the_first_iteration_that_fools(data, tmp_path, whole):
+def test_the_first_iteration_that_fools(whole):
     record = read_run(whole("fixed")).records[0]
     fooled = [[False, True, False], [True, True, True], [False, False, False]]
     records = [
         replace(record, fooled=np.array(flags), distance=np.array([1.0, 2.0, 3.0])) for flags in fooled
     ]
-    iterations, distances = Run(tmp_path, {}, records).first_fooled
-    np.testing.assert_array_equal(iterations, [2, 1, np.nan])
-    np.testing.assert_array_equal(distances, [2, 1, np.nan])
+    found = summary_of(records)
+    np.testing.assert_array_equal(found.first_fooled, [2, 1, np.nan])
+    np.testing.assert_array_equal(found.distance_then, [2, 1, np.nan])
 
 
 def test_a_sweep_in_shards_goes_on_and_writes_what_single_runs_write(data, tmp_path):

@@ -1,5 +1,5 @@
-"""Reads npz files of many small arrays, as records are: most of the time that `numpy.load` takes for one
-goes into parsing what each array says of itself, which is the same in all records of a run.
+"""Reads npz files of many small arrays, as records are, in a third of the time that `numpy.load` takes: most
+of that goes into parsing what each array says of itself, which is the same in all records of a run.
 
     arrays = read_arrays(Path("output/0000_record.npz"))
 """
@@ -16,20 +16,16 @@ import numpy as np
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `numpy.load` reads of an npz file without pickled objects, in a third of the time."""
+    """What `numpy.savez_compressed` wrote, without pickled objects."""
     with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as file:
         return {name.removesuffix(".npy"): array_of(file.read(name)) for name in file.namelist()}
 
 
 def array_of(content: bytes) -> np.ndarray:
-    """The array of an npy file."""
-    if content[:8] != b"\x93NUMPY\x01\x00":  # none, or of a version for headers that are longer than ours
-        return np.load(io.BytesIO(content), allow_pickle=False)
+    """The array of an npy file, whose header has its length in front of it."""
     start = 10 + int.from_bytes(content[8:10], "little")
     shape, is_fortran, dtype = header_of(content[:start])
-    if dtype.hasobject:
-        raise ValueError("it holds pickled objects")
-    values = np.frombuffer(content, dtype, math.prod(shape), start)
+    values = np.frombuffer(content, dtype, math.prod(shape), start)  # it refuses pickled objects
     return values.reshape(shape, order="F" if is_fortran else "C").copy()
 
 

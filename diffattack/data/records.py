@@ -95,8 +95,13 @@ def json_text(value: object, indent: int | None = None) -> str:
 
 
 def finite(value: object) -> object:
+    """What JSON can hold, of dictionaries, sequences, arrays, dataclasses and numbers."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: finite(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -131,28 +136,13 @@ def write_record(
 
 
 @dataclass
-class ImageRecord:
-    """What a run saved of one image, besides its pictures; K iterations, N timesteps, L self-attention
-    layers.
+class ImageRecord(AttackRecord):
+    """The same of one image, as arrays without the last axis, with what else a run saved of it besides its
+    pictures; layers by place and grid, its class tokens alone.
     """
 
     path: Path
     row: dict  # of results.json
-    timesteps: np.ndarray  # (N,), early to late
-    layers: list[str]  # (L,), by place and grid
-    weights: np.ndarray  # (K, N)
-    layer_losses: np.ndarray  # (K, N, L)
-    reference_squares: np.ndarray  # (N, L), mean square of each layer's unperturbed map
-    losses: np.ndarray  # (4, K): LOSSES, before their factors
-    confidence: np.ndarray  # (K,), of the true class
-    fooled: np.ndarray  # (K,), bool
-    distance: np.ndarray  # (K,), to the clean image, L2 with values in [0, 1]
-    self_attention_factor: np.ndarray  # (K,)
-    gradient_norms: np.ndarray  # (M, 3): attack, self-attention, cross-attention
-    gradient_iterations: list[int]  # M of them, counted from 1
-    class_tokens: list[str]
-    class_attention: np.ndarray  # (2, tokens, grid, grid), without the attack and with it
-    components: np.ndarray  # (2, 3, h, w), the same
     curve: dict[str, np.ndarray]  # CURVE, where there is one
 
     @property
@@ -162,6 +152,12 @@ class ImageRecord:
     @property
     def outcome(self) -> str:
         return outcome_of(self.row)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """`(4, iterations)`, before their factors: attack, sums of `L_i` and `c_i L_i`, cross-attention."""
+        both = self.self_attention_loss, self.cross_attention_loss
+        return np.stack([self.attack_loss, self.layer_losses.sum((1, 2)), *both])
 
 
 def outcome_of(row: dict) -> str:
@@ -204,11 +200,8 @@ class Run:
         """
         some = {key: value for key, value in self.configuration.items() if key not in ("labels", "targets")}
         some["images"] = range(len(some["images"]))  # how many there are says where files lie
-        if isinstance(self.records, Records):
-            records = Records([self.records.paths[k] for k in places], self.records.identity)
-        else:
-            records = [self.records[k] for k in places]
-        return Run(self.folder, some, records)
+        paths = [self.records.paths[k] for k in places]
+        return Run(self.folder, some, Records(paths, self.records.identity))
 
     @functools.cached_property
     def timesteps(self) -> list[int]:
@@ -228,7 +221,7 @@ class Run:
     @functools.cached_property
     def summary(self) -> Summary:
         """What all images say together: all records are read, once."""
-        return summary_of(self.records, has_norm=self.configuration.get("layer_norm", "mse") != "mse")
+        return summary_of(self.records)
 
     @property
     def rows(self) -> Iterator[dict]:
@@ -237,21 +230,11 @@ class Run:
         """
         added_up = rows_of_results(self.folder / "results.json")
         row = next(added_up, None)
-        for k, index in enumerate(self.indices):
+        for k, path in enumerate(self.records.paths):
+            index = index_of(path)
             while row is not None and row["index"] < index:
                 row = next(added_up, None)
-            if row is not None and row["index"] == index:
-                yield row
-            else:
-                is_lazy = isinstance(self.records, Records)
-                yield read_row(self.records.paths[k]) if is_lazy else self.records[k].row
-
-    @property
-    def indices(self) -> list[int]:
-        """Of the images in the data set."""
-        if isinstance(self.records, Records):  # without reading them
-            return [index_of(path) for path in self.records.paths]
-        return [record.index for record in self.records]
+            yield row if row is not None and row["index"] == index else self.records[k].row
 
     @property
     def layer_losses(self) -> np.ndarray:
@@ -302,30 +285,21 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
     Args:
         identity: of the run that the record must be of; None takes any.
     Raises:
-        RecordError: the record is damaged, of a version that did not save all of it, of another image or of
-            another run.
+        RecordError: the record is damaged, of an earlier version, of another image or of another run.
     """
+    fault = ""
     try:
         saved = read_arrays(path)
         record = record_of(path, saved)
-        index, run = record.index, str(saved["run"])
-    except KeyError as error:
-        raise RecordError(
-            f"{path} is of an earlier version and lacks {error}; run main.py again with --overwrite"
-        ) from None
+        if record.index != index_of(path):
+            fault = f"is the record of image {record.index}"
+        elif identity not in (None, str(saved["run"])):
+            fault = "is of another run than run.json"
     # what numpy, zipfile, zlib and json raise on files that are none of theirs
     except Exception as error:
-        raise RecordError(
-            f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
-        ) from None
-    if index != index_of(path):
-        raise RecordError(
-            f"{path} is the record of image {index}; delete it, and main.py makes that image again"
-        )
-    if identity is not None and run != identity:
-        raise RecordError(
-            f"{path} is of another run than run.json; delete it, and main.py makes that image again"
-        )
+        fault = f"is damaged or of an earlier version ({one_line(error, 120)})"
+    if fault:
+        raise RecordError(f"{path} {fault}; delete it, and main.py makes that image again")
     return record
 
 
@@ -349,57 +323,23 @@ def rows_of_results(path: Path) -> Iterator[dict]:
 
 
 def read_row(path: Path) -> dict:
-    """The row of a record alone.
-
-    Raises:
-        RecordError: the record is damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            return row_of(str(saved["row"]))
-    except Exception as error:  # as in `read_record`
-        raise RecordError(
-            f"{path} is damaged ({one_line(error, 120)}); delete it, and main.py makes that image again"
-        ) from None
+    """The row of a record alone; RecordError as of `read_record`."""
+    return read_record(path).row
 
 
 # what all judges find of an image's pictures at the iterations of `--judge_at`: evaluation/curves.py
 CURVE = ("curve_iterations", "curve_predictions", "curve_visibility")
-# arrays whose last axis is the batch, which in a file is one image
-ALONE = (
-    "layer_losses",
-    "confidence",
-    "fooled",
-    "distance",
-    "self_attention_factor",
-    "reference_squares",
-    "class_attention",
-    "components",
-    "gradient_norms",
-)
 
 
 def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:
     """The record of one image, from the arrays of its file."""
-    alone = {name: saved[name][..., 0] for name in ALONE}
-    terms = [
-        saved["attack_loss"],
-        alone["layer_losses"].sum((1, 2))[:, None],
-        saved["self_attention_loss"],
-        saved["cross_attention_loss"],
-    ]
-    return ImageRecord(
-        path=path,
-        row=row_of(str(saved["row"])),
-        timesteps=saved["timesteps"],
-        layers=layer_names(saved["layers"].tolist(), saved["grids"].tolist()),
-        weights=saved["weights"],
-        losses=np.stack([term[:, 0] for term in terms]),
-        class_tokens=saved["class_tokens"][0].tolist(),
-        gradient_iterations=saved["gradient_iterations"].tolist(),
-        curve={name: saved[name] for name in CURVE if name in saved},
-        **alone,
-    )
+    found = {field.name: saved[field.name] for field in fields(AttackRecord)}
+    found |= {name: values[..., 0] for name, values in found.items() if name not in KEPT_WHOLE}
+    layers, tokens = layer_names(found["layers"].tolist(), found["grids"].tolist()), found["class_tokens"]
+    found |= {"layers": layers, "class_tokens": tokens[0].tolist()}
+    found["gradient_iterations"] = found["gradient_iterations"].tolist()
+    curve = {name: saved[name] for name in CURVE if name in saved}
+    return ImageRecord(**found, path=path, row=row_of(str(saved["row"])), curve=curve)
 
 
 def read_configuration(folder: Path) -> dict:
@@ -428,11 +368,9 @@ def read_run(folder: Path, indices: Collection[int] | None = None) -> Run:
     Raises:
         RecordError: there is no run in the folder, or its run.json cannot be read.
     """
-    if not (folder / "run.json").is_file():
-        raise RecordError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
-    configuration = read_configuration(folder)
+    configuration = read_configuration(folder) if (folder / "run.json").is_file() else {}
     layout = Layout(folder, len(configuration.get("images", ())))
-    finished = sorted(layout.finished(indices))
+    finished = sorted(layout.finished(indices)) if configuration else ()
     if not finished:
         raise RecordError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
     records = Records([layout.record(index) for index in finished], run_identity(configuration))

@@ -27,14 +27,9 @@ class Sample:
         return len(self.why) < self.images
 
     def __str__(self) -> str:
-        if not self.is_part:
-            return f"figures of all {self.images:,} images"
         counts = Counter(self.why.values())
-        parts = [f"the {counts[reason]:,} {reason}" for reason in (MOST, LEAST) if counts[reason]]
-        if counts[DRAWN]:
-            parts.append(f"{counts[DRAWN]:,} {DRAWN} {self.seed}")
-        listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-        return f"figures of {len(self.why):,} of {self.images:,} images: {listed}"
+        parts = (f"{counts[why]:,} {why}" for why in (MOST, LEAST, DRAWN) if counts[why])
+        return f"figures of {len(self.why):,} of {self.images:,} images: {', '.join(parts)} {self.seed}"
 
 
 def choose(psnr: Sequence[float], count: int, seed: int) -> Sample:

@@ -53,7 +53,7 @@ def loss_sums(layer_losses: np.ndarray | LossSums) -> LossSums:
         return layer_losses
     return LossSums(
         layer_losses.sum(-1),
-        layer_losses[..., 0],
+        layer_losses[..., :1].sum(-1),  # there may be none
         np.nansum(layer_losses, -3),
         layer_losses.sum((-2, -1), dtype=np.float64),
         np.nansum(layer_losses, (-3, -1)),
@@ -122,7 +122,7 @@ class Summary:
     fooled: np.ndarray  # (images, K), bool
     self_attention_factor: np.ndarray  # (images, K)
     gradient_norms: np.ndarray  # (images, M, 3): attack, self-attention, cross-attention
-    reference_squares: np.ndarray | None  # (images, N, L), where layers are normalised by them
+    reference_squares: np.ndarray  # (images, N, L), mean square of each layer's unperturbed map
     weights: np.ndarray  # (images, K, N); a view of one image's where all have the same
     # the iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the clean
     # image there; (images,) each, NaN for an image that never does
@@ -136,82 +136,48 @@ class Summary:
     curve_visibility: np.ndarray | None = None  # (images, P, measures)
 
 
-def summary_of(records: Sequence, has_norm: bool = False) -> Summary:
+def summary_of(records: Sequence) -> Summary:
     """Of ImageRecords, of which it holds one at a time.
 
-    Args:
-        has_norm: whether to keep what the layers' losses are divided by.
     Raises:
         RecordError: two of them have other iterations, timesteps or layers than each other.
     """
     kept: dict[str, np.ndarray] = {}
-    weights = Weights(len(records))
+    weights: list[np.ndarray] = []  # one and the same for as long as all images have the same
     for k, record in enumerate(tqdm(records, desc="records", unit="image", delay=1, leave=False)):
-        weights.add(k, record)
-        for name, values in numbers_of(record, has_norm).items():
+        for name, values in numbers_of(record).items():
             if k == 0:
                 kept[name] = np.empty((len(records), *values.shape), values.dtype)
             if values.shape != kept[name].shape[1:]:
-                raise other_shape(record)
+                raise RecordError(
+                    f"{record.path} has other iterations, timesteps or layers than the images before it"
+                )
             kept[name][k] = values
+        own = record.weights if len(record.timesteps) else np.zeros((0, 0))
+        weights.append(weights[0] if k and np.array_equal(own, weights[0]) else own)
     structure = LossSums(**{declared.name: kept.pop(declared.name) for declared in fields(LossSums)})
-    squares = kept.pop("reference_squares", None)
-    return Summary(structure, weights=weights.of_all(), reference_squares=squares, **kept)
+    if all(own is weights[0] for own in weights):
+        every = np.broadcast_to(weights[0], (len(weights), *weights[0].shape))
+    else:
+        every = np.stack(weights, dtype=np.float32, casting="same_kind")
+    return Summary(structure, weights=every, **kept)
 
 
-def numbers_of(record, has_norm: bool) -> dict[str, np.ndarray]:
+def numbers_of(record) -> dict[str, np.ndarray]:
     """What is kept of an ImageRecord, by the names of the fields above; its weights are kept otherwise."""
     iterations = record.losses.shape[-1] if len(record.timesteps) else 0
-    sums = loss_sums(record.layer_losses) if iterations else NO_LOSSES
     ever = bool(record.fooled.any())
     first = int(record.fooled.argmax()) if ever else 0
-    return vars(sums) | {
+    return vars(loss_sums(record.layer_losses[:iterations])) | {
         "losses": record.losses[:, :iterations],
         "confidence": record.confidence[:iterations],
         "fooled": record.fooled[:iterations],
         "self_attention_factor": record.self_attention_factor[:iterations],
         "gradient_norms": record.gradient_norms,
+        "reference_squares": record.reference_squares,
         "first_fooled": np.array(first + 1.0 if ever else np.nan),
         "distance_then": np.array(record.distance[first] if ever else np.nan, np.float64),
         "indices": np.array(record.index),
         "psnr": np.array(record.row["psnr"], np.float64),
-        **({"reference_squares": record.reference_squares} if has_norm else {}),
         **record.curve,
     }
-
-
-NO_LOSSES = LossSums(**{declared.name: np.zeros(0) for declared in fields(LossSums)})
-
-
-class Weights:
-    """The weights of so many images, which are kept once for as long as all have the same, as in the modes
-    uniform and fixed.
-    """
-
-    def __init__(self, images: int):
-        self.images = images
-        self.first: np.ndarray | None = None
-        self.each: np.ndarray | None = None
-
-    def add(self, k: int, record) -> None:
-        """Of the k-th image, an ImageRecord; k counts up from 0."""
-        values = record.weights if len(record.timesteps) else np.zeros((0, 0))
-        if self.first is None:
-            self.first = values
-        if values.shape != self.first.shape:
-            raise other_shape(record)
-        if self.each is None and not np.array_equal(values, self.first):
-            self.each = np.empty((self.images, *values.shape), np.float32)
-            self.each[:k] = self.first
-        if self.each is not None:
-            self.each[k] = values
-
-    def of_all(self) -> np.ndarray:
-        """`(images, K, N)`."""
-        if self.each is not None:
-            return self.each
-        return np.broadcast_to(self.first, (self.images, *self.first.shape))
-
-
-def other_shape(record) -> RecordError:
-    return RecordError(f"{record.path} has other iterations, timesteps or layers than the images before it")

@@ -1,87 +1,81 @@
-"""What a comparison of weight modes or of attacks says: paired differences, sentences, tables."""
+"""What a comparison of weight modes or of attacks says: paired differences, sentences, tables; and what a
+sweep says, of every mode at several values of one flag, compared where it is equally visible.
+
+A weighting that changes the picture less also fools less, so that two modes at one setting say little of
+which is better. In a sweep each mode gives a curve for each image, of transfer over visibility, and the
+curves of two modes are compared where both reach.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from diffattack.common.flags import number_or_none
 from diffattack.data.records import Run
-from diffattack.evaluation.predictions import DRAWS_LEGEND, RULES
-from diffattack.evaluation.results import Evaluation, joint, plain
+from diffattack.evaluation.budget import Budget, parse_budget
+from diffattack.evaluation.curves import VISIBILITIES, compare_curves, curve_of, figures_of, pair_rows
+from diffattack.evaluation.metrics import Quality
+from diffattack.evaluation.predictions import RULES
+from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import (
     ALPHA,
     Difference,
     Estimate,
-    holm,
-    mcnemar,
-    mean_difference,
+    correct,
     mean_over_images,
-    share,
+    paired,
     smallest_success_difference,
 )
-from diffattack.evaluation.tables import COUNTED, cost_dict, cost_rows, legend, legend_of_head
+from diffattack.evaluation.tables import COUNTED, cost_dict, cost_rows, figure_rows, legend
 
+# flags at which, when they are 0, all modes are the same attack
+WITHOUT_STRUCTURE = ("self_attn_loss_weight", "structure_share")
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
 
 
-@dataclass
-class Metric:
-    """One line of the table: a figure of every mode, and its difference to the first mode where pairs of
-    images give one.
-    """
-
-    name: str
-    values: list[Estimate]
-    differences: list[Difference | None]
-    note: str | None = None
-    # the same of what the diffusion model makes of the images without any attack
-    reconstructed: Estimate | None = None
-
-
 @dataclass(frozen=True)
-class Comparison:
-    """Several modes compared on the same images."""
+class Report:
+    """What a comparison or a sweep says."""
 
-    names: list[str]
     sections: list[tuple[str, list[list[str]]]]  # tables with their titles
-    remarks: list[str]
-    results: dict  # for JSON
+    remarks: list[str]  # below them; the first ones are what a reader of the first table must know
+    results: dict  # for `json_text`
 
     @property
     def caption(self) -> str:
-        """What a reader of the first table must know."""
-        return ". ".join(self.remarks[: 1 + len(self.results["legend"])])
+        return ". ".join(self.remarks[: 1 + len(self.results.get("legend", ()))])
 
 
 def compare_runs(
-    names: list[str],
-    runs: Sequence[Run],
-    evaluations: Sequence[Evaluation],
-    failures: list[str],
-) -> Comparison:
-    """Compares modes or attacks, the first with each other one, on the images that were attacked in all of
-    them; runs and evaluations are by mode, and failures say which images are left out, and why.
+    runs: Mapping[str, Run], evaluations: Mapping[str, Evaluation], failures: Sequence[str]
+) -> Report:
+    """Compares modes or attacks by name, the first with each other one, on the images that were attacked in
+    all of them; failures say which images are left out, and why.
     """
-    metrics, images = metrics_of(evaluations, runs), len(runs[0].records)
-    rows = {name: list(run.rows) for name, run in zip(names, runs)}
+    rows = {name: list(run.rows) for name, run in runs.items()}
+    metrics = compare_metrics(
+        {name: metrics_of(evaluations[name], run, rows[name]) for name, run in runs.items()}
+    )
+    first, *others = runs
+    images = len(rows[first])
     described = [
-        *legend_of_head(evaluations[0].classifiers[0]),
-        *legend(metric.name for metric in metrics),
+        *evaluations[first].legend_of_classifiers,
+        *legend(line["name"] for line in metrics),
     ]
-    if any(evaluation.draws for evaluation in evaluations):
-        described.insert(0, DRAWS_LEGEND)
-    sentences = [sentence(k, names, metrics, images) for k in range(1, len(names))]
+    sentences = [sentence(first, name, metrics, images) for name in others]
     sections = [
-        (f"Figures; attack success {COUNTED}", metric_rows(names, metrics)),
+        (f"Figures; attack success {COUNTED}", metric_rows(metrics)),
         ("Costs", cost_rows(rows)),
     ]
-    warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
+    warnings = dict.fromkeys(warning for each in evaluations.values() for warning in each.warnings)
     remarks = [
         f"{images} images; white-box and transfer are attack success {COUNTED}; in brackets 95 % intervals; "
-        f"below each figure its difference to {names[0]} on the same images, and p, corrected by Holm over "
+        f"below each figure its difference to {first} on the same images, and p, corrected by Holm over "
         f"the table",
         *described,
         *sentences,
@@ -89,159 +83,110 @@ def compare_runs(
         *(f"left out: {failure}" for failure in failures),
     ]
     results = {
-        "modes": names,
-        "images": [row["file"] for row in rows[names[0]]],
-        "figures": [as_dict(metric, names) for metric in metrics],
+        "modes": list(runs),
+        "images": [row["file"] for row in rows[first]],
+        "figures": metrics,
         "legend": described,
         "sentences": sentences,
-        "costs": {name: cost_dict(rows[name]) for name in names},
-        "evaluations": {name: evaluation.as_dict() for name, evaluation in zip(names, evaluations)},
-        "not_attacked": failures,
+        "costs": {name: cost_dict(of_run) for name, of_run in rows.items()},
+        "evaluations": {name: evaluation.as_dict() for name, evaluation in evaluations.items()},
+        "not_attacked": list(failures),
     }
-    return Comparison(names, sections, remarks, results)
+    return Report(sections, remarks, results)
 
 
-def metrics_of(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[Metric]:
-    """The lines of the table: success, visibility, realism, time; evaluations and runs by mode, on the same
-    images.
+def metrics_of(evaluation: Evaluation, run: Run, rows: Sequence[dict]) -> dict[str, Quality]:
+    """The lines of the table for a mode: success, visibility, realism, time; NaN for an image that does not
+    count.
     """
-    lines = []
-    for k, result in enumerate(evaluations[0].classifiers):
-        counted = result.correct_before
-        lines.append(
-            Metric(
-                f"{ROLES[evaluations[0].role(k)]}, {result.name}",
-                [e.classifiers[k].success for e in evaluations],
-                success_differences(counted, [e.classifiers[k].fooled for e in evaluations]),
-                reconstructed=share(result.fooled_by_reconstruction.sum(), counted.sum())
-                if evaluations[0].with_reconstructions
-                else None,
+    found = success_metrics(evaluation) | evaluation.quality
+    if run.timesteps:
+        iterations, distances = run.first_fooled
+        found["first fooled in iteration"] = mean_of(iterations, "of images that are fooled at all")
+        found["L2 when first fooled"] = mean_of(distances, "the same, before rounding")
+    seconds = np.array([row["seconds"] for row in rows])
+    return found | {"seconds an image": mean_of(seconds, "with the inversion")}
+
+
+def mean_of(values: np.ndarray, note: str) -> Quality:
+    return Quality(mean_over_images(values[np.isfinite(values)]), None, values, note)
+
+
+def success_metrics(evaluation: Evaluation) -> dict[str, Quality]:
+    """Of each classifier and its draws, of all surrogates at once, and the mean of transfer classifiers; of
+    sigmoid heads mAP, which is of no single image, so that there are no pairs.
+    """
+    found, of_precision = {}, {}
+    for k, result in enumerate(evaluation.classifiers):
+        name = f"{ROLES[evaluation.role(k)]}, {result.name}"
+        for rule in (None, *RULES) if result.draws else (None,):
+            counted, values = result.by_image("success", rule)
+            found[f"{name}, {rule} of {result.draws} draws" if rule else name] = Quality(
+                result.rate("success", rule),
+                None if rule else result.rate("success_of_reconstruction"),
+                np.where(counted, values, np.nan),
             )
-        )
-        lines += metrics_of_draws(f"{ROLES[evaluations[0].role(k)]}, {result.name}", result.name, evaluations)
-    lines += precision_metrics(evaluations)
-    if evaluations[0].surrogates > 1:
-        together = [joint(e.classifiers[: e.surrogates]) for e in evaluations]
-        lines.append(
-            Metric(
-                "white-box, all at once",
-                [e.joint_success for e in evaluations],
-                success_differences(together[0][0], [fooled for _, fooled in together]),
+        if means := result.mean_precisions:
+            note = f"{means['mAP_before']} before"
+            of_precision[f"mAP after, {result.name}"] = Quality(means["mAP_after"], note=note)
+    found |= of_precision
+    if evaluation.surrogates > 1:
+        fooled = np.where(*evaluation.joint(), np.nan)
+        found["white-box, all at once"] = Quality(evaluation.joint_success, None, fooled)
+    if evaluation.transfers:
+        shares = transfer_shares(evaluation)
+        found["transfer, mean"] = Quality(evaluation.transfer_success, None, shares)
+    return found
+
+
+def compare_metrics(modes: Mapping[str, Mapping[str, Quality]]) -> list[dict]:
+    """The lines that all modes have, as JSON has them, and the differences to the first mode where pairs of
+    images give one, corrected by Holm over all.
+    """
+    first, lines = next(iter(modes)), []
+    for name, figure in modes[first].items():
+        if all(name in metrics for metrics in modes.values()):
+            figures = {mode: metrics[name] for mode, metrics in modes.items()}
+            lines.append(
+                {
+                    "name": name,
+                    "values": {mode: one.adversarial for mode, one in figures.items()},
+                    "differences": {mode: difference_of(figure, one) for mode, one in figures.items()},
+                    "note": figure.note,
+                    "reconstructed": figure.reconstructed,
+                }
             )
-        )
-    if evaluations[0].transfers:
-        scores = [transfer_scores(e) for e in evaluations]
-        lines.append(
-            Metric(
-                "transfer, mean",
-                [e.transfer_success for e in evaluations],
-                [None] + [mean_difference(s - scores[0]) for s in scores[1:]],
-            )
-        )
-    for name, quality in evaluations[0].quality.items():
-        by_image = [e.quality[name].by_image for e in evaluations]
-        differences = [None] * (len(evaluations) - 1)
-        if quality.by_image is not None:
-            with np.errstate(invalid="ignore"):  # of pictures that neither changed, whose PSNR is infinite
-                differences = [mean_of_known(values - by_image[0]) for values in by_image[1:]]
-        lines.append(
-            Metric(
-                name,
-                [e.quality[name].adversarial for e in evaluations],
-                [None, *differences],
-                quality.note,
-                quality.reconstructed,
-            )
-        )
-    if all(run.timesteps for run in runs):
-        iterations, distances = zip(*(run.first_fooled for run in runs))
-        lines += [
-            means("first fooled in iteration", iterations, "of images that are fooled at all"),
-            means("L2 when first fooled", distances, "the same, before rounding"),
-        ]
-    seconds = [np.array([row["seconds"] for row in run.rows]) for run in runs]
-    lines.append(means("seconds an image", seconds, "with the inversion"))
-    tested = [difference for line in lines for difference in line.differences if difference is not None]
-    for difference, corrected in zip(tested, holm([difference.p for difference in tested])):
-        difference.corrected = corrected
+    correct([difference for line in lines for difference in line["differences"].values() if difference])
     return lines
 
 
-def metrics_of_draws(title: str, name: str, evaluations: Sequence[Evaluation]) -> list[Metric]:
-    """The lines of a classifier's draws below its own, where it was judged by several."""
-    each = [evaluation.draws.get(name) for evaluation in evaluations]
-    if None in each:
-        return []
-    lines = []
-    for rule in RULES:
-        counted, *_ = each[0].by_image(rule, "success")  # by the clean pictures alone, the same of all
-        fooled = [over.by_image(rule, "success")[1] for over in each]
-        if rule == "mean" and counted.any():
-            differences = [None] + [mean_difference((of - fooled[0])[counted]) for of in fooled[1:]]
-        else:
-            differences = success_differences(counted, [of.astype(bool) for of in fooled])
-        rates = [over.rate(rule, "success") for over in each]
-        lines.append(Metric(f"{title}, {each[0].title(rule)}", rates, differences))
-    return lines
+def difference_of(first: Quality, other: Quality) -> Difference | None:
+    """None of the first itself, and where no image counts."""
+    share = first.adversarial
+    if other is first or first.by_image is None or (share.is_share and math.isnan(share.value)):
+        return None
+    return paired(first.by_image, other.by_image, yes_or_no=share.count is not None)
 
 
-def precision_metrics(evaluations: Sequence[Evaluation]) -> list[Metric]:
-    """Of sigmoid heads, mAP after each mode's attack; it is of no single image, so there are no pairs."""
-    return [
-        Metric(
-            f"mAP after, {result.name}",
-            [e.classifiers[k].mean_precisions["mAP_after"] for e in evaluations],
-            [None] * len(evaluations),
-            f"{result.mean_precisions['mAP_before']} before",
-        )
-        for k, result in enumerate(evaluations[0].classifiers)
-        if result.precisions
-    ]
-
-
-def means(name: str, by_image: Sequence[np.ndarray], note: str) -> Metric:
-    """A line of means over images, `(B,)` by mode, and of paired differences; NaN where an image has none."""
-    differences = [values - by_image[0] for values in by_image[1:]]
-    return Metric(
-        name,
-        [mean_over_images(values[np.isfinite(values)]) for values in by_image],
-        [None] + [mean_of_known(difference) for difference in differences],
-        note,
-    )
-
-
-def mean_of_known(differences: np.ndarray) -> Difference:
-    """Of paired differences `(B,)`, NaN left out."""
-    return mean_difference(differences[np.isfinite(differences)])
-
-
-def success_differences(counted: np.ndarray, fooled: Sequence[np.ndarray]) -> list[Difference | None]:
-    """Of every mode's success to the first one's, on the images that count; `(B,)` each."""
-    first, *others = (mode_fooled[counted] for mode_fooled in fooled)
-    return [None] + [
-        mean_difference(other.astype(float) - first, mcnemar(first, other)) if counted.any() else None
-        for other in others
-    ]
-
-
-def transfer_scores(evaluation: Evaluation) -> np.ndarray:
+def transfer_shares(evaluation: Evaluation) -> np.ndarray:
     """What each image adds to the mean of the transfer classifiers' success rates, times the number of
     images: its mean is that mean.
     """
-    scores = np.zeros(len(evaluation.classifiers[0].labels))
-    for result in evaluation.transfers:
-        scores += result.fooled / max(1, result.correct_before.sum())
-    return scores * len(scores) / len(evaluation.transfers)
+    found = (result.counts("success") for result in evaluation.transfers)
+    shares = sum(fooled / max(1, counted.sum()) for counted, fooled in found)
+    return shares * len(shares) / len(evaluation.transfers)
 
 
-def sentence(mode: int, names: Sequence[str], metrics: Sequence[Metric], images: int) -> str:
+# ---------------------------------------------------------------- in words
+
+
+def sentence(first: str, mode: str, metrics: Sequence[dict], images: int) -> str:
     """One mode's differences to the first one, in a sentence."""
-    tests = sum(difference is not None for metric in metrics for difference in metric.differences)
+    tests = sum(difference is not None for line in metrics for difference in line["differences"].values())
     found = [
-        f"{metric.name} ({metric.differences[mode].estimate.value:+.3g}, p = "
-        f"{metric.differences[mode].corrected:.2g})"
-        for metric in metrics
-        if metric.differences[mode] is not None and metric.differences[mode].corrected <= ALPHA
+        f"{line['name']} ({of_mode.difference.value:+.3g}, p = {of_mode.p_holm:.2g})"
+        for line in metrics
+        if (of_mode := line["differences"][mode]) and of_mode.p_holm <= ALPHA
     ]
     smallest = smallest_success_difference(images, tests)
     power = (
@@ -251,58 +196,139 @@ def sentence(mode: int, names: Sequence[str], metrics: Sequence[Metric], images:
         f"of this table"
     )
     if found:
-        return f"{names[mode]}: differs from {names[0]} in {', '.join(found)}; {power}."
-    return f"{names[mode]}: no difference to {names[0]} that these {images} images could show; {power}."
+        return f"{mode}: differs from {first} in {', '.join(found)}; {power}."
+    return f"{mode}: no difference to {first} that these {images} images could show; {power}."
 
 
-def metric_rows(names: Sequence[str], metrics: Sequence[Metric]) -> list[list[str]]:
-    alone = any(metric.reconstructed is not None for metric in metrics)
-    rows = [["", *(["reconstruction alone"] if alone else []), *names, ""]]
-    for metric in metrics:
-        of_reconstruction = "" if metric.reconstructed is None else str(metric.reconstructed)
-        columns = [of_reconstruction] if alone else []
-        rows.append([metric.name, *columns, *map(str, metric.values), metric.note or ""])
-        if any(difference is not None for difference in metric.differences):
-            told = ["" if d is None else difference_text(d) for d in metric.differences]
-            rows.append([f"  - {names[0]}", *([""] if alone else []), *told, ""])
+def metric_rows(metrics: Sequence[dict]) -> list[list[str]]:
+    names = list(metrics[0]["values"])
+    alone = ["reconstruction alone"] if any(line["reconstructed"] for line in metrics) else []
+    rows = [["", *alone, *names, ""]]
+    for line in metrics:
+        columns = [str(line["reconstructed"] or "") for _ in alone]
+        rows.append([line["name"], *columns, *map(str, line["values"].values()), line["note"] or ""])
+        differences = line["differences"].values()
+        if any(differences):
+            told = ["" if d is None else difference_text(d) for d in differences]
+            rows.append([f"  - {names[0]}", *("" for _ in alone), *told, ""])
     return rows
 
 
-def difference_text(difference: Difference) -> str:
-    estimate = difference.estimate
-    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3g}, {estimate.high:+.3g}]"
-    return f"{estimate.value:+.3g}{interval}, p {difference.corrected:.2g}"
+def difference_text(of_mode: Difference) -> str:
+    found = of_mode.difference
+    interval = "" if math.isnan(found.low) else f" [{found.low:+.3g}, {found.high:+.3g}]"
+    return f"{found.value:+.3g}{interval}, p {of_mode.p_holm:.2g}"
 
 
-def as_dict(metric: Metric, names: Sequence[str]) -> dict:
-    differences = {
-        name: None if d is None else {"difference": plain(d.estimate), "p": d.p, "p_holm": d.corrected}
-        for name, d in zip(names, metric.differences)
-    }
-    return {
-        "name": metric.name,
-        "values": {name: plain(value) for name, value in zip(names, metric.values)},
-        "differences": differences,
-        "reconstructed": plain(metric.reconstructed),
-        "note": metric.note,
-    }
+# ---------------------------------------------------------------- every mode at several values of a flag
 
 
-def success_points(
-    names: Sequence[str], evaluations: Sequence[Evaluation], measure: str
-) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Of each mode the measure of visibility, white-box success and mean transfer, as value and ends of the
-    interval.
+@dataclass(frozen=True)
+class Sweep:
+    """A flag of the attack and the values it takes."""
+
+    flag: str
+    values: tuple[float, ...]
+    measure: str = ""  # of a budget
+
+    def __str__(self) -> str:
+        numbers = ",".join(f"{value:g}" for value in self.values)
+        return f"{self.flag}={self.measure}{'=' if self.measure else ''}{numbers}"
+
+    def folder(self, value: float) -> str:
+        return f"{self.flag}_{self.measure}{'_' if self.measure else ''}{value:g}"
+
+    def option(self, value: float) -> float | str:
+        """The flag's value."""
+        return str(Budget(self.measure, value)) if self.measure else value
+
+    def modes_are_one(self, value: float) -> bool:
+        """Whether the structure term is left out, so that there is nothing to weight."""
+        return self.flag in WITHOUT_STRUCTURE and value == 0
+
+
+def parse_sweep(kind: type, text: str) -> Sweep:
+    """From "structure_share=0,0.1,0.3", a flag of the dataclass `kind` that takes a number, or from
+    "budget=psnr=40,36.5,33", budgets of one measure.
     """
+    name, _, numbers = text.partition("=")
+    measure, _, numbers = numbers.partition("=") if name == "budget" else ("", "", numbers)
+    kinds = {one.name: one.metadata for one in fields(kind)}
+    if name != "budget" and kinds.get(name, {}).get("parse") not in (int, float, number_or_none):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no flag of the attack that takes a number; expected FLAG=A,B,... such as "
+            f"structure_share=0,0.1,0.3 or budget=psnr=40,36.5,33"
+        )
 
-    def ends(estimate: Estimate) -> tuple[float, float, float]:
-        return (estimate.value, estimate.low, estimate.high)
+    def parse(number: str) -> float:
+        if name == "budget":
+            return parse_budget(f"{measure}={number}").value
+        value, allowed = kinds[name]["parse"](number), kinds[name]["range"]
+        if value is None or (allowed and not allowed.holds(value)):
+            raise ValueError(f"{name} is {number}; expected {allowed.name if allowed else 'a number'}")
+        return value
 
-    return {
-        name: {
-            measure: ends(e.quality[measure].adversarial),
-            e.classifiers[0].name: ends(e.classifiers[0].success),
-            **({"transfer, mean": ends(e.transfer_success)} if e.transfer_success else {}),
-        }
-        for name, e in zip(names, evaluations)
+    try:
+        values = tuple(map(parse, numbers.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{numbers!r} are no values of {name}: {error}") from None
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError("expected at least two values, none of them twice")
+    return Sweep(name, values, measure)
+
+
+def report_sweep(
+    sweep: Sweep, points: Mapping[str, Sequence[tuple[Run, Evaluation]]], failures: Sequence[str]
+) -> Report:
+    """Compares modes over a sweep.
+
+    Args:
+        points: by mode, one at each value, all on the same images.
+        failures: which images are left out, and why.
+    """
+    first_run, first_evaluation = next(iter(points.values()))[0]
+    figures = {mode: [point_figures(*point) for point in each] for mode, each in points.items()}
+    pairs = []
+    if first_evaluation.transfers:
+        curves = {mode: curve_of(evaluation for _, evaluation in each) for mode, each in points.items()}
+        pairs = compare_curves(curves)
+    lines = [
+        ((mode, f"{value:g}"), at_value)
+        for mode, at_values in figures.items()
+        for value, at_value in zip(sweep.values, at_values)
+    ]
+    sections = [(f"Every mode at every {sweep.flag}", figure_rows(["mode", sweep.flag], lines))]
+    if pairs:
+        sections.append(("At equal visibility", pair_rows(pairs)))
+    remarks = [
+        f"{len(first_run.records)} images; white-box and transfer are attack success {COUNTED}; in brackets "
+        f"95 % intervals, Wilson's for success and bootstrap over images for the rest; iterations and L2 "
+        f"when first fooled are of images that are fooled at all",
+        *legend(VISIBILITIES),
+        "at equal visibility: each image's curves, points joined by straight lines, are compared over the "
+        "visibilities that both modes reach, and their difference is averaged; p is of a permutation of "
+        f"signs, corrected by Holm over the {len(pairs)} differences",
+        *(
+            f"at {sweep.flag} 0 there is nothing to weight: one attack stands for all modes"
+            for value in sweep.values
+            if sweep.modes_are_one(value)
+        ),
+        *(f"left out: {failure}" for failure in failures),
+    ]
+    results = {
+        "flag": sweep.flag,
+        "values": list(sweep.values),
+        "images": [row["file"] for row in first_run.rows],
+        "figures": figures,
+        "at_equal_visibility": pairs,
+    }
+    return Report(sections, remarks, results)
+
+
+def point_figures(run: Run, evaluation: Evaluation) -> dict[str, Estimate]:
+    """Of a mode at one value."""
+    iterations, distances = (values[np.isfinite(values)] for values in run.first_fooled)
+    return figures_of(evaluation, VISIBILITIES) | {
+        "first fooled in iteration": mean_over_images(iterations),
+        "L2 then": mean_over_images(distances),
     }

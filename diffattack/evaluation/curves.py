@@ -1,6 +1,6 @@
 """Curves of success and transfer over visibility, and what two attacks differ by at equal visibility.
 
-A curve's points are pictures of one attack: after several of its iterations (`--judge_at`), with parts of
+A curve's points are evaluations of one attack: after several of its iterations (`--judge_at`), with parts of
 their change, or at several values of a flag (`--sweep`).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,50 +19,38 @@ from diffattack.data.records import Run
 from diffattack.evaluation.judges import Judges, batch_on
 from diffattack.evaluation.metrics import Quality, visibility
 from diffattack.evaluation.predictions import PREDICTION, ClassifierResult, predict
-from diffattack.evaluation.results import Evaluation, plain
-from diffattack.evaluation.statistics import Difference, Estimate, holm, mean_difference, mean_over_images
+from diffattack.evaluation.results import Evaluation
+from diffattack.evaluation.statistics import Estimate, correct, mean_over_images, paired
+from diffattack.evaluation.tables import figure_rows
 
 MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
 # at which attacks are compared, with the sign that makes more visible larger
 VISIBILITIES = {"L2": 1.0, "SSIM": -1.0}
 PARTS = (0.15, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the change; in percent they number the points
 
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """All images of a run at one iteration, or with one part of their change."""
-
-    number: int
-    evaluation: Evaluation
-
-    @property
-    def figures(self) -> dict[str, Estimate]:
-        """Success rates and visibility, by name."""
-        return success_rates(self.evaluation) | {
-            name: self.evaluation.quality[name].adversarial for name in MEASURES
-        }
+Points = Mapping[int, Evaluation]  # of all images of a run, by iteration or by the part of their change
 
 
-def success_rates(evaluation: Evaluation) -> dict[str, Estimate]:
-    """Of the first surrogate, and the mean over transfer classifiers, where there are any."""
-    found = {f"white-box, {evaluation.classifiers[0].name}": evaluation.classifiers[0].success}
-    return found | ({"transfer, mean": evaluation.transfer_success} if evaluation.transfers else {})
+def figures_of(evaluation: Evaluation, measures: Iterable[str] = MEASURES) -> dict[str, Estimate]:
+    """Success of the first surrogate, the mean over transfer classifiers, where there are any, and visibility
+    by these measures.
+    """
+    first = evaluation.classifiers[0]
+    return {
+        f"white-box, {first.name}": first.success,
+        **({"transfer, mean": evaluation.transfer_success} if evaluation.transfers else {}),
+        **{name: evaluation.quality[name].adversarial for name in measures},
+    }
 
 
-def point_rows(points: Sequence[CurvePoint], counted: str = "iteration") -> list[list[str]]:
+def point_rows(points: Points, counted: str = "iteration") -> list[list[str]]:
     """A table with a row a point; `counted` is what numbers them."""
-    names = list(points[0].figures)
-    return [[counted, *names]] + [
-        [str(point.number), *(str(point.figures[name]) for name in names)] for point in points
-    ]
+    return figure_rows([counted], (([str(number)], figures_of(one)) for number, one in points.items()))
 
 
-def curve_dicts(points: Sequence[CurvePoint], counted: str = "iteration") -> list[dict]:
+def curve_dicts(points: Points, counted: str = "iteration") -> list[dict]:
     """For JSON; `counted` is what numbers the points."""
-    return [
-        {counted: point.number} | {name: plain(figure) for name, figure in point.figures.items()}
-        for point in points
-    ]
+    return [{counted: number} | figures_of(evaluation) for number, evaluation in points.items()]
 
 
 def quality_by_image(by_image: Mapping[str, np.ndarray]) -> dict[str, Quality]:
@@ -107,23 +95,22 @@ def curve_of_image(
     }
 
 
-def curve_points(run: Run) -> list[CurvePoint]:
+def curve_points(run: Run) -> dict[int, Evaluation]:
     """A run at each of its `--judge_at`, and at its end; none where it has none."""
     configuration, summary = run.configuration, run.summary
     if not configuration["judge_at"]:
-        return []
-    points, head = [], head_named(configuration.get("head"), configuration.get("threshold"))
+        return {}
+    points, head = {}, head_named(configuration.get("head"), configuration.get("threshold"))
     named = (labels_of(configuration, index) for index in summary.indices)
     labels, targets = labels_and_targets([Item(0, run.folder, *each) for each in named])
     for p, iteration in enumerate(summary.curve_iterations[0].tolist()):
         sides = summary.curve_predictions[:, p]  # (images, C, 2)
         results = [
-            ClassifierResult(name, labels, sides[:, k, 0], sides[:, k, 1], None, targets, head)
+            ClassifierResult(name, labels, sides[:, k, None], targets, head)
             for k, name in enumerate(configuration["curve_judges"])
         ]
         quality = quality_by_image(dict(zip(MEASURES, summary.curve_visibility[:, p].T)))
-        evaluation = Evaluation(results, quality, [], len(configuration["model_name"]))
-        points.append(CurvePoint(iteration, evaluation))
+        points[iteration] = Evaluation(results, quality, [], len(configuration["model_name"]))
     return points
 
 
@@ -136,7 +123,9 @@ def scaled(clean: np.ndarray, adversarial: np.ndarray, part: float) -> np.ndarra
     return np.clip(np.round(clean + part * change), 0, 255).astype(np.uint8)
 
 
-def scaled_points(chunks: Iterable[Pictures], evaluation: Evaluation, judges: Judges) -> list[CurvePoint]:
+def scaled_points(
+    chunks: Iterable[Pictures], evaluation: Evaluation, judges: Judges
+) -> dict[int, Evaluation]:
     """Each of the PARTS as if a run had ended with it, judged by the classifiers of `evaluation` that stand
     behind no defence; `evaluation` itself is the last.
 
@@ -147,61 +136,53 @@ def scaled_points(chunks: Iterable[Pictures], evaluation: Evaluation, judges: Ju
         chunks: the pictures of the run, some at a time, in the order of the evaluation.
     """
     chosen = [r for k, r in enumerate(evaluation.classifiers) if evaluation.role(k) != "defended"]
-    predicted = {(part, result.name): [] for part in PARTS[:-1] for result in chosen}
+    predicted = {part: [r.predictions[:, :1, :2].copy() for r in chosen] for part in PARTS[:-1]}
     visible: dict[float, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS[:-1]}
+    start = 0
     for pictures in chunks:
+        end = start + len(pictures.clean)
         about = (pictures.labels, judges.device, 16, judges.head, pictures.targets)
-        for part in PARTS[:-1]:
+        for part, found in predicted.items():
             version = scaled(pictures.clean, pictures.adversarial, part)
             visible[part].append(visibility(pictures.clean, version))
-            for result in chosen:
-                predicted[part, result.name].append(predict(judges[result.name], version, *about)[0])
-    points = []
-    for part, found in visible.items():
-        quality = quality_by_image({n: np.concatenate([one[n] for one in found]) for n in found[0]})
-        after = {result.name: np.concatenate(predicted[part, result.name]) for result in chosen}
-        results = [replace(r, after=after[r.name], reconstructed=None, logits=None) for r in chosen]
-        points.append(CurvePoint(round(100 * part), Evaluation(results, quality, [], evaluation.surrogates)))
-    whole = Evaluation(chosen, evaluation.quality, [], evaluation.surrogates)
-    return [*points, CurvePoint(100, whole)]
+            for result, predictions in zip(chosen, found):
+                predictions[start:end, 0, 1] = predict(judges[result.name], version, *about)[0]
+        start = end
+    points = {}
+    for part, found in predicted.items():
+        quality = {name: np.concatenate([one[name] for one in visible[part]]) for name in visible[part][0]}
+        results = [replace(result, predictions=p, logits=None) for result, p in zip(chosen, found)]
+        points[round(100 * part)] = Evaluation(results, quality_by_image(quality), [], evaluation.surrogates)
+    return points | {100: Evaluation(chosen, evaluation.quality, [], evaluation.surrogates)}
 
 
 # ---------------------------------------------------------------- at equal visibility
 
 
-@dataclass(frozen=True)
-class Curve:
-    """An attack at all its points, in their order, by image."""
+def curve_of(evaluations: Iterable[Evaluation]) -> dict[str, np.ndarray]:
+    """Of an attack's evaluations at its points, in their order, VISIBILITIES and scores by image: `(points,
+    B)`.
+    """
+    each = [visibilities(evaluation) | transfer_scores(evaluation) for evaluation in evaluations]
+    return {name: np.stack([one[name] for one in each]) for name in each[0]}
 
-    visibility: dict[str, np.ndarray]  # of VISIBILITIES, (values, B)
-    scores: dict[str, np.ndarray]  # (values, B); NaN for an image on which it says nothing
+
+def visibilities(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    return {name: sign * evaluation.quality[name].by_image for name, sign in VISIBILITIES.items()}
 
 
 def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """How far each image fools the transfer classifiers that had it right before, `(B,)`: the share of them
-    that is fooled, and the mean probability that they leave to its true class.
+    that is fooled, and the mean probability that they leave to its true class; NaN without any.
     """
     results = evaluation.transfers
-    counted = np.stack([result.correct_before for result in results])
-    fooled = np.stack([result.fooled for result in results])
-    left = np.stack([result.after["true_confidence"] for result in results])
+    counted, fooled = map(np.stack, zip(*(result.counts("success") for result in results)))
+    left = np.stack([result.predictions["true_confidence"][:, 0, 1] for result in results])
     with np.errstate(invalid="ignore"):
         return {
-            "transfer success": (fooled & counted).sum(0) / counted.sum(0),
+            "transfer success": fooled.sum(0) / counted.sum(0),
             "confidence left in the true class": np.where(counted, left, 0).sum(0) / counted.sum(0),
         }
-
-
-def curve_of(evaluations: Sequence[Evaluation]) -> Curve:
-    """Of an attack's evaluations at its points."""
-    scores = [transfer_scores(evaluation) for evaluation in evaluations]
-    return Curve(
-        {
-            name: np.stack([sign * evaluation.quality[name].by_image for evaluation in evaluations])
-            for name, sign in VISIBILITIES.items()
-        },
-        {name: np.stack([score[name] for score in scores]) for name in scores[0]},
-    )
 
 
 def difference_at_equal_visibility(
@@ -214,7 +195,7 @@ def difference_at_equal_visibility(
     extrapolated.
 
     Args:
-        visibility, scores: of both curves, `(values, B)` each.
+        visibility, scores: of both curves, `(points, B)` each.
     """
     differences = np.full(visibility[0].shape[1], np.nan)
     for k in range(len(differences)):
@@ -233,58 +214,31 @@ def difference_at_equal_visibility(
     return differences
 
 
-@dataclass
-class PairDifference:
-    """Of two modes at equal visibility; `count` images say something."""
-
-    modes: tuple[str, str]
-    visibility: str
-    score: str
-    difference: Difference
-    count: int
-
-    def as_dict(self) -> dict:
-        """For JSON."""
-        return {
-            "modes": list(self.modes),
-            "visibility": self.visibility,
-            "score": self.score,
-            "difference": plain(self.difference.estimate),
-            "p": self.difference.p,
-            "p_holm": self.difference.corrected,
-            "images": self.count,
-        }
-
-
-def compare_curves(curves: dict[str, Curve]) -> list[PairDifference]:
-    """Every pair of modes by every score at every measure of visibility; p is corrected by Holm over all."""
-    pairs = []
+def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]:
+    """Every pair of modes by every score at every measure of visibility, as JSON has it; p is corrected by
+    Holm over all. `images` says something of so many.
+    """
+    pairs, tested = [], []
     for first, second in itertools.combinations(curves, 2):
-        a, b = curves[first], curves[second]
-        for measure, score in itertools.product(VISIBILITIES, a.scores):
+        both = curves[first], curves[second]
+        scores = [name for name in both[0] if name not in VISIBILITIES]
+        for measure, score in itertools.product(VISIBILITIES, scores):
             differences = difference_at_equal_visibility(
-                (a.visibility[measure], b.visibility[measure]), (a.scores[score], b.scores[score])
+                *([one[name] for one in both] for name in (measure, score))
             )
-            known = differences[np.isfinite(differences)]
-            pairs.append(PairDifference((first, second), measure, score, mean_difference(known), len(known)))
-    for pair, corrected in zip(pairs, holm([pair.difference.p for pair in pairs])):
-        pair.difference.corrected = corrected
-    return pairs
+            tested.append(paired(np.zeros(len(differences)), differences))
+            about = {"modes": [first, second], "visibility": measure, "score": score}
+            pairs.append(about | {"images": int(np.isfinite(differences).sum())})
+    correct(tested)
+    return [pair | vars(difference) for pair, difference in zip(pairs, tested)]
 
 
-def pair_rows(pairs: Sequence[PairDifference]) -> list[list[str]]:
-    return [["modes", "of", "at equal", "difference", "p", "corrected", "images"]] + [
-        [
-            f"{pair.modes[1]} - {pair.modes[0]}",
-            pair.score,
-            pair.visibility,
-            ""
-            if pair.count == 0
-            else f"{pair.difference.estimate.value:+.3f} "
-            f"[{pair.difference.estimate.low:+.3f}, {pair.difference.estimate.high:+.3f}]",
-            f"{pair.difference.p:.2g}",
-            f"{pair.difference.corrected:.2g}",
-            str(pair.count),
-        ]
-        for pair in pairs
-    ]
+def pair_rows(pairs: Sequence[dict]) -> list[list[str]]:
+    rows = [["modes", "of", "at equal", "difference", "p", "corrected", "images"]]
+    for pair in pairs:
+        found, (first, second) = pair["difference"], pair["modes"]
+        interval = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if pair["images"] else ""
+        p_values = f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}"
+        about = f"{second} - {first}", pair["score"], pair["visibility"]
+        rows.append([*about, interval, *p_values, str(pair["images"])])
+    return rows

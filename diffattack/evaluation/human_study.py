@@ -12,7 +12,6 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from diffattack.common.errors import InputError, one_line
 from diffattack.evaluation.statistics import holm, share
@@ -22,17 +21,9 @@ COLUMNS = ("trial", "choice", "seconds")  # of what the page saves
 KEY = "judging_key.json"  # which attack is where, beside the page that does not say it
 
 
-class Judgement(NamedTuple):
-    """Which of two attacks' pictures of an image a person called nearer to the original."""
-
-    image: str
-    left: str  # the attacks' names
-    right: str
-    nearer: str | None  # one of them, None for neither
-
-
-def read_study(paths: Sequence[Path], key: Path) -> tuple[list[str], list[Judgement]]:
-    """The attacks in the order of the comparison, and the choices of all people.
+def read_study(paths: Sequence[Path], key: Path) -> tuple[list[str], list[dict]]:
+    """The attacks in the order of the comparison, and the choices of all people as JSON has them: the two
+    `attacks`, the `image`, and which attack is `nearer` to it, None for neither.
 
     Args:
         paths: files that the page saved, one a person.
@@ -42,11 +33,8 @@ def read_study(paths: Sequence[Path], key: Path) -> tuple[list[str], list[Judgem
     """
     try:
         content = json.loads(key.read_text(encoding="utf-8"))
-        trials = {
-            name: (trial["image"], trial["left"], trial["right"]) for name, trial in content["trials"].items()
-        }
-        attacks = list(content["attacks"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        attacks, trials = list(content["attacks"]), dict(content["trials"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--judged: {str(key)!r} cannot be read ({one_line(error, 120)}), and nothing else says which "
             f"attack was where; it is written by --page"
@@ -54,8 +42,8 @@ def read_study(paths: Sequence[Path], key: Path) -> tuple[list[str], list[Judgem
     return attacks, [judgement for path in paths for judgement in read_judgements(path, trials)]
 
 
-def read_judgements(path: Path, trials: Mapping[str, tuple[str, str, str]]) -> list[Judgement]:
-    """The choices of one person; trials are image, left and right attack by the trial's name."""
+def read_judgements(path: Path, trials: Mapping[str, dict]) -> list[dict]:
+    """The choices of one person."""
     found, line = {}, 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -68,9 +56,9 @@ def read_judgements(path: Path, trials: Mapping[str, tuple[str, str, str]]) -> l
                         f"trial {name[:40]!r}, choice {choice[:40]!r}; expected trials of this comparison's "
                         f"page, each once, and one of {', '.join(CHOICES)}"
                     )
-                image, left, right = trials[name]
-                nearer = {"left": left, "right": right, "neither": None}[choice]
-                found[name] = Judgement(image, left, right, nearer)
+                trial = trials[name]
+                both = {"attacks": [trial["left"], trial["right"]], "image": trial["image"]}
+                found[name] = both | {"nearer": trial.get(choice)}
         if not found:
             raise ValueError("it holds no choice")
     except (OSError, csv.Error, ValueError) as error:
@@ -80,7 +68,7 @@ def read_judgements(path: Path, trials: Mapping[str, tuple[str, str, str]]) -> l
     return list(found.values())
 
 
-def judging_section(judgements: Sequence[Judgement], attacks: Sequence[str]) -> tuple[str, list[list[str]]]:
+def judging_section(judgements: Sequence[dict], attacks: Sequence[str]) -> tuple[str, list[list[str]]]:
     """The table of the pairs of attacks, each pair in the order of `attacks`: how often either was nearer to
     the original, the first one's share of the choices that were made with Wilson's interval, and exact
     binomial p against one half, also corrected by Holm over the pairs; choices of several people are taken
@@ -90,7 +78,7 @@ def judging_section(judgements: Sequence[Judgement], attacks: Sequence[str]) -> 
 
     rows, p_values = [], []
     for first, second in itertools.combinations(attacks, 2):
-        nearer = [each.nearer for each in judgements if {each.left, each.right} == {first, second}]
+        nearer = [each["nearer"] for each in judgements if {first, second} == {*each["attacks"]}]
         if not nearer:
             continue
         wins, losses = nearer.count(first), nearer.count(second)

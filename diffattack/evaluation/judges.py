@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -32,8 +33,7 @@ from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.common.device import memory_is_short
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
-from diffattack.evaluation.distances import features_of
-from diffattack.evaluation.metrics import measures
+from diffattack.evaluation.metrics import features_of, measures
 from diffattack.evaluation.predictions import PREDICTION, OneDraw, predict
 from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs
 
@@ -128,15 +128,12 @@ class Judges:
     def are(self, text: str) -> bool:
         """Whether these are the judges that a file names; the files of a run all have the same text."""
         if text not in self.known:
-            self.known[text] = self.are_described(json.loads(text))
+            before, now = json.loads(text), self.description
+            pairs = [(before["identities"].get(name), now["identities"][name]) for name in self.names]
+            self.known[text] = before | {"identities": 0} == now | {"identities": 0} and all(
+                a == b or (b is not None and difference(a, b) is None) for a, b in pairs
+            )
         return self.known[text]
-
-    def are_described(self, before: dict) -> bool:
-        now = self.description
-        if before | {"identities": 0} != now | {"identities": 0}:
-            return False
-        pairs = ((before["identities"].get(name), now["identities"][name]) for name in self.names)
-        return all(a == b or (b is not None and difference(a, b) is None) for a, b in pairs)
 
 
 # ---------------------------------------------------------------- judging
@@ -149,63 +146,65 @@ def judge(judges: Judges, pictures: Pictures, clean: Judged | None = None) -> Ju
     Args:
         clean: what the same judges have found of the same clean pictures elsewhere.
     """
-    names, count, sides = judges.names, len(pictures.clean), len(pictures.sides)
-    of_classifiers = [judge_by(judges, name, pictures, clean, k) for k, name in enumerate(names)]
-    predictions = np.zeros((count, len(names), 1 + judges.draws * (judges.draws > 1), sides), PREDICTION)
+    names, device, known = judges.names, judges.device, int(clean is not None)
+    sides, draws = pictures.sides[known:], judges.draws * (judges.draws > 1)
+    of_classifiers = [judge_by(judges, name, pictures, sides) for name in names]
+    predictions = np.zeros((len(pictures.clean), len(names), 1 + draws, len(sides)), PREDICTION)
     for k, (predicted, _, _) in enumerate(of_classifiers):
         predictions[:, k, : predicted.shape[1]] = predicted
-    found = [measures_of(pictures, side, judges.device) for side in pictures.sides[1:]]
+    logits = np.stack([logits for _, logits, _ in of_classifiers], 1)
+    certificates = np.stack([of_sides[:, : 2 - known] for _, _, of_sides in of_classifiers], 1)
+    found = (features_of(judges.network, side, device, batch_on(device)) for side in sides)
+    features = np.stack([of_side.float().numpy() for of_side in found], 1)
+    if clean is not None:
+        predictions = np.concatenate([clean.predictions[..., :1], predictions], -1)
+        logits = np.concatenate([clean.logits[:, :, :1], logits], 2)
+        certificates = np.concatenate([clean.certificates[..., :1], certificates], -1)
+        features = np.concatenate([clean.features[:, :1], features], 1)
+    visible = [measures_of(pictures, side, device) for side in pictures.sides[1:]]
     return Judged(
         predictions,
-        np.stack([certificates for _, certificates, _ in of_classifiers], 1),
-        np.stack([logits for _, _, logits in of_classifiers], 1),
+        certificates,
+        logits,
         gradients_of(judges, pictures) if clean is None else clean.gradients,
-        np.stack([np.stack(list(values.values()), 1) for values in found], 1),
-        np.stack([side_features(judges, pictures, k, clean) for k in range(sides)], 1),
-        np.array(list(found[0])),
+        np.stack([np.stack(list(values.values()), 1) for values in visible], 1),
+        features,
+        np.array(list(visible[0])),
         np.array([line for name in names for line in judges.oddities.get(name, ())], str),
     )
 
 
 def judge_by(
-    judges: Judges, name: str, pictures: Pictures, clean: Judged | None, place: int
+    judges: Judges, name: str, pictures: Pictures, sides: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the classifier at that place finds: predictions `(B, 1 + draws, sides)`, certificates `(B, 2)`,
-    and logits `(B, sides, classes)`.
+    """What a classifier finds of these sides of pictures: predictions `(B, 1 + draws, sides)`, logits `(B,
+    sides, classes)`, and certificates `(B, sides)`.
     """
     classifier, head, device = judges[name], judges.head, judges.device
-    batch = batch_on(device)
+    batch, about = batch_on(device), (pictures.labels, device)
     if name in judges.surrogates or name == split_name(name)[0]:
         judges.oddities.setdefault(
             name, warnings_about_outputs(name, classifier, pictures.clean[:1], device, head)
         )
     looks = [classifier, *(OneDraw(classifier, number) for number in range(judges.draws_of(name)))]
-    predicted = np.zeros((len(pictures.clean), len(looks), len(pictures.sides)), PREDICTION)
-    certificates, logits = np.full((len(predicted), 2), NO_CERTIFICATE, CERTIFICATE), []
-    for side, images in enumerate(pictures.sides):
-        if side == 0 and clean is not None:
-            predicted[..., 0] = clean.predictions[:, place, : len(looks), 0]
-            certificates[:, 0] = clean.certificates[:, place, 0]
-            logits.append(clean.logits[:, place, 0])
-            continue
-        of_each = [
-            predict(look, images, pictures.labels, device, batch, head, pictures.targets) for look in looks
-        ]
-        predicted[..., side] = np.stack([one for one, _ in of_each], 1)
-        logits.append(of_each[0][1])
-        if side < 2 and isinstance(classifier, Smoothed):
+    predicted = np.zeros((len(pictures.clean), len(looks), len(sides)), PREDICTION)
+    certificates, logits = np.full((len(predicted), len(sides)), NO_CERTIFICATE, CERTIFICATE), []
+    for side, images in enumerate(sides):
+        of_looks = [predict(look, images, *about, batch, head, pictures.targets) for look in looks]
+        predicted[..., side] = np.stack([predictions for predictions, _ in of_looks], 1)
+        logits.append(of_looks[0][1])
+        if images is not pictures.reconstructed and isinstance(classifier, Smoothed):
             chunks = to_tensor(images).split(batch)
             certificates[:, side] = np.concatenate([classifier.certify(part.to(device)) for part in chunks])
-    return predicted, certificates, np.stack(logits, 1)
+    return predicted, np.stack(logits, 1), certificates
 
 
 def gradients_of(judges: Judges, pictures: Pictures) -> np.ndarray:
     """Whether each surrogate's loss has a gradient at each clean picture, `(B, surrogates)`."""
-    looked_at = list(zip(pictures.clean, pictures.labels))
     return np.array(
         [
             [has_gradient(judges[name], *one, judges.device, judges.head) for name in judges.surrogates]
-            for one in looked_at
+            for one in zip(pictures.clean, pictures.labels)
         ]
     )
 
@@ -220,14 +219,6 @@ def measures_of(pictures: Pictures, side: np.ndarray, device: torch.device) -> d
     pairs = zip(pictures.clean, side)
     found = [measures(clean[None], other[None], device) for clean, other in pairs]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-
-
-def side_features(judges: Judges, pictures: Pictures, side: int, clean: Judged | None) -> np.ndarray:
-    """Of one kind of pictures, `(B, d)`."""
-    if side == 0 and clean is not None:
-        return clean.features[:, 0]
-    device = judges.device
-    return features_of(judges.network, pictures.sides[side], device, batch_on(device)).float().numpy()
 
 
 # ---------------------------------------------------------------- what is kept
@@ -261,34 +252,26 @@ def read_judged(path: Path, judges: Judges, key: str) -> Judged | None:
         return None
 
 
-class Columns:
-    """What has been found of a run's images, one after the other, in a `Judged` of all of them."""
-
-    def __init__(self, images: int, folder: Path | None = None):
-        self.images, self.folder, self.count = images, folder, 0
-        self.arrays: dict[str, np.ndarray] = {}
-        self.measures, self.oddities = np.zeros(0, str), {}
-
-    def add(self, judged: Judged) -> None:
-        """The next image."""
+def joined(each: Iterable[Judged], images: int, folder: Path) -> Judged:
+    """What has been found of so many images, one after the other, in one; what would take most of the memory
+    lies in files without a name in the folder.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    oddities: dict[str, None] = {}
+    for k, judged in enumerate(each):
         for name in BY_IMAGE:
             values = getattr(judged, name)
-            if self.count == 0:
-                self.arrays[name] = self.room_for(name, values)
-            self.arrays[name][self.count] = values[0]
-        self.measures = judged.measures
-        self.oddities |= dict.fromkeys(judged.oddities.tolist())
-        self.count += 1
+            if k == 0:
+                arrays[name] = room_for(
+                    (images, *values.shape[1:]), values.dtype, name in IN_FILES and folder
+                )
+            arrays[name][k] = values[0]
+        oddities |= dict.fromkeys(judged.oddities.tolist())
+    return Judged(**arrays, measures=judged.measures, oddities=np.array(list(oddities), str))
 
-    def room_for(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Of all images; in a file without a name where memory would not do."""
-        import tempfile
 
-        shape = (self.images, *values.shape[1:])
-        if self.folder is None or name not in IN_FILES or not values.size:
-            return np.zeros(shape, values.dtype)
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            return np.memmap(file, values.dtype, "w+", shape=shape)
-
-    def of_all(self) -> Judged:
-        return Judged(**self.arrays, measures=self.measures, oddities=np.array(list(self.oddities), str))
+def room_for(shape: tuple[int, ...], dtype: np.dtype, folder: Path | bool) -> np.ndarray:
+    if not folder or 0 in shape:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)

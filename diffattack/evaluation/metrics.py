@@ -1,24 +1,30 @@
-"""How visible a change is: SSIM, PSNR, LPIPS, and measures that follow an eye more closely than SSIM does."""
+"""How visible a change is: SSIM, PSNR, LPIPS, and measures that follow an eye more closely than SSIM does;
+and how real pictures look: Frechet and kernel distance of two sets of pictures, in the features of a network,
+which are gone through in blocks: they may lie in a file.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from diffattack.common.errors import note, one_line
+from diffattack.classifiers.defences import split_name
+from diffattack.classifiers.registry import REGISTRY, load_classifier
 from diffattack.data.contrast import change_where_smooth
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.budget import ssim
-from diffattack.evaluation.statistics import Estimate, mean_over_images, means_over_images
+from diffattack.evaluation.statistics import Estimate, mean_over_images, resampled
 
+INCEPTION = "Inception v3"
+ROWS = 1024  # features that are looked at together
 SMALLEST_MS_SSIM = (11 - 1) * 2 ** (5 - 1) + 1  # pixels: the window of 11 at the coarsest of 5 scales
 
 
@@ -41,15 +47,11 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     both in 8-bit levels, and L2 as the Euclidean norm with values in [0, 1]; and `change_where_smooth`, NaN
     for a picture that is smooth nowhere.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
     a, b = to_tensor(clean), to_tensor(other)
     difference = (b - a).double().flatten(1)
     return {
         "SSIM": ssim(a, b).numpy(),
-        "PSNR dB": peak_signal_noise_ratio(
-            b.double(), a.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)
-        ).numpy(),
+        "PSNR dB": -10 * difference.square().mean(1).log10().numpy(),
         "L1 (levels)": 255 * torch.linalg.vector_norm(difference, 1, 1).numpy() / difference.shape[1],
         "L2": torch.linalg.vector_norm(difference, 2, 1).numpy(),
         "Linf (levels)": 255 * torch.linalg.vector_norm(difference, math.inf, 1).numpy(),
@@ -59,29 +61,11 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
 
 def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit images `(H, W, 3)`; infinite when they are equal."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    return float(
-        peak_signal_noise_ratio(to_tensor(other).double(), to_tensor(clean).double(), data_range=1.0)
-    )
-
-
-# ---------------------------------------------------------------- by other packages, where they are at hand
-
-
-@functools.cache
-def load_piq() -> ModuleType | None:
-    """None where it cannot be imported, as without a torchvision that fits torch."""
-    try:
-        import piq
-    except ImportError as error:
-        note(f"without piq there are no MS-SSIM, FSIMc, HaarPSI, GMSD and CIEDE2000: {one_line(error)}")
-        return None
-    return piq
+    return -10 * float((to_tensor(other) - to_tensor(clean)).double().square().mean().log10())
 
 
 def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures of 8-bit pictures `(B, H, W, 3)` beside the clean ones, by image `(B,)`; none without piq.
+    """Measures of 8-bit pictures `(B, H, W, 3)` beside the clean ones, by image `(B,)`.
 
     MS-SSIM (Wang et al., 2003), which is left out where a side is below 161 pixels, as its window does not
     fit into the coarsest of its five scales; FSIMc (Zhang et al., 2011), the form of FSIM that sees colours,
@@ -89,9 +73,8 @@ def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     CIEDE2000 (Sharma et al., 2005), the mean over pixels of the difference of colours in CIELAB: 0 for equal
     ones.
     """
-    piq = load_piq()
-    if piq is None:
-        return {}
+    import piq
+
     found: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
         "MS-SSIM": lambda a, b: piq.multi_scale_ssim(b, a, data_range=1.0),
         "FSIMc": lambda a, b: piq.fsim(b, a, data_range=1.0, chromatic=True),
@@ -134,17 +117,12 @@ def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[st
     """LPIPS (Zhang et al., 2018) with torchvision's AlexNet by image, `(B,)`; none without its weights, of
     which docs/usage.md says how to get them.
     """
-    try:
-        from torchvision.models import AlexNet_Weights
-    except ImportError:
-        return {}
+    from torchvision.models import AlexNet_Weights
+
     if not is_at_hand(AlexNet_Weights.DEFAULT.url):
         return {}
     pairs = ([to_tensor(side[k]).to(device) for side in (other, clean)] for k in range(len(clean)))
     return {"LPIPS": np.array([float(lpips_network(device)(*pair)) for pair in pairs])}
-
-
-# ---------------------------------------------------------------- all of them
 
 
 def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
@@ -164,8 +142,151 @@ def means_of(figures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
     out.
     """
     whole = {name: values for name, values in figures.items() if not np.isnan(values).any()}
-    means = dict(zip(whole, means_over_images(np.stack(list(whole.values()))) if whole else ()))
+    means = dict(zip(whole, resampled(np.stack(list(whole.values()))) if whole else ()))
     return {
         name: means[name] if name in means else mean_over_images(values[~np.isnan(values)])
         for name, values in figures.items()
     }
+
+
+# ---------------------------------------------------------------- features
+
+
+class ClassifierFeatures(torch.nn.Module):
+    """What goes into a classifier's last linear layer: images `(B, 3, H, W)` in [0, 1] to `(B, d)`."""
+
+    def __init__(self, classifier: torch.nn.Module):
+        super().__init__()
+        self.classifier, self.features = classifier, None
+        last = [module for module in classifier.modules() if isinstance(module, torch.nn.Linear)][-1]
+        last.register_forward_pre_hook(lambda module, inputs: setattr(self, "features", inputs[0]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.classifier(images)
+        return self.features
+
+
+class ToBytes(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images * 255).round().byte()
+
+
+def feature_network(surrogates: Sequence[str]) -> str:
+    """The name of the network whose features are taken: Inception v3 where torch-fidelity and its weights are
+    at hand, else an embedded classifier, and no surrogate if there is another.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError:
+        URL_INCEPTION_V3 = None
+    if URL_INCEPTION_V3 is not None and is_at_hand(URL_INCEPTION_V3):
+        return INCEPTION
+    networks = {split_name(name)[0] for name in surrogates}
+    return ([name for name in REGISTRY if name not in networks] or list(REGISTRY))[-1]
+
+
+@functools.lru_cache(1)
+def load_feature_network(name: str, device: torch.device) -> torch.nn.Module:
+    """From images `(B, 3, H, W)` in [0, 1] to features `(B, d)`."""
+    if name != INCEPTION:
+        return ClassifierFeatures(load_classifier(name)).to(device)
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+    return torch.nn.Sequential(ToBytes(), network).to(device)
+
+
+@torch.no_grad()
+def features_of(name: str, images: np.ndarray, device: torch.device, batch: int = 16) -> torch.Tensor:
+    """Features `(B, d)` in float64 of 8-bit pictures `(B, H, W, 3)`, by a network's name."""
+    network, starts = load_feature_network(name, device), range(0, len(images), batch)
+    return torch.cat([network(to_tensor(images[k : k + batch]).to(device)).double().cpu() for k in starts])
+
+
+# ---------------------------------------------------------------- distances
+
+
+def frechet_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
+    """Frechet distance of Gaussians fitted to two sets of features `(B, d)` (Heusel et al., 2017).
+
+    With R of the QR decomposition of each set's deviations, the covariances are R'R, and the trace of the
+    root of their product is the sum of the singular values of R1 R2'.
+    """
+    (mean, factor), (other_mean, other_factor) = map(mean_and_factor, (clean, other))
+    common = torch.linalg.svdvals(factor @ other_factor.T).sum()
+    spread = factor.square().sum() + other_factor.square().sum() - 2 * common
+    return float((mean - other_mean).square().sum() + spread)
+
+
+def mean_and_factor(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of features `(B, d)` their mean `(d,)` and R, d columns, of which R'R is the covariance."""
+    mean = sum(block.double().sum(0) for block in features.split(ROWS)) / len(features)
+    factor = torch.zeros(0, features.shape[1], dtype=torch.float64)
+    for block in features.split(ROWS):
+        _, factor = torch.linalg.qr(torch.cat([factor, block.double() - mean]), mode="r")
+    return mean, factor / math.sqrt(len(features) - 1)
+
+
+def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`(x . y / d + 1)^3` of features `(A, d)` and `(B, d)`: `(A, B)`."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
+    """Of two sets of as many features `(B, d)`, B at least 2: the unbiased squared MMD with the cubic kernel
+    of KID (Binkowski et al., "Demystifying MMD GANs", ICLR 2018), over all pairs of pictures, where KID is
+    usually a mean over random subsets.
+    """
+    count, distance = len(clean), 0.0
+    starts = range(0, count, ROWS)
+    for row in tqdm(starts, desc="kernel distance", unit="block", delay=1, leave=False):
+        a, b = (features[row : row + ROWS].double() for features in (clean, other))
+        for column in starts:
+            x, y = (features[column : column + ROWS].double() for features in (clean, other))
+            within = kernel(a, x) + kernel(b, y)
+            if row == column:  # no picture is paired with itself
+                within.fill_diagonal_(0)
+            distance += float(within.sum() / (count * (count - 1)) - 2 * kernel(a, y).sum() / count**2)
+    return distance
+
+
+def realism(clean: torch.Tensor, sides: Sequence[torch.Tensor], network: str) -> dict[str, Quality]:
+    """Kernel and Frechet distance of the features `(B, d)` of the adversarial pictures, and of the
+    reconstructed if any, to those of the clean ones.
+    """
+    count, dimension = clean.shape
+    bias = (
+        None
+        if count > dimension
+        else f"biased with {count} images and {dimension} features: not comparable with published figures"
+    )
+    of_kernel, of_frechet = f"kernel distance, {network}", f"Frechet distance, {network}"
+    if network == INCEPTION:
+        of_kernel, of_frechet = "KID", "FID"
+    return {
+        of_kernel: Quality(
+            *(Estimate(kernel_distance(clean, side)) for side in sides),
+            note="can be below 0, since both sets show the same scenes",
+        ),
+        of_frechet: Quality(*(Estimate(frechet_distance(clean, side)) for side in sides), note=bias),
+    }
+
+
+def quality_of(
+    by_image: Sequence[Mapping[str, np.ndarray]], features: Sequence[torch.Tensor], network: str
+) -> dict[str, Quality]:
+    """All figures of visibility, of the images that were changed, and of realism, of all; each of the attack
+    beside that of the reconstruction alone.
+
+    Args:
+        by_image: measures by name, `(B,)`, of the adversarial pictures, and of the reconstructed, if any.
+        features: of the clean pictures and of both, `(B, d)`, by this network.
+    """
+    changed = ~np.isinf(by_image[0]["PSNR dB"])  # others say nothing of how visible a change is
+    note = None if changed.all() else f"of the {changed.sum()} of {len(changed)} images that were changed"
+    means = [means_of({n: values[changed] for n, values in figures.items()}) for figures in by_image]
+    quality = {
+        name: Quality(*(side[name] for side in means), by_image=values, note=note)
+        for name, values in by_image[0].items()
+    }
+    return quality | (realism(features[0], features[1:], network) if len(features[0]) >= 2 else {})

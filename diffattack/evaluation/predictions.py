@@ -43,7 +43,14 @@ FIGURES = (
     "success_of_all",
     "success_of_attack_alone",
 )
-OF_RECONSTRUCTION = ("accuracy_reconstructed", "success_of_attack_alone")
+# the last, which is what is fooled without any attack, stands in comparisons alone
+OF_RECONSTRUCTION = ("accuracy_reconstructed", "success_of_attack_alone", "success_of_reconstruction")
+RULES = ("worst", "mean", "majority")
+DRAWS_LEGEND = (
+    "worst, mean and majority of K draws: the random defence drawn once an answer, K times; the row above is "
+    "by several draws at once. Worst: right in every draw; fooled in any of those that were right before. "
+    "Mean: the share of the draws. Majority: by the class that most draws see, of equals the one seen first"
+)
 
 
 @torch.no_grad()
@@ -59,7 +66,7 @@ def predict(
     """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`, and whose targets
     `(B,)`, -1 for none: predictions `(B,)`, and logits `(B, classes)`, of a softmax head `(B, 0)`.
     """
-    predictions, kept = np.zeros(len(images), PREDICTION), [np.zeros((0, 0), np.float32)]
+    predictions, kept = np.zeros(len(images), PREDICTION), []
     labels = labels.reshape(len(labels), -1)
     for start in range(0, len(images), batch):
         some = slice(start, start + batch)
@@ -73,7 +80,7 @@ def predict(
         of_target = probabilities.gather(-1, goals.clamp(min=0)[:, None])[:, 0]
         predictions["target_confidence"][some] = of_target.double().where(goals >= 0, torch.nan)
         kept.append((logits if head.threshold is not None else logits[:, :0]).float().numpy())
-    return predictions, np.concatenate(kept[1:] or kept)
+    return predictions, np.concatenate(kept)
 
 
 def correct(predictions: np.ndarray, labels: np.ndarray, head: Head = SOFTMAX) -> np.ndarray:
@@ -100,14 +107,14 @@ def fooled(
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """What one classifier predicts of the clean, adversarial and reconstructed images."""
+    """What one classifier predicts of B images; each figure is of the first draw, or by a rule over the
+    others, if it stands behind a random defence that was drawn several times.
+    """
 
     name: str
-    labels: np.ndarray  # (B,) or (B, L)
-    before: np.ndarray  # (B,) of PREDICTION
-    after: np.ndarray
-    reconstructed: np.ndarray | None = None
-    targets: np.ndarray | None = None  # (B,)
+    labels: np.ndarray  # (B,) or (B, L), -1 for none
+    predictions: np.ndarray  # (B, 1 + draws, sides) of PREDICTION
+    targets: np.ndarray | None = None  # (B,), -1 for none
     head: Head = SOFTMAX
     logits: np.ndarray | None = None  # (B, sides, classes), of a sigmoid head
     certificates: np.ndarray | None = None  # (B, 2), behind smoothing, of clean and adversarial images
@@ -122,43 +129,75 @@ class ClassifierResult:
         return self.name != self.network
 
     @property
-    def correct_before(self) -> np.ndarray:
-        """Right before, so that an attack can fool it: `(B,)`. A sigmoid head can see the target beside a
-        true class already, which is not right either.
+    def draws(self) -> int:
+        """How many draws a random defence was judged by, one by one."""
+        return self.predictions.shape[1] - 1
+
+    @property
+    def has_reconstructions(self) -> bool:
+        return self.predictions.shape[2] > 2
+
+    def counts(self, figure: str, draw: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Which images a rate counts, by its name in FIGURES, and which of these it finds: `(B,)` each."""
+        sides = dict(zip(SIDES, self.predictions[:, draw].T))
+        everything = np.ones(len(self.labels), bool)
+        if figure.startswith("accuracy_"):
+            return everything, correct(sides[figure.removeprefix("accuracy_")], self.labels, self.head)
+        side = "reconstructed" if figure == "success_of_reconstruction" else "after"
+        misled = fooled(sides[side], self.labels, self.targets, self.head)
+        if figure == "success_of_all":
+            return everything, misled
+        counted = self.attackable(sides["before"])
+        if figure == "success_of_attack_alone":
+            counted &= self.attackable(sides["reconstructed"])
+        return counted, counted & misled
+
+    def attackable(self, predictions: np.ndarray) -> np.ndarray:
+        """Which are right, so that an attack can fool them: `(B,)`. A sigmoid head can see the target beside
+        a true class already, which is not right either.
         """
-        right = correct(self.before, self.labels, self.head)
-        return right & ~at_target(self.before, self.targets, self.head)
+        return correct(predictions, self.labels, self.head) & ~at_target(predictions, self.targets, self.head)
+
+    @property
+    def correct_before(self) -> np.ndarray:
+        return self.counts("success")[0]
 
     @property
     def fooled(self) -> np.ndarray:
         """Right before, and misled by the attack: `(B,)`."""
-        return self.correct_before & fooled(self.after, self.labels, self.targets, self.head)
+        return self.counts("success")[1]
 
-    @property
-    def fooled_by_reconstruction(self) -> np.ndarray:
-        """The same of the reconstruction, without any attack."""
-        return self.correct_before & fooled(self.reconstructed, self.labels, self.targets, self.head)
+    def by_image(self, figure: str, rule: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Of a figure of FIGURES, which images it counts by a rule of RULES over the draws, and what it is of
+        each of them, a share of the draws or whether it is so; `(B,)` each.
+        """
+        if rule is None:
+            return self.counts(figure)
+        if rule == "majority":
+            return self.majority.counts(figure)
+        each = [self.counts(figure, draw) for draw in range(1, 1 + self.draws)]
+        counted, found = map(np.stack, zip(*each))  # (draws, B)
+        if rule == "mean":
+            return counted.any(0), found.sum(0) / np.maximum(counted.sum(0), 1)
+        return counted.any(0), found.all(0) if figure.startswith("accuracy") else found.any(0)
 
-    def counts(self, figure: str) -> tuple[np.ndarray, np.ndarray]:
-        """Which images a rate counts, by its name in FIGURES, and which of these it finds: `(B,)` each."""
-        everything = np.ones(len(self.labels), bool)
-        if figure.startswith("accuracy_"):
-            side = getattr(self, figure.removeprefix("accuracy_"))
-            return everything, correct(side, self.labels, self.head)
-        if figure == "success_of_all":
-            return everything, fooled(self.after, self.labels, self.targets, self.head)
-        if figure == "success_of_attack_alone":  # right on the reconstruction, too
-            already = at_target(self.reconstructed, self.targets, self.head)
-            right = correct(self.reconstructed, self.labels, self.head) & ~already & self.correct_before
-            return right, self.fooled & right
-        return self.correct_before, self.fooled
+    @cached_property
+    def majority(self) -> ClassifierResult:
+        """By the class that most draws see; how sure they are together, nobody knows."""
+        voted = self.predictions[:, 1:2].copy()
+        for place in np.ndindex(len(voted), voted.shape[2]):
+            votes = self.predictions["label"][place[0], 1:, place[1]].tolist()
+            voted["label"][place[0], 0, place[1]] = Counter(votes).most_common(1)[0][0]
+        return replace(self, predictions=voted)
 
-    def rate(self, figure: str) -> Estimate | None:
+    def rate(self, figure: str, rule: str | None = None) -> Estimate | None:
         """A share by its name in FIGURES; None of reconstructions where there are none."""
-        if self.reconstructed is None and figure in OF_RECONSTRUCTION:
+        if figure in OF_RECONSTRUCTION and not self.has_reconstructions:
             return None
-        counted, found = self.counts(figure)
-        return share(found.sum(), counted.sum())
+        counted, values = self.by_image(figure, rule)
+        if rule == "mean" and counted.any():
+            return replace(mean_over_images(values[counted]), is_share=True)
+        return share(values[counted].sum(), counted.sum())
 
     @property
     def success(self) -> Estimate:
@@ -178,26 +217,23 @@ class ClassifierResult:
     @property
     def mean_precisions(self) -> dict[str, Estimate]:
         """mAP by kind of picture, as results.json names it: over the classes that some image shows."""
-        return {
-            f"mAP_{side}": Estimate(mean_of_known(precisions), math.nan, math.nan)
-            for side, precisions in self.precisions.items()
-        }
+        means = {side: each[~np.isnan(each)] for side, each in self.precisions.items()}
+        return {f"mAP_{s}": Estimate(float(m.mean()) if len(m) else math.nan) for s, m in means.items()}
 
-    def figures(self) -> dict[str, Estimate | None]:
-        return {name: self.rate(name) for name in FIGURES} | self.mean_precisions
+    def figures(self, rule: str | None = None) -> dict[str, Estimate | None]:
+        rates = {name: self.rate(name, rule) for name in FIGURES}
+        return rates if rule else rates | self.mean_precisions
 
-    def described(self, k: int, class_names: Sequence[str], base: int) -> dict[str, dict]:
+    def described(self, k: int, class_names: Sequence[str], base: int, draw: int = 0) -> dict[str, dict]:
         """The predictions of the k-th image for results.json by kind of picture; labels count from `base`."""
         found = {}
-        for side, predictions in zip(SIDES, (self.before, self.after, self.reconstructed)):
-            if predictions is None:
-                continue
-            values = dict(zip(PREDICTION.names, predictions[k].item()))
+        for place, (side, prediction) in enumerate(zip(SIDES, self.predictions[k, draw])):
+            values = dict(zip(PREDICTION.names, prediction.item()))
             if math.isnan(values["target_confidence"]):
                 del values["target_confidence"]
             found[side] = values | {"label": values["label"] + base, "class": class_names[values["label"]]}
             if self.logits is not None:
-                found[side]["of_classes"] = self.of_classes(k, SIDES.index(side), class_names)
+                found[side]["of_classes"] = self.of_classes(k, place, class_names)
         return found
 
     def of_classes(self, k: int, side: int, class_names: Sequence[str]) -> list[list]:
@@ -235,16 +271,6 @@ class ClassifierResult:
         return f"{self.name}: {', '.join(parts)} {limits}"
 
 
-# ---------------------------------------------------------------- several draws of a random defence
-
-RULES = ("worst", "mean", "majority")
-DRAWS_LEGEND = (
-    "worst, mean and majority of K draws: the random defence drawn once an answer, K times; the row above is "
-    "by several draws at once. Worst: right in every draw; fooled in any of those that were right before. "
-    "Mean: the share of the draws. Majority: by the class that most draws see, of equals the one seen first"
-)
-
-
 class OneDraw(torch.nn.Module):
     """A classifier behind random defences as the draw of that number alone shows it, counted from 0; it is
     the same for every image, before the attack and after it.
@@ -258,56 +284,6 @@ class OneDraw(torch.nn.Module):
         return self.defended.classifier(self.defended.changed(images, SEED + self.number))
 
 
-@dataclass(frozen=True)
-class OverDraws:
-    """What a classifier behind a random defence predicts at each draw; whoever runs it may draw once, and an
-    attacker may ask again.
-    """
-
-    each: Sequence[ClassifierResult]
-
-    def title(self, rule: str) -> str:
-        return f"{rule} of {len(self.each)} draws"
-
-    @cached_property
-    def majority(self) -> ClassifierResult:
-        """The class that most draws see; how sure they are together, nobody knows."""
-        first, voted = self.each[0], {}
-        for side in SIDES[: 2 + (first.reconstructed is not None)]:
-            voted[side] = getattr(first, side).copy()
-            votes = np.stack([getattr(result, side)["label"] for result in self.each], 1)  # (B, K)
-            voted[side]["label"] = [Counter(row).most_common(1)[0][0] for row in votes.tolist()]
-        return replace(first, **voted)
-
-    def by_image(self, rule: str, figure: str) -> tuple[np.ndarray, np.ndarray]:
-        """Of a figure of FIGURES, which images it counts by this rule, and what it is of each of them, a
-        share of the draws or 0 or 1; `(B,)` each.
-        """
-        if rule == "majority":
-            return self.majority.counts(figure)
-        counted, found = map(np.stack, zip(*(result.counts(figure) for result in self.each)))  # (K, B)
-        if rule == "mean":
-            return counted.any(0), found.sum(0) / np.maximum(counted.sum(0), 1)
-        return counted.any(0), found.all(0) if figure.startswith("accuracy") else found.any(0)
-
-    def rate(self, rule: str, figure: str) -> Estimate | None:
-        """The figure by this rule; None where it is of reconstructions, and there are none."""
-        if self.each[0].reconstructed is None and figure in OF_RECONSTRUCTION:
-            return None
-        counted, values = self.by_image(rule, figure)
-        if rule == "mean" and counted.any():
-            return replace(mean_over_images(values[counted]), is_share=True)
-        return share(values[counted].sum(), counted.sum())
-
-    def figures(self, rule: str) -> dict[str, Estimate | None]:
-        return {figure: self.rate(rule, figure) for figure in FIGURES}
-
-
-# ---------------------------------------------------------------- average precision
-
-BLOCK = 2**24  # numbers that are read at once
-
-
 def average_precision(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How well a classifier with a sigmoid head tells each class over all images, which needs no threshold:
     `(classes,)`, NaN for a class that no image shows; as torchmetrics' MultilabelAveragePrecision has it.
@@ -319,24 +295,10 @@ def average_precision(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     from scipy.stats import rankdata
     from torchmetrics.functional.classification import binary_average_precision
 
-    images, classes = logits.shape
-    found, step = np.full(classes, np.nan), max(1, BLOCK // images)
-    for start in range(0, classes, step):
-        block = np.array(logits[:, start : start + step])
-        for k in np.flatnonzero(positives(labels, classes)[start : start + step]):
-            true = (labels.reshape(images, -1) == start + k).any(1)
-            # ranks, since the probabilities of sure answers are all one
-            scores = torch.from_numpy(rankdata(block[:, k], "min") / images)
-            found[start + k] = binary_average_precision(scores, torch.from_numpy(true.astype(np.int64)))
+    found = np.full(logits.shape[1], np.nan)
+    for label in np.unique(labels[labels >= 0]):
+        true = (labels.reshape(len(logits), -1) == label).any(1)
+        # ranks, since the probabilities of sure answers are all one
+        scores = torch.from_numpy(rankdata(logits[:, label], "min") / len(logits))
+        found[label] = binary_average_precision(scores, torch.from_numpy(true.astype(np.int64)))
     return found
-
-
-def positives(labels: np.ndarray, classes: int) -> np.ndarray:
-    """How many images show each class: `(classes,)`."""
-    return np.bincount(labels[labels >= 0], minlength=classes)  # labels of an image differ
-
-
-def mean_of_known(values: np.ndarray) -> float:
-    """Of all that are not NaN; NaN where there are none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan

@@ -1,6 +1,6 @@
 """Everything that is found of a run: who is fooled, how visible the change is, and how sure that is.
 
-evaluation = evaluate(pictures, {"efficientnet_lite0": classifier}, ["efficientnet_lite1"], device)
+evaluation = evaluation_of(judge(judges, pictures), judges, pictures.labels, pictures.targets)
 evaluation.classifiers[1].success, evaluation.quality["PSNR dB"].adversarial
 """
 
@@ -8,25 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from diffattack.classifiers.heads import SOFTMAX, Head
-from diffattack.classifiers.registry import load_classifier
-from diffattack.data.images import Pictures, to_tensor
-from diffattack.evaluation.distances import feature_network, quality_of
-from diffattack.evaluation.judges import Judged, Judges, judge
-from diffattack.evaluation.metrics import Quality
-from diffattack.evaluation.predictions import (
-    DRAWS_LEGEND,
-    OF_RECONSTRUCTION,
-    RULES,
-    ClassifierResult,
-    OverDraws,
-    positives,
-)
+from diffattack.evaluation.judges import Judged, Judges
+from diffattack.evaluation.metrics import Quality, quality_of
+from diffattack.evaluation.predictions import DRAWS_LEGEND, OF_RECONSTRUCTION, RULES, ClassifierResult
 from diffattack.evaluation.statistics import Estimate, resampled, share
 from diffattack.evaluation.tables import COUNTED, legend, legend_of_head, table
 from diffattack.evaluation.warnings import (
@@ -35,29 +24,30 @@ from diffattack.evaluation.warnings import (
     warnings_about_transfer,
 )
 
-
-def joint(results: Sequence[ClassifierResult]) -> tuple[np.ndarray, np.ndarray]:
-    """Which images all classifiers had right before, and which of these fool all of them at once; `(B,)`
-    each.
-    """
-    return np.all([r.correct_before for r in results], axis=0), np.all([r.fooled for r in results], axis=0)
+COLUMNS = {  # of a table with a row a classifier
+    "accuracy_before": "accuracy before",
+    "accuracy_reconstructed": "reconstructed only",
+    "accuracy_after": "accuracy after (of all)",
+    "success": "attack success (of right before)",
+    "success_of_attack_alone": "of right when reconstructed",
+}
+OF_MEANS = ("success", "success_of_all", "accuracy_after", "success_of_attack_alone")
 
 
 def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:
     """Mean over classifiers of the attack success rate, or of another of FIGURES; images are resampled for
     all classifiers at once.
     """
-    counted, found = map(np.stack, zip(*(r.counts(figure) for r in results)))  # (classifiers, B)
+    each = np.concatenate([r.counts(figure) for r in results])  # (2 classifiers, B), counted and found
 
-    def statistic(times: np.ndarray) -> np.ndarray:
-        # 0 where a resample leaves out all images that a classifier had right; it is then left out
-        totals = times @ counted.T.astype(np.float64)  # (R, classifiers)
-        rates = times @ found.T.astype(np.float64) / np.maximum(totals, 1)
-        return (rates.sum(-1) / np.maximum((totals > 0).sum(-1), 1))[:, None]
+    def mean_rate(times: np.ndarray, axis: int) -> np.ndarray:
+        # a classifier of which a resample leaves out all images that it had right is left out
+        totals, found = times[::2].sum(axis), times[1::2].sum(axis)
+        return (found / np.maximum(totals, 1)).sum(0) / np.maximum((totals > 0).sum(0), 1)
 
-    if not counted.any():
-        return Estimate(math.nan, math.nan, math.nan, is_share=True)
-    return replace(resampled(counted.shape[1], statistic)[0], is_share=True)
+    if not each[::2].any():
+        return Estimate(math.nan, is_share=True)
+    return replace(resampled(each, mean_rate)[0], is_share=True)
 
 
 @dataclass(frozen=True)
@@ -68,8 +58,6 @@ class Evaluation:
     quality: dict[str, Quality]
     warnings: list[str]
     surrogates: int = 1
-    # of random defences that judge by each of several draws, by classifier
-    draws: Mapping[str, OverDraws] = field(default_factory=dict)
     class_names: Sequence[str] = ()
 
     @property
@@ -79,17 +67,20 @@ class Evaluation:
 
     @property
     def with_reconstructions(self) -> bool:
-        return self.classifiers[0].reconstructed is not None
+        return self.classifiers[0].has_reconstructions
+
+    def joint(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which images all surrogates had right before, and which of these fool all of them at once; `(B,)`
+        each.
+        """
+        counted, fooled = zip(*(result.counts("success") for result in self.classifiers[: self.surrogates]))
+        return np.all(counted, axis=0), np.all(fooled, axis=0)
 
     @property
     def joint_success(self) -> Estimate | None:
-        """Of several surrogates: images that fool all of them at once, among those that all of them had right
-        before.
-        """
-        if self.surrogates == 1:
-            return None
-        counted, fooled = joint(self.classifiers[: self.surrogates])
-        return share(fooled.sum(), counted.sum())
+        """The share of the second among the first, of several surrogates."""
+        counted, fooled = self.joint()
+        return share(fooled.sum(), counted.sum()) if self.surrogates > 1 else None
 
     def transfer_rate(self, figure: str) -> Estimate | None:
         """Mean over the transfer classifiers of one of FIGURES; None where there is none."""
@@ -103,11 +94,11 @@ class Evaluation:
         return self.transfer_rate("success")
 
     @property
-    def transfer_precisions(self) -> dict[str, Estimate]:
-        """mAP by kind of picture, the mean over the transfer classifiers; of sigmoid heads alone."""
+    def transfer_figures(self) -> dict[str, Estimate | None]:
+        """Means over the transfer classifiers; mAP by kind of picture of sigmoid heads alone."""
         of_each = [result.mean_precisions for result in self.transfers]
-        return {
-            name: Estimate(sum(one[name].value for one in of_each) / len(of_each), math.nan, math.nan)
+        return {name: self.transfer_rate(name) for name in OF_MEANS} | {
+            name: Estimate(sum(one[name].value for one in of_each) / len(of_each))
             for name in (of_each[0] if of_each else ())
         }
 
@@ -118,31 +109,25 @@ class Evaluation:
         return "defended" if self.classifiers[k].is_defended else "transfer"
 
     def as_dict(self) -> dict:
-        """For JSON: figures with their intervals and counts; None for what is not known."""
+        """For `json_text`: figures with their intervals and counts; None for what is not known."""
         return {
             "classifiers": [self.classifier_as_dict(k) for k in range(len(self.classifiers))],
-            "joint_success": plain(self.joint_success),
-            **{
-                f"transfer_{name}": plain(self.transfer_rate(name))
-                for name in ("success", "success_of_all", "accuracy_after", "success_of_attack_alone")
-            },
-            **{f"transfer_{name}": plain(figure) for name, figure in self.transfer_precisions.items()},
-            "quality": {name: quality_as_dict(figure) for name, figure in self.quality.items()},
+            "joint_success": self.joint_success,
+            **{f"transfer_{name}": figure for name, figure in self.transfer_figures.items()},
+            "quality": self.quality,
             "legend": self.legend,
             "warnings": self.warnings,
         }
 
     def classifier_as_dict(self, k: int) -> dict:
         result = self.classifiers[k]
-        found = {"model": result.name, "role": self.role(k)}
-        found |= {name: plain(figure) for name, figure in result.figures().items()}
+        found = {"model": result.name, "role": self.role(k), **result.figures()}
         if result.certificates is not None:
             found["certified"] = result.certified()
-        if over := self.draws.get(result.name):
-            rules = {rule: {f: plain(v) for f, v in over.figures(rule).items()} for rule in RULES}
-            found["draws"] = {"count": len(over.each), **rules}
+        if result.draws:
+            found["draws"] = {"count": result.draws} | {rule: result.figures(rule) for rule in RULES}
         if result.precisions:
-            images = positives(result.labels, len(self.class_names))
+            images = np.bincount(result.labels[result.labels >= 0])  # labels of an image differ
             found["average_precision"] = [
                 {
                     "class": self.class_names[label],
@@ -155,64 +140,40 @@ class Evaluation:
 
     # ------------------------------------------------------------ tables
 
-    @property
-    def grouped(self) -> list[tuple[int, str]]:
-        """The classifiers' places and how a table calls them, in its order: each defended one below its
-        network.
-        """
-        places = range(len(self.classifiers))
-        below: dict[str, list[int]] = {}
-        for k in places:
-            if self.role(k) == "defended":
-                below.setdefault(self.classifiers[k].network, []).append(k)
-        names, rows = {result.name for result in self.classifiers}, []
-        for k in places:
-            result = self.classifiers[k]
-            if self.role(k) == "defended" and result.network in names:
-                continue
-            rows.append((k, result.name))
-            others = below.get(result.name, ())
-            rows += [(j, "  " + self.classifiers[j].name.removeprefix(result.name)) for j in others]
-        return rows
-
-    def rows_of(self, k: int, shown: str, figures: Sequence[str]) -> list[list[str]]:
-        """The rows of the k-th classifier in a table that calls it so: its own, and those of its draws."""
-        result, role = self.classifiers[k], self.role(k)
-        own = result.figures()
-        rows = [[shown, role, *(str(own[figure]) for figure in figures)]]
-        if over := self.draws.get(result.name):
-            indent = " " * (2 + len(shown) - len(shown.lstrip()))
-            rows += [
-                [indent + over.title(rule), role, *(str(over.rate(rule, figure)) for figure in figures)]
-                for rule in RULES
-            ]
-        return rows
-
     def classifier_rows(self) -> list[list[str]]:
-        """A table with a row a classifier, and of the means."""
+        """A table with a row a classifier, each defended one below its network, of its draws, and of the
+        means.
+        """
         columns = {
-            "accuracy_before": "accuracy before",
-            "accuracy_reconstructed": "reconstructed only",
-            "accuracy_after": "accuracy after (of all)",
-            "success": "attack success (of right before)",
-            "success_of_attack_alone": "of right when reconstructed",
+            n: t for n, t in COLUMNS.items() if self.with_reconstructions or n not in OF_RECONSTRUCTION
         }
-        if not self.with_reconstructions:
-            columns = {name: title for name, title in columns.items() if name not in OF_RECONSTRUCTION}
         if self.classifiers[0].precisions:
             columns |= {"mAP_before": "mAP before", "mAP_after": "mAP after"}
-        rows = [["classifier", "role", *columns.values()]]
-        for k, shown in self.grouped:
-            rows += self.rows_of(k, shown, list(columns))
+        names, rows = [result.name for result in self.classifiers], []
+
+        def add(shown: str, role: str, figures: Mapping[str, Estimate | None]) -> None:
+            cells = (figures.get(name) for name in columns)
+            rows.append([shown, role, *("" if cell is None else str(cell) for cell in cells)])
+
+        def place(k: int) -> tuple[int, bool]:
+            network, is_defended = self.classifiers[k].network, self.role(k) == "defended"
+            is_below = is_defended and network in names
+            return names.index(network) if is_below else k, is_below
+
+        for k in sorted(range(len(names)), key=place):
+            result, role, is_below = self.classifiers[k], self.role(k), place(k)[1]
+            add(
+                "  " + names[k].removeprefix(result.network) if is_below else names[k], role, result.figures()
+            )
+            for rule in RULES if result.draws else ():
+                add(f"{'  ' * (1 + is_below)}{rule} of {result.draws} draws", role, result.figures(rule))
         if self.surrogates > 1:  # below the last surrogate, and what defends it
-            place = next((k for k, row in enumerate(rows) if row[1] == "transfer"), len(rows))
-            joint_row = (str(self.joint_success) if name == "success" else "" for name in columns)
-            rows.insert(place, ["all at once", "surrogate", *joint_row])
+            add("all at once", "surrogate", {"success": self.joint_success})
+            last = next((k for k, row in enumerate(rows) if row[1] == "transfer"), len(rows))
+            rows.insert(last, rows.pop())
         if self.transfers:
-            means = {name: self.transfer_rate(name) for name in columns if name.startswith(("acc", "succ"))}
-            means |= {"accuracy_before": None, "accuracy_reconstructed": None} | self.transfer_precisions
-            rows.append(["mean", "transfer", *("" if (m := means[n]) is None else str(m) for n in columns)])
-        return rows
+            add("mean", "transfer", self.transfer_figures)
+        return [["classifier", "role", *columns.values()], *rows]
 
     def quality_rows(self) -> list[list[str]]:
         """A table with a row a measure."""
@@ -246,10 +207,14 @@ class Evaluation:
         """What is counted, and which way the measures go."""
         return [
             f"attack success is {COUNTED}; the JSON has it of all images, too (success_of_all)",
-            *([DRAWS_LEGEND] if self.draws else []),
-            *legend_of_head(self.classifiers[0]),
+            *self.legend_of_classifiers,
             *legend(self.quality),
         ]
+
+    @property
+    def legend_of_classifiers(self) -> list[str]:
+        has_draws = any(result.draws for result in self.classifiers)
+        return [*([DRAWS_LEGEND] if has_draws else []), *legend_of_head(self.classifiers[0])]
 
     @property
     def remarks(self) -> list[str]:
@@ -263,47 +228,21 @@ class Evaluation:
         return lines
 
 
-def quality_as_dict(quality: Quality) -> dict:
-    by_image = quality.by_image
-    return {
-        "adversarial": plain(quality.adversarial),
-        "reconstructed": plain(quality.reconstructed),
-        "note": quality.note,
-        "by_image": None
-        if by_image is None
-        else [v if math.isfinite(v) else None for v in by_image.tolist()],
-    }
-
-
-def plain(figure: Estimate | None) -> dict | None:
-    """For JSON, which knows no NaN."""
-    if figure is None:
-        return None
-    return {
-        key: value if value is None or math.isfinite(value) else None for key, value in asdict(figure).items()
-    }
-
-
 # ---------------------------------------------------------------- from what was found of each image
 
 
 def results_of(
-    judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray | None, draw: int = 0
+    judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray | None
 ) -> list[ClassifierResult]:
-    """By classifier, the surrogates first; of a draw from 1 alone, those that have such draws."""
+    """By classifier, the surrogates first; of images with these labels `(B,)` or `(B, L)`, targets `(B,)`."""
     found = []
     for k, name in enumerate(judges.names):
-        if draw > judges.draws_of(name):
-            continue
-        sides = list(judged.predictions[:, k, draw].T)  # (B,) each
-        is_certified = not draw and (judged.certificates[:, k, 0]["label"] >= 0).all()
+        is_certified = (judged.certificates[:, k, 0]["label"] >= 0).all()
         found.append(
             ClassifierResult(
                 name,
                 labels,
-                sides[0],
-                sides[1],
-                sides[2] if len(sides) > 2 else None,
+                judged.predictions[:, k, : 1 + judges.draws_of(name)],
                 targets,
                 judges.head,
                 judged.logits[:, k] if judges.head.threshold is not None else None,
@@ -316,14 +255,8 @@ def results_of(
 def evaluation_of(
     judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray | None
 ) -> Evaluation:
-    """Everything that follows from what was found of each image.
-
-    Args:
-        labels, targets: of the images, `(B,)` or `(B, L)`, and `(B,)`.
-    """
+    """Everything that follows from what was found of each image; labels and targets as of `results_of`."""
     results = results_of(judged, judges, labels, targets)
-    of_draws = [results_of(judged, judges, labels, targets, draw) for draw in range(1, judges.draws + 1)]
-    over = {each[0].name: OverDraws(each) for each in zip(*of_draws)}
     warnings = warnings_about_transfer(judges.surrogates, judges.others) + judged.oddities.tolist()
     for name, has_gradients in zip(judges.surrogates, judged.gradients.T):
         warnings += warnings_about_gradients(name, has_gradients)
@@ -333,44 +266,4 @@ def evaluation_of(
     by_image = [dict(zip(judged.measures.tolist(), side.T)) for side in np.moveaxis(judged.visibility, 1, 0)]
     features = [torch.from_numpy(side) for side in np.moveaxis(np.asarray(judged.features), 1, 0)]
     quality = quality_of(by_image, features, judges.network)
-    return Evaluation(results, quality, warnings, len(judges.surrogates), over, judges.class_names)
-
-
-def evaluate(
-    pictures: Pictures,
-    surrogates: Mapping[str, torch.nn.Module],
-    transfer: Sequence[str],
-    device: torch.device,
-    class_names: Sequence[str] | None = None,
-    diffusion: object = None,
-    head: Head = SOFTMAX,
-) -> Evaluation:
-    """Judges pictures in memory by surrogates, which are loaded already, and by transfer classifiers and
-    others behind defences.
-
-    Args:
-        class_names: to compare with those of a transfer classifier that has names for its outputs.
-        diffusion: the LatentDiffusion of defences that need one.
-        head: of all classifiers.
-    Raises:
-        ClassifierError: a transfer classifier is unavailable, or has other classes than the surrogates.
-    """
-    first = next(iter(surrogates.values()))
-    with torch.no_grad():
-        classes = first(to_tensor(pictures.clean[:1]).to(device)).shape[-1]
-    known, side = class_names or classes, pictures.clean.shape[1]
-
-    def load(name: str) -> torch.nn.Module:
-        return load_classifier(name, known, side, diffusion=diffusion, head=head).to(device)
-
-    judges = Judges(
-        tuple(surrogates),
-        tuple(transfer),
-        class_names or [str(k) for k in range(classes)],
-        device,
-        feature_network(tuple(surrogates)),
-        load,
-        head=head,
-        loaded=dict(surrogates),
-    )
-    return evaluation_of(judge(judges, pictures), judges, pictures.labels, pictures.targets)
+    return Evaluation(results, quality, warnings, len(judges.surrogates), judges.class_names)

@@ -55,53 +55,42 @@ def share(count: int, total: int) -> Estimate:
 
 def mean_over_images(values: np.ndarray) -> Estimate:
     """The mean of `(B,)` with its percentile bootstrap interval over images."""
-    return means_over_images(values[None])[0]
+    return resampled(values[None])[0]
 
 
-def means_over_images(values: np.ndarray) -> list[Estimate]:
-    """The same of several measures of the same images, `(M, B)`, whose resamples are drawn once for all."""
-    columns, images = np.asarray(values, np.float64).T, values.shape[1]
-
-    def means(times: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # of a measure that is infinite
-            return times @ columns / images
-
-    return resampled(images, means)
-
-
-def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> list[Estimate]:
-    """Figures with their percentile bootstrap intervals over images. Resamples are taken some at a time, so
-    that memory does not grow with the number of images, and as counts, so that a mean over each of them is a
-    product of matrices.
+def resampled(values: np.ndarray, statistic: Callable[..., np.ndarray] = np.mean) -> list[Estimate]:
+    """Figures with their percentile bootstrap intervals over images, whose resamples are drawn once for all
+    of them, and some at a time, so that memory does not grow with the number of images.
 
     Args:
-        images: how many there are, B.
-        statistic: from how often each image counts, `(R, B)`, to the figures `(R, M)`; NaN for a figure that
-            there is none of.
+        values: of each image, `(M, B)`.
+        statistic: from `(M, ..., B)` over the last axis, which it is told, to the figures, as many as M, or
+            one.
     """
     from scipy.stats import bootstrap
 
-    def figures(chosen: np.ndarray, axis: int) -> np.ndarray:
-        """From the images of each resample, `(R, B)`, to `(M, R)`."""
-        places = chosen + images * np.arange(len(chosen))[:, None]
-        times = np.bincount(places.ravel(), minlength=places.size).reshape(places.shape)
-        return statistic(times.astype(np.float64))[:, is_finite].T
-
-    values = statistic(np.ones((1, images)))[0]
-    is_finite = np.isfinite(values)  # what is infinite gets no interval
-    ends = np.full((2, len(values)), math.nan)
-    if images >= 2 and is_finite.any():
-        ends[:, is_finite] = bootstrap(
-            (np.arange(images),),
-            figures,
-            n_resamples=RESAMPLES,
-            batch=max(1, BLOCK // images),
-            vectorized=True,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=SEED,
-        ).confidence_interval
-    return [Estimate(*map(float, each)) for each in zip(values, *ends)]
+    if not values.size:
+        return [Estimate(math.nan)] * len(values)
+    found = np.atleast_1d(statistic(values, axis=-1)).astype(np.float64)
+    ends = np.full((2, len(found)), math.nan)
+    if values.shape[1] >= 2:
+        with np.errstate(invalid="ignore"):  # of what is infinite, which gets no interval
+            ends[:] = np.reshape(
+                bootstrap(
+                    (values,),
+                    statistic,
+                    n_resamples=RESAMPLES,
+                    batch=max(1, BLOCK // values.size),
+                    vectorized=True,
+                    axis=-1,
+                    confidence_level=CONFIDENCE,
+                    method="percentile",
+                    rng=SEED,
+                ).confidence_interval,
+                ends.shape,
+            )
+    ends[:, ~np.isfinite(found)] = math.nan
+    return [Estimate(*map(float, each)) for each in zip(found, *ends)]
 
 
 # ---------------------------------------------------------------- paired differences
@@ -109,13 +98,13 @@ def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> lis
 
 @dataclass
 class Difference:
-    """One figure of one mode minus that of the first mode, on the same images; `p` is corrected by `holm`
-    later.
+    """One figure minus another, of the same images, and its p value, also corrected for all that are told
+    together.
     """
 
-    estimate: Estimate
+    difference: Estimate
     p: float
-    corrected: float = math.nan
+    p_holm: float = math.nan
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -149,9 +138,21 @@ def paired_permutation(differences: np.ndarray) -> float:
     )
 
 
-def mean_difference(differences: np.ndarray, p: float | None = None) -> Difference:
-    """Of paired differences `(B,)`."""
-    return Difference(mean_over_images(differences), paired_permutation(differences) if p is None else p)
+def paired(first: np.ndarray, second: np.ndarray, yes_or_no: bool = False) -> Difference:
+    """The mean of what the second is more than the first `(B,)`, without the images of which one is NaN or
+    infinite: by McNemar's test where they are 0 or 1 for yes or no, else by random signs.
+    """
+    with np.errstate(invalid="ignore"):  # of pictures that neither changed, whose PSNR is infinite
+        differences = second - first
+    known = np.isfinite(differences)
+    p = mcnemar(first[known] > 0, second[known] > 0) if yes_or_no else paired_permutation(differences[known])
+    return Difference(mean_over_images(differences[known]), p)
+
+
+def correct(differences: Sequence[Difference]) -> None:
+    """Corrects p by Holm over all of them."""
+    for difference, corrected in zip(differences, holm([difference.p for difference in differences])):
+        difference.p_holm = corrected
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -4,16 +4,15 @@ which names the columns. What a table is read by, and the table of costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from diffattack.evaluation.predictions import ClassifierResult
-from collections.abc import Mapping
 
 import numpy as np
 
-from diffattack.evaluation.statistics import mean_over_images
+from diffattack.evaluation.statistics import Estimate, mean_over_images
+
+if TYPE_CHECKING:
+    from diffattack.evaluation.predictions import ClassifierResult
 
 Sections = Sequence[tuple[str, list[list[str]]]]
 
@@ -23,6 +22,16 @@ def table(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def figure_rows(
+    heads: Sequence[str], lines: Iterable[tuple[Sequence[str], Mapping[str, Estimate]]]
+) -> list[list[str]]:
+    """A table with a line for each of several things, and a column for each of their figures; before these,
+    cells that say what it is, below `heads`.
+    """
+    lines = list(lines)
+    return [[*heads, *lines[0][1]]] + [[*cells, *map(str, figures.values())] for cells, figures in lines]
 
 
 def as_text(sections: Sections, remarks: Sequence[str]) -> str:

@@ -95,7 +95,9 @@ def warnings_about_labels(result: ClassifierResult, classes: int) -> list[str]:
     ]
     others = {f"labels one {word}": shifted(labels, shift) for word, shift in SHIFTS.items()}
     places = range(len(labels))
-    found = clean_accuracy(result.name, result.before, places, labels, others, classes, result.head)
+    found = clean_accuracy(
+        result.name, result.predictions[:, 0, 0], places, labels, others, classes, result.head
+    )
     return [found.doubt] if found.doubt else []
 
 

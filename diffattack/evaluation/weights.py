@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from diffattack.data.records import Run
 from diffattack.data.summaries import LossSums, loss_sums, mean_and_deviation
-from diffattack.evaluation.comparison import Comparison
+from diffattack.evaluation.comparison import Report
 
 # reported for Stable Diffusion 2, at the first self-attention layer
 STUDY_SHARES = "2-6, 5-8, 10-15, 20-28, 47-57 %"
@@ -24,31 +23,10 @@ REMEDIES = {
 }
 
 
-@dataclass(frozen=True)
-class WeightMovement:
-    """How far a run's weights moved; weights `(N,)` of sum 1, early to late, means over the images where each
-    has its own.
-    """
-
-    mode: str  # --weight_mode
-    start: list[float]
-    end: list[float]
-    largest_change: float  # of a weight, over the run or, where each image has its own, over an image
-    steps: int  # that moved them, likewise
-    effective: float  # exp(entropy) of those at the end
-
-    @property
-    def collapsed(self) -> bool:
-        return self.effective < COLLAPSED_BELOW
-
-    @property
-    def towards(self) -> int | None:
-        """The timestep whose weight rose most; None where none moved."""
-        return int(np.argmax(np.subtract(self.end, self.start))) if self.largest_change > 0 else None
-
-
-def weight_movement(run: Run, end: np.ndarray) -> WeightMovement:
-    """How far the weights of a run moved, by its record.
+def weight_movement(run: Run, end: np.ndarray) -> dict:
+    """How far the weights of a run moved, by its record, as JSON has it: `largest_change` of a weight and
+    `steps` that moved them over the run or, where each image has its own, over an image, of which the others
+    are means; `effective` timesteps at the end.
 
     Args:
         end: `(N,)`, the weights after the last step, means over the images where each has its own.
@@ -57,19 +35,27 @@ def weight_movement(run: Run, end: np.ndarray) -> WeightMovement:
     if mode in ("learnable", "learnable_detached"):  # one network's, over all images
         weights = np.concatenate([weights.reshape(-1, len(end)), end[None].astype(weights.dtype)])[None]
     start, last = (weights[:, k].astype(np.float64) for k in (0, -1))
-    return WeightMovement(
-        mode,
-        start.mean(0).tolist(),
-        end.tolist(),
-        float(np.abs(last - start).max(1).mean()),
-        int((np.diff(weights, axis=1) != 0).any(-1).sum(1).max()),
-        effective_timesteps(end),
-    )
+    effective = effective_timesteps(end)
+    return {
+        "mode": mode,
+        "start": start.mean(0).tolist(),
+        "end": end.tolist(),
+        "largest_change": float(np.abs(last - start).max(1).mean()),
+        "steps": int((np.diff(weights, axis=1) != 0).any(-1).sum(1).max()),
+        "effective": effective,
+        "collapsed": effective < COLLAPSED_BELOW,
+    }
 
 
-def lines_about_weights(movement: WeightMovement, run: Run) -> list[str]:
+def towards(movement: dict) -> int | None:
+    """The timestep whose weight rose most; None where none moved."""
+    rise = np.subtract(movement["end"], movement["start"])
+    return int(rise.argmax()) if movement["largest_change"] > 0 else None
+
+
+def lines_about_weights(movement: dict, run: Run) -> list[str]:
     """How far the weights moved and what that means; nothing of modes whose weights are given."""
-    mode = movement.mode
+    mode, steps, timestep = movement["mode"], movement["steps"], towards(movement)
     if mode == "learnable_detached":
         return [
             "mode learnable_detached: the weight is detached in the loss, so no gradient reaches the weight "
@@ -79,17 +65,18 @@ def lines_about_weights(movement: WeightMovement, run: Run) -> list[str]:
         return []
     each = "" if mode == "learnable" else " of an image"
     line = (
-        f"mode {mode}: in {movement.steps} step{'s' * (movement.steps != 1)} the weights{each} moved from "
-        f"{numbers(movement.start)} to {numbers(movement.end)}, by {movement.largest_change:.2g} at most"
+        f"mode {mode}: in {steps} step{'s' * (steps != 1)} the weights{each} moved from "
+        f"{numbers(movement['start'])} to {numbers(movement['end'])}, by {movement['largest_change']:.2g} at "
+        f"most"
     )
-    if movement.towards is not None:
-        line += f", most towards timestep {movement.towards} (t = {run.timesteps[movement.towards]})"
-    if movement.collapsed:
+    if timestep is not None:
+        line += f", most towards timestep {timestep} (t = {run.timesteps[timestep]})"
+    if movement["collapsed"]:
         return [
             f"{line}; they have collapsed: the loss is linear in them, and least with all weight on the "
             f"smallest L_i; use --weight_mode fixed"
         ]
-    if movement.largest_change < HARDLY:
+    if movement["largest_change"] < HARDLY:
         line += f"; what would move them further: {REMEDIES[mode]}"
     return [line, *lines_about_equal_losses(run)]
 
@@ -140,49 +127,44 @@ def loss_shares(layer_losses: np.ndarray | LossSums) -> dict[str, np.ndarray]:
     }
 
 
-def add_weights(comparison: Comparison, runs: Sequence[Run], weights: Sequence[WeightMovement]) -> None:
+def add_weights(report: Report, runs: Mapping[str, Run], movements: Sequence[dict]) -> None:
     """Adds what there is to say of timesteps and their weights, with the shares of the first mode's run."""
-    names, layers = comparison.names, runs[0].layers
-    shares = loss_shares(runs[0].summary.structure)
+    first = next(iter(runs.values()))
+    shares = loss_shares(first.summary.structure)
     means = {name: mean_and_deviation(values) for name, values in shares.items()}
     *by_timestep, by_layer = means
-    comparison.sections[1:1] = [
-        ("Weights", weight_rows(names, weights)),
+    report.sections[1:1] = [
+        ("Weights", weight_rows(list(runs), movements)),
         (
             "Shares of the self-attention loss by timestep, %",
-            [["", *(f"i = {i}" for i in range(len(weights[0].end)))]]
+            [["", *(f"i = {i}" for i in range(len(first.timesteps)))]]
             + [[name, *percentages(*means[name], ".0f")] for name in by_timestep],
         ),
         (
             "Shares of the self-attention loss by layer, %",
-            [["layer", "share"], *map(list, zip(layers, percentages(*means[by_layer], ".2g")))],
+            [["layer", "share"], *map(list, zip(first.layers, percentages(*means[by_layer], ".2g")))],
         ),
     ]
-    comparison.remarks.extend(line for run, w in zip(runs, weights) for line in lines_about_weights(w, run))
-    comparison.remarks.append(
+    report.remarks.extend(x for run, w in zip(runs.values(), movements) for x in lines_about_weights(w, run))
+    report.remarks.append(
         f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
         "which holds 0.1 % of the loss in its model"
     )
-    comparison.results["weights"] = {
-        name: {**vars(w), "collapsed": w.collapsed} for name, w in zip(names, weights)
-    }
-    comparison.results["layers"] = layers
-    comparison.results["shares"] = {
-        name: {
-            "mean": mean.tolist(),
-            "standard_deviation": deviation.tolist(),
-            "by_image": shares[name].tolist(),
-        }
+    report.results["weights"] = dict(zip(runs, movements))
+    report.results["layers"] = first.layers
+    report.results["shares"] = {
+        name: {"mean": mean, "standard_deviation": deviation, "by_image": shares[name]}
         for name, (mean, deviation) in means.items()
     }
 
 
-def weight_rows(names: Sequence[str], weights: Sequence[WeightMovement]) -> list[list[str]]:
+def weight_rows(names: Sequence[str], movements: Sequence[dict]) -> list[list[str]]:
     rows = [["mode", "start", "end", "largest change", "towards", "effective timesteps", ""]]
-    for name, w in zip(names, weights):
-        towards = "" if w.towards is None else f"i = {w.towards}"
-        figures = f"{w.largest_change:.3f}", towards, f"{w.effective:.2f}", "collapsed" * w.collapsed
-        rows.append([name, numbers(w.start, " "), numbers(w.end, " "), *figures])
+    for name, moved in zip(names, movements):
+        timestep = "" if towards(moved) is None else f"i = {towards(moved)}"
+        change, effective = f"{moved['largest_change']:.3f}", f"{moved['effective']:.2f}"
+        ends = (numbers(moved[which], " ") for which in ("start", "end"))
+        rows.append([name, *ends, change, timestep, effective, "collapsed" * moved["collapsed"]])
     return rows
 
 

@@ -113,9 +113,13 @@ def draw_tradeoff(runs: Mapping[str, Run]) -> Iterator[tuple[str, Figure]]:
     """Success over visibility of all images at several iterations, where pictures were judged on the way."""
     if not all(run.configuration.get("judge_at") for run in runs.values()):
         return
-    from diffattack.evaluation.curves import curve_points  # takes torch, which no other process needs
+    from diffattack.evaluation.curves import (
+        curve_points,
+        figures_of,
+    )  # takes torch, which no other process needs
 
-    rates = {name: [point.figures for point in curve_points(run)] for name, run in runs.items()}
+    points = {name: curve_points(run).values() for name, run in runs.items()}
+    rates = {name: [figures_of(one) for one in each] for name, each in points.items()}
     if all(rates.values()):
         yield "tradeoff", plot_tradeoff(rates, "Attack success against visibility, by iteration")
 

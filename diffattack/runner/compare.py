@@ -12,8 +12,8 @@ from diffattack.attacks.names import OURS, attack_names, parse_attack
 from diffattack.common.distributed import this_process
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
+from diffattack.evaluation.comparison import Sweep, parse_sweep
 from diffattack.evaluation.human_study import KEY, read_study
-from diffattack.evaluation.sweep import Sweep, parse_sweep
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
 from diffattack.runner.folder import counted, figures_of
 from diffattack.runner.setup import Experiment

@@ -20,9 +20,8 @@ from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
 from diffattack.diffusion.inversion import LatentDiffusion
-from diffattack.evaluation.distances import feature_network
-from diffattack.evaluation.judges import Columns, Judged, Judges, image_key, judge, read_judged, write_judged
-from diffattack.evaluation.metrics import names_of_measures
+from diffattack.evaluation.judges import Judged, Judges, image_key, joined, judge, read_judged, write_judged
+from diffattack.evaluation.metrics import feature_network, names_of_measures
 from diffattack.evaluation.predictions import PREDICTION
 from diffattack.evaluation.results import Evaluation, evaluation_of, results_of
 from diffattack.options import Options
@@ -127,17 +126,14 @@ def judge_images(
         chunk = [item for item in items[start : start + CHUNK] if files.judged(item, judges) is None]
         same = [files.same_clean and files.same_clean.judged(item, judges) for item in chunk]
         if chunk:
-            found = judge(judges, files.read(chunk), None if None in same else joined(same))
+            found = judge(
+                judges,
+                files.read(chunk),
+                None if None in same else joined(same, len(same), files.layout.folder),
+            )
             for k, item in enumerate(chunk):
                 write_judged(files.file(item), found.of_image(k), judges, files.key(item))
         done(len(items[start : start + CHUNK]))
-
-
-def joined(each: Sequence[Judged]) -> Judged:
-    columns = Columns(len(each))
-    for judged in each:
-        columns.add(judged)
-    return columns.of_all()
 
 
 def judge_all(
@@ -174,11 +170,10 @@ def add_up(
     """The evaluation of images that have been judged, and a function that gives what results.json has of the
     k-th of them.
     """
-    columns = Columns(len(items), files.layout.folder)
     with tqdm(items, desc="added up", unit="image", delay=1, leave=False) as bar:
-        for item in bar:
-            columns.add(files.judged(item, judges))
-    judged, (labels, targets) = columns.of_all(), labels_and_targets(items)
+        each = (files.judged(item, judges) for item in bar)
+        judged = joined(each, len(items), files.layout.folder)
+    labels, targets = labels_and_targets(items)
     return evaluation_of(judged, judges, labels, targets), partial(row_of, judged, judges, labels, targets)
 
 
@@ -186,16 +181,16 @@ def row_of(
     judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray, base: int, k: int
 ) -> dict:
     """What classifiers and measures find of the k-th image, for results.json; labels count from `base`."""
-    one = (judged.of_image(k), judges, labels[k : k + 1], targets[k : k + 1])
-    row = {"predictions": {r.name: r.described(0, judges.class_names, base) for r in results_of(*one)}}
+    results = results_of(judged.of_image(k), judges, labels[k : k + 1], targets[k : k + 1])
+    row = {"predictions": {one.name: one.described(0, judges.class_names, base) for one in results}}
     keys = ("quality", "quality_of_reconstruction")
     for key, values in zip(keys, judged.visibility[k].tolist()):
         row[key] = dict(zip(judged.measures.tolist(), values))
-    drawn = [results_of(*one, draw) for draw in range(1, judges.draws + 1) if judges.draws > 1]
-    for each in zip(*drawn):
-        described = [result.described(0, judges.class_names, base) for result in each]
-        row.setdefault("draws", {})[each[0].name] = {
-            side: {key: [one[side].get(key) for one in described] for key in PREDICTION.names}
-            for side in described[0]
-        }
+    for one in results:
+        draws = [one.described(0, judges.class_names, base, draw) for draw in range(1, 1 + one.draws)]
+        if draws:
+            row.setdefault("draws", {})[one.name] = {
+                side: {key: [each[side].get(key) for each in draws] for key in PREDICTION.names}
+                for side in draws[0]
+            }
     return row

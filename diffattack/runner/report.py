@@ -19,7 +19,7 @@ from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_row, read_run, read_state
 from diffattack.data.summaries import timestep_rows
-from diffattack.evaluation.curves import CurvePoint, curve_dicts, curve_points, point_rows
+from diffattack.evaluation.curves import Points, curve_dicts, curve_points, point_rows
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import cost_dict, cost_rows, deciding, table
 from diffattack.evaluation.warnings import warnings_about_rounding
@@ -86,7 +86,7 @@ def write_run(
         left: how many are still to be attacked.
     """
     options, layout = job.options, job.layout
-    evaluation, run, rows, points = None, None, [], []
+    evaluation, run, rows, points = None, None, [], {}
     if done:
         run = read_run(layout.folder, {item.index for item in done})
         evaluation, found = add_up(job.files, done, job.judges)
@@ -295,7 +295,7 @@ def gradient_dict(run: Run) -> dict[str, dict[str, float]]:
     return {str(iteration): dict(zip(terms, shares)) for iteration, shares in pairs}
 
 
-def lines_about(run: Run, rows: Sequence[dict], points: Sequence[CurvePoint]) -> list[str]:
+def lines_about(run: Run, rows: Sequence[dict], points: Points) -> list[str]:
     """What the records of a run say, and its pictures at several iterations."""
     lines = []
     if run.timesteps:
