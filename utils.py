@@ -76,7 +76,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pdf",
         action="store_true",
-        help="each image's figures as PDF, too; those that are pooled over images always are",
+        help="as PDF, too",
     )
     parser.add_argument(
         "--figure_images",
@@ -113,7 +113,7 @@ def draw(arguments: argparse.Namespace) -> int:
             if (run.folder / "results.json").is_file():
                 write_page(run, read_results(run.folder))
         if len(runs) > 1:
-            draw_comparison(runs, named_schedules, arguments.runs[0], "compared_")
+            draw_comparison(runs, named_schedules, arguments.runs[0], "compared_", arguments.pdf)
     except ValueError as error:  # of a folder that is no run, or of what is damaged in it
         raise InputError(str(error)) from error
     return 0

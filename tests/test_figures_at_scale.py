@@ -190,7 +190,7 @@ def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
         in capsys.readouterr().err
     )
     (sheet,) = works_of(run, sample, each_image=True, anew=False, pdf=False)
-    assert sheet[2:] == (1, list(sample.why.values())) and all(is_drawn(run, index) for index in drawn)
+    assert sheet[2:] == (False, 1, list(sample.why.values())) and all(is_drawn(run, index) for index in drawn)
 
 
 def test_processes_are_sent_little(tmp_path):

@@ -19,7 +19,7 @@ def figure_of(name: str) -> Figure:
 def test_a_name_in_another_script_is_drawn(name, tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        save_figure(figure_of(name), tmp_path / "figure")
+        save_figure(figure_of(name), tmp_path / "figure", pdf=True)
     assert (tmp_path / "figure.png").stat().st_size and (tmp_path / "figure.pdf").stat().st_size
     assert capfd.readouterr().err == ""  # matplotlib logs what it does not find
 

@@ -441,7 +441,7 @@ def test_figures_do_not_depend_on_who_draws_them_and_when(whole, tmp_path):
     for k in reversed(range(len(run.records))):
         save_image_figures(run.of([k]), pdf=False)
     of_images = sorted(path.name for path in (folders[1] / ANALYSIS).glob("*.png"))
-    assert len(of_images) == 2 * 5
+    assert len(of_images) == 2 * 2
     for name in of_images:
         assert (folders[0] / ANALYSIS / name).read_bytes() == (folders[1] / ANALYSIS / name).read_bytes()
 

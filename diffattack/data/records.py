@@ -230,11 +230,11 @@ class Run:
         """
         added_up = rows_of_results(self.folder / "results.json")
         row = next(added_up, None)
-        for k, path in enumerate(self.records.paths):
+        for path in self.records.paths:
             index = index_of(path)
             while row is not None and row["index"] < index:
                 row = next(added_up, None)
-            yield row if row is not None and row["index"] == index else self.records[k].row
+            yield row if row is not None and row["index"] == index else read_row(path)
 
     @property
     def layer_losses(self) -> np.ndarray:

@@ -48,10 +48,10 @@ if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
 
 SHEET = 12  # images on a page of contact sheets
-LOSS_FIGURES = ("loss_per_timestep", "loss_heatmap", "layer_shares")
-POOLED_FIGURES = (*LOSS_FIGURES, "weight_curves", "average_loss_per_timestep", "losses")
+POOLED_FIGURES = ("loss_per_timestep", "loss_heatmap", "layer_shares")
+POOLED_FIGURES += ("weight_curves", "average_loss_per_timestep", "losses")
 # of an image, whose curves are on the page; of attacks without timesteps the last alone
-IMAGE_FIGURES = (*LOSS_FIGURES, "attention", "contact_sheet")
+IMAGE_FIGURES = ("attention", "contact_sheet")
 
 Schedules = Callable[[int], Mapping[str, np.ndarray]]  # of N timesteps, schedules `(N,)` by name
 
@@ -70,7 +70,10 @@ def draw_runs(runs: Mapping[str, Run], schedules: Schedules) -> Iterator[tuple[s
     if any(run.timesteps != timesteps or run.layers != first.layers for run in runs.values()):
         raise ValueError(f"the runs {', '.join(runs)} differ in timesteps or layers; draw them one by one")
     if timesteps:  # there is nothing to pool of attacks that know none
-        yield from draw_losses(runs)
+        by_timestep = {name: run.summary.structure.by_timestep for name, run in runs.items()}
+        yield "loss_per_timestep", plot_loss_per_timestep(by_timestep, timesteps)
+        yield "loss_heatmap", plot_loss_heatmap(by_timestep, timesteps)
+        yield "layer_shares", plot_layer_shares(before_and_after_norm(runs), timesteps, first.layers)
         weights = {name: run.summary.weights for name, run in runs.items()}
         yield "weight_curves", plot_weight_curves(weights, timesteps, schedules(len(timesteps)))
         structure = {name: run.summary.structure for name, run in runs.items()}
@@ -83,15 +86,6 @@ def draw_runs(runs: Mapping[str, Run], schedules: Schedules) -> Iterator[tuple[s
             }
             yield "overlay", plot_overlay(overlaid, timesteps)
     yield from draw_tradeoff(runs)
-
-
-def draw_losses(runs: Mapping[str, Run]) -> Iterator[tuple[str, Figure]]:
-    """The self-attention losses by timestep, iteration and layer: LOSS_FIGURES."""
-    first = next(iter(runs.values()))
-    by_timestep = {name: run.summary.structure.by_timestep for name, run in runs.items()}
-    yield "loss_per_timestep", plot_loss_per_timestep(by_timestep, first.timesteps)
-    yield "loss_heatmap", plot_loss_heatmap(by_timestep, first.timesteps)
-    yield "layer_shares", plot_layer_shares(before_and_after_norm(runs), first.timesteps, first.layers)
 
 
 def before_and_after_norm(runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
@@ -129,7 +123,6 @@ def draw_image(run: Run) -> Iterator[tuple[str, Figure]]:
     (record,) = run.records
     clean, adversarial = read_pair(run.layout, record.index)
     if run.timesteps:
-        yield from draw_losses({short(record.row["file"]): replace(run, records=[record])})
         attention = (record.class_tokens, record.class_attention, record.components)
         yield "attention", plot_attention(clean, adversarial, *attention)
     yield "contact_sheet", plot_contact_sheet([(clean, adversarial, *captions(record))])
@@ -148,7 +141,7 @@ def captions(record: ImageRecord, why: str = "") -> tuple[str, str]:
 # ---------------------------------------------------------------- how they are written
 
 
-def save_figure(figure: Figure, path: Path, pdf: bool = True) -> None:
+def save_figure(figure: Figure, path: Path, pdf: bool = False) -> None:
     """Writes `path` with .png and, if wanted, with .pdf; without the date, so that the same figure is the
     same file.
     """
@@ -177,7 +170,7 @@ def save_image_figures(run: Run, pdf: bool) -> None:
         save_figure(figure, run.folder / ANALYSIS / f"{record.index:04d}_{name}", pdf)
 
 
-def save_contact_sheet(run: Run, page: int, reasons: Sequence[str]) -> None:
+def save_contact_sheet(run: Run, pdf: bool, page: int, reasons: Sequence[str]) -> None:
     """Draws all images of `run` on a page, in a process of a pool; of each why it was chosen, "" where there
     is nothing to say.
     """
@@ -185,7 +178,7 @@ def save_contact_sheet(run: Run, page: int, reasons: Sequence[str]) -> None:
         (*read_pair(run.layout, record.index), *captions(record, why))
         for record, why in zip(run.records, reasons)
     ]
-    save_figure(plot_contact_sheet(rows), run.folder / ANALYSIS / f"contact_sheet_{page}")
+    save_figure(plot_contact_sheet(rows), run.folder / ANALYSIS / f"contact_sheet_{page}", pdf)
 
 
 def draw_folders(
@@ -198,15 +191,15 @@ def draw_folders(
 ) -> None:
     """Draws the figures of runs into their ANALYSIS folders.
 
-    Those that are pooled over all images are written as PNG and as PDF. Each image's, and the contact sheets,
-    take most of the time and are drawn by several processes, of a sample of the images where there are more
-    than `figure_images`; those of images that are no longer in it are deleted.
+    Each image's, and the contact sheets, take most of the time and are drawn by several processes, of a
+    sample of the images where there are more than `figure_images`; those of images that are no longer in it
+    are deleted.
 
     Args:
         schedules: the reference lines of weight curves.
         each_image: whether to draw each image's.
         anew: also those that are there and up to date.
-        pdf: each image's as PDF, too.
+        pdf: as PDF, too.
     """
     runs, work = list(runs), []
     for run in runs:
@@ -224,7 +217,7 @@ def draw_folders(
                 submitted = [pool.submit(*each) for each in work]
             for run in runs:
                 for name, figure in draw_runs({short(run.folder.absolute().name): run}, schedules):
-                    save_figure(figure, run.folder / ANALYSIS / name)
+                    save_figure(figure, run.folder / ANALYSIS / name, pdf)
                 bar.update()
             for drawn in as_completed(submitted):
                 drawn.result()
@@ -242,7 +235,7 @@ def works_of(run: Run, sample: Sample, each_image: bool, anew: bool, pdf: bool) 
     chosen = list(sample.why)
     pages = [chosen[first : first + SHEET] for first in range(0, len(chosen), SHEET)]
     return images + [
-        (save_contact_sheet, run.of(page), number, [sample.why[k] for k in page])
+        (save_contact_sheet, run.of(page), pdf, number, [sample.why[k] for k in page])
         for number, page in enumerate(pages, 1)
     ]
 
@@ -274,10 +267,12 @@ def is_drawn(run: Run, index: int) -> bool:
     return last.exists() and last.stat().st_mtime >= max(record.stat().st_mtime, newest_code())
 
 
-def draw_comparison(runs: Mapping[str, Run], schedules: Schedules, folder: Path, prefix: str = "") -> None:
+def draw_comparison(
+    runs: Mapping[str, Run], schedules: Schedules, folder: Path, prefix: str = "", pdf: bool = False
+) -> None:
     """Draws the pooled figures of several runs, side by side with common axes and on the same axes, into the
     ANALYSIS folder of `folder`.
     """
     (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
     for name, figure in draw_runs(runs, schedules):
-        save_figure(figure, folder / ANALYSIS / f"{prefix}{name}")
+        save_figure(figure, folder / ANALYSIS / f"{prefix}{name}", pdf)
