@@ -240,7 +240,7 @@ def pickled(folder):
     [
         (headless, "has no weights for classifier.bias, classifier.weight, which would be random"),
         (pointer, "Git LFS pointer"),
-        (cut, "cut short"),
+        (cut, "is cut short"),
         (other_sizes, "weights of another shape|mismatch"),
         (other_processor, r"fails on images \(2, 3, 96, 96\)"),
         (pickled, "names 'pytorch_model.bin'; expected .safetensors files"),

@@ -10,8 +10,6 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from safetensors import SafetensorError, safe_open
-
 from diffattack.common.errors import CheckpointError
 
 # Buffers that versions of transformers and torch write or not; nothing reads them.
@@ -37,40 +35,62 @@ def names_of_index(path: Path) -> list[str]:
             reach a loader of pickles.
     """
     try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        others = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is no index of weights ({type(error).__name__})") from None
-    if others:
-        raise CheckpointError(f"{path.name} names {others[0]!r}; expected .safetensors files beside it only")
-    return names
+    for name in sorted(map(str, names)):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path.name} names {name!r}; expected .safetensors files beside it, and nothing else"
+            )
+        if not (path.parent / name).is_file():
+            raise CheckpointError(f"{path.name} names {name!r}, which is not there")
+    return sorted(map(str, names))
 
 
 def check_weights(folder: Path, stem: str, variant: str | None = None) -> None:
     """Looks at the weights that would be loaded from a folder before any of them is opened.
 
     Raises:
-        CheckpointError: there are none, or they are missing, empty or damaged.
+        CheckpointError: there are none, or they are empty, damaged or a Git LFS pointer.
     """
     files = weight_files(folder, stem, variant)
     if not files:
-        pickles = [path.name for path in folder.glob("*") if path.suffix in (".bin", ".ckpt", ".pt", ".pth")]
-        only = f", only {min(pickles)}, a pickle, which is not loaded" if pickles else ""
-        raise CheckpointError(f"there is no {stem}.safetensors{only}")
+        others = sorted(
+            path.name for path in folder.glob("*") if path.suffix in (".bin", ".ckpt", ".pt", ".pth")
+        )
+        raise CheckpointError(
+            f"there is no {stem}.safetensors"
+            + (f", only {others[0]}, a pickle, which is not loaded" if others else "")
+        )
     for path in files:
         if path.suffix == ".safetensors":
             check_safetensors(path)
 
 
 def check_safetensors(path: Path) -> None:
-    """Raises CheckpointError where a file is none, or is not whole."""
+    """Looks at the header of a safetensors file: 8 bytes with its length, then a JSON that ends before the
+    file does.
+
+    Raises:
+        CheckpointError: the file is none.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(100)
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path.name} is a Git LFS pointer: fetch the file itself with `git lfs pull`")
+    header = int.from_bytes(start[:8], "little")
+    if size < 10 or header > size - 8 or start[8:9] != b"{":
+        raise CheckpointError(f"{path.name} is empty, cut short or no safetensors file")
     try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError):
-        raise CheckpointError(
-            f"{path.name} is missing, empty, cut short, a Git LFS pointer or no safetensors file"
-        ) from None
+        with open(path, "rb") as file:
+            entries = json.loads(file.read(8 + header)[8:])
+        end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} has a damaged header ({type(error).__name__})") from None
+    if 8 + header + end > size:
+        raise CheckpointError(f"{path.name} is cut short: it has {size} bytes of {8 + header + end}")
 
 
 def check_loaded(info: Mapping) -> None:
