@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -103,15 +102,6 @@ def test_a_damaged_record_is_named_with_what_to_do(finished, damage):
     assert "\n" not in str(caught.value)
     drawn = run([sys.executable, "utils.py", finished])
     assert drawn.returncode == 2 and "0001_record.npz" in drawn.stderr and "Traceback" not in drawn.stderr
-
-
-def test_ctrl_c_while_libraries_are_imported_ends_without_a_traceback():
-    """Of one command: that the others import `common.environment` first, too, test_layout.py holds."""
-    program = start([sys.executable, "main.py", "--images_root", "/nowhere"], anew=True)
-    wait_for(lambda: "numpy" in Path(f"/proc/{program.pid}/maps").read_text(), program)
-    program.send_signal(signal.SIGINT)
-    _, said = program.communicate(timeout=60)
-    assert program.returncode == -signal.SIGINT and said == ""
 
 
 def test_only_what_is_damaged_or_has_changed_is_made_again(data, whole, tmp_path):

@@ -5,41 +5,24 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 
 from diffattack.common.errors import CheckpointError, InputError, RunError, is_first_process
 
 
-class Stopped(BaseException):
-    """A signal asked the process to end; like KeyboardInterrupt, it is no error."""
-
-
-@contextmanager
-def signals_raised() -> Iterator[None]:
+def raise_signals() -> None:
     """SIGTERM and SIGHUP, by which Slurm and a closed terminal end a process, become exceptions as Ctrl-C
     does, so that what is half-written is taken back.
     """
 
     def stop(number: int, frame: object) -> None:
-        raise Stopped(number)
+        raise KeyboardInterrupt(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # one that is ignored, as nohup does with SIGHUP, stays ignored
-    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    elif signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by common.environment
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks the second
+        if number and signal.getsignal(number) is signal.SIG_DFL:  # not ignored, as nohup has it
+            signal.signal(number, stop)
 
 
 def run_program(name: str, work: Callable[[], int], done: str = "the images done so far are complete") -> int:
@@ -53,8 +36,8 @@ def run_program(name: str, work: Callable[[], int], done: str = "the images done
         if hasattr(stream, "reconfigure"):  # file names need not be Unicode
             stream.reconfigure(errors="backslashreplace")
     try:
-        with signals_raised():
-            return work()
+        raise_signals()
+        return work()
     except (InputError, CheckpointError) as error:
         code, text = 2, f"error: {error}" if is_first_process() else ""  # every process finds the same
     except RunError as error:
@@ -66,7 +49,7 @@ def run_program(name: str, work: Callable[[], int], done: str = "the images done
         remedy = f"; {'make room' if is_full else 'put that right'}{goes_on}" if done else ""
         text = f"error: {error.filename or 'writing a result'}: {error.strerror or error}{remedy}"
         code = 1
-    except (KeyboardInterrupt, Stopped) as error:
+    except KeyboardInterrupt as error:
         code, text = 128 + (error.args[0] if error.args else signal.SIGINT), f"interrupted{goes_on}"
     if text:
         print(f"{name}: {text}", file=sys.stderr)

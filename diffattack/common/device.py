@@ -19,10 +19,12 @@ VARIANTS = 128
 
 
 def resolve_device(name: str) -> torch.device:
+    """Of several processes that a launcher started, each gets its own GPU, unless the flag has a number."""
     if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    process = this_process()
+    if name == "cuda" and process.world_size > 1 and torch.cuda.is_available():
+        name = f"cuda:{process.local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -31,17 +33,6 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name} is not available on this machine; use --device auto or --device cpu"
         ) from None
     return device
-
-
-def process_device(name: str) -> str:
-    """The device of one of several processes that a launcher started: its own GPU, unless the flag names a
-    device without a number of its own.
-    """
-    if name not in ("auto", "cuda") or not torch.cuda.is_available():
-        return name
-    if not torch.cuda.is_available():
-        return "cpu" if name == "auto" else name
-    return f"cuda:{this_process().local_rank % torch.cuda.device_count()}"
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

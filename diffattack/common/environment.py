@@ -3,12 +3,8 @@ setting of the user's wins.
 """
 
 import os
-import signal
 import sys
 import threading
-from pathlib import Path
-
-from diffattack import ROOT
 
 if None in (sys.stdin, sys.stdout, sys.stderr):  # its number would go to the next file that is opened
     print("error: a standard stream is closed; redirect it to or from /dev/null", file=sys.stderr)
@@ -30,11 +26,3 @@ from tqdm import tqdm  # noqa: E402
 # tqdm's own lock takes a semaphore of the system, of which multiprocessing complains at the very end where a
 # process was ended that had one.
 tqdm.set_lock(threading.RLock())
-
-# Ctrl-C while libraries are imported ends a command at once, as SIGTERM does: an exception may be caught
-# halfway in C, and something else fails then. `common.commands.run_program` answers it from then on. The
-# main module of a process that another one started is none of these while it is imported.
-COMMANDS = [ROOT / f"{name}.py" for name in ("main", "compare", "utils", "benchmark")]
-if Path(getattr(sys.modules["__main__"], "__file__", None) or "").absolute() in COMMANDS:
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)

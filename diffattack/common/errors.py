@@ -60,8 +60,9 @@ def one_line(error: BaseException, longest: int = 160) -> str:
 
 
 def is_first_process() -> bool:
-    """Of those that a launcher started, the one that speaks for all."""
-    return os.environ.get("RANK", "0") in ("0", "")
+    """Of those that a launcher started, the one that speaks for all; or one of no known rank."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.checks import check_unchanged
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.device import process_device, resolve_device, resolve_dtype, set_up
+from diffattack.common.device import resolve_device, resolve_dtype, set_up
 from diffattack.common.distributed import check_alone, this_process
 from diffattack.common.errors import InputError, RecordError, note
 from diffattack.data.class_names import read_class_names
@@ -158,8 +158,7 @@ def read_experiment(options: Options) -> Experiment:
     class_names = class_names_of(options)
     items = read_items(options, class_names)
     check_inputs(options, [item.path for item in items])
-    alone = this_process().world_size == 1
-    resolved = resolve_device(options.device if alone else process_device(options.device))
+    resolved = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, resolved)
     masks = {} if options.mask_root is None else masks_of(options.mask_root, options.images_root, items)
     return Experiment(options, class_names, items, resolved, dtype, masks)
