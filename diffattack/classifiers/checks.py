@@ -85,6 +85,8 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
             ) from None
     for outputs, count in zip((together, *alone), (len(images), 1, 1)):
         check_logits(who, outputs, count)
+    if not together.isfinite().all():
+        raise ClassifierError(f"{who} returns numbers that are not finite; expected finite logits")
     chosen = together.float().log_softmax(-1)[:, 0].sum()
     has_graph = attacked and together.requires_grad
     if attacked and not (has_graph and torch.autograd.grad(chosen, images, allow_unused=True)[0] is not None):
@@ -112,15 +114,11 @@ def answers_of(classifier: torch.nn.Module, images: torch.Tensor) -> list[torch.
 
 
 def check_logits(who: str, outputs: object, images: int) -> None:
-    """Raises ClassifierError where a classifier returned something else than finite logits of so many
-    images.
-    """
-    is_right = isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and len(outputs) == images
-    if is_right and outputs.is_floating_point() and outputs.isfinite().all():
-        return
-    is_finite = not isinstance(outputs, torch.Tensor) or outputs.isfinite().all()
-    what = shown(outputs) if is_finite else "numbers that are not finite"
-    raise ClassifierError(f"{who} returns {what}; expected float logits ({images}, classes), and them alone")
+    """Raises ClassifierError where a classifier returned something else than logits of so many images."""
+    is_float = isinstance(outputs, torch.Tensor) and outputs.is_floating_point()
+    if not is_float or outputs.ndim != 2 or len(outputs) != images:
+        wanted = f"float logits ({images}, classes), and them alone"
+        raise ClassifierError(f"{who} returns {shown(outputs)}; expected {wanted}")
 
 
 def shown(value: object) -> str:

@@ -144,12 +144,23 @@ class Program(torch.nn.Module):
         return self.callables[images.device](images)
 
 
+class Script(torch.nn.Module):
+    """A program of TorchScript, which bears no hooks itself."""
+
+    def __init__(self, program: torch.jit.ScriptModule):
+        super().__init__()
+        self.program = program
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.program(images)
+
+
 def program_classifier(path: str) -> torch.nn.Module:
     """A program that maps images `(B, 3, H, W)` in [0, 1] to logits, known by what is in its file."""
     with zipfile.ZipFile(path) as file:
         names = file.namelist()
     if any("/code/" in name for name in names):
-        return torch.jit.load(path, map_location="cpu")
+        return Script(torch.jit.load(path, map_location="cpu"))
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         return Program(torch.export.load(path))
     raise ValueError("it has weights and no network in it")
@@ -161,8 +172,8 @@ def weights_of(classifier: torch.nn.Module) -> Iterator[torch.Tensor]:
     for module in classifier.modules():
         if isinstance(module, Program):
             held += [*module.program.state_dict.values(), *module.program.constants.values()]
-        elif isinstance(module, torch.jit.ScriptModule) and hasattr(module, "forward"):
-            held += module.code_with_constants[1].const_mapping.values()
+        elif isinstance(module, Script):
+            held += module.program.code_with_constants[1].const_mapping.values()
     return (value for value in held if isinstance(value, torch.Tensor))
 
 
