@@ -10,7 +10,7 @@ import hashlib
 import torch
 import torch.nn.functional as F
 
-from diffattack.classifiers.loading import weights_of
+from diffattack.classifiers.loading import Called, weights_of
 from diffattack.common.errors import ClassifierError, InputError, one_line
 
 # Largest differences, as parts of the largest logit, that are arithmetic's: between batches of other sizes,
@@ -21,16 +21,14 @@ ORDER = [1, 0, 1, 1, 0]  # in which two images are given: each in several places
 NUMBERS = 8  # that an answer is kept as
 
 
-class Adapted(torch.nn.Module):
-    """A classifier of another precision, or of one image, as one of any number of them in float32."""
+def adapted(classifier: torch.nn.Module, dtype: torch.dtype, most: int | None = None) -> torch.nn.Module:
+    """A classifier of another precision as one of float32; of so many images, as one of any number."""
 
-    def __init__(self, classifier: torch.nn.Module, dtype: torch.dtype, one_by_one: bool = False):
-        super().__init__()
-        self.classifier, self.dtype, self.one_by_one = classifier, dtype, one_by_one
+    def how(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        parts = images.to(dtype).split(most or len(images))
+        return torch.cat([network(part) for part in parts]).float()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        parts = images.to(self.dtype).split(1 if self.one_by_one else len(images))
-        return torch.cat([self.classifier(part) for part in parts]).float()
+    return Called(classifier, how)
 
 
 def fixed_images(side: int) -> torch.Tensor:
@@ -71,12 +69,12 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
             unless it draws random numbers, of which `warnings_about_outputs` tells.
     """
     images, dtype = fixed_images(side)[ORDER].requires_grad_(attacked), precision_of(classifier)
-    whole, who = classifier if dtype == torch.float32 else Adapted(classifier, dtype), f"classifier {name!r}"
+    whole, who = classifier if dtype == torch.float32 else adapted(classifier, dtype), f"classifier {name!r}"
     try:
         together, *alone = answers_of(whole, images)
     except Exception as error:  # networks raise whatever their code makes them
         try:
-            whole = Adapted(classifier, dtype, one_by_one=True)
+            whole = adapted(classifier, dtype, most=1)
             together, *alone = answers_of(whole, images)
         except Exception:
             raise ClassifierError(
