@@ -192,7 +192,7 @@ class DiffAttack(LatentDiffusion):
             optimizer = Momentum(inversion.latents, radius, options.iterations, images, reference.end)
         rows, factors = torch.arange(len(images)), factors_at_start(inversion, options)
         batch = Batch(rows, inversion, reference, composition, optimizer, factors, anew)
-        return batch, Outcome.at_start(inversion, reference, reconstruction)
+        return batch, Outcome(inversion, reference, reconstruction)
 
     @torch.no_grad()
     def compose(self, inversion: Inversion, reference: Reference) -> tuple[Composition, torch.Tensor | None]:

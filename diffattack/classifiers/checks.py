@@ -10,7 +10,7 @@ import hashlib
 import torch
 import torch.nn.functional as F
 
-from diffattack.classifiers.loading import weights_of
+from diffattack.classifiers.loading import Called, weights_of
 from diffattack.common.errors import ClassifierError, InputError, one_line
 
 # Largest differences, as parts of the largest logit, that are arithmetic's: between batches of other sizes,
@@ -21,16 +21,14 @@ ORDER = [1, 0, 1, 1, 0]  # in which two images are given: each in several places
 NUMBERS = 8  # that an answer is kept as
 
 
-class Adapted(torch.nn.Module):
-    """A classifier of another precision, or of one image, as one of any number of them in float32."""
+def adapted(classifier: torch.nn.Module, dtype: torch.dtype, most: int | None = None) -> torch.nn.Module:
+    """A classifier of another precision as one of float32; of so many images, as one of any number."""
 
-    def __init__(self, classifier: torch.nn.Module, dtype: torch.dtype, one_by_one: bool = False):
-        super().__init__()
-        self.classifier, self.dtype, self.one_by_one = classifier, dtype, one_by_one
+    def how(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        parts = images.to(dtype).split(most or len(images))
+        return torch.cat([network(part) for part in parts]).float()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        parts = images.to(self.dtype).split(1 if self.one_by_one else len(images))
-        return torch.cat([self.classifier(part) for part in parts]).float()
+    return Called(classifier, how)
 
 
 def fixed_images(side: int) -> torch.Tensor:
@@ -71,12 +69,12 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
             unless it draws random numbers, of which `warnings_about_outputs` tells.
     """
     images, dtype = fixed_images(side)[ORDER].requires_grad_(attacked), precision_of(classifier)
-    whole, who = classifier if dtype == torch.float32 else Adapted(classifier, dtype), f"classifier {name!r}"
+    whole, who = classifier if dtype == torch.float32 else adapted(classifier, dtype), f"classifier {name!r}"
     try:
         together, *alone = answers_of(whole, images)
     except Exception as error:  # networks raise whatever their code makes them
         try:
-            whole = Adapted(classifier, dtype, one_by_one=True)
+            whole = adapted(classifier, dtype, most=1)
             together, *alone = answers_of(whole, images)
         except Exception:
             raise ClassifierError(
@@ -85,6 +83,8 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
             ) from None
     for outputs, count in zip((together, *alone), (len(images), 1, 1)):
         check_logits(who, outputs, count)
+    if not together.isfinite().all():
+        raise ClassifierError(f"{who} returns numbers that are not finite; expected finite logits")
     chosen = together.float().log_softmax(-1)[:, 0].sum()
     has_graph = attacked and together.requires_grad
     if attacked and not (has_graph and torch.autograd.grad(chosen, images, allow_unused=True)[0] is not None):
@@ -112,15 +112,11 @@ def answers_of(classifier: torch.nn.Module, images: torch.Tensor) -> list[torch.
 
 
 def check_logits(who: str, outputs: object, images: int) -> None:
-    """Raises ClassifierError where a classifier returned something else than finite logits of so many
-    images.
-    """
-    is_right = isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and len(outputs) == images
-    if is_right and outputs.is_floating_point() and outputs.isfinite().all():
-        return
-    is_finite = not isinstance(outputs, torch.Tensor) or outputs.isfinite().all()
-    what = shown(outputs) if is_finite else "numbers that are not finite"
-    raise ClassifierError(f"{who} returns {what}; expected float logits ({images}, classes), and them alone")
+    """Raises ClassifierError where a classifier returned something else than logits of so many images."""
+    is_float = isinstance(outputs, torch.Tensor) and outputs.is_floating_point()
+    if not is_float or outputs.ndim != 2 or len(outputs) != images:
+        wanted = f"float logits ({images}, classes), and them alone"
+        raise ClassifierError(f"{who} returns {shown(outputs)}; expected {wanted}")
 
 
 def shown(value: object) -> str:

