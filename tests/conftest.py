@@ -251,7 +251,7 @@ def predictions(rows) -> np.ndarray:
 def classifier_result(labels, before, after, reconstructed=None, targets=None, **more) -> ClassifierResult:
     """What a classifier predicts, given by labels."""
     sides = [predictions(each) for each in (before, after, reconstructed) if each is not None]
-    given = np.stack(sides, 1)[:, None], targets and np.array(targets)
+    given = np.stack(sides, 1)[:, None], np.array(targets or [-1] * len(labels))
     return ClassifierResult("by hand", np.array(labels), *given, **more)
 
 

@@ -23,7 +23,7 @@ from diffattack.options import Options
 NAME = "net@smoothing:0.9"
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
 PICTURES = Pictures(PIXELS, 255 - PIXELS, np.array([[0], [1], [2]]))
-CPU = torch.device("cpu")
+CPU, NO_TARGETS = torch.device("cpu"), np.full(3, -1)
 
 
 # ---------------------------------------------------------------- figures
@@ -112,7 +112,7 @@ def judged(draws: int, clean=None) -> tuple[Judges, Judged, int]:
 def test_each_draw_is_by_its_own_seed_whatever_else_is_judged_with_it():
     judges, found, looked = judged(2)
     assert judges.draws_of(NAME) == 2 and judges.draws_of("net") == 0
-    network_result, result = evaluation_of(found, judges, PICTURES.labels, None).classifiers
+    network_result, result = evaluation_of(found, judges, PICTURES.labels, NO_TARGETS).classifiers
     assert result.draws == 2 and network_result.draws == 0
     inner, images = network(5).requires_grad_(False), to_tensor(PICTURES.adversarial)
     for seed in range(2):
@@ -124,7 +124,7 @@ def test_each_draw_is_by_its_own_seed_whatever_else_is_judged_with_it():
     _, more, _ = judged(3)
     assert same(more.predictions[:, :, :3], found.predictions)
     judges, once, _ = judged(1)
-    assert evaluation_of(once, judges, PICTURES.labels, None).classifiers[1].draws == 0
+    assert evaluation_of(once, judges, PICTURES.labels, NO_TARGETS).classifiers[1].draws == 0
 
 
 def test_what_was_found_of_clean_pictures_is_taken_from_another_attack():

@@ -282,7 +282,7 @@ def test_the_surrogate_is_never_a_transfer_classifier():
     names = [str(k) for k in range(5)]
     judges = Judges(("s",), ("s", "t"), names, CPU, "efficientnet_lite2", None, loaded=loaded)
     pictures = Pictures(PIXELS, PIXELS, np.zeros(3, int))
-    found = evaluation_of(judge(judges, pictures), judges, pictures.labels, None)
+    found = evaluation_of(judge(judges, pictures), judges, pictures.labels, np.full(3, -1))
     assert [c.name for c in found.classifiers] == ["s", "t"] and any(
         "s is a surrogate" in warning for warning in found.warnings
     )

@@ -410,7 +410,7 @@ def test_labels_that_are_one_off_are_noticed():
         found = torch.from_numpy(np.take_along_axis(logits, labels, 1)).sigmoid().amax(1).tolist()
         clean = predictions([(k, 0.9, true) for k, true in zip(logits.argmax(1), found)])
         result = ClassifierResult(
-            "m", labels, np.stack([clean] * 2, 1)[:, None], None, SIGMOID, logits[:, None]
+            "m", labels, np.stack([clean] * 2, 1)[:, None], np.full(len(labels), -1), SIGMOID, logits[:, None]
         )
         return warnings_about_labels(result, 20)
 

@@ -51,7 +51,7 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     difference = (b - a).double().flatten(1)
     return {
         "SSIM": ssim(a, b).numpy(),
-        "PSNR dB": -10 * difference.square().mean(1).log10().numpy(),
+        "PSNR dB": -10 * (b.double() - a.double()).square().flatten(1).mean(1).log10().numpy(),
         "L1 (levels)": 255 * torch.linalg.vector_norm(difference, 1, 1).numpy() / difference.shape[1],
         "L2": torch.linalg.vector_norm(difference, 2, 1).numpy(),
         "Linf (levels)": 255 * torch.linalg.vector_norm(difference, math.inf, 1).numpy(),
@@ -61,7 +61,7 @@ def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
 
 def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit images `(H, W, 3)`; infinite when they are equal."""
-    return -10 * float((to_tensor(other) - to_tensor(clean)).double().square().mean().log10())
+    return -10 * float((to_tensor(other).double() - to_tensor(clean).double()).square().mean().log10())
 
 
 def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:

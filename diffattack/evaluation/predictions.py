@@ -88,21 +88,19 @@ def correct(predictions: np.ndarray, labels: np.ndarray, head: Head = SOFTMAX) -
     return head.sees(predictions["label"], labels.reshape(len(labels), -1), predictions["true_confidence"])
 
 
-def at_target(predictions: np.ndarray, targets: np.ndarray | None, head: Head) -> np.ndarray:
-    """Whether each prediction is its target `(B,)`, -1 or None where there is none: `(B,)`."""
-    if targets is None:
-        return np.zeros(len(predictions), bool)
+def at_target(predictions: np.ndarray, targets: np.ndarray, head: Head) -> np.ndarray:
+    """Whether each prediction is its target `(B,)`, -1 where there is none: `(B,)`."""
     return (targets >= 0) & head.sees(
         predictions["label"], targets[:, None], predictions["target_confidence"]
     )
 
 
 def fooled(
-    predictions: np.ndarray, labels: np.ndarray, targets: np.ndarray | None, head: Head = SOFTMAX
+    predictions: np.ndarray, labels: np.ndarray, targets: np.ndarray, head: Head = SOFTMAX
 ) -> np.ndarray:
     """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
-    wrong = ~correct(predictions, labels, head)
-    return wrong if targets is None else np.where(targets >= 0, at_target(predictions, targets, head), wrong)
+    at_goal = at_target(predictions, targets, head)
+    return np.where(targets >= 0, at_goal, ~correct(predictions, labels, head))
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class ClassifierResult:
     name: str
     labels: np.ndarray  # (B,) or (B, L), -1 for none
     predictions: np.ndarray  # (B, 1 + draws, sides) of PREDICTION
-    targets: np.ndarray | None = None  # (B,), -1 for none
+    targets: np.ndarray  # (B,), -1 for none
     head: Head = SOFTMAX
     logits: np.ndarray | None = None  # (B, sides, classes), of a sigmoid head
     certificates: np.ndarray | None = None  # (B, 2), behind smoothing, of clean and adversarial images
@@ -243,7 +241,7 @@ class ClassifierResult:
         probabilities = self.head.probabilities(torch.from_numpy(self.logits[k, side])).tolist()
         own = self.labels.reshape(len(self.labels), -1)[k]
         classes = sorted(own[own >= 0].tolist(), key=lambda label: -probabilities[label])
-        if self.targets is not None and self.targets[k] >= 0:
+        if self.targets[k] >= 0:
             classes.insert(0, int(self.targets[k]))
         return [[class_names[label], probabilities[label]] for label in classes]
 

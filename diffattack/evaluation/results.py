@@ -232,7 +232,7 @@ class Evaluation:
 
 
 def results_of(
-    judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray | None
+    judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray
 ) -> list[ClassifierResult]:
     """By classifier, the surrogates first; of images with these labels `(B,)` or `(B, L)`, targets `(B,)`."""
     found = []
@@ -252,9 +252,7 @@ def results_of(
     return found
 
 
-def evaluation_of(
-    judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray | None
-) -> Evaluation:
+def evaluation_of(judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray) -> Evaluation:
     """Everything that follows from what was found of each image; labels and targets as of `results_of`."""
     results = results_of(judged, judges, labels, targets)
     warnings = warnings_about_transfer(judges.surrogates, judges.others) + judged.oddities.tolist()

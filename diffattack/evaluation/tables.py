@@ -106,7 +106,7 @@ def legend_of_head(result: ClassifierResult) -> list[str]:
     if result.head.threshold is None:
         return []
     line = f"right: at least one of an image's true classes has a probability above {result.head.threshold:g}"
-    if result.targets is not None and (result.targets >= 0).any():
+    if (result.targets >= 0).any():
         line += ", and before the attack its target has none; fooled: its target has one"
     else:
         line += "; fooled: none of them has"

@@ -25,7 +25,7 @@ from diffattack.evaluation.curves import (
     scaled_points,
 )
 from diffattack.evaluation.human_study import KEY, judging_section, read_study
-from diffattack.evaluation.published import published_dicts, published_remarks, published_sections
+from diffattack.evaluation.published import PUBLISHED_REMARK, published, published_section
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import as_text, cost_rows, latex, markdown
 from diffattack.evaluation.weights import add_weights, weight_movement
@@ -207,9 +207,10 @@ def add_other_sources(report: Report, options: CompareOptions) -> None:
         report.sections.append(judging_section(judgements, attacks))
         report.results["judged"] = judgements
     if options.published:
-        report.sections.extend(published_sections(options.model_name))
-        report.remarks.extend(published_remarks(options.model_name))
-        report.results["published"] = published_dicts(options.model_name)
+        figures = published(options.model_name)
+        report.sections.append(published_section(figures, options.model_name))
+        report.remarks.append(PUBLISHED_REMARK)
+        report.results["published"] = figures
 
 
 def write_report(
