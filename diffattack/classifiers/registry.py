@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,15 +36,7 @@ from diffattack.classifiers.sources import (
     timm_classifier,
 )
 from diffattack.common.errors import ClassifierError, InputError, note
-from diffattack.data.classes import (
-    IMAGENET_CLASSES,
-    ClassFinder,
-    ClassNames,
-    indistinct,
-    misplaced,
-    permutation_of,
-    spoken,
-)
+from diffattack.data.classes import IMAGENET_CLASSES, ClassFinder, ClassNames, permutation_of, spoken
 from diffattack.data.layout import LONGEST_IN_A_NAME, shortened
 
 if TYPE_CHECKING:
@@ -79,15 +71,11 @@ class OfOneLogit(torch.nn.Module):
 
 
 class Reordered(torch.nn.Module):
-    """A classifier whose outputs are put into the order of `order`, `(classes,)`.
+    """A classifier whose outputs are put into the order of `order`, `(classes,)`."""
 
-    Args:
-        indistinct: the classes whose outputs have one name, so that which is which is not known.
-    """
-
-    def __init__(self, classifier: torch.nn.Module, order: list[int], indistinct: Collection[int] = ()):
+    def __init__(self, classifier: torch.nn.Module, order: list[int]):
         super().__init__()
-        self.classifier, self.indistinct = classifier, frozenset(indistinct)
+        self.classifier = classifier
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -257,7 +245,7 @@ def of_one_logit(
     place = named[0] if named else 1
     told = "the second class" if class_names is None else repr(class_names[place])
     note(f"{name} has one output for two classes: it is the logit of {told} against the other")
-    return OfOneLogit(classifier) if place == 1 else Reordered(OfOneLogit(classifier), [1, 0], [])
+    return OfOneLogit(classifier) if place == 1 else Reordered(OfOneLogit(classifier), [1, 0])
 
 
 def in_order(
@@ -276,9 +264,9 @@ def in_order(
         return classifier
     order = permutation_of(own_names, class_names)
     if order is None:
-        check_not_misplaced(name, own_names, class_names)
+        pairs = zip(class_names, own_names)
         ours, theirs = next(
-            (ours, theirs) for ours, theirs in zip(class_names, own_names) if spoken(ours) != spoken(theirs)
+            (pair for pair in pairs if spoken(pair[0]) != spoken(pair[1])), ("", own_names[0])
         )
         note(
             f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}: make "
@@ -286,44 +274,13 @@ def in_order(
         )
     elif order != list(range(len(order))):
         note(f"{name} has the classes in another order than --captions; they are matched by their names")
-        return Reordered(classifier, order, indistinct(own_names, order))
+        return Reordered(classifier, order)
     return classifier
 
 
 def is_imagenet_in_another_order(class_names: ClassNames) -> bool:
     ids = class_names.wordnet_ids
     return ids != IMAGENET_CLASSES.wordnet_ids and set(ids) == set(IMAGENET_CLASSES.wordnet_ids)
-
-
-def check_not_misplaced(name: str, own_names: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raises ClassifierError where names say that the outputs are in another order than the classes, but not
-    in which.
-    """
-    place = misplaced(own_names, class_names)
-    if place is not None:
-        ours, theirs = place
-        raise ClassifierError(
-            f"classifier {name!r} has its classes in another order than --captions: {class_names[ours]!r} is "
-            f"its output {theirs} and class {ours}, counted from 0; and not all can be matched by name, "
-            f"since it calls some otherwise; give its own names as --captions"
-        )
-
-
-def check_distinct(
-    name: str, classifier: torch.nn.Module, class_names: Sequence[str], used: set[int]
-) -> None:
-    """Raises ClassifierError where images or targets are of classes of which a classifier has several outputs
-    of one name.
-    """
-    for module in classifier.modules():
-        unknown = sorted(getattr(module, "indistinct", frozenset()) & used)
-        if unknown:
-            others = ClassFinder(class_names).described(sorted(module.indistinct), 1)
-            raise ClassifierError(
-                f"classifier {name!r} has several outputs of one name, and an image is of such a class: "
-                f"which is which of {others}, counted from 1, is not known; give its outputs different "
-                f"names, such as WordNet ids, or take images of these classes out"
-            )
 
 
 def file_name(name: str) -> str:

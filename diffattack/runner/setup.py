@@ -21,7 +21,7 @@ from diffattack.attacks.names import OURS, parse_attack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.identity import check_unchanged
-from diffattack.classifiers.registry import check_distinct, load_classifier
+from diffattack.classifiers.registry import load_classifier
 from diffattack.common.device import process_device, resolve_device, resolve_dtype, set_up
 from diffattack.common.environment import mend_torchvision
 from diffattack.common.errors import InputError, RecordError, note
@@ -189,9 +189,8 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
             raise InputError(f"--attack {name} is not targeted; leave --target_label out")
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
-    used = {label for item in experiment.items for label in (*item.labels, item.target) if label is not None}
     for name in undefended_names(options.transfer_models) if is_first else ():
-        check_distinct(name, experiment.load_classifier(name, head=head), experiment.class_names, used)
+        experiment.load_classifier(name, head=head)
     # before the pipeline, which takes longer, except where they need it
     pipeline = experiment.load_pipeline() if needs_diffusion(options.model_name) else None
     classifiers = [
@@ -206,7 +205,6 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
     ]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
     for name, classifier in zip(options.model_name, classifiers) if is_first else ():
-        check_distinct(name, classifier, experiment.class_names, used)
         for warning in warnings_about_outputs(name, classifier, noise, experiment.device, head):
             note(warning)
     if pipeline is None and needs_pipeline(each):
