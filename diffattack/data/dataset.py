@@ -231,8 +231,8 @@ def labels_of_folders(folder: Path, images: Sequence[Path], finder: ClassFinder)
     """
     if images[0].parent == folder:
         raise DatasetError(
-            f"--images_root: the images lie in {str(folder)!r} itself; give a file of labels, --label_path, or "
-            f"one folder of images a class"
+            f"--images_root: the images lie in {str(folder)!r} itself; give a file of labels, --label_path, "
+            f"or one folder of images a class"
         )
     names = [path.name for path in class_folders(folder)]
     # CUB-200-2011's have a number before the name
