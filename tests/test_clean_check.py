@@ -82,6 +82,9 @@ def mixed(labels):
         (lambda labels: [label + 1 for label in labels], 1, "labels one lower"),
         (as_text, 1, "sorted as text .*give a table"),
         (of_the_kit, 1, "development kit; give its meta.mat"),
+        (of_the_kit, 0, "development kit; give its meta.mat"),
+        (lambda labels: [n - 1 for n in of_the_kit(labels)], 0, "development kit; .* add one to each"),
+        (lambda labels: [n - 1 for n in of_the_kit(labels)], 1, "development kit; .* add one to each"),
         (mixed, 1, "as by chance: the labels are not those of the images"),
     ],
 )
@@ -90,6 +93,30 @@ def test_labels_that_are_off_stop_a_run_with_what_would_fit(photos, surrogate, t
     with pytest.raises(InputError, match=f"is right on .*{advice}.*--trust_labels"):
         check_labels([accuracy], trusted=False)
     check_labels([accuracy], trusted=True)
+
+
+@pytest.mark.parametrize(
+    "first, base, advice",
+    [(1, 1, "development kit; give its meta.mat"), (0, 1, "development kit"), (0, 0, "add one to each")],
+)
+def test_folders_numbered_in_the_order_of_the_development_kit_are_named(
+    photos, surrogate, tmp_path, first, base, advice
+):
+    for k, number in enumerate(of_the_kit(photos[1]), 1):
+        folder = tmp_path / "root" / str(number - 1 + first)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos[0] / f"img{k}.jpg", folder)
+    (accuracy,) = looked_at(tmp_path / "root", None, surrogate, base)
+    with pytest.raises(InputError, match=f"is right on .*{advice}") as caught:
+        check_labels([accuracy], trusted=False)
+    assert "--label_path" not in str(caught.value)
+
+
+def test_without_a_picture_that_can_be_read_there_is_nothing_to_say(photos, surrogate, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/a.jpg").write_bytes((photos[0] / "img1.jpg").read_bytes()[:3000])
+    (accuracy,) = looked_at(tmp_path / "root", file_of(tmp_path, [1]), surrogate)
+    assert accuracy.images == 0 and not accuracy.doubt
 
 
 def test_the_order_of_the_development_kit_is_read_where_it_is_given(photos, surrogate, tmp_path):

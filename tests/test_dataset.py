@@ -35,7 +35,7 @@ def test_captions_a_line(tmp_path):
 
 def test_captions_of_cub(tmp_path):
     text = "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n12 012.Yellow_headed_Blackbird\n"
-    with pytest.raises(DatasetError, match="not numbered from 1 on"):
+    with pytest.raises(DatasetError, match="class 1 .* is called '1 001"):
         read_class_names(written(tmp_path, "classes.txt", text))
     assert read_class_names(written(tmp_path, "classes.txt", text.replace("12 012", "3 003"))) == (
         "Black footed Albatross",
@@ -56,7 +56,6 @@ def test_captions_of_stanford_cars(tmp_path):
     [
         {"0": "a", "2": "c", "1": "b"},
         {"id2label": {"0": "a", "1": "b", "2": "c"}, "model_type": "vit"},
-        ["a", "b", "c"],
     ],
 )
 def test_captions_of_hugging_face(tmp_path, content):
@@ -67,7 +66,7 @@ def test_captions_of_hugging_face(tmp_path, content):
     "name, content, message",
     [
         ("c.json", "{", "cannot be read"),
-        ("c.json", '{"0": "a", "2": "c"}', "not numbered from 0 or 1 on"),
+        ("c.json", '{"0": "a", "2": "c"}', "does not number its classes from 0 or 1 on"),
         ("c.mat", "no mat", "cannot be read"),
         ("c.txt", "a\n\nb\n", "class 2 .* has no name"),
     ],
@@ -166,13 +165,14 @@ def test_folders_that_fit_no_class_are_named(tmp_path):
         ("l.txt", "1\n4\n1\n", {}, "line 2 .* is 4; labels count from 1, so expected 1 to 3"),
         ("l.txt", "0\n3\n1\n", {"label_base": 0}, "line 2 .* is 3; labels count from 0, so expected 0 to 2"),
         ("l.txt", "1\nx\n1\n", {}, "line 2 .* is 'x'; expected an integer"),
-        ("l.txt", "1\n\n1\n", {}, "line 2 .* has no label; give it one"),
+        ("l.txt", "1\n\n1\n", {}, "has 2 labels but --images_root has 3 images"),
+        ("l.csv", "filename,label\nimg1.png,1\nimg2.png,\nimg10.png,2\n", {}, "line 3 .* has no label"),
         ("l.csv", "filename,label\nimg1.png,1\n", {}, "has no row for img2.png and 1 more"),
         (
             "l.csv",
             "photo,label\nimg1.png,1\n",
             {},
-            "has the columns photo, label; expected ImageId,TrueLabel or filename,label",
+            "has the columns photo, label; expected one that names the image",
         ),
         ("l.csv", "filename,label\nimg1.png,1\nimg2.png,9\nimg10.png,1\n", {}, "line 3 .* is 9"),
         ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; expected a label from 1 to 3"),
@@ -205,25 +205,16 @@ NAMES = ("tench", "great white shark", "hen")
 @pytest.mark.parametrize(
     "name, content",
     [
-        (
-            "c.json",
-            '{"0": ["n01440764", "tench"], "1": ["n01484850", "great_white_shark"], "2": ["n1", "hen"]}',
-        ),
-        ("c.txt", "{0: 'tench',\n 1: 'great white shark',\n 2: 'hen'}"),
-        ("c.txt", "0: 'tench',\n1: 'great white shark',\n2: 'hen',\n"),
         ("c.txt", "n01440764 tench\nn01484850 great white shark\nn01514859 hen\n"),
         ("c.txt", "0 n01440764 tench\n1 n01484850 great white shark\n2 n01514859 hen\n"),
         ("c.txt", "1\ttench\n2\tgreat white shark\n3\then\n"),
-        ("c.csv", "id;name\n0;tench\n1;great white shark\n2;hen\n"),
-        ("c.csv", 'label,name\n2,hen\n0,"tench"\n1,great white shark\n'),
         ("c.txt", "0: tench\n1: great white shark\n2: hen\n"),
         ("c.txt", "0 tench\n1 great white shark\n2 hen\n"),
-        ("c.csv", "name,id\ntench,0\ngreat white shark,1\nhen,2\n"),
+        ("c.csv", "tench,0\ngreat white shark,1\nhen,2\n"),
         ("c.txt", "tench\ngreat white shark\nhen\n"),
     ],
 )
 def test_class_names_in_every_form_that_is_found(tmp_path, name, content):
-    content = content.replace('"n1"', '"n01514859"')
     assert read_class_names(written(tmp_path, name, content)) == NAMES
 
 
@@ -244,6 +235,13 @@ def test_synonyms_stay_with_their_class(tmp_path):
     "name, content",
     [
         ("c.txt", "967: 'espresso',\ncup\n"),
+        ("c.txt", "{0: 'tench',\n 1: 'hen'}"),
+        ("c.json", '["tench", "hen"]'),
+        ("c.json", '{"0": ["n01440764", "tench"], "1": ["n01514859", "hen"]}'),
+        ("c.json", '{"categories": [{"id": 1, "name": "hen"}]}'),
+        ("c.csv", "id;name\n0;tench\n1;hen\n"),
+        ("c.csv", "name,id\ntench,0\nhen,1\n"),
+        ("c.yaml", "names:\n- tench\n- hen\n"),
         ("c.txt", "[{'name': 'cat'}, {'name': 'dog'}]"),
         ("c.txt", "{0: open('x')}"),
         ("c.txt", "tench\nn01484850 great white shark\n"),
@@ -255,7 +253,7 @@ def test_synonyms_stay_with_their_class(tmp_path):
     ],
 )
 def test_what_is_no_list_of_names_is_refused(tmp_path, name, content):
-    with pytest.raises(DatasetError, match="--captions: .*(give a text file|is empty)"):
+    with pytest.raises(DatasetError, match="--captions: .*give a text file"):
         read_class_names(written(tmp_path, name, content))
 
 
@@ -281,9 +279,9 @@ def test_folders_called_by_numbers_are_their_labels(tmp_path, capsys, names, bas
 
 
 def test_folders_called_by_numbers_that_are_no_labels(tmp_path):
-    with pytest.raises(DatasetError, match="'4' is none of the 3 classes, which count from 1"):
+    with pytest.raises(DatasetError, match="is 4; labels count from 1, so expected 1 to 3"):
         read_dataset(folders_of(tmp_path / "root", "1", "4"), None, CAPTIONS)
-    with pytest.raises(DatasetError, match="two are the same one"):
+    with pytest.raises(DatasetError, match="are of one class"):
         read_dataset(folders_of(tmp_path / "other", "1", "01"), None, CAPTIONS)
 
 
@@ -296,7 +294,7 @@ def test_other_folders_are_in_natural_order_and_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("image_class_labels.txt", "1 2\n2 1\n3 3\n"),
+        ("l.txt", "2 img1.png\n1 img2.png\n3 img10.png\n"),
         ("l.txt", "img10.png 3\nimg1.png 2\nimg2.png 1\n"),
         ("l.txt", "img1 2\nimg2 1\nimg10 3\n"),
         ("l.csv", "filename;label\nimg1.png;2\nimg2.png;1\nimg10.png;3\n"),

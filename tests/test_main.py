@@ -262,7 +262,7 @@ BAD_INPUT = {
         r"--target_label TargetClass: a\.png has no TargetClass",
     ),
     "temperature": (["--logit_temperature", "0"], r"--logit_temperature is 0\.0; expected .* above 0"),
-    "no labels": (["--label_path", "{bad}/nothing.csv"], r"has the columns none"),
+    "no labels": (["--label_path", "{bad}/nothing.csv"], r"nothing.csv. has 0 labels.*1 images"),
     "SDXL": (
         ["--pretrained_diffusion_path", "{bad}/sdxl"],
         r"is a StableDiffusionXLPipeline; expected Stable Diffusion 1\.x or 2\.x",

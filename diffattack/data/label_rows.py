@@ -1,413 +1,183 @@
-"""Rows of files of labels, in the forms in which data sets and tools write them: what stands there of each
-image, before anything is looked up.
+"""Rows of a file of labels: what stands there of each image, before anything is looked up. The forms:
 
-    rows = read_rows(Path("labels.csv"), images)        # a list of Row, all named or all in the images' order
+- a label a line in the images' natural order, several of an image with spaces between them: "3 17"
+- a name, with or without folder and suffix, and its label a line, either first: "val/a.png 3"; "3,a"
+- a table with a heading, such as filename,label (IMAGE_TITLES, LABEL_TITLES, TARGET_TITLES)
+- the same as JSON lines; a JSON mapping of names to a label or a list of labels
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from diffattack.common.errors import DatasetError, note, one_line
-from diffattack.data.classes import WORDNET_ID, composed
+from diffattack.common.errors import note, one_line
+from diffattack.data.classes import NUMBER, WORDNET_ID, composed
 from diffattack.data.texts import read_text
 
-TARGET_COLUMN = "TargetClass"
-# of the columns of a table, in small letters without spaces and underscores
-# The first that is there is taken: what names a file before what may be a number.
-IMAGE_TITLES = ("filename", "imagename", "imagepath", "filepath", "filepaths", "file", "path", "image")
-IMAGE_TITLES += ("imageindex", "imageid", "id")
-LABEL_TITLES = (
-    "truelabel",
-    "label",
-    "labels",
-    "classid",
-    "class",
-    "classname",
-    "wnid",
-    "synset",
-    "wordnetid",
-    "labelname",
-    "category",
-    "categoryname",
+FORMS = (
+    "a label a line in the order of the images, a name and its label a line, a table with columns "
+    "filename,label, the same as JSON lines, or a JSON mapping of names to labels"
 )
-LABEL_TITLES += ("findinglabels",)  # of ChestX-ray14
-LABEL_TITLES += ("predictionstring",)  # of Kaggle's copy of ImageNet: WordNet ids, each with a box
-NAME_TITLES = ("name", "species", "object")  # which may name a class beside its label
-TARGET_TITLES = (TARGET_COLUMN.lower(), "targetlabel", "targetedlabel")
-TITLES = {*IMAGE_TITLES, *LABEL_TITLES, *TARGET_TITLES}
-FEW = 5  # lines, whose labels may look like the numbers of images by chance
-INTEGER = r"[+-]?\d+(?:\.0+)?"  # pandas writes a column of integers with gaps as 3.0
-# of a column that says of each image whether it shows a class
-SHOWN, NOT_SHOWN = re.compile(r"1(\.0+)?|true|yes", re.I), re.compile(r"0(\.0+)?|false|no|", re.I)
+# as `simple` writes them; of several columns that name the image, the first here is taken
+IMAGE_TITLES = ("filename", "path", "image", "imageid")
+LABEL_TITLES = ("label", "truelabel", "class", "wnid")
+TARGET_COLUMN = "TargetClass"
+TARGET_TITLES = ("targetclass", "targetedlabel")  # the second is TransferAttack's
+FEW = 5  # images, whose labels may be the numbers of images by chance
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What a file says of an image."""
 
-    line: int
+    where: str
     name: str | None  # None where the images come in natural order
-    labels: str
+    labels: list[str]
     target: str = ""
-    others: tuple[str, ...] = ()  # what further columns say of its class
-    unclear: str = ""  # of a column of a class, what is neither 1 nor 0
 
 
-def read_rows(path: Path, images: Sequence[Path], is_class: Callable[[str], bool]) -> list[Row]:
+def read_rows(path: Path, images: Sequence[Path]) -> list[Row]:
     """The rows of a file of labels.
 
-    Args:
-        is_class: whether a name is that of a class, by which the columns of classes are known.
     Raises:
-        DatasetError: there is no such file, or it is in none of the forms.
+        ValueError: there is no such file, or it is in none of the forms.
+        csv.Error: it is no table.
     """
-    if not path.is_file():
-        raise DatasetError(
-            f"--label_path: there is no file {str(path)!r}; give a text file with one class number a line, "
-            f"or a CSV"
-        )
-    if path.suffix.lower() == ".mat":
-        return rows_of_cars(path)
-    try:
-        text = read_text(path)
-    except UnicodeDecodeError:
-        raise DatasetError(
-            f"--label_path: {str(path)!r} is no text file; give one class number a line"
-        ) from None
-    if path.suffix.lower() in (".json", ".jsonl"):
-        return rows_of_json(path, text, is_class)
-    lines = text.rstrip().split("\n") if text.strip() else []
-    first = re.split(r"[,;\t\s]", lines[0]) if lines else []
-    has_title = len(lines) > 1 and len({simple(cell) for cell in first} & TITLES) > 1
-    if has_title or (path.suffix.lower() in (".csv", ".tsv") and not is_headless(lines)):
-        return rows_of_table(path, text, is_class)
-    if len(lines) == len(images) + 1 and is_heading(lines[0]) and not is_class(lines[0]):
-        return [replace(row, line=row.line + 1) for row in rows_of_lines(path, lines[1:], images)]
-    return rows_of_lines(path, lines, images)
+    text = read_text(path, FORMS)
+    lines = [(k, line.strip()) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
+    before, heading = (lines[0][0] - 1, lines[0][1]) if lines else (0, "")
+    if heading.startswith(("{", "[")):
+        return rows_of_json(path, [line for _, line in lines])
+    separator = next((sign for sign in "\t,;" if sign in heading), " ")
+    titles = heading.split(separator)
+    if len(titles) == 1 or not has_title(titles, IMAGE_TITLES + LABEL_TITLES):
+        return rows_of_lines(path, lines, images)
+    table = csv.DictReader(text.split("\n")[before:], delimiter=separator, skipinitialspace=True)
+    rows = [(f"line {before + table.line_num}", row) for row in table]
+    return rows_of_table(path, table.fieldnames, rows)
 
 
-def simple(title: str) -> str:
+def simple(title: object) -> str:
     """A column's title without what spellings differ in."""
-    return re.sub(r"[\s_\"']", "", title).lower()
+    return re.sub(r"[\s_\"']", "", str(title)).lower()
 
 
-def is_heading(line: str) -> bool:
-    """Whether the first line says what stands below it."""
-    return simple(line) in LABEL_TITLES or line.startswith("#")
+def has_title(titles: Iterable[object], known: Collection[str]) -> bool:
+    return any(simple(title) in known for title in titles)
 
 
-def is_headless(lines: Sequence[str]) -> bool:
-    """Whether a table begins with an image and its label at once."""
-    cells = re.split(r"[,;\t]", lines[0]) if lines else []
-    return len(cells) == 1 or any(re.fullmatch(rf"\s*({INTEGER}|{WORDNET_ID})\s*", cell) for cell in cells)
+def labels_of_cell(cell: object) -> list[str]:
+    """The labels of a cell: several numbers or WordNet ids, or one of any kind."""
+    if isinstance(cell, list):
+        return list(map(str, cell))
+    text = "" if cell is None else str(cell).strip()
+    parts = text.split()
+    are_several = any(all(re.fullmatch(kind, part) for part in parts) for kind in (NUMBER, WORDNET_ID))
+    return parts if are_several else [text]
 
 
-# ---------------------------------------------------------------- tables
-
-
-def rows_of_table(path: Path, text: str, is_class: Callable[[str], bool]) -> list[Row]:
-    """A table with a title, separated by commas, semicolons, tabs or spaces."""
-    text = re.sub(r"^\s*sep=.\s*\n", "", text)  # Excel's
-    title = text.lstrip().split("\n", 1)[0]
-    separator = max(",;\t", key=title.count) if re.search(r"[,;\t]", title) else " "
-    table = csv.DictReader(io.StringIO(text.lstrip(), newline=""), delimiter=separator, skipinitialspace=True)
-    return rows_of_dictionaries(path, table, table.fieldnames or [], lambda: table.line_num, is_class)
-
-
-def rows_of_dictionaries(
-    path: Path,
-    rows: Iterable[Mapping[str, object]],
-    titles: Sequence[str],
-    line: Callable[[], int],
-    is_class: Callable[[str], bool],
-) -> list[Row]:
-    """Rows whose columns have titles, of which some are known."""
-    columns: dict[str, str] = {}
-    for k, title in enumerate(titles):
-        known = columns.setdefault(simple(title or ""), title)
-        if title in titles[:k] or (known != title and simple(title) in TITLES):
-            raise DatasetError(
-                f"--label_path: {str(path)!r} has two columns {title.strip()!r}; take one of them out"
-            )
-    images = [columns[title] for title in IMAGE_TITLES if title in columns]
-    image = min(images, key=is_class, default=None)  # ImageNet has a class "file"
-    labels = [columns[title] for title in LABEL_TITLES if title in columns]
-    labels += [columns[title] for title in NAME_TITLES if title in columns and labels]
-    target, *_ = [columns[title] for title in TARGET_TITLES if title in columns] or [None]
-    if image and not labels:
-        classes = [title for title in titles if title and title != image and is_class(title.strip())]
-        if len(classes) > 1:
-            left = [title.strip() for title in titles if title and title not in (image, *classes)]
-            note(
-                f"--label_path: {len(classes)} columns in {str(path)!r} are classes: 1 if an image shows it"
-                + (f"; not {', '.join(left)[:80]}" if left else "")
-            )
-            return [row_of_classes(line(), row, image, classes) for row in rows]
-    if not image or not labels:
-        raise DatasetError(
-            f"--label_path: {str(path)!r} has the columns {', '.join(map(str.strip, titles)) or 'none'}; "
-            f"expected ImageId,TrueLabel or filename,label"
+def rows_of_table(path: Path, titles: Sequence[str], rows: Iterable[tuple[str, dict]]) -> list[Row]:
+    """Rows whose columns have titles, each with where it stands."""
+    images = sorted(
+        (title for title in titles if has_title([title], IMAGE_TITLES)),
+        key=lambda title: IMAGE_TITLES.index(simple(title)),
+    )
+    labels = [title for title in titles if has_title([title], LABEL_TITLES)]
+    targets = [title for title in titles if has_title([title], TARGET_TITLES)]
+    if not images or len(labels) != 1:
+        raise ValueError(
+            f"{str(path)!r} has the columns {', '.join(map(str.strip, titles))}; expected one that names the "
+            f"image (filename, image, ImageId, path) and one with its label (label, class, TrueLabel, wnid)"
         )
-
-    def cell(row: Mapping[str, object], title: str | None) -> str:
-        value = row.get(title) if title else None
-        if isinstance(value, list):
-            return " ".join(map(str, value))
-        return "" if value is None else str(value).strip()
-
     return [
         Row(
-            line(),
-            cell(row, image),
-            cell(row, labels[0]),
-            cell(row, target),
-            tuple(cell(row, t) for t in labels[1:]),
+            f"{where} of {str(path)!r}",
+            str(row.get(images[0])),
+            labels_of_cell(row.get(labels[0])),
+            "".join(str(row.get(title) or "").strip() for title in targets[:1]),
         )
-        for row in rows
-        if any(value not in (None, "", []) for value in row.values())
+        for where, row in rows
     ]
 
 
-def row_of_classes(line: int, row: Mapping[str, object], image: str, classes: Sequence[str]) -> Row:
-    """A row with a column for each class, as tables of medical data and Kaggle's have them."""
-    cells = {title: "" if row.get(title) is None else str(row[title]).strip() for title in classes}
-    shown = [title.strip() for title, cell in cells.items() if SHOWN.fullmatch(cell)]
-    unclear = next(
-        (
-            f"{cell[:20]} of {title.strip()!r}"
-            for title, cell in cells.items()
-            if not SHOWN.fullmatch(cell) and not NOT_SHOWN.fullmatch(cell)
-        ),
-        "",
-    )
-    return Row(line, str(row.get(image) or "").strip(), "|".join(shown), unclear=unclear)
-
-
-def rows_of_json(path: Path, text: str, is_class: Callable[[str], bool]) -> list[Row]:
-    """JSON lines of rows, a list of them, a mapping from names to labels, pairs of both in `labels`, or the
-    annotations of COCO.
-    """
+def rows_of_json(path: Path, lines: Sequence[str]) -> list[Row]:
+    """JSON lines of rows, or a mapping of names to labels."""
+    are_documents = all(line[0] + line[-1] == "{}" for line in lines)
     try:
-        if path.suffix.lower() == ".jsonl":
-            content = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            content = json.loads(text)
+        documents = list(map(json.loads, lines if are_documents else ["\n".join(lines)]))
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"--label_path: {str(path)!r} is no JSON ({error})") from None
-    if isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content):
-        return rows_of_coco(path, content)
-    if isinstance(content, dict) and isinstance(content.get("labels"), (list, dict)):
-        content = content["labels"]
-    if isinstance(content, dict):
-        content = list(content.items())
-    if content and isinstance(content, list) and all(isinstance(row, dict) for row in content):
-        titles = list(dict.fromkeys(title for row in content for title in row))
-        lines = iter(range(1, len(content) + 1))
-        return rows_of_dictionaries(path, content, titles, lambda: next(lines), is_class)
-    if not isinstance(content, list) or not all(
-        isinstance(r, (list, tuple)) and len(r) == 2 for r in content
-    ):
-        raise DatasetError(
-            f"--label_path: {str(path)!r} is JSON of another form; expected rows with file_name and label, "
-            f"or a mapping from names to labels"
-        )
-    return [
-        Row(k, str(name), " ".join(map(str, label)) if isinstance(label, list) else str(label))
-        for k, (name, label) in enumerate(content, 1)
-    ]
-
-
-def rows_of_coco(path: Path, content: Mapping) -> list[Row]:
-    """Of each image the names of the categories that are annotated in it, each once; their ids leave numbers
-    out, so that they are no labels.
-    """
-    try:
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        shown: dict[object, dict[str, None]] = {image["id"]: {} for image in content["images"]}
-        for annotation in content["annotations"]:
-            shown[annotation["image_id"]][names[annotation["category_id"]]] = None
-        return [
-            Row(k, str(image["file_name"]), "|".join(shown[image["id"]]))
-            for k, image in enumerate(content["images"], 1)
-        ]
-    except (KeyError, TypeError) as error:
-        raise DatasetError(
-            f"--label_path: {str(path)!r} is not as COCO's instances_val2017.json ({one_line(error, 40)} is "
-            f"missing)"
-        ) from None
-
-
-def rows_of_cars(path: Path) -> list[Row]:
-    """Stanford Cars' annotations: `fname` and `class` of each picture."""
-    from scipy.io import loadmat
-
-    try:
-        annotations = loadmat(path, squeeze_me=True)["annotations"].reshape(-1)
-        names, classes = annotations["fname"].tolist(), annotations["class"].tolist()
-    # what scipy raises on files that are none of its own, and numpy on other contents
-    except (ValueError, KeyError, TypeError, NotImplementedError, AttributeError, IndexError):
-        raise DatasetError(
-            f"--label_path: {str(path)!r} is not Stanford Cars' annotations with labels, such as "
-            f"cars_test_annos_withlabels.mat"
-        ) from None
-    return [Row(k, str(name), str(label)) for k, (name, label) in enumerate(zip(names, classes), 1)]
+        raise ValueError(f"{str(path)!r} is no JSON ({one_line(error)}); expected {FORMS}") from None
+    first = documents[0]
+    if isinstance(first, list) or {"images", "annotations"} <= set(first):
+        kind = "JSON with a list" if isinstance(first, list) else "COCO's annotations"
+        raise ValueError(f"{str(path)!r} is {kind}; expected {FORMS}")
+    titles = list({title: None for document in documents for title in document})
+    if has_title(titles, IMAGE_TITLES) or len(documents) > 1:
+        return rows_of_table(path, titles, ((f"row {k}", row) for k, row in enumerate(documents, 1)))
+    return [Row(f"{name!r} of {str(path)!r}", name, labels_of_cell(label)) for name, label in first.items()]
 
 
 # ---------------------------------------------------------------- lines
 
 
-def rows_of_lines(path: Path, lines: Sequence[str], images: Sequence[Path]) -> list[Row]:
-    """A line for each image, by itself or after the image's name or number."""
-    cells = [re.split(r"[\s,;]+", line.strip(), maxsplit=1) for line in lines]
-    if len(lines) > 0 and all(len(row) == 2 and re.fullmatch(r"\d+", row[0]) for row in cells):
-        listed = names_in_list(path, [row[0] for row in cells])
-        if listed:
-            return [Row(k, name, row[1]) for k, (name, row) in enumerate(zip(listed, cells), 1)]
-        counted = images_counted(path, cells, images)
-        if counted:
-            return check_single(
-                path,
-                [
-                    Row(k, str(image), row[1])
-                    for k, (image, row) in enumerate(zip(counted, cells), 1)
-                    if image
-                ],
-            )
-    numbered = {path.stem for path in images if path.stem.isdigit()}
-    if cells and len(numbered) == len(images) and numbered <= {row[-1] for row in cells if len(row) == 2}:
-        note(f"--label_path: the second column of {str(path)!r} is the image's name")
-        return [Row(k, row[1], row[0]) for k, row in enumerate(cells, 1) if len(row) == 2]
-    names = {*(composed(path.name) for path in images), *(composed(path.stem) for path in images)}
-    for split in SPLITS:
-        pairs = [split(line) for line in lines]
-        found = {composed(last_part(pair[0])) for pair in pairs if pair} & names
-        if None not in pairs and len(found) >= max(1, len(images) / 2) and not all(map(str.isdigit, found)):
-            return check_single(path, [Row(k, name, labels) for k, (name, labels) in enumerate(pairs, 1)])
-    several = [k for k, row in enumerate(cells) if len(row) > 1 and re.fullmatch(r"[\d\s,;]+", " ".join(row))]
+def rows_of_lines(path: Path, lines: Sequence[tuple[int, str]], images: Sequence[Path]) -> list[Row]:
+    """A line for each image, by itself or beside the image's name."""
+    where = f"line {{}} of {str(path)!r}".format
+    known = {known for image in images for known in (composed(image.name), composed(image.stem))}
+    found = []
+    for is_name_first in (True, False):
+        pairs = [(k, split_line(line, known, is_name_first)) for k, line in lines]
+        found.append([Row(where(k), pair[0], [pair[1]]) for k, pair in pairs if pair])
+    named = max(found, key=lambda rows: len({row.name for row in rows}))
+    are_named = len({row.name for row in named}) >= max(1, len(images) / 2)
+    labels = [labels_of_cell(line) for _, line in lines]
+    several = [parts for parts in labels if len(parts) > 1]
+    if len(several) == len(lines) == len(images) and may_be_numbers(several, images, are_named):
+        raise ValueError(
+            f"{where(lines[0][0])}, {lines[0][1][:40]!r}, may be an image's number and its label, or two "
+            f"labels; give a table with columns filename,label"
+        )
+    if are_named:
+        return named
     if several:
-        note(
-            f"--label_path: {len(several)} of {len(lines)} lines of {str(path)!r} give several labels, such "
-            f"as line {several[0] + 1}: {lines[several[0]].strip()[:40]}"
-        )
-    return [Row(k, None, line) for k, line in enumerate(lines, 1)]
+        note(f"{len(several)} of {len(lines)} lines of {str(path)!r} give several labels")
+    return [Row(where(k), None, parts) for (k, _), parts in zip(lines, labels)]
 
 
-def split_labels(text: str) -> list[str]:
-    """The labels of an image that stand in one text."""
-    return re.split(r"[\s,;|]+", text.strip())
-
-
-def check_single(path: Path, rows: list[Row]) -> list[Row]:
-    """The rows of lines that name an image.
-
-    Raises:
-        DatasetError: each has as many further numbers as the others, so that these may be labels, or a box, a
-            size, a count, or a one for a class and zeros for the others.
+def may_be_numbers(several: Sequence[list[str]], images: Sequence[Path], are_named: bool) -> bool:
+    """Whether the first of several labels may number the images: by their names, if these are few, by the
+    numbers at their ends, or by counting up.
     """
-    parts = [split_labels(row.labels) for row in rows]
-    are_numbers = [all(re.fullmatch(r"[+-]?\d+(\.\d+)?", part) for part in each) for each in parts]
-    counts = {len(each) if numbers else 0 for each, numbers in zip(parts, are_numbers)}
-    if len(counts) == 1 and counts != {0} and counts != {1}:
-        raise DatasetError(
-            f"--label_path: each line of {str(path)!r} has {counts.pop()} numbers after the image, such as "
-            f"{rows[0].labels[:40]!r}, which may be labels, or a label and a box or a size; give a table "
-            f"with columns filename,label, and several labels in one cell with spaces between"
-        )
-    if max(counts, default=0) > 1:
-        several = next(row for row, each in zip(rows, parts) if len(each) > 1)
-        note(f"--label_path: lines of {str(path)!r} give several labels, such as line {several.line}")
-    return rows
+    if are_named:
+        return len(images) < FEW
+    firsts = [int(float(parts[0])) for parts in several if re.fullmatch(NUMBER, parts[0])]
+    ends = [int(match[0]) for image in images if (match := re.search(r"\d+$", image.stem))]
+    is_rising = firsts == sorted(set(firsts)) and (firsts[:1] < [2] or len(firsts) >= FEW)
+    return bool(firsts) and (is_rising or sorted(firsts) == sorted(ends))
 
 
-def last_part(name: str) -> str:
-    """A path's last part, whatever system the path is of."""
-    return re.split(r"[/\\]", name.strip())[-1]
-
-
-def splitting(pattern: str, name: int, labels: int) -> Callable[[str], tuple[str, str] | None]:
-    """A function from a line to an image's name and its labels."""
-
-    def split(line: str) -> tuple[str, str] | None:
-        match = re.fullmatch(pattern, line.strip())
-        return match and (match[name].strip().strip("\"'"), match[labels].strip())
-
-    return split
-
-
-# A name may have spaces or commas in it, and labels may be several or have spaces, too; and labels may come
-# first. The shortest name is tried first, since the end of a path is a name as well.
-AT_FIRST, AT_LAST, AT_FIRST_SPACE, AT_LAST_SPACE = (
-    r"(.+?)[,;\t](.+)",
-    r"(.+)[,;\t](.+)",
-    r"(\S+)\s+(.+)",
-    r"(.+)\s+(\S+)",
-)
-SPLITS = (
-    *(splitting(pattern, 1, 2) for pattern in (AT_FIRST, AT_LAST, AT_FIRST_SPACE, AT_LAST_SPACE)),
-    *(splitting(pattern, 2, 1) for pattern in (AT_LAST, AT_FIRST, AT_LAST_SPACE, AT_FIRST_SPACE)),
-)
-
-
-def names_in_list(path: Path, numbers: Sequence[str]) -> list[str] | None:
-    """The names of numbered images, from the list that lies beside CUB-200-2011's image_class_labels.txt."""
-    beside = path.parent / "images.txt"
-    if path.name != "image_class_labels.txt" or not beside.is_file():
-        return None
-    names = dict(
-        line.split(None, 1) for line in read_text(beside).split("\n") if len(line.split(None, 1)) == 2
-    )
-    missing = next((number for number in numbers if number not in names), None)
-    if missing is not None:
-        raise DatasetError(f"--label_path: {str(beside)!r} has no image {missing}, which {path.name} labels")
-    note(f"--label_path: the images of {str(path)!r} have their names from images.txt beside it")
-    return [names[number].strip() for number in numbers]
-
-
-def images_counted(
-    path: Path, cells: Sequence[Sequence[str]], images: Sequence[Path]
-) -> list[Path | None] | None:
-    """The images that the first column numbers, or None, a line each: by their names, by the numbers at the
-    ends of their names, or by their place; None where it numbers none.
-
-    Raises:
-        DatasetError: it may be meant in two ways.
+def split_line(line: str, known: set[str], is_name_first: bool) -> tuple[str, str] | None:
+    """The name of a line that names one of the `known` files, and its label. Either may have spaces or commas
+    in it: the longest name at the beginning is taken, and the shortest at the end.
     """
-    firsts = [row[0] for row in cells]
-    numbers = [int(text) for text in firsts]
-    only_numbers = all(re.fullmatch(rf"{INTEGER}([\s,;]+{INTEGER})*", row[1].strip()) for row in cells)
-    stems = {image.stem: image for image in images}
-    ends = {int(match[1]): image for image in images if (match := re.search(r"(\d+)\D*$", image.stem))}
-    found = None
-    if len(stems) == len(images) and set(stems) <= set(firsts) and len(set(firsts)) == len(firsts):
-        found, by = [stems.get(text) for text in firsts], "its name"
-    elif len(ends) == len(images) and set(ends) <= set(numbers) and len(set(numbers)) == len(numbers):
-        found, by = [ends.get(number) for number in numbers], "the number in its name"
-    in_order = [image for image in found or () if image is not None] == list(images)
-    counts = numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
-    counts = counts and len(numbers) == len(images)
-    if counts and found and not in_order:
-        raise DatasetError(
-            f"--label_path: the first column of {str(path)!r} counts the images, but in another order than "
-            f"the numbers in their names; give a table with columns filename,label"
-        )
-    if not counts and not found:
-        return None
-    by_chance = len(numbers) == 1 or (not counts and not in_order and len(numbers) < FEW)
-    if only_numbers and by_chance and not (found and by == "its name"):
-        raise DatasetError(
-            f"--label_path: line 1 of {str(path)!r}, {' '.join(cells[0])[:40]!r}, may be an image's number "
-            f"and its label, or two labels; give a table with columns filename,label"
-        )
-    note(
-        f"--label_path: the first column of {str(path)!r} is the image's number, by "
-        f"{by if found else 'its place in natural order'}; for several labels an image give a table with "
-        f"columns filename,label"
-    )
-    return found if found else list(images)
+    for cut in reversed(list(re.finditer(r"\s*,\s*|\s+", line))):
+        left, right = (part.strip("\"'") for part in (line[: cut.start()], line[cut.end() :]))
+        name, label = (left, right) if is_name_first else (right, left)
+        file = composed(re.sub(r"^[^\s,]*[/\\]", "", name))
+        if not known.isdisjoint((file, without_suffix(file))):
+            return name, label
+    return None
+
+
+def parts_of(path: str) -> list[str]:
+    """The folders and the name of a path of any system; a folder `images` says nothing."""
+    *folders, name = re.split(r"[/\\]", composed(path.strip()))
+    return [*(part for part in folders if part.lower() not in ("", ".", "images")), name]
+
+
+def without_suffix(name: str) -> str:
+    return re.sub(r"\.[A-Za-z]\w*$", "", name)

@@ -1,177 +1,115 @@
-"""What files of labels mean: the classes of each image, and its target.
+"""What a file of labels means: the classes of each image, and its target.
 
-    labels = Labels(Path("labels.csv"), IMAGENET_CLASSES, base=1)
-    classes, targets = labels.of_images(images, Path("photos"))     # ((3,), (17, 20), ...), (None, ...)
+    labels, targets = read_labels(Path("labels.csv"), images, finder, root)   # [(3,), (17, 20)], [None, None]
 
-A label is a number, a WordNet id, or the name of a class; `label_rows.py` says in which forms files come.
+`label_rows.py` says in which forms files come; `classes.py` what a label can be.
 """
 
 from __future__ import annotations
 
+import csv
 import re
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from natsort import natsorted
 
 from diffattack.common.errors import DatasetError, note
-from diffattack.data.classes import ClassFinder, ClassNames, wordnet_id_of
-from diffattack.data.image_names import parts_of, rows_of_images
-from diffattack.data.label_rows import INTEGER, Row, read_rows, split_labels
+from diffattack.data.classes import ClassFinder, composed
+from diffattack.data.label_rows import FORMS, Row, parts_of, read_rows, without_suffix
 
 
-def numbered(number: int, class_names: Sequence[str], base: int) -> int:
-    """The class of a number that counts from `base`; where the class names say how a file of labels counts,
-    that is followed.
+def read_labels(
+    path: Path,
+    images: Sequence[Path],
+    finder: ClassFinder,
+    root: Path | None = None,
+    flag: str = "--label_path",
+) -> tuple[list[tuple[int, ...]], list[int | None]]:
+    """The classes of each image, and its target or None.
+
+    Args:
+        root: the folder of images, by whose names rows are found; None where the images have other names than
+            in the file, and are all that it names, in natural order.
+        flag: what named the file.
+    Raises:
+        DatasetError: something does not fit.
     """
-    numbering = ClassNames.of(class_names).numbering
-    return numbering[number - 1] if numbering else number - base
-
-
-def check_target(target: int, class_names: Sequence[str], base: int) -> int:
-    """The class of a target that counts from `base`."""
-    first, last = numbers_of(class_names, base)
-    if not first <= target <= last:
-        raise DatasetError(f"--target_label is {target}; expected a label from {first} to {last}")
-    return numbered(target, class_names, base)
-
-
-def numbers_of(class_names: Sequence[str], base: int) -> tuple[int, int]:
-    """The first and the last number of a label."""
-    first = 1 if ClassNames.of(class_names).numbering else base
-    return first, first + len(class_names) - 1
-
-
-@dataclass(frozen=True)
-class Labels:
-    """A file of labels that count from `base`."""
-
-    path: Path
-    class_names: Sequence[str]
-    base: int
-
-    @cached_property
-    def finder(self) -> ClassFinder:
-        return ClassFinder(self.class_names)
-
-    @cached_property
-    def called_by_numbers(self) -> dict[str, int]:
-        """Classes whose names are numbers, as those of digits are."""
-        return {name: k for k, name in enumerate(self.class_names) if name.isdigit()}
-
-    def of_images(self, images: Sequence[Path], root: Path) -> tuple[list[tuple[int, ...]], list[int | None]]:
-        """The classes of each image, and its target or None.
-
-        Raises:
-            DatasetError: something does not fit.
-        """
-        rows = read_rows(self.path, images, self.is_class)
-        if any(row.name is not None for row in rows):
-            rows = rows_of_images(self.path, rows, images, root)
-        return self.in_order(rows, len(images))
-
-    def is_class(self, name: str) -> bool:
-        return bool(self.finder.places(name))
-
-    def of_images_in_order(self, images: Sequence[Path]) -> list[tuple[int, ...]]:
-        """The classes of images that have other names than those in the file, in which they are all there is.
-
-        Raises:
-            DatasetError: something does not fit.
-        """
-        rows = read_rows(self.path, images, self.is_class)
-        if any(row.name is not None for row in rows):
-            note(
-                f"--label_path: the rows of {str(self.path)!r} are taken in the natural order of their names"
-            )
+    try:
+        rows = read_rows(path, images)
+        if root is not None and any(row.name is not None for row in rows):
+            rows = rows_of_images(path, rows, images, root)
+        elif any(row.name is not None for row in rows):
+            note(f"the rows of {str(path)!r} are taken in the natural order of their names")
             rows = natsorted(rows, key=lambda row: parts_of(row.name))
-        return self.in_order(rows, len(images))[0]
+        labels = [classes_of(row, row.labels, finder) for row in rows]
+        targets = [classes_of(row, [row.target], finder)[0] if row.target else None for row in rows]
+    except (ValueError, csv.Error) as error:
+        raise DatasetError(f"{flag}: {error}") from None
+    if len(labels) != len(images):
+        raise DatasetError(
+            f"{flag}: {str(path)!r} has {len(rows)} labels but --images_root has {len(images)} images; "
+            f"expected one label an image"
+        )
+    if all(len(classes) == len(finder.classes) > 1 for classes in labels):
+        raise DatasetError(f"{flag}: {str(path)!r} has a number for each class; expected {FORMS}")
+    return labels, targets
 
-    def in_order(self, rows: Sequence[Row], images: int) -> tuple[list[tuple[int, ...]], list[int | None]]:
-        """The classes and targets of a row for each image."""
-        self.check_not_one_hot(rows)
-        labels = [self.several(row) for row in rows]
-        if len(labels) != images:
-            raise DatasetError(
-                f"--label_path: {str(self.path)!r} has {len(labels)} labels but --images_root has "
-                f"{images} images; expected one label an image"
-            )
-        return labels, [self.one(row.target, row.line) if row.target else None for row in rows]
 
-    def check_not_one_hot(self, rows: Sequence[Row]) -> None:
-        """Raises DatasetError where rows seem to have a number for each class, 1 or 0, and not labels."""
-        parts = [split_labels(row.labels.strip(" []()")) for row in rows]
-        lengths, values = {len(part) for part in parts}, {value for part in parts for value in part}
-        if len(lengths) == 1 and lengths != {1} and all(re.fullmatch(r"[01](\.0*)?", v) for v in values):
-            if len(self.class_names) in lengths or lengths - {2}:
-                raise DatasetError(
-                    f"--label_path: each row of {str(self.path)!r} is ones and zeros, such as "
-                    f"{rows[0].labels[:40]!r}, which is no list of labels; give the numbers of the classes, "
-                    f"or a table with a column for each class"
-                )
+def classes_of(row: Row, labels: Sequence[str], finder: ClassFinder) -> tuple[int, ...]:
+    """The classes of a row, of which none may be there twice, as ones and zeros are."""
+    try:
+        classes = tuple(map(finder.label, labels))
+    except ValueError as error:
+        # which may be further columns
+        wanted = f", in {FORMS}" if re.search(r"[,;]|\d\s|\s\d", " ".join(labels)) else ""
+        raise ValueError(f"{row.where} {error}{wanted}") from None
+    if not classes or len(set(classes)) < len(classes):
+        what = f"has a class twice, {' '.join(labels)[:40]!r}" if classes else "has no label"
+        raise ValueError(f"{row.where} {what}; give it each of its classes once, or leave the image out")
+    return classes
 
-    def several(self, row: Row) -> tuple[int, ...]:
-        """The classes of a row, each once."""
-        where = f"--label_path: line {row.line} of {str(self.path)!r}"
-        if row.unclear:
-            raise DatasetError(
-                f"{where} says {row.unclear}; expected 1, or 0 where an image does not show it"
-            )
-        text = row.labels.strip().strip("[]()").strip()
-        if not text:
-            raise DatasetError(f"{where} has no label; give it one, or leave the image out")
-        parts = [part.strip("\"'") for part in split_labels(text)]
-        ids = [part for part in parts if wordnet_id_of(part)]
-        if len(parts) == 5 * len(ids):  # each with a box
-            parts = ids
-        elif ids and len(parts) > len(ids) and all(re.fullmatch(INTEGER, p) for p in parts if p not in ids):
-            raise DatasetError(f"{where} gives a WordNet id and numbers, {text[:40]!r}; give one of them")
-        if not all(re.fullmatch(INTEGER, part) or wordnet_id_of(part) for part in parts):
-            parts = [text]  # the name of a class, or several names
-            if "|" in text and not self.finder.places(text):
-                parts = text.split("|")
-        labels = tuple(dict.fromkeys(self.one(part, row.line) for part in parts))
-        self.check_others(row, labels)
-        return labels
 
-    def check_others(self, row: Row, labels: Sequence[int]) -> None:
-        """Raises DatasetError where another column of a row names another class."""
-        for text in row.others:
-            places = [] if re.fullmatch(INTEGER, text) else self.finder.places(text)
-            if places and not set(places) & set(labels):
-                raise DatasetError(
-                    f"--label_path: line {row.line} of {str(self.path)!r} has the label {row.labels}, which "
-                    f"counted from {self.base} is {self.class_names[labels[0]]!r}, and beside it {text!r}; "
-                    f"--label_base says what labels count from"
-                )
+def rows_of_images(path: Path, rows: Sequence[Row], images: Sequence[Path], root: Path) -> list[Row]:
+    """The row of each image, by its name with or without suffix, or else by one of another suffix: the one
+    whose folders have most in common with the image's. Those below the root must be the same, as far as the
+    row has them.
 
-    def one(self, text: str, line: int) -> int:
-        """The class of a label."""
-        text = text.strip()
-        first, last = numbers_of(self.class_names, self.base)
-        where, expected = f"--label_path: line {line} of {str(self.path)!r} is", f"{first} to {last}"
-        if re.fullmatch(INTEGER, text):
-            number = int(text.split(".")[0])
-            if not first <= number <= last:
-                raise DatasetError(f"{where} {number}; labels count from {first}, so expected {expected}")
-            found = numbered(number, self.class_names, self.base)
-            if self.called_by_numbers.get(text, found) != found:
-                raise DatasetError(
-                    f"{where} {text}, which as a name and as a label that counts from {first} is not the "
-                    f"same class; --label_base says what labels count from"
-                )
-            return found
-        places = self.finder.places(text) if text else []
-        if not places:
-            raise DatasetError(
-                f"{where} {text[:40]!r}; expected an integer from {expected}, or a WordNet id or the name of "
-                f"a class"
-            )
-        if len(places) > 1:
-            raise DatasetError(
-                f"{where} {text[:40]!r}, which may be {self.finder.described(places, first)}; give the label "
-                f"or WordNet id"
-            )
-        return places[0]
+    Raises:
+        ValueError: an image has no row or several that say different things, or a row several images.
+    """
+    by_name, by_stem = defaultdict(list), defaultdict(list)  # from the last parts of a path, of any number
+    for row in rows:
+        *folders, name = parts_of(row.name)
+        for k in range(len(folders) + 1):
+            by_name[*folders[k:], name].append(row)
+            by_stem[*folders[k:], without_suffix(name)].append(row)
+    above = parts_of(f"{root.resolve()}/")[:-1]
+    is_named = any(parts_of(row.name)[-2:-1] == above[-1:] for row in rows)
+    found: dict[Path, Row] = {}
+    image_of: dict[str, Path] = {}
+    for image in images:
+        *inner, name = parts_of(str(image.relative_to(root)))
+        stem, folders, needed = composed(image.stem), above + inner, max(len(inner), is_named)
+        index = by_name if (name,) in by_name or (stem,) in by_name else by_stem
+        key = name if (name,) in by_name else stem
+        end = next((end for k in range(len(folders) + 1) if (end := (*folders[k:], key)) in index), ())
+        near = [row for row in index.get(end, ()) if min(len(parts_of(row.name)) - 1, needed) < len(end)]
+        if not near:
+            continue
+        found[image], other = near[0], image_of.setdefault(near[0].where, image)
+        remedy = "only suffixes differ" if index is by_stem else "name images with their folder and suffix"
+        if other != image:
+            one, two = (str(path.relative_to(root)) for path in (other, image))
+            raise ValueError(f"{near[0].where} may be of {one!r} or of {two!r}; {remedy}")
+        if any(row[2:] != near[0][2:] for row in near):
+            raise ValueError(f"{near[-1].where} gives {name!r} another label than a line above; {remedy}")
+        if index is by_stem:
+            note(f"{str(path)!r} has images with other suffixes; they are found by the rest of their names")
+    missing = [str(image.relative_to(root)) for image in images if image not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
+        wanted = f"; expected {FORMS}" if not found else ""
+        raise ValueError(f"{str(path)!r} has no row for {missing[0]}{more}{wanted}")
+    return [found[image] for image in images]

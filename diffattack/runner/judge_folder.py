@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from diffattack.common.device import resolve_device, resolve_dtype
 from diffattack.common.errors import InputError
-from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of
-from diffattack.data.labels import Labels, check_target
+from diffattack.data.classes import ClassFinder
+from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of, target_class
+from diffattack.data.labels import read_labels
 from diffattack.data.layout import SUBFOLDERS, Layout
 from diffattack.data.records import json_digest, read_configuration
 from diffattack.evaluation.clean_check import check_labels
@@ -133,8 +134,9 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
             f"--target_label {TARGET_COLUMN} names a column, and the files of an output folder have other "
             f"names than the CSV; give a label"
         )
-    labels = Labels(options.label_path, class_names, base).of_images_in_order(clean)
-    target = None if target is None else check_target(target, class_names, base)
+    finder = ClassFinder(class_names, base)
+    labels, _ = read_labels(options.label_path, clean, finder)
+    target = None if target is None else target_class(target, finder)
     return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
 
 
