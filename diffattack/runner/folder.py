@@ -48,31 +48,6 @@ REPORTS = ("results.json", "images.csv", "log.txt", "report.html", "run.json")
 # ---------------------------------------------------------------- what a run is
 
 
-def configuration_of(
-    options: Options, dtype: torch.dtype, items: Sequence[Item], contents: dict, classifiers: dict
-) -> dict:
-    """All that the files of a run depend on, with `content_digests` and identities of classifiers by name;
-    the digest of an image's content is in its record.
-    """
-    base = options.label_base
-    flags = {
-        declared.name: plain(getattr(options, declared.name))
-        for declared in fields(Options)
-        if declared.metadata["identifies_run"]
-    }
-    # whose curve is kept, since its pictures are not
-    curve_judges = list(dict.fromkeys((*options.model_name, *options.judges))) if options.judge_at else []
-    return flags | {
-        "dtype": str(dtype).removeprefix("torch."),
-        "images": [name_of(item, options) for item in items],
-        "labels": [counted(item.labels, base) for item in items],
-        "targets": [None if item.target is None else item.target + base for item in items],
-        "curve_judges": curve_judges,
-        "contents": contents,
-        "classifiers": classifiers,
-    }
-
-
 def plain(value: object) -> object:
     """A flag's value as JSON gives it back."""
     if isinstance(value, tuple):
@@ -90,12 +65,17 @@ def counted(labels: Sequence[int], base: int) -> int | list[int]:
     return labels[0] + base if len(labels) == 1 else [label + base for label in labels]
 
 
+def flags_of(options: Options, identify: bool = False) -> dict:
+    """The flags and their values; or those alone that identify a run."""
+    declared = [one for one in fields(options) if one.metadata["identifies_run"] or not identify]
+    return {one.name: plain(getattr(options, one.name)) for one in declared}
+
+
 def provenance(options: Options, device: torch.device) -> dict:
     """What a results file tells of where its figures come from."""
     packages = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
-    flags = {declared.name: plain(getattr(options, declared.name)) for declared in fields(options)}
     versions = {package: version_of(package) for package in packages}
-    return {"configuration": flags, "device": str(device), "versions": versions}
+    return {"configuration": flags_of(options), "device": str(device), "versions": versions}
 
 
 def version_of(package: str) -> str | None:

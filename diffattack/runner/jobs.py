@@ -150,13 +150,12 @@ def jobs_of(
 ) -> list[Job]:
     """The jobs of options with the identities of their runs; all judges share what they load."""
     loaded: dict[str, torch.nn.Module] = {}
-    jobs, first = [], None
+    jobs = []
     for (options, identity), attack in zip(runs, attacks):
         loaded |= dict(zip(options.model_name, attack.classifiers)) if attack else {}
         judges = judges_of(experiment, options, attack and attack.diffusion, loaded)
-        files = PictureFiles(experiment.layout(options), options.res, same_clean=first)
+        files = PictureFiles(experiment.layout(options), options.res)
         jobs.append(Job(attack, options, identity, files, experiment.masks, judges))
-        first = first or files
     return jobs
 
 

@@ -40,7 +40,6 @@ class PictureFiles:
     layout: Layout
     size: int  # pixels of a picture's side
     paths: Mapping[int, Sequence[Path]] | None = None  # by the image's index; None where the layout knows
-    same_clean: PictureFiles | None = None  # where the same clean pictures are judged, as of another attack
 
     def pictures(self, item: Item) -> list[Path]:
         """Clean, adversarial, and reconstructed where that was written."""
@@ -124,15 +123,9 @@ def judge_images(
     """Judges the images that these judges have not; `done` is told of how many are."""
     for start in range(0, len(items), CHUNK):
         chunk = [item for item in items[start : start + CHUNK] if files.judged(item, judges) is None]
-        same = [files.same_clean and files.same_clean.judged(item, judges) for item in chunk]
-        if chunk:
-            found = judge(
-                judges,
-                files.read(chunk),
-                None if None in same else joined(same, len(same), files.layout.folder),
-            )
-            for k, item in enumerate(chunk):
-                write_judged(files.file(item), found.of_image(k), judges, files.key(item))
+        judged = judge(judges, files.read(chunk)) if chunk else None
+        for k, item in enumerate(chunk):
+            write_judged(files.file(item), judged.of_image(k), judges, files.key(item))
         done(len(items[start : start + CHUNK]))
 
 

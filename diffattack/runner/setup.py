@@ -47,10 +47,12 @@ from diffattack.evaluation.warnings import warnings_about_outputs
 from diffattack.options import Options
 from diffattack.runner.folder import (
     check_save_dir,
-    configuration_of,
     content_digests,
+    counted,
     file_digest,
+    flags_of,
     in_brief,
+    name_of,
 )
 
 if TYPE_CHECKING:
@@ -71,14 +73,23 @@ class Experiment:
     identities: dict[str, dict] = field(default_factory=dict)
 
     def configuration(self, options: Options) -> dict:
-        """What the files of a run with these options depend on."""
-        file = Path(parse_attack(options.attack).source)
-        contents = self.contents | ({options.attack: file_digest(file)} if file.is_file() else {})
+        """All that the files of a run with these options depend on, as run.json holds it; the digest of an
+        image's content is in its record.
+        """
+        file, base = Path(parse_attack(options.attack).source), options.label_base
+        own_attack = {options.attack: file_digest(file)} if file.is_file() else {}
         # others judge written pictures, which can be judged again, but for those that were judged on the way
-        needed = (*options.model_name, *(options.judges if options.judge_at else ()))
-        known = {name: self.identities.get(name) for name in undefended_names(needed)}
-        classifiers = {name: identity for name, identity in known.items() if identity}
-        return configuration_of(options, self.dtype, self.items, contents, classifiers)
+        curve_judges = dict.fromkeys((*options.model_name, *options.judges)) if options.judge_at else ()
+        needed = undefended_names((*options.model_name, *curve_judges))
+        return flags_of(options, identify=True) | {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "images": [name_of(item, options) for item in self.items],
+            "labels": [counted(item.labels, base) for item in self.items],
+            "targets": [None if item.target is None else item.target + base for item in self.items],
+            "curve_judges": list(curve_judges),
+            "contents": self.contents | own_attack,
+            "classifiers": {name: self.identities[name] for name in needed if name in self.identities},
+        }
 
     def load_classifier(self, name: str, **how: object) -> torch.nn.Module:
         """A classifier on the device, with how it is to be used as classifiers/registry.py takes it.
@@ -140,13 +151,6 @@ def class_names_of(options: Options) -> tuple[str, ...]:
     return names
 
 
-def read_items(options: Options, class_names: Sequence[str]) -> list[Item]:
-    """The images of --images_root with their labels and, in a targeted attack, their targets."""
-    return read_dataset(
-        options.images_root, options.label_path, class_names, options.label_base, options.target_label
-    )
-
-
 def read_experiment(options: Options) -> Experiment:
     """Reads what the options name, without loading a network.
 
@@ -156,7 +160,9 @@ def read_experiment(options: Options) -> Experiment:
     check_save_dir(options.save_dir)
     check_images_root(options)
     class_names = class_names_of(options)
-    items = read_items(options, class_names)
+    items = read_dataset(
+        options.images_root, options.label_path, class_names, options.label_base, options.target_label
+    )
     check_inputs(options, [item.path for item in items])
     resolved = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, resolved)
