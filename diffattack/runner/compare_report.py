@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 from diffattack.common.progress import progress
 from diffattack.data.dataset import Item
+from diffattack.data.images import Pictures
 from diffattack.data.records import ANALYSIS, Run, json_text, read_run
 from diffattack.evaluation.comparison import Report, compare_runs, report_sweep
 from diffattack.evaluation.curves import (
@@ -131,9 +132,7 @@ def write_comparison(
     parts = {one.name: points_of(one, items) for one in results} if options.attacks and items else {}
     add_curves(report, parts, PARTS)
     add_other_sources(report, options)
-    # the table of a paper goes without the notes
-    paper_table = [row[:-1] for row in report.sections[0][1]]
-    write_report(folder, "comparison", title, report, paper_table, options, results)
+    write_report(folder, "comparison", title, report, options, results)
     if options.figures != "none":
         draw(options, runs, evaluations, folder)
         if parts:
@@ -150,10 +149,12 @@ def write_comparison(
 
 def points_of(result: Result, items: Sequence[Item]) -> Points:
     """Over parts of each picture's change."""
-    starts, files = range(0, len(items), CHUNK), result.job.files
-    steps = progress(starts, desc=f"parts of the change, {result.name}", unit=f"{CHUNK} image")
-    chunks = (files.read(items[start : start + CHUNK]) for start in steps)
-    return scaled_points(chunks, result.evaluation, result.job.judges)
+
+    def read() -> Iterator[Pictures]:
+        for start in progress(range(0, len(items), CHUNK), desc=f"parts of {result.name}", unit="batch"):
+            yield result.job.files.read(items[start : start + CHUNK])
+
+    return scaled_points(read, result.evaluation, result.job.judges)
 
 
 def write_sweep(options: CompareOptions, results: Sequence[Result], failures: list[str]) -> Report:
@@ -174,9 +175,7 @@ def write_sweep(options: CompareOptions, results: Sequence[Result], failures: li
     add_curves(report, {name: curve_points(run) for name, run in runs.items()}, ITERATIONS)
     report.sections.append(("Costs", cost_rows({name: list(run.rows) for name, run in runs.items()})))
     add_other_sources(report, options)
-    write_report(
-        options.save_dir, "sweep", f"Sweep of {sweep.flag}", report, report.sections[0][1], options, results
-    )
+    write_report(options.save_dir, "sweep", f"Sweep of {sweep.flag}", report, options, results)
     if options.figures != "none":
         (options.save_dir / ANALYSIS).mkdir(exist_ok=True)
         title = f"Attack success against visibility, by {sweep.flag}"
@@ -217,7 +216,6 @@ def write_report(
     kind: str,
     title: str,
     report: Report,
-    paper_table: list[list[str]],
     options: CompareOptions,
     results: Sequence[Result],
 ) -> None:
@@ -236,7 +234,7 @@ def write_report(
     contents = {
         "json": json_text(report.results | sources, indent=2),
         "md": markdown(title, report.sections, report.remarks),
-        "tex": latex(paper_table, report.caption),
+        "tex": latex(report.sections[0][1], report.caption),
         "csv": out.getvalue(),
     }
     write_texts(folder, {f"{kind}.{ending}": text for ending, text in contents.items()})
