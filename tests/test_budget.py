@@ -20,7 +20,7 @@ NAMES = {"psnr": "PSNR dB", "ssim": "SSIM", "l2": "L2"}
 def measured(images: torch.Tensor, measure: str) -> list[float]:
     """Of the files that would be written."""
     pixels = ((255 * rounded(x)).byte().permute(0, 2, 3, 1).numpy() for x in (CLEAN, images))
-    return visibility(*pixels)[NAMES[measure]].tolist()
+    return [visibility(*pair)[NAMES[measure]] for pair in zip(*pixels)]
 
 
 @pytest.mark.parametrize("text", ["psnr=37", "ssim=0.98", "l2=2.5"])

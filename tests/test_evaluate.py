@@ -170,25 +170,17 @@ def test_transfer_mean_is_of_rates_and_resamples_images_for_all_classifiers_at_o
 
 
 def test_visibility_against_closed_forms():
-    clean = np.full((2, 32, 32, 3), 100, np.uint8)
-    other = clean.copy()
-    other[1] += 5
-    figures = visibility(clean, other)
-    assert figures["PSNR dB"].tolist() == [np.inf, pytest.approx(20 * np.log10(255 / 5))]
-    assert (
-        psnr(clean[1], other[1]) == pytest.approx(20 * np.log10(255 / 5))
-        and psnr(clean[0], other[0]) == np.inf
-    )
-    assert figures["L1 (levels)"].tolist() == pytest.approx([0, 5], abs=1e-5) and figures[
-        "Linf (levels)"
-    ].tolist() == pytest.approx([0, 5], abs=1e-5)
-    assert figures["L2"].tolist() == pytest.approx([0, 5 / 255 * np.sqrt(32 * 32 * 3)])
-    c1, a, b = (
-        0.01**2,
-        100 / 255,
-        105 / 255,
-    )  # on constant pictures only the luminance term of SSIM is left; float32 leaves 2e-4
-    assert figures["SSIM"].tolist() == pytest.approx([1, (2 * a * b + c1) / (a**2 + b**2 + c1)], abs=5e-4)
+    clean = np.full((32, 32, 3), 100, np.uint8)
+    same, found = visibility(clean, clean), visibility(clean, clean + 5)
+    assert (same["PSNR dB"], same["L1 (levels)"], same["Linf (levels)"], same["L2"]) == (np.inf, 0, 0, 0)
+    assert found["PSNR dB"] == psnr(clean, clean + 5) == pytest.approx(20 * np.log10(255 / 5))
+    assert found["L1 (levels)"] == pytest.approx(5, abs=1e-5)
+    assert found["Linf (levels)"] == pytest.approx(5, abs=1e-5)
+    assert found["L2"] == pytest.approx(5 / 255 * np.sqrt(32 * 32 * 3))
+    # on constant pictures only the luminance term of SSIM is left; float32 leaves 2e-4
+    c1, a, b = 0.01**2, 100 / 255, 105 / 255
+    assert same["SSIM"] == pytest.approx(1, abs=5e-4)
+    assert found["SSIM"] == pytest.approx((2 * a * b + c1) / (a**2 + b**2 + c1), abs=5e-4)
 
 
 # ---------------------------------------------------------------- warnings

@@ -150,10 +150,6 @@ class ImageRecord(AttackRecord):
         return self.row["index"]
 
     @property
-    def outcome(self) -> str:
-        return outcome_of(self.row)
-
-    @property
     def losses(self) -> np.ndarray:
         """`(4, iterations)`, before their factors: attack, sums of `L_i` and `c_i L_i`, cross-attention."""
         both = self.self_attention_loss, self.cross_attention_loss
@@ -234,7 +230,11 @@ class Run:
             index = index_of(path)
             while row is not None and row["index"] < index:
                 row = next(added_up, None)
-            yield row if row is not None and row["index"] == index else read_row(path)
+            yield (
+                row
+                if row is not None and row["index"] == index
+                else read_record(path, self.records.identity).row
+            )
 
     @property
     def layer_losses(self) -> np.ndarray:
@@ -320,11 +320,6 @@ def rows_of_results(path: Path) -> Iterator[dict]:
         with open(path, encoding="utf-8") as file:
             lines = (line for line in file if line.startswith('    {"index": '))
             yield from (row_of(line.rstrip(",\n")) for line in lines)
-
-
-def read_row(path: Path) -> dict:
-    """The row of a record alone; RecordError as of `read_record`."""
-    return read_record(path).row
 
 
 # what all judges find of an image's pictures at the iterations of `--judge_at`: evaluation/curves.py

@@ -7,7 +7,7 @@ their change, or at several values of a flag (`--sweep`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -87,11 +87,11 @@ def curve_of_image(
         every, goals = np.repeat(labels, len(pictures), 0), np.repeat(targets, len(pictures))
         predicted, _ = predict(judges[name], pictures, every, judges.device, batch, judges.head, goals)
         found[:, k, 0], found[:, k, 1] = predicted[0], predicted[1:]
-    visible = [visibility(clean[None], pictures_at[step][None]) for step in steps]
+    visible = (visibility(clean, pictures_at[step]) for step in steps)
     return {
         "curve_iterations": np.array(steps),
         "curve_predictions": found,
-        "curve_visibility": np.array([[float(one[name][0]) for name in MEASURES] for one in visible]),
+        "curve_visibility": np.array([[one[name] for name in MEASURES] for one in visible]),
     }
 
 
@@ -124,7 +124,7 @@ def scaled(clean: np.ndarray, adversarial: np.ndarray, part: float) -> np.ndarra
 
 
 def scaled_points(
-    chunks: Iterable[Pictures], evaluation: Evaluation, judges: Judges
+    read: Callable[[], Iterable[Pictures]], evaluation: Evaluation, judges: Judges
 ) -> dict[int, Evaluation]:
     """Each of the PARTS as if a run had ended with it, judged by the classifiers of `evaluation` that stand
     behind no defence; `evaluation` itself is the last.
@@ -133,26 +133,23 @@ def scaled_points(
     change is not what the attack would have found within a smaller budget, but it is the same for all.
 
     Args:
-        chunks: the pictures of the run, some at a time, in the order of the evaluation.
+        read: gives the pictures of the run, some at a time, in the order of the evaluation.
     """
     chosen = [r for k, r in enumerate(evaluation.classifiers) if evaluation.role(k) != "defended"]
-    predicted = {part: [r.predictions[:, :1, :2].copy() for r in chosen] for part in PARTS[:-1]}
-    visible: dict[float, list[dict[str, np.ndarray]]] = {part: [] for part in PARTS[:-1]}
-    start = 0
-    for pictures in chunks:
-        end = start + len(pictures.clean)
-        about = (pictures.labels, judges.device, 16, judges.head, pictures.targets)
-        for part, found in predicted.items():
-            version = scaled(pictures.clean, pictures.adversarial, part)
-            visible[part].append(visibility(pictures.clean, version))
-            for result, predictions in zip(chosen, found):
-                predictions[start:end, 0, 1] = predict(judges[result.name], version, *about)[0]
-        start = end
     points = {}
-    for part, found in predicted.items():
-        quality = {name: np.concatenate([one[name] for one in visible[part]]) for name in visible[part][0]}
-        results = [replace(result, predictions=p, logits=None) for result, p in zip(chosen, found)]
-        points[round(100 * part)] = Evaluation(results, quality_by_image(quality), [], evaluation.surrogates)
+    for part in PARTS[:-1]:
+        after, visible = [], []
+        for pictures in read():
+            version = scaled(pictures.clean, pictures.adversarial, part)
+            about = (version, pictures.labels, judges.device, 16, judges.head, pictures.targets)
+            after.append([predict(judges[result.name], *about)[0] for result in chosen])
+            visible += map(visibility, pictures.clean, version)
+        results = [
+            replace(r, predictions=np.stack([r.predictions[:, 0, 0], found], 1)[:, None], logits=None)
+            for r, found in zip(chosen, np.concatenate(after, 1))
+        ]
+        quality = quality_by_image({name: np.array([one[name] for one in visible]) for name in MEASURES})
+        points[round(100 * part)] = Evaluation(results, quality, [], evaluation.surrogates)
     return points | {100: Evaluation(chosen, evaluation.quality, [], evaluation.surrogates)}
 
 
@@ -163,12 +160,12 @@ def curve_of(evaluations: Iterable[Evaluation]) -> dict[str, np.ndarray]:
     """Of an attack's evaluations at its points, in their order, VISIBILITIES and scores by image: `(points,
     B)`.
     """
-    each = [visibilities(evaluation) | transfer_scores(evaluation) for evaluation in evaluations]
+    each = [
+        {name: sign * evaluation.quality[name].by_image for name, sign in VISIBILITIES.items()}
+        | transfer_scores(evaluation)
+        for evaluation in evaluations
+    ]
     return {name: np.stack([one[name] for one in each]) for name in each[0]}
-
-
-def visibilities(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    return {name: sign * evaluation.quality[name].by_image for name, sign in VISIBILITIES.items()}
 
 
 def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ from diffattack.common.device import memory_is_short
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
 from diffattack.evaluation.metrics import features_of, measures
-from diffattack.evaluation.predictions import PREDICTION, OneDraw, predict
+from diffattack.evaluation.predictions import PREDICTION, one_draw, predict
 from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs
 
 
@@ -161,15 +161,18 @@ def judge(judges: Judges, pictures: Pictures, clean: Judged | None = None) -> Ju
         logits = np.concatenate([clean.logits[:, :, :1], logits], 2)
         certificates = np.concatenate([clean.certificates[..., :1], certificates], -1)
         features = np.concatenate([clean.features[:, :1], features], 1)
-    visible = [measures_of(pictures, side, device) for side in pictures.sides[1:]]
+    # one by one, as each picture takes 16 MB
+    visible = [
+        [measures(first, other, device) for other in others] for first, *others in zip(*pictures.sides)
+    ]
     return Judged(
         predictions,
         certificates,
         logits,
         gradients_of(judges, pictures) if clean is None else clean.gradients,
-        np.stack([np.stack(list(values.values()), 1) for values in visible], 1),
+        np.array([[list(of_side.values()) for of_side in of_image] for of_image in visible]),
         features,
-        np.array(list(visible[0])),
+        np.array(list(visible[0][0])),
         np.array([line for name in names for line in judges.oddities.get(name, ())], str),
     )
 
@@ -186,7 +189,8 @@ def judge_by(
         judges.oddities.setdefault(
             name, warnings_about_outputs(name, classifier, pictures.clean[:1], device, head)
         )
-    looks = [classifier, *(OneDraw(classifier, number) for number in range(judges.draws_of(name)))]
+    draws = range(judges.draws_of(name))
+    looks = [classifier, *(functools.partial(one_draw, classifier, number) for number in draws)]
     predicted = np.zeros((len(pictures.clean), len(looks), len(sides)), PREDICTION)
     certificates, logits = np.full((len(predicted), len(sides)), NO_CERTIFICATE, CERTIFICATE), []
     for side, images in enumerate(sides):
@@ -212,13 +216,6 @@ def gradients_of(judges: Judges, pictures: Pictures) -> np.ndarray:
 def batch_on(device: torch.device) -> int:
     """Pictures at once."""
     return 1 if device.type == "cpu" else 16
-
-
-def measures_of(pictures: Pictures, side: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
-    """Measures of visibility by name, `(B,)`; one by one, as each picture takes 16 MB."""
-    pairs = zip(pictures.clean, side)
-    found = [measures(clean[None], other[None], device) for clean, other in pairs]
-    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
 # ---------------------------------------------------------------- what is kept

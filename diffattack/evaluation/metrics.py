@@ -40,22 +40,22 @@ class Quality:
     note: str | None = None
 
 
-def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
-    """How far 8-bit pictures `(B, H, W, 3)` are from the clean ones, by image `(B,)`.
+def visibility(clean: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """How far an 8-bit picture `(H, W, 3)` is from the clean one.
 
     SSIM (Wang et al., 2004) and PSNR; of the difference, L1 as the mean over pixels and channels and Linf,
     both in 8-bit levels, and L2 as the Euclidean norm with values in [0, 1]; and `change_where_smooth`, NaN
     for a picture that is smooth nowhere.
     """
     a, b = to_tensor(clean), to_tensor(other)
-    difference = (b - a).double().flatten(1)
+    difference = (b - a).double()
     return {
-        "SSIM": ssim(a, b).numpy(),
-        "PSNR dB": -10 * (b.double() - a.double()).square().flatten(1).mean(1).log10().numpy(),
-        "L1 (levels)": 255 * torch.linalg.vector_norm(difference, 1, 1).numpy() / difference.shape[1],
-        "L2": torch.linalg.vector_norm(difference, 2, 1).numpy(),
-        "Linf (levels)": 255 * torch.linalg.vector_norm(difference, math.inf, 1).numpy(),
-        "where smooth (levels)": change_where_smooth(a, b).double().numpy(),
+        "SSIM": float(ssim(a, b)),
+        "PSNR dB": psnr(clean, other),
+        "L1 (levels)": 255 * float(difference.abs().mean()),
+        "L2": float(difference.norm()),
+        "Linf (levels)": 255 * float(difference.abs().max()),
+        "where smooth (levels)": float(change_where_smooth(a, b)),
     }
 
 
@@ -64,8 +64,8 @@ def psnr(clean: np.ndarray, other: np.ndarray) -> float:
     return -10 * float((to_tensor(other).double() - to_tensor(clean).double()).square().mean().log10())
 
 
-def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures of 8-bit pictures `(B, H, W, 3)` beside the clean ones, by image `(B,)`.
+def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Measures of an 8-bit picture `(H, W, 3)` beside the clean one.
 
     MS-SSIM (Wang et al., 2003), which is left out where a side is below 161 pixels, as its window does not
     fit into the coarsest of its five scales; FSIMc (Zhang et al., 2011), the form of FSIM that sees colours,
@@ -75,19 +75,16 @@ def perceptual(clean: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     """
     import piq
 
-    found: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-        "MS-SSIM": lambda a, b: piq.multi_scale_ssim(b, a, data_range=1.0),
-        "FSIMc": lambda a, b: piq.fsim(b, a, data_range=1.0, chromatic=True),
+    a, b = to_tensor(clean), to_tensor(other)
+    large = min(clean.shape[:2]) >= SMALLEST_MS_SSIM
+    return {
+        **({"MS-SSIM": float(piq.multi_scale_ssim(b, a, data_range=1.0))} if large else {}),
+        "FSIMc": float(piq.fsim(b, a, data_range=1.0, chromatic=True)),
         # in float32 its logit is off by 2e-6 at 1; black on black it is infinite
-        "HaarPSI": lambda a, b: piq.haarpsi(b.double(), a.double(), data_range=1.0).clamp(max=1),
-        "GMSD": lambda a, b: piq.gmsd(b, a, data_range=1.0),
+        "HaarPSI": float(piq.haarpsi(b.double(), a.double(), data_range=1.0).clamp(max=1)),
+        "GMSD": float(piq.gmsd(b, a, data_range=1.0)),
+        "CIEDE2000": colour_difference(clean, other),
     }
-    if min(clean.shape[1:3]) < SMALLEST_MS_SSIM:
-        del found["MS-SSIM"]
-    # picture by picture: FSIM holds 16 filtered copies of each, and is quicker so
-    pairs = [(to_tensor(clean[k]), to_tensor(other[k])) for k in range(len(clean))]
-    by_image = {name: np.array([float(measure(*pair)) for pair in pairs]) for name, measure in found.items()}
-    return by_image | {"CIEDE2000": np.array([colour_difference(a, b) for a, b in zip(clean, other)])}
 
 
 def colour_difference(clean: np.ndarray, other: np.ndarray) -> float:
@@ -113,27 +110,27 @@ def lpips_network(device: torch.device) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
-    """LPIPS (Zhang et al., 2018) with torchvision's AlexNet by image, `(B,)`; none without its weights, of
-    which docs/usage.md says how to get them.
+def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, float]:
+    """LPIPS (Zhang et al., 2018) with torchvision's AlexNet; none without its weights, of which docs/usage.md
+    says how to get them.
     """
     from torchvision.models import AlexNet_Weights
 
     if not is_at_hand(AlexNet_Weights.DEFAULT.url):
         return {}
-    pairs = ([to_tensor(side[k]).to(device) for side in (other, clean)] for k in range(len(clean)))
-    return {"LPIPS": np.array([float(lpips_network(device)(*pair)) for pair in pairs])}
+    pair = (to_tensor(picture).to(device) for picture in (other, clean))
+    return {"LPIPS": float(lpips_network(device)(*pair))}
 
 
-def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
-    """All measures of how far 8-bit pictures `(B, H, W, 3)` are from the clean ones, by image `(B,)`."""
+def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, float]:
+    """All measures of how far an 8-bit picture `(H, W, 3)` is from the clean one."""
     return visibility(clean, other) | perceptual(clean, other) | lpips(clean, other, device)
 
 
 @functools.cache
 def names_of_measures(size: int, device: torch.device) -> tuple[str, ...]:
     """Of those that can be had here for pictures of so many pixels a side."""
-    black = np.zeros((1, size, size, 3), np.uint8)
+    black = np.zeros((size, size, 3), np.uint8)
     return tuple(measures(black, black, device))
 
 
@@ -166,11 +163,6 @@ class ClassifierFeatures(torch.nn.Module):
         return self.features
 
 
-class ToBytes(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (images * 255).round().byte()
-
-
 def feature_network(surrogates: Sequence[str]) -> str:
     """The name of the network whose features are taken: Inception v3 where torch-fidelity and its weights are
     at hand, else an embedded classifier, and no surrogate if there is another.
@@ -186,14 +178,14 @@ def feature_network(surrogates: Sequence[str]) -> str:
 
 
 @functools.lru_cache(1)
-def load_feature_network(name: str, device: torch.device) -> torch.nn.Module:
+def load_feature_network(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """From images `(B, 3, H, W)` in [0, 1] to features `(B, d)`."""
     if name != INCEPTION:
         return ClassifierFeatures(load_classifier(name)).to(device)
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-    return torch.nn.Sequential(ToBytes(), network).to(device)
+    network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
+    return lambda images: network((images * 255).round().byte())
 
 
 @torch.no_grad()
@@ -238,11 +230,11 @@ def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
     usually a mean over random subsets.
     """
     count, distance = len(clean), 0.0
-    starts = range(0, count, ROWS)
-    for row in tqdm(starts, desc="kernel distance", unit="block", delay=1, leave=False):
-        a, b = (features[row : row + ROWS].double() for features in (clean, other))
-        for column in starts:
-            x, y = (features[column : column + ROWS].double() for features in (clean, other))
+    blocks = list(zip(clean.split(ROWS), other.split(ROWS)))
+    for row, rows in enumerate(tqdm(blocks, desc="kernel distance", unit="block", delay=1, leave=False)):
+        a, b = (features.double() for features in rows)
+        for column, columns in enumerate(blocks):
+            x, y = (features.double() for features in columns)
             within = kernel(a, x) + kernel(b, y)
             if row == column:  # no picture is paired with itself
                 within.fill_diagonal_(0)

@@ -269,17 +269,11 @@ class ClassifierResult:
         return f"{self.name}: {', '.join(parts)} {limits}"
 
 
-class OneDraw(torch.nn.Module):
-    """A classifier behind random defences as the draw of that number alone shows it, counted from 0; it is
-    the same for every image, before the attack and after it.
+def one_draw(defended: Defended, number: int, images: torch.Tensor) -> torch.Tensor:
+    """The logits of a classifier behind random defences by the draw of that number alone, counted from 0; it
+    is the same for every image, before the attack and after it.
     """
-
-    def __init__(self, defended: Defended, number: int):
-        super().__init__()
-        self.defended, self.number = defended, number
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.defended.classifier(self.defended.changed(images, SEED + self.number))
+    return defended.classifier(defended.changed(images, SEED + number))
 
 
 def average_precision(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -65,10 +65,6 @@ class Evaluation:
         """Those that are no surrogate and undefended."""
         return [result for result in self.classifiers[self.surrogates :] if not result.is_defended]
 
-    @property
-    def with_reconstructions(self) -> bool:
-        return self.classifiers[0].has_reconstructions
-
     def joint(self) -> tuple[np.ndarray, np.ndarray]:
         """Which images all surrogates had right before, and which of these fool all of them at once; `(B,)`
         each.
@@ -84,7 +80,9 @@ class Evaluation:
 
     def transfer_rate(self, figure: str) -> Estimate | None:
         """Mean over the transfer classifiers of one of FIGURES; None where there is none."""
-        if not self.transfers or (figure in OF_RECONSTRUCTION and not self.with_reconstructions):
+        if not self.transfers or (
+            figure in OF_RECONSTRUCTION and not self.classifiers[0].has_reconstructions
+        ):
             return None
         return transfer_mean(self.transfers, figure)
 
@@ -145,7 +143,9 @@ class Evaluation:
         means.
         """
         columns = {
-            n: t for n, t in COLUMNS.items() if self.with_reconstructions or n not in OF_RECONSTRUCTION
+            n: t
+            for n, t in COLUMNS.items()
+            if self.classifiers[0].has_reconstructions or n not in OF_RECONSTRUCTION
         }
         if self.classifiers[0].precisions:
             columns |= {"mAP_before": "mAP before", "mAP_after": "mAP after"}
@@ -177,7 +177,7 @@ class Evaluation:
 
     def quality_rows(self) -> list[list[str]]:
         """A table with a row a measure."""
-        alone = self.with_reconstructions
+        alone = self.classifiers[0].has_reconstructions
         rows = [["to the clean images", "adversarial", *(["reconstructed only"] if alone else []), ""]]
         for name, figure in self.quality.items():
             columns = [figure.adversarial, *([figure.reconstructed] if alone else [])]

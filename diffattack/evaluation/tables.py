@@ -53,8 +53,10 @@ def markdown(heading: str, sections: Sections, remarks: Sequence[str]) -> str:
 
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A booktabs table that goes into a paper as it is."""
-
+    """A booktabs table that goes into a paper as it is; a last column without a title, of notes, stays
+    out.
+    """
+    rows = [row if rows[0][-1] else row[:-1] for row in rows]
     escaped = str.maketrans({character: f"\\{character}" for character in "%_&#$"})
     head, *lines = (" & ".join(cell.strip().translate(escaped) for cell in row) + r" \\" for row in rows)
     return "\n".join(

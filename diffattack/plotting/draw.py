@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,8 @@ from tqdm import tqdm
 from diffattack.common.errors import note
 from diffattack.common.parallel import end_with_parent, interrupts_held
 from diffattack.data.images import read_pair, replacing, write_image
-from diffattack.data.records import ANALYSIS, ImageRecord, Run
-from diffattack.data.sample import FIGURE_IMAGES, Sample, choose
+from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
+from diffattack.data.sample import FIGURE_IMAGES, choose
 from diffattack.evaluation.tables import deciding
 from diffattack.plotting.figures import (
     DPI,
@@ -134,7 +134,7 @@ def captions(record: ImageRecord, why: str = "") -> tuple[str, str]:
     chosen = f"; {why}, {record.row['psnr']:.1f} dB" if why else ""
     return (
         f"{short(record.row['file'])}\n{short(before[0])} {before[1]:.2f}",
-        f"{record.outcome}{chosen}:\n{short(after[0])} {after[1]:.2f}",
+        f"{outcome_of(record.row)}{chosen}:\n{short(after[0])} {after[1]:.2f}",
     )
 
 
@@ -205,8 +205,11 @@ def draw_folders(
     for run in runs:
         (run.folder / ANALYSIS).mkdir(exist_ok=True)
         sample = choose(run.summary.psnr, figure_images, run.configuration.get("seed", 0))
-        if sample.is_part:
-            note(f"{sample}; --figure_images says how many")
+        if len(sample) < len(run.records):
+            note(
+                f"figures of {len(sample):,} of {len(run.records):,} images, the most and the least visible "
+                f"and some drawn by the seed; --figure_images says how many"
+            )
         delete_others(run, sample)
         work += works_of(run, sample, each_image, anew, pdf)
     context, processes = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16, len(work))
@@ -226,24 +229,24 @@ def draw_folders(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def works_of(run: Run, sample: Sample, each_image: bool, anew: bool, pdf: bool) -> list[tuple]:
+def works_of(run: Run, sample: Mapping[int, str], each_image: bool, anew: bool, pdf: bool) -> list[tuple]:
     """What processes draw of a run, as functions with their arguments, all of them small: each image's
     figures, of those images of which they are missing or `anew`, and contact sheets, SHEET images on a page.
     """
-    lacking = [k for k in sample.why if anew or not is_drawn(run, int(run.summary.indices[k]))]
+    lacking = [k for k in sample if anew or not is_drawn(run, int(run.summary.indices[k]))]
     images = [(save_image_figures, run.of([k]), pdf) for k in lacking if each_image]
-    chosen = list(sample.why)
+    chosen = list(sample)
     pages = [chosen[first : first + SHEET] for first in range(0, len(chosen), SHEET)]
     return images + [
-        (save_contact_sheet, run.of(page), pdf, number, [sample.why[k] for k in page])
+        (save_contact_sheet, run.of(page), pdf, number, [sample[k] for k in page])
         for number, page in enumerate(pages, 1)
     ]
 
 
-def delete_others(run: Run, sample: Sample) -> None:
+def delete_others(run: Run, sample: Collection[int]) -> None:
     """Deletes the figures of images that are not in the sample, and contact sheets beyond its last."""
-    kept = {int(run.summary.indices[k]) for k in sample.why}
-    pages = -(-len(sample.why) // SHEET)
+    kept = {int(run.summary.indices[k]) for k in sample}
+    pages = -(-len(sample) // SHEET)
     of_image = re.compile(rf"(\d{{4,}})_({'|'.join(IMAGE_FIGURES)})\.(png|pdf)")
     of_sheet = re.compile(r"contact_sheet_([1-9]\d*)\.(png|pdf)")
     for path in (run.folder / ANALYSIS).iterdir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffattack.data.dataset import Item
+from diffattack.data.images import Pictures
 from diffattack.data.records import ANALYSIS, Run, json_text, read_run
 from diffattack.evaluation.comparison import Report, compare_runs, report_sweep
 from diffattack.evaluation.curves import (
@@ -132,9 +133,7 @@ def write_comparison(
     parts = {one.name: points_of(one, items) for one in results} if options.attacks and items else {}
     add_curves(report, parts, PARTS)
     add_other_sources(report, options)
-    # the table of a paper goes without the notes
-    paper_table = [row[:-1] for row in report.sections[0][1]]
-    write_report(folder, "comparison", title, report, paper_table, options, results)
+    write_report(folder, "comparison", title, report, options, results)
     if options.figures != "none":
         draw(options, runs, evaluations, folder)
         if parts:
@@ -151,10 +150,12 @@ def write_comparison(
 
 def points_of(result: Result, items: Sequence[Item]) -> Points:
     """Over parts of each picture's change."""
-    starts, files = range(0, len(items), CHUNK), result.job.files
-    steps = tqdm(starts, f"parts, {result.name}", unit=f"{CHUNK} images", delay=1, leave=False)
-    chunks = (files.read(items[start : start + CHUNK]) for start in steps)
-    return scaled_points(chunks, result.evaluation, result.job.judges)
+
+    def read() -> Iterator[Pictures]:
+        for start in tqdm(range(0, len(items), CHUNK), f"parts, {result.name}", delay=1, leave=False):
+            yield result.job.files.read(items[start : start + CHUNK])
+
+    return scaled_points(read, result.evaluation, result.job.judges)
 
 
 def write_sweep(options: CompareOptions, results: Sequence[Result], failures: list[str]) -> Report:
@@ -175,9 +176,7 @@ def write_sweep(options: CompareOptions, results: Sequence[Result], failures: li
     add_curves(report, {name: curve_points(run) for name, run in runs.items()}, ITERATIONS)
     report.sections.append(("Costs", cost_rows({name: list(run.rows) for name, run in runs.items()})))
     add_other_sources(report, options)
-    write_report(
-        options.save_dir, "sweep", f"Sweep of {sweep.flag}", report, report.sections[0][1], options, results
-    )
+    write_report(options.save_dir, "sweep", f"Sweep of {sweep.flag}", report, options, results)
     if options.figures != "none":
         (options.save_dir / ANALYSIS).mkdir(exist_ok=True)
         title = f"Attack success against visibility, by {sweep.flag}"
@@ -218,7 +217,6 @@ def write_report(
     kind: str,
     title: str,
     report: Report,
-    paper_table: list[list[str]],
     options: CompareOptions,
     results: Sequence[Result],
 ) -> None:
@@ -237,7 +235,7 @@ def write_report(
     contents = {
         "json": json_text(report.results | sources, indent=2),
         "md": markdown(title, report.sections, report.remarks),
-        "tex": latex(paper_table, report.caption),
+        "tex": latex(report.sections[0][1], report.caption),
         "csv": out.getvalue(),
     }
     write_texts(folder, {f"{kind}.{ending}": text for ending, text in contents.items()})

@@ -17,7 +17,7 @@ from attentionControl import make_controller
 from diffattack.common.distributed import this_process
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
-from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_row, read_run, read_state
+from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_record, read_run, read_state
 from diffattack.data.summaries import timestep_rows
 from diffattack.evaluation.curves import Points, curve_dicts, curve_points, point_rows
 from diffattack.evaluation.results import Evaluation
@@ -90,7 +90,7 @@ def write_run(
     if done:
         run = read_run(layout.folder, {item.index for item in done})
         evaluation, found = add_up(job.files, done, job.judges)
-        rows = [read_row(layout.record(item.index)) for item in done]
+        rows = [read_record(layout.record(item.index)).row for item in done]
         for row, iteration, distance in zip(rows, *(values.tolist() for values in run.first_fooled)):
             row |= {"first_fooled": iteration, "distance_then": distance}
             del row["files"]  # which the run alone needs
