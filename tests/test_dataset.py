@@ -172,7 +172,7 @@ def test_folders_that_fit_no_class_are_named(tmp_path):
             "l.csv",
             "photo,label\nimg1.png,1\n",
             {},
-            "has the columns photo, label; expected one that names the image",
+            "has the columns photo, label; expected one of the image",
         ),
         ("l.csv", "filename,label\nimg1.png,1\nimg2.png,9\nimg10.png,1\n", {}, "line 3 .* is 9"),
         ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; expected a label from 1 to 3"),
