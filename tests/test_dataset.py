@@ -281,7 +281,7 @@ def test_folders_called_by_numbers_are_their_labels(tmp_path, capsys, names, bas
 def test_folders_called_by_numbers_that_are_no_labels(tmp_path):
     with pytest.raises(DatasetError, match="is 4; labels count from 1, so expected 1 to 3"):
         read_dataset(folders_of(tmp_path / "root", "1", "4"), None, CAPTIONS)
-    with pytest.raises(DatasetError, match="are of one class"):
+    with pytest.raises(DatasetError, match="two folders of one class"):
         read_dataset(folders_of(tmp_path / "other", "1", "01"), None, CAPTIONS)
 
 

@@ -79,10 +79,11 @@ def names_of_text(path: Path) -> ClassNames:
         if all(type(number) is int for number in content.values()):
             content = {number: name for name, number in content.items()}
         names = in_order({int(number): name for number, name in content.items()})
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read ({one_line(error)}); give {FORMS}") from None
+    except (ValueError, AttributeError, RecursionError):
+        names = []
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{str(path)!r} does not number its classes from 0 or 1 on; give {FORMS}")
+        problem = "cannot be read, or does not number its classes from 0 or 1 on"
+        raise ValueError(f"{str(path)!r} {problem}; give {FORMS}")
     return ClassNames(names)
 
 

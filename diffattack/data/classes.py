@@ -121,20 +121,25 @@ class ClassFinder:
         Raises:
             ValueError: there is no such class, or there are several.
         """
-        places, span = self.places(text), f"{self.first} to {self.last}"
-        if re.fullmatch(NUMBER, text):
-            number = int(text.split(".")[0])
-            if not self.first <= number <= self.last:
-                raise ValueError(f"is {number}; labels count from {self.first}, so expected {span}")
-            places = sorted({self.numbered(number), *self._exact.get(text, ())})
+        places, span, is_number = (
+            self.places(text),
+            f"{self.first} to {self.last}",
+            re.fullmatch(NUMBER, text),
+        )
+        number = int(text.split(".")[0]) if is_number else self.first
+        if is_number:
+            is_there = self.first <= number <= self.last
+            places = sorted({self.numbered(number), *self._exact.get(text, ())}) if is_there else []
         if len(places) == 1:
             return places[0]
-        if not places:
-            expected = f"an integer from {span}, a WordNet id or the name of a class"
-            raise ValueError(f"is {text[:40]!r}; expected {expected}")
         ids = [f", {wordnet_id}" for wordnet_id in self.classes.wordnet_ids] or [""] * len(self.classes)
         each = " or ".join(f"{self.classes[k]!r} (label {k + self.first}{ids[k]})" for k in places)
-        raise ValueError(f"is {text[:40]!r}, which may be {each}; give its label or WordNet id")
+        problem = f"is {text[:40]!r}; expected an integer from {span}, a WordNet id or the name of a class"
+        if places:
+            problem = f"is {text[:40]!r}, which may be {each}; give its label or WordNet id"
+        elif is_number:
+            problem = f"is {number}; labels count from {self.first}, so expected {span}"
+        raise ValueError(problem)
 
 
 def permutation_of(outputs: Sequence[str], class_names: Sequence[str]) -> list[int] | None:

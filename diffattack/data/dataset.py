@@ -2,7 +2,7 @@
 
     items = read_dataset(Path("photos"), Path("labels.txt"), class_names)      # a list of Item
 
-Labels come from a file (label_rows.py has its forms), or without one from metadata.csv among the images, from
+Labels come from a file (labels.py has its forms), or without one from metadata.csv among the images, from
 the WordNet ids in their names, or from the folder of a class that each lies in.
 """
 
@@ -105,23 +105,21 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         DatasetError: there is no folder, no image in it, or a class of which no picture can be read.
     """
-    if not folder.is_dir():
-        raise DatasetError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
-    images = in_natural_order(filter(is_image, folder.iterdir()))
-    expected = f"expected files ending in {', '.join(IMAGE_SUFFIXES)}"
-    for inner in class_folders(folder) if not images else ():
+    images = in_natural_order(filter(is_image, folder.iterdir())) if folder.is_dir() else []
+    problem = f"no image in {str(folder)!r}" if folder.is_dir() else f"there is no folder {str(folder)!r}"
+    for inner in class_folders(folder) if folder.is_dir() and not images else ():
         files = [path for path in inner.glob("*") if not path.is_dir() and path.name[0] != "."]
         found = list(filter(is_image, files)) or list(filter(is_image, inner.glob("images/*")))
-        if files and not found:
-            what = f"no picture of class {inner.name!r} can be read, such as {files[0].name!r}"
-            raise DatasetError(f"--images_root: {what}; {expected}")
         images += in_natural_order(found)
+        if files and not found:
+            problem, images = f"no picture of class {inner.name!r} can be read, such as {files[0].name!r}", []
+            break
     if not images:
-        deeper = next(filter(is_image, folder.glob("*/*/*")), folder / "a/b/c")
-        place, above = str(deeper.relative_to(folder)), str(deeper.parents[1])
-        hint = f"images lie deeper, as {place!r}; give --images_root {above!r}"
-        hint = hint if deeper.exists() else f"{expected}, or folders of them, one a class"
-        raise DatasetError(f"--images_root: no image in {str(folder)!r}; {hint}")
+        deeper = next((path.relative_to(folder) for path in folder.glob("*/*/*") if is_image(path)), None)
+        place = f"; images lie deeper, as {str(deeper)!r}; give --images_root " if deeper else ""
+        place = place and f"{place}{str(folder / deeper.parents[1])!r}"
+        expected = f"expected files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
+        raise DatasetError(f"--images_root: {problem}{place or '; ' + expected}")
     places = {folder, *(place for image in images for place in image.parents if folder in place.parents)}
     entries = {path for place in places for path in place.iterdir() if not is_image(path)} - places
     names = sorted(path.name + "/" * path.is_dir() for path in entries)
@@ -164,14 +162,10 @@ def read_dataset(
     if target != TARGET_COLUMN:
         targets = [None if target is None else target_class(target, finder)] * len(images)
     for image, classes, goal in zip(images, labels, targets):
-        if goal is None and target is not None:
-            remedy = "give a table of labels with that column, or a label for all images"
-            raise DatasetError(
-                f"--target_label {TARGET_COLUMN}: {image.name} has no {TARGET_COLUMN}; {remedy}"
-            )
-        if goal in classes:
-            what = f"the target of {image.name}, {goal + label_base}, is its own label"
-            raise DatasetError(f"--target_label: {what}; a targeted attack needs another")
+        if target is not None and (goal is None or goal in classes):
+            missing = f"{image.name} has no {TARGET_COLUMN}; give a table with one, or a label for all images"
+            own = f"the target of {image.name}, {goal and goal + label_base}, is its own label; give another"
+            raise DatasetError(f"--target_label {target}: {missing if goal is None else own}")
     return [Item(k, *parts) for k, parts in enumerate(zip(images, labels, targets))]
 
 
@@ -213,33 +207,30 @@ def labels_of_folders(folder: Path, images: Sequence[Path], finder: ClassFinder)
     Raises:
         DatasetError: the folders are no classes.
     """
-    where = f"--images_root: {str(folder)!r}"
-    if images[0].parent == folder:
-        raise DatasetError(
-            f"{where} holds the images itself; give --label_path, or one folder of images a class"
-        )
-    names = [path.name for path in class_folders(folder)]
+    names = [path.name for path in class_folders(folder) if images[0].parent != folder]
     # CUB-200-2011's have a number before the name
     texts = [name if finder.places(name) else re.sub(r"^\d+\W", "", name) for name in names]
     unknown = next((name for name, text in zip(names, texts) if not finder.places(text)), None)
-    if all(map(str.isdecimal, names)):
+    are_like_names = any(finder.places(text) or finder.places(text.rstrip("sS")) for text in texts)
+    problem, labels = "holds the images itself, not in one folder a class", {}
+    if names and all(map(str.isdecimal, names)):
         finder = ClassFinder(finder.classes, 0 if 0 in map(int, names) else finder.first)
         note(f"the folders of {str(folder)!r} are labels that count from {finder.first}")
-    elif unknown:
-        are_like_names = any(finder.places(text) or finder.places(text.rstrip("sS")) for text in texts)
-        if are_like_names or len(names) != len(finder.classes):
-            counts = f"{len(names)} folders but there are {len(finder.classes)} classes"
-            remedy = "name the folders after the classes, or give --label_path"
-            raise DatasetError(f"{where} has {counts}, and no class is called {unknown!r}; {remedy}")
+    elif unknown and not are_like_names and len(names) == len(finder.classes):
         shown = ", ".join(f"{name} is {text!r}" for name, text in zip(names[:8], finder.classes))
         note(f"the folders of {str(folder)!r} are the classes in natural order, of which {shown}")
         return [names.index(image.relative_to(folder).parts[0]) for image in images]
+    elif unknown:
+        counts = f"{len(names)} folders but there are {len(finder.classes)} classes"
+        problem, texts = f"has {counts}, and no class is called {unknown!r}", []
     try:
         labels = {name: finder.label(text) for name, text in zip(names, texts)}
+        problem = "has two folders of one class" if labels else problem
     except ValueError as error:
-        raise DatasetError(f"{where} has a folder whose name {error}") from None
-    if len(set(labels.values())) < len(labels):
-        raise DatasetError(f"{where} has two folders that are of one class; make them one")
+        problem = f"has a folder whose name {error}"
+    if len(set(labels.values())) < max(1, len(names)):
+        remedy = "call folders as the classes are called, or give a file as --label_path"
+        raise DatasetError(f"--images_root: {str(folder)!r} {problem}; {remedy}")
     return [labels[image.relative_to(folder).parts[0]] for image in images]
 
 

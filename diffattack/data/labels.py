@@ -64,27 +64,28 @@ def read_labels(
             rows = by_name or rows_of_images(path, rows, images, root)
         labels = [classes_of(row, row.labels, finder) for row in rows]
         targets = [classes_of(row, [row.target], finder)[0] if row.target else None for row in rows]
-        if len(labels) != len(images):
-            raise ValueError(
-                f"{str(path)!r} has {len(labels)} labels but --images_root has {len(images)} images"
-            )
+        problem = (
+            f"has {len(labels)} labels but --images_root has {len(images)} images; expected one an image"
+        )
         if all(len(classes) == len(finder.classes) > 1 for classes in labels):
-            raise ValueError(f"{str(path)!r} has a number for each class; expected {FORMS}")
+            problem = f"has a number for each class; expected {FORMS}"
+        elif len(labels) == len(images):
+            return labels, targets
+        raise ValueError(f"{str(path)!r} {problem}")
     except (ValueError, csv.Error) as error:
         raise DatasetError(f"{flag}: {error}") from None
-    return labels, targets
 
 
 def classes_of(row: Row, labels: Sequence[str], finder: ClassFinder) -> tuple[int, ...]:
     """The classes of a row, of which none may be there twice, as ones and zeros are."""
     try:
         classes = tuple(map(finder.label, labels))
+        problem = f"has a class twice, {' '.join(labels)[:40]!r}" if classes else "has no label"
     except ValueError as error:
         columns = f", in {FORMS}" if re.search(r"[,;]|\d\s|\s\d", " ".join(labels)) else ""
-        raise ValueError(f"{row.where} {error}{columns}") from None
+        problem, classes = f"{error}{columns}", ()
     if len(set(classes)) < max(1, len(classes)):
-        what = f"has a class twice, {' '.join(labels)[:40]!r}" if classes else "has no label"
-        raise ValueError(f"{row.where} {what}; give it each of its classes once, or leave the image out")
+        raise ValueError(f"{row.where} {problem}")
     return classes
 
 
@@ -146,14 +147,15 @@ def rows_of_table(path: Path, titles: Sequence[str], rows: Iterable[tuple[str, d
 
 def rows_of_json(path: Path, lines: Sequence[str]) -> list[Row]:
     """JSON lines of rows, or a mapping of names to labels."""
-    are_documents = all(line[0] + line[-1] == "{}" for line in lines)
+    are_documents, kind = all(line[0] + line[-1] == "{}" for line in lines), ""
     try:
         documents = list(map(json.loads, lines if are_documents else ["\n".join(lines)]))
+        first, where = documents[0], f"{{}} of {str(path)!r}".format
+        if isinstance(first, list) or {"images", "annotations"} <= set(first):
+            kind = "JSON with a list" if isinstance(first, list) else "COCO's annotations"
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is no JSON ({one_line(error)}); expected {FORMS}") from None
-    first, where = documents[0], f"{{}} of {str(path)!r}".format
-    if isinstance(first, list) or {"images", "annotations"} <= set(first):
-        kind = "JSON with a list" if isinstance(first, list) else "COCO's annotations"
+        kind = f"no JSON ({one_line(error)})"
+    if kind:
         raise ValueError(f"{str(path)!r} is {kind}; expected {FORMS}")
     titles = list({title: None for document in documents for title in document})
     if has_title(titles, IMAGE_TITLES) or len(documents) > 1:
