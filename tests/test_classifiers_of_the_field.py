@@ -192,8 +192,6 @@ def test_outputs_in_another_order_are_matched_by_name(vit, capsys):
     assert "in another order than --captions; they are matched by their names" in capsys.readouterr().err
     assert torch.equal(load_classifier(name, ("dog", "cat"), 96)(IMAGES), same(IMAGES))
     assert "such as 'Polar_Bear' for 'dog': make sure" in capsys.readouterr().err
-    with pytest.raises(ClassifierError, match="in another order than --captions: 'cat' is its output 1"):
-        load_classifier(name, ("cat", "dog"), 96)
 
 
 def broken(vit, folder, change):

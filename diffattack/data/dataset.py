@@ -164,7 +164,7 @@ def read_dataset(
     for image, classes, goal in zip(images, labels, targets):
         if target is not None and (goal is None or goal in classes):
             missing = f"{image.name} has no {TARGET_COLUMN}; give a table with one, or a label for all images"
-            own = f"the target of {image.name}, {goal and goal + label_base}, is its own label; give another"
+            own = f"the target of {image.name}, {(goal or 0) + label_base}, is its own label; give another"
             raise DatasetError(f"--target_label {target}: {missing if goal is None else own}")
     return [Item(k, *parts) for k, parts in enumerate(zip(images, labels, targets))]
 

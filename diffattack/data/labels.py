@@ -67,7 +67,7 @@ def read_labels(
         problem = (
             f"has {len(labels)} labels but --images_root has {len(images)} images; expected one an image"
         )
-        if all(len(classes) == len(finder.classes) > 1 for classes in labels):
+        if labels and all(len(classes) == len(finder.classes) > 1 for classes in labels):
             problem = f"has a number for each class; expected {FORMS}"
         elif len(labels) == len(images):
             return labels, targets
