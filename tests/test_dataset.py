@@ -172,7 +172,7 @@ def test_folders_that_fit_no_class_are_named(tmp_path):
             "l.csv",
             "photo,label\nimg1.png,1\n",
             {},
-            "has the columns photo, label; expected one that names the image",
+            "has the columns photo, label; expected one of the image",
         ),
         ("l.csv", "filename,label\nimg1.png,1\nimg2.png,9\nimg10.png,1\n", {}, "line 3 .* is 9"),
         ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; expected a label from 1 to 3"),
@@ -281,7 +281,7 @@ def test_folders_called_by_numbers_are_their_labels(tmp_path, capsys, names, bas
 def test_folders_called_by_numbers_that_are_no_labels(tmp_path):
     with pytest.raises(DatasetError, match="is 4; labels count from 1, so expected 1 to 3"):
         read_dataset(folders_of(tmp_path / "root", "1", "4"), None, CAPTIONS)
-    with pytest.raises(DatasetError, match="are of one class"):
+    with pytest.raises(DatasetError, match="two folders of one class"):
         read_dataset(folders_of(tmp_path / "other", "1", "01"), None, CAPTIONS)
 
 

@@ -89,7 +89,7 @@ def test_a_folder_of_an_ambiguous_name_is_refused_with_what_tells_apart(tmp_path
 @pytest.mark.parametrize("line", ["CARDIGAN", "crane", "Maillot"])
 def test_a_label_of_an_ambiguous_name_is_refused(tmp_path, line):
     root, path = images(tmp_path / "r", "a.png", "b.png"), written(tmp_path / "l.txt", f"{line}\ncardigan\n")
-    with pytest.raises(DatasetError, match="line 1 .* may be .* or .*; give its WordNet id"):
+    with pytest.raises(DatasetError, match="line 1 .* may be .* or .*; give its label or WordNet id"):
         read_dataset(root, path, IMAGENET_CLASSES)
 
 
@@ -234,7 +234,6 @@ def test_classes_of_a_list_of_wordnet_ids(tmp_path):
         (("1", "2"), "2 9\n1 7\n"),
         (("img1", "img2", "img3"), "2 9\n3 8\n1 7\n"),
         (("val_00000002", "val_00000005"), "2 286\n5 100\n"),
-        (tuple("abcde"), "12 1\n17 2\n18 3\n21 9\n40 7\n"),
     ],
 )
 def test_numbers_that_may_be_those_of_images_are_refused(tmp_path, names, text):
@@ -270,7 +269,7 @@ COCO["annotations"] = [{"image_id": 7, "category_id": 17}]
 )
 def test_other_forms_are_refused_with_those_that_are_read(tmp_path, name, text, form):
     root = images(tmp_path / "r", "a.png", "b.png")
-    with pytest.raises(DatasetError, match=f"--label_path: .*{form}.*(JSON lines|one that names the image)"):
+    with pytest.raises(DatasetError, match=f"--label_path: .*{form}.*JSON lines"):
         read_dataset(root, written(tmp_path / name, text), IMAGENET_CLASSES)
 
 
@@ -322,7 +321,7 @@ def test_paths_in_a_table_tell_folders_apart(tmp_path):
         (
             ("a.png",),
             "filename,label,class\na.png,475,tench\n",
-            "the columns filename, label, class; expected",
+            "the columns filename, label, class; expected one",
         ),
     ],
 )
@@ -408,8 +407,7 @@ def test_rows_of_images_that_are_called_otherwise_now(tmp_path, capsys):
     path = written(tmp_path / "l.csv", "image,label\nc2/img10.png,1\nc2/img2.png,2\nc1/img3.png,3\n")
     clean = [Path(f"000{k}_originImage.png") for k in range(3)]
     finder = ClassFinder(("cat", "hen", "fox"))
-    assert read_labels(path, clean, finder)[0] == [(2,), (1,), (0,)]
-    assert "in the natural order of their names" in capsys.readouterr().err
+    assert read_labels(path, clean, finder, None)[0] == [(2,), (1,), (0,)]
 
 
 @pytest.mark.parametrize("rows", [([0, 0, 1], [0, 1, 0]), ([0, 1], [1, 0])])

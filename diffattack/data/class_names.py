@@ -44,40 +44,47 @@ def read_class_names(path: Path) -> ClassNames:
     Raises:
         DatasetError: the file is in another form, or a class has no name.
     """
+    read = names_of_matlab if path.suffix.lower() == ".mat" else names_of_text
     try:
-        names = names_of_file(path)
+        names = read(path)
+        if names and all(re.fullmatch(WORDNET_ID, name) for name in names):
+            known = dict(zip(IMAGENET_CLASSES.wordnet_ids, IMAGENET_CLASSES))
+            names = ClassNames([known.get(name, name) for name in names], names)
         for number, name in enumerate(names, 1):
             if not name or re.match(NO_NAME, name):
                 what = f"is called {name[:60]!r}" if name else "has no name"
                 raise ValueError(f"class {number} of {str(path)!r} {what}; give {FORMS}")
     except ValueError as error:
         raise DatasetError(f"--captions: {error}") from None
-    kit = tuple(IMAGENET_CLASSES.wordnet_ids[place] for place in DEVELOPMENT_KIT)
-    if names.wordnet_ids != kit:
+    kit = [IMAGENET_CLASSES.wordnet_ids[place] for place in DEVELOPMENT_KIT]
+    if list(names.wordnet_ids) != kit:
         return names
-    note(
-        f"{str(path)!r} is of ImageNet's development kit, which numbers the classes in an order of its own: "
-        f"labels are read as its numbers, and shown in the order that classifiers have"
-    )
+    note(f"{path.name} is of ImageNet's development kit: labels are its numbers, in an order of its own")
     return ClassNames(
         IMAGENET_CLASSES, IMAGENET_CLASSES.wordnet_ids, IMAGENET_CLASSES.other_names, DEVELOPMENT_KIT
     )
 
 
-def names_of_file(path: Path) -> ClassNames:
-    """The names as they stand in a file; those that are WordNet ids alone are ImageNet's."""
-    if path.suffix.lower() == ".mat":
-        names = names_of_matlab(path)
-    else:
-        text = read_text(path, FORMS).strip()
-        if text.startswith(("{", "[")):
-            names = names_of_json(path, text)
-        else:
-            names = names_of_lines([line.strip() for line in text.split("\n")])
-    if all(re.fullmatch(WORDNET_ID, name) for name in names):
-        known = dict(zip(IMAGENET_CLASSES.wordnet_ids, IMAGENET_CLASSES))
-        return ClassNames([known.get(name, name) for name in names], names)
-    return names
+def names_of_text(path: Path) -> ClassNames:
+    """Of JSON, a mapping from numbers to names or back, by itself or under the name that libraries give it;
+    of lines, the names as `names_of_lines` has them.
+    """
+    text = read_text(path, FORMS).strip()
+    if not text.startswith(("{", "[")):
+        return names_of_lines([line.strip() for line in text.split("\n")])
+    try:
+        content = json.loads(text)
+        for key in ("id2label", "class_to_idx", "label2id"):
+            content = content[key] if isinstance(content.get(key), dict) else content
+        if all(type(number) is int for number in content.values()):
+            content = {number: name for name, number in content.items()}
+        names = in_order({int(number): name for number, name in content.items()})
+    except (ValueError, AttributeError, RecursionError):
+        names = []
+    if not names or not all(isinstance(name, str) for name in names):
+        problem = "cannot be read, or does not number its classes from 0 or 1 on"
+        raise ValueError(f"{str(path)!r} {problem}; give {FORMS}")
+    return ClassNames(names)
 
 
 def names_of_lines(lines: Sequence[str]) -> ClassNames:
@@ -97,22 +104,6 @@ def in_order(by_number: Mapping[int, Any]) -> list:
     """What numbers stand for, in their order, where they are all from 0 or all from 1 on; else nothing."""
     is_counted = sorted(by_number) in (list(range(k, k + len(by_number))) for k in (0, 1))
     return [by_number[number] for number in sorted(by_number)] if is_counted else []
-
-
-def names_of_json(path: Path, text: str) -> ClassNames:
-    """A mapping from numbers to names or back, by itself or under the name that libraries give it."""
-    try:
-        content = json.loads(text)
-        for key in ("id2label", "class_to_idx", "label2id"):
-            content = content[key] if isinstance(content.get(key), dict) else content
-        if all(type(number) is int for number in content.values()):
-            content = {number: name for name, number in content.items()}
-        names = in_order({int(number): name for number, name in content.items()})
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read ({one_line(error)}); give {FORMS}") from None
-    if len(names) < len(content) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{str(path)!r} does not number its classes from 0 or 1 on; give {FORMS}")
-    return ClassNames(names)
 
 
 def names_of_matlab(path: Path) -> ClassNames:

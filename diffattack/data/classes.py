@@ -12,36 +12,31 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 WORDNET_ID = r"n\d{8}"
 NUMBER = r"[+-]?\d+(\.0+)?"  # pandas writes integers beside gaps as 3.0
 
 
 class ClassNames(tuple[str, ...]):
-    """The names of the classes in the order of their labels, and what else is known of them."""
+    """The names of the classes in the order of their labels, and what else is known of them.
 
-    wordnet_ids: tuple[str, ...]  # in the same order; empty where they are not known
-    other_names: Mapping[int, str]  # by place, of classes that are also called otherwise
-    # The class of each number in a file of labels, counted from 1, where such files count otherwise than the
-    # classes are ordered; else empty.
-    numbering: tuple[int, ...]
+    Args:
+        wordnet_ids: in the same order; empty where they are not known.
+        other_names: by place, of classes that are also called otherwise.
+        numbering: the class of each number in a file of labels, counted from 1, where such files count
+            otherwise than the classes are ordered; else empty.
+    """
 
     def __new__(
-        cls,
-        names: Iterable[str],
-        wordnet_ids: Iterable[str] = (),
-        other_names: Mapping[int, str] | None = None,
-        numbering: Iterable[int] = (),
+        cls, names: Iterable[str], wordnet_ids: Iterable[str] = (), other_names: Any = (), numbering: Any = ()
     ) -> ClassNames:
         classes = super().__new__(cls, names)
         classes.wordnet_ids, classes.numbering = tuple(wordnet_ids), tuple(numbering)
-        classes.other_names = dict(other_names or {})
+        classes.other_names = dict(other_names)
         return classes
-
-    def __getnewargs__(self) -> tuple:
-        return tuple(self), self.wordnet_ids, self.other_names, self.numbering
 
     @classmethod
     def of(cls, names: Sequence[str]) -> ClassNames:
@@ -126,27 +121,25 @@ class ClassFinder:
         Raises:
             ValueError: there is no such class, or there are several.
         """
-        places, span = self.places(text), f"{self.first} to {self.last}"
-        if re.fullmatch(NUMBER, text):
-            number = int(text.split(".")[0])
-            if not self.first <= number <= self.last:
-                raise ValueError(f"is {number}; labels count from {self.first}, so expected {span}")
-            places = sorted({self.numbered(number), *self._exact.get(text, ())})
-        if not places:
-            raise ValueError(
-                f"is {text[:40]!r}; expected an integer from {span}, a WordNet id or the name of a class"
-            )
-        if len(places) > 1:
-            raise ValueError(f"is {text[:40]!r}, which may be {self.described(places)}; give its WordNet id")
-        return places[0]
-
-    def described(self, places: Sequence[int]) -> str:
-        """Classes, with what tells them apart."""
-        number_of = {self.numbered(number): number for number in range(self.first, self.last + 1)}
-        ids = self.classes.wordnet_ids
-        return " or ".join(
-            f"{self.classes[k]!r} (label {number_of[k]}{', ' + ids[k] if ids else ''})" for k in places
+        places, span, is_number = (
+            self.places(text),
+            f"{self.first} to {self.last}",
+            re.fullmatch(NUMBER, text),
         )
+        number = int(text.split(".")[0]) if is_number else self.first
+        if is_number:
+            is_there = self.first <= number <= self.last
+            places = sorted({self.numbered(number), *self._exact.get(text, ())}) if is_there else []
+        if len(places) == 1:
+            return places[0]
+        ids = [f", {wordnet_id}" for wordnet_id in self.classes.wordnet_ids] or [""] * len(self.classes)
+        each = " or ".join(f"{self.classes[k]!r} (label {k + self.first}{ids[k]})" for k in places)
+        problem = f"is {text[:40]!r}; expected an integer from {span}, a WordNet id or the name of a class"
+        if places:
+            problem = f"is {text[:40]!r}, which may be {each}; give its label or WordNet id"
+        elif is_number:
+            problem = f"is {number}; labels count from {self.first}, so expected {span}"
+        raise ValueError(problem)
 
 
 def permutation_of(outputs: Sequence[str], class_names: Sequence[str]) -> list[int] | None:

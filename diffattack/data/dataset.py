@@ -2,7 +2,7 @@
 
     items = read_dataset(Path("photos"), Path("labels.txt"), class_names)      # a list of Item
 
-Labels come from a file (label_rows.py has its forms), or without one from metadata.csv among the images, from
+Labels come from a file (labels.py has its forms), or without one from metadata.csv among the images, from
 the WordNet ids in their names, or from the folder of a class that each lies in.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from natsort import natsorted
 from diffattack.common.errors import DatasetError, note
 from diffattack.data.classes import WORDNET_ID, ClassFinder
 from diffattack.data.images import IMAGE_SUFFIXES
-from diffattack.data.label_rows import (
+from diffattack.data.labels import (
     IMAGE_TITLES,
     LABEL_TITLES,
     TARGET_COLUMN,
     TARGET_TITLES,
     has_title,
+    read_labels,
 )
-from diffattack.data.labels import read_labels
 
 
 @dataclass(frozen=True)
@@ -88,53 +88,42 @@ def is_image(path: Path) -> bool:
     return has_name and (path.is_file() or not path.exists())
 
 
-def images_in(folder: Path) -> list[Path]:
-    return natsorted(filter(is_image, folder.iterdir()), key=lambda path: path.name)
+def in_natural_order(paths: Iterable[Path]) -> list[Path]:
+    return natsorted(paths, key=lambda path: path.name)
 
 
 def class_folders(folder: Path) -> list[Path]:
     """In natural order."""
     inner = (path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_OF_THE_USER)
-    return natsorted((path for path in inner if path.name[0] != "."), key=lambda path: path.name)
-
-
-def class_folder(folder: Path, image: Path) -> str:
-    """The name of the class's folder that an image lies in, itself or in the folder `images` there."""
-    return image.relative_to(folder).parts[0]
+    return in_natural_order(path for path in inner if path.name[0] != ".")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images of a folder in natural order, or of the folders in it, one a class, each with its images or
-    a folder `images` of them; notes what is skipped.
+    """The images of a folder in natural order, or of the folders in it, one a class, where they may lie in a
+    folder `images` of its own; notes what is skipped.
 
     Raises:
         DatasetError: there is no folder, no image in it, or a class of which no picture can be read.
     """
-    if not folder.is_dir():
-        raise DatasetError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
-    images, expected = images_in(folder), f"expected files ending in {', '.join(IMAGE_SUFFIXES)}"
-    skipped = [path for path in folder.iterdir() if not is_image(path) and (images or not path.is_dir())]
-    for inner in class_folders(folder) if not images else ():
-        place = inner / "images" if (inner / "images").is_dir() and not images_in(inner) else inner
-        found, others = images_in(place), [path for path in place.iterdir() if not is_image(path)]
-        unread = next((path.name for path in others if path.is_file() and path.name[0] != "."), None)
-        if unread and not found:
-            raise DatasetError(
-                f"--images_root: no picture of class {inner.name!r} can be read, such as {unread!r}; "
-                f"{expected}"
-            )
-        images += found
-        skipped += others if found else [inner]
+    images = in_natural_order(filter(is_image, folder.iterdir())) if folder.is_dir() else []
+    problem = f"no image in {str(folder)!r}" if folder.is_dir() else f"there is no folder {str(folder)!r}"
+    for inner in class_folders(folder) if folder.is_dir() and not images else ():
+        files = [path for path in inner.glob("*") if not path.is_dir() and path.name[0] != "."]
+        found = list(filter(is_image, files)) or list(filter(is_image, inner.glob("images/*")))
+        images += in_natural_order(found)
+        if files and not found:
+            problem, images = f"no picture of class {inner.name!r} can be read, such as {files[0].name!r}", []
+            break
     if not images:
-        deeper = next(filter(is_image, folder.glob("*/*/*")), None)
-        raise DatasetError(
-            f"--images_root: images of {str(folder)!r} lie deeper, as {str(deeper.relative_to(folder))!r}; "
-            f"give --images_root {str(deeper.parents[1])!r}, with one folder a class"
-            if deeper
-            else f"--images_root: no image in {str(folder)!r}; {expected}, or folders of them, one a class"
-        )
-    names = sorted(path.name + "/" * path.is_dir() for path in skipped if path.name not in NOT_OF_THE_USER)
-    names = [name for name in names if name not in METADATA]
+        deeper = next((path.relative_to(folder) for path in folder.glob("*/*/*") if is_image(path)), None)
+        place = f"; images lie deeper, as {str(deeper)!r}; give --images_root " if deeper else ""
+        place = place and f"{place}{str(folder / deeper.parents[1])!r}"
+        expected = f"expected files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
+        raise DatasetError(f"--images_root: {problem}{place or '; ' + expected}")
+    places = {folder, *(place for image in images for place in image.parents if folder in place.parents)}
+    entries = {path for place in places for path in place.iterdir() if not is_image(path)} - places
+    names = sorted(path.name + "/" * path.is_dir() for path in entries)
+    names = [name for name in names if name.strip("/") not in (*NOT_OF_THE_USER, *METADATA)]
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         note(f"{len(names)} entries of {str(folder)!r} are no images and skipped: {shown}")
@@ -170,30 +159,21 @@ def read_dataset(
     else:
         found = labels_of_names(folder, images, finder) or labels_of_folders(folder, images, finder)
         labels, targets = [(label,) for label in found], [None] * len(images)
-    if target is None:
-        targets = [None] * len(images)
-    elif target != TARGET_COLUMN:
-        targets = [target_class(target, finder)] * len(images)
-    elif None in targets:
-        raise DatasetError(
-            f"--target_label {TARGET_COLUMN}: {images[targets.index(None)].name} has no {TARGET_COLUMN}; "
-            f"give a table of labels with that column, or a label for all images"
-        )
+    if target != TARGET_COLUMN:
+        targets = [None if target is None else target_class(target, finder)] * len(images)
     for image, classes, goal in zip(images, labels, targets):
-        if goal in classes:
-            raise DatasetError(
-                f"--target_label: the target of {image.name}, {goal + label_base}, is its own label; a "
-                f"targeted attack needs another"
-            )
+        if target is not None and (goal is None or goal in classes):
+            missing = f"{image.name} has no {TARGET_COLUMN}; give a table with one, or a label for all images"
+            own = f"the target of {image.name}, {(goal or 0) + label_base}, is its own label; give another"
+            raise DatasetError(f"--target_label {target}: {missing if goal is None else own}")
     return [Item(k, *parts) for k, parts in enumerate(zip(images, labels, targets))]
 
 
 def target_class(target: int, finder: ClassFinder) -> int:
     """The class of --target_label."""
     if not finder.first <= target <= finder.last:
-        raise DatasetError(
-            f"--target_label is {target}; expected a label from {finder.first} to {finder.last}"
-        )
+        span = f"{finder.first} to {finder.last}"
+        raise DatasetError(f"--target_label is {target}; expected a label from {span}")
     return finder.numbered(target)
 
 
@@ -213,10 +193,8 @@ def labels_of_names(folder: Path, images: Sequence[Path], finder: ClassFinder) -
     set; None where some have none.
     """
     ids = [set(re.findall(rf"(?<![A-Za-z0-9]){WORDNET_ID}(?!\d)", path.stem)) for path in images]
-    if images[0].parent != folder or any(len(found) != 1 for found in ids):
-        return None
-    places = [finder.places(*found) for found in ids]
-    if not all(places):
+    places = [finder.places(*found) if len(found) == 1 else [] for found in ids]
+    if images[0].parent != folder or not all(places):
         return None
     note(f"labels are the WordNet ids in the names of the images, such as {images[0].name}")
     return [place for (place,) in places]
@@ -229,36 +207,31 @@ def labels_of_folders(folder: Path, images: Sequence[Path], finder: ClassFinder)
     Raises:
         DatasetError: the folders are no classes.
     """
-    if images[0].parent == folder:
-        raise DatasetError(
-            f"--images_root: the images lie in {str(folder)!r} itself; give a file of labels, --label_path, "
-            f"or one folder of images a class"
-        )
-    names = [path.name for path in class_folders(folder)]
+    names = [path.name for path in class_folders(folder) if images[0].parent != folder]
     # CUB-200-2011's have a number before the name
     texts = [name if finder.places(name) else re.sub(r"^\d+\W", "", name) for name in names]
     unknown = next((name for name, text in zip(names, texts) if not finder.places(text)), None)
-    if all(map(str.isdecimal, names)):
+    are_like_names = any(finder.places(text) or finder.places(text.rstrip("sS")) for text in texts)
+    problem, labels = "holds the images itself, not in one folder a class", {}
+    if names and all(map(str.isdecimal, names)):
         finder = ClassFinder(finder.classes, 0 if 0 in map(int, names) else finder.first)
         note(f"the folders of {str(folder)!r} are labels that count from {finder.first}")
-    elif unknown:
-        are_like_names = any(finder.places(text) or finder.places(text.rstrip("sS")) for text in texts)
-        if are_like_names or len(names) != len(finder.classes):
-            raise DatasetError(
-                f"--images_root: {str(folder)!r} has {len(names)} folders but there are "
-                f"{len(finder.classes)} classes, and no class is called {unknown!r}; name the folders after "
-                f"the classes, or give --label_path"
-            )
+    elif unknown and not are_like_names and len(names) == len(finder.classes):
         shown = ", ".join(f"{name} is {text!r}" for name, text in zip(names[:8], finder.classes))
         note(f"the folders of {str(folder)!r} are the classes in natural order, of which {shown}")
-        return [names.index(class_folder(folder, image)) for image in images]
+        return [names.index(image.relative_to(folder).parts[0]) for image in images]
+    elif unknown:
+        counts = f"{len(names)} folders but there are {len(finder.classes)} classes"
+        problem, texts = f"has {counts}, and no class is called {unknown!r}", []
     try:
         labels = {name: finder.label(text) for name, text in zip(names, texts)}
+        problem = "has two folders of one class" if labels else problem
     except ValueError as error:
-        raise DatasetError(f"--images_root: a folder of {str(folder)!r} {error}") from None
-    if len(set(labels.values())) < len(labels):
-        raise DatasetError(f"--images_root: two folders of {str(folder)!r} are of one class; make them one")
-    return [labels[class_folder(folder, image)] for image in images]
+        problem = f"has a folder whose name {error}"
+    if len(set(labels.values())) < max(1, len(names)):
+        remedy = "call folders as the classes are called, or give a file as --label_path"
+        raise DatasetError(f"--images_root: {str(folder)!r} {problem}; {remedy}")
+    return [labels[image.relative_to(folder).parts[0]] for image in images]
 
 
 def target_label(text: str) -> int | str:
@@ -266,7 +239,6 @@ def target_label(text: str) -> int | str:
     if has_title([text], TARGET_TITLES):
         return TARGET_COLUMN
     if not re.fullmatch(r"\d+", text):
-        raise argparse.ArgumentTypeError(
-            f"expected a label, or {TARGET_COLUMN} for the column of that name, not {text!r}"
-        )
+        what = f"expected a label, or {TARGET_COLUMN} for the column of that name, not {text!r}"
+        raise argparse.ArgumentTypeError(what)
     return int(text)

@@ -1,31 +1,52 @@
-"""What a file of labels means: the classes of each image, and its target.
+"""What a file of labels says of each image: its classes, and its target. The forms that are read:
+
+- a label a line in the images' natural order, several of an image with spaces between them: "3 17"
+- a name, with or without folder and suffix, and its label a line, either first: "val/a.png 3"; "3,a"
+- a table with a heading, such as filename,label (IMAGE_TITLES, LABEL_TITLES, TARGET_TITLES)
+- the same as JSON lines; a JSON mapping of names to a label or a list of labels
 
     labels, targets = read_labels(Path("labels.csv"), images, finder, root)   # [(3,), (17, 20)], [None, None]
-
-`label_rows.py` says in which forms files come; `classes.py` what a label can be.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from natsort import natsorted
 
-from diffattack.common.errors import DatasetError, note
-from diffattack.data.classes import ClassFinder, composed
-from diffattack.data.label_rows import FORMS, Row, parts_of, read_rows, without_suffix
+from diffattack.common.errors import DatasetError, note, one_line
+from diffattack.data.classes import NUMBER, WORDNET_ID, ClassFinder, composed
+from diffattack.data.texts import read_text
+
+FORMS = (
+    "a label a line in the order of the images, a name and its label a line, a table with columns "
+    "filename,label, the same as JSON lines, or a JSON mapping of names to labels"
+)
+# as `simple` writes them; of several columns that name the image, the first here is taken
+IMAGE_TITLES = ("filename", "path", "image", "imageid")
+LABEL_TITLES = ("label", "truelabel", "class", "wnid")
+TARGET_COLUMN = "TargetClass"
+TARGET_TITLES = ("targetclass", "targetedlabel")  # the second is TransferAttack's
+FEW = 5  # images, whose labels may be the numbers of images by chance
+
+
+class Row(NamedTuple):
+    """What a file says of an image."""
+
+    where: str
+    name: str | None  # None where the images come in natural order
+    labels: list[str]
+    target: str = ""
 
 
 def read_labels(
-    path: Path,
-    images: Sequence[Path],
-    finder: ClassFinder,
-    root: Path | None = None,
-    flag: str = "--label_path",
+    path: Path, images: Sequence[Path], finder: ClassFinder, root: Path | None, flag: str = "--label_path"
 ) -> tuple[list[tuple[int, ...]], list[int | None]]:
     """The classes of each image, and its target or None.
 
@@ -38,46 +59,170 @@ def read_labels(
     """
     try:
         rows = read_rows(path, images)
-        if root is not None and any(row.name is not None for row in rows):
-            rows = rows_of_images(path, rows, images, root)
-        elif any(row.name is not None for row in rows):
-            note(f"the rows of {str(path)!r} are taken in the natural order of their names")
-            rows = natsorted(rows, key=lambda row: parts_of(row.name))
+        if any(row.name is not None for row in rows):
+            by_name = natsorted(rows, key=lambda row: parts_of(row.name)) if root is None else ()
+            rows = by_name or rows_of_images(path, rows, images, root)
         labels = [classes_of(row, row.labels, finder) for row in rows]
         targets = [classes_of(row, [row.target], finder)[0] if row.target else None for row in rows]
+        problem = (
+            f"has {len(labels)} labels but --images_root has {len(images)} images; expected one an image"
+        )
+        if labels and all(len(classes) == len(finder.classes) > 1 for classes in labels):
+            problem = f"has a number for each class; expected {FORMS}"
+        elif len(labels) == len(images):
+            return labels, targets
+        raise ValueError(f"{str(path)!r} {problem}")
     except (ValueError, csv.Error) as error:
         raise DatasetError(f"{flag}: {error}") from None
-    if len(labels) != len(images):
-        raise DatasetError(
-            f"{flag}: {str(path)!r} has {len(rows)} labels but --images_root has {len(images)} images; "
-            f"expected one label an image"
-        )
-    if all(len(classes) == len(finder.classes) > 1 for classes in labels):
-        raise DatasetError(f"{flag}: {str(path)!r} has a number for each class; expected {FORMS}")
-    return labels, targets
 
 
 def classes_of(row: Row, labels: Sequence[str], finder: ClassFinder) -> tuple[int, ...]:
     """The classes of a row, of which none may be there twice, as ones and zeros are."""
     try:
         classes = tuple(map(finder.label, labels))
+        problem = f"has a class twice, {' '.join(labels)[:40]!r}" if classes else "has no label"
     except ValueError as error:
-        # which may be further columns
-        wanted = f", in {FORMS}" if re.search(r"[,;]|\d\s|\s\d", " ".join(labels)) else ""
-        raise ValueError(f"{row.where} {error}{wanted}") from None
-    if not classes or len(set(classes)) < len(classes):
-        what = f"has a class twice, {' '.join(labels)[:40]!r}" if classes else "has no label"
-        raise ValueError(f"{row.where} {what}; give it each of its classes once, or leave the image out")
+        columns = f", in {FORMS}" if re.search(r"[,;]|\d\s|\s\d", " ".join(labels)) else ""
+        problem, classes = f"{error}{columns}", ()
+    if len(set(classes)) < max(1, len(classes)):
+        raise ValueError(f"{row.where} {problem}")
     return classes
+
+
+# ---------------------------------------------------------------- forms
+
+
+def read_rows(path: Path, images: Sequence[Path]) -> list[Row]:
+    """The rows of a file; raises ValueError or csv.Error where it is in none of the forms."""
+    text = read_text(path, FORMS)
+    lines = [(k, line.strip()) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
+    before, heading = (lines[0][0] - 1, lines[0][1]) if lines else (0, "")
+    if heading.startswith(("{", "[")):
+        return rows_of_json(path, [line for _, line in lines])
+    separator = next((sign for sign in "\t,;" if sign in heading), " ")
+    titles = heading.split(separator)
+    if len(titles) == 1 or not has_title(titles, IMAGE_TITLES + LABEL_TITLES):
+        return rows_of_lines(path, lines, images)
+    table = csv.DictReader(text.split("\n")[before:], delimiter=separator, skipinitialspace=True)
+    rows = [(f"line {before + table.line_num} of {str(path)!r}", row) for row in table]
+    return rows_of_table(path, table.fieldnames, rows)
+
+
+def simple(title: object) -> str:
+    """A column's title without what spellings differ in."""
+    return re.sub(r"[\s_\"']", "", str(title)).lower()
+
+
+def has_title(titles: Iterable[object], known: Collection[str]) -> bool:
+    return any(simple(title) in known for title in titles)
+
+
+def labels_of_cell(cell: object) -> list[str]:
+    """The labels of a cell: several numbers or WordNet ids, or one of any kind."""
+    if isinstance(cell, list):
+        return list(map(str, cell))
+    text = "" if cell is None else str(cell).strip()
+    parts = text.split()
+    are_several = any(all(re.fullmatch(kind, part) for part in parts) for kind in (NUMBER, WORDNET_ID))
+    return parts if are_several else [text]
+
+
+def rows_of_table(path: Path, titles: Sequence[str], rows: Iterable[tuple[str, dict]]) -> list[Row]:
+    """Rows whose columns have titles, each with where it stands."""
+    images, labels, targets = (
+        [title for known in titles_of for title in titles if simple(title) == known]
+        for titles_of in (IMAGE_TITLES, LABEL_TITLES, TARGET_TITLES)
+    )
+    if not images or len(labels) != 1:
+        shown = ", ".join(map(str.strip, titles))
+        raise ValueError(
+            f"{str(path)!r} has the columns {shown}; expected one of the image and one label: {FORMS}"
+        )
+    image, label, target = images[0], labels[0], targets[0] if targets else None
+    return [
+        Row(where, str(row.get(image)), labels_of_cell(row.get(label)), str(row.get(target) or "").strip())
+        for where, row in rows
+    ]
+
+
+def rows_of_json(path: Path, lines: Sequence[str]) -> list[Row]:
+    """JSON lines of rows, or a mapping of names to labels."""
+    are_documents, kind = all(line[0] + line[-1] == "{}" for line in lines), ""
+    try:
+        documents = list(map(json.loads, lines if are_documents else ["\n".join(lines)]))
+        first, where = documents[0], f"{{}} of {str(path)!r}".format
+        if isinstance(first, list) or {"images", "annotations"} <= set(first):
+            kind = "JSON with a list" if isinstance(first, list) else "COCO's annotations"
+    except (ValueError, RecursionError) as error:
+        kind = f"no JSON ({one_line(error)})"
+    if kind:
+        raise ValueError(f"{str(path)!r} is {kind}; expected {FORMS}")
+    titles = list({title: None for document in documents for title in document})
+    if has_title(titles, IMAGE_TITLES) or len(documents) > 1:
+        return rows_of_table(path, titles, ((where(f"row {k}"), row) for k, row in enumerate(documents, 1)))
+    return [Row(where(repr(name)), name, labels_of_cell(label)) for name, label in first.items()]
+
+
+def rows_of_lines(path: Path, lines: Sequence[tuple[int, str]], images: Sequence[Path]) -> list[Row]:
+    """A line for each image, by itself or beside the image's name."""
+    where, found = f"line {{}} of {str(path)!r}".format, []
+    known = {known for image in images for known in (composed(image.name), composed(image.stem))}
+    for is_name_first in (True, False):
+        pairs = [(k, split_line(line, known, is_name_first)) for k, line in lines]
+        found.append([Row(where(k), pair[0], [pair[1]]) for k, pair in pairs if pair])
+    named = max(found, key=lambda rows: len({row.name for row in rows}))
+    are_named = len({row.name for row in named}) >= max(1, len(images) / 2)
+    rows = [Row(where(k), None, labels_of_cell(line)) for k, line in lines]
+    numbers = [row.labels for row in rows if len(row.labels) > 1 and re.fullmatch(NUMBER, row.labels[0])]
+    is_sure = len(numbers) < len(rows) or len(rows) != len(images) or (are_named and len(images) >= FEW)
+    if not is_sure and number_images(numbers, images):
+        raise ValueError(
+            f"{rows[0].where}, {lines[0][1][:40]!r}, may be an image's number and its label, or two "
+            f"labels; give a table with columns filename,label"
+        )
+    if numbers and not are_named:
+        note(f"{len(numbers)} of {len(lines)} lines of {str(path)!r} give several labels")
+    return named if are_named else rows
+
+
+def number_images(numbers: Sequence[list[str]], images: Sequence[Path]) -> bool:
+    """Whether one of several numbers a line may be an image's: as the first counts up, or as names end."""
+    columns = [[int(number.split(".")[0]) for number in column] for column in zip(*numbers)]
+    ends = sorted(int(end) for image in images for end in re.findall(r"\d+$", image.stem))
+    counts = [list(range(start, start + len(images))) for start in (0, 1)]
+    return columns[0] in counts or any(sorted(column) == ends for column in columns)
+
+
+def split_line(line: str, known: set[str], is_name_first: bool) -> tuple[str, str] | None:
+    """The name of a line that names one of the `known` files, and its label. Either may have spaces or commas
+    in it: the longest name at the beginning is taken, and the shortest at the end.
+    """
+    for cut in reversed(list(re.finditer(r"\s*,\s*|\s+", line))):
+        left, right = (part.strip("\"'") for part in (line[: cut.start()], line[cut.end() :]))
+        name, label = (left, right) if is_name_first else (right, left)
+        file = composed(re.sub(r"^[^\s,]*[/\\]", "", name))
+        if not known.isdisjoint((file, without_suffix(file))):
+            return name, label
+    return None
+
+
+# ---------------------------------------------------------------- names
+
+
+def parts_of(path: str) -> list[str]:
+    """The folders and the name of a path of any system; a folder `images` says nothing."""
+    *folders, name = re.split(r"[/\\]", composed(path.strip()))
+    return [*(part for part in folders if part.lower() not in ("", ".", "images")), name]
+
+
+def without_suffix(name: str) -> str:
+    return re.sub(r"\.[A-Za-z]\w*$", "", name)
 
 
 def rows_of_images(path: Path, rows: Sequence[Row], images: Sequence[Path], root: Path) -> list[Row]:
     """The row of each image, by its name with or without suffix, or else by one of another suffix: the one
     whose folders have most in common with the image's. Those below the root must be the same, as far as the
-    row has them.
-
-    Raises:
-        ValueError: an image has no row or several that say different things, or a row several images.
+    row has them. Raises ValueError where an image has no row or several, or a row several images.
     """
     by_name, by_stem = defaultdict(list), defaultdict(list)  # from the last parts of a path, of any number
     for row in rows:
@@ -100,11 +245,14 @@ def rows_of_images(path: Path, rows: Sequence[Row], images: Sequence[Path], root
             continue
         found[image], other = near[0], image_of.setdefault(near[0].where, image)
         remedy = "only suffixes differ" if index is by_stem else "name images with their folder and suffix"
-        if other != image:
+        if other != image or any(row[2:] != near[0][2:] for row in near):
             one, two = (str(path.relative_to(root)) for path in (other, image))
-            raise ValueError(f"{near[0].where} may be of {one!r} or of {two!r}; {remedy}")
-        if any(row[2:] != near[0][2:] for row in near):
-            raise ValueError(f"{near[-1].where} gives {name!r} another label than a line above; {remedy}")
+            both = (
+                f"may be of {one!r} or of {two!r}"
+                if one != two
+                else f"gives {one!r} another label than a line above"
+            )
+            raise ValueError(f"{near[-1].where} {both}; {remedy}")
         if index is by_stem:
             note(f"{str(path)!r} has images with other suffixes; they are found by the rest of their names")
     missing = [str(image.relative_to(root)) for image in images if image not in found]

@@ -135,7 +135,7 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
             f"names than the CSV; give a label"
         )
     finder = ClassFinder(class_names, base)
-    labels, _ = read_labels(options.label_path, clean, finder)
+    labels, _ = read_labels(options.label_path, clean, finder, None)
     target = None if target is None else target_class(target, finder)
     return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
 
