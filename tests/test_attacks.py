@@ -108,7 +108,7 @@ def test_every_attack_has_a_folder_of_its_own():
         ("torchattack:PGD(random_start=1)", "random_start is 1"),
         ("torchattack:PGD(targeted=True)", "targeted comes from --target_label"),
         ("torchattack:PGD(model=None)", "model comes from --model_name"),
-        ("nowhere.py:attack", "there is no file 'nowhere.py'"),
+        ("nowhere.py:attack", "nowhere.py:attack cannot be loaded (FileNotFoundError"),
     ],
 )
 def test_nonsense_is_one_line_and_is_never_executed(data, quick, tmp_path, name, message):
@@ -333,7 +333,7 @@ def test_a_users_function_is_an_attack_that_goes_on_and_is_known_by_its_file(dat
         ("wrong", [], "a tensor (1, 1, 96, 96) of torch.float32; expected (1, 3, 96, 96)"),
         ("raises", [], "fails with KeyError on images (1, 3, 96, 96)"),
         ("few", [], "it takes 1 arguments; expected images, labels and classifier"),
-        ("none", [], "the file has no function 'none'"),
+        ("none", [], "it has no function 'none'"),
         ("attack(speed=1)", [], "speed is no argument of --attack "),
         ("plain", ["--target_label", "3"], "is not targeted"),
         ("attack", ["--weight_mode", "fixed"], "--weight_mode goes with --attack diffattack alone"),

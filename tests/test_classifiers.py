@@ -192,7 +192,7 @@ def test_a_background_class_is_left_out(tmp_path):
             "no network in it.*; expected .*FILE.py:FUNCTION with a function that builds",
         ),
         ("{folder}/none.py:build", "No such file"),
-        ("{folder}/code.py:none", "has no attribute 'none'"),
+        ("{folder}/code.py:none", "it has no function 'none'"),
         ("{folder}/code.py:number", "returned int, and no torch.nn.Module"),
         (
             "{folder}/code.py:wrong",

@@ -199,9 +199,9 @@ def load_function(path: str, function: str) -> tuple[Callable, UserFile]:
     sys.modules[specification.name] = module  # for dataclasses
     with place.entered():
         specification.loader.exec_module(module)
-    found = getattr(module, function)
+    found = getattr(module, function, None)
     if not callable(found):
-        raise TypeError(f"{function} is no function")
+        raise ValueError(f"it has no function {function!r}")
     return found, place
 
 
