@@ -272,7 +272,7 @@ def test_a_few_images_are_not_made_more_of_than_they_are():
 def test_the_surrogate_is_never_a_transfer_classifier():
     loaded = {"s": TinyClassifier().eval(), "t": TinyClassifier().eval()}
     names = [str(k) for k in range(5)]
-    judges = Judges(("s",), ("s", "t"), names, CPU, "efficientnet_lite2", None, loaded=loaded)
+    judges = Judges(("s",), ("s", "t"), names, CPU, "efficientnet_lite2", loaded.__getitem__)
     pictures = Pictures(PIXELS, PIXELS, np.zeros(3, int))
     found = evaluation_of(judge(judges, pictures), judges, pictures.labels, np.full(3, -1))
     assert [c.name for c in found.classifiers] == ["s", "t"] and any(

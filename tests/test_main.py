@@ -139,7 +139,8 @@ def test_a_command_starts_by_itself(command):
 
 
 def test_help_groups_the_flags_and_says_each_default():
-    text = " ".join(start("--help").stdout.split())
+    text, common = (" ".join(run([*MAIN, *how]).stdout.split()) for how in (("--help", "all"), ("--help",)))
+    assert "--budget" in common and "--seed" not in common and "--help all" in common
     for part in (
         "data:",
         "models:",

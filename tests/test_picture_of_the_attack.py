@@ -267,13 +267,13 @@ def test_defaults_that_depend_on_others_in_the_library(checkpoint, classifier):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(composition="decoder"), "--composition decoder shows what the autoencoder loses"),
+        (dict(composition="decoder"), "--composition decoder takes no --contrast_limit"),
         (dict(budget=None), "momentum needs a --budget, such as psnr=37"),
         (dict(budget="psnr=much"), "--budget: 'psnr=much' is no budget; expected psnr=DB"),
         (dict(contrast_limit=-0.1), "--contrast_limit is -0.1"),
         (dict(latent_lr=0.0), "--latent_lr is 0.0"),
         (dict(latent_optimizer="sgd"), "--latent_optimizer is 'sgd'; expected one of momentum, adamw"),
-        (dict(judge_at=(2, 9)), "--judge_at names iteration 9, and --iterations is 4"),
+        (dict(judge_at=(2, 9)), "--judge_at goes beyond the 4 of --iterations"),
         (dict(stop_margin=-1.0), "--stop_margin is -1.0"),
         (dict(attack_through=("diffpure:1000",)), "expected diffpure:T, a whole number from 1 to 999"),
         (dict(attack_through=("jpg:75",)), "unknown defence 'jpg:75'"),

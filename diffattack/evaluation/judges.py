@@ -30,10 +30,9 @@ from diffattack.classifiers.defences import (
     split_name,
 )
 from diffattack.classifiers.heads import SOFTMAX, Head
-from diffattack.common.device import memory_is_short
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
-from diffattack.evaluation.metrics import features_of, measures
+from diffattack.evaluation.metrics import features_of
 from diffattack.evaluation.predictions import PREDICTION, one_draw, predict
 from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs
 
@@ -66,25 +65,21 @@ IN_FILES = ("features", "logits")  # of many images these would take most of the
 
 @dataclass(eq=False)
 class Judges:
-    """All that judges, in any process; classifiers are loaded when they are first asked for, and kept while
-    memory suffices.
-    """
+    """All that judges, in any process."""
 
     surrogates: tuple[str, ...]
     others: tuple[str, ...]  # transfer classifiers, and those behind defences
     class_names: Sequence[str]
     device: torch.device
     network: str  # that features are taken from
-    load: Callable[[str], torch.nn.Module]  # a classifier by name, on its device
+    classifier: Callable[[str], torch.nn.Module]  # by name, on its device
     identities: dict[str, dict] = field(default_factory=dict)  # of classifiers without defences, by name
     diffusion: str = ""  # a digest of the diffusion model, which some defences run
     draws: int = 1  # by each of which a random defence judges alone, too, where it is more than one
     head: Head = SOFTMAX
     measures: Sequence[str] = ()  # groups of measures that can be had here
-    loaded: dict[str, torch.nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.given = set(self.loaded)
         self.oddities: dict[str, list[str]] = {}
         self.known: dict[str, bool] = {}
 
@@ -98,11 +93,7 @@ class Judges:
         return self.draws if self.draws > 1 and is_random(name) else 0
 
     def __getitem__(self, name: str) -> torch.nn.Module:
-        if name not in self.loaded:
-            while (mine := self.loaded.keys() - self.given) and memory_is_short(self.device):
-                del self.loaded[next(other for other in self.loaded if other in mine)]
-            self.loaded[name] = self.load(name)
-        return self.loaded[name]
+        return self.classifier(name)
 
     @functools.cached_property
     def description(self) -> dict:
@@ -139,49 +130,34 @@ class Judges:
 # ---------------------------------------------------------------- judging
 
 
-def judge(judges: Judges, pictures: Pictures, clean: Judged | None = None) -> Judged:
+def judge(judges: Judges, pictures: Pictures) -> Judged:
     """What all judges find of B images. On a CPU pictures are looked at one by one, as fast, so that
     nothing depends on those beside it.
-
-    Args:
-        clean: what the same judges have found of the same clean pictures elsewhere.
     """
-    names, device, known = judges.names, judges.device, int(clean is not None)
-    sides, draws = pictures.sides[known:], judges.draws * (judges.draws > 1)
-    of_classifiers = [judge_by(judges, name, pictures, sides) for name in names]
+    names, device, sides = judges.names, judges.device, pictures.sides
+    of_classifiers = [judge_by(judges, name, pictures) for name in names]
+    draws = judges.draws * (judges.draws > 1)
     predictions = np.zeros((len(pictures.clean), len(names), 1 + draws, len(sides)), PREDICTION)
     for k, (predicted, _, _) in enumerate(of_classifiers):
         predictions[:, k, : predicted.shape[1]] = predicted
-    logits = np.stack([logits for _, logits, _ in of_classifiers], 1)
-    certificates = np.stack([of_sides[:, : 2 - known] for _, _, of_sides in of_classifiers], 1)
-    found = (features_of(judges.network, side, device, batch_on(device)) for side in sides)
-    features = np.stack([of_side.float().numpy() for of_side in found], 1)
-    if clean is not None:
-        predictions = np.concatenate([clean.predictions[..., :1], predictions], -1)
-        logits = np.concatenate([clean.logits[:, :, :1], logits], 2)
-        certificates = np.concatenate([clean.certificates[..., :1], certificates], -1)
-        features = np.concatenate([clean.features[:, :1], features], 1)
+    features = (features_of(judges.network, side, device, batch_on(device)) for side in sides)
     # one by one, as each picture takes 16 MB
-    visible = [
-        [measures(first, other, device) for other in others] for first, *others in zip(*pictures.sides)
-    ]
+    visible = [[measures(first, other, device) for other in others] for first, *others in zip(*sides)]
     return Judged(
         predictions,
-        certificates,
-        logits,
-        gradients_of(judges, pictures) if clean is None else clean.gradients,
+        np.stack([certificates for _, _, certificates in of_classifiers], 1),
+        np.stack([logits for _, logits, _ in of_classifiers], 1),
+        gradients_of(judges, pictures),
         np.array([[list(of_side.values()) for of_side in of_image] for of_image in visible]),
-        features,
+        np.stack([of_side.float().numpy() for of_side in features], 1),
         np.array(list(visible[0][0])),
         np.array([line for name in names for line in judges.oddities.get(name, ())], str),
     )
 
 
-def judge_by(
-    judges: Judges, name: str, pictures: Pictures, sides: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a classifier finds of these sides of pictures: predictions `(B, 1 + draws, sides)`, logits `(B,
-    sides, classes)`, and certificates `(B, sides)`.
+def judge_by(judges: Judges, name: str, pictures: Pictures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a classifier finds: predictions `(B, 1 + draws, sides)`, logits `(B, sides, classes)`, and
+    certificates `(B, 2)`.
     """
     classifier, head, device = judges[name], judges.head, judges.device
     batch, about = batch_on(device), (pictures.labels, device)
@@ -191,9 +167,9 @@ def judge_by(
         )
     draws = range(judges.draws_of(name))
     looks = [classifier, *(functools.partial(one_draw, classifier, number) for number in draws)]
-    predicted = np.zeros((len(pictures.clean), len(looks), len(sides)), PREDICTION)
-    certificates, logits = np.full((len(predicted), len(sides)), NO_CERTIFICATE, CERTIFICATE), []
-    for side, images in enumerate(sides):
+    predicted = np.zeros((len(pictures.clean), len(looks), len(pictures.sides)), PREDICTION)
+    certificates, logits = np.full((len(predicted), 2), NO_CERTIFICATE, CERTIFICATE), []
+    for side, images in enumerate(pictures.sides):
         of_looks = [predict(look, images, *about, batch, head, pictures.targets) for look in looks]
         predicted[..., side] = np.stack([predictions for predictions, _ in of_looks], 1)
         logits.append(of_looks[0][1])

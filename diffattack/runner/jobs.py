@@ -148,13 +148,11 @@ def jobs_of(
     runs: Sequence[tuple[Options, str]],
     attacks: Sequence[DiffAttack | PixelAttack | None],
 ) -> list[Job]:
-    """The jobs of options with the identities of their runs; all judges share what they load."""
-    loaded: dict[str, torch.nn.Module] = {}
+    """The jobs of options with the identities of their runs."""
     jobs = []
     for (options, identity), attack in zip(runs, attacks):
-        loaded |= dict(zip(options.model_name, attack.classifiers)) if attack else {}
-        judges = judges_of(experiment, options, attack and attack.diffusion, loaded)
         files = PictureFiles(experiment.layout(options), options.res)
+        judges = judges_of(experiment, options)
         jobs.append(Job(attack, options, identity, files, experiment.masks, judges))
     return jobs
 

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from diffattack.classifiers.defences import needs_diffusion, split_name
@@ -19,7 +18,6 @@ from diffattack.common.parallel import import_ahead, processes_for, run_in_proce
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
-from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.evaluation.judges import Judged, Judges, image_key, joined, judge, read_judged, write_judged
 from diffattack.evaluation.metrics import feature_network, names_of_measures
 from diffattack.evaluation.predictions import PREDICTION
@@ -68,44 +66,21 @@ class PictureFiles:
         return read_judged(self.file(item), judges, self.key(item))
 
 
-def judges_of(
-    experiment: Experiment,
-    options: Options,
-    diffusion: LatentDiffusion | None = None,
-    loaded: dict[str, torch.nn.Module] | None = None,
-) -> Judges:
-    """All that judges a run with these options.
-
-    Args:
-        diffusion: the diffusion model, if it is loaded.
-        loaded: classifiers that are loaded, by name, to which others are added.
-    """
-    checkpoint, names = options.pretrained_diffusion_path, options.model_name + options.judges
-    uses_diffusion = bool(checkpoint) and needs_diffusion(names)
-
-    @cache
-    def model() -> LatentDiffusion | None:
-        if diffusion is not None or not uses_diffusion:
-            return diffusion
-        return LatentDiffusion(experiment.load_pipeline(), experiment.class_names)
-
-    def load(name: str) -> torch.nn.Module:
-        of_defence = model() if needs_diffusion([name]) else diffusion
-        return experiment.load_classifier(name, diffusion=of_defence, head=options.classifier_head)
-
+def judges_of(experiment: Experiment, options: Options) -> Judges:
+    """All that judges a run with these options."""
+    uses_diffusion = needs_diffusion(options.model_name + options.judges)
     return Judges(
         options.model_name,
         options.judges,
         experiment.class_names,
         experiment.device,
         feature_network(options.model_name),
-        load,
+        experiment.classifier,
         experiment.identities,
-        diffusion_digest(options) if uses_diffusion else "",
+        diffusion_digest(options) if uses_diffusion and options.pretrained_diffusion_path else "",
         options.judge_draws,
         options.classifier_head,
         names_of_measures(options.res, experiment.device),
-        {} if loaded is None else loaded,
     )
 
 

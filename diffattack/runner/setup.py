@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.checks import check_unchanged
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.device import resolve_device, resolve_dtype, set_up
+from diffattack.common.device import memory_is_short, resolve_device, resolve_dtype, set_up
 from diffattack.common.distributed import check_alone, this_process
 from diffattack.common.errors import InputError, RecordError, note
 from diffattack.data.class_names import read_class_names
@@ -55,11 +54,8 @@ from diffattack.runner.folder import (
     name_of,
 )
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
-
-@dataclass(frozen=True)
+@dataclass
 class Experiment:
     """All that a command works on, before a network is loaded."""
 
@@ -71,6 +67,7 @@ class Experiment:
     masks: dict[int, Path]  # by the image's index; empty where there are none
     # of the classifiers that have been loaded, by their names without defences
     identities: dict[str, dict] = field(default_factory=dict)
+    loaded: dict[str, torch.nn.Module] = field(default_factory=dict)  # classifiers, by name
 
     def configuration(self, options: Options) -> dict:
         """All that the files of a run with these options depend on, as run.json holds it; the digest of an
@@ -91,37 +88,54 @@ class Experiment:
             "classifiers": {name: self.identities[name] for name in needed if name in self.identities},
         }
 
-    def load_classifier(self, name: str, **how: object) -> torch.nn.Module:
-        """A classifier on the device, with how it is to be used as classifiers/registry.py takes it.
+    def classifier(self, name: str, attacked: bool = False) -> torch.nn.Module:
+        """A classifier on the device, loaded once, and kept while memory suffices.
 
+        Args:
+            attacked: whether it needs a gradient, and its defences their draws in an attack.
         Raises:
-            ClassifierError: it cannot be used.
-            InputError: it is no longer what it was when it was first loaded, in this process or in the one
-                that started it.
+            InputError: it cannot be used, or is no longer what it was when it was first loaded, in this
+                process or in the one that started it.
         """
-        classifier = load_classifier(name, self.class_names, self.options.res, **how)
-        ((network,), found) = undefended_names([name]), undefended(classifier).identity
-        check_unchanged(network, self.identities.setdefault(network, found), found)
-        return classifier.to(self.device)
+        if name in self.loaded and not attacked:
+            return self.loaded[name]
+        while (mine := self.loaded.keys() - set(self.options.model_name)) and memory_is_short(self.device):
+            del self.loaded[mine.pop()]
+        draws = {"attacked": True, "attack_draws": self.options.draws} if attacked else {}
+        diffusion = self.diffusion if needs_diffusion([name]) else None
+        head, side = self.options.classifier_head, self.options.res
+        classifier = load_classifier(name, self.class_names, side, diffusion=diffusion, head=head, **draws)
+        ((network,), identity) = undefended_names([name]), undefended(classifier).identity
+        check_unchanged(network, self.identities.setdefault(network, identity), identity)
+        self.loaded[name] = classifier.to(self.device)
+        return self.loaded[name]
 
     def identity(self, name: str) -> dict:
         """Of a classifier without defences, which is loaded if it has not been."""
         if name not in self.identities:
-            self.load_classifier(name, head=self.options.classifier_head)
+            self.classifier(name)
         return self.identities[name]
+
+    @functools.cached_property
+    def diffusion(self) -> LatentDiffusion | None:
+        """The diffusion model, loaded when it is first asked for; None where none is named."""
+        options = self.options
+        if options.pretrained_diffusion_path is None:
+            return None
+        pipeline = load_pipeline(
+            options.pretrained_diffusion_path, self.device, self.dtype, options.lora, options.prediction_type
+        )
+        if options.compile:
+            compile_pipeline(pipeline)
+        return LatentDiffusion(pipeline, self.class_names)
+
+    def __getstate__(self) -> dict:
+        """For another process, which loads its own networks."""
+        return {k: v for k, v in vars(self).items() if k != "diffusion"} | {"loaded": {}}
 
     def layout(self, options: Options) -> Layout:
         """Where a run with these options keeps its files."""
         return Layout(options.save_dir, len(self.items))
-
-    def load_pipeline(self) -> StableDiffusionPipeline:
-        options = self.options
-        pipeline = load_pipeline(
-            options.pretrained_diffusion_path, self.device, self.dtype, options.lora, options.prediction_type
-        )
-        if self.options.compile:
-            compile_pipeline(pipeline)
-        return pipeline
 
     @functools.cached_property
     def contents(self) -> dict[str, str]:
@@ -189,30 +203,18 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
     for name in undefended_names(options.transfer_models) if is_first else ():
-        experiment.load_classifier(name, head=head)
-    # before the pipeline, which takes longer, except where they need it
-    pipeline = experiment.load_pipeline() if needs_diffusion(options.model_name) else None
-    classifiers = [
-        experiment.load_classifier(
-            name,
-            attacked=True,
-            diffusion=pipeline and LatentDiffusion(pipeline, experiment.class_names),
-            attack_draws=options.draws,
-            head=head,
-        )
-        for name in options.model_name
-    ]
+        experiment.classifier(name)
+    # before the diffusion model, which takes longer, except where they need it
+    classifiers = [experiment.classifier(name, attacked=True) for name in options.model_name]
     noise = np.random.default_rng(0).integers(0, 256, (2, options.res, options.res, 3), np.uint8)
     for name, classifier in zip(options.model_name, classifiers) if is_first else ():
         for warning in warnings_about_outputs(name, classifier, noise, experiment.device, head):
             note(warning)
-    if pipeline is None and needs_pipeline(each):
-        pipeline = experiment.load_pipeline()
-    diffusion = pipeline and LatentDiffusion(pipeline, experiment.class_names)
+    diffusion = experiment.diffusion if needs_pipeline(each) else None
     if any(one.attack == OURS for one in each) and is_first:
         say_cut_names(diffusion, experiment.items[: options.limit])
     return [
-        DiffAttack(pipeline, classifiers, experiment.class_names, one)
+        DiffAttack(diffusion.pipeline, classifiers, experiment.class_names, one)
         if one.attack == OURS
         else PixelAttack(
             others[one.attack],
