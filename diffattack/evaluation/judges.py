@@ -32,7 +32,7 @@ from diffattack.classifiers.defences import (
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
-from diffattack.evaluation.metrics import features_of
+from diffattack.evaluation.metrics import features_of, measures
 from diffattack.evaluation.predictions import PREDICTION, one_draw, predict
 from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs
 
