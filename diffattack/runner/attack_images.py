@@ -342,6 +342,8 @@ def row_of(job: Job, result: AttackResult, picture: Picture) -> dict:
         row |= {"target": item.target + base, "target_class": class_names[item.target]}
     if result.reached is not None:
         row["margin_reached"] = bool(result.reached[0])
+    if job.options.weight_mode.startswith("learnable"):
+        row["weights_after"] = job.attack.controller.weights().tolist()
     if picture.mask is not None:
         row["mask_digest"] = file_digest(job.masks[item.index])
     if result.searches is not None:

@@ -127,7 +127,7 @@ def write_comparison(
     title = f"Comparison of {'attacks' if is_of_attacks else 'timestep weights'}"
     report = compare_runs(runs, evaluations, failures)
     if all(run.timesteps for run in runs.values()):
-        ends = (weights_at_the_end(one.job.options, one.run) for one in results)
+        ends = (weights_at_the_end(one.run) for one in results)
         add_weights(report, runs, [weight_movement(run, end) for run, end in zip(runs.values(), ends)])
     add_curves(report, {name: curve_points(run) for name, run in runs.items()}, ITERATIONS)
     parts = {one.name: points_of(one, items) for one in results} if options.attacks and items else {}

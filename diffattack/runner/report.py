@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
 
-from attentionControl import make_controller
 from diffattack.common.distributed import this_process
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
-from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_record, read_run, read_state
+from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_record, read_run
 from diffattack.data.summaries import timestep_rows
 from diffattack.evaluation.curves import Points, curve_dicts, curve_points, point_rows
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import cost_dict, cost_rows, deciding, table
 from diffattack.evaluation.warnings import warnings_about_rounding
 from diffattack.evaluation.weights import lines_about_weights, weight_movement
-from diffattack.options import Options
 from diffattack.plotting.draw import draw_folders
 from diffattack.plotting.run_page import read_results, write_page
 from diffattack.runner.folder import provenance, read_failures, unattempted
@@ -96,7 +93,7 @@ def write_run(
             del row["files"]  # which the run alone needs
         evaluation.warnings.extend(warnings_about_rounding(rows))
         points = curve_points(run)
-    weights = weights_at_the_end(options, run)
+    weights = weights_at_the_end(run)
     lines = [summarise(rows, evaluation, failures, weights.tolist())]
     if run:
         lines += lines_about(run, rows, points)
@@ -257,16 +254,14 @@ def in_two_cells(prediction: dict) -> tuple[str, str]:
     return name, f"{probability:.2f}"
 
 
-def weights_at_the_end(options: Options, run: Run | None) -> np.ndarray:
+def weights_at_the_end(run: Run | None) -> np.ndarray:
     """The weights `(N,)` after the last image; where each image has its own, their mean over the images."""
     if run is None or not run.timesteps:
         return np.zeros(0)
-    if not options.weight_mode.startswith("learnable"):
-        return run.summary.weights[:, -1].mean(0, dtype=np.float64)
-    settings = (options.schedule, len(run.timesteps), options.seed, options.pace)
-    controller = make_controller(options.weight_mode, *settings)
-    controller.load_state(torch.from_numpy(read_state(run.records.paths[-1])))
-    return controller.weights().numpy()
+    of_network = run.records[-1].row.get("weights_after")
+    return (
+        run.summary.weights[:, -1].mean(0, dtype=np.float64) if of_network is None else np.array(of_network)
+    )
 
 
 def lines_about_gradients(run: Run) -> list[str]:
