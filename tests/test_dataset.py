@@ -175,6 +175,7 @@ def test_folders_that_fit_no_class_are_named(tmp_path):
             "has the columns photo, label; expected one of the image",
         ),
         ("l.csv", "filename,label\nimg1.png,1\nimg2.png,9\nimg10.png,1\n", {}, "line 3 .* is 9"),
+        ("l.csv", "filename,label\nimg1.png,1\nimg2.png,2,3\nimg10.png,1\n", {}, "no cell without a title"),
         ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; expected a label from 1 to 3"),
         (
             "l.csv",
@@ -248,6 +249,7 @@ def test_synonyms_stay_with_their_class(tmp_path):
         ("c.txt", "<class>cat</class>\n<class>dog</class>\n"),
         ("c.txt", "0;cat\n2;dog\n"),
         ("c.json", '{"cat": 0, "dog": 2}'),
+        ("c.json", '{"cat": 0, "dog": 0}'),
         ("c.txt", ""),
         ("c.json", "[" * 100_000),
     ],

@@ -350,6 +350,13 @@ def test_metadata_in_the_folder(tmp_path, capsys, name, content):
     assert f"labels are those of {name}" in (said := capsys.readouterr().err) and "skipped" not in said
 
 
+def test_what_is_wrong_with_metadata_names_the_flag_that_was_given(tmp_path):
+    root = images(tmp_path / "r", "a.png")
+    written(root / "metadata.csv", "file_name,label\na.png,tabbi\n")
+    with pytest.raises(DatasetError, match="^--images_root: line 2 of .*'tabbi'"):
+        read_dataset(root, None, IMAGENET_CLASSES)
+
+
 def test_metadata_without_labels_is_none(tmp_path):
     root = images(tmp_path / "r", "tench/a.png")
     written(root / "metadata.csv", "file_name,text\ntench/a.png,a fish\n")

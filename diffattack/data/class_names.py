@@ -76,12 +76,13 @@ def names_of_text(path: Path) -> ClassNames:
         content = json.loads(text)
         for key in ("id2label", "class_to_idx", "label2id"):
             content = content[key] if isinstance(content.get(key), dict) else content
+        pairs = content.items()
         if all(type(number) is int for number in content.values()):
-            content = {number: name for name, number in content.items()}
-        names = in_order({int(number): name for number, name in content.items()})
+            pairs = [(number, name) for name, number in pairs]
+        names = in_order({int(number): name for number, name in pairs})
     except (ValueError, AttributeError, RecursionError):
-        names = []
-    if not names or not all(isinstance(name, str) for name in names):
+        names, content = [], {}
+    if len(names) < max(1, len(content)) or not all(isinstance(name, str) for name in names):
         problem = "cannot be read, or does not number its classes from 0 or 1 on"
         raise ValueError(f"{str(path)!r} {problem}; give {FORMS}")
     return ClassNames(names)

@@ -133,14 +133,18 @@ def rows_of_table(path: Path, titles: Sequence[str], rows: Iterable[tuple[str, d
         [title for known in titles_of for title in titles if simple(title) == known]
         for titles_of in (IMAGE_TITLES, LABEL_TITLES, TARGET_TITLES)
     )
-    if not images or len(labels) != 1:
+    rows = list(rows)
+    if not images or len(labels) != 1 or any(None in row for _, row in rows):
         shown = ", ".join(map(str.strip, titles))
-        raise ValueError(
-            f"{str(path)!r} has the columns {shown}; expected one of the image and one label: {FORMS}"
-        )
-    image, label, target = images[0], labels[0], targets[0] if targets else None
+        expected = f"one of the image, one label, and no cell without a title, in {FORMS}"
+        raise ValueError(f"{str(path)!r} has the columns {shown}; expected {expected}")
     return [
-        Row(where, str(row.get(image)), labels_of_cell(row.get(label)), str(row.get(target) or "").strip())
+        Row(
+            where,
+            str(row.get(images[0])),
+            labels_of_cell(row.get(labels[0])),
+            *(str(row.get(title) or "").strip() for title in targets[:1]),
+        )
         for where, row in rows
     ]
 
