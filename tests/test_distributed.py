@@ -6,9 +6,8 @@ import sys
 import pytest
 from conftest import MAIN, ROOT, flags, run
 
-from diffattack.common.distributed import Process, this_process
 from diffattack.common.errors import InputError
-from diffattack.common.parallel import available_cores, threads_of_each
+from diffattack.common.parallel import Process, available_cores, this_process, threads_of_each
 from diffattack.options import Options
 from diffattack.runner.setup import check_shards
 

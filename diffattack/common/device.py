@@ -11,8 +11,8 @@ import psutil
 import torch
 
 import diffattack.common.torchvision  # noqa: F401
-from diffattack.common.distributed import this_process
 from diffattack.common.errors import InputError, one_line
+from diffattack.common.parallel import this_process
 
 # by network: its blocks of one kind share code, and each shape of each of them is compiled by itself
 VARIANTS = 128

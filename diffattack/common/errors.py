@@ -4,13 +4,10 @@ answer.
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -65,41 +62,19 @@ def is_first_process() -> bool:
     return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
 
 
-@functools.cache
-def note(text: str) -> None:
-    """Says something once; of several processes, the first says it."""
-    if is_first_process() and multiprocessing.parent_process() is None:
-        print(f"note: {text}", file=sys.stderr)
+notes: dict[str, Path | None] = {}  # by their texts, of an image where it lies
 
 
-class ImageNote(NamedTuple):
-    """What there is to say of the first image of its kind."""
-
-    path: str
-    text: str
-
-
-said_of_images: set[str] = set()
-_passed_on: list[Callable[[ImageNote], None]] = []
-
-
-def note_of_image(path: Path, text: str) -> None:
-    """Says something of the first image that it is true of. A process of `common/parallel.py` leaves it to
-    the one that started it; of those that a launcher started, each says it of the images that it reads.
+def note(text: str, path: Path | None = None) -> None:
+    """Says something once, of the image at `path` where it is the first that it is true of. Of processes that
+    a launcher started, the first speaks, and each of its own images; those of `common/parallel.py` leave it
+    to the one that started them.
     """
-    say_of_image(ImageNote("/".join(path.parts[-2:]), text))  # folders are classes
-
-
-def say_of_image(noted: ImageNote) -> None:
-    if noted.text in said_of_images:
+    if text in notes:
         return
-    said_of_images.add(noted.text)
-    if _passed_on:
-        _passed_on[0](noted)
-    else:
-        tqdm.write(f"note: {noted.path}: {noted.text} (said of the first such image only)", file=sys.stderr)
-
-
-def pass_on(send: Callable[[ImageNote], None]) -> None:
-    """From now on this process passes on what it says of images."""
-    _passed_on[:] = [send]
+    notes[text] = path
+    if multiprocessing.parent_process() is None and (path or is_first_process()):
+        where, first = "", ""
+        if path:
+            where, first = "/".join(path.parts[-2:]) + ": ", " (said of the first such image only)"
+        tqdm.write(f"note: {where}{text}{first}", file=sys.stderr)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from attentionControl import make_controller
-from diffattack.common.distributed import this_process
+from diffattack.common.parallel import this_process
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_row, read_run, read_state
