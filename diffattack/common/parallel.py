@@ -11,7 +11,6 @@ import functools
 import multiprocessing
 import operator
 import os
-import re
 import signal
 import sys
 import threading
@@ -50,11 +49,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_of_each(processes: int) -> int:
-    """The threads that each of so many processes gets: OMP_NUM_THREADS, or its share of the cores."""
-    # a number, or one for each level of nesting
-    given = re.match(r"\s*([1-9]\d*)\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
-    return int(given[1]) if given else max(1, available_cores() // processes)
+def share_cores(processes: int) -> None:
+    """Gives this process the threads of one of so many: its share of the cores, or OMP_NUM_THREADS."""
+    import torch  # takes long, and the processes that draw do without it
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, available_cores() // processes))
 
 
 # ---------------------------------------------------------------- processes of our own
@@ -80,7 +80,7 @@ def run_in_processes(
         the first exception of a process; the others are then ended.
     """
     left = dict(enumerate(parts))
-    if processes > 1:
+    if left and processes > 1:
         import_ahead()
     while left and processes > 1:
         pool = ProcessPoolExecutor(min(processes, len(left)), CONTEXT, _begin, (prepare, arguments))
@@ -101,7 +101,7 @@ def run_in_processes(
             )
         except BaseException:
             for process in multiprocessing.active_children():
-                process.kill()
+                process.terminate()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -139,6 +139,7 @@ def _begin(prepare: Callable[..., Callable] | None, arguments: tuple) -> None:
     global _prepared
     _prepared = functools.cache(lambda: prepare(*arguments) if prepare else operator.call)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -149,7 +150,10 @@ def _end_with_parent() -> None:
 
 def _work(part: Any) -> tuple[Any, dict[str, Path | None]]:
     """What comes of a part, and all that this process has noted."""
-    return _prepared()(part), dict(notes)
+    try:
+        return _prepared()(part), dict(notes)
+    except SystemExit:  # what is half-written has been taken back
+        os._exit(1)
 
 
 # ---------------------------------------------------------------- processes of a launcher

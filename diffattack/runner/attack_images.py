@@ -19,10 +19,9 @@ from tqdm import tqdm
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import GivenImages, PixelAttack
 from diffattack.classifiers.registry import joined_names
-from diffattack.common.counting import Cost, measured
-from diffattack.common.device import free_memory
+from diffattack.common.device import Cost, free_memory, measured
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, RunError
-from diffattack.common.parallel import run_in_processes, this_process, threads_of_each
+from diffattack.common.parallel import run_in_processes, share_cores, this_process
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
 from diffattack.data.layout import Layout
@@ -89,7 +88,7 @@ def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[I
             parts = [work[start : start + at_once] for start in range(0, len(work), at_once)]
             run_in_processes(options.processes, parts, bar.update, attacker_of, (experiment, runs))
             threads = torch.get_num_threads()  # what is left is computed as the processes would have
-            torch.set_num_threads(threads_of_each(options.processes))
+            share_cores(options.processes)
             Attacker(shared, bar.update).run(items)
             torch.set_num_threads(threads)
         Attacker(jobs, bar.update).run(items)
@@ -101,7 +100,7 @@ def attacker_of(
 ) -> Callable[[Sequence[Item]], int]:
     """What one of several processes does with images; it returns how many there were, of all jobs."""
     jobs = jobs_of(experiment, runs, load_attacks(experiment, [options for options, _ in runs]))
-    torch.set_num_threads(threads_of_each(jobs[0].options.processes))
+    share_cores(jobs[0].options.processes)
     attacker = Attacker(jobs, lambda count: None)
 
     def attack(items: Sequence[Item]) -> int:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffattack.classifiers.defences import needs_diffusion, split_name
 from diffattack.common.device import set_up
-from diffattack.common.parallel import processes_for, run_in_processes, threads_of_each
+from diffattack.common.parallel import processes_for, run_in_processes, share_cores
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
@@ -160,7 +160,7 @@ def judge_of(
 ) -> Callable[[Sequence[Item]], int]:
     """What one of several processes does with images; it returns how many there were."""
     set_up(experiment.device)
-    torch.set_num_threads(threads_of_each(processes))
+    share_cores(processes)
     judges = judges_of(experiment, options)
 
     def judge_some(items: Sequence[Item]) -> int:
