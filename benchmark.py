@@ -24,9 +24,8 @@ import torch
 
 from diff_latent_attack import DiffAttack
 from diffattack.classifiers.registry import REGISTRY, load_classifier
-from diffattack.common.commands import run_program
-from diffattack.common.counting import BACKWARD, measured
-from diffattack.common.device import resolve_device, set_up
+from diffattack.common.device import BACKWARD, measured, resolve_device, set_up
+from diffattack.common.errors import run_program
 from diffattack.common.flags import HelpFormatter
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset

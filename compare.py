@@ -20,7 +20,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from diffattack.common.commands import run_program
+from diffattack.common.errors import run_program
 from diffattack.common.flags import parse_options
 from diffattack.runner.attack_images import attack_images
 from diffattack.runner.compare import CompareOptions, check_options, comparison_folders, entries, reports_in

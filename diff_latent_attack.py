@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from attentionControl import make_controller
 from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
 from diffattack.classifiers.defences import at_a_stop, defend, under_attack
-from diffattack.common.device import stance
 from diffattack.common.errors import InputError
 from diffattack.common.frozen import frozen
 from diffattack.data.classes import IMAGENET_CLASSES
@@ -40,6 +39,7 @@ from diffattack.diffusion.batch import AttackResult, Batch, Outcome
 from diffattack.diffusion.composition import Composition, attention_mask, change_limits
 from diffattack.diffusion.inversion import Inversion, LatentDiffusion
 from diffattack.diffusion.optimizers import AdamW, Momentum, norm
+from diffattack.diffusion.pipeline import stance
 from diffattack.evaluation.budget import least_change
 from diffattack.losses import (
     Losses,
@@ -150,7 +150,6 @@ class DiffAttack(LatentDiffusion):
         with (
             frozen(self.unet, self.vae, *self.classifiers),
             self.controller.attached(self.unet, self.branches),
-            stance(self.unet, "force_eager"),
         ):
             batch, outcome = self.begin(inversion)
             for iteration in range(1, iterations + 1):

@@ -17,8 +17,7 @@ import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import sys
 
-from diffattack.common.commands import run_program
-from diffattack.common.errors import InputError
+from diffattack.common.errors import InputError, run_program
 from diffattack.common.flags import parse_options
 from diffattack.options import Options
 from diffattack.runner.attack_images import attack_images

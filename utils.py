@@ -22,8 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffattack.common.commands import run_program
-from diffattack.common.errors import InputError
+from diffattack.common.errors import InputError, run_program
 from diffattack.data.records import read_run
 from diffattack.data.sample import FIGURE_IMAGES
 from diffattack.plotting.draw import draw_comparison, draw_folders

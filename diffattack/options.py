@@ -105,7 +105,7 @@ class DataOptions:
     )
     check: bool = of_machine(False, "try all that is named on the first image, say what to expect, and stop")
     res: int = flag(224, "side of the squares that images are resized to", "PIXELS", range=SIDE)
-    limit: int | None = count("attack only the first K images (default: all)", "K", False)
+    limit: int | None = count("attack only the first K images (default: all)", "K", identifies_run=False)
 
 
 @dataclass
@@ -116,13 +116,12 @@ class ModelOptions:
         None,
         "Stable Diffusion 1.x or 2.x: a folder, a .safetensors file or a hub id (default: the demo's)",
         "PATH",
-        str,
     )
     lora: Lora | None = flag(
         None, "a LoRA for it, .safetensors; FILE:0.8 adds so much of it", "FILE[:SCALE]", parse_lora
     )
     prediction_type: str | None = flag(
-        None, "what the UNet predicts (default: what its scheduler says)", None, str, choices=PREDICTION_TYPES
+        None, "what the UNet predicts (default: what its scheduler says)", choices=PREDICTION_TYPES
     )
     model_name: tuple[str, ...] = flag(
         ("efficientnet_lite0",),
@@ -194,11 +193,7 @@ class AttackOptions(WeightOptions):
         attack_name,
     )
     preset: str | None = of_machine(
-        None,
-        "diffattack: all that the original does; flags beside it win",
-        None,
-        str,
-        choices=tuple(ATTACK_PRESETS),
+        None, "diffattack: all that the original does; flags beside it win", choices=tuple(ATTACK_PRESETS)
     )
     diffusion_steps: int = flag(20, "DDIM steps between noise and image", "T")
     start_step: int = flag(15, "the last T - S steps are attacked", "S")
@@ -259,17 +254,15 @@ class AttackOptions(WeightOptions):
     logit_temperature: float | None = number(
         "that the attack's loss divides logits by (default: 1; 10 for cub_200_2011 and standford_car)",
         "T",
-        POSITIVE,
+        range=POSITIVE,
     )
     head: str | None = flag(
-        None,
-        "softmax: an image shows one class; sigmoid: any number (default: softmax)",
-        None,
-        str,
-        choices=HEADS,
+        None, "softmax: an image shows one class; sigmoid: any number (default: softmax)", choices=HEADS
     )
     threshold: float | None = number(
-        f"with --head sigmoid, above which probability a class is seen (default: {THRESHOLD:g})", "P", SHARE
+        f"with --head sigmoid, above which probability a class is seen (default: {THRESHOLD:g})",
+        "P",
+        range=SHARE,
     )
     is_apply_mask: bool = flag(False, "change the image only where the true class is looked at")
     is_hard_mask: bool = flag(False, "the same with a mask of zeros and ones")
@@ -366,10 +359,12 @@ class MachineOptions:
         "auto", "of the diffusion model; auto: bf16 on a GPU that has it", choices=("auto", "fp32", "bf16")
     )
     batch_size: int | None = count(
-        "images at once (default: on a GPU by its memory, else 1; 1 in the learnable modes)", "B", False
+        "images at once (default: on a GPU by its memory, else 1; 1 in the learnable modes)",
+        "B",
+        identifies_run=False,
     )
     processes: int | None = count(
-        "that share out the images (default: on a CPU one for each core)", "P", False
+        "that share out the images (default: on a CPU one for each core)", "P", identifies_run=False
     )
     compile: bool = of_machine(False, "let torch.compile make iterations quicker, after minutes at first")
     shard: str = of_machine(
@@ -383,24 +378,9 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
     """All flags of main.py. What a preset decides is None until `fill_in_defaults`."""
 
     # those that `--help` lists; the others, `--help all`
-    common = (
-        "images_root",
-        "label_path",
-        "save_dir",
-        "model_name",
-        "weight_mode",
-        "weight_schedule",
-        "budget",
-    )
-    common += (
-        "pretrained_diffusion_path",
-        "transfer_models",
-        "defences",
-        "attack",
-        "preset",
-        "check",
-        "limit",
-    )
+    common = ("images_root", "label_path", "save_dir", "model_name", "weight_mode", "weight_schedule")
+    common += ("budget", "pretrained_diffusion_path", "transfer_models", "defences", "attack", "preset")
+    common += ("check", "limit")
 
     def __post_init__(self) -> None:
         behind = [text for name in self.model_name for text in split_name(name)[1]]

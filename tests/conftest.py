@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from unittest import mock
 
@@ -45,7 +44,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffattack.classifiers import arguments
 from diffattack.classifiers.registry import REGISTRY, load_classifier
-from diffattack.common.errors import note, said_of_images
+from diffattack.common.errors import notes
 from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.evaluation.predictions import PREDICTION, ClassifierResult
 
@@ -94,8 +93,7 @@ def small_pictures_are_attacked():
 
 @pytest.fixture(autouse=True)
 def notes_are_said_anew():
-    note.cache_clear()
-    said_of_images.clear()
+    notes.clear()
 
 
 def small_unet(latent_channels: int, heads: int | tuple, linear_projection: bool) -> UNet2DConditionModel:
@@ -474,32 +472,18 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
-class Here(Executor):
-    """Does at once, in this process, what a pool would do; processes that import all the libraries to draw a
-    few figures are those of the commands that are started.
-    """
-
-    def __init__(self, *arguments, **options):
-        pass
-
-    def submit(self, function, /, *arguments, **options) -> Future:
-        done = Future()
-        done.set_result(function(*arguments, **options))
-        return done
-
-
 def run_here(command: list[str]) -> subprocess.CompletedProcess:
     program = importlib.import_module(command[1].removesuffix(".py"))
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    note.cache_clear()
-    said_of_images.clear()
+    notes.clear()
     sys.argv = [*map(str, command[1:])]
     try:
         with (
             contextlib.chdir(ROOT),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            mock.patch("diffattack.plotting.draw.ProcessPoolExecutor", Here),
+            # processes that draw a few figures are those of the commands that are started
+            mock.patch("diffattack.plotting.draw.run_in_processes", lambda processes, work, done: work),
         ):
             code = program.main(sys.argv[1:])
     except SystemExit as end:  # of --help

@@ -16,7 +16,7 @@ from diffattack.attacks.limited import strongest
 from diffattack.attacks.names import attack_names, parse_attack
 from diffattack.attacks.pixel import PixelAttack, Surrogates
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.counting import measured
+from diffattack.common.device import measured
 from diffattack.data.images import read_image, rounded, to_tensor
 from diffattack.data.records import read_run
 from diffattack.diffusion.batch import stacked

@@ -167,13 +167,13 @@ def test_which_defaults_a_preset_sets():
 @pytest.mark.parametrize(
     "bad, message",
     [
-        (["--preset", "original"], "--preset: invalid choice: 'original'"),
+        (["--preset", "original"], "--preset is 'original'; expected one of diffattack"),
         (["--composition", "decoder"], "takes no --contrast_limit and no --budget; give residual"),
         (["--inversion", "diffattack"], "cuts bytes off, which no --budget knows; give exact"),
-        (["--composition", "both"], "--composition: invalid choice"),
+        (["--composition", "both"], "--composition is 'both'; expected one of residual, decoder"),
         (["--contrast_limit", "much"], "--contrast_limit: expected a number or none, not 'much'"),
         (["--contrast_limit", "nan"], "--contrast_limit is nan"),
-        (["--latent_optimizer", "sgd"], "--latent_optimizer: invalid choice"),
+        (["--latent_optimizer", "sgd"], "--latent_optimizer is 'sgd'; expected one of momentum, adamw"),
         (["--latent_lr", "0"], "--latent_lr is 0.0; expected a finite number above 0"),
         (["--budget", "37"], "--budget: '37' is no budget"),
         (["--budget", "none"], "momentum needs a --budget"),

@@ -7,8 +7,8 @@ import torch
 import torch._inductor.config
 from test_picture_of_the_attack import build
 
-from diffattack.common.device import check_compiler, compile_blocks
 from diffattack.common.errors import InputError
+from diffattack.diffusion.pipeline import check_compiler, compile_blocks
 
 
 def test_without_a_compiler_one_line_says_so(tmp_path, monkeypatch):

@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import MAIN, ROOT, flags, run
 
-from diffattack.common.distributed import Process, this_process
 from diffattack.common.errors import InputError
-from diffattack.common.parallel import available_cores, threads_of_each
+from diffattack.common.parallel import Process, available_cores, share_cores, this_process
 from diffattack.options import Options
 from diffattack.runner.setup import check_shards
 
@@ -98,10 +98,19 @@ def test_a_finished_run_outlives_a_launcher_without_processes(environment, data,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("text, threads", [("3", 3), ("4,2", 4), ("", None), ("x", None), ("0", None)])
-def test_threads_of_openmp(monkeypatch, text, threads):
-    monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert threads_of_each(1) == (threads or available_cores())
+def test_cores_are_shared_unless_openmp_says_how(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        for variable, threads in (("3", before), (None, available_cores())):
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if variable:
+                monkeypatch.setenv("OMP_NUM_THREADS", variable)
+            share_cores(1)
+            assert torch.get_num_threads() == threads
+        share_cores(1000)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_bars_have_no_lock_that_outlives_their_process():

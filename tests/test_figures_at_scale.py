@@ -184,7 +184,8 @@ def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
     assert len([name for name in names if re.match(r"\d", name)]) == 4 * len(IMAGE_FIGURES)
     assert "figures of 4 of 30 images, the most and the least visible" in capsys.readouterr().err
     (sheet,) = works_of(run, sample, each_image=True, anew=False, pdf=False)
-    assert sheet[2:] == (False, 1, list(sample.values())) and all(is_drawn(run, index) for index in drawn)
+    assert sheet.args[1:] == (False, 1, list(sample.values()))
+    assert all(is_drawn(run, index) for index in drawn)
 
 
 def test_processes_are_sent_little(tmp_path):
@@ -194,9 +195,9 @@ def test_processes_are_sent_little(tmp_path):
     sample = choose(run.summary.psnr, 13, seed=0)
     works = works_of(run, sample, each_image=True, anew=True, pdf=False)
     assert len(works) == 13 + 2
-    for _, *arguments in works:
-        assert len(pickle.dumps(arguments)) < 4_000
-        alone = pickle.loads(pickle.dumps(arguments[0]))
+    for work in works:
+        assert len(pickle.dumps(work)) < 4_000
+        alone = pickle.loads(pickle.dumps(work)).args[0]
         assert alone.layout.record(alone.records[0].index) == alone.records[0].path
     assert not is_drawn(run, 12_000)
 

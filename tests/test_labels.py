@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.errors import DatasetError, note
+from diffattack.common.errors import DatasetError, notes
 from diffattack.data.class_names import read_class_names
 from diffattack.data.classes import (
     DEVELOPMENT_KIT,
@@ -147,7 +147,7 @@ def test_a_head_with_imagenets_names_in_another_order_is_put_right(vit, capsys):
         other = load_classifier(vit(names, order), IMAGENET_CLASSES)
         assert torch.equal(other(picture), straight)
         assert "matched by their names" in capsys.readouterr().err
-        note.cache_clear()
+        notes.clear()
 
 
 def test_captions_in_another_order_than_imagenets_are_matched_by_their_ids(tmp_path, capsys):

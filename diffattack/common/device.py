@@ -1,21 +1,27 @@
-"""The device of a run: which one, in which precision, how it is made fast, and how much memory there is."""
+"""The device of a run: which one, in which precision, how it is made fast, how much memory there is, and what
+work on it costs.
+
+with measured({"surrogate": [classifier], "UNet": [unet]}, device) as cost:
+    ...
+cost.counts              # {"surrogate": 31, "surrogate, backward": 30, "UNet": 91}, of images and not calls
+"""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import psutil
 import torch
 
 import diffattack.common.torchvision  # noqa: F401
-from diffattack.common.distributed import this_process
-from diffattack.common.errors import InputError, one_line
-
-# by network: its blocks of one kind share code, and each shape of each of them is compiled by itself
-VARIANTS = 128
+from diffattack.common.errors import InputError
+from diffattack.common.parallel import this_process
 
 
 def resolve_device(name: str) -> torch.device:
@@ -54,19 +60,15 @@ def set_up(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc's allocator to keep what is freed: returned to the kernel, every large tensor costs page
-    faults again. And to keep it in one place, so that what one thread frees another can use.
-
-    It does nothing where the C library is another one.
+    """Tells glibc's allocator, where there is one, to keep what is freed, since every large tensor that is
+    returned to the kernel costs page faults again; and in one place, so that other threads can use it.
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
     trim_threshold, mmap_max, arena_max = -1, -4, -8  # M_TRIM_THRESHOLD, ... of malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
-    mallopt(arena_max, 1)
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+        mallopt(arena_max, 1)
 
 
 # ---------------------------------------------------------------- memory
@@ -90,16 +92,6 @@ def bytes_saved(network: torch.nn.Module) -> Iterator[list[int]]:
         yield sizes
 
 
-SHORT_BELOW = 0.2  # of all memory
-
-
-def memory_is_short(device: torch.device) -> bool:
-    """Whether what is not needed at once had better be freed."""
-    if device.type == "cuda":
-        return free_memory(device) < SHORT_BELOW * torch.cuda.mem_get_info(device)[1]
-    return psutil.virtual_memory().available < SHORT_BELOW * psutil.virtual_memory().total
-
-
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on the device, its cache included."""
     if device.type == "cuda":
@@ -110,8 +102,60 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def memory_is_short(device: torch.device) -> bool:
+    """Whether what is not needed at once had better be freed: less than a fifth of all memory is free."""
+    is_cuda = device.type == "cuda"
+    whole = torch.cuda.mem_get_info(device)[1] if is_cuda else psutil.virtual_memory().total
+    return free_memory(device) < 0.2 * whole
+
+
+# ---------------------------------------------------------------- what work costs
+
+BACKWARD = ", backward"
+
+
+@dataclass
+class Cost:
+    """Of the work inside a block of `measured`."""
+
+    seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)  # of images that networks were asked about
+    peak_memory: int = 0  # bytes; of tensors on a GPU, else of the process since it began
+
+    def __add__(self, other: Cost) -> Cost:
+        peak = max(self.peak_memory, other.peak_memory)
+        return Cost(self.seconds + other.seconds, self.counts + other.counts, peak)
+
+    def of_image(self, images: int, processes: int) -> dict:
+        """For results.json: of one of so many images, which as many processes attack beside each other."""
+        evaluations = {name: count / images for name, count in self.counts.items()}
+        seconds = self.seconds / images / processes
+        return {"seconds": seconds, "evaluations": evaluations, "peak_memory": self.peak_memory}
+
+
+@contextmanager
+def measured(networks: Mapping[str, Sequence[torch.nn.Module]], device: torch.device) -> Iterator[Cost]:
+    """Counts forward passes of networks by name, and backward passes through them, one for each image of a
+    batch; a pass that checkpointing computes anew counts again.
+    """
+    cost = Cost()
+    pairs = [(name, network) for name, each in networks.items() for network in each]
+    handles = [network.register_forward_hook(counter(cost, name)) for name, network in pairs]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        cost.seconds = time.perf_counter() - started
+        cost.peak_memory = peak_memory(device)
+        for handle in handles:
+            handle.remove()
+
+
 def peak_memory(device: torch.device) -> int:
-    """Bytes of tensors on a GPU since its statistics were reset; else of this process since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on every system
@@ -119,41 +163,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-# ---------------------------------------------------------------- torch.compile
+def counter(cost: Cost, name: str):
+    """A forward hook that counts under this name."""
 
+    def count(network: torch.nn.Module, inputs: tuple, output: object) -> None:
+        tensor = output[0] if isinstance(output, (tuple, list)) else getattr(output, "sample", output)
+        cost.counts[name] += len(tensor)
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: cost.counts.update({name + BACKWARD: len(gradient)}))
 
-def check_compiler(device: torch.device) -> None:
-    """Compiles something small.
-
-    Raises:
-        InputError: there is nothing that could.
-    """
-    try:
-        # with a gradient, as what is compiled later has
-        given = torch.ones(64, device=device, requires_grad=True)
-        torch.compile(lambda values: (values.sin() + 1).square())(given).sum().backward()
-    except Exception as error:  # of whatever kind the compilers' own are
-        torch._dynamo.reset()
-        raise InputError(
-            f"--compile: torch.compile cannot be used here ({one_line(error, 160)}); install a C++ compiler, "
-            f"for CUDA with Triton, or leave --compile out"
-        ) from None
-
-
-def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
-    """Has each block compiled when it is first called. Whole networks are not compiled: on a CPU, what
-    torch 2.13 then made of the small model's UNet had gradients that were off by up to a third.
-    """
-    # of a graph that goes back more than once, as where gradients are measured
-    torch._functorch.config.donated_buffer = False
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    for block in blocks:
-        block.compile(dynamic=False)
-
-
-def stance(network: torch.nn.Module, name: str) -> AbstractContextManager:
-    """Inside it what is compiled of the network is called so ("default") or as it was written
-    ("force_eager"), which spares compiling for what is called a few times.
-    """
-    is_compiled = any(module._compiled_call_impl is not None for module in network.modules())
-    return torch.compiler.set_stance(name) if is_compiled else nullcontext()
+    return count

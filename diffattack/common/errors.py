@@ -1,16 +1,17 @@
-"""What reaches the user in one line: errors that say what, where and what to do, and notes that need no
-answer.
+"""What reaches the user in one line: errors that say what, where and what to do, notes that need no answer,
+and how the commands end.
 """
 
 from __future__ import annotations
 
-import functools
+import errno
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -65,41 +66,67 @@ def is_first_process() -> bool:
     return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
 
 
-@functools.cache
-def note(text: str) -> None:
-    """Says something once; of several processes, the first says it."""
-    if is_first_process() and multiprocessing.parent_process() is None:
-        print(f"note: {text}", file=sys.stderr)
+notes: dict[str, Path | None] = {}  # by their texts, of an image where it lies
 
 
-class ImageNote(NamedTuple):
-    """What there is to say of the first image of its kind."""
-
-    path: str
-    text: str
-
-
-said_of_images: set[str] = set()
-_passed_on: list[Callable[[ImageNote], None]] = []
-
-
-def note_of_image(path: Path, text: str) -> None:
-    """Says something of the first image that it is true of. A process of `common/parallel.py` leaves it to
-    the one that started it; of those that a launcher started, each says it of the images that it reads.
+def note(text: str, path: Path | None = None) -> None:
+    """Says something once, of the image at `path` where it is the first that it is true of. Of processes that
+    a launcher started, the first speaks, and each of its own images; those of `common/parallel.py` leave it
+    to the one that started them.
     """
-    say_of_image(ImageNote("/".join(path.parts[-2:]), text))  # folders are classes
-
-
-def say_of_image(noted: ImageNote) -> None:
-    if noted.text in said_of_images:
+    if text in notes:
         return
-    said_of_images.add(noted.text)
-    if _passed_on:
-        _passed_on[0](noted)
-    else:
-        tqdm.write(f"note: {noted.path}: {noted.text} (said of the first such image only)", file=sys.stderr)
+    notes[text] = path
+    if multiprocessing.parent_process() is None and (path or is_first_process()):
+        where, first = "", ""
+        if path:
+            where, first = "/".join(path.parts[-2:]) + ": ", " (said of the first such image only)"
+        tqdm.write(f"note: {where}{text}{first}", file=sys.stderr)
 
 
-def pass_on(send: Callable[[ImageNote], None]) -> None:
-    """From now on this process passes on what it says of images."""
-    _passed_on[:] = [send]
+# ---------------------------------------------------------------- how the commands end
+
+
+def raise_signals() -> None:
+    """SIGTERM and SIGHUP, by which Slurm and a closed terminal end a process, become exceptions as Ctrl-C
+    does, so that what is half-written is taken back.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks the second
+        if number and signal.getsignal(number) is signal.SIG_DFL:  # not ignored, as nohup has it
+            signal.signal(number, stop)
+
+
+def run_program(name: str, work: Callable[[], int], done: str = "the images done so far are complete") -> int:
+    """Does the work, and says in one line what kept it from being done; returns the exit code.
+
+    Args:
+        done: what an interrupted one leaves, which the same command goes on from; "" where it leaves nothing.
+    """
+    goes_on = f"; {done}, and the same command goes on with the rest" if done else ""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # file names need not be Unicode
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        raise_signals()
+        return work()
+    except (InputError, CheckpointError) as error:
+        code, text = 2, f"error: {error}" if is_first_process() else ""  # every process finds the same
+    except RunError as error:
+        code, text = 1, f"error: {error}"
+    except BrokenProcessPool:
+        code, text = 1, f"error: a process was killed, perhaps for want of memory{goes_on}"
+    except OSError as error:  # images that cannot be read were dealt with before
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = f"; {'make room' if is_full else 'put that right'}{goes_on}" if done else ""
+        text = f"error: {error.filename or 'writing a result'}: {error.strerror or error}{remedy}"
+        code = 1
+    except KeyboardInterrupt as error:
+        code, text = 128 + (error.args[0] if error.args else signal.SIGINT), f"interrupted{goes_on}"
+    if text:
+        print(f"{name}: {text}", file=sys.stderr)
+    return code

@@ -15,17 +15,17 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import Field, field, fields
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from diffattack.common.errors import InputError
 
 
-@dataclass(frozen=True)
-class Range:
-    """The numbers that a flag takes, and how a message names them."""
+class Range(NamedTuple):
+    """The values that a flag takes, and how a message names them."""
 
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
     name: str
 
 
@@ -49,33 +49,24 @@ def flag(
     """A dataclass field that is a flag; one whose default is False needs no value.
 
     Args:
-        default, help, metavar, choices: as argparse takes them.
-        parse: makes the value of text; by default the type of `default`.
-        range: what numbers it takes.
+        default, help, metavar: as argparse takes them.
+        parse: makes the value of text; by default the type of `default`, or str.
+        choices, range: what values it takes.
         identifies_run: whether a run can go on with the same value alone, because what an image's files hold
             depends on it.
     """
-    return field(
-        default=default,
-        metadata={
-            "help": help,
-            "metavar": metavar,
-            "parse": parse or type(default),
-            "choices": choices,
-            "range": range,
-            "identifies_run": identifies_run,
-        },
-    )
+    if choices:
+        names = list(map(str, choices))
+        metavar, range = f"{{{','.join(names)}}}", Range(choices.__contains__, f"one of {', '.join(names)}")
+    if default is False:
+        metavar, parse = "BOOL", boolean
+    parse = parse or (str if default is None else type(default))
+    metadata = {"help": help, "metavar": metavar, "parse": parse, "range": range}
+    return field(default=default, metadata=metadata | {"identifies_run": identifies_run})
 
 
-def count(help: str, metavar: str, identifies_run: bool = True) -> Any:
-    """A flag that takes a whole number, at least 1, None by default."""
-    return flag(None, help, metavar, parse=int, range=COUNT, identifies_run=identifies_run)
-
-
-def number(help: str, metavar: str, range: Range = NOT_NEGATIVE) -> Any:
-    """A flag that takes a number, None by default."""
-    return flag(None, help, metavar, float, range=range)
+count = partial(flag, None, parse=int, range=COUNT)
+number = partial(flag, None, parse=float, range=NOT_NEGATIVE)
 
 
 def boolean(text: str) -> bool:
@@ -96,15 +87,10 @@ def number_or_none(text: str) -> float | None:
 
 def iteration_numbers(text: str) -> tuple[int, ...]:
     """Numbers of iterations from 1, each once, in their order; none of an empty text."""
-    try:
-        numbers = tuple(sorted({int(number) for number in text.split(",") if text}))
-    except ValueError:
-        numbers = (0,)
-    if numbers and numbers[0] < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected numbers of iterations from 1, separated by commas, not {text!r}"
-        )
-    return numbers
+    numbers = [number.strip() for number in text.split(",") if number]
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected numbers of iterations from 1, as in 2,4,6, not {text!r}")
+    return tuple(sorted({int(number) for number in numbers}))
 
 
 # ---------------------------------------------------------------- the parser and the table
@@ -130,11 +116,11 @@ def groups(kind: type) -> list[tuple[str, list[Field]]]:
     ]
 
 
-def as_text(value: Any) -> str:
+def as_text(value: Any) -> Any:
     """A default as one would type it."""
     if isinstance(value, float):
         return f"{value:g}"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 AnyOptions = TypeVar("AnyOptions")
@@ -155,11 +141,6 @@ def parse_options(
     Raises:
         InputError: a flag is unknown, or a value is none that it takes.
     """
-    for name, presets in kind.presets.items():
-        chooser = ArgumentParser(add_help=False, allow_abbrev=False)
-        chooser.add_argument(f"--{name}")
-        chosen = getattr(chooser.parse_known_args(argv)[0], name)
-        defaults |= presets.get(chosen, {})
     arguments = sys.argv[1:] if argv is None else list(argv)
     has_all = arguments[:2] in (["--help", "all"], ["-h", "all"])
     parser = ArgumentParser(
@@ -169,25 +150,20 @@ def parse_options(
     for title, flags in groups(kind):
         group = parser.add_argument_group(title)
         for declared in flags:
-            settings = {key: declared.metadata[key] for key in ("help", "metavar", "choices")}
-            if not has_all and declared.name not in kind.common:
-                settings["help"] = argparse.SUPPRESS
-            default = defaults.get(declared.name, declared.default)
+            metadata, settings = declared.metadata, {"default": as_text(declared.default)}
             if declared.default is False:
-                settings |= {
-                    "type": boolean,
-                    "nargs": "?",
-                    "const": True,
-                    "metavar": "BOOL",
-                    "default": False,
-                }
-            else:
-                settings |= {
-                    "type": declared.metadata["parse"],
-                    "default": as_text(default) if isinstance(default, (tuple, float)) else default,
-                }
-            group.add_argument(f"--{declared.name}", **settings)
-    options = kind(**vars(parser.parse_args(argv)))
+                settings |= {"nargs": "?", "const": True}
+            is_shown = has_all or declared.name in kind.common
+            settings["help"] = metadata["help"] if is_shown else argparse.SUPPRESS
+            group.add_argument(
+                f"--{declared.name}", type=metadata["parse"], metavar=metadata["metavar"], **settings
+            )
+    parser.set_defaults(**defaults)
+    chosen = parser.parse_known_args(arguments)[0]
+    for name, presets in kind.presets.items():
+        parser.set_defaults(**presets.get(getattr(chosen, name), {}))
+    options = kind(**vars(parser.parse_args(arguments)))
+    check_values(options)
     options.fill_in_defaults()
     options.verify()
     return options
@@ -198,12 +174,7 @@ def check_values(options: Any) -> None:
     for declared in fields(options):
         value, allowed = getattr(options, declared.name), declared.metadata["range"]
         if value is not None and allowed and not allowed.holds(value):
-            raise InputError(f"--{declared.name} is {value}; expected {allowed.name}")
-        choices = declared.metadata["choices"]
-        if value is not None and choices and value not in choices:
-            raise InputError(
-                f"--{declared.name} is {value!r}; expected one of {', '.join(map(str, choices))}"
-            )
+            raise InputError(f"--{declared.name} is {value!r}; expected {allowed.name}")
 
 
 def flag_table(kind: type) -> str:

@@ -6,7 +6,6 @@ with frozen(unet, vae, classifier):
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,45 +18,36 @@ def frozen(*networks: torch.nn.Module) -> Iterator[None]:
     """No parameter gradients, eval mode, and convolutions that keep no input; all of it is put back
     afterwards, also after an error.
     """
-    modules = [module for network in networks for module in network.modules()]
-    training = [(module, module.training) for module in modules]
+    training = [(module, module.training) for network in networks for module in network.modules()]
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
-    convolutions = [module for module in modules if keeps_its_input(module)]
+    before = torch.nn.Conv2d._conv_forward
     try:
         for network in networks:
             network.eval()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        for module in convolutions:
-            module._conv_forward = functools.partial(convolve, module)
+        torch.nn.Conv2d._conv_forward = convolve
         yield
     finally:
-        for module in convolutions:
-            module.__dict__.pop("_conv_forward", None)
+        torch.nn.Conv2d._conv_forward = before
         for parameter in parameters:
             parameter.requires_grad_(True)
         for module, was_training in training:
             module.training = was_training
 
 
-def keeps_its_input(module: torch.nn.Module) -> bool:
-    """Whether it is a plain 2D convolution; what a compiler makes of one is left to the compiler."""
-    return (
-        isinstance(module, torch.nn.Conv2d)
-        and type(module)._conv_forward is torch.nn.Conv2d._conv_forward
-        and "_conv_forward" not in vars(module)
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    )
+TORCHS_OWN = torch.nn.Conv2d._conv_forward
 
 
 def convolve(
     module: torch.nn.Conv2d, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """The convolution of a module with fixed weights; images `(B, C, H, W)`."""
+    """What a convolution computes of images `(B, C, H, W)`; what a compiler makes of one is left to it."""
+    is_plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    is_fixed = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    if torch.compiler.is_compiling() or not (is_plain and is_fixed and images.requires_grad):
+        return TORCHS_OWN(module, images, weight, bias)
     arguments = (module.stride, module.padding, module.dilation, module.groups)
-    if not images.requires_grad or torch.compiler.is_compiling():
-        return F.conv2d(images, weight, bias, *arguments)
     return FixedConvolution.apply(images, weight, bias, *arguments)
 
 

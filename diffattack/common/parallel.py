@@ -1,4 +1,4 @@
-"""Processes that share out the images of a run on a CPU, and that end with the process that started them.
+"""Processes: those that share out the images of a run on a CPU, and those that a launcher has started.
 
 One process with one thread for each core attacks far more images an hour than one process with all the
 threads: most operations of a small model are too short to be worth sharing between threads. Each image is
@@ -7,26 +7,29 @@ computed by one process, so what is written does not depend on how many there ar
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import operator
 import os
-import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 from tqdm import tqdm
 
-from diffattack.common.errors import ImageNote, RunError, pass_on, say_of_image
+from diffattack.common.errors import InputError, note, notes
 
 MEMORY_SHARE = 0.8  # of the memory that is free, for all processes together
-STARTS_WITHIN, ENDS_WITHIN = 0.5, 5.0  # seconds, after a signal
+# elsewhere libraries do not bear to be forked once they are imported
+CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 
 def processes_for(images: int, bytes_each: int = 1) -> int:
@@ -37,9 +40,8 @@ def processes_for(images: int, bytes_each: int = 1) -> int:
     """
     if "OMP_NUM_THREADS" in os.environ:
         return 1
-    return max(
-        1, min(available_cores(), images, int(MEMORY_SHARE * psutil.virtual_memory().available / bytes_each))
-    )
+    fitting = int(MEMORY_SHARE * psutil.virtual_memory().available / bytes_each)
+    return max(1, min(available_cores(), images, fitting))
 
 
 def available_cores() -> int:
@@ -47,202 +49,151 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_of_each(processes: int) -> int:
-    """The threads that each of so many processes gets: OMP_NUM_THREADS, or its share of the cores."""
-    # a number, or one for each level of nesting
-    given = re.match(r"\s*([1-9]\d*)\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
-    return int(given[1]) if given else max(1, available_cores() // processes)
+def share_cores(processes: int) -> None:
+    """Gives this process the threads of one of so many: its share of the cores, or OMP_NUM_THREADS."""
+    import torch  # takes long, and the processes that draw do without it
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, available_cores() // processes))
 
 
-_has_server = False  # of this process, that imports ahead
-
-
-def import_ahead(modules: Sequence[str]) -> None:
-    """Starts a process that imports these modules, from which `run_in_processes` then forks its own: they are
-    imported once, and while this process still reads and loads. What cannot be imported there is imported
-    later. Nothing happens on other systems than Linux: they have no such servers, or libraries that do not
-    bear to be forked once they are imported.
-    """
-    global _has_server
-    if sys.platform != "linux" or _has_server:
-        return
-    multiprocessing.set_forkserver_preload(["__main__", *modules])
-    before = os.environ.get("PYTHONPATH")
-    # Python 3.11 and 3.12 do not give the server the path that modules are found on
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, before]))
-    try:
-        with interrupts_held():
-            forkserver.ensure_running()
-    finally:
-        del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
-    _has_server = True
-
-
-_parent: Connection | None = None  # of a process of `run_in_processes`
-
-
-def tell_parent(count: int) -> None:
-    """Says in a process of `run_in_processes` that so much more is done."""
-    if _parent is not None:
-        _parent.send(count)
+# ---------------------------------------------------------------- processes of our own
 
 
 def run_in_processes(
-    work: Callable[..., None],
-    arguments: Sequence[tuple],
-    told: Callable[[int], object] = lambda count: None,
-) -> None:
-    """Runs `work(*arguments[k])` in the k-th process, with an equal share of the cores or OMP_NUM_THREADS;
-    `told` is called with what a process says by `tell_parent`. One that is killed leaves its work undone,
-    which is said.
+    processes: int,
+    parts: Sequence,
+    done: Callable[[Any], object] = lambda result: None,
+    prepare: Callable[..., Callable] | None = None,
+    arguments: tuple = (),
+) -> list:
+    """Works on parts in several processes, which end with this one; where one of them is killed, half as many
+    go on.
 
+    Args:
+        done: is told what comes of each part.
+        prepare: `prepare(*arguments)`, which each process calls once, is what it calls with parts; without
+            it, parts are called themselves.
+    Returns:
+        the parts that are left to this process: all of them where `processes` is 1.
     Raises:
-        the first exception of a process; the others are then ended. KeyboardInterrupt likewise.
-        RunError: a process cannot be started.
+        the first exception of a process; the others are then ended.
     """
-    context = multiprocessing.get_context("forkserver" if _has_server else "spawn")
-    threads = threads_of_each(len(arguments))
-    running, started, killed = {}, [], []
-    try:
-        # by the processes: Ctrl-C reaches the whole group, and this process answers for all
-        with interrupts_held() as received:
-            for part in arguments:
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_run, args=(sender, threads, work, part), daemon=True)
-                if not start(process, received):
-                    break  # the interrupt is answered at the end of this block
-                sender.close()
-                running[receiver] = process
-                started.append(process)
-        while running:
-            for receiver in wait(list(running), timeout=0.5):
-                process = running[receiver]
-                try:
-                    message = receiver.recv()
-                except EOFError:
-                    del running[receiver]
-                    process.join()
-                    killed.append(process.exitcode)
-                    continue
-                if isinstance(message, int):
-                    told(message)
-                    continue
-                if isinstance(message, ImageNote):
-                    say_of_image(message)
-                    continue
-                del running[receiver]
-                process.join()  # while its number is still its own
-                if message is not None:
-                    raise message
-    finally:
-        for process in started:
-            if process.is_alive():
-                process.terminate()
-        for process in started:
-            process.join(ENDS_WITHIN)
-            if process.is_alive():  # one that is stopped, say
-                process.kill()
-                process.join(ENDS_WITHIN)
-    if killed:
-        tqdm.write(
-            f"{len(killed)} of {len(arguments)} processes were killed "
-            f"({', '.join(f'signal {-code}' for code in killed)}), perhaps for want of memory; going on with "
-            f"their images in this one",
-            file=sys.stderr,
-        )
-
-
-def start(process: BaseProcess, received: Sequence[int]) -> bool:
-    """Starts a process, for which the server has to have imported all it should; returns False where that is
-    given up, because a signal was received and it takes long.
-    """
-    failed = []
-
-    def work() -> None:
+    left = dict(enumerate(parts))
+    if left and processes > 1:
+        import_ahead()
+    while left and processes > 1:
+        pool = ProcessPoolExecutor(min(processes, len(left)), CONTEXT, _begin, (prepare, arguments))
         try:
-            process.start()
-        except Exception as error:
-            failed.append(error)
-
-    # starting waits in one call for the server, and this thread has to see signals
-    thread, received_at = threading.Thread(target=work, daemon=True), None
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
-        if received and received_at is None:
-            received_at = time.monotonic()
-        if received_at is not None and time.monotonic() - received_at > STARTS_WITHIN and thread.is_alive():
-            return False
-    if failed and isinstance(failed[0], EOFError):
-        raise RunError("a process could not be started, since what starts it was killed; try again")
-    if failed:
-        raise failed[0]
-    return True
-
-
-def _run(sender: Connection, threads: int, work: Callable[..., None], arguments: tuple) -> None:
-    import torch  # takes long, and the processes that draw do without it
-
-    global _parent
-    _parent = sender
-    pass_on(sender.send)
-    end_with_parent()
-    torch.set_num_threads(threads)
-    try:
-        work(*arguments)
-    except Exception as error:
-        sender.send(error)
-    else:
-        sender.send(None)
+            with interrupts_held():  # submitting starts the processes
+                futures = {pool.submit(_work, part): k for k, part in left.items()}
+            for future in as_completed(futures):
+                result, said = future.result()
+                del left[futures[future]]
+                for text, path in said.items():
+                    note(text, path)
+                done(result)
+        except BrokenProcessPool:
+            processes //= 2
+            goes_on = f"{processes} processes" if processes > 1 else "this one"
+            tqdm.write(
+                f"a process was killed, perhaps for want of memory; going on in {goes_on}", file=sys.stderr
+            )
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return list(left.values())
 
 
-# ---------------------------------------------------------------- how a process ends
-
-ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-def end_with_parent() -> None:
-    """To be called first in a process that multiprocessing started: Ctrl-C, which reaches the whole group, is
-    left to the parent to answer, and when the parent is gone this process ends, too.
+def import_ahead(modules: Sequence[str] = ()) -> None:
+    """Starts the process that others are forked from, if there is none, and has it import these modules: once
+    for all of them, and while this process still reads and loads.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # its own takes a semaphore of the system, which nobody gives back for a process that is ended
-    tqdm.set_lock(threading.RLock())
-    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+    if sys.platform == "linux":
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # which Python 3.11 and 3.12 do not tell it
+        CONTEXT.set_forkserver_preload(["__main__", *modules])
+        with interrupts_held():
+            forkserver.ensure_running()
 
 
 @contextmanager
-def interrupts_held() -> Iterator[Sequence[int]]:
-    """A process that is started meanwhile never sees Ctrl-C; this one sees it, and what else ends it, only
-    afterwards, so that no process is left half started. Yields the signals that have been received so far.
-
-    Blocking the signal is for those that are started. It is not enough here, since Python answers in its main
-    thread a signal that any other thread receives.
+def interrupts_held() -> Iterator[None]:
+    """A process that is started meanwhile never sees Ctrl-C, which reaches the whole group: this process
+    answers for all, afterwards.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield []
+    if sys.platform == "win32":
+        yield
         return
-    received = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in ENDING
-        if callable(signal.getsignal(number))
-    }
-    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else None
+    resource_tracker.ensure_running()  # which lets signals through when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield received
+        yield
     finally:
-        if can_block:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if received:
-            signal.raise_signal(received[0])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _wait_for_the_end() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+def _begin(prepare: Callable[..., Callable] | None, arguments: tuple) -> None:
+    global _prepared
+    _prepared = functools.cache(lambda: prepare(*arguments) if prepare else operator.call)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def _work(part: Any) -> tuple[Any, dict[str, Path | None]]:
+    """What comes of a part, and all that this process has noted."""
+    try:
+        return _prepared()(part), dict(notes)
+    except SystemExit:  # what is half-written has been taken back
+        os._exit(1)
+
+
+# ---------------------------------------------------------------- processes of a launcher
+
+# of how many processes, by what starts them without setting RANK
+OTHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
+ADVICE = "start it by torchrun or accelerate launch, or unset RANK and WORLD_SIZE"
+
+
+class Process(NamedTuple):
+    """One of several on one or more machines; or the only one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # which of those on its machine it is
+
+
+def this_process() -> Process:
+    """By what torchrun, accelerate launch or Slurm put into the environment.
+
+    Raises:
+        InputError: RANK, WORLD_SIZE and LOCAL_RANK do not fit together.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if given.get("RANK", "0") == "0" and given.get("WORLD_SIZE", "1") == "1":
+        return Process()
+    numbers = [int(text) for text in given.values() if text.isdecimal()]
+    if len(numbers) < len(given) or not given.keys() >= {"RANK", "WORLD_SIZE"} or numbers[0] >= numbers[1]:
+        shown = ", ".join(f"{name}={text}" for name, text in given.items())
+        raise InputError(f"the environment has {shown}, which do not fit together; {ADVICE}")
+    return Process(*numbers)
+
+
+def check_alone() -> None:
+    """Raises InputError where others started several processes that know nothing of each other."""
+    for name, starter in OTHERS.items():
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            raise InputError(
+                f"{starter} has started {count} processes ({name}), each of which would attack all images; "
+                f"give each its --shard K/{count}, start them by accelerate launch, or unset {name}"
+            )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
-from diffattack.common.errors import note_of_image, one_line
+from diffattack.common.errors import note, one_line
 from diffattack.data.layout import Layout
 
 if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
@@ -66,12 +66,12 @@ def read_image(path: Path, size: int) -> np.ndarray:
 def in_rgb(path: Path, file: Image.Image) -> Image.Image:
     """A file upright, in sRGB and on white; what has been done to it is said, but for turning it."""
     if getattr(file, "is_animated", False) and file.format != "MPO":  # a photograph and a smaller copy
-        note_of_image(path, "it has several frames or pages, of which the first is taken")
+        note("it has several frames or pages, of which the first is taken", path)
     profile, image = file.info.get("icc_profile"), ImageOps.exif_transpose(file)
     if image.mode in ("F", "I"):
         raise ValueError("Pillow reads it as floats or as integers of 32 bits; save it with 8 bits")
     if image.mode.startswith("I;16"):
-        note_of_image(path, "it is grey of 16 bits, of which 65535 is white")
+        note("it is grey of 16 bits, of which 65535 is white", path)
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     mode = {"CMYK": "CMYK", "1": "L", "L": "L", "LA": "L"}.get(image.mode, "RGB")
     opacity = None
@@ -83,7 +83,7 @@ def in_rgb(path: Path, file: Image.Image) -> Image.Image:
     image = image.convert("RGB")
     if opacity is None or opacity.getextrema()[0] == 255:
         return image
-    note_of_image(path, "it has transparent parts, which are laid on white")
+    note("it has transparent parts, which are laid on white", path)
     image.putalpha(opacity)
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
@@ -100,12 +100,12 @@ def in_srgb(path: Path, image: Image.Image, profile: bytes) -> Image.Image:
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except ImageCms.PyCMSError:
-        note_of_image(path, "its colour profile is broken or one of other colours, and is ignored")
+        note("its colour profile is broken or one of other colours, and is ignored", path)
         return image
     change = ImageChops.difference(converted, image.convert("RGB"))
     if image.mode != "CMYK" and max(largest for _, largest in change.getextrema()) <= SAME:
         return image
-    note_of_image(path, "its colours are converted to sRGB by its colour profile")
+    note("its colours are converted to sRGB by its colour profile", path)
     return converted
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from diffattack.common.device import bytes_saved, free_memory, stance
+from diffattack.common.device import bytes_saved, free_memory
 from diffattack.diffusion.inversion import Inversion, LatentDiffusion
+from diffattack.diffusion.pipeline import stance
 
 # Of the memory that is free: the maps of the unperturbed run are kept where they take at most this share,
 # else computed anew at each timestep; and the graphs of all timesteps are alive at once where all that the

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffattack.common.checkpoints import require
-from diffattack.common.device import stance
 from diffattack.common.errors import InputError
 from diffattack.diffusion.inversion import PREDICTION_TYPES, LatentDiffusion
 
@@ -134,8 +133,7 @@ def prediction_errors(model: LatentDiffusion, images: torch.Tensor, labels: torc
     signal, sigma = float(alphas[t] ** 0.5), float((1 - alphas[t]) ** 0.5)
     embeddings, _ = model.embed(model.prompts(labels))
     noised = (signal * clean + sigma * noise).to(model.unet_dtype)
-    with stance(model.unet, "force_eager"):
-        output = model.unet(noised, t, embeddings.to(model.unet_dtype)).sample.to(clean)
+    output = model.unet(noised, t, embeddings.to(model.unet_dtype)).sample.to(clean)
     meant = dict(zip(PREDICTION_TYPES, (noise, signal * noise - sigma * clean, clean)))
     return {name: float((output - target).norm() / target.norm()) for name, target in meant.items()}
 

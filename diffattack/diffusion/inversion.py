@@ -17,7 +17,6 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from diffattack.common.checkpoints import require
-from diffattack.common.device import stance
 from diffattack.common.frozen import frozen
 from diffattack.data.classes import IMAGENET_CLASSES
 
@@ -116,7 +115,7 @@ class LatentDiffusion:
         the null-text embeddings that lead back to them; without it by the conditional branch.
         """
         networks = (self.unet, self.vae, self.pipeline.text_encoder)
-        with frozen(*networks), stance(self.unet, "force_eager"):
+        with frozen(*networks):
             images, labels = images.to(self.device, self.dtype), labels.view(len(images), -1).to(self.device)
             targets = labels.new_full((len(images),), -1) if targets is None else targets.to(self.device)
             class_embeddings, class_tokens = self.embed(self.prompts(labels))
@@ -133,7 +132,7 @@ class LatentDiffusion:
     def reconstruct(self, inversion: Inversion) -> torch.Tensor:
         """What the diffusion model makes of the images without any attack: `(B, 3, H, W)` around [0, 1]."""
         latents = inversion.latents
-        with torch.no_grad(), frozen(self.unet, self.vae), stance(self.unet, "force_eager"):
+        with torch.no_grad(), frozen(self.unet, self.vae):
             for i in range(self.num_timesteps):
                 latents = self.guided_step(latents, i, inversion)
             return self.decode(latents)

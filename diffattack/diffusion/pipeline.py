@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +23,11 @@ from diffattack.common.checkpoints import (
     stay_offline_if_out_of_reach,
     weight_files,
 )
-from diffattack.common.device import check_compiler, compile_blocks
 from diffattack.common.errors import CheckpointError, InputError, note, one_line
 from diffattack.diffusion.checks import EXPECTED, PARTS, check_parts, check_pipeline
+
+# by network: its blocks of one kind share code, and each shape of each of them is compiled by itself
+VARIANTS = 128
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and bad input is answered without it
     from diffusers import StableDiffusionPipeline
@@ -88,6 +92,45 @@ def compile_pipeline(pipeline: StableDiffusionPipeline) -> None:
     check_compiler(pipeline.device)
     unet = pipeline.unet
     compile_blocks([*unet.down_blocks, unet.mid_block, *unet.up_blocks, pipeline.vae.decoder])
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compiles something small.
+
+    Raises:
+        InputError: there is nothing that could.
+    """
+    try:
+        # with a gradient, as what is compiled later has
+        given = torch.ones(64, device=device, requires_grad=True)
+        torch.compile(lambda values: (values.sin() + 1).square())(given).sum().backward()
+    except Exception as error:  # of whatever kind the compilers' own are
+        torch._dynamo.reset()
+        raise InputError(
+            f"--compile: torch.compile cannot be used here ({one_line(error, 160)}); install a C++ compiler, "
+            f"for CUDA with Triton, or leave --compile out"
+        ) from None
+
+
+def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
+    """Has each block compiled when it is first called in a `stance` "default". Whole networks are not
+    compiled: on a CPU, what torch 2.13 then made of the small model's UNet had gradients that were off by up
+    to a third.
+    """
+    # of a graph that goes back more than once, as where gradients are measured
+    torch._functorch.config.donated_buffer = False
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    for block in blocks:
+        block.compile(dynamic=False)
+    torch.compiler.set_stance("force_eager")
+
+
+def stance(network: torch.nn.Module, name: str) -> AbstractContextManager:
+    """Inside it what is compiled of the network is called so ("default") or as it was written
+    ("force_eager"), as elsewhere: it spares compiling for what is called a few times.
+    """
+    is_compiled = any(module._compiled_call_impl is not None for module in network.modules())
+    return torch.compiler.set_stance(name) if is_compiled else nullcontext()
 
 
 # not part of the attack

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import functools
 import io
-import multiprocessing
 import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffattack.common.errors import note
-from diffattack.common.parallel import end_with_parent, interrupts_held
+from diffattack.common.parallel import run_in_processes
 from diffattack.data.images import read_pair, replacing, write_image
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
 from diffattack.data.sample import FIGURE_IMAGES, choose
@@ -163,17 +162,21 @@ def save_figure(figure: Figure, path: Path, pdf: bool = False) -> None:
                 temporary.write_bytes(content.getvalue())
 
 
+def save_pooled(run: Run, schedules: Schedules, pdf: bool) -> None:
+    """Draws the figures of `run` that are pooled over images."""
+    for name, figure in draw_runs({short(run.folder.absolute().name): run}, schedules):
+        save_figure(figure, run.folder / ANALYSIS / name, pdf)
+
+
 def save_image_figures(run: Run, pdf: bool) -> None:
-    """Draws the one image of `run`, in a process of a pool."""
+    """Draws the one image of `run`."""
     (record,) = run.records
     for name, figure in draw_image(replace(run, records=[record])):
         save_figure(figure, run.folder / ANALYSIS / f"{record.index:04d}_{name}", pdf)
 
 
 def save_contact_sheet(run: Run, pdf: bool, page: int, reasons: Sequence[str]) -> None:
-    """Draws all images of `run` on a page, in a process of a pool; of each why it was chosen, "" where there
-    is nothing to say.
-    """
+    """Draws all images of `run` on a page; of each why it was chosen, "" where there is nothing to say."""
     rows = [
         (*read_pair(run.layout, record.index), *captions(record, why))
         for record, why in zip(run.records, reasons)
@@ -191,9 +194,8 @@ def draw_folders(
 ) -> None:
     """Draws the figures of runs into their ANALYSIS folders.
 
-    Each image's, and the contact sheets, take most of the time and are drawn by several processes, of a
-    sample of the images where there are more than `figure_images`; those of images that are no longer in it
-    are deleted.
+    Several processes draw them: those that are pooled, each image's and the contact sheets, of a sample of
+    the images where there are more than `figure_images`; those of images that are not in it are deleted.
 
     Args:
         schedules: the reference lines of weight curves.
@@ -211,34 +213,27 @@ def draw_folders(
                 f"and some drawn by the seed; --figure_images says how many"
             )
         delete_others(run, sample)
+        work.append(partial(save_pooled, run, schedules, pdf))
         work += works_of(run, sample, each_image, anew, pdf)
-    context, processes = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16, len(work))
-    pool = ProcessPoolExecutor(processes, context, initializer=end_with_parent)
-    try:
-        with tqdm(total=len(work) + len(runs), desc="figures", unit="set", delay=1, leave=False) as bar:
-            with interrupts_held():  # submitting starts the processes
-                submitted = [pool.submit(*each) for each in work]
-            for run in runs:
-                for name, figure in draw_runs({short(run.folder.absolute().name): run}, schedules):
-                    save_figure(figure, run.folder / ANALYSIS / name, pdf)
-                bar.update()
-            for drawn in as_completed(submitted):
-                drawn.result()
-                bar.update()
-    finally:  # after Ctrl-C, no more than what is being drawn is waited for
-        pool.shutdown(wait=True, cancel_futures=True)
+    with tqdm(total=len(work), desc="figures", unit="set", delay=1, leave=False) as bar:
+        processes = min(os.cpu_count() or 1, 16, len(work))
+        for draw in run_in_processes(processes, work, lambda _: bar.update()):
+            draw()
+            bar.update()
 
 
-def works_of(run: Run, sample: Mapping[int, str], each_image: bool, anew: bool, pdf: bool) -> list[tuple]:
-    """What processes draw of a run, as functions with their arguments, all of them small: each image's
-    figures, of those images of which they are missing or `anew`, and contact sheets, SHEET images on a page.
+def works_of(
+    run: Run, sample: Mapping[int, str], each_image: bool, anew: bool, pdf: bool
+) -> list[Callable[[], None]]:
+    """What processes draw of a run, as calls with small arguments: each image's figures, of those images of
+    which they are missing or `anew`, and contact sheets, SHEET images on a page.
     """
     lacking = [k for k in sample if anew or not is_drawn(run, int(run.summary.indices[k]))]
-    images = [(save_image_figures, run.of([k]), pdf) for k in lacking if each_image]
+    images = [partial(save_image_figures, run.of([k]), pdf) for k in lacking if each_image]
     chosen = list(sample)
     pages = [chosen[first : first + SHEET] for first in range(0, len(chosen), SHEET)]
     return images + [
-        (save_contact_sheet, run.of(page), pdf, number, [sample[k] for k in page])
+        partial(save_contact_sheet, run.of(page), pdf, number, [sample[k] for k in page])
         for number, page in enumerate(pages, 1)
     ]
 

@@ -19,11 +19,9 @@ from tqdm import tqdm
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import GivenImages, PixelAttack
 from diffattack.classifiers.registry import joined_names
-from diffattack.common.counting import Cost, measured
-from diffattack.common.device import free_memory
-from diffattack.common.distributed import this_process
+from diffattack.common.device import Cost, free_memory, measured
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, RunError
-from diffattack.common.parallel import run_in_processes, tell_parent, threads_of_each
+from diffattack.common.parallel import run_in_processes, share_cores, this_process
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
 from diffattack.data.layout import Layout
@@ -40,7 +38,6 @@ from diffattack.runner.folder import (
     check_still_ours,
     counted,
     file_digest,
-    missing_of,
     name_of,
     unattempted,
     write_failure,
@@ -86,24 +83,37 @@ def attack_images(experiment: Experiment, jobs: Sequence[Job], items: Sequence[I
     with tqdm(total=whole, initial=whole - left, desc="images", unit="image", position=place) as bar:
         shared = [job for job in jobs if job.options.processes > 1 and unattempted(items, job.layout)]
         if shared:
-            processes, runs = shared[0].options.processes, [(job.options, job.identity) for job in shared]
-            parts = [(experiment, runs, items[k::processes]) for k in range(processes)]
-            run_in_processes(attack_part, parts, bar.update)
-            threads = (
-                torch.get_num_threads()
-            )  # what one that was killed has left is computed as it would have
-            torch.set_num_threads(threads_of_each(processes))
+            options, runs = shared[0].options, [(job.options, job.identity) for job in shared]
+            work, at_once = left_of(items, shared), options.batch_size or 1
+            parts = [work[start : start + at_once] for start in range(0, len(work), at_once)]
+            run_in_processes(options.processes, parts, bar.update, attacker_of, (experiment, runs))
+            threads = torch.get_num_threads()  # what is left is computed as the processes would have
+            share_cores(options.processes)
             Attacker(shared, bar.update).run(items)
             torch.set_num_threads(threads)
         Attacker(jobs, bar.update).run(items)
     return left
 
 
-def attack_part(experiment: Experiment, runs: Sequence[tuple[Options, str]], items: Sequence[Item]) -> None:
-    """What one of several processes does."""
-    if any(missing_of(items, experiment.layout(options)) for options, _ in runs):
-        attacks = load_attacks(experiment, [options for options, _ in runs])
-        Attacker(jobs_of(experiment, runs, attacks), tell_parent).run(items)
+def attacker_of(
+    experiment: Experiment, runs: Sequence[tuple[Options, str]]
+) -> Callable[[Sequence[Item]], int]:
+    """What one of several processes does with images; it returns how many there were, of all jobs."""
+    jobs = jobs_of(experiment, runs, load_attacks(experiment, [options for options, _ in runs]))
+    share_cores(jobs[0].options.processes)
+    attacker = Attacker(jobs, lambda count: None)
+
+    def attack(items: Sequence[Item]) -> int:
+        count = sum(job.is_left(item) for job in jobs for item in items)
+        attacker.run(items)
+        return count
+
+    return attack
+
+
+def left_of(items: Sequence[Item], jobs: Sequence[Job]) -> list[Item]:
+    """The images that are left for at least one of the jobs."""
+    return [item for item in items if any(job.is_left(item) for job in jobs)]
 
 
 # ---------------------------------------------------------------- in this process
@@ -126,7 +136,7 @@ class Attacker:
 
     def run(self, items: Sequence[Item]) -> None:
         """Attacks and judges what is left of the images."""
-        work = [item for item in items if any(job.is_left(item) for job in self.jobs)]
+        work = left_of(items, self.jobs)
         while work:
             batch, work = work[: self.batch_size], work[self.batch_size :]
             try:
@@ -141,7 +151,7 @@ class Attacker:
                 self.shrink(str(error))
             else:
                 self.grow()
-            work[:0] = [item for item in batch if any(job.is_left(item) for job in self.jobs)]
+            work[:0] = left_of(batch, self.jobs)
 
     def attack_batch(self, batch: Sequence[Item]) -> None:
         """Attacks images with each job and judges them; of one that fails, a file says why, and the others

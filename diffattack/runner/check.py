@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from diff_latent_attack import DiffAttack
-from diffattack.common.counting import measured
+from diffattack.common.device import measured
 from diffattack.common.errors import InputError, NonFiniteLossError
-from diffattack.common.parallel import threads_of_each
+from diffattack.common.parallel import share_cores
 from diffattack.data.images import to_pixels
 from diffattack.data.records import AttackRecord
 from diffattack.diffusion.inversion import Inversion
@@ -33,7 +32,7 @@ def check(options: Options) -> int:
     item, images = items[0], len(items[: options.limit])
     processes = count_processes(options, device, images)
     if processes > 1:  # as each of them will do it
-        torch.set_num_threads(threads_of_each(processes))
+        share_cores(processes)
     try:
         picture = read_picture(item, experiment.masks, options.res)
     except OSError as error:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from diffattack.attacks.names import OURS, attack_names, parse_attack
-from diffattack.common.distributed import this_process
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
+from diffattack.common.parallel import this_process
 from diffattack.evaluation.comparison import Sweep, parse_sweep
 from diffattack.evaluation.human_study import KEY, read_study
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours

@@ -13,8 +13,7 @@ import torch
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import undefended
-from diffattack.common.distributed import this_process
-from diffattack.common.parallel import import_ahead, processes_for
+from diffattack.common.parallel import import_ahead, processes_for, this_process
 from diffattack.data.dataset import Item
 from diffattack.data.layout import Layout
 from diffattack.data.records import read_state

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from diffattack.classifiers.defences import needs_diffusion, split_name
 from diffattack.common.device import set_up
-from diffattack.common.parallel import import_ahead, processes_for, run_in_processes, tell_parent
+from diffattack.common.parallel import processes_for, run_in_processes, share_cores
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
@@ -28,7 +28,6 @@ from diffattack.runner.setup import Experiment
 
 CHUNK = 16  # images that are judged together
 BYTES_EACH = 1_500_000_000  # of a process that judges
-NEEDED = ("diffattack.runner.judge", "torchmetrics.functional.image")
 
 
 @dataclass(frozen=True)
@@ -107,29 +106,36 @@ def judge_images(
 def judge_all(
     experiment: Experiment, options: Options, files: PictureFiles, items: Sequence[Item], judges: Judges
 ) -> int:
-    """Judges what has not been judged, in several processes where there are to be; what one leaves undone,
-    because it was killed, is done here. Returns how many images there were.
+    """Judges what has not been judged, in several processes where there are to be. Returns how many images
+    there were.
     """
     left = unjudged(files, items, judges)
     by_memory = processes_for(len(left), BYTES_EACH) if judges.device.type == "cpu" else 1
-    processes = options.processes or by_memory
+    processes = min(options.processes or by_memory, -(-len(left) // CHUNK))
+    chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
     with tqdm(total=len(left), desc="judged", unit="image", delay=1, leave=False) as bar:
-        if processes > 1 and len(left) > CHUNK:
-            for name in judges.names:  # what they are is known before others load them
+        if processes > 1:  # what they are is known before others load them
+            for name in judges.names:
                 experiment.identity(split_name(name)[0])
-            import_ahead(NEEDED)
-            parts = [(experiment, options, files, left[k::processes]) for k in range(processes)]
-            run_in_processes(judge_part, parts, bar.update)
-            judge_images(files, unjudged(files, left, judges), judges, bar.update)
-        else:
-            judge_images(files, left, judges, bar.update)
+        arguments = (experiment, options, files, processes)
+        for chunk in run_in_processes(processes, chunks, bar.update, judge_of, arguments):
+            judge_images(files, chunk, judges, bar.update)
     return len(left)
 
 
-def judge_part(experiment: Experiment, options: Options, files: PictureFiles, items: Sequence[Item]) -> None:
-    """What one of several processes does."""
+def judge_of(
+    experiment: Experiment, options: Options, files: PictureFiles, processes: int
+) -> Callable[[Sequence[Item]], int]:
+    """What one of several processes does with images; it returns how many there were."""
     set_up(experiment.device)
-    judge_images(files, items, judges_of(experiment, options), tell_parent)
+    share_cores(processes)
+    judges = judges_of(experiment, options)
+
+    def judge_some(items: Sequence[Item]) -> int:
+        judge_images(files, items, judges)
+        return len(items)
+
+    return judge_some
 
 
 def add_up(

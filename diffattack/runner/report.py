@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from diffattack.common.distributed import this_process
+from diffattack.common.parallel import this_process
 from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_record, read_run

@@ -23,8 +23,8 @@ from diffattack.classifiers.checks import check_unchanged
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.device import memory_is_short, resolve_device, resolve_dtype, set_up
-from diffattack.common.distributed import check_alone, this_process
 from diffattack.common.errors import InputError, RecordError, note
+from diffattack.common.parallel import check_alone, this_process
 from diffattack.data.class_names import read_class_names
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.dataset import PRESETS, Item, labels_and_targets, read_dataset
