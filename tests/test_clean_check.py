@@ -16,7 +16,7 @@ from diffattack.common.errors import InputError
 from diffattack.data.class_names import read_class_names
 from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES
 from diffattack.data.dataset import read_dataset
-from diffattack.evaluation.clean_check import check_labels
+from diffattack.evaluation.warnings import check_labels
 from diffattack.options import Options
 from diffattack.runner.setup import Experiment, clean_accuracies
 

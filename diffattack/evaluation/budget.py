@@ -7,7 +7,6 @@ budget.hold(clean, images)           # the same, each within the budget, also in
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,13 +150,3 @@ def ssim(clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return structural_similarity_index_measure(
         images.float(), clean.float(), data_range=1.0, reduction="none"
     ).view(-1)
-
-
-def budget_or_none(text: str) -> str | None:
-    """What a flag says, as `str` of the budget that it is."""
-    if text.lower() == "none":
-        return None
-    try:
-        return str(parse_budget(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -17,10 +17,8 @@ import numpy as np
 
 from diffattack.common.flags import number_or_none
 from diffattack.data.records import Run
-from diffattack.evaluation.budget import Budget, parse_budget
 from diffattack.evaluation.curves import VISIBILITIES, compare_curves, curve_of, figures_of, pair_rows
-from diffattack.evaluation.metrics import Quality
-from diffattack.evaluation.predictions import RULES
+from diffattack.evaluation.metrics import Quality, means_of
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import (
     ALPHA,
@@ -58,58 +56,49 @@ def compare_runs(
     all of them; failures say which images are left out, and why.
     """
     rows = {name: list(run.rows) for name, run in runs.items()}
-    metrics = compare_metrics(
-        {name: metrics_of(evaluations[name], run, rows[name]) for name, run in runs.items()}
-    )
+    lines = compare_metrics({n: metrics_of(evaluations[n], run, rows[n]) for n, run in runs.items()})
     first, *others = runs
-    images = len(rows[first])
-    described = [
-        *evaluations[first].legend_of_classifiers,
-        *legend(line["name"] for line in metrics),
-    ]
-    sentences = [sentence(first, name, metrics, images) for name in others]
-    sections = [
-        (f"Figures; attack success {COUNTED}", metric_rows(metrics)),
-        ("Costs", cost_rows(rows)),
-    ]
+    images = [row["file"] for row in rows[first]]
+    told = [*evaluations[first].legend_of_classifiers, *legend(line["name"] for line in lines)]
+    sentences = [sentence(first, name, lines, len(images)) for name in others]
     warnings = dict.fromkeys(warning for each in evaluations.values() for warning in each.warnings)
     remarks = [
-        f"{images} images; white-box and transfer are attack success {COUNTED}; in brackets 95 % intervals; "
-        f"below each figure its difference to {first} on the same images, and p, corrected by Holm over "
-        f"the table",
-        *described,
+        f"{len(images)} images; white-box and transfer are attack success {COUNTED}; in brackets 95 % "
+        f"intervals; below each figure its difference to {first} on the same images, and p, corrected by "
+        f"Holm over the table",
+        *told,
         *sentences,
         *(f"warning: {warning}" for warning in warnings),
         *(f"left out: {failure}" for failure in failures),
     ]
     results = {
         "modes": list(runs),
-        "images": [row["file"] for row in rows[first]],
-        "figures": metrics,
-        "legend": described,
+        "images": images,
+        "figures": lines,
+        "legend": told,
         "sentences": sentences,
         "costs": {name: cost_dict(of_run) for name, of_run in rows.items()},
         "evaluations": {name: evaluation.as_dict() for name, evaluation in evaluations.items()},
         "not_attacked": list(failures),
     }
-    return Report(sections, remarks, results)
+    title = f"Figures; attack success {COUNTED}"
+    return Report([(title, metric_rows(lines)), ("Costs", cost_rows(rows))], remarks, results)
 
 
 def metrics_of(evaluation: Evaluation, run: Run, rows: Sequence[dict]) -> dict[str, Quality]:
     """The lines of the table for a mode: success, visibility, realism, time; NaN for an image that does not
     count.
     """
+    iterations, distances = run.first_fooled
+    figures = [
+        ("first fooled in iteration", iterations, "of images that are fooled at all"),
+        ("L2 when first fooled", distances, "the same, before rounding"),
+        ("seconds an image", np.array([row["seconds"] for row in rows]), "with the inversion"),
+    ]
     found = success_metrics(evaluation) | evaluation.quality
-    if run.timesteps:
-        iterations, distances = run.first_fooled
-        found["first fooled in iteration"] = mean_of(iterations, "of images that are fooled at all")
-        found["L2 when first fooled"] = mean_of(distances, "the same, before rounding")
-    seconds = np.array([row["seconds"] for row in rows])
-    return found | {"seconds an image": mean_of(seconds, "with the inversion")}
-
-
-def mean_of(values: np.ndarray, note: str) -> Quality:
-    return Quality(mean_over_images(values[np.isfinite(values)]), None, values, note)
+    for name, values, note in figures if run.timesteps else figures[-1:]:
+        found |= means_of([{name: values}], note=note)
+    return found
 
 
 def success_metrics(evaluation: Evaluation) -> dict[str, Quality]:
@@ -119,16 +108,15 @@ def success_metrics(evaluation: Evaluation) -> dict[str, Quality]:
     found, of_precision = {}, {}
     for k, result in enumerate(evaluation.classifiers):
         name = f"{ROLES[evaluation.role(k)]}, {result.name}"
-        for rule in (None, *RULES) if result.draws else (None,):
-            counted, values = result.by_image("success", rule)
+        for rule, figures in result.figures.items():
             found[f"{name}, {rule} of {result.draws} draws" if rule else name] = Quality(
-                result.rate("success", rule),
+                figures["success"],
                 None if rule else result.rate("success_of_reconstruction"),
-                np.where(counted, values, np.nan),
+                np.where(*result.counts[rule]["success"], np.nan),
             )
-        if means := result.mean_precisions:
-            note = f"{means['mAP_before']} before"
-            of_precision[f"mAP after, {result.name}"] = Quality(means["mAP_after"], note=note)
+        if result.precisions:
+            before, after = (result.figures[None][name] for name in ("mAP_before", "mAP_after"))
+            of_precision[f"mAP after, {result.name}"] = Quality(after, note=f"{before} before")
     found |= of_precision
     if evaluation.surrogates > 1:
         fooled = np.where(*evaluation.joint(), np.nan)
@@ -172,7 +160,7 @@ def transfer_shares(evaluation: Evaluation) -> np.ndarray:
     """What each image adds to the mean of the transfer classifiers' success rates, times the number of
     images: its mean is that mean.
     """
-    found = (result.counts("success") for result in evaluation.transfers)
+    found = (result.counts[None]["success"] for result in evaluation.transfers)
     shares = sum(fooled / max(1, counted.sum()) for counted, fooled in found)
     return shares * len(shares) / len(evaluation.transfers)
 
@@ -229,18 +217,17 @@ class Sweep:
 
     flag: str
     values: tuple[float, ...]
-    measure: str = ""  # of a budget
+    measure: str = ""  # of a budget, such as "psnr="
 
     def __str__(self) -> str:
-        numbers = ",".join(f"{value:g}" for value in self.values)
-        return f"{self.flag}={self.measure}{'=' if self.measure else ''}{numbers}"
+        return f"{self.flag}={self.measure}{','.join(f'{value:g}' for value in self.values)}"
 
     def folder(self, value: float) -> str:
-        return f"{self.flag}_{self.measure}{'_' if self.measure else ''}{value:g}"
+        return f"{self.flag}_{self.measure}{value:g}".replace("=", "_")
 
     def option(self, value: float) -> float | str:
         """The flag's value."""
-        return str(Budget(self.measure, value)) if self.measure else value
+        return f"{self.measure}{value:g}" if self.measure else value
 
     def modes_are_one(self, value: float) -> bool:
         """Whether the structure term is left out, so that there is nothing to weight."""
@@ -249,27 +236,18 @@ class Sweep:
 
 def parse_sweep(kind: type, text: str) -> Sweep:
     """From "structure_share=0,0.1,0.3", a flag of the dataclass `kind` that takes a number, or from
-    "budget=psnr=40,36.5,33", budgets of one measure.
+    "budget=psnr=40,36.5,33", budgets of one measure; the dataclass checks what values the flag takes.
     """
     name, _, numbers = text.partition("=")
-    measure, _, numbers = numbers.partition("=") if name == "budget" else ("", "", numbers)
-    kinds = {one.name: one.metadata for one in fields(kind)}
-    if name != "budget" and kinds.get(name, {}).get("parse") not in (int, float, number_or_none):
+    measure = numbers[: numbers.find("=") + 1] if name == "budget" else ""
+    parse = {one.name: one.metadata["parse"] for one in fields(kind)}.get(name)
+    if not measure and parse not in (int, float, number_or_none):
         raise argparse.ArgumentTypeError(
             f"{name!r} is no flag of the attack that takes a number; expected FLAG=A,B,... such as "
             f"structure_share=0,0.1,0.3 or budget=psnr=40,36.5,33"
         )
-
-    def parse(number: str) -> float:
-        if name == "budget":
-            return parse_budget(f"{measure}={number}").value
-        value, allowed = kinds[name]["parse"](number), kinds[name]["range"]
-        if value is None or (allowed and not allowed.holds(value)):
-            raise ValueError(f"{name} is {number}; expected {allowed.name if allowed else 'a number'}")
-        return value
-
     try:
-        values = tuple(map(parse, numbers.split(",")))
+        values = tuple(map(int if parse is int else float, numbers.removeprefix(measure).split(",")))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{numbers!r} are no values of {name}: {error}") from None
     if len(values) < 2 or len(set(values)) < len(values):
@@ -288,18 +266,17 @@ def report_sweep(
     """
     first_run, first_evaluation = next(iter(points.values()))[0]
     figures = {mode: [point_figures(*point) for point in each] for mode, each in points.items()}
-    pairs = []
-    if first_evaluation.transfers:
-        curves = {mode: curve_of(evaluation for _, evaluation in each) for mode, each in points.items()}
-        pairs = compare_curves(curves)
     lines = [
-        ((mode, f"{value:g}"), at_value)
+        {"mode": mode, sweep.flag: f"{value:g}"} | at_value
         for mode, at_values in figures.items()
         for value, at_value in zip(sweep.values, at_values)
     ]
-    sections = [(f"Every mode at every {sweep.flag}", figure_rows(["mode", sweep.flag], lines))]
-    if pairs:
+    sections, pairs = [(f"Every mode at every {sweep.flag}", figure_rows(lines))], []
+    if first_evaluation.transfers:
+        curves = {mode: curve_of(evaluation for _, evaluation in each) for mode, each in points.items()}
+        pairs = compare_curves(curves)
         sections.append(("At equal visibility", pair_rows(pairs)))
+    one_attack = f"at {sweep.flag} 0 there is nothing to weight: one attack stands for all modes"
     remarks = [
         f"{len(first_run.records)} images; white-box and transfer are attack success {COUNTED}; in brackets "
         f"95 % intervals, Wilson's for success and bootstrap over images for the rest; iterations and L2 "
@@ -308,11 +285,7 @@ def report_sweep(
         "at equal visibility: each image's curves, points joined by straight lines, are compared over the "
         "visibilities that both modes reach, and their difference is averaged; p is of a permutation of "
         f"signs, corrected by Holm over the {len(pairs)} differences",
-        *(
-            f"at {sweep.flag} 0 there is nothing to weight: one attack stands for all modes"
-            for value in sweep.values
-            if sweep.modes_are_one(value)
-        ),
+        *([one_attack] if any(map(sweep.modes_are_one, sweep.values)) else []),
         *(f"left out: {failure}" for failure in failures),
     ]
     results = {
@@ -327,8 +300,5 @@ def report_sweep(
 
 def point_figures(run: Run, evaluation: Evaluation) -> dict[str, Estimate]:
     """Of a mode at one value."""
-    iterations, distances = (values[np.isfinite(values)] for values in run.first_fooled)
-    return figures_of(evaluation, VISIBILITIES) | {
-        "first fooled in iteration": mean_over_images(iterations),
-        "L2 then": mean_over_images(distances),
-    }
+    names = ("first fooled in iteration", "L2 then")
+    return figures_of(evaluation, VISIBILITIES) | dict(zip(names, map(mean_over_images, run.first_fooled)))

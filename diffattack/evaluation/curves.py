@@ -17,11 +17,10 @@ from diffattack.data.dataset import Item, labels_and_targets, labels_of
 from diffattack.data.images import Pictures
 from diffattack.data.records import Run
 from diffattack.evaluation.judges import Judges, batch_on
-from diffattack.evaluation.metrics import Quality, visibility
-from diffattack.evaluation.predictions import PREDICTION, ClassifierResult, predict
+from diffattack.evaluation.metrics import means_of, visibility
+from diffattack.evaluation.predictions import ClassifierResult, predict
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.statistics import Estimate, correct, mean_over_images, paired
-from diffattack.evaluation.tables import figure_rows
+from diffattack.evaluation.statistics import Estimate, correct, paired
 
 MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
 # at which attacks are compared, with the sign that makes more visible larger
@@ -43,22 +42,9 @@ def figures_of(evaluation: Evaluation, measures: Iterable[str] = MEASURES) -> di
     }
 
 
-def point_rows(points: Points, counted: str = "iteration") -> list[list[str]]:
-    """A table with a row a point; `counted` is what numbers them."""
-    return figure_rows([counted], (([str(number)], figures_of(one)) for number, one in points.items()))
-
-
 def curve_dicts(points: Points, counted: str = "iteration") -> list[dict]:
-    """For JSON; `counted` is what numbers the points."""
+    """For JSON and `figure_rows`; `counted` is what numbers the points."""
     return [{counted: number} | figures_of(evaluation) for number, evaluation in points.items()]
-
-
-def quality_by_image(by_image: Mapping[str, np.ndarray]) -> dict[str, Quality]:
-    """Means of measures `(B,)`."""
-    return {
-        name: Quality(mean_over_images(values[np.isfinite(values)]), None, values)
-        for name, values in by_image.items()
-    }
 
 
 # ---------------------------------------------------------------- over iterations
@@ -80,17 +66,14 @@ def curve_of_image(
         labels, targets: `(1, L)` and `(1,)`.
     """
     steps = sorted(pictures_at)
-    found = np.zeros((len(steps), len(judges.names), 2), PREDICTION)
     pictures = np.stack([clean, *(pictures_at[step] for step in steps)])
-    batch = batch_on(judges.device)
-    for k, name in enumerate(judges.names):
-        every, goals = np.repeat(labels, len(pictures), 0), np.repeat(targets, len(pictures))
-        predicted, _ = predict(judges[name], pictures, every, judges.device, batch, judges.head, goals)
-        found[:, k, 0], found[:, k, 1] = predicted[0], predicted[1:]
-    visible = (visibility(clean, pictures_at[step]) for step in steps)
+    every, goals = np.repeat(labels, len(pictures), 0), np.repeat(targets, len(pictures))
+    about = (pictures, every, judges.device, batch_on(judges.device), judges.head, goals)
+    found = np.stack([predict(judges.classifier(name), *about)[0] for name in judges.names], 1)  # (1 + P, C)
+    visible = [visibility(clean, picture) for picture in pictures[1:]]
     return {
         "curve_iterations": np.array(steps),
-        "curve_predictions": found,
+        "curve_predictions": np.stack([np.broadcast_to(found[0], found[1:].shape), found[1:]], 2),
         "curve_visibility": np.array([[one[name] for name in MEASURES] for one in visible]),
     }
 
@@ -109,18 +92,12 @@ def curve_points(run: Run) -> dict[int, Evaluation]:
             ClassifierResult(name, labels, sides[:, k, None], targets, head)
             for k, name in enumerate(configuration["curve_judges"])
         ]
-        quality = quality_by_image(dict(zip(MEASURES, summary.curve_visibility[:, p].T)))
+        quality = means_of([dict(zip(MEASURES, summary.curve_visibility[:, p].T))])
         points[iteration] = Evaluation(results, quality, [], len(configuration["model_name"]))
     return points
 
 
 # ---------------------------------------------------------------- over parts of the change
-
-
-def scaled(clean: np.ndarray, adversarial: np.ndarray, part: float) -> np.ndarray:
-    """8-bit pictures `(B, H, W, 3)` with a part of their change."""
-    change = adversarial.astype(np.float32) - clean
-    return np.clip(np.round(clean + part * change), 0, 255).astype(np.uint8)
 
 
 def scaled_points(
@@ -140,15 +117,16 @@ def scaled_points(
     for part in PARTS[:-1]:
         after, visible = [], []
         for pictures in read():
-            version = scaled(pictures.clean, pictures.adversarial, part)
+            change = pictures.adversarial.astype(np.float32) - pictures.clean
+            version = np.clip(np.round(pictures.clean + part * change), 0, 255).astype(np.uint8)
             about = (version, pictures.labels, judges.device, 16, judges.head, pictures.targets)
-            after.append([predict(judges[result.name], *about)[0] for result in chosen])
+            after.append([predict(judges.classifier(result.name), *about)[0] for result in chosen])
             visible += map(visibility, pictures.clean, version)
         results = [
             replace(r, predictions=np.stack([r.predictions[:, 0, 0], found], 1)[:, None], logits=None)
             for r, found in zip(chosen, np.concatenate(after, 1))
         ]
-        quality = quality_by_image({name: np.array([one[name] for one in visible]) for name in MEASURES})
+        quality = means_of([{name: np.array([one[name] for one in visible]) for name in MEASURES}])
         points[round(100 * part)] = Evaluation(results, quality, [], evaluation.surrogates)
     return points | {100: Evaluation(chosen, evaluation.quality, [], evaluation.surrogates)}
 
@@ -173,7 +151,7 @@ def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     that is fooled, and the mean probability that they leave to its true class; NaN without any.
     """
     results = evaluation.transfers
-    counted, fooled = map(np.stack, zip(*(result.counts("success") for result in results)))
+    counted, fooled = map(np.stack, zip(*(result.counts[None]["success"] for result in results)))
     left = np.stack([result.predictions["true_confidence"][:, 0, 1] for result in results])
     with np.errstate(invalid="ignore"):
         return {
@@ -195,12 +173,11 @@ def difference_at_equal_visibility(
         visibility, scores: of both curves, `(points, B)` each.
     """
     differences = np.full(visibility[0].shape[1], np.nan)
-    for k in range(len(differences)):
-        curves = []
-        for v, s in zip(visibility, scores):
-            order = np.argsort(v[:, k], kind="stable")
-            curves.append((v[order, k], s[order, k]))
-        (v1, s1), (v2, s2) = curves
+    orders = [np.argsort(each, 0, kind="stable") for each in visibility]
+    sides = [
+        [np.take_along_axis(each, o, 0).T for each, o in zip(one, orders)] for one in (visibility, scores)
+    ]
+    for k, (v1, v2, s1, s2) in enumerate(zip(*sides[0], *sides[1])):
         low, high = max(v1[0], v2[0]), min(v1[-1], v2[-1])
         if low <= high:
             grid = np.unique(np.clip(np.concatenate([v1, v2]), low, high))

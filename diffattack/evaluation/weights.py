@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from diffattack.data.records import Run
-from diffattack.data.summaries import LossSums, loss_sums, mean_and_deviation
+from diffattack.data.summaries import mean_and_deviation
 from diffattack.evaluation.comparison import Report
 
 # reported for Stable Diffusion 2, at the first self-attention layer
-STUDY_SHARES = "2-6, 5-8, 10-15, 20-28, 47-57 %"
+STUDY_REMARK = (
+    "the study that this tool extends reports 2-6, 5-8, 10-15, 20-28, 47-57 % by timestep at the first layer "
+    "alone, which holds 0.1 % of the loss in its model"
+)
 COLLAPSED_BELOW = 1.5  # effective number of timesteps
 HARDLY = 0.01  # change of a weight that nobody sees
 # by mode, what would move weights further
@@ -63,11 +66,10 @@ def lines_about_weights(movement: dict, run: Run) -> list[str]:
         ]
     if mode not in REMEDIES:
         return []
-    each = "" if mode == "learnable" else " of an image"
+    each, (start, end) = " of an image" * (mode != "learnable"), numbers(movement, ", ")
     line = (
-        f"mode {mode}: in {steps} step{'s' * (steps != 1)} the weights{each} moved from "
-        f"{numbers(movement['start'])} to {numbers(movement['end'])}, by {movement['largest_change']:.2g} at "
-        f"most"
+        f"mode {mode}: in {steps} step{'s' * (steps != 1)} the weights{each} moved from {start} to {end}, by "
+        f"{movement['largest_change']:.2g} at most"
     )
     if timestep is not None:
         line += f", most towards timestep {timestep} (t = {run.timesteps[timestep]})"
@@ -89,17 +91,14 @@ def lines_about_equal_losses(run: Run) -> list[str]:
 
     shares = run.summary.structure.timestep_shares  # (images, N), NaN where nothing changed
     shares = shares[np.isfinite(shares).all(1)]
-    if len(shares) < 2 or shares.shape[1] < 3:
-        return []
-    p = friedmanchisquare(*shares.T).pvalue
-    if p < 0.05:
-        return []
-    means = ", ".join(f"{100 * share:.1f}" for share in shares.mean(0))
+    p = friedmanchisquare(*shares.T).pvalue if len(shares) >= 2 and shares.shape[1] >= 3 else 0.0
+    means = ", ".join(f"{100 * share:.1f}" for share in shares.mean(0)) if p >= 0.05 else ""
     stronger = "" if run.configuration["structure_share"] else "; --structure_share 1 makes structure count"
-    return [
+    line = (
         f"the timesteps' losses are equal but for noise, as far as {len(shares)} images tell (shares {means} "
         f"%, Friedman's p {p:.2g}), so that weights may have nothing to follow but rounding{stronger}"
-    ]
+    )
+    return [line] if p >= 0.05 else []
 
 
 def effective_timesteps(weights: Sequence[float]) -> float:
@@ -111,26 +110,21 @@ def effective_timesteps(weights: Sequence[float]) -> float:
     return float(np.exp(entropy(weights)))
 
 
-def numbers(weights: Sequence[float], between: str = ", ") -> str:
-    return between.join(f"{weight:.3f}" for weight in weights)
-
-
-def loss_shares(layer_losses: np.ndarray | LossSums) -> dict[str, np.ndarray]:
-    """How the self-attention loss is shared out, before weights, by image: losses `(B, iterations, N,
-    layers)`, or their sums, to `(B, N)` or `(B, layers)`, rows of sum 1.
-    """
-    sums = loss_sums(layer_losses)
-    return {
-        "timesteps, all layers": sums.timestep_shares,
-        "timesteps, first layer": sums.first_layer_shares,
-        "layers": sums.layer_shares,
-    }
+def numbers(movement: dict, between: str) -> tuple[str, str]:
+    """The weights at the start and at the end."""
+    return tuple(between.join(f"{w:.3f}" for w in movement[which]) for which in ("start", "end"))
 
 
 def add_weights(report: Report, runs: Mapping[str, Run], movements: Sequence[dict]) -> None:
     """Adds what there is to say of timesteps and their weights, with the shares of the first mode's run."""
     first = next(iter(runs.values()))
-    shares = loss_shares(first.summary.structure)
+    structure = first.summary.structure
+    # of the self-attention loss before weights, by image: (images, N) or (images, layers), rows of sum 1
+    shares = {
+        "timesteps, all layers": structure.timestep_shares,
+        "timesteps, first layer": structure.first_layer_shares,
+        "layers": structure.layer_shares,
+    }
     means = {name: mean_and_deviation(values) for name, values in shares.items()}
     *by_timestep, by_layer = means
     report.sections[1:1] = [
@@ -146,16 +140,15 @@ def add_weights(report: Report, runs: Mapping[str, Run], movements: Sequence[dic
         ),
     ]
     report.remarks.extend(x for run, w in zip(runs.values(), movements) for x in lines_about_weights(w, run))
-    report.remarks.append(
-        f"the study that this tool extends reports {STUDY_SHARES} by timestep at the first layer alone, "
-        "which holds 0.1 % of the loss in its model"
+    report.remarks.append(STUDY_REMARK)
+    report.results.update(
+        weights=dict(zip(runs, movements)),
+        layers=first.layers,
+        shares={
+            name: {"mean": mean, "standard_deviation": deviation, "by_image": shares[name]}
+            for name, (mean, deviation) in means.items()
+        },
     )
-    report.results["weights"] = dict(zip(runs, movements))
-    report.results["layers"] = first.layers
-    report.results["shares"] = {
-        name: {"mean": mean, "standard_deviation": deviation, "by_image": shares[name]}
-        for name, (mean, deviation) in means.items()
-    }
 
 
 def weight_rows(names: Sequence[str], movements: Sequence[dict]) -> list[list[str]]:
@@ -163,8 +156,9 @@ def weight_rows(names: Sequence[str], movements: Sequence[dict]) -> list[list[st
     for name, moved in zip(names, movements):
         timestep = "" if towards(moved) is None else f"i = {towards(moved)}"
         change, effective = f"{moved['largest_change']:.3f}", f"{moved['effective']:.2f}"
-        ends = (numbers(moved[which], " ") for which in ("start", "end"))
-        rows.append([name, *ends, change, timestep, effective, "collapsed" * moved["collapsed"]])
+        rows.append(
+            [name, *numbers(moved, " "), change, timestep, effective, "collapsed" * moved["collapsed"]]
+        )
     return rows
 
 

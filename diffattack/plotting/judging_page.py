@@ -4,7 +4,7 @@ without knowing whose they are, and judging_key.json, which does.
     write_judging_page(folder, runs, seed=42)
 
 The page depends on the pictures and the seed alone: with the names of the attacks exchanged it is the same
-byte for byte, so that nothing in it can tell them. What it saves is read by evaluation/human_study.py.
+byte for byte, so that nothing in it can tell them. What it saves is read by evaluation/other_sources.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 
 from diffattack.data.images import read_pair, replacing
 from diffattack.data.records import Run
-from diffattack.evaluation.human_study import CHOICES, COLUMNS, KEY
+from diffattack.evaluation.other_sources import CHOICES, COLUMNS, KEY
 from diffattack.plotting.pages import data_url, write_filled
 
 MOST_TRIALS = 120  # about a quarter of an hour

@@ -13,7 +13,7 @@ from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
 from diffattack.common.parallel import this_process
 from diffattack.evaluation.comparison import Sweep, parse_sweep
-from diffattack.evaluation.human_study import KEY, read_study
+from diffattack.evaluation.other_sources import KEY, read_study
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
 from diffattack.runner.folder import counted, figures_of
 from diffattack.runner.setup import Experiment
