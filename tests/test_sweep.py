@@ -12,8 +12,12 @@ from test_compare import COMPARE
 
 from diffattack.data.records import read_run
 from diffattack.data.summaries import summary_of
-from diffattack.evaluation.comparison import parse_sweep
-from diffattack.evaluation.curves import compare_curves, difference_at_equal_visibility, transfer_scores
+from diffattack.evaluation.curves import (
+    compare_curves,
+    difference_at_equal_visibility,
+    parse_sweep,
+    transfer_scores,
+)
 from diffattack.evaluation.metrics import Quality
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import Estimate

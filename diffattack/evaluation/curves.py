@@ -1,18 +1,22 @@
 """Curves of success and transfer over visibility, and what two attacks differ by at equal visibility.
 
 A curve's points are evaluations of one attack: after several of its iterations (`--judge_at`), with parts of
-their change, or at several values of a flag (`--sweep`).
+their change, or at several values of a flag (`--sweep`). An attack that changes the picture less also fools
+less, so that two of them at one setting say little of which is better: each gives a curve for each image, and
+the curves of two are compared where both reach.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from diffattack.classifiers.heads import head_named
+from diffattack.common.flags import number_or_none
 from diffattack.data.dataset import Item, labels_and_targets, labels_of
 from diffattack.data.images import Pictures
 from diffattack.data.records import Run
@@ -20,12 +24,15 @@ from diffattack.evaluation.judges import Judges, batch_on
 from diffattack.evaluation.metrics import means_of, visibility
 from diffattack.evaluation.predictions import ClassifierResult, predict
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.statistics import Estimate, correct, paired
+from diffattack.evaluation.statistics import Estimate, correct, mean_over_images, paired
+from diffattack.evaluation.tables import COUNTED, Report, figure_rows, legend
 
 MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
 # at which attacks are compared, with the sign that makes more visible larger
 VISIBILITIES = {"L2": 1.0, "SSIM": -1.0}
 PARTS = (0.15, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the change; in percent they number the points
+# flags at which, when they are 0, all modes are the same attack
+WITHOUT_STRUCTURE = ("self_attn_loss_weight", "structure_share")
 
 Points = Mapping[int, Evaluation]  # of all images of a run, by iteration or by the part of their change
 
@@ -210,9 +217,100 @@ def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]
 def pair_rows(pairs: Sequence[dict]) -> list[list[str]]:
     rows = [["modes", "of", "at equal", "difference", "p", "corrected", "images"]]
     for pair in pairs:
-        found, (first, second) = pair["difference"], pair["modes"]
-        interval = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if pair["images"] else ""
-        p_values = f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}"
-        about = f"{second} - {first}", pair["score"], pair["visibility"]
-        rows.append([*about, interval, *p_values, str(pair["images"])])
+        found = pair["difference"].with_interval("+.3f") if pair["images"] else ""
+        numbers = f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}", str(pair["images"])
+        rows.append([" - ".join(pair["modes"][::-1]), pair["score"], pair["visibility"], found, *numbers])
     return rows
+
+
+# ---------------------------------------------------------------- every mode at several values of a flag
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A flag of the attack and the values it takes."""
+
+    flag: str
+    values: tuple[float, ...]
+    measure: str = ""  # of a budget, such as "psnr="
+
+    def __str__(self) -> str:
+        return f"{self.flag}={self.measure}{','.join(f'{value:g}' for value in self.values)}"
+
+    def folder(self, value: float) -> str:
+        return f"{self.flag}_{self.measure}{value:g}".replace("=", "_")
+
+    def option(self, value: float) -> float | str:
+        """The flag's value."""
+        return f"{self.measure}{value:g}" if self.measure else value
+
+    def modes_are_one(self, value: float) -> bool:
+        """Whether the structure term is left out, so that there is nothing to weight."""
+        return self.flag in WITHOUT_STRUCTURE and value == 0
+
+
+def parse_sweep(kind: type, text: str) -> Sweep:
+    """From "structure_share=0,0.1,0.3", a flag of the dataclass `kind` that takes a number, or from
+    "budget=psnr=40,36.5,33", budgets of one measure; the dataclass checks what values the flag takes.
+    """
+    name, _, numbers = text.partition("=")
+    measure = numbers[: numbers.find("=") + 1] if name == "budget" else ""
+    parse = {one.name: one.metadata["parse"] for one in fields(kind)}.get(name)
+    if not measure and parse not in (int, float, number_or_none):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no flag of the attack that takes a number; expected FLAG=A,B,... such as "
+            f"structure_share=0,0.1,0.3 or budget=psnr=40,36.5,33"
+        )
+    try:
+        values = tuple(map(int if parse is int else float, numbers.removeprefix(measure).split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{numbers!r} are no values of {name}: {error}") from None
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError("expected at least two values, none of them twice")
+    return Sweep(name, values, measure)
+
+
+def report_sweep(
+    sweep: Sweep, points: Mapping[str, Sequence[tuple[Run, Evaluation]]], failures: Sequence[str]
+) -> Report:
+    """Compares modes over a sweep.
+
+    Args:
+        points: by mode, one at each value, all on the same images.
+        failures: which images are left out, and why.
+    """
+    first_run, first_evaluation = next(iter(points.values()))[0]
+    figures = {mode: [] for mode in points}
+    for mode, (run, evaluation) in ((mode, point) for mode, each in points.items() for point in each):
+        fooled = zip(("first fooled in iteration", "L2 then"), map(mean_over_images, run.first_fooled))
+        figures[mode].append(figures_of(evaluation, VISIBILITIES) | dict(fooled))
+    lines = [
+        {"mode": mode, sweep.flag: f"{value:g}"} | at_value
+        for mode, at_values in figures.items()
+        for value, at_value in zip(sweep.values, at_values)
+    ]
+    sections, pairs = [(f"Every mode at every {sweep.flag}", figure_rows(lines))], []
+    if first_evaluation.transfers:
+        curves = {mode: curve_of(evaluation for _, evaluation in each) for mode, each in points.items()}
+        pairs = compare_curves(curves)
+        sections.append(("At equal visibility", pair_rows(pairs)))
+    one_attack = f"at {sweep.flag} 0 there is nothing to weight: one attack stands for all modes"
+    remarks = [
+        f"{len(first_run.records)} images; white-box and transfer are attack success {COUNTED}; in brackets "
+        f"95 % intervals, Wilson's for success and bootstrap over images for the rest; iterations and L2 "
+        f"when first fooled are of images that are fooled at all",
+        *legend(VISIBILITIES),
+        "at equal visibility: each image's curves, points joined by straight lines, are compared over the "
+        "visibilities that both modes reach, and their difference is averaged; p is of a permutation of "
+        f"signs, corrected by Holm over the {len(pairs)} differences",
+        *([one_attack] if any(map(sweep.modes_are_one, sweep.values)) else []),
+        *(f"left out: {failure}" for failure in failures),
+    ]
+    results = {
+        "flag": sweep.flag,
+        "values": list(sweep.values),
+        "images": [row["file"] for row in first_run.rows],
+        "figures": figures,
+        "at_equal_visibility": pairs,
+    }
+    return Report(sections, remarks, results)

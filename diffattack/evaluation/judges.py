@@ -79,7 +79,6 @@ class Judges:
     head: Head = SOFTMAX
     measures: Sequence[str] = ()  # those that can be had here
     oddities: dict[str, list[str]] = field(default_factory=dict)  # by classifier, as Judged has them
-    known: dict[str, bool] = field(default_factory=dict)  # whether these are the judges that a file names
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,14 +111,12 @@ class Judges:
         return known and known | ({"diffusion": self.diffusion} if needs_diffusion([name]) else {})
 
     def are(self, text: str) -> bool:
-        """Whether these are the judges that a file names; the files of a run all have the same text."""
-        if text not in self.known:
-            before, now = json.loads(text), self.description
-            pairs = [(before["identities"].get(name), now["identities"][name]) for name in self.names]
-            self.known[text] = before | {"identities": 0} == now | {"identities": 0} and all(
-                a == b or (b is not None and difference(a, b) is None) for a, b in pairs
-            )
-        return self.known[text]
+        """Whether these are the judges that a file names."""
+        before, now = json.loads(text), self.description
+        pairs = [(before["identities"].get(name), now["identities"][name]) for name in self.names]
+        return before | {"identities": 0} == now | {"identities": 0} and all(
+            a == b or (b is not None and difference(a, b) is None) for a, b in pairs
+        )
 
 
 # ---------------------------------------------------------------- judging

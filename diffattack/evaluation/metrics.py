@@ -5,6 +5,7 @@ which are gone through in blocks: they may lie in a file.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -154,30 +155,28 @@ def means_of(
 # ---------------------------------------------------------------- features
 
 
-class ClassifierFeatures(torch.nn.Module):
+def last_features(classifier: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """What goes into a classifier's last linear layer: images `(B, 3, H, W)` in [0, 1] to `(B, d)`."""
+    *_, last = (module for module in classifier.modules() if isinstance(module, torch.nn.Linear))
+    inputs: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
 
-    def __init__(self, classifier: torch.nn.Module):
-        super().__init__()
-        self.classifier, self.features = classifier, None
-        last = [module for module in classifier.modules() if isinstance(module, torch.nn.Linear)][-1]
-        last.register_forward_pre_hook(lambda module, inputs: setattr(self, "features", inputs[0]))
+    def features(images: torch.Tensor) -> torch.Tensor:
+        classifier(images)
+        return inputs.pop()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.classifier(images)
-        return self.features
+    return features
 
 
 def feature_network(surrogates: Sequence[str]) -> str:
     """The name of the network whose features are taken: Inception v3 where torch-fidelity and its weights are
     at hand, else an embedded classifier, and no surrogate if there is another.
     """
-    try:
+    with contextlib.suppress(ImportError):
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-    except ImportError:
-        URL_INCEPTION_V3 = None
-    if URL_INCEPTION_V3 is not None and is_at_hand(URL_INCEPTION_V3):
-        return INCEPTION
+
+        if is_at_hand(URL_INCEPTION_V3):
+            return INCEPTION
     networks = {split_name(name)[0] for name in surrogates}
     return ([name for name in REGISTRY if name not in networks] or list(REGISTRY))[-1]
 
@@ -186,7 +185,7 @@ def feature_network(surrogates: Sequence[str]) -> str:
 def load_feature_network(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """From images `(B, 3, H, W)` in [0, 1] to features `(B, d)`."""
     if name != INCEPTION:
-        return ClassifierFeatures(load_classifier(name)).to(device)
+        return last_features(load_classifier(name).to(device))
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import scipy
 import torch
 
 from diffattack.classifiers.defences import ALPHA, SEED, Defended, split_name
@@ -239,13 +240,12 @@ def average_precision(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         logits: `(B, classes)`, which may lie in a file.
         labels: `(B,)` or `(B, L)`, -1 for none.
     """
-    from scipy.stats import rankdata
     from torchmetrics.functional.classification import binary_average_precision
 
     found = np.full(logits.shape[1], np.nan)
     for label in np.unique(labels[labels >= 0]):
         true = (labels.reshape(len(logits), -1) == label).any(1)
         # ranks, since the probabilities of sure answers are all one
-        scores = torch.from_numpy(rankdata(logits[:, label], "min") / len(logits))
+        scores = torch.from_numpy(scipy.stats.rankdata(logits[:, label], "min") / len(logits))
         found[label] = binary_average_precision(scores, torch.from_numpy(true.astype(np.int64)))
     return found

@@ -139,24 +139,26 @@ class Evaluation:
         """
         first, names = self.classifiers[0].figures[None], [result.name for result in self.classifiers]
         columns = {name: title for name, title in COLUMNS.items() if first.get(name)}
-        rows, places = [["classifier", "role", *columns.values()]], []
+        rows = [["classifier", "role", *columns.values()]]
 
         def add(shown: str, role: str, figures: Mapping[str, Estimate | None]) -> None:
             rows.append([shown, role, *(str(figures.get(name) or "") for name in columns)])
 
-        for k, result in enumerate(self.classifiers):
-            is_below = self.role(k) == "defended" and result.network in names
-            places.append((names.index(result.network) if is_below else k, is_below, k))
-        for _, is_below, k in sorted(places):
-            result, indent = self.classifiers[k], "  " * is_below
-            shown = result.name.removeprefix(result.network) if is_below else result.name
-            add(indent + shown, self.role(k), result.figures[None])
+        def place(k: int) -> int:
+            network = self.classifiers[k].network
+            return names.index(network) if self.role(k) == "defended" and network in names else k
+
+        for k in sorted(range(len(names)), key=place):
+            result, indent = self.classifiers[k], "  " * (place(k) != k)
+            add(
+                indent + result.name.removeprefix(result.network if indent else ""),
+                self.role(k),
+                result.figures[None],
+            )
             for rule in RULES if result.draws else ():
                 add(f"{indent}  {rule} of {result.draws} draws", self.role(k), result.figures[rule])
-        if self.surrogates > 1:  # below the last surrogate, and what defends it
+        if self.surrogates > 1:
             add("all at once", "surrogate", {"success": self.joint_success})
-            last = next((k for k, row in enumerate(rows) if row[1] == "transfer"), len(rows))
-            rows.insert(last, rows.pop())
         if self.transfers:
             add("mean", "transfer", self.transfer_figures)
         return rows
@@ -174,43 +176,34 @@ class Evaluation:
         return [self.classifier_rows(), self.quality_rows()]
 
     def lines(self) -> list[str]:
-        """The same as text."""
-        classifiers, quality = self.tables()
+        """The same as text, with what a reader of it must know."""
+        classifiers, quality = map(table, self.tables())
+        looks = (
+            "classifiers behind defences that the images were not made through (--attack_through DEFENCE, "
+            "--model_name NAME@DEFENCE) look stronger than they are"
+        )
         return [
-            *table(classifiers),
+            *classifiers,
             "",
-            *table(quality),
+            *quality,
             "",
             "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means",
             *self.legend,
-            *self.remarks,
+            *(result.certified_line() for result in self.classifiers if result.certificates is not None),
+            *[looks] * any(self.role(k) == "defended" for k in range(len(self.classifiers))),
             *(f"warning: {warning}" for warning in self.warnings),
         ]
 
     @property
     def legend(self) -> list[str]:
         """What is counted, and which way the measures go."""
-        return [
-            f"attack success is {COUNTED}; the JSON has it of all images, too (success_of_all)",
-            *self.legend_of_classifiers,
-            *legend(self.quality),
-        ]
+        of_all = f"attack success is {COUNTED}; the JSON has it of all images, too (success_of_all)"
+        return [of_all, *self.legend_of_classifiers, *legend(self.quality)]
 
     @property
     def legend_of_classifiers(self) -> list[str]:
         has_draws = any(result.draws for result in self.classifiers)
-        return [*([DRAWS_LEGEND] if has_draws else []), *legend_of_head(self.classifiers[0].head)]
-
-    @property
-    def remarks(self) -> list[str]:
-        """What a reader of rows behind defences must know."""
-        lines = [r.certified_line() for r in self.classifiers if r.certificates is not None]
-        if any(self.role(k) == "defended" for k in range(len(self.classifiers))):
-            lines.append(
-                "classifiers behind defences that the images were not made through (--attack_through "
-                "DEFENCE, --model_name NAME@DEFENCE) look stronger than they are"
-            )
-        return lines
+        return [DRAWS_LEGEND] * has_draws + legend_of_head(self.classifiers[0].head)
 
 
 # ---------------------------------------------------------------- from what was found of each image

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -45,11 +46,9 @@ class Estimate:
 
 def share(count: int, total: int) -> Estimate:
     """A share with its Wilson interval (Wilson, 1927)."""
-    from scipy.stats import binomtest
-
     if total == 0:
         return Estimate(math.nan, count=0, total=0, is_share=True)
-    interval = binomtest(int(count), int(total)).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(int(count), int(total)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(count / total, float(interval.low), float(interval.high), int(count), int(total), True)
 
 
@@ -109,6 +108,9 @@ class Difference:
     p: float
     p_holm: float = math.nan
 
+    def __str__(self) -> str:
+        return f"{self.difference.with_interval('+.3g')}, p {self.p_holm:.2g}"
+
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Exact two-sided p value of McNemar's test for paired yes and no, `(B,)` each: only the pairs that
@@ -119,21 +121,17 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 def sign_test(gained: int, lost: int) -> float:
     """Exact two-sided binomial p value of two counts that are as likely."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def paired_permutation(differences: np.ndarray) -> float:
     """Two-sided p value of the mean of paired differences `(B,)` under random signs; exact for up to 13
     images.
     """
-    from scipy.stats import permutation_test
-
     if len(differences) < 2 or not differences.any():
         return 1.0
     return float(
-        permutation_test(
+        scipy.stats.permutation_test(
             (differences,),
             lambda x, axis: x.mean(axis),
             permutation_type="samples",

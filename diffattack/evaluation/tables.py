@@ -5,6 +5,7 @@ which names the columns. What a table is read by, and the table of costs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
     from diffattack.classifiers.heads import Head
 
 Sections = Sequence[tuple[str, list[list[str]]]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a comparison or a sweep says."""
+
+    sections: list[tuple[str, list[list[str]]]]  # titles and tables, whose first row names the columns
+    remarks: list[str]  # below them; the first ones are what a reader of the first table must know
+    results: dict  # for `json_text`
+
+    @property
+    def caption(self) -> str:
+        return ". ".join(self.remarks[: 1 + len(self.results.get("legend", ()))])
 
 
 def table(rows: list[list[str]]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 
 from diffattack.classifiers.heads import SOFTMAX, Head
@@ -194,15 +195,13 @@ def clean_accuracy(
     given the right ones would hardly ever predict so; or where it is right by chance, as one that is right on
     half of what chance leaves would hardly ever be, and looks trained.
     """
-    from scipy.stats import binom
-
     predicted, images, chance, found = predictions["label"], len(predictions), 1 / classes, []
     own = (predicted[:, None] == labels).any(1)
     right = int((predictions["true_confidence"] > head.threshold).sum() if head.threshold else own.sum())
     accuracy = CleanAccuracy(f"{name} is right on {right} of {images} clean images", right, images)
     for advice, other in others.items():
         theirs, apart = (predicted[:, None] == other).any(1), (other != labels).any(1)
-        error = binom.sf(theirs[apart].sum() - 1, apart.sum(), max(MISTAKES, chance))
+        error = scipy.stats.binom.sf(theirs[apart].sum() - 1, apart.sum(), max(MISTAKES, chance))
         if theirs[apart].sum() > 2 * own[apart].sum() and error < LIKELY:
             found.append((theirs.sum(), f"would be on {theirs.sum()} with {advice}", bool(error < CERTAIN)))
     if found:
@@ -212,9 +211,9 @@ def clean_accuracy(
     true = labels[labels >= 0]
     dealt = np.bincount(predicted, minlength=classes)[true].sum() / max(1, images) ** 2
     by_chance = max(chance, dealt if len(np.unique(true)) >= FEW_CLASSES else 0)
-    error = binom.cdf(right, images, (1 + chance) / 2)
+    error = scipy.stats.binom.cdf(right, images, (1 + chance) / 2)
     # what chance is for a sigmoid head, nobody knows
-    if error >= LIKELY or head.threshold or binom.sf(right - 1, images, by_chance) <= 0.01:
+    if error >= LIKELY or head.threshold or scipy.stats.binom.sf(right - 1, images, by_chance) <= 0.01:
         return accuracy
     # predictions of random weights are not sure of themselves, or do not vary
     sure = (predictions["confidence"].mean() - chance) / (1 - chance)

@@ -12,7 +12,7 @@ from diffattack.attacks.names import OURS, attack_names, parse_attack
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
 from diffattack.common.parallel import this_process
-from diffattack.evaluation.comparison import Sweep, parse_sweep
+from diffattack.evaluation.curves import Sweep, parse_sweep
 from diffattack.evaluation.other_sources import KEY, read_study
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
 from diffattack.runner.folder import counted, figures_of

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from diffattack.data.dataset import Item
 from diffattack.data.images import Pictures
 from diffattack.data.records import ANALYSIS, Run, json_text, read_run
-from diffattack.evaluation.comparison import Report, compare_runs, report_sweep
+from diffattack.evaluation.comparison import add_weights, compare_runs, weight_movement
 from diffattack.evaluation.curves import (
     Points,
     compare_curves,
@@ -22,6 +22,7 @@ from diffattack.evaluation.curves import (
     curve_points,
     figures_of,
     pair_rows,
+    report_sweep,
     scaled_points,
 )
 from diffattack.evaluation.other_sources import (
@@ -33,8 +34,7 @@ from diffattack.evaluation.other_sources import (
     read_study,
 )
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.tables import as_text, cost_rows, figure_rows, latex, markdown
-from diffattack.evaluation.weights import add_weights, weight_movement
+from diffattack.evaluation.tables import Report, as_text, cost_rows, figure_rows, latex, markdown
 from diffattack.plotting.comparison_page import write_comparison_page
 from diffattack.plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_figure
 from diffattack.plotting.figures import plot_success_against_visibility, plot_tradeoff

@@ -17,11 +17,11 @@ from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_record, read_run
 from diffattack.data.summaries import timestep_rows
+from diffattack.evaluation.comparison import lines_about_weights, weight_movement
 from diffattack.evaluation.curves import Points, curve_dicts, curve_points
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import cost_dict, cost_rows, deciding, figure_rows, table
 from diffattack.evaluation.warnings import warnings_about_rounding
-from diffattack.evaluation.weights import lines_about_weights, weight_movement
 from diffattack.plotting.draw import draw_folders
 from diffattack.plotting.run_page import read_results, write_page
 from diffattack.runner.folder import provenance, read_failures, unattempted
