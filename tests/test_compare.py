@@ -18,12 +18,16 @@ from diffattack.evaluation.statistics import (
     Difference,
     Estimate,
     holm,
-    mcnemar,
     paired,
     paired_permutation,
     smallest_success_difference,
 )
 from diffattack.evaluation.tables import latex
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    return paired(first.astype(float), second.astype(float), yes_or_no=True).p
+
 
 COMPARE = [sys.executable, "compare.py"]
 

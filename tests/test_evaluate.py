@@ -150,9 +150,9 @@ def test_all_surrogates_at_once():
     assert (joint.count, joint.total) == (1, 3)
     rows = evaluation.tables()[0]
     assert (
-        [row[1] for row in rows[1:]] == ["surrogate", "surrogate", "surrogate", "transfer", "transfer"]
-        and rows[3][0] == "all at once"
-        and rows[3][4].startswith("1/3")
+        [row[1] for row in rows[1:]] == ["surrogate", "surrogate", "transfer", "surrogate", "transfer"]
+        and rows[4][0] == "all at once"
+        and rows[4][4].startswith("1/3")
     )
 
 
@@ -280,8 +280,8 @@ def test_the_surrogate_is_never_a_transfer_classifier():
     assert [c.name for c in found.classifiers] == ["s", "t"] and any(
         "s is a surrogate" in warning for warning in found.warnings
     )
-    assert found.transfer_success == transfer_mean(found.classifiers[1:]) or np.isnan(
-        found.transfer_success.value
+    assert found.transfer_figures["success"] == transfer_mean(found.classifiers[1:]) or np.isnan(
+        found.transfer_figures["success"].value
     )
     assert (
         isinstance(found.classifiers[0].success, Estimate)

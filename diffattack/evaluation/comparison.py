@@ -1,5 +1,5 @@
-"""What a comparison of weight modes or of attacks says: paired differences, sentences, tables; and how far the
-timesteps' weights moved, in a run, too.
+"""What a comparison of weight modes or of attacks says: paired differences, sentences, tables; and how far
+the timesteps' weights moved, in a run, too.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def success_metrics(evaluation: Evaluation) -> dict[str, Quality]:
         found["white-box, all at once"] = Quality(evaluation.joint_success, None, fooled)
     if evaluation.transfers:
         shares = transfer_shares(evaluation)
-        found["transfer, mean"] = Quality(evaluation.transfer_success, None, shares)
+        found["transfer, mean"] = Quality(evaluation.transfer_figures["success"], None, shares)
     return found
 
 

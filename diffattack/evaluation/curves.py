@@ -44,7 +44,7 @@ def figures_of(evaluation: Evaluation, measures: Iterable[str] = MEASURES) -> di
     first = evaluation.classifiers[0]
     return {
         f"white-box, {first.name}": first.success,
-        **({"transfer, mean": evaluation.transfer_success} if evaluation.transfers else {}),
+        **({"transfer, mean": evaluation.transfer_figures["success"]} if evaluation.transfers else {}),
         **{name: evaluation.quality[name].adversarial for name in measures},
     }
 
@@ -200,16 +200,13 @@ def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]
     Holm over all. `images` says something of so many.
     """
     pairs, tested = [], []
-    for first, second in itertools.combinations(curves, 2):
-        both = curves[first], curves[second]
-        scores = [name for name in both[0] if name not in VISIBILITIES]
-        for measure, score in itertools.product(VISIBILITIES, scores):
-            differences = difference_at_equal_visibility(
-                *([one[name] for one in both] for name in (measure, score))
-            )
-            tested.append(paired(np.zeros(len(differences)), differences))
-            about = {"modes": [first, second], "visibility": measure, "score": score}
-            pairs.append(about | {"images": int(np.isfinite(differences).sum())})
+    scores = [name for name in next(iter(curves.values())) if name not in VISIBILITIES]
+    for modes, measure, score in itertools.product(itertools.combinations(curves, 2), VISIBILITIES, scores):
+        both = ([curves[mode][name] for mode in modes] for name in (measure, score))
+        differences = difference_at_equal_visibility(*both)
+        tested.append(paired(np.zeros(len(differences)), differences))
+        images = int(np.isfinite(differences).sum())
+        pairs.append({"modes": list(modes), "visibility": measure, "score": score, "images": images})
     correct(tested)
     return [pair | vars(difference) for pair, difference in zip(pairs, tested)]
 

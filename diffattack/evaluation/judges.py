@@ -97,18 +97,17 @@ class Judges:
         return {
             "classifiers": list(self.names),
             "surrogates": len(self.surrogates),
-            "identities": {name: self.identity(name) for name in self.names},
+            "identities": {
+                name: known and known | ({"diffusion": self.diffusion} if needs_diffusion([name]) else {})
+                for name in self.names
+                for known in [self.identities.get(split_name(name)[0])]  # None where it is not known
+            },
             "draws": self.draws,
             "head": [self.head.name, self.head.threshold],
             "features": self.network,
             "measures": sorted(self.measures),
             "classes": len(self.class_names),
         }
-
-    def identity(self, name: str) -> dict | None:
-        """Of a classifier, with what its defences depend on; None where it is not known."""
-        known = self.identities.get(split_name(name)[0])
-        return known and known | ({"diffusion": self.diffusion} if needs_diffusion([name]) else {})
 
     def are(self, text: str) -> bool:
         """Whether these are the judges that a file names."""

@@ -203,12 +203,9 @@ class ClassifierResult:
         """
         found = {}
         for picture, certificates in zip(("clean", "adversarial"), self.certificates.T):
-            radii = certificates["radius"][~certificates["abstains"]]
-            found[picture] = {
-                "abstains": len(certificates) - len(radii),
-                "images": len(certificates),
-                "median_radius": float(np.median(radii)) if len(radii) else None,
-            }
+            images, radii = len(certificates), certificates["radius"][~certificates["abstains"]]
+            median = float(np.median(radii)) if len(radii) else None
+            found[picture] = {"abstains": images - len(radii), "images": images, "median_radius": median}
         return found
 
     def certified_line(self) -> str:

@@ -89,11 +89,6 @@ class Evaluation:
         counted, fooled = self.joint()
         return share(fooled.sum(), counted.sum()) if self.surrogates > 1 else None
 
-    @property
-    def transfer_success(self) -> Estimate | None:
-        """Mean attack success rate over the transfer classifiers, no surrogate ever among them."""
-        return self.transfer_figures["success"]
-
     @cached_property
     def transfer_figures(self) -> dict[str, Estimate | None]:
         """Means over the transfer classifiers, None where there is none; mAP by kind of picture of sigmoid
@@ -150,11 +145,8 @@ class Evaluation:
 
         for k in sorted(range(len(names)), key=place):
             result, indent = self.classifiers[k], "  " * (place(k) != k)
-            add(
-                indent + result.name.removeprefix(result.network if indent else ""),
-                self.role(k),
-                result.figures[None],
-            )
+            shown = result.name.removeprefix(result.network) if indent else result.name
+            add(indent + shown, self.role(k), result.figures[None])
             for rule in RULES if result.draws else ():
                 add(f"{indent}  {rule} of {result.draws} draws", self.role(k), result.figures[rule])
         if self.surrogates > 1:

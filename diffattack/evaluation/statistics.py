@@ -81,16 +81,15 @@ def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> lis
         images: how many there are, B.
         statistic: from how often each image counts, `(R, B)`, to the figures `(R, M)`.
     """
-    random, left, found = np.random.default_rng(SEED), RESAMPLES, []
-    tails = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
+    random, found, block = np.random.default_rng(SEED), [], max(1, BLOCK // max(1, images))
     with np.errstate(invalid="ignore"):  # of no image
         values = statistic(np.ones((1, images)))[0].tolist()
-    while left and images >= 2:
-        chosen = random.integers(0, images, (min(left, max(1, BLOCK // images)), images))
+    for start in range(0, RESAMPLES if images >= 2 else 0, block):
+        chosen = random.integers(0, images, (min(block, RESAMPLES - start), images))
         chosen += np.arange(0, chosen.size, images)[:, None]
         times = np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape)
         found.append(statistic(times.astype(np.float64)))
-        left -= len(chosen)
+    tails = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
     ends = np.percentile(np.concatenate(found), tails, 0).tolist() if found else []
     return [Estimate(*each) for each in zip(values, *ends)]
 
@@ -110,13 +109,6 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.difference.with_interval('+.3g')}, p {self.p_holm:.2g}"
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided p value of McNemar's test for paired yes and no, `(B,)` each: only the pairs that
-    differ say anything.
-    """
-    return sign_test(int((second & ~first).sum()), int((first & ~second).sum()))
 
 
 def sign_test(gained: int, lost: int) -> float:
@@ -149,9 +141,9 @@ def paired(first: np.ndarray, second: np.ndarray, yes_or_no: bool = False) -> Di
     """
     with np.errstate(invalid="ignore"):  # of pictures that neither changed, whose PSNR is infinite
         differences = second - first
-    known = np.isfinite(differences)
-    p = mcnemar(first[known] > 0, second[known] > 0) if yes_or_no else paired_permutation(differences[known])
-    return Difference(mean_over_images(differences), p)
+    known = differences[np.isfinite(differences)]
+    counts = int((known > 0).sum()), int((known < 0).sum())
+    return Difference(mean_over_images(known), sign_test(*counts) if yes_or_no else paired_permutation(known))
 
 
 def correct(differences: Sequence[Difference]) -> None:
