@@ -71,20 +71,17 @@ def readings(
     for word, shift in SHIFTS.items():
         remedy = f"; give --label_base {1 - base}" if shift == 2 * base - 1 else ""
         found[f"labels one {word}{remedy}"] = shifted(labels, shift)
-    kit = (
-        "labels in the order of ImageNet's development kit; give its meta.mat or map_clsloc.txt as --captions"
-    )
+    kit = "labels in the order of ImageNet's development kit; give its meta.mat or map_clsloc.txt as "
     for remedy, start in {"": 1, ", and add one to each": 0}.items() if classes == IMAGENET_CLASSES else ():
-        numbers = [[(label + base - start) % 1000 for label in each] for each in labels]
-        found[kit + remedy] = [tuple(DEVELOPMENT_KIT[number] for number in each) for each in numbers]
+        other = [tuple(DEVELOPMENT_KIT[(k + base - start) % 1000] for k in each) for each in labels]
+        found[f"{kit}--captions{remedy}"] = other
     paths = [item.path.relative_to(images_root) for item in items]
     names = [str(path) if label_path else path.parts[0] for path in paths]  # or the folders of classes
     label_of = dict(zip(names, labels))
     label_of = dict(zip(sorted(label_of), label_of.values()))
     table = "give a table with columns filename,label" if label_path else "call folders as the classes"
-    found[f"labels in the order of names sorted as text (1, 10, 2); {table}"] = [
-        label_of[name] for name in names
-    ]
+    advice = f"labels in the order of names sorted as text (1, 10, 2); {table}"
+    found[advice] = [label_of[name] for name in names]
     return {advice: other for advice, other in found.items() if other != labels}
 
 
