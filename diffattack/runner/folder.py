@@ -287,10 +287,10 @@ def own_files(layout: Layout, model_name: Iterable[str]) -> list[Path]:
             if name in names and index.isdecimal() and int(index) < layout.images:
                 own += [path] if path == where.file(int(index), name) else []
     reports = [folder / name for name in REPORTS if (folder / name).exists()]
-    return [*own, *figures_of(folder), *page_files(folder), *reports]
+    return [*own, *figure_files(folder), *page_files(folder), *reports]
 
 
-def figures_of(folder: Path, more: Iterable[str] = ()) -> Iterator[Path]:
+def figure_files(folder: Path, more: Iterable[str] = ()) -> Iterator[Path]:
     """The figures there are that are of a whole run or comparison."""
     for path in (folder / ANALYSIS).glob("*.p[nd][gf]"):
         named = path.stem in (*POOLED_FIGURES, "overlay", "tradeoff", *more)
