@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, field, fields
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from diffattack.common.errors import InputError
 
@@ -123,12 +123,7 @@ def as_text(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-AnyOptions = TypeVar("AnyOptions")
-
-
-def parse_options(
-    kind: type[AnyOptions], description: str, argv: Sequence[str] | None = None, **defaults: Any
-) -> AnyOptions:
+def parse_options(kind: type, description: str, argv: Sequence[str] | None = None, **defaults: Any) -> Any:
     """The options of a command line, each value of them verified.
 
     Args:
