@@ -14,9 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from pathlib import Path
-from unittest import mock
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ
@@ -474,20 +472,6 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
-class Here(Executor):
-    """Does at once, in this process, what a pool would do; processes that import all the libraries to draw a
-    few figures are those of the commands that are started.
-    """
-
-    def __init__(self, *arguments, **options):
-        pass
-
-    def submit(self, function, /, *arguments, **options) -> Future:
-        done = Future()
-        done.set_result(function(*arguments, **options))
-        return done
-
-
 def run_here(command: list[str]) -> subprocess.CompletedProcess:
     program = importlib.import_module(command[1].removesuffix(".py"))
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
@@ -499,7 +483,6 @@ def run_here(command: list[str]) -> subprocess.CompletedProcess:
             contextlib.chdir(ROOT),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            mock.patch("diffattack.plotting.draw.ProcessPoolExecutor", Here),
         ):
             code = program.main(sys.argv[1:])
     except SystemExit as end:  # of --help
