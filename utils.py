@@ -6,10 +6,9 @@ the image.
 
     from utils import plot_average_loss_per_timestep, read_run
     run = read_run(Path("output_fixed"))
-    timesteps = run.records[0].timesteps.tolist()
-    plot_average_loss_per_timestep({"fixed": run.layer_losses}, timesteps).savefig("shares.png")
+    plot_average_loss_per_timestep({"fixed": run}).savefig("shares.png")
 
-The functions that draw take arrays and return a matplotlib `Figure`.
+The functions that draw return a matplotlib `Figure`.
 """
 
 from __future__ import annotations

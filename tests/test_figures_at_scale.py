@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_utils import run_of
 
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, AttackRecord, read_run, run_identity, write_record
 from diffattack.data.sample import DRAWN, LEAST, MOST, choose
-from diffattack.data.summaries import loss_sums, summary_of, timestep_rows, timestep_shares
+from diffattack.data.summaries import summary_of, timestep_rows, timestep_shares
 from diffattack.evaluation.weights import loss_shares
 from diffattack.plotting.draw import (
     delete_others,
@@ -26,11 +27,7 @@ from diffattack.plotting.draw import (
     draw_runs,
     is_drawn,
 )
-from diffattack.plotting.figures import (
-    plot_average_loss_per_timestep,
-    plot_layer_shares,
-    plot_weight_curves,
-)
+from diffattack.plotting.figures import plot_weight_curves
 from diffattack.plotting.run_page import IMAGE_FIGURES
 
 ITERATIONS, TIMESTEPS, LAYERS = 6, [51, 26, 1], ["down_blocks.0.attn1", "mid_block.attn1"]
@@ -229,27 +226,6 @@ def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
     assert kept_once != own_weights and (not own_weights or found.weights.dtype == np.float32)
 
 
-@pytest.mark.parametrize("images", [1, 4])
-def test_sums_are_drawn_as_all_losses_are(images):
-    losses = np.random.default_rng(0).uniform(1e-7, 1e-5, (images, 6, 3, 2)).astype(np.float32)
-    losses[:, 0] = 0
-
-    def drawn(of):
-        return [
-            plot_average_loss_per_timestep({"a": of}, TIMESTEPS),
-            plot_layer_shares({"a": of}, TIMESTEPS, ["one", "two"]),
-        ]
-
-    for expected, found in zip(drawn(losses), drawn(loss_sums(losses))):
-        for one, two in zip(expected.axes, found.axes):
-            assert [text.get_text() for text in one.texts] == [text.get_text() for text in two.texts]
-            for line, same in zip(one.lines, two.lines, strict=True):
-                ys = (np.asarray(one_of_them.get_ydata(), float) for one_of_them in (line, same))
-                np.testing.assert_allclose(*ys, rtol=1e-6)
-            for picture, same in zip(one.images, two.images, strict=True):
-                np.testing.assert_allclose(picture.get_array(), same.get_array(), rtol=1e-6)
-
-
 def test_records_that_differ_are_named(tmp_path):
     run = made_up_run(tmp_path / "run", 2)
     first, second = run.records
@@ -326,7 +302,7 @@ def weights_of(images: int, goes_on: bool) -> np.ndarray:
 
 def test_weights_of_many_images_are_medians_and_quartiles():
     weights = weights_of(60, goes_on=False)
-    (panel,) = plot_weight_curves({"a": weights}, TIMESTEPS).axes
+    (panel,) = plot_weight_curves({"a": run_of(weights=weights)}).axes
     for i in range(3):
         np.testing.assert_allclose(panel.lines[i].get_ydata(), np.median(weights[..., i], 0))
     assert len(panel.collections) == 3
@@ -335,8 +311,8 @@ def test_weights_of_many_images_are_medians_and_quartiles():
 
 def test_weights_that_go_on_are_shown_at_the_end_of_each_image():
     weights = weights_of(60, goes_on=True)
-    both = {"goes on": weights, "starts anew": weights_of(60, goes_on=False)}
-    panel, other = plot_weight_curves(both, TIMESTEPS).axes
+    both = {"goes on": run_of(weights=weights), "starts anew": run_of(weights=weights_of(60, goes_on=False))}
+    panel, other = plot_weight_curves(both).axes
     assert "at the end of each of 60 images" in panel.get_xlabel() and "median" in other.get_xlabel()
     for i in range(3):
         assert np.array_equal(panel.lines[i].get_ydata(), weights[:, -1, i])

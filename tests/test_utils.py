@@ -9,9 +9,9 @@ from PIL import Image
 from diffattack.data.images import image_grid, read_image, write_result
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, layer_names, read_run
-from diffattack.data.summaries import timestep_rows, timestep_shares
+from diffattack.data.summaries import loss_sums, timestep_rows, timestep_shares
 from diffattack.evaluation.statistics import Estimate
-from diffattack.plotting.draw import before_and_after_norm, draw_folders
+from diffattack.plotting.draw import draw_folders
 from diffattack.plotting.figures import (
     plot_average_loss_per_timestep,
     plot_layer_shares,
@@ -125,6 +125,18 @@ def steps(count: int) -> list[int]:
     return [1 + 50 * i for i in range(count)][::-1]
 
 
+def run_of(losses: np.ndarray | None = None, weights: np.ndarray | None = None) -> SimpleNamespace:
+    """What is drawn of a Run, from losses by layer or from weights."""
+    structure = None if losses is None else loss_sums(losses)
+    count = (weights if losses is None else losses).shape[2]
+    return SimpleNamespace(
+        timesteps=steps(count),
+        layers=[] if losses is None else [f"up {k} x {k}" for k in range(losses.shape[3])],
+        configuration={"layer_norm": "mse"},
+        summary=SimpleNamespace(structure=structure, weights=weights),
+    )
+
+
 def drawn(figure) -> None:
     """Draws it, as saving does, so that what cannot be drawn is noticed."""
     figure.draw_without_rendering()
@@ -134,8 +146,8 @@ def drawn(figure) -> None:
 def test_weight_curves_are_the_weights(count, iterations):
     weights = np.random.default_rng(0).dirichlet(np.ones(count), iterations)
     schedule = np.full(count, 1 / count)
-    shown = {"a": weights[None], "b": weights[None, ::-1]}
-    figure = plot_weight_curves(shown, steps(count), {"uniform": schedule})
+    shown = {"a": run_of(weights=weights[None]), "b": run_of(weights=weights[None, ::-1])}
+    figure = plot_weight_curves(shown, {"uniform": schedule})
     drawn(figure)
     for panel, expected in zip(figure.axes, (weights, weights[::-1])):
         for i, (curve, reference) in enumerate(zip(panel.lines[::2], panel.lines[1::2], strict=True)):
@@ -150,8 +162,9 @@ def test_weight_curves_are_the_weights(count, iterations):
 
 @pytest.mark.parametrize("count, iterations, layers", SIZES)
 def test_loss_per_timestep_is_the_median_at_three_iterations(count, iterations, layers):
-    losses = made_up(3, count, iterations, layers).sum(-1)
-    figure = plot_loss_per_timestep({"a": losses}, steps(count))
+    losses = made_up(3, count, iterations, layers)
+    figure = plot_loss_per_timestep({"a": run_of(losses)})
+    losses = losses.sum(-1)
     drawn(figure)
     panel = figure.axes[0]
     assert panel.get_yscale() == "log"
@@ -168,8 +181,9 @@ def test_loss_per_timestep_is_the_median_at_three_iterations(count, iterations, 
 
 @pytest.mark.parametrize("count, iterations, layers", SIZES)
 def test_heatmap_is_the_mean_over_images(count, iterations, layers):
-    losses = made_up(3, count, iterations, layers).sum(-1)
-    figure = plot_loss_heatmap({"a": losses, "b": 2 * losses}, steps(count))
+    losses = made_up(3, count, iterations, layers)
+    figure = plot_loss_heatmap({"a": run_of(losses), "b": run_of(2 * losses)})
+    losses = losses.sum(-1)
     drawn(figure)
     for panel, factor in zip(figure.axes, (1, 2)):
         array = panel.images[0].get_array()
@@ -184,7 +198,7 @@ def test_heatmap_is_the_mean_over_images(count, iterations, layers):
 @pytest.mark.parametrize("images", [1, 4])
 def test_average_shares_are_means_with_deviations_and_labels(count, iterations, layers, images):
     losses = made_up(images, count, iterations, layers)
-    figure = plot_average_loss_per_timestep({"a": losses}, steps(count))
+    figure = plot_average_loss_per_timestep({"a": run_of(losses)})
     drawn(figure)
     for panel, of in zip(figure.axes, (losses.sum(-1), losses[..., 0])):
         if iterations == 1:
@@ -206,7 +220,7 @@ def test_average_shares_are_means_with_deviations_and_labels(count, iterations, 
 def test_layer_shares_add_up_to_all(count, iterations, layers):
     losses = made_up(2, count, iterations, layers)
     names = [f"up {k} x {k}" for k in range(layers)]
-    figure = plot_layer_shares({"a": losses}, steps(count), names)
+    figure = plot_layer_shares({"a": run_of(losses)})
     drawn(figure)
     panel = figure.axes[0]
     array = panel.images[0].get_array()
@@ -275,17 +289,17 @@ def test_losses_of_many_images_show_the_share_that_was_fooled():
 def test_values_that_are_missing_are_gaps():
     losses = made_up(2, 5, 6, 3)
     losses[0, 3], losses[:, 4, 2] = np.nan, np.nan
-    by_timestep = losses.sum(-1)
+    run = run_of(losses)
     image = curves(1, 6)
     image.summary.losses[0, :, 3], image.summary.confidence[0, 3] = np.nan, np.nan
     line = plot_losses({"a": image}).axes[0].lines[0]
     assert np.isnan(line.get_ydata()).tolist() == [False, False, False, True, False, False]
-    assert plot_loss_heatmap({"a": by_timestep}, steps(5)).axes[0].images[0].get_array().mask[2, 4]
+    assert plot_loss_heatmap({"a": run}).axes[0].images[0].get_array().mask[2, 4]
     for figure in (
-        plot_loss_per_timestep({"a": by_timestep}, steps(5)),
-        plot_average_loss_per_timestep({"a": losses[:1]}, steps(5)),
-        plot_average_loss_per_timestep({"a": losses}, steps(5)),
-        plot_layer_shares({"a": losses}, steps(5), ["a", "b", "c"]),
+        plot_loss_per_timestep({"a": run}),
+        plot_average_loss_per_timestep({"a": run_of(losses[:1])}),
+        plot_average_loss_per_timestep({"a": run}),
+        plot_layer_shares({"a": run}),
         plot_overlay({"a": image}),
     ):
         drawn(figure)
@@ -294,13 +308,13 @@ def test_values_that_are_missing_are_gaps():
 
 
 def test_two_hundred_images():
-    losses = made_up(200, 5, 30, 16)
+    run = run_of(made_up(200, 5, 30, 16))
     images = curves(200, 30)
     weights = np.random.default_rng(0).dirichlet(np.ones(5), (200, 30))
     for figure in (
-        plot_weight_curves({"a": weights}, steps(5)),
-        plot_loss_per_timestep({"a": losses.sum(-1)}, steps(5)),
-        plot_average_loss_per_timestep({"a": losses}, steps(5)),
+        plot_weight_curves({"a": run_of(weights=weights)}),
+        plot_loss_per_timestep({"a": run}),
+        plot_average_loss_per_timestep({"a": run}),
         plot_losses({"a": images}),
         plot_overlay({"a": images, "b": images}),
     ):
@@ -370,13 +384,15 @@ def test_a_single_point_has_both_intervals():
 
 def test_layers_that_are_normalised_are_shown_before_and_after(whole):
     run = read_run(whole("fixed"))
-    assert list(before_and_after_norm({"a": run})) == ["a"]
-    normalised = replace(run, configuration=run.configuration | {"layer_norm": "relative"})
-    shown = before_and_after_norm({"a": normalised})
-    assert list(shown) == ["a, mse", "a, relative"]
-    record, losses = run.records[1], run.layer_losses[1]
-    assert record.reference_squares.shape == losses.shape[1:] and (record.reference_squares > 0).all()
-    np.testing.assert_allclose(shown["a, mse"][1, 0], (losses * record.reference_squares).sum(0), rtol=1e-5)
+    figure = plot_layer_shares(
+        {"a": replace(run, configuration=run.configuration | {"layer_norm": "relative"})}
+    )
+    assert [panel.get_title() for panel in figure.axes] == ["a, mse", "a, relative"]
+    squares = np.stack([record.reference_squares for record in run.records])
+    assert (squares > 0).all()
+    for panel, losses in zip(figure.axes, (run.layer_losses.sum(1) * squares, run.layer_losses.sum(1))):
+        shares = (losses / losses.sum(-1, keepdims=True)).mean(0).T
+        np.testing.assert_allclose(panel.images[0].get_array()[:, :-1], 100 * shares, rtol=1e-4)
 
 
 def test_figures_do_not_depend_on_what_was_drawn_before(whole, tmp_path):
@@ -408,7 +424,7 @@ def test_matplotlib_is_left_as_it_was():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    plot_loss_heatmap({"a": made_up(2, 5, 3, 2).sum(-1)}, steps(5))
+    plot_loss_heatmap({"a": run_of(made_up(2, 5, 3, 2))})
     assert dict(matplotlib.rcParams) == before
 
 

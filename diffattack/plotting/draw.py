@@ -42,37 +42,18 @@ def draw_runs(runs: Mapping[str, Run], schedules: Schedules) -> Figures:
         ValueError: the runs have other timesteps or layers than each other.
     """
     first = next(iter(runs.values()))
-    timesteps = first.timesteps
-    if any(run.timesteps != timesteps or run.layers != first.layers for run in runs.values()):
+    if any(run.timesteps != first.timesteps or run.layers != first.layers for run in runs.values()):
         raise ValueError(f"the runs {', '.join(runs)} differ in timesteps or layers; draw them one by one")
-    if timesteps:  # there is nothing to pool of attacks that know none
-        structure = {name: run.summary.structure for name, run in runs.items()}
-        by_timestep = {name: sums.by_timestep for name, sums in structure.items()}
-        yield "loss_per_timestep", plots.plot_loss_per_timestep(by_timestep, timesteps)
-        yield "loss_heatmap", plots.plot_loss_heatmap(by_timestep, timesteps)
-        yield "layer_shares", plots.plot_layer_shares(before_and_after_norm(runs), timesteps, first.layers)
-        weights = {name: run.summary.weights for name, run in runs.items()}
-        yield "weight_curves", plots.plot_weight_curves(weights, timesteps, schedules(len(timesteps)))
-        yield "average_loss_per_timestep", plots.plot_average_loss_per_timestep(structure, timesteps)
+    if first.timesteps:  # there is nothing to pool of attacks that know none
+        yield "loss_per_timestep", plots.plot_loss_per_timestep(runs)
+        yield "loss_heatmap", plots.plot_loss_heatmap(runs)
+        yield "layer_shares", plots.plot_layer_shares(runs)
+        yield "weight_curves", plots.plot_weight_curves(runs, schedules(len(first.timesteps)))
+        yield "average_loss_per_timestep", plots.plot_average_loss_per_timestep(runs)
         yield "losses", plots.plot_losses(runs)
         if len(runs) > 1:
             yield "overlay", plots.plot_overlay(runs)
     yield from draw_tradeoff(runs)
-
-
-def before_and_after_norm(runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
-    """Losses by layer by name, summed over iterations, `(images, 1, N, L)`; of a run whose layers are
-    normalised, also what they would have been without.
-    """
-    shown = {}
-    for name, run in runs.items():
-        losses = run.summary.structure.by_layer[:, None]
-        if run.configuration["layer_norm"] == "mse":
-            shown[name] = losses
-        else:
-            squares = run.summary.reference_squares[:, None]
-            shown |= {f"{name}, mse": losses * squares, f"{name}, relative": losses}
-    return shown
 
 
 def draw_tradeoff(runs: Mapping[str, Run]) -> Figures:

@@ -1,4 +1,4 @@
-"""Figures of runs: arrays in, a matplotlib `Figure` out. Losses by timestep and layer, weights, success.
+"""Figures of runs, each a matplotlib `Figure`: losses by timestep and layer, weights, success.
 
 Their margins are fixed, in inches, since matplotlib takes longer to search for them than to draw.
 """
@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, LogLocator
 
 from diffattack.data.records import Run
-from diffattack.data.summaries import LossSums, loss_sums, mean_and_deviation, mean_without_nan, normalised
+from diffattack.data.summaries import mean_and_deviation, mean_without_nan, normalised
 from diffattack.evaluation.statistics import Estimate
 from diffattack.evaluation.tables import MEASURES
 
@@ -157,37 +157,40 @@ def positive(values: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------- losses by timestep and layer
 
+Runs = Mapping[str, Run]  # by the names that stand above their panels; of the same timesteps and layers
+
+
+def timesteps_of(runs: Runs) -> list[int]:
+    """N, early to late."""
+    return next(iter(runs.values())).timesteps
+
 
 @styled
-def plot_loss_per_timestep(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
+def plot_loss_per_timestep(runs: Runs) -> Figure:
     """`L_i` over the timesteps at the first, middle and last iterations; the median over images, with
-    quartiles.
-
-    Args:
-        runs: by name, `L_i` as `(images, iterations, N)`. In iteration 1 all are zero, so that the first that
-            is drawn is 2.
-        timesteps: the N attacked timesteps, early to late.
+    quartiles. In iteration 1 all are zero, so that the first that is drawn is 2.
     """
     figure, panels = new_figure("Self-attention loss of each timestep", [*runs], sharey=True)
     log_scale(panels[0, 0])
-    for panel, losses in zip(panels[0], runs.values()):
+    for panel, run in zip(panels[0], runs.values()):
+        losses = run.summary.structure.by_timestep  # (images, K, N)
         last = losses.shape[1]
         shown = sorted({2, max(2, (last + 1) // 2), last}) if last > 1 else [1]
         for iteration, colour in zip(shown, ("#56B4E9", "#0072B2", "#000000")):
             look = {"color": colour, "marker": "o", "markersize": 3, "label": f"iteration {iteration}"}
-            plot_curve(panel, range(len(timesteps)), positive(losses[:, iteration - 1]), **look)
-        timestep_axis(panel, timesteps)
+            plot_curve(panel, range(losses.shape[2]), positive(losses[:, iteration - 1]), **look)
+        timestep_axis(panel, run.timesteps)
     panels[0, 0].set_ylabel("Lᵢ, summed over layers")
     legend_below(figure, panels[0, 0])
     return figure
 
 
 @styled
-def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
-    """`L_i`, timestep by iteration, the mean over images; arguments as for `plot_loss_per_timestep`."""
-    title = "Self-attention loss Lᵢ by timestep and iteration"
+def plot_loss_heatmap(runs: Runs) -> Figure:
+    """`L_i`, timestep by iteration, the mean over images."""
+    title, timesteps = "Self-attention loss Lᵢ by timestep and iteration", timesteps_of(runs)
     figure, panels = new_figure(title, [*runs], height=1.2, right=0.4, sharey=True)
-    means = [positive(mean_without_nan(losses)).T for losses in runs.values()]
+    means = [positive(mean_without_nan(run.summary.structure.by_timestep)).T for run in runs.values()]
     known = np.concatenate([mean[mean > 0] for mean in means])
     norm = LogNorm(*((known.min(), known.max()) if len(known) else (0.1, 1)))
     for panel, mean in zip(panels[0], means):
@@ -203,21 +206,19 @@ def plot_loss_heatmap(runs: Mapping[str, np.ndarray], timesteps: Sequence[int]) 
 
 
 @styled
-def plot_average_loss_per_timestep(
-    runs: Mapping[str, np.ndarray | LossSums], timesteps: Sequence[int]
-) -> Figure:
-    """Each timestep's share of the self-attention loss, mean and standard deviation; above over all layers,
-    below at the first layer alone.
-
-    Args:
-        runs: by name, losses `(images, iterations, N, L)`, or their sums.
-        timesteps: the N attacked timesteps, early to late.
+def plot_average_loss_per_timestep(runs: Runs) -> Figure:
+    """Each timestep's share of the self-attention loss, mean and standard deviation over images; above over
+    all layers, below at the first layer alone.
     """
-    title = "Share of the self-attention loss\n(mean and deviation over images)"
+    title, timesteps = (
+        "Share of the self-attention loss\n(mean and deviation over images)",
+        timesteps_of(runs),
+    )
     figure, panels = new_figure(title, [*runs], 2, sharex=True, sharey=True)
     look = {"color": timestep_colours(len(timesteps)), "error_kw": {"linewidth": 0.8, "capsize": 2}}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
-    for column, sums in zip(panels.T, map(loss_sums, runs.values())):
+    for column, run in zip(panels.T, runs.values()):
+        sums = run.summary.structure
         for panel, shares in zip(column, (sums.timestep_shares, sums.first_layer_shares)):
             mean, deviation = mean_and_deviation(shares)
             bars = panel.bar(range(len(timesteps)), 100 * mean, yerr=100 * deviation, **look)
@@ -232,23 +233,21 @@ def plot_average_loss_per_timestep(
 
 
 @styled
-def plot_layer_shares(
-    runs: Mapping[str, np.ndarray | LossSums], timesteps: Sequence[int], layers: Sequence[str]
-) -> Figure:
+def plot_layer_shares(runs: Runs) -> Figure:
     """Each layer's share of each timestep's self-attention loss, and of all of it, in percent; the mean over
-    images.
-
-    Args:
-        runs: by name, losses `(images, iterations, N, L)`, or their sums.
-        timesteps: the N attacked timesteps, early to late.
-        layers: L names.
+    images. Of a run whose layers are normalised, also what they would be without.
     """
+    timesteps, layers, shown = timesteps_of(runs), next(iter(runs.values())).layers, {}
+    for name, run in runs.items():
+        losses = run.summary.structure.by_layer  # (images, N, L)
+        if run.configuration["layer_norm"] == "mse":
+            shown[name] = losses
+        else:
+            shown |= {f"{name}, mse": losses * run.summary.reference_squares, f"{name}, relative": losses}
     title, height = "Share of each layer in the self-attention loss, %", 0.18 * len(layers)
-    figure, panels = new_figure(title, [*runs], height=height, left=1.1, sharey=True)
-    means = []
-    for sums in map(loss_sums, runs.values()):
-        shares = [mean_without_nan(normalised(sums.by_layer)).T, mean_without_nan(sums.layer_shares)]
-        means.append(100 * np.column_stack(shares))
+    figure, panels = new_figure(title, [*shown], height=height, left=1.1, sharey=True)
+    with_all = [np.concatenate([losses, losses.sum(1, keepdims=True)], 1) for losses in shown.values()]
+    means = [100 * mean_without_nan(normalised(losses)).T for losses in with_all]  # (L, N + 1)
     top = max(1.0, np.nan_to_num(means).max())
     for panel, mean in zip(panels[0], means):
         panel.imshow(mean, aspect="auto", vmin=0, vmax=top, cmap="cividis", interpolation="none")
@@ -266,21 +265,17 @@ def plot_layer_shares(
 
 
 @styled
-def plot_weight_curves(
-    runs: Mapping[str, np.ndarray], timesteps: Sequence[int], schedules: Mapping[str, np.ndarray] = {}
-) -> Figure:
+def plot_weight_curves(runs: Runs, schedules: Mapping[str, np.ndarray] = {}) -> Figure:
     """The weight of each timestep over iterations, a panel for each run.
 
     Args:
-        runs: by name, weights `(images, iterations, N)` that sum to 1 over N.
-        timesteps: the N attacked timesteps, early to late.
         schedules: by name, weights `(N,)` that are drawn as reference lines.
     """
     figure, panels = new_figure("Weights of the attacked timesteps", [*runs], sharey=True)
-    colours, styles = timestep_colours(len(timesteps)), dict(zip(schedules, itertools.cycle(REFERENCE_LINES)))
-    for panel, weights in zip(panels[0], runs.values()):
-        shown, label = weights_over_iterations(weights)
-        for i, (t, colour) in enumerate(zip(timesteps, colours)):
+    styles = dict(zip(schedules, itertools.cycle(REFERENCE_LINES)))
+    for panel, run in zip(panels[0], runs.values()):
+        shown, label = weights_over_iterations(run.summary.weights)
+        for i, (t, colour) in enumerate(zip(run.timesteps, timestep_colours(len(run.timesteps)))):
             plot_curve(panel, range(1, shown.shape[1] + 1), shown[..., i], color=colour, label=f"t = {t}")
             for name, style in styles.items():
                 panel.axhline(schedules[name][i], color=colour, linestyle=style, linewidth=0.6, alpha=0.7)
@@ -310,7 +305,7 @@ def weights_over_iterations(weights: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 @styled
-def plot_losses(runs: Mapping[str, Run]) -> Figure:
+def plot_losses(runs: Runs) -> Figure:
     """The losses before and after their factors, how strong the attention terms are beside the attack's, and
     the surrogate's confidence, with the share of images that have been fooled, over iterations; medians over
     images, with quartiles.
@@ -342,7 +337,7 @@ def plot_losses(runs: Mapping[str, Run]) -> Figure:
 
 
 @styled
-def plot_overlay(runs: Mapping[str, Run]) -> Figure:
+def plot_overlay(runs: Runs) -> Figure:
     """Several runs on the same axes: self-attention and attack loss, and confidence; medians over images,
     with quartiles.
     """
