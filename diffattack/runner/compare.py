@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from diffattack.attacks.names import OURS, attack_names, parse_attack
+from diffattack.attacks.library import OURS, attack_names, parse_attack
 from diffattack.common.distributed import this_process
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
