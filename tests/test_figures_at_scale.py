@@ -306,7 +306,7 @@ def test_weights_of_many_images_are_medians_and_quartiles():
     for i in range(3):
         np.testing.assert_allclose(panel.lines[i].get_ydata(), np.median(weights[..., i], 0))
     assert len(panel.collections) == 3
-    assert panel.get_xlabel() == "iteration, median and quartiles over 60 images"
+    assert panel.get_xlabel() == "iteration, median over 60 images"
 
 
 def test_weights_that_go_on_are_shown_at_the_end_of_each_image():

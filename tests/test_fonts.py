@@ -12,7 +12,7 @@ from diffattack.plotting.figures import STYLE, new_figure, styled
 
 @styled
 def figure_of(name: str) -> Figure:
-    return new_figure(name, [name])[0]
+    return new_figure(name, [name], [""])[0]
 
 
 @pytest.mark.parametrize("name", ["大熊猫", "قطة", "꙰ \U0001f43c️ panda", "\U000f1234"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, count
 from pathlib import Path
@@ -25,7 +26,7 @@ from diffattack.data.images import read_pair, replacing
 from diffattack.data.records import ANALYSIS, Run, outcome_of
 from diffattack.evaluation.human_study import CHOICES, COLUMNS, KEY
 from diffattack.evaluation.tables import Sections
-from diffattack.plotting.run_page import AMPLIFIED, amplified_difference, data_url, picture_url, write_filled
+from diffattack.plotting.run_page import amplified_difference, data_url, picture_url, png_url, write_filled
 
 FIGURES = {  # those that are there: what is shown, for those who do not see it, too
     "tradeoff": "Attack success over PSNR, SSIM and L2, a curve for each attack",
@@ -47,7 +48,7 @@ def write_comparison_page(
     shared = [file for file in next(iter(rows.values())) if all(file in of_run for of_run in rows.values())]
     psnr = {file: np.mean([of_run[file]["psnr"] for of_run in rows.values()]) for file in shared}
     files = most_and_least_visible(psnr)
-    paths = {folder / ANALYSIS / f"{name}.png": text for name, text in FIGURES.items()}
+    drawn = {folder / ANALYSIS / f"{name}.png": text for name, text in FIGURES.items()}
     write_filled(
         folder / "comparison.html",
         "comparison_template.html",
@@ -55,9 +56,8 @@ def write_comparison_page(
         attacks=list(runs),
         sections=sections,
         remarks=remarks,
-        amplified=AMPLIFIED,
         count=len(shared),
-        figures=[(text, data_url(p.read_bytes(), "image/png")) for p, text in paths.items() if p.is_file()],
+        figures=[(text, png_url(path)) for path, text in drawn.items() if path.is_file()],
         images=[describe_image(runs, {name: rows[name][file] for name in runs}) for file in files],
     )
 
@@ -135,26 +135,22 @@ def trials_of(rows: Mapping[str, dict], runs: Mapping[str, Run], seed: int) -> I
     """The trials of an image, from its row in each run that has it; left and right, and the names, are drawn
     from a digest of the seed and the pictures.
     """
-    pairs = {
-        name: [png(picture) for picture in read_pair(runs[name].layout, row["index"])]
-        for name, row in rows.items()
-    }
+    pairs = {name: list(map(png, read_pair(runs[name].layout, row["index"]))) for name, row in rows.items()}
     names = set()
     for first, second in combinations(rows, 2):
-        clean, adversarial = pairs[first][0], {name: pairs[name][1] for name in (first, second)}
-        low, high = sorted(adversarial, key=lambda name: digest(adversarial[name]))
-        if adversarial[low] == adversarial[high]:
+        low, high = sorted((first, second), key=lambda name: digest(pairs[name][1]))
+        (clean, picture), (_, other) = pairs[low], pairs[high]
+        if picture == other:
             continue
-        content = f"{seed} {digest(clean)} {digest(adversarial[low])} {digest(adversarial[high])}"
+        drawn = random.Random(f"{seed} {digest(clean)} {digest(picture)} {digest(other)}")
+        left, right = drawn.sample([low, high], 2)
         # another pair of attacks may have made the same pictures
-        possible = (digest(f"{content} {k}".encode()) for k in count())
+        possible = (f"{drawn.getrandbits(64):016x}" for _ in count())
         name = next(name for name in possible if name not in names)
         names.add(name)
-        # the name's bits tell the order of trials, so that this bit is of another digest
-        left, right = (low, high) if int(digest(f"side {name}".encode()), 16) % 2 else (high, low)
-        row = rows[first]
-        entry = {"image": row["file"], "index": row["index"], "left": left, "right": right}
-        yield name, entry, [clean, adversarial[left], adversarial[right]]
+        image = {"image": rows[first]["file"], "index": rows[first]["index"]}
+        entry = image | {"left": left, "right": right}
+        yield name, entry, [clean, pairs[left][1], pairs[right][1]]
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -67,32 +67,29 @@ def draw_tradeoff(runs: Mapping[str, Run]) -> Figures:
 
 def draw_image(run: Run, record: ImageRecord) -> Figures:
     """The figures of one image of a run."""
-    clean, adversarial = read_pair(run.layout, record.index)
+    row = sheet_row(run, record)
     if run.timesteps:
         attention = (record.class_tokens, record.class_attention, record.components)
-        yield f"{record.index:04d}_attention", plot_attention(clean, adversarial, *attention)
-    sheet = plot_contact_sheet([(clean, adversarial, *captions(record))])
-    yield f"{record.index:04d}_contact_sheet", sheet
+        yield f"{record.index:04d}_attention", plot_attention(*row[:2], *attention)
+    yield f"{record.index:04d}_contact_sheet", plot_contact_sheet([row])
 
 
 def draw_contact_sheets(run: Run, sample: Sample) -> Figures:
     """All images of a sample, SHEET on a page."""
     chosen = list(sample.why.items())
-    for number, first in enumerate(range(0, len(chosen), SHEET), 1):
-        rows = []
-        for place, why in chosen[first : first + SHEET]:
-            record = run.records[place]
-            rows.append((*read_pair(run.layout, record.index), *captions(record, why)))
-        yield f"contact_sheet_{number}", plot_contact_sheet(rows)
+    for first in range(0, len(chosen), SHEET):
+        rows = [sheet_row(run, run.records[k], why) for k, why in chosen[first : first + SHEET]]
+        yield f"contact_sheet_{1 + first // SHEET}", plot_contact_sheet(rows)
 
 
-def captions(record: ImageRecord, why: str = "") -> tuple[str, str]:
-    """Of the clean and the adversarial picture: the file, the outcome, and the prediction; and why the
-    image was chosen, where there is something to say.
+def sheet_row(run: Run, record: ImageRecord, why: str = "") -> tuple[np.ndarray, np.ndarray, str, str]:
+    """The clean and the adversarial picture, and the caption of each: the file, the outcome, and the
+    prediction; and why the image was chosen, where there is something to say.
     """
     before, after = map(deciding, (record.row["before"], record.row["after"]))
     chosen = f"; {why}, {record.row['psnr']:.1f} dB" if why else ""
     return (
+        *read_pair(run.layout, record.index),
         f"{short(record.row['file'])}\n{short(before[0])} {before[1]:.2f}",
         f"{record.outcome}{chosen}:\n{short(after[0])} {after[1]:.2f}",
     )
@@ -119,7 +116,7 @@ def save_figure(figure: Figure, path: Path, pdf: bool = False) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # once: savefig would do it twice
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        write_image(pixels, path.with_name(path.name + ".png"), compress_level=2)
+        write_image(pixels, path.with_name(path.name + ".png"), compress_level=1)
         if pdf:
             content = io.BytesIO()  # matplotlib leaves a file that cannot be written in a traceback
             figure.savefig(content, format="pdf", metadata={"CreationDate": None})

@@ -61,21 +61,22 @@ LOSSES = (
 def new_figure(
     title: str,
     names: Sequence[str],
-    rows: int = 1,
+    labels: Sequence[str],
     height: float = 1.5,
     left: float = 0.7,
     gaps: tuple[float, float] = (0.15, 0.15),
     right: float = 0.1,
     **options,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with `(rows, len(names))` panels: one column fills that of a paper, several are narrower each.
+    """A figure with `(len(labels), len(names))` panels: one column fills that of a paper, several are
+    narrower each.
 
     Args:
-        names: what stands above each column.
+        names, labels: what stands above each column, and beside each row.
         height, left, gaps, right: inches of a panel, beside the panels, and between columns and rows.
         options: of `Figure.subplots`.
     """
-    columns, lines = len(names), title.count("\n") + 1
+    columns, rows, lines = len(names), len(labels), title.count("\n") + 1
     width = COLUMN if columns == 1 else 2.5 * columns
     top, bottom = 0.3 + 0.15 * lines, 0.45
     whole = top + rows * height + (rows - 1) * gaps[1] + bottom
@@ -86,9 +87,9 @@ def new_figure(
     figure.subplots_adjust(**place)
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     figure.suptitle(title, y=1 - 0.05 / whole)
-    for panel, name in zip(panels[0], names):
-        panel.set_title(name, y=1)
-    for (_, column), panel in np.ndenumerate(panels):  # labels, too, without a search for their places
+    for (row, column), panel in np.ndenumerate(panels):  # all texts without a search for their places
+        panel.set_title(names[column] if row == 0 else "", y=1)
+        panel.set_ylabel(labels[row] if column == 0 else "")
         panel.xaxis.set_label_coords(0.5, -0.25 / height)
         panel.yaxis.set_label_coords((0.05 - (gaps[0] if column else left)) / panel_width, 0.5)
         panel.yaxis.label.set_verticalalignment("top")
@@ -128,7 +129,7 @@ def iteration_axis(panel: Axes, label: str = "iteration") -> None:
 
 def log_numbers(axis: Axis) -> None:
     """Along a logarithmic axis, as plain text, which is drawn ten times as fast as formulas."""
-    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_minor_locator(LogLocator(subs=(2, 4)))
     axis.set_major_formatter(LogFormatter())
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 2)))
 
@@ -170,7 +171,8 @@ def plot_loss_per_timestep(runs: Runs) -> Figure:
     """`L_i` over the timesteps at the first, middle and last iterations; the median over images, with
     quartiles. In iteration 1 all are zero, so that the first that is drawn is 2.
     """
-    figure, panels = new_figure("Self-attention loss of each timestep", [*runs], sharey=True)
+    labels = ["Lᵢ, summed over layers"]
+    figure, panels = new_figure("Self-attention loss of each timestep", [*runs], labels, sharey=True)
     log_scale(panels[0, 0])
     for panel, run in zip(panels[0], runs.values()):
         losses = run.summary.structure.by_timestep  # (images, K, N)
@@ -180,7 +182,6 @@ def plot_loss_per_timestep(runs: Runs) -> Figure:
             look = {"color": colour, "marker": "o", "markersize": 3, "label": f"iteration {iteration}"}
             plot_curve(panel, range(losses.shape[2]), positive(losses[:, iteration - 1]), **look)
         timestep_axis(panel, run.timesteps)
-    panels[0, 0].set_ylabel("Lᵢ, summed over layers")
     legend_below(figure, panels[0, 0])
     return figure
 
@@ -189,7 +190,8 @@ def plot_loss_per_timestep(runs: Runs) -> Figure:
 def plot_loss_heatmap(runs: Runs) -> Figure:
     """`L_i`, timestep by iteration, the mean over images."""
     title, timesteps = "Self-attention loss Lᵢ by timestep and iteration", timesteps_of(runs)
-    figure, panels = new_figure(title, [*runs], height=1.2, right=0.4, sharey=True)
+    labels = ["timestep t, early to late"]
+    figure, panels = new_figure(title, [*runs], labels, height=1.2, right=0.4, sharey=True)
     means = [positive(mean_without_nan(run.summary.structure.by_timestep)).T for run in runs.values()]
     known = np.concatenate([mean[mean > 0] for mean in means])
     norm = LogNorm(*((known.min(), known.max()) if len(known) else (0.1, 1)))
@@ -200,7 +202,6 @@ def plot_loss_heatmap(runs: Runs) -> Figure:
         drawn = panel.imshow(mean, extent=extent, **look)
         panel.set_yticks(range(len(timesteps)), list(map(str, timesteps)))
         iteration_axis(panel)
-    panels[0, 0].set_ylabel("timestep t, early to late")
     log_numbers(figure.colorbar(drawn, ax=panels).ax.yaxis)
     return figure
 
@@ -214,7 +215,8 @@ def plot_average_loss_per_timestep(runs: Runs) -> Figure:
         "Share of the self-attention loss\n(mean and deviation over images)",
         timesteps_of(runs),
     )
-    figure, panels = new_figure(title, [*runs], 2, sharex=True, sharey=True)
+    labels = ["% of all layers", "% of the first layer"]
+    figure, panels = new_figure(title, [*runs], labels, sharex=True, sharey=True)
     look = {"color": timestep_colours(len(timesteps)), "error_kw": {"linewidth": 0.8, "capsize": 2}}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
     for column, run in zip(panels.T, runs.values()):
@@ -227,8 +229,6 @@ def plot_average_loss_per_timestep(runs: Runs) -> Figure:
             panel.bar_label(bars, times, padding=2, fontsize=7, bbox=box)
             panel.margins(y=0.15)
         timestep_axis(column[1], timesteps)
-    panels[0, 0].set_ylabel("% of all layers")
-    panels[1, 0].set_ylabel("% of the first layer")
     return figure
 
 
@@ -245,7 +245,7 @@ def plot_layer_shares(runs: Runs) -> Figure:
         else:
             shown |= {f"{name}, mse": losses * run.summary.reference_squares, f"{name}, relative": losses}
     title, height = "Share of each layer in the self-attention loss, %", 0.18 * len(layers)
-    figure, panels = new_figure(title, [*shown], height=height, left=1.1, sharey=True)
+    figure, panels = new_figure(title, [*shown], [""], height=height, left=1.1, sharey=True)
     with_all = [np.concatenate([losses, losses.sum(1, keepdims=True)], 1) for losses in shown.values()]
     means = [100 * mean_without_nan(normalised(losses)).T for losses in with_all]  # (L, N + 1)
     top = max(1.0, np.nan_to_num(means).max())
@@ -271,7 +271,8 @@ def plot_weight_curves(runs: Runs, schedules: Mapping[str, np.ndarray] = {}) -> 
     Args:
         schedules: by name, weights `(N,)` that are drawn as reference lines.
     """
-    figure, panels = new_figure("Weights of the attacked timesteps", [*runs], sharey=True)
+    title, labels = "Weights of the attacked timesteps", ["weight (sum 1)"]
+    figure, panels = new_figure(title, [*runs], labels, sharey=True)
     styles = dict(zip(schedules, itertools.cycle(REFERENCE_LINES)))
     for panel, run in zip(panels[0], runs.values()):
         shown, label = weights_over_iterations(run.summary.weights)
@@ -281,7 +282,6 @@ def plot_weight_curves(runs: Runs, schedules: Mapping[str, np.ndarray] = {}) -> 
                 panel.axhline(schedules[name][i], color=colour, linestyle=style, linewidth=0.6, alpha=0.7)
         iteration_axis(panel, label)
         panel.set_ylim(0, 1)
-    panels[0, 0].set_ylabel("weight (sum 1)")
     look = {"color": "0.4", "linewidth": 0.8}
     references = [Line2D([], [], linestyle=style, label=name, **look) for name, style in styles.items()]
     legend_below(figure, panels[0, 0], more=references)
@@ -300,8 +300,8 @@ def weights_over_iterations(weights: np.ndarray) -> tuple[np.ndarray, str]:
         label = "iteration" if len(weights) == 1 else f"iteration, over {images}"
         return weights.reshape(1, -1, weights.shape[2]), label
     if (weights[:, 0] == weights[0, 0]).all():
-        return weights, f"iteration, median and quartiles over {images}"
-    return weights[None, :, -1], f"image, at the end of each of {images}"
+        return weights, f"iteration, median over {images}"
+    return weights[None, :, -1], f"at the end of each of {images}"
 
 
 @styled
@@ -311,7 +311,8 @@ def plot_losses(runs: Runs) -> Figure:
     images, with quartiles.
     """
     options = {"height": 1.1, "left": 0.8, "sharex": "col", "sharey": "row"}
-    figure, panels = new_figure("Losses and confidence", [*runs], 4, **options)
+    labels = ["loss", "loss times factor", "gradient, %\nof the attack's", "probability"]
+    figure, panels = new_figure("Losses and confidence", [*runs], labels, **options)
     for panel in panels[:3].flat:
         log_scale(panel)
     for (raw, weighted, gradients, last), run in zip(panels.T, runs.values()):
@@ -329,9 +330,6 @@ def plot_losses(runs: Runs) -> Figure:
         last.step(x, share, "--", where="mid", color=PALETTE[1], label="share of images fooled so far")
         last.set_ylim(-0.02, 1.02)
         iteration_axis(last)
-    labels = ("loss", "loss times factor", "gradient, %\nof the attack's", "probability")
-    for panel, label in zip(panels[:, 0], labels):
-        panel.set_ylabel(label)
     legend_below(figure, panels[0, 0], panels[3, 0])
     return figure
 
@@ -342,7 +340,7 @@ def plot_overlay(runs: Runs) -> Figure:
     with quartiles.
     """
     names = ["sum of Lᵢ", "cross-entropy (nats)", "confidence in the true class"]
-    figure, panels = new_figure("Runs on the same axes", names, gaps=(0.5, 0))
+    figure, panels = new_figure("Runs on the same axes", names, [""], gaps=(0.5, 0))
     for colour, (name, run) in zip(itertools.cycle(PALETTE), runs.items()):
         losses = run.summary.losses
         shown = (positive(losses[:, 1]), losses[:, 0], run.summary.confidence)
@@ -369,7 +367,8 @@ def plot_tradeoff(rates: Mapping[str, Sequence[Mapping[str, Estimate]]], title: 
     shown = [name for name, figure in first.items() if figure.is_share]
     measures = [name for name in VISIBILITY if name in first]
     rows, columns = (len(shown), len(measures)) if len(measures) > 1 else (1, len(shown))
-    figure, panels = new_figure(title, [""] * columns, rows, gaps=(0.15, 0.6), sharey=True)
+    labels = ["attack success, %"] * rows
+    figure, panels = new_figure(title, [""] * columns, labels, gaps=(0.25, 0.65), sharey=True)
     for panel, (rate, measure) in zip(panels.flat, itertools.product(shown, measures)):
         for colour, (run, points) in zip(itertools.cycle(PALETTE), rates.items()):
             points = sorted(points, key=lambda figures: figures[measure].value)
@@ -378,8 +377,9 @@ def plot_tradeoff(rates: Mapping[str, Sequence[Mapping[str, Estimate]]], title: 
             look = {"color": colour, "marker": "o", "markersize": 3, "elinewidth": 0.7, "label": run}
             panel.errorbar(x, 100 * y, 100 * y_ends, x_ends, **look)
         panel.set_xlabel(f"{measure} ({MEASURES[measure][0]}: less visible)")
+        panel.xaxis.get_major_locator().set_params(nbins=4)
         panel.set_title(rate, y=1)
-    panels[0, 0].set(ylabel="attack success, %", ylim=(-2, 102))
+    panels[0, 0].set_ylim(-2, 102)
     legend_below(figure, panels[0, 0])
     return figure
 

@@ -63,7 +63,7 @@ def write_page(run: Run, results: dict) -> None:
     """
     is_small = len(run.records) <= EACH
     models = [classifier["model"] for classifier in results.get("classifiers", ())]
-    inline, beside, figures = [], set(), []
+    inline, beside = [], set()
     for name, script in scripts_of(run, models, is_small):
         if is_small:
             inline.append(script)
@@ -72,11 +72,8 @@ def write_page(run: Run, results: dict) -> None:
             (run.folder / FILES).mkdir(exist_ok=True)
             with replacing(run.folder / FILES / name) as temporary:
                 temporary.write_text(script)
-    for name, text in FIGURES.items():
-        path = run.folder / ANALYSIS / f"{name}.png"
-        if path.is_file():
-            url = data_url(path.read_bytes(), "image/png") if is_small else f"{ANALYSIS}/{path.name}"
-            figures.append((text, url))
+    drawn = {run.folder / ANALYSIS / f"{name}.png": text for name, text in FIGURES.items()}
+    url = png_url if is_small else lambda path: f"{ANALYSIS}/{path.name}"
     write_filled(
         run.folder / "report.html",
         "run_template.html",
@@ -84,8 +81,7 @@ def write_page(run: Run, results: dict) -> None:
         results=results,
         count=len(run.records),
         timestep_table=timestep_rows(run.summary.structure, run.timesteps) if run.timesteps else None,
-        figures=figures,
-        amplified=AMPLIFIED,
+        figures=[(text, url(path)) for path, text in drawn.items() if path.is_file()],
         inline=inline,
         files=FILES,
     )
@@ -118,7 +114,7 @@ def write_filled(path: Path, template: str, **content: object) -> None:
     blocks = {"trim_blocks": True, "lstrip_blocks": True}
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
-    environment.globals["in_words"] = in_words
+    environment.globals |= {"in_words": in_words, "amplified": AMPLIFIED}
     page = environment.get_template(template).render(**content)
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name need not be Unicode
@@ -130,6 +126,10 @@ def picture_url(picture: np.ndarray) -> str:
     image.thumbnail((LARGEST, LARGEST))
     image.save(out, "WEBP", quality=90)
     return data_url(out.getvalue(), "image/webp")
+
+
+def png_url(path: Path) -> str:
+    return data_url(path.read_bytes(), "image/png")
 
 
 def data_url(content: bytes, kind: str) -> str:
