@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps, rc_context
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, LogLocator
 
 from diffattack.data.records import Run
@@ -32,7 +30,6 @@ STYLE = {  # legible at the width of one column of a two-column paper, and as re
     "font.family": ["DejaVu Sans", *(OTHER_FONTS & set(get_font_names()))],
     "font.size": 8,
     "axes.titlesize": 8,
-    "axes.labelsize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
@@ -96,11 +93,9 @@ def new_figure(
     return figure, panels
 
 
-def legend_below(figure: Figure, *panels: Axes, more: Sequence[Artist] = ()) -> None:
-    """A legend of these panels, and of more, in as many columns as there is room for; the figure grows by its
-    lines.
-    """
-    handles = [*(one for panel in panels for one in panel.get_legend_handles_labels()[0]), *more]
+def legend_below(figure: Figure, *panels: Axes) -> None:
+    """A legend of these panels, in as many columns as there is room for; the figure grows by its lines."""
+    handles = [handle for panel in panels for handle in panel.get_legend_handles_labels()[0]]
     width, height = figure.get_size_inches()
     longest = max(len(handle.get_label()) for handle in handles)
     columns = min(len(handles), max(1, int(width / (0.5 + 0.055 * longest))))
@@ -117,8 +112,7 @@ def timestep_colours(count: int) -> list[str]:
 
 
 def timestep_axis(panel: Axes, timesteps: Sequence[int | str]) -> None:
-    rotation = 45 if len(timesteps) > 6 else 0
-    panel.set_xticks(range(len(timesteps)), list(map(str, timesteps)), rotation=rotation)
+    panel.set_xticks(range(len(timesteps)), timesteps, rotation=45 if len(timesteps) > 6 else 0)
     panel.set_xlabel("timestep t, early to late")
 
 
@@ -200,7 +194,7 @@ def plot_loss_heatmap(runs: Runs) -> Figure:
         look = {"norm": norm, "cmap": "cividis", "aspect": "auto", "interpolation": "none"}
         extent = (0.5, mean.shape[1] + 0.5, len(timesteps) - 0.5, -0.5)
         drawn = panel.imshow(mean, extent=extent, **look)
-        panel.set_yticks(range(len(timesteps)), list(map(str, timesteps)))
+        panel.set_yticks(range(len(timesteps)), timesteps)
         iteration_axis(panel)
     log_numbers(figure.colorbar(drawn, ax=panels).ax.yaxis)
     return figure
@@ -282,9 +276,9 @@ def plot_weight_curves(runs: Runs, schedules: Mapping[str, np.ndarray] = {}) -> 
                 panel.axhline(schedules[name][i], color=colour, linestyle=style, linewidth=0.6, alpha=0.7)
         iteration_axis(panel, label)
         panel.set_ylim(0, 1)
-    look = {"color": "0.4", "linewidth": 0.8}
-    references = [Line2D([], [], linestyle=style, label=name, **look) for name, style in styles.items()]
-    legend_below(figure, panels[0, 0], more=references)
+    for name, style in styles.items():  # for the legend
+        panels[0, 0].plot([], [], linestyle=style, color="0.4", linewidth=0.8, label=name)
+    legend_below(figure, panels[0, 0])
     return figure
 
 
@@ -297,8 +291,7 @@ def weights_over_iterations(weights: np.ndarray) -> tuple[np.ndarray, str]:
     """
     images = f"{len(weights):,} images"
     if len(weights) <= ONE_BY_ONE:
-        label = "iteration" if len(weights) == 1 else f"iteration, over {images}"
-        return weights.reshape(1, -1, weights.shape[2]), label
+        return weights.reshape(1, -1, weights.shape[2]), f"iteration, over {images}"
     if (weights[:, 0] == weights[0, 0]).all():
         return weights, f"iteration, median over {images}"
     return weights[None, :, -1], f"at the end of each of {images}"
