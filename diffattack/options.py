@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from diffattack import ROOT
-from diffattack.attacks.names import OURS, attack_name
+from diffattack.attacks.library import OURS, attack_name
 from diffattack.classifiers.defences import DEFENCES, attack_draws, check_defence, defence_names, split_name
 from diffattack.classifiers.heads import HEADS, THRESHOLD, Head, head_named, head_of
 from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name, classifier_names

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffattack.attacks.names import OURS, attack_names, parse_attack
+from diffattack.attacks.library import OURS, attack_names, parse_attack
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
 from diffattack.common.parallel import this_process
@@ -39,10 +39,9 @@ from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import as_text, cost_rows, latex, markdown
 from diffattack.evaluation.weights import add_weights, weight_movement
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
-from diffattack.plotting.comparison_page import write_comparison_page
-from diffattack.plotting.draw import draw_comparison, draw_folders, draw_tradeoff, save_figure
-from diffattack.plotting.figures import plot_success_against_visibility, plot_tradeoff
-from diffattack.plotting.judging_page import write_judging_page
+from diffattack.plotting.comparison_pages import write_comparison_page, write_judging_page
+from diffattack.plotting.draw import draw_folders, draw_runs, draw_tradeoff, save_figures
+from diffattack.plotting.figures import plot_tradeoff
 from diffattack.runner.folder import counted, figure_files, provenance, read_failures, unattempted
 from diffattack.runner.jobs import Job
 from diffattack.runner.judge import CHUNK, judge_all
@@ -304,7 +303,7 @@ def write_comparison(
         if parts:
             rates = {name: [figures_of(one) for one in points.values()] for name, points in parts.items()}
             figure = plot_tradeoff(rates, "Attack success against visibility, by parts of the change")
-            save_figure(figure, folder / ANALYSIS / "tradeoff")
+            save_figures([("tradeoff", figure)], folder)
         write_comparison_page(folder, title, runs, report.sections, report.remarks)
     if options.page:
         trials = write_judging_page(folder, runs, options.seed)
@@ -343,11 +342,9 @@ def write_sweep(options: CompareOptions, results: Sequence[Result], failures: li
     add_other_sources(report, options)
     write_report(options.save_dir, "sweep", f"Sweep of {sweep.flag}", report, options, results)
     if options.figures != "none":
-        (options.save_dir / ANALYSIS).mkdir(exist_ok=True)
         title = f"Attack success against visibility, by {sweep.flag}"
-        save_figure(plot_tradeoff(report.results["figures"], title), options.save_dir / ANALYSIS / "sweep")
-        for name, figure in draw_tradeoff(runs):
-            save_figure(figure, options.save_dir / ANALYSIS / name)
+        figures = [("sweep", plot_tradeoff(report.results["figures"], title)), *draw_tradeoff(runs)]
+        save_figures(figures, options.save_dir)
     return report
 
 
@@ -414,14 +411,9 @@ def draw(
     """
     each, images = options.figures == "all", options.figure_images
     draw_folders(list(runs.values()), named_schedules, each, anew=False, figure_images=images)
-    (folder / ANALYSIS).mkdir(parents=True, exist_ok=True)
-    if all(run.timesteps for run in runs.values()):
-        draw_comparison(runs, named_schedules, folder)
     measure = "LPIPS" if "LPIPS" in next(iter(evaluations.values())).quality else "SSIM"
-    points = {name: figures_of(one, [measure]) for name, one in evaluations.items()}
-    ends = {
-        name: {title.removeprefix("white-box, "): (f.value, f.low, f.high) for title, f in figures.items()}
-        for name, figures in points.items()
-    }
-    figure = plot_success_against_visibility(ends, measure)
-    save_figure(figure, folder / ANALYSIS / "success_against_visibility")
+    points = {name: [figures_of(one, [measure])] for name, one in evaluations.items()}
+    figures = [("success_against_visibility", plot_tradeoff(points, f"Attack success against {measure}"))]
+    if all(run.timesteps for run in runs.values()):
+        figures += draw_runs(runs, named_schedules)
+    save_figures(figures, folder)

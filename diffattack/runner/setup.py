@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from diff_latent_attack import DiffAttack
-from diffattack.attacks.library import load_attack
-from diffattack.attacks.names import OURS, parse_attack
+from diffattack.attacks.library import OURS, load_attack, parse_attack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.checks import check_unchanged
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
