@@ -18,7 +18,7 @@ import torch
 from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
 
 from diffattack.common.errors import DatasetError, InputError, RunError
-from diffattack.data.class_names import read_class_names
+from diffattack.data.classes import read_class_names
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
 from diffattack.data.records import read_record, read_run

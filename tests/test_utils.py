@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffattack.data.images import image_grid, read_image, write_result
+from diffattack.data.images import read_image, write_result
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, layer_names, read_run
 from diffattack.data.summaries import loss_sums, timestep_rows, timestep_shares
@@ -92,17 +92,6 @@ def test_results_have_the_original_names_and_contents(tmp_path):
     )
     assert absolute[0, 0, 0] == 10 and absolute[20, 0, 0] == 20
     assert relative[0, 0, 0] == 0 and relative[20, 0, 0] == 255
-
-
-def test_image_grid_places_every_picture():
-    pictures = [np.full((10, 10, 3), value, np.uint8) for value in (10, 20, 30, 40)]
-    grid = image_grid([pictures[:2], pictures[2:]], gap=1)
-    assert grid.shape == (24, 24, 3) and [grid[6, 6, 0], grid[6, 18, 0], grid[18, 6, 0], grid[18, 18, 0]] == [
-        10,
-        20,
-        30,
-        40,
-    ]
 
 
 # ---------------------------------------------------------------- figures, tested through what they draw
