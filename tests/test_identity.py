@@ -8,7 +8,7 @@ import torch
 from conftest import IMAGES, MAIN, QUICK, flags, network, run, save_vit
 
 from diffattack.classifiers.checks import TOLERANCE, difference
-from diffattack.classifiers.heads import Sigmoid
+from diffattack.classifiers.heads import Head
 from diffattack.classifiers.registry import load_classifier
 from diffattack.evaluation.judges import Judges
 
@@ -146,7 +146,7 @@ def test_what_another_classifier_of_the_same_name_found_is_not_taken():
     kept = json.dumps(judges(one, one).description)
     assert judges(one, one).are(kept) and judges(nearly, nearly).are(kept)
     assert not judges(one, other).are(kept) and not judges(other, one).are(kept)
-    assert not judges(one, one, draws=2).are(kept) and not judges(one, one, head=Sigmoid()).are(kept)
+    assert not judges(one, one, draws=2).are(kept) and not judges(one, one, head=Head(0.5)).are(kept)
     assert not judges(one, one, measures=["LPIPS"]).are(kept)
 
 

@@ -26,8 +26,8 @@ from diffattack.attacks.library import TorchAttack, UsersAttack, load_attack
 from diffattack.attacks.limited import Found, strongest
 from diffattack.attacks.names import parse_attack
 from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
-from diffattack.classifiers.defences import Defended, defend
-from diffattack.classifiers.heads import SOFTMAX, Head, Sigmoid, marked
+from diffattack.classifiers.defences import defend, under_attack
+from diffattack.classifiers.heads import SOFTMAX, Head, marked
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, one_line
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.records import AttackRecord
@@ -89,17 +89,16 @@ class Surrogates(torch.nn.Module):
     ):
         super().__init__()
         self.classifiers, self.temperature = torch.nn.ModuleList(classifiers), temperature
-        # behind random defences also without a gradient by the attack's draws, not by those of the judges
-        self.surrogates = [one.attacked if isinstance(one, Defended) else one for one in classifiers]
         self.true = labels[0][labels[0] >= 0]
         self.head, self.target = head, target
         self.looks: list[torch.Tensor] = []  # (classifiers, 1, classes) each
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = torch.stack([surrogate(images) for surrogate in self.surrogates])
+        # behind random defences also without a gradient by the attack's draws, not by those of the judges
+        logits = torch.stack([under_attack(one, images, len(self.looks)) for one in self.classifiers])
         self.looks.append(logits[:, :1].detach())
         logits = logits.mean(0)
-        if isinstance(self.head, Sigmoid):
+        if self.head.threshold is not None:
             return self.of_two(logits)
         logits = logits / self.temperature
         if len(self.true) > 1:
@@ -167,8 +166,6 @@ class PixelAttack:
         self.classifiers = checked_classifiers(classifier, class_names)
         self.attacked = [defend(one, attack_through, diffusion, draws, head) for one in self.classifiers]
         self.controller, self.pipeline = NoWeights(), diffusion and diffusion.pipeline
-        networks = [module for one in self.attacked for module in one.modules()]
-        self.needs_diffusion = any(getattr(module, "needs_diffusion", False) for module in networks)
 
     def __call__(
         self,
@@ -249,9 +246,6 @@ class PixelAttack:
             first_labels = torch.cat([first_labels, theirs])
             targets = None if targets is None else torch.cat([targets, theirs])
         composition = self.composition(images, mask)
-        for classifier in self.attacked:
-            if isinstance(classifier, Defended):
-                classifier.restart()
         try:
             with seeded(self.seed, self.device), torch.enable_grad():
                 picture = self.method(images, first_labels, seen, radius, targets, composition)[:1]

@@ -118,8 +118,6 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
         name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
     check_loaded(info)
-    if network.config.problem_type == "regression":
-        raise ValueError("it says that it is a regression, whose outputs are no classes")
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     is_of_timm = type(processor).__name__ == "TimmWrapperImageProcessor"
     preprocessed, how = (from_timm, processor.data_config) if is_of_timm else (from_processor, processor)
@@ -127,6 +125,7 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
     classifier = preprocessed(logits, how)
     names = [network.config.id2label[k] for k in sorted(network.config.id2label)]
     classifier.class_names = None if names[0] == "LABEL_0" else tuple(names)
+    classifier.problem = network.config.problem_type
     return classifier
 
 

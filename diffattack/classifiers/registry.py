@@ -11,7 +11,6 @@ it, as `NAME@jpeg:75` (defences.py).
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -66,6 +65,13 @@ ALIASES: dict[str, tuple[str, str]] = {
 }
 
 
+# of the models of transformers whose logits are read by a head, what their configurations say of them
+PROBLEMS = {
+    "softmax": (None, "single_label_classification"),
+    "sigmoid": (None, "multi_label_classification"),
+}
+
+
 def check_name(name: str) -> str:
     """The name without its defences, with its alias resolved.
 
@@ -117,6 +123,12 @@ def load_classifier(
             parameter.requires_grad_(False)
     if classes is not None:
         own_names = getattr(classifier, "class_names", None)
+        problem = getattr(classifier, "problem", None)
+        if problem not in PROBLEMS[head.name]:
+            raise ClassifierError(
+                f"classifier {undefended!r}: its configuration says that it is a {problem}, and the head "
+                f"here is {head.name}; give the --head that fits, or another classifier"
+            )
         classifier, outputs = checked(undefended, classifier, side, attacked)
         classifier = in_order(undefended, classifier, outputs, own_names, classes, head)
         classifier.identity = identity_of(classifier, side, resolved in REGISTRY)
@@ -218,14 +230,3 @@ def file_name(name: str) -> str:
 def joined_names(names: Iterable[str]) -> str:
     """The names of surrogates as they stand in the names of a run's files."""
     return shortened("+".join(map(file_name, names)), LONGEST_IN_A_NAME)
-
-
-def classifier_names(text: str) -> tuple[str, ...]:
-    """The names that a flag lists, each looked at."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return names
