@@ -26,10 +26,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.common.errors import InputError
+from diffattack.common.frozen import recompute
 from diffattack.data.contrast import blurred, gaussian_kernel
 from diffattack.data.images import to_pixels, to_tensor
 
@@ -249,9 +250,10 @@ class Defended(torch.nn.Module):
         seen = [self.changed(images, ATTACK_SEED + number) for number in draws]
         if self.attack_draws == 1:
             return under_attack(self.classifier, seen[0], passes)
-        anew = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
-            logits = [anew(under_attack, self.classifier, one, number) for one, number in zip(seen, draws)]
+            logits = [
+                recompute(under_attack, self.classifier, one, number) for one, number in zip(seen, draws)
+            ]
         return self.head.mean_logits(logits)
 
     def changed(self, images: torch.Tensor, seed: int) -> torch.Tensor:

@@ -124,12 +124,12 @@ def load_classifier(
     if classes is not None:
         own_names = getattr(classifier, "class_names", None)
         problem = getattr(classifier, "problem", None)
-        if problem not in PROBLEMS[head.name]:
+        classifier, outputs = checked(undefended, classifier, side, attacked)
+        if problem not in PROBLEMS["sigmoid" if outputs == 1 else head.name]:
             raise ClassifierError(
                 f"classifier {undefended!r}: its configuration says that it is a {problem}, and the head "
                 f"here is {head.name}; give the --head that fits, or another classifier"
             )
-        classifier, outputs = checked(undefended, classifier, side, attacked)
         classifier = in_order(undefended, classifier, outputs, own_names, classes, head)
         classifier.identity = identity_of(classifier, side, resolved in REGISTRY)
     return defend(classifier, defences, diffusion, attack_draws, head)
@@ -198,15 +198,13 @@ def in_order(
             both = Called(classifier, lambda network, images: F.pad(network(images), (1, 0)))
             return ordered(both, [1 - named[0], named[0]])
     if outputs != count:
-        called = f", called {own_names[0]!r}" if own_names and outputs == 1 else ""
         raise ClassifierError(
-            f"classifier {name!r} has {outputs} outputs{called}, but there are {count} classes; give "
+            f"classifier {name!r} has {outputs} outputs, but there are {count} classes; give "
             f"--captions with a line for each of its outputs, or another classifier"
         )
     order = permutation_of(own_names, class_names) if own_names else range(count)
     if order is None:
-        pairs = [(ours, theirs) for ours, theirs in zip(class_names, own_names) if ours != theirs]
-        ours, theirs = next((pair for pair in pairs if not places_of(pair[1:], pair[:1])), pairs[0])
+        ours, theirs = next(pair for pair in zip(class_names, own_names) if pair[0] != pair[1])
         note(
             f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}; its "
             f"outputs are taken as they come"
