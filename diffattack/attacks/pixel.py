@@ -26,8 +26,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from diffattack.attacks.library import Method, load_attack, parse_attack
 from diffattack.attacks.limited import strongest
 from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
-from diffattack.classifiers.defences import Defended, defend
-from diffattack.classifiers.heads import SOFTMAX, Head, Sigmoid, marked
+from diffattack.classifiers.defences import defend, under_attack
+from diffattack.classifiers.heads import SOFTMAX, Head, marked
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, one_line
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.records import AttackRecord
@@ -76,17 +76,16 @@ class Surrogates(torch.nn.Module):
     ):
         super().__init__()
         self.classifiers, self.temperature = torch.nn.ModuleList(classifiers), temperature
-        # behind random defences also without a gradient by the attack's draws, not by those of the judges
-        self.surrogates = [one.attacked if isinstance(one, Defended) else one for one in classifiers]
         self.true = labels[0][labels[0] >= 0]
         self.head, self.target = head, target
         self.looks: list[torch.Tensor] = []  # (classifiers, 1, classes) each
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = torch.stack([surrogate(images) for surrogate in self.surrogates])
+        # behind random defences also without a gradient by the attack's draws, not by those of the judges
+        logits = torch.stack([under_attack(one, images, len(self.looks)) for one in self.classifiers])
         self.looks.append(logits[:, :1].detach())
         logits = logits.mean(0)
-        if isinstance(self.head, Sigmoid):
+        if self.head.threshold is not None:
             return self.of_two(logits)
         logits = logits / self.temperature
         if len(self.true) > 1:
@@ -236,9 +235,6 @@ class PixelAttack:
             first_labels = torch.cat([first_labels, theirs])
             targets = None if targets is None else torch.cat([targets, theirs])
         composition = self.composition(images, mask)
-        for classifier in self.attacked:
-            if isinstance(classifier, Defended):
-                classifier.restart()
         try:
             with seeded(self.seed, self.device), torch.enable_grad():
                 picture = self.method(images, first_labels, seen, radius, targets, composition)[:1]

@@ -85,6 +85,11 @@ def number_or_none(text: str) -> float | None:
         raise argparse.ArgumentTypeError(f"expected a number or none, not {text!r}") from None
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Those with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def iteration_numbers(text: str) -> tuple[int, ...]:
     """Numbers of iterations from 1, each once, in their order; none of an empty text."""
     numbers = [number.strip() for number in text.split(",") if number]
