@@ -71,14 +71,19 @@ def most_and_least_visible(psnr: Mapping[str, float]) -> list[str]:
 
 def describe_image(runs: Mapping[str, Run], rows: Mapping[str, dict]) -> dict:
     """All that the page shows of an image, from its row in each run."""
-    attacks = []
+    attacks = []  # flickering shows what compression changes, too, so that there is no loss in it
     for name, row in rows.items():
         clean, adversarial = read_pair(runs[name].layout, row["index"])
         visibility = f"{row['psnr']:.1f} dB" if np.isfinite(row["psnr"]) else "the same picture"
         shown = {"name": name, "row": row, "outcome": outcome_of(row), "visibility": visibility}
         shown["difference"] = picture_url(amplified_difference(clean, adversarial))
-        attacks.append(shown | {"adversarial": picture_url(adversarial)})
-    return {"row": row, "side": clean.shape[0], "clean": picture_url(clean), "attacks": attacks}
+        attacks.append(shown | {"adversarial": picture_url(adversarial, lossless=True)})
+    return {
+        "row": row,
+        "side": clean.shape[0],
+        "clean": picture_url(clean, lossless=True),
+        "attacks": attacks,
+    }
 
 
 # ---------------------------------------------------------------- the page for judging

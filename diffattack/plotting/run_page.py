@@ -120,11 +120,11 @@ def write_filled(path: Path, template: str, **content: object) -> None:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name need not be Unicode
 
 
-def picture_url(picture: np.ndarray) -> str:
+def picture_url(picture: np.ndarray, lossless: bool = False) -> str:
     """A picture, uint8 `(H, W, 3)`, as part of a page: compressed, and no larger than LARGEST."""
     image, out = Image.fromarray(picture), io.BytesIO()
     image.thumbnail((LARGEST, LARGEST))
-    image.save(out, "WEBP", quality=90)
+    image.save(out, "WEBP", quality=90, lossless=lossless)
     return data_url(out.getvalue(), "image/webp")
 
 
