@@ -71,7 +71,7 @@ def most_and_least_visible(psnr: Mapping[str, float]) -> list[str]:
 
 def describe_image(runs: Mapping[str, Run], rows: Mapping[str, dict]) -> dict:
     """All that the page shows of an image, from its row in each run."""
-    attacks = []  # flickering shows what compression changes, too, so that there is no loss in it
+    attacks = []  # flickering would show what compression changes, so that there is no loss in it
     for name, row in rows.items():
         clean, adversarial = read_pair(runs[name].layout, row["index"])
         visibility = f"{row['psnr']:.1f} dB" if np.isfinite(row["psnr"]) else "the same picture"
