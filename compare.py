@@ -23,8 +23,14 @@ from pathlib import Path
 from diffattack.common.errors import run_program
 from diffattack.common.flags import parse_options
 from diffattack.runner.attack_images import attack_images
-from diffattack.runner.compare import CompareOptions, check_options, comparison_folders, entries, reports_in
-from diffattack.runner.compare_report import report_comparison
+from diffattack.runner.compare import (
+    CompareOptions,
+    check_options,
+    comparison_folders,
+    entries,
+    report_comparison,
+    reports_in,
+)
 from diffattack.runner.folder import check_folder, claim
 from diffattack.runner.jobs import claim_jobs
 from diffattack.runner.setup import check_shards, read_experiment, share_of

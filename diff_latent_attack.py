@@ -18,13 +18,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from attentionControl import make_controller
 from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
 from diffattack.classifiers.defences import at_a_stop, defend, under_attack
 from diffattack.common.errors import InputError
-from diffattack.common.frozen import frozen
+from diffattack.common.frozen import frozen, recompute
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.images import rounded
 from diffattack.diffusion.attention import (
@@ -325,5 +324,5 @@ def computed(function: Callable, *arguments, anew: bool) -> object:
     backward pass.
     """
     if anew and torch.is_grad_enabled():
-        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return recompute(function, *arguments)
     return function(*arguments)

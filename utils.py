@@ -6,11 +6,9 @@ the image.
 
     from utils import plot_average_loss_per_timestep, read_run
     run = read_run(Path("output_fixed"))
-    timesteps = run.records[0].timesteps.tolist()
-    plot_average_loss_per_timestep({"fixed": run.layer_losses}, timesteps).savefig("shares.png")
+    plot_average_loss_per_timestep({"fixed": run}).savefig("shares.png")
 
-Figures are written as PNG, those that are pooled over images also as PDF. The functions that draw take arrays
-and return a matplotlib `Figure`.
+The functions that draw return a matplotlib `Figure`.
 """
 
 from __future__ import annotations
@@ -25,19 +23,20 @@ from pathlib import Path
 from diffattack.common.errors import InputError, run_program
 from diffattack.data.records import read_run
 from diffattack.data.sample import FIGURE_IMAGES
-from diffattack.plotting.draw import draw_comparison, draw_folders
+from diffattack.plotting.draw import draw_folders, draw_runs, save_figures
 from diffattack.plotting.figures import (  # one import gives a notebook what it draws with
     plot_average_loss_per_timestep,
     plot_layer_shares,
     plot_loss_heatmap,
     plot_loss_per_timestep,
+    plot_losses,
     plot_overlay,
-    plot_success_against_visibility,
     plot_tradeoff,
     plot_weight_curves,
 )
-from diffattack.plotting.image_figures import plot_attention, plot_contact_sheet, plot_losses, short
+from diffattack.plotting.image_figures import plot_attention, plot_contact_sheet, short
 from diffattack.plotting.run_page import read_results, write_page
+from timestep_weights import named_schedules
 
 __all__ = [
     "plot_attention",
@@ -48,7 +47,6 @@ __all__ = [
     "plot_loss_per_timestep",
     "plot_losses",
     "plot_overlay",
-    "plot_success_against_visibility",
     "plot_tradeoff",
     "plot_weight_curves",
     "read_run",
@@ -69,14 +67,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--anew",
         action="store_true",
-        help="draw each image's figures again, also where they are younger than the image's record and "
-        "the code that draws them",
+        help="draw each image's figures again, also where they are younger than the image's record",
     )
-    parser.add_argument(
-        "--pdf",
-        action="store_true",
-        help="as PDF, too",
-    )
+    parser.add_argument("--pdf", action="store_true", help="as PDF, too")
     parser.add_argument(
         "--figure_images",
         type=int,
@@ -92,27 +85,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def draw(arguments: argparse.Namespace) -> int:
-    from timestep_weights import named_schedules  # takes torch, which the processes that draw do without
-
     try:
         names = [short(str(folder)) for folder in arguments.runs]
         runs = {
             name if names.count(name) == 1 else f"{k}: {name}": read_run(folder)
             for k, (name, folder) in enumerate(zip(names, arguments.runs), 1)
         }
-        anew = arguments.anew or arguments.pdf
-        draw_folders(
-            runs.values(),
-            named_schedules,
-            anew=anew,
-            pdf=arguments.pdf,
-            figure_images=arguments.figure_images,
-        )
+        options = {"anew": arguments.anew or arguments.pdf, "pdf": arguments.pdf}
+        draw_folders(runs.values(), named_schedules, figure_images=arguments.figure_images, **options)
         for run in runs.values():
             if (run.folder / "results.json").is_file():
                 write_page(run, read_results(run.folder))
         if len(runs) > 1:
-            draw_comparison(runs, named_schedules, arguments.runs[0], "compared_", arguments.pdf)
+            figures = draw_runs(runs, named_schedules)
+            save_figures(figures, arguments.runs[0], "compared_", arguments.pdf)
     except ValueError as error:  # of a folder that is no run, or of what is damaged in it
         raise InputError(str(error)) from error
     return 0

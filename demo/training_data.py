@@ -15,7 +15,7 @@ from tqdm import tqdm
 from training_common import DEMO, SIZE, save_array
 
 from diffattack.classifiers.registry import load_classifier
-from diffattack.data.images import image_grid, read_image, write_image
+from diffattack.data.images import read_image, write_image
 
 PACKAGES = (
     "plasma-workspace-wallpapers",
@@ -195,8 +195,6 @@ def draw_neighbours(work: Path, device: torch.device, count: int = 3) -> None:
     known, asked = (F.normalize(f - known.mean(0)) for f in (known, asked))
     nearest = (asked @ known.T).topk(count).indices
     write_image(
-        image_grid(
-            [[photograph, *crops[indices]] for photograph, indices in zip(photographs, nearest.numpy())]
-        ),
+        np.vstack([np.hstack([one, *crops[indices]]) for one, indices in zip(photographs, nearest.numpy())]),
         work / "neighbours.png",
     )

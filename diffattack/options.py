@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from diffattack import ROOT
-from diffattack.attacks.names import OURS, attack_name
-from diffattack.classifiers.defences import DEFENCES, attack_draws, check_defence, defence_names, split_name
-from diffattack.classifiers.heads import HEADS, THRESHOLD, Head, head_named, head_of
-from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name, classifier_names
+from diffattack.attacks.library import OURS, attack_name
+from diffattack.classifiers.defences import DEFENCES, attack_draws, check_defence, split_name
+from diffattack.classifiers.heads import HEADS, THRESHOLD, Head, head_named
+from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name
 from diffattack.common.errors import InputError, RecordError
 from diffattack.common.flags import (
     COUNT,
@@ -30,6 +30,7 @@ from diffattack.common.flags import (
     flag,
     flag_table,
     iteration_numbers,
+    names,
     number,
     number_or_none,
 )
@@ -128,13 +129,13 @@ class ModelOptions:
         f"what is attacked: {', '.join(REGISTRY)}, resnet and such, timm:NAME, hf:NAME, FILE.pt2, "
         "FILE.ts, FILE.py:FUNCTION; or several; each behind defences as NAME@jpeg:75",
         "NAMES",
-        classifier_names,
+        names,
     )
     transfer_models: tuple[str, ...] | None = of_machine(
-        None, 'judges of transfer; "" for none (default: two beside the surrogate)', "NAMES", classifier_names
+        None, 'judges of transfer; "" for none (default: two beside the surrogate)', "NAMES", names
     )
     defences: tuple[str, ...] = of_machine(
-        (), f"judge behind each of these, too: {', '.join(DEFENCES)}", "jpeg:75,bits:4", defence_names
+        (), f"judge behind each of these, too: {', '.join(DEFENCES)}", "jpeg:75,bits:4", names
     )
     judge_draws: int = of_machine(
         1,
@@ -226,7 +227,7 @@ class AttackOptions(WeightOptions):
         parse=lambda text: None if text.lower() == "none" else text,
     )
     attack_through: tuple[str, ...] | None = flag(
-        None, "defences that the gradient goes through (default: resize:0.9)", "DEFENCES", defence_names
+        None, "defences that the gradient goes through (default: resize:0.9)", "DEFENCES", names
     )
     draws: int | None = count("of a random defence in each iteration (default: 8; 4 through diffpure)", "K")
     stop_margin: float | None = bound(
@@ -406,13 +407,13 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             self.label_path = Path("demo/labels.txt")
 
     def fill_in_head(self) -> None:
-        """Fills in what a run that is judged had, or else what the classifiers say of themselves."""
+        """Fills in what a run that is judged had, or else softmax."""
         if self.is_test and self.head is None and (self.images_root / "run.json").is_file():
             with suppress(RecordError):  # which is said where its labels are read
                 run = read_configuration(self.images_root)
                 self.head = run.get("head", self.head)
                 self.threshold = run.get("threshold") if self.threshold is None else self.threshold
-        self.head = head_of(self.head, map(check_name, (*self.model_name, *self.transfer_models)))
+        self.head = self.head or HEADS[0]
         if self.head == "sigmoid" and self.threshold is None:
             self.threshold = THRESHOLD
 
@@ -424,6 +425,10 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             raise InputError("--judge_draws takes a vote, and --head sigmoid sees many; leave it out")
         if not self.model_name:
             raise InputError("--model_name names no classifier; give one, such as efficientnet_lite0")
+        for name in (*self.model_name, *self.transfer_models):
+            check_name(name)
+        for text in "@".join(self.defences).split("@") if self.defences else ():
+            check_defence(text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ docs/results.md says what follows.
 
 import torch
 
-from diffattack.classifiers.defences import defend
+from diffattack.classifiers.defences import defend, under_attack
 from diffattack.diffusion.optimizers import Momentum
 
 
@@ -28,13 +28,13 @@ def momentum(
     """
     # resizing comes behind the limit at each place, of which there may be none
     picture_of = getattr(classifier, "picture", torch.nn.Identity())
-    logits_of = defend(getattr(classifier, "logits", classifier), ["resize:0.9"])
+    surrogate = defend(getattr(classifier, "logits", classifier), ["resize:0.9"])
     radius = torch.full((len(images),), eps).to(images)
     optimizer = Momentum(images, radius, iterations, images, images)
-    for _ in range(iterations):
-        for _ in range(draws):  # gradients add up
+    for iteration in range(iterations):
+        for draw in range(draws):  # gradients add up
             picture = picture_of(optimizer.latents).clamp(0, 1)
-            logits = logits_of(picture)
+            logits = under_attack(surrogate, picture, iteration * draws + draw)
             if targets is None:
                 (-torch.nn.functional.cross_entropy(logits, labels)).backward()
             else:

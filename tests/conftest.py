@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ
@@ -482,8 +481,6 @@ def run_here(command: list[str]) -> subprocess.CompletedProcess:
             contextlib.chdir(ROOT),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            # processes that draw a few figures are those of the commands that are started
-            mock.patch("diffattack.plotting.draw.run_in_processes", lambda processes, work, done: work),
         ):
             code = program.main(sys.argv[1:])
     except SystemExit as end:  # of --help

@@ -63,18 +63,15 @@ def test_a_classifier_without_a_gradient_may_judge(tmp_path):
     assert torch.allclose(load_classifier(name, 10, 96)(IMAGES), network(10)(IMAGES))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_precisions(tmp_path, dtype):
-    name = code(tmp_path, "return self.net(x)")
-    path = name.removesuffix(":build")
+def test_half_precision_is_refused_in_one_line(tmp_path):
+    path = code(tmp_path, "return self.net(x)").removesuffix(":build")
     with open(path, "a") as file:
-        file.write(f"\n\ndef cast():\n    return Mine().to({dtype})\n")
-    classifier = load_classifier(f"{path}:cast", 10, 96, attacked=True)
-    x = IMAGES.clone().requires_grad_()
-    logits = classifier(x)
-    logits[0, 1].backward()
-    assert logits.dtype == torch.float32 and x.grad[0].abs().sum() > 0
-    assert torch.allclose(logits, network(10)(IMAGES), atol=2e-2)
+        file.write("\n\ndef half():\n    return Mine().half()\n")
+    with pytest.raises(
+        ClassifierError, match="fails on images .* must take any number of that size in float32"
+    ) as caught:
+        load_classifier(f"{path}:half", 10, 96)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_program_of_one_image(tmp_path):

@@ -13,8 +13,7 @@ from conftest import MAIN, ROOT, flags, run
 
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import InputError
-from diffattack.data.class_names import read_class_names
-from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES
+from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, read_class_names
 from diffattack.data.dataset import read_dataset
 from diffattack.evaluation.warnings import check_labels
 from diffattack.options import Options

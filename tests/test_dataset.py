@@ -6,8 +6,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from diffattack.common.errors import DatasetError
-from diffattack.data.class_names import read_class_names
-from diffattack.data.classes import IMAGENET_CLASSES, permutation_of
+from diffattack.data.classes import IMAGENET_CLASSES, permutation_of, read_class_names
 from diffattack.data.dataset import list_images, read_dataset
 
 CAPTIONS = ("black footed albatross", "laysan albatross", "sooty albatross")
@@ -176,7 +175,7 @@ def test_folders_that_fit_no_class_are_named(tmp_path):
         ),
         ("l.csv", "filename,label\nimg1.png,1\nimg2.png,9\nimg10.png,1\n", {}, "line 3 .* is 9"),
         ("l.csv", "filename,label\nimg1.png,1\nimg2.png,2,3\nimg10.png,1\n", {}, "no cell without a title"),
-        ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; expected a label from 1 to 3"),
+        ("l.txt", "1\n2\n3\n", {"target": 4}, "--target_label is 4; labels count from 1, so expected 1 to 3"),
         (
             "l.csv",
             "filename,label,TargetClass\nimg1.png,1,2\nimg2.png,1,\nimg10.png,1,2\n",
@@ -331,8 +330,8 @@ def test_what_is_skipped_is_said(tmp_path, capsys):
         (root / name).write_bytes(b"x")
     Image.new("RGB", (8, 8)).save(root / "cat/b.jfif", format="JPEG")
     assert [path.name for path in list_images(root)] == ["a.png", "b.jfif", "a.png"]
-    assert "4 entries of" in (said := capsys.readouterr().err)
-    assert said.rstrip().endswith("skipped: ._a.png, b.heic, empty/, notes.txt")
+    assert "3 files of" in (said := capsys.readouterr().err)
+    assert said.rstrip().endswith("skipped: ._a.png, b.heic, notes.txt")
 
 
 def test_a_class_whose_pictures_cannot_be_read_is_an_error(tmp_path):

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import pickle
 import re
 import tracemalloc
 import weakref
@@ -14,26 +13,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_utils import run_of
 
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, AttackRecord, read_run, run_identity, write_record
 from diffattack.data.sample import DRAWN, LEAST, MOST, choose
-from diffattack.data.summaries import loss_sums, summary_of, timestep_rows, timestep_shares
+from diffattack.data.summaries import summary_of, timestep_rows, timestep_shares
 from diffattack.plotting.draw import (
-    IMAGE_FIGURES,
     delete_others,
+    draw_contact_sheets,
     draw_folders,
     draw_runs,
     is_drawn,
-    works_of,
 )
-from diffattack.plotting.figures import (
-    plot_average_loss_per_timestep,
-    plot_layer_shares,
-    plot_overlay,
-    plot_weight_curves,
-)
-from diffattack.plotting.image_figures import LossCurves
+from diffattack.plotting.figures import plot_weight_curves
+from diffattack.plotting.run_page import IMAGE_FIGURES
 
 ITERATIONS, TIMESTEPS, LAYERS = 6, [51, 26, 1], ["down_blocks.0.attn1", "mid_block.attn1"]
 
@@ -182,23 +176,9 @@ def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
     assert drawn == set(sample) and "contact_sheet_1.png" in names and not stale.exists()
     assert len([name for name in names if re.match(r"\d", name)]) == 4 * len(IMAGE_FIGURES)
     assert "figures of 4 of 30 images, the most and the least visible" in capsys.readouterr().err
-    (sheet,) = works_of(run, sample, each_image=True, anew=False, pdf=False)
-    assert sheet.args[1:] == (False, 1, list(sample.values()))
     assert all(is_drawn(run, index) for index in drawn)
-
-
-def test_processes_are_sent_little(tmp_path):
-    """In subfolders, too, where an image's files lie elsewhere than its figures."""
-    run = made_up_run(tmp_path / "run", 13, first=12_000)
-    assert run.records[0].path.parent != run.folder
-    sample = choose(run.summary.psnr, 13, seed=0)
-    works = works_of(run, sample, each_image=True, anew=True, pdf=False)
-    assert len(works) == 13 + 2
-    for work in works:
-        assert len(pickle.dumps(work)) < 4_000
-        alone = pickle.loads(pickle.dumps(work)).args[0]
-        assert alone.layout.record(alone.records[0].index) == alone.records[0].path
-    assert not is_drawn(run, 12_000)
+    ((name, _),) = draw_contact_sheets(run, sample)
+    assert name == "contact_sheet_1"
 
 
 # ---------------------------------------------------------------- one pass over the records
@@ -234,32 +214,9 @@ def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
     assert timestep_rows(found.structure, TIMESTEPS) == timestep_rows(losses, TIMESTEPS)
     first = [record.fooled.argmax() + 1.0 if record.fooled.any() else np.nan for record in records]
     np.testing.assert_array_equal(run.first_fooled[0], first)
-    assert LossCurves.of(run).factors.shape == (5, 4, ITERATIONS)
+    assert run.factors.shape == (5, 4, ITERATIONS)
     kept_once = found.weights.strides[0] == 0
     assert kept_once != own_weights and (not own_weights or found.weights.dtype == np.float32)
-
-
-@pytest.mark.parametrize("images", [1, 4])
-def test_sums_are_drawn_as_all_losses_are(images):
-    losses = np.random.default_rng(0).uniform(1e-7, 1e-5, (images, 6, 3, 2)).astype(np.float32)
-    losses[:, 0] = 0
-    other = np.random.default_rng(1).uniform(0, 1, (2, images, 6))
-
-    def drawn(of):
-        return [
-            plot_average_loss_per_timestep({"a": of}, TIMESTEPS),
-            plot_layer_shares({"a": of}, TIMESTEPS, ["one", "two"]),
-            plot_overlay({"a": (of, *other)}, TIMESTEPS),
-        ]
-
-    for expected, found in zip(drawn(losses), drawn(loss_sums(losses))):
-        for one, two in zip(expected.axes, found.axes):
-            assert [text.get_text() for text in one.texts] == [text.get_text() for text in two.texts]
-            for line, same in zip(one.lines, two.lines, strict=True):
-                ys = (np.asarray(one_of_them.get_ydata(), float) for one_of_them in (line, same))
-                np.testing.assert_allclose(*ys, rtol=1e-6)
-            for picture, same in zip(one.images, two.images, strict=True):
-                np.testing.assert_allclose(picture.get_array(), same.get_array(), rtol=1e-6)
 
 
 def test_records_that_differ_are_named(tmp_path):
@@ -338,23 +295,17 @@ def weights_of(images: int, goes_on: bool) -> np.ndarray:
 
 def test_weights_of_many_images_are_medians_and_quartiles():
     weights = weights_of(60, goes_on=False)
-    (panel,) = plot_weight_curves({"a": weights}, TIMESTEPS).axes
-    assert "median and quartiles over 60 images" in panel.get_title()
+    (panel,) = plot_weight_curves({"a": run_of(weights=weights)}).axes
     for i in range(3):
         np.testing.assert_allclose(panel.lines[i].get_ydata(), np.median(weights[..., i], 0))
-    assert len(panel.collections) == 3 and panel.get_xlabel() == "iteration"
+    assert len(panel.collections) == 3
+    assert panel.get_xlabel() == "iteration, median over 60 images"
 
 
 def test_weights_that_go_on_are_shown_at_the_end_of_each_image():
     weights = weights_of(60, goes_on=True)
-    both = {"goes on": weights, "starts anew": weights_of(60, goes_on=False)}
-    panel, other = plot_weight_curves(both, TIMESTEPS).axes
-    assert "at the end of each of 60 images" in panel.get_title() and "median" in other.get_title()
+    both = {"goes on": run_of(weights=weights), "starts anew": run_of(weights=weights_of(60, goes_on=False))}
+    panel, other = plot_weight_curves(both).axes
+    assert "at the end of each of 60 images" in panel.get_xlabel() and "median" in other.get_xlabel()
     for i in range(3):
         assert np.array_equal(panel.lines[i].get_ydata(), weights[:, -1, i])
-
-
-def test_weights_that_are_all_the_same_are_drawn_once():
-    same = np.broadcast_to(np.full((6, 3), 1 / 3), (5_000, 6, 3))
-    panel = plot_weight_curves({"a": same}, TIMESTEPS).axes[0]
-    assert not panel.collections and panel.lines[0].get_ydata().tolist() == [1 / 3] * 6

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
 from diffattack.plotting.draw import save_figure
-from diffattack.plotting.figures import new_figure, style, styled
+from diffattack.plotting.figures import STYLE, new_figure, styled
 
 
 @styled
 def figure_of(name: str) -> Figure:
-    return new_figure(name, 1, 1)[0]
+    return new_figure(name, [name], [""])[0]
 
 
 @pytest.mark.parametrize("name", ["大熊猫", "قطة", "꙰ \U0001f43c️ panda", "\U000f1234"])
@@ -25,4 +25,4 @@ def test_a_name_in_another_script_is_drawn(name, tmp_path, capfd):
 
 
 def test_only_fonts_that_are_here_are_asked_for():
-    assert style()["font.family"][0] == "DejaVu Sans" and set(style()["font.family"]) <= set(get_font_names())
+    assert STYLE["font.family"][0] == "DejaVu Sans" and set(STYLE["font.family"]) <= set(get_font_names())

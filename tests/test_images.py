@@ -9,8 +9,7 @@ import torch
 from PIL import Image, ImageCms
 
 from diffattack.common.parallel import run_in_processes
-from diffattack.data.images import read_image, to_pixels
-from diffattack.data.masks import read_mask
+from diffattack.data.images import read_image, read_mask, to_pixels
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (16, 16, 3), np.uint8)

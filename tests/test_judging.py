@@ -23,8 +23,11 @@ from diffattack.data.images import read_pair, write_image
 from diffattack.data.records import Records, Run, read_run
 from diffattack.evaluation.other_sources import judging_section, read_study
 from diffattack.evaluation.tables import as_text
-from diffattack.plotting.comparison_page import most_and_least_visible, write_comparison_page
-from diffattack.plotting.judging_page import write_judging_page
+from diffattack.plotting.comparison_pages import (
+    most_and_least_visible,
+    write_comparison_page,
+    write_judging_page,
+)
 
 HOSTILE = "<b>torchattack</b>:MIFGSM"
 

@@ -2,7 +2,6 @@
 with chromium-driver; tests in it are skipped where they are not installed.
 """
 
-import base64
 import json
 import shutil
 from dataclasses import replace
@@ -25,13 +24,11 @@ from diffattack.data.images import write_image
 from diffattack.data.records import Records, read_configuration, read_run
 from diffattack.data.summaries import timestep_rows
 from diffattack.plotting import run_page
-from diffattack.plotting.image_figures import amplified_difference
-from diffattack.plotting.pages import encode
 from diffattack.plotting.run_page import (
     EACH,
     FILES,
     OUTCOMES,
-    PICTURES_BUDGET,
+    amplified_difference,
     chart,
     curves,
     read_results,
@@ -633,14 +630,6 @@ def test_json_in_a_script_ends_nothing():
     value = {"</script>": "<!--\u2028\u2029\udce9&"}
     text = script_json(value)
     assert text.isascii() and not set("<>&") & set(text) and json.loads(text) == value
-
-
-@pytest.mark.parametrize("side, budget", [(224, 120_000), (512, 120_000), (512, PICTURES_BUDGET // 1000)])
-def test_pictures_keep_to_their_budget_even_where_nothing_compresses(side, budget):
-    pictures = np.random.default_rng(0).integers(0, 255, (3, side, side, 3), np.uint8)
-    urls = encode(pictures, budget)
-    size = sum(len(base64.b64decode(url.partition(",")[2])) for url in urls)
-    assert size <= budget or (budget < 10_000 and size < 3 * 10_000)
 
 
 def test_images_are_not_read_where_they_are_written_last(tmp_path):

@@ -135,6 +135,9 @@ def test_a_sweep_in_shards_goes_on_and_writes_what_single_runs_write(data, tmp_p
         tmp_path / "sweep" / name for name in ("structure_share_0/uniform", "structure_share_1/minimax")
     ]
     assert all(done(folder) == ["0001"] for folder in folders)
+    merged = run([*command, "--merge"])  # compares those that are done, and attacks nothing
+    assert merged.returncode == 0 and all(done(folder) == ["0001"] for folder in folders), merged.stderr
+    assert len(json.loads((tmp_path / "sweep/sweep.json").read_text())["images"]) == 1
     whole = run(command)
     assert whole.returncode == 0 and "At equal visibility" in whole.stdout, whole.stderr
     assert not (tmp_path / "sweep/structure_share_0/minimax").exists()  # the same attack as uniform

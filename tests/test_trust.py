@@ -13,13 +13,12 @@ import time
 import zipfile
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
 
 from diffattack.common.errors import DatasetError, InputError, RunError
-from diffattack.data.class_names import read_class_names
+from diffattack.data.classes import read_class_names
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
 from diffattack.data.records import read_record, read_run
@@ -205,24 +204,6 @@ def test_signals_end_a_run_as_ctrl_c_does(data, tmp_path, name):
     assert process.returncode == 128 + number and "Traceback" not in errors
     assert "interrupted; the images done so far are complete, and the same command goes on" in errors
     assert not list(tmp_path.glob("*.partial"))
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
-def test_processes_that_draw_end_with_the_one_that_started_them(data, tmp_path, name):
-    process = start([*MAIN, *flags(data, tmp_path), "--figures", "all"], start_new_session=True)
-    drawing = tmp_path / "timestep_analysis"
-    wait_for(drawing.is_dir, process)
-    wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 2, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    if name == "SIGINT":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    else:
-        process.kill()
-    _, errors = process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive
-    if name == "SIGINT":
-        assert process.returncode == 130 and errors.count("Traceback") == 0, errors
 
 
 # ---------------------------------------------------------------- names

@@ -1,33 +1,28 @@
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffattack.data.images import image_grid, read_image, write_result
+from diffattack.data.images import read_image, write_result
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, layer_names, read_run
-from diffattack.data.summaries import timestep_rows, timestep_shares
+from diffattack.data.summaries import loss_sums, timestep_rows, timestep_shares
 from diffattack.evaluation.statistics import Estimate
-from diffattack.plotting.draw import before_and_after_norm, draw_folders, save_image_figures
+from diffattack.plotting.draw import draw_folders
 from diffattack.plotting.figures import (
     plot_average_loss_per_timestep,
     plot_layer_shares,
     plot_loss_heatmap,
     plot_loss_per_timestep,
+    plot_losses,
     plot_overlay,
-    plot_success_against_visibility,
     plot_tradeoff,
     plot_weight_curves,
 )
-from diffattack.plotting.image_figures import (
-    LossCurves,
-    plot_attention,
-    plot_contact_sheet,
-    plot_losses,
-    short,
-)
+from diffattack.plotting.image_figures import plot_attention, plot_contact_sheet, short
 from timestep_weights import named_schedules
 
 
@@ -99,17 +94,6 @@ def test_results_have_the_original_names_and_contents(tmp_path):
     assert relative[0, 0, 0] == 0 and relative[20, 0, 0] == 255
 
 
-def test_image_grid_places_every_picture():
-    pictures = [np.full((10, 10, 3), value, np.uint8) for value in (10, 20, 30, 40)]
-    grid = image_grid([pictures[:2], pictures[2:]], gap=1)
-    assert grid.shape == (24, 24, 3) and [grid[6, 6, 0], grid[6, 18, 0], grid[18, 6, 0], grid[18, 18, 0]] == [
-        10,
-        20,
-        30,
-        40,
-    ]
-
-
 # ---------------------------------------------------------------- figures, tested through what they draw
 
 SIZES = [(1, 4, 3), (5, 30, 16), (12, 1, 2)]  # timesteps, iterations, layers
@@ -130,6 +114,18 @@ def steps(count: int) -> list[int]:
     return [1 + 50 * i for i in range(count)][::-1]
 
 
+def run_of(losses: np.ndarray | None = None, weights: np.ndarray | None = None) -> SimpleNamespace:
+    """What is drawn of a Run, from losses by layer or from weights."""
+    structure = None if losses is None else loss_sums(losses)
+    count = (weights if losses is None else losses).shape[2]
+    return SimpleNamespace(
+        timesteps=steps(count),
+        layers=[] if losses is None else [f"up {k} x {k}" for k in range(losses.shape[3])],
+        configuration={"layer_norm": "mse"},
+        summary=SimpleNamespace(structure=structure, weights=weights),
+    )
+
+
 def drawn(figure) -> None:
     """Draws it, as saving does, so that what cannot be drawn is noticed."""
     figure.draw_without_rendering()
@@ -139,56 +135,45 @@ def drawn(figure) -> None:
 def test_weight_curves_are_the_weights(count, iterations):
     weights = np.random.default_rng(0).dirichlet(np.ones(count), iterations)
     schedule = np.full(count, 1 / count)
-    shown = {"a": weights[None], "b": weights[None, ::-1]}
-    figure = plot_weight_curves(shown, steps(count), {"uniform": schedule})
+    shown = {"a": run_of(weights=weights[None]), "b": run_of(weights=weights[None, ::-1])}
+    figure = plot_weight_curves(shown, {"uniform": schedule})
     drawn(figure)
     for panel, expected in zip(figure.axes, (weights, weights[::-1])):
-        for i in range(count):
-            assert np.array_equal(panel.lines[i].get_ydata(), expected[:, i]) and panel.lines[
-                i
-            ].get_xdata().tolist() == list(range(1, iterations + 1))
-            assert list(panel.lines[count + i].get_ydata()) == [1 / count] * 2
+        lines = panel.lines[: 2 * count]
+        for i, (curve, reference) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
+            assert np.array_equal(curve.get_ydata(), expected[:, i])
+            assert list(curve.get_xdata()) == list(range(1, iterations + 1))
+            assert list(reference.get_ydata()) == [1 / count] * 2
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         *(f"t = {t}" for t in steps(count)),
         "uniform",
     ]
 
 
-def test_weight_curves_of_a_run_mark_its_images():
-    panel = plot_weight_curves({"a": np.full((3, 2, 2), 0.5)}, [51, 1]).axes[0]
-    assert [line.get_xdata()[0] for line in panel.lines[2:]] == [
-        2.5,
-        4.5,
-    ] and panel.get_xlabel() == "iteration, over 3 images"
-
-
 @pytest.mark.parametrize("count, iterations, layers", SIZES)
 def test_loss_per_timestep_is_the_median_at_three_iterations(count, iterations, layers):
-    losses = made_up(3, count, iterations, layers).sum(-1)
-    figure = plot_loss_per_timestep({"a": losses}, steps(count))
+    losses = made_up(3, count, iterations, layers)
+    figure = plot_loss_per_timestep({"a": run_of(losses)})
+    losses = losses.sum(-1)
     drawn(figure)
     panel = figure.axes[0]
-    assert panel.get_yscale() == ("linear" if iterations == 1 else "log") and [
-        label.get_text() for label in panel.get_xticklabels()
-    ] == list(map(str, steps(count)))
+    assert panel.get_yscale() == "log"
+    assert [label.get_text() for label in panel.get_xticklabels()] == list(map(str, steps(count)))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     if iterations == 1:
-        assert (
-            labels == ["iteration 1"]
-            and np.isnan(panel.lines[0].get_ydata()).all()
-            and "zero" in panel.texts[0].get_text()
-        )
+        assert labels == ["iteration 1"] and np.isnan(panel.lines[0].get_ydata()).all()
     else:
         expected = sorted({2, (iterations + 1) // 2, iterations})
-        assert labels == [f"iteration {k}" for k in expected] and not panel.texts
+        assert labels == [f"iteration {k}" for k in expected]
         for line, k in zip(panel.lines, expected):
             np.testing.assert_allclose(line.get_ydata(), np.median(losses[:, k - 1], axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("count, iterations, layers", SIZES)
 def test_heatmap_is_the_mean_over_images(count, iterations, layers):
-    losses = made_up(3, count, iterations, layers).sum(-1)
-    figure = plot_loss_heatmap({"a": losses, "b": 2 * losses}, steps(count))
+    losses = made_up(3, count, iterations, layers)
+    figure = plot_loss_heatmap({"a": run_of(losses), "b": run_of(2 * losses)})
+    losses = losses.sum(-1)
     drawn(figure)
     for panel, factor in zip(figure.axes, (1, 2)):
         array = panel.images[0].get_array()
@@ -203,17 +188,13 @@ def test_heatmap_is_the_mean_over_images(count, iterations, layers):
 @pytest.mark.parametrize("images", [1, 4])
 def test_average_shares_are_means_with_deviations_and_labels(count, iterations, layers, images):
     losses = made_up(images, count, iterations, layers)
-    figure = plot_average_loss_per_timestep({"a": losses}, steps(count))
+    figure = plot_average_loss_per_timestep({"a": run_of(losses)})
     drawn(figure)
     for panel, of in zip(figure.axes, (losses.sum(-1), losses[..., 0])):
         if iterations == 1:
             assert not any(text.get_text() for text in panel.texts)
             continue
-        shares = (
-            of[0, 1:] / of[0, 1:].sum(-1, keepdims=True)
-            if images == 1
-            else of.sum(1) / of.sum((1, 2))[:, None]
-        )
+        shares = of.sum(1) / of.sum((1, 2))[:, None]
         np.testing.assert_allclose(
             [bar.get_height() for bar in panel.patches], 100 * shares.mean(0), rtol=1e-5
         )
@@ -223,14 +204,13 @@ def test_average_shares_are_means_with_deviations_and_labels(count, iterations, 
         ends = np.array(panel.collections[0].get_segments())[:, :, 1]  # of the error bars
         np.testing.assert_allclose((ends[:, 1] - ends[:, 0]) / 2, 100 * shares.std(0), rtol=1e-4, atol=1e-4)
         assert panel.lines[-1].get_ydata()[0] == 100 / count
-    assert ("iterations" if images == 1 else "images") in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("count, iterations, layers", SIZES)
 def test_layer_shares_add_up_to_all(count, iterations, layers):
     losses = made_up(2, count, iterations, layers)
     names = [f"up {k} x {k}" for k in range(layers)]
-    figure = plot_layer_shares({"a": losses}, steps(count), names)
+    figure = plot_layer_shares({"a": run_of(losses)})
     drawn(figure)
     panel = figure.axes[0]
     array = panel.images[0].get_array()
@@ -246,73 +226,71 @@ def test_layer_shares_add_up_to_all(count, iterations, layers):
         assert len(panel.texts) == layers * (count + 1)
 
 
-def curves(images: int, iterations: int) -> LossCurves:
+def curves(images: int, iterations: int) -> SimpleNamespace:
+    """What is drawn of a Run."""
     random = np.random.default_rng(1)
     fooled = np.zeros((images, iterations), bool)
     fooled[0, iterations // 2 :] = True
-    return LossCurves(
-        losses=random.uniform(1e-6, 1, (images, 4, iterations)),
+    losses, confidence = random.uniform(1e-6, 1, (images, 4, iterations)), random.random((images, iterations))
+    return SimpleNamespace(
+        summary=SimpleNamespace(losses=losses, confidence=confidence, fooled=fooled),
         factors=random.uniform(1, 100, (images, 4, iterations)),
-        confidence=random.uniform(0, 1, (images, iterations)),
-        fooled=fooled,
-        gradient_shares=random.uniform(1e-3, 1, (images, 2, 2)),
+        gradient_shares_by_image=random.uniform(1e-3, 1, (images, 2, 2)),
         gradient_iterations=[1, iterations],
     )
 
 
 @pytest.mark.parametrize("iterations", [1, 30])
-def test_losses_of_an_image_mark_where_it_was_fooled(iterations):
+def test_losses_of_an_image_are_drawn_before_and_after_their_factors(iterations):
     image = curves(1, iterations)
     figure = plot_losses({"a": image})
     drawn(figure)
     raw, weighted, gradients, last = figure.axes
     for k in range(4):
-        assert np.array_equal(raw.lines[k].get_ydata(), image.losses[0, k])
+        assert np.array_equal(raw.lines[k].get_ydata(), image.summary.losses[0, k])
     for line, k in zip(weighted.lines, (0, 2, 3)):
-        np.testing.assert_allclose(line.get_ydata(), image.factors[0, k] * image.losses[0, k])
+        np.testing.assert_allclose(line.get_ydata(), image.factors[0, k] * image.summary.losses[0, k])
     for k in range(2):
-        np.testing.assert_allclose(gradients.lines[k].get_ydata(), 100 * image.gradient_shares[0, :, k])
-    assert np.array_equal(last.lines[0].get_ydata(), image.confidence[0])
-    flip = iterations // 2 + 1
-    assert (
-        all(panel.lines[-1].get_xdata()[0] == flip for panel in figure.axes)
-        and last.texts[0].get_text() == f"fooled at iteration {flip}"
-    )
+        np.testing.assert_allclose(
+            gradients.lines[k].get_ydata(), 100 * image.gradient_shares_by_image[0, :, k]
+        )
+    assert np.array_equal(last.lines[0].get_ydata(), image.summary.confidence[0])
+    assert list(last.lines[1].get_ydata()).index(1) == iterations // 2
 
 
 def test_losses_of_an_image_that_ends_before_gradients_are_measured_are_drawn():
     image = curves(1, 6)
-    image.gradient_shares[:] = np.nan
+    image.gradient_shares_by_image[:] = np.nan
     figure = plot_losses({"a": image})
     drawn(figure)
-    assert [panel.get_yscale() for panel in figure.axes] == ["log", "log", "linear", "linear"]
+    assert np.isnan(figure.axes[2].lines[0].get_ydata()).all()
 
 
 def test_losses_of_many_images_show_the_share_that_was_fooled():
     images = curves(4, 10)
-    images.fooled[1, 2] = True  # fooled once, and then right again
+    images.summary.fooled[1, 2] = True  # fooled once, and then right again
     figure = plot_losses({"a": images, "b": images})
     drawn(figure)
     assert len(figure.axes) == 8
     assert figure.axes[6].lines[-1].get_ydata().tolist() == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5]
-    assert np.array_equal(figure.axes[6].lines[0].get_ydata(), np.median(images.confidence, axis=0))
+    assert np.array_equal(figure.axes[6].lines[0].get_ydata(), np.median(images.summary.confidence, axis=0))
 
 
 def test_values_that_are_missing_are_gaps():
     losses = made_up(2, 5, 6, 3)
     losses[0, 3], losses[:, 4, 2] = np.nan, np.nan
-    by_timestep = losses.sum(-1)
+    run = run_of(losses)
     image = curves(1, 6)
-    image.losses[0, :, 3], image.confidence[0, 3] = np.nan, np.nan
+    image.summary.losses[0, :, 3], image.summary.confidence[0, 3] = np.nan, np.nan
     line = plot_losses({"a": image}).axes[0].lines[0]
     assert np.isnan(line.get_ydata()).tolist() == [False, False, False, True, False, False]
-    assert plot_loss_heatmap({"a": by_timestep}, steps(5)).axes[0].images[0].get_array().mask[2, 4]
+    assert plot_loss_heatmap({"a": run}).axes[0].images[0].get_array().mask[2, 4]
     for figure in (
-        plot_loss_per_timestep({"a": by_timestep}, steps(5)),
-        plot_average_loss_per_timestep({"a": losses[:1]}, steps(5)),
-        plot_average_loss_per_timestep({"a": losses}, steps(5)),
-        plot_layer_shares({"a": losses}, steps(5), ["a", "b", "c"]),
-        plot_overlay({"a": (losses, image.losses[:, 0], image.confidence)}, steps(5)),
+        plot_loss_per_timestep({"a": run}),
+        plot_average_loss_per_timestep({"a": run_of(losses[:1])}),
+        plot_average_loss_per_timestep({"a": run}),
+        plot_layer_shares({"a": run}),
+        plot_overlay({"a": image}),
     ):
         drawn(figure)
     assert np.isfinite(timestep_shares(losses)).all()
@@ -320,38 +298,34 @@ def test_values_that_are_missing_are_gaps():
 
 
 def test_two_hundred_images():
-    losses = made_up(200, 5, 30, 16)
+    run = run_of(made_up(200, 5, 30, 16))
     images = curves(200, 30)
-    overlaid = (losses, images.losses[:, 0], images.confidence)
     weights = np.random.default_rng(0).dirichlet(np.ones(5), (200, 30))
     for figure in (
-        plot_weight_curves({"a": weights}, steps(5)),
-        plot_loss_per_timestep({"a": losses.sum(-1)}, steps(5)),
-        plot_average_loss_per_timestep({"a": losses}, steps(5)),
+        plot_weight_curves({"a": run_of(weights=weights)}),
+        plot_loss_per_timestep({"a": run}),
+        plot_average_loss_per_timestep({"a": run}),
         plot_losses({"a": images}),
-        plot_overlay({"a": overlaid, "b": overlaid}, steps(5)),
+        plot_overlay({"a": images, "b": images}),
     ):
         drawn(figure)
 
 
-def test_attention_is_drawn_on_one_scale_for_before_and_after():
-    random = np.random.default_rng(0)
-    picture = random.integers(0, 255, (32, 32, 3), np.uint8)
-    attention, components = random.uniform(0, 0.1, (2, 2, 7, 7)), random.normal(size=(2, 3, 14, 14))
-    figure = plot_attention(picture, picture, ["tabby", "c$t"], attention, components)
+def pictures_of(figure) -> list[np.ndarray]:
     drawn(figure)
-    panels = np.array(figure.axes).reshape(2, 5)
-    for row in range(2):
-        for k in range(2):
-            overlay = panels[row, k].images[1]
-            assert np.array_equal(overlay.get_array(), attention[row, k]) and overlay.get_clim() == (
-                attention[:, k].min(),
-                attention[:, k].max(),
-            )
-        for k in range(3):
-            image, top = panels[row, 2 + k].images[0], np.abs(components[:, k]).max()
-            assert np.array_equal(image.get_array(), components[row, k]) and image.get_clim() == (-top, top)
-    assert panels[0, 0].get_title().startswith('"tabby"')
+    return [image.get_array() for image in figure.axes[0].images]
+
+
+def test_attention_is_drawn_on_one_scale_for_before_and_after():
+    picture = np.full((32, 32, 3), 100, np.uint8)
+    attention, components = np.zeros((2, 1, 8, 8)), np.zeros((2, 1, 4, 4))
+    attention[0, 0, :4], attention[1, 0, :4], components[0, 0, 0], components[1, 0, 0] = 0.1, 0.05, 3, -3
+    figure = plot_attention(picture, picture, ["c$t"], attention, components)
+    above, component, below, component_below = pictures_of(figure)
+    assert (above[0, 0] != below[0, 0]).any() and (above[-1, 0] == below[-1, 0]).all()
+    assert component[0, 0].argmax() == 0 and component_below[0, 0].argmax() == 2  # red, and blue
+    titles = [text.get_text() for text in figure.axes[0].texts]
+    assert titles == ['"c\\$t"\n0 to 0.1', "component 1\n±3", "", ""]
 
 
 def test_contact_sheet_shows_signed_differences_on_a_symmetric_scale():
@@ -360,90 +334,65 @@ def test_contact_sheet_shows_signed_differences_on_a_symmetric_scale():
     up[:4] += 9
     down[:4] -= 30
     figure = plot_contact_sheet([(clean, up, "one $.png", "x"), (clean, down, "two", "y")])
-    drawn(figure)
-    panels = np.array(figure.axes[:8]).reshape(2, 4)
-    assert panels[0, 2].images[0].get_array()[0, 0] == 9 and panels[1, 2].images[0].get_array()[0, 0] == -30
-    assert (
-        all(row[2].images[0].get_clim() == (-30, 30) for row in panels)
-        and "30 of 255" in panels[0, 2].get_title()
+    (shown, after, above, absolute), (_, _, below, absolute_below) = np.reshape(
+        pictures_of(figure), (2, 4, 16, 16, 3)
     )
-    assert (
-        panels[0, 3].images[0].get_array()[0, 0].tolist() == [72] * 3
-        and panels[1, 3].images[0].get_array()[0, 0].tolist() == [240] * 3
-    )
-    assert np.array_equal(panels[0, 0].images[0].get_array(), clean) and np.array_equal(
-        panels[0, 1].images[0].get_array(), up
-    )
+    assert np.array_equal(shown, clean) and np.array_equal(after, up)
+    assert above[0, 0].argmax() == 0 and below[0, 0].argmax() == 2  # red, and blue
+    assert above[0, 0].min() > below[0, 0].min() and (above[-1] == below[-1]).all()
+    assert "blue −30 to red +30 of 255" in figure.axes[0].texts[2].get_text()
+    assert absolute[0, 0].tolist() == [72] * 3 and absolute_below[0, 0].tolist() == [240] * 3
 
 
-def test_success_against_visibility_has_both_intervals():
-    figure = plot_success_against_visibility(
-        {
-            "uniform": {"SSIM": (0.9, 0.88, 0.93), "net": (1, 0.7, 1)},
-            "fixed": {"SSIM": (0.8, 0.7, 0.9), "net": (0.5, 0.3, 0.7)},
-        },
-        "SSIM",
-    )
-    drawn(figure)
-    panel = figure.axes[0]
-    assert panel.get_title() == "net" and "higher" in panel.get_xlabel()
-    (x,), (y,) = panel.containers[1].lines[0].get_data()
-    assert (x, y) == (0.8, 50)
-    segments = [np.array(lines.get_segments()[0]) for lines in panel.containers[1].lines[2]]
-    np.testing.assert_allclose(segments[0][:, 0], [0.7, 0.9])
-    np.testing.assert_allclose(segments[1][:, 1], [30, 70])
+def rates(ssim, l2, success, half=0.1):
+    shares = {"net": Estimate(success, success - half, success + half, is_share=True)}
+    return shares | {"SSIM": Estimate(ssim, ssim - 0.05, ssim + 0.02), "L2": Estimate(l2, l2, l2)}
 
 
 def test_a_sweep_is_drawn_in_the_order_of_visibility():
-    def rates(ssim, l2, success):
-        return {
-            "net": Estimate(success, success - 0.1, success + 0.1, is_share=True),
-            "SSIM": Estimate(ssim, ssim, ssim),
-            "L2": Estimate(l2, l2, l2),
-        }
-
-    figure = plot_tradeoff(
-        {
-            "uniform": [rates(0.8, 20, 0.9), rates(0.7, 30, 1.0), rates(0.9, 10, 0.4)],
-            "fixed": [rates(0.8, 20, 0.8)] * 3,
-        },
-        "by structure_share",
-    )
+    sweeps = {"uniform": [rates(0.8, 20, 0.9), rates(0.7, 30, 1.0), rates(0.9, 10, 0.4)]}
+    figure = plot_tradeoff(sweeps | {"fixed": [rates(0.8, 20, 0.8)] * 3}, "by structure_share")
     drawn(figure)
     by_ssim, by_l2 = figure.axes
     assert by_l2.lines[0].get_xydata().tolist() == [[10, 40], [20, 90], [30, 100]]
     assert by_ssim.lines[0].get_xydata().tolist() == [[0.7, 100], [0.8, 90], [0.9, 40]]
-    band = by_l2.collections[0].get_paths()[0].vertices
-    assert band[:, 1].min() == pytest.approx(30) and band[:, 1].max() == pytest.approx(110)
+
+
+def test_a_single_point_has_both_intervals():
+    points = {"uniform": [rates(0.9, 20, 1.0)], "fixed": [rates(0.8, 30, 0.5)]}
+    for of_run in points.values():
+        del of_run[0]["L2"]
+    figure = plot_tradeoff(points, "Attack success against SSIM")
+    drawn(figure)
+    panel = figure.axes[0]
+    assert panel.get_title() == "net" and "higher" in panel.get_xlabel()
+    assert panel.containers[1].lines[0].get_xydata().tolist() == [[0.8, 50]]
+    segments = [np.array(lines.get_segments()[0]) for lines in panel.containers[1].lines[2]]
+    np.testing.assert_allclose(segments[0][:, 0], [0.75, 0.82])
+    np.testing.assert_allclose(segments[1][:, 1], [40, 60])
 
 
 def test_layers_that_are_normalised_are_shown_before_and_after(whole):
     run = read_run(whole("fixed"))
-    assert list(before_and_after_norm({"a": run})) == ["a"]
-    normalised = replace(run, configuration=run.configuration | {"layer_norm": "relative"})
-    shown = before_and_after_norm({"a": normalised})
-    assert list(shown) == ["a, mse", "a, relative"]
-    record, losses = run.records[1], run.layer_losses[1]
-    assert record.reference_squares.shape == losses.shape[1:] and (record.reference_squares > 0).all()
-    np.testing.assert_allclose(shown["a, mse"][1, 0], (losses * record.reference_squares).sum(0), rtol=1e-5)
+    figure = plot_layer_shares(
+        {"a": replace(run, configuration=run.configuration | {"layer_norm": "relative"})}
+    )
+    assert [panel.get_title() for panel in figure.axes] == ["a, mse", "a, relative"]
+    squares = np.stack([record.reference_squares for record in run.records])
+    assert (squares > 0).all()
+    for panel, losses in zip(figure.axes, (run.layer_losses.sum(1) * squares, run.layer_losses.sum(1))):
+        shares = (losses / losses.sum(-1, keepdims=True)).mean(0).T
+        np.testing.assert_allclose(panel.images[0].get_array()[:, :-1], 100 * shares, rtol=1e-4)
 
 
-def test_figures_do_not_depend_on_who_draws_them_and_when(whole, tmp_path):
-    """By the pool, at once; and in this process, from the last to the first."""
-    folders = [tmp_path / name for name in ("pool", "here")]
-    for folder in folders:
-        shutil.copytree(whole("fixed"), folder)
-        for index in (2, 3):
-            (folder / f"000{index}_record.npz").unlink()
-    draw_folders([read_run(folders[0])], named_schedules)
-    run = read_run(folders[1])
-    (folders[1] / ANALYSIS).mkdir(exist_ok=True)
-    for k in reversed(range(len(run.records))):
-        save_image_figures(run.of([k]), pdf=False)
-    of_images = sorted(path.name for path in (folders[1] / ANALYSIS).glob("*.png"))
-    assert len(of_images) == 2 * 2
-    for name in of_images:
-        assert (folders[0] / ANALYSIS / name).read_bytes() == (folders[1] / ANALYSIS / name).read_bytes()
+def test_figures_do_not_depend_on_what_was_drawn_before(whole, tmp_path):
+    shutil.copytree(whole("fixed"), tmp_path / "out")
+    run = read_run(tmp_path / "out")
+    drawn = []
+    for _ in range(2):
+        draw_folders([run], named_schedules)
+        drawn.append({path.name: path.read_bytes() for path in (run.folder / ANALYSIS).glob("*.png")})
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 6 + 1 + 2 * len(run.records)
 
 
 def test_layer_names_say_place_and_grid():
@@ -465,7 +414,7 @@ def test_matplotlib_is_left_as_it_was():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    plot_loss_heatmap({"a": made_up(2, 5, 3, 2).sum(-1)}, steps(5))
+    plot_loss_heatmap({"a": run_of(made_up(2, 5, 3, 2))})
     assert dict(matplotlib.rcParams) == before
 
 

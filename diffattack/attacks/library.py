@@ -1,76 +1,143 @@
-"""Attacks on pixels: torchattack's, and functions of the user's own.
+"""Attacks by name: `diffattack`, `torchattack:DIFGSM(eps=0.03,steps=10)`, `FILE.py:FUNCTION`.
 
+    parse_attack("torchattack:DIFGSM(eps=8/255)").arguments      # {"eps": 0.0313...}
     attack = load_attack(parse_attack("torchattack:DIFGSM(steps=20)"), classes=1000)
-    attack(images, labels, classifier, radius=0.03)         # (B, 3, H, W) in [0, 1], (B,) -> (B, 3, H, W)
+    attack(images, labels, classifier, radius=0.03)    # (B, 3, H, W) in [0, 1], (B,) -> (B, 3, H, W)
 
-torchattack (github.com/spencerwooo/torchattack) has the attacks of the literature, each with its paper in its
-docstring. Those that need the names of a certain network's layers, or the weights of a trained generator,
-cannot be had of any classifier and are refused.
+Arguments are read as literals and never evaluated. torchattack (github.com/spencerwooo/torchattack) has the
+attacks of the literature, each with its paper in its docstring. Those that need the names of a certain
+network's layers, or trained weights of their own, cannot attack any classifier and are refused.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
+import ast
+import hashlib
 import inspect
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 import torch
 
-from diffattack.attacks.limited import CleanPictures
-from diffattack.attacks.names import AttackName
+from diffattack.attacks.limited import BehindLimit, CleanPictures
 from diffattack.classifiers.checks import shown
 from diffattack.classifiers.loading import load_function
 from diffattack.common.errors import InputError, one_line
+from diffattack.data.layout import shortened
 from diffattack.diffusion.composition import Composition
 
-NEED_LAYERS = ("feature_layer_cfg", "hook_cfg")  # parameters that name layers
-OURS_TO_GIVE = {
-    "model": "--model_name",
-    "normalize": "the classifier, which has its own",
-    "device": "--device",
-    "targeted": "--target_label",
-    "num_classes": "--model_name",
-    "clip_min": "what a picture is, from 0",
-    "clip_max": "what a picture is, up to 1",
-}
-REFUSED = {
-    "SSP": "needs the weights of VGG-16, which torchattack would download as pickles",
-    "GeoDA": "works out a basis for minutes before each image",
-}
+FORMS = (
+    "diffattack, torchattack:NAME, torchattack:NAME(eps=8/255,steps=10), FILE.py:FUNCTION or "
+    "FILE.py:FUNCTION(ARGUMENTS)"
+)
+OURS = "diffattack"
+NEED_LAYERS = {"feature_layer_cfg", "hook_cfg"}  # parameters that name a network's layers
+NEED_MORE = ("SSP", "GeoDA")  # which need VGG-16's weights, and minutes before each image
+GIVEN = ("model", "normalize", "device", "targeted", "clip_min", "clip_max")  # elsewhere, or always the same
 # Attacks that mix a picture with others of its batch, and how many others each gets.
 MIXES, OTHERS = ("Admix", "L2T"), 3
 SIDES = {"L2T": 224, "SSA": 224}  # for which alone an attack of the library is written
 RADIUS = "eps"  # the field's name of it
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 USERS_RADIUS = 8 / 255  # where the search begins for a function of the user's that has no default
 
 
-class TorchAttack:
-    """One of torchattack's attacks with its arguments.
+# ---------------------------------------------------------------- names
 
-    `radius` is where the search for a budget begins; None where the attack has none, or was given one.
+
+@dataclass(frozen=True)
+class AttackName:
+    """An attack as a command line names it."""
+
+    text: str
+    source: str  # diffattack, torchattack, or the path of a file
+    function: str = ""  # or the class in torchattack
+    arguments: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """A folder's name of its own that says which it is; where signs are lost, with a digest."""
+        if re.fullmatch(r"[\w:]+", self.text):
+            return self.text.replace(":", "_")
+        text = self.text.replace(self.source, Path(self.source).name, 1)
+        name = shortened(re.sub(r"[^\w.+=-]+", "_", text).strip("_"), 80)
+        return f"{name}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
+
+
+def parse_attack(text: str) -> AttackName:
+    """The attack of that name, of which nothing is loaded yet.
+
+    Raises:
+        argparse.ArgumentTypeError: it has none of the FORMS, or an argument is no literal.
     """
+    text = text.strip()
+    if text == OURS:
+        return AttackName(text, OURS)
+    match = re.fullmatch(r"(torchattack|.+\.py):([A-Za-z_]\w*)\s*(?:\((.*)\))?", text, re.DOTALL)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no attack; expected {FORMS}")
+    source, function, arguments = match.groups()
+    try:
+        return AttackName(text, source, function, literals(arguments or ""))
+    # of nonsense, of what is no call, of a null byte, of very deep brackets, of a division by zero
+    except (SyntaxError, AttributeError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError):
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r}: expected arguments by name, each once, with literals, as (eps=8/255,steps=10)"
+        ) from None
 
-    def __init__(self, name: AttackName, classes: int, side: int | None = None):
-        kind = library_class(name)
-        needed, flag = SIDES.get(name.function, side), f"--attack {name.text}"
-        if side != needed:
-            raise InputError(f"{flag} is written for images of {needed} pixels; give --res {needed}")
-        parameters = inspect.signature(kind).parameters
-        check_arguments(name, parameters, f"torchattack:{name.function}")
-        self.kind, self.name, self.arguments = kind, name, dict(name.arguments)
-        is_free = RADIUS in parameters and RADIUS not in self.arguments
-        self.radius = parameters[RADIUS].default if is_free else None
-        self.others = OTHERS if name.function in MIXES else 0
-        self.takes_targets = "targeted" in parameters
-        try:
-            kind(model=torch.nn.Identity(), normalize=None, device=torch.device("cpu"), **self.arguments)
-        except Exception as error:  # a package that it needs, or arguments that do not go together
-            raise InputError(f"{flag} cannot be made ({one_line(error)})") from None
-        if counts_all_classes(parameters):
-            self.arguments["num_classes"] = max(2, classes)
+
+def literals(arguments: str) -> tuple[tuple[str, object], ...]:
+    """Names and values of "eps=8/255,steps=10"; any of several errors where that is not what it is."""
+    call = ast.parse(f"attack({arguments}\n)", mode="eval").body
+    values = {keyword.arg: literal(keyword.value) for keyword in call.keywords}
+    numbers = [value for value in values.values() if isinstance(value, float)]
+    is_call = isinstance(call.func, ast.Name) and not call.args and len(values) == len(call.keywords)
+    if not is_call or None in values or not all(map(math.isfinite, numbers)):
+        raise ValueError
+    hash(tuple(values.values()))  # lists and dictionaries could be changed by whoever gets them
+    return tuple(values.items())
+
+
+def literal(node: ast.expr) -> object:
+    """A literal of Python, or a fraction of two numbers such as 8/255."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return ast.literal_eval(node.left) / ast.literal_eval(node.right)
+    return ast.literal_eval(node)
+
+
+def attack_name(text: str) -> str:
+    """What a flag says of one attack, looked at as far as can be without loading it."""
+    return parse_attack(text).text
+
+
+def attack_names(text: str) -> tuple[str, ...]:
+    """What a flag lists, separated by commas; none of an empty text."""
+    texts = re.split(rf",\s*(?={OURS}\b|torchattack:|[^,()]*\.py:)", text) if text.strip() else []
+    attacks = list(map(parse_attack, texts))
+    different = {(one.source, one.function, one.arguments) for one in attacks}
+    if attacks and not 2 <= len(attacks) == len(different):
+        raise argparse.ArgumentTypeError("expected at least two attacks, none of them twice")
+    return tuple(one.text for one in attacks)
+
+
+# ---------------------------------------------------------------- attacks
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attack on pixels with its arguments."""
+
+    name: AttackName
+    function: Callable[..., torch.Tensor]  # of images, labels, a classifier, a composition, and arguments
+    arguments: dict[str, object]
+    radius: float | None  # where the search for a budget begins; None where it has none, or was given one
+    takes_targets: bool
+    others: int = 0  # pictures of the folder that each picture is mixed with
 
     def __call__(
         self,
@@ -84,162 +151,123 @@ class TorchAttack:
         """Images `(B, 3, H, W)` in [0, 1] and labels `(B,)` to adversarial images.
 
         Args:
-            targets: `(B,)`, what the classifier is to see; None for anything but the labels.
             radius: `eps`, in the attack's own norm; None for its default or what it was given.
+            targets: `(B,)`, what the classifier is to see; None for anything but the labels.
             composition: that limits the change at each place.
         """
-        arguments = self.arguments | ({} if radius is None else {RADIUS: radius})
-        if targets is not None:
-            labels, arguments["targeted"] = targets, True
-        attack = self.kind(model=classifier, normalize=None, device=images.device, **arguments)
-        with cuda_means(images.device):
-            if composition is None:
-                return attack(images.clone(), labels).detach()
-            clean = CleanPictures.of(composition)
-            result = attack(clean, labels).detach()
-        was_limited = clean.sums and torch.equal(result, clean.sums[-1])
-        return result if was_limited else composition(result)
+        given = {name: value for name, value in ((RADIUS, radius), ("targets", targets)) if value is not None}
+        return self.function(images.clone(), labels, classifier, composition, **self.arguments | given)
 
 
-class UsersAttack:
-    """A function of the user's, `attack(images, labels, classifier)`: images `(1, 3, H, W)` in [0, 1], labels
-    `(1,)`, and a classifier from such images to logits; it returns the adversarial images. With a parameter
-    `eps` it is searched for a budget; a parameter `targets` gets those of a targeted attack, `(1,)`, or None.
-    """
-
-    others = 0
-
-    def __init__(self, name: AttackName):
-        self.name, self.arguments = name, dict(name.arguments)
-        flag = f"--attack {name.text}"
-        try:
-            self.function, self.place = load_function(name.source, name.function)
-        except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise InputError(f"{flag} cannot be loaded ({type(error).__name__}: {one_line(error)})") from None
-        parameters = inspect.signature(self.function).parameters
-        kinds = {parameter.kind for parameter in parameters.values()}
-        positional = [key for key, parameter in parameters.items() if parameter.kind in POSITIONAL]
-        if len(positional) < 3 and inspect.Parameter.VAR_POSITIONAL not in kinds:
-            raise InputError(
-                f"{flag}: it takes {len(positional)} arguments; expected images, labels and classifier"
-            )
-        own = {k: p for k, p in parameters.items() if k not in positional[:3]}
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
-            check_arguments(name, own, flag)
-        eps = own.get(RADIUS)
-        self.radius = None
-        if eps is not None and RADIUS not in self.arguments:
-            self.radius = float(eps.default) if isinstance(eps.default, (int, float)) else USERS_RADIUS
-        self.takes_targets = "targets" in own
-
-    def __call__(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        classifier: torch.nn.Module,
-        radius: float | None = None,
-        targets: torch.Tensor | None = None,
-        composition: Composition | None = None,
-    ) -> torch.Tensor:
-        """As of TorchAttack; it asks about pictures, and so of a classifier behind the limit."""
-        if composition is not None:
-            classifier = BehindLimit(classifier, composition)
-        arguments = self.arguments | ({} if radius is None else {RADIUS: radius})
-        if targets is not None:
-            arguments["targets"] = targets
-        with self.place.entered():
-            result = self.function(images.clone(), labels, classifier, **arguments)
-        if not isinstance(result, torch.Tensor) or result.shape != images.shape:
-            raise TypeError(f"it returned {shown(result)}; expected {tuple(images.shape)} in [0, 1]")
-        result = result.detach().to(images)
-        return result if composition is None else composition(result)
-
-
-class BehindLimit(torch.nn.Module):
-    """`classifier(clean + J tanh((x - clean) / J))`. What is done to a picture beside that, such as resizing
-    it, comes between the two: `classifier.logits(resized(classifier.picture(x)))`.
-    """
-
-    def __init__(self, classifier: torch.nn.Module, picture: Composition):
-        super().__init__()
-        self.logits, self.picture = classifier, picture
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.logits(self.picture(images))
-
-
-def load_attack(name: AttackName, classes: int, side: int | None = None) -> TorchAttack | UsersAttack:
+def load_attack(name: AttackName, classes: int, side: int | None = None) -> Method:
     """The attack of that name on pixels.
 
     Args:
         classes: how many the classifier has.
         side: of the pictures, where it is known.
     Raises:
-        InputError: there is no such attack, it cannot be had of any classifier, or an argument is none that
-            it takes.
+        InputError: there is no such attack, it cannot attack any classifier, or an argument is none that it
+            takes.
     """
-    return TorchAttack(name, classes, side) if name.source == "torchattack" else UsersAttack(name)
+    return torch_attack(name, classes, side) if name.source == "torchattack" else users_attack(name)
+
+
+def torch_attack(name: AttackName, classes: int, side: int | None) -> Method:
+    """One of torchattack's."""
+    kind, arguments, problem = library_class(name), dict(name.arguments), ""
+    parameters, needed = inspect.signature(kind).parameters, SIDES.get(name.function, side)
+    takes = {key: one.default for key, one in parameters.items() if key not in GIVEN}
+    radius = takes.get(RADIUS) if RADIUS not in arguments else None
+    if side != needed:
+        problem = f"it is written for images of {needed} pixels; give --res {needed}"
+    elif all(key in takes and is_like(key, value, takes[key]) for key, value in arguments.items()):
+        if takes.get("num_classes") == 1000:  # of all classes, and not of those that are looked at
+            arguments.setdefault("num_classes", max(2, classes))
+        try:
+            kind(model=torch.nn.Identity(), normalize=None, device=torch.device("cpu"), **arguments)
+        except Exception as error:  # a package that it needs, or arguments that do not go together
+            problem = f"it cannot be made ({one_line(error)})"
+    else:
+        told = ", ".join(f"{key}={default!r}" for key, default in takes.items())
+        problem = f"expected arguments like its defaults, {told}"
+    if problem:
+        raise InputError(f"--attack {name.text[:80]}: {problem}")
+
+    def attack(images, labels, classifier, composition, targets=None, **arguments) -> torch.Tensor:
+        if targets is not None:
+            labels, arguments["targeted"] = targets, True
+        made = kind(model=classifier, normalize=None, device=images.device, **arguments)
+        with cuda_means(images.device):
+            if composition is None:
+                return made(images, labels).detach()
+            clean = CleanPictures.of(composition)
+            result = made(clean, labels).detach()
+        was_limited = clean.sums and torch.equal(result, clean.sums[-1])
+        return result if was_limited else composition(result)
+
+    others = OTHERS if name.function in MIXES else 0
+    return Method(name, attack, arguments, radius, "targeted" in parameters, others)
+
+
+def users_attack(name: AttackName) -> Method:
+    """A function of the user's, `attack(images, labels, classifier)`: images `(1, 3, H, W)` in [0, 1], labels
+    `(1,)`, and a classifier from such images to logits; it returns the adversarial images. With a parameter
+    `eps` it is searched for a budget; a parameter `targets` gets those of a targeted attack, `(1,)`.
+    """
+    arguments = dict(name.arguments)
+    try:
+        function, place = load_function(name.source, name.function)
+        signature = inspect.signature(function)
+        searched = {RADIUS: USERS_RADIUS} if RADIUS in signature.parameters else {}
+        signature.bind("images", "labels", "classifier", **searched | arguments)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise InputError(
+            f"--attack {name.text[:80]} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
+            f"expected a function of images, labels and classifier, and its arguments"
+        ) from None
+
+    def attack(images, labels, classifier, composition, **arguments) -> torch.Tensor:
+        if composition is not None:
+            classifier = BehindLimit(classifier, composition)
+        shape = images.shape
+        with place.entered():
+            result = function(images, labels, classifier, **arguments)
+        if not isinstance(result, torch.Tensor) or result.shape != shape:
+            raise TypeError(f"it returned {shown(result)}; expected {tuple(shape)} in [0, 1]")
+        result = result.detach().to(images)
+        return result if composition is None else composition(result)
+
+    radius = None
+    if searched and RADIUS not in arguments:
+        default = signature.parameters[RADIUS].default
+        radius = float(default) if isinstance(default, (int, float)) else USERS_RADIUS
+    return Method(name, attack, arguments, radius, "targets" in signature.parameters)
 
 
 def library_class(name: AttackName) -> type:
-    try:
-        import torchattack
-    except (ImportError, RuntimeError, OSError) as error:
+    import torchattack  # it takes torchvision, which the latent attack does without
+
+    known = {key: kind for key, kind in torchattack.ATTACK_REGISTRY.items() if is_of_any_classifier(kind)}
+    if name.function not in known:
         raise InputError(
-            f"--attack {name.text} needs torchattack, which cannot be imported ({one_line(error)}); "
-            f"pip install -r requirements.txt"
-        ) from None
-    registry, function = torchattack.ATTACK_REGISTRY, name.function
-    reason = refusal(registry[function]) if function in registry else "is no attack of torchattack"
-    if reason:
-        known = ", ".join(sorted(key for key in registry if refusal(registry[key]) is None))
-        raise InputError(f"--attack {name.text}: {function} {reason}; expected one of {known}")
-    return registry[function]
+            f"--attack {name.text[:80]}: {name.function} is no attack of torchattack that can attack any "
+            f"classifier; expected one of {', '.join(sorted(known))}"
+        )
+    return known[name.function]
 
 
-def refusal(kind: type) -> str | None:
-    """Why an attack of torchattack cannot be had of any classifier, None if it can."""
-    if kind.is_category("GENERATIVE"):
-        return "needs the weights of a trained generator, which torchattack would download as pickles"
-    if kind.__name__ == "MuMoDIG" and importlib.util.find_spec("kornia") is None:
-        return "needs the package kornia"
-    if any(parameter in NEED_LAYERS for parameter in inspect.signature(kind).parameters):
-        return "needs the names of a certain network's layers"
-    return REFUSED.get(kind.__name__)
-
-
-def check_arguments(name: AttackName, parameters: Mapping[str, inspect.Parameter], what: str) -> None:
-    """Raises InputError for an argument that is unknown, ours to give to an attack of the library, or of
-    another kind than its default.
-    """
-    for key, value in name.arguments:
-        wrong = f"--attack {name.text[:80]}: {key}"
-        is_ours = key in OURS_TO_GIVE and (key != "num_classes" or counts_all_classes(parameters))
-        if name.source == "torchattack" and is_ours:
-            raise InputError(f"{wrong} comes from {OURS_TO_GIVE[key]}; leave it out")
-        if key not in parameters:
-            takes = ", ".join(other for other in parameters if other not in OURS_TO_GIVE) or "none"
-            raise InputError(f"{wrong} is no argument of {what}, which takes {takes}")
-        default = parameters[key].default
-        if default is not inspect.Parameter.empty and not is_like(key, value, default):
-            raise InputError(f"{wrong} is {value!r}; expected one like its default {default!r}")
-
-
-def counts_all_classes(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether `num_classes` is that of the classifier, and not that of the classes that are looked at."""
-    return "num_classes" in parameters and parameters["num_classes"].default == 1000
+def is_of_any_classifier(kind: type) -> bool:
+    """Whether an attack of torchattack needs neither the names of layers nor trained weights."""
+    needs_more = kind.is_category("GENERATIVE") or kind.__name__ in NEED_MORE
+    return not needs_more and not NEED_LAYERS & {*inspect.signature(kind).parameters}
 
 
 def is_like(key: str, value: object, default: object) -> bool:
-    """Whether an argument is of the kind of its default."""
-    if isinstance(default, bool) or not isinstance(default, (int, float, type(None))):
-        return isinstance(value, type(default))
-    if default is None and value is None:
-        return True
-    kinds = int if isinstance(default, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        return False
-    return key not in (RADIUS, "steps", "alpha") or 0 < value < float("inf")
+    """Whether an argument is of the kind of its default; a radius and a number of steps are above 0."""
+    if isinstance(value, bool) or not isinstance(default, (int, float, type(None))):
+        return type(value) is type(default)
+    kinds = type(default) if isinstance(default, int) else (int, float, type(default))
+    return isinstance(value, kinds) and (key not in (RADIUS, "steps") or value > 0)
 
 
 def cuda_means(device: torch.device) -> AbstractContextManager:

@@ -66,6 +66,19 @@ class Limit(torch.autograd.Function):
         return torch.autograd.grad(picture, images, gradient)[0], None
 
 
+class BehindLimit(torch.nn.Module):
+    """`classifier(clean + J tanh((x - clean) / J))`. What is done to a picture beside that, such as resizing
+    it, comes between the two: `classifier.logits(resized(classifier.picture(x)))`.
+    """
+
+    def __init__(self, classifier: torch.nn.Module, picture: Composition):
+        super().__init__()
+        self.logits, self.picture = classifier, picture
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits(self.picture(images))
+
+
 # ---------------------------------------------------------------- within a budget
 
 ENOUGH = 0.98  # of a budget: 0.17 dB of a PSNR below its edge
@@ -75,29 +88,21 @@ STEEPEST, FLATTEST, LARGEST_STEP = 2.0, 0.25, 10.0  # how a budget's share grows
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search ends with."""
-
-    picture: torch.Tensor  # (1, 3, H, W) in [0, 1]
-    radius: float | None
-    runs: int  # of the attack
-
-
-@dataclass(frozen=True)
 class Run:
     """Of an attack at a radius."""
 
+    picture: torch.Tensor  # (1, 3, H, W) in [0, 1]
     radius: float
     share: float  # of the budget, as the picture is written
     fits: bool
-    picture: torch.Tensor
 
 
 def strongest(
     attack: Callable[[float], torch.Tensor], clean: torch.Tensor, budget: Budget, first: float
-) -> Found:
-    """The strongest picture of an attack within a budget, by its radius: of runs at several, since a picture
-    changes about in proportion to its radius, but for limits, clipping and bytes.
+) -> tuple[torch.Tensor, float, int]:
+    """The strongest picture of an attack within a budget, its radius, and how often the attack was run: at
+    several radii, since a picture changes about in proportion to its radius, but for limits, clipping and
+    bytes.
 
     Args:
         attack: from a radius to the picture `(1, 3, H, W)` in [0, 1] of clean `(1, 3, H, W)`.
@@ -105,31 +110,28 @@ def strongest(
     """
     runs: list[Run] = []
     radius = first
-    while len(runs) < TRIES:
+    while len(runs) < TRIES and not any(math.isclose(radius, run.radius, rel_tol=1e-3) for run in runs):
         picture = attack(radius)
         share, fits = float(budget.share(clean, rounded(picture))), bool(budget.fits(clean, picture).all())
-        runs.append(Run(radius, share, fits, picture))
-        below, beyond = nearest(runs)
+        runs.append(Run(picture, radius, share, fits))
+        # the run that uses most of the budget, and the one that is least beyond it
+        below = max((run for run in runs if run.fits), key=rank, default=None)
+        beyond = min((run for run in runs if not run.fits), key=rank, default=None)
         if below and (below.share >= ENOUGH or (beyond and beyond.radius < NEAR * below.radius)):
             break
         before = runs[-2:][0]
         if beyond is None and radius > 1.5 * before.radius and share < 1.02 * before.share:
             break  # limits keep a larger radius from changing more
         radius = next_radius(runs, below, beyond)
-        if any(math.isclose(radius, run.radius, rel_tol=1e-3) for run in runs):
-            break
     if below is None:
-        return Found(budget.hold(clean, beyond.picture), beyond.radius, len(runs))
-    if beyond is None or below.share >= ENOUGH:
-        return Found(below.picture, below.radius, len(runs))
-    return Found(mixed(clean, budget, below.picture, beyond.picture), below.radius, len(runs))
+        return budget.hold(clean, beyond.picture), beyond.radius, len(runs)
+    is_best = beyond is None or below.share >= ENOUGH
+    picture = below.picture if is_best else mixed(clean, budget, below.picture, beyond.picture)
+    return picture, below.radius, len(runs)
 
 
-def nearest(runs: list[Run]) -> tuple[Run | None, Run | None]:
-    """The run that uses most of the budget, and the one that is least beyond it."""
-    below = max((run for run in runs if run.fits), key=lambda run: (run.share, run.radius), default=None)
-    beyond = min((run for run in runs if not run.fits), key=lambda run: (run.share, run.radius), default=None)
-    return below, beyond
+def rank(run: Run) -> tuple[float, float]:
+    return run.share, run.radius
 
 
 def next_radius(runs: list[Run], below: Run | None, beyond: Run | None) -> float:
@@ -139,17 +141,21 @@ def next_radius(runs: list[Run], below: Run | None, beyond: Run | None) -> float
     aim, known = math.log((1 + ENOUGH) / 2), [run for run in runs if run.share > 0]
     if not known:
         return runs[-1].radius * LARGEST_STEP
-    if below and beyond and (below.share == 0 or below.share == beyond.share):
-        return math.sqrt(below.radius * beyond.radius)
     if below and beyond:
-        slope = math.log(beyond.share / below.share) / math.log(beyond.radius / below.radius)
-        part = (aim - math.log(below.share)) / slope / math.log(beyond.radius / below.radius)
+        if below.share in (0, beyond.share):
+            return math.sqrt(below.radius * beyond.radius)
+        part = (aim - math.log(below.share)) / slope(below, beyond) / math.log(beyond.radius / below.radius)
         return below.radius * (beyond.radius / below.radius) ** min(0.95, max(0.05, part))
-    last, slope = known[-1], 1.0
+    last, steepness = known[-1], 1.0
     if len(known) > 1 and known[-2].radius != last.radius:
-        slope = math.log(last.share / known[-2].share) / math.log(last.radius / known[-2].radius)
-    step = math.exp((aim - math.log(last.share)) / min(STEEPEST, max(FLATTEST, slope)))
+        steepness = slope(known[-2], last)
+    step = math.exp((aim - math.log(last.share)) / min(STEEPEST, max(FLATTEST, steepness)))
     return last.radius * min(LARGEST_STEP, max(1 / LARGEST_STEP, step))
+
+
+def slope(one: Run, other: Run) -> float:
+    """How the share of a budget grows with the radius, both in logarithms."""
+    return math.log(other.share / one.share) / math.log(other.radius / one.radius)
 
 
 def mixed(clean: torch.Tensor, budget: Budget, below: torch.Tensor, beyond: torch.Tensor) -> torch.Tensor:

@@ -16,18 +16,18 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from diffattack.attacks.library import TorchAttack, UsersAttack, load_attack
-from diffattack.attacks.limited import Found, strongest
-from diffattack.attacks.names import parse_attack
+from diffattack.attacks.library import Method, load_attack, parse_attack
+from diffattack.attacks.limited import strongest
 from diffattack.classifiers.arguments import checked_arguments, checked_classifiers
-from diffattack.classifiers.defences import Defended, defend
-from diffattack.classifiers.heads import SOFTMAX, Head, Sigmoid, marked
+from diffattack.classifiers.defences import defend, under_attack
+from diffattack.classifiers.heads import SOFTMAX, Head, marked
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, one_line
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.records import AttackRecord
@@ -49,19 +49,6 @@ class GivenImages:
     labels: torch.Tensor  # (B, L), -1 where an image has fewer than another
     targets: torch.Tensor  # (B,), -1 where there is none
     masks: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; 0: may not change
-
-
-class NoWeights:
-    """In place of a controller of timestep weights, of which there are none."""
-
-    def weights(self) -> torch.Tensor:
-        return torch.zeros(0)
-
-    def state(self) -> torch.Tensor:
-        return torch.zeros(0)
-
-    def load_state(self, state: torch.Tensor) -> None:
-        pass
 
 
 class Surrogates(torch.nn.Module):
@@ -89,17 +76,16 @@ class Surrogates(torch.nn.Module):
     ):
         super().__init__()
         self.classifiers, self.temperature = torch.nn.ModuleList(classifiers), temperature
-        # behind random defences also without a gradient by the attack's draws, not by those of the judges
-        self.surrogates = [one.attacked if isinstance(one, Defended) else one for one in classifiers]
         self.true = labels[0][labels[0] >= 0]
         self.head, self.target = head, target
         self.looks: list[torch.Tensor] = []  # (classifiers, 1, classes) each
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = torch.stack([surrogate(images) for surrogate in self.surrogates])
+        # behind random defences also without a gradient by the attack's draws, not by those of the judges
+        logits = torch.stack([under_attack(one, images, len(self.looks)) for one in self.classifiers])
         self.looks.append(logits[:, :1].detach())
         logits = logits.mean(0)
-        if isinstance(self.head, Sigmoid):
+        if self.head.threshold is not None:
             return self.of_two(logits)
         logits = logits / self.temperature
         if len(self.true) > 1:
@@ -138,11 +124,13 @@ class PixelAttack:
         InputError: there is no such attack, or it does not take these arguments.
     """
 
-    num_timesteps, checkpointing, dtype = 0, True, torch.float32
+    checkpointing, dtype = True, torch.float32
+    # in place of a controller of timestep weights, of which there are none
+    controller = SimpleNamespace(state=lambda: torch.zeros(0), load_state=lambda state: None)
 
     def __init__(
         self,
-        attack: str | TorchAttack | UsersAttack,
+        attack: str | Method,
         classifier: torch.nn.Module | Sequence[torch.nn.Module],
         class_names: Sequence[str] = IMAGENET_CLASSES,
         *,
@@ -159,16 +147,12 @@ class PixelAttack:
     ):
         if isinstance(attack, str):
             attack = load_attack(parse_attack(attack), len(class_names))
-        self.head = head
-        self.method, self.name, self.class_names = attack, attack.name, class_names
+        self.method, self.class_names, self.head = attack, class_names, head
         self.budget, self.contrast_limit = budget, contrast_limit
-        self.temperature, self.seed = logit_temperature, seed
+        self.temperature, self.seed, self.pipeline = logit_temperature, seed, diffusion and diffusion.pipeline
         self.device, self.diffusion, self.others = torch.device(device), diffusion, others
         self.classifiers = checked_classifiers(classifier, class_names)
         self.attacked = [defend(one, attack_through, diffusion, draws, head) for one in self.classifiers]
-        self.controller, self.pipeline = NoWeights(), diffusion and diffusion.pipeline
-        networks = [module for one in self.attacked for module in one.modules()]
-        self.needs_diffusion = any(getattr(module, "needs_diffusion", False) for module in networks)
 
     def __call__(
         self,
@@ -195,7 +179,7 @@ class PixelAttack:
         """
         targets = torch.full((len(images),), -1) if targets is None else targets
         if (targets >= 0).any() and not self.method.takes_targets:
-            raise InputError(f"attack {self.name.text} is not targeted; give no targets")
+            raise InputError(f"attack {self.method.name.text} is not targeted; give no targets")
         labels = labels.view(len(images), -1)
         given = (images.float(), labels, targets, masks)
         return GivenImages(*(None if part is None else part.to(self.device) for part in given))
@@ -209,16 +193,18 @@ class PixelAttack:
             NonFiniteLossError: what the attack returns is not finite.
             AttackError: the attack fails.
         """
-        found, looks = zip(*(self.attack_one(given, k) for k in range(len(given.images))))
-        pictures, steps = torch.cat([one.picture for one in found]), torch.tensor([*map(len, looks)])
-        searches = [(one.radius, one.runs) for one in found]
-        return AttackResult(pictures, None, self.record(given, looks), steps, None, {}, searches)
+        pictures, searches, looks = zip(*(self.attack_one(given, k) for k in range(len(given.images))))
+        steps, record = torch.tensor([*map(len, looks)]), self.record(given, looks)
+        return AttackResult(torch.cat(pictures), None, record, steps, None, {}, list(searches))
 
-    def attack_one(self, given: GivenImages, k: int) -> tuple[Found, list[torch.Tensor]]:
-        """What the attack of the k-th image comes to, and the surrogates' logits `(classifiers, 1, classes)`
-        each time that it looked at them, of pictures as it looked at them, which may be transformed.
+    def attack_one(
+        self, given: GivenImages, k: int
+    ) -> tuple[torch.Tensor, tuple[float | None, int], list[torch.Tensor]]:
+        """The picture of the k-th image; the radius and how many runs it took to find it; and the surrogates'
+        logits `(classifiers, 1, classes)` each time that the attack looked at them, of pictures as it looked
+        at them, which may be transformed.
         """
-        clean, first = given.images[k : k + 1], self.method.radius
+        clean, first, runs = given.images[k : k + 1], self.method.radius, 1
         looks: dict[float | None, list[torch.Tensor]] = {}  # by the radius of the run
 
         def run(radius: float | None) -> torch.Tensor:
@@ -228,11 +214,11 @@ class PixelAttack:
             return picture.clamp(0, 1)
 
         if self.budget is not None and first is not None:
-            found = strongest(run, clean, self.budget, first)
+            picture, radius, runs = strongest(run, clean, self.budget, first)
         else:
-            picture = run(None)
-            found = Found(picture if self.budget is None else self.budget.hold(clean, picture), None, 1)
-        return found, looks[found.radius]
+            picture, radius = run(None), None
+            picture = picture if self.budget is None else self.budget.hold(clean, picture)
+        return picture, (radius, runs), looks[radius]
 
     def run(
         self, given: GivenImages, k: int, radius: float | None
@@ -249,9 +235,6 @@ class PixelAttack:
             first_labels = torch.cat([first_labels, theirs])
             targets = None if targets is None else torch.cat([targets, theirs])
         composition = self.composition(images, mask)
-        for classifier in self.attacked:
-            if isinstance(classifier, Defended):
-                classifier.restart()
         try:
             with seeded(self.seed, self.device), torch.enable_grad():
                 picture = self.method(images, first_labels, seen, radius, targets, composition)[:1]
@@ -259,20 +242,17 @@ class PixelAttack:
             if isinstance(error, RuntimeError) and should_reduce_batch_size(error):
                 raise
             raise AttackError(
-                f"--attack {self.name.text} fails with {type(error).__name__} on images "
+                f"--attack {self.method.name.text} fails with {type(error).__name__} on images "
                 f"{tuple(images.shape)} ({one_line(error)}); look at its arguments, or give another attack",
                 k,
             ) from None
         return picture, seen.looks
 
     def composition(self, images: torch.Tensor, mask: torch.Tensor | None) -> Composition | None:
-        """What limits the change of the images `(B, 3, H, W)`, of which the first has a mask."""
-        factor = self.contrast_limit
-        if factor is None and mask is None:
+        """What limits the change of images `(B, 3, H, W)`, with the mask of the first `(1, 1, H, W)`."""
+        if self.contrast_limit is None and mask is None:
             return None
-        limits = None if factor is None else change_limits(images, factor)
-        if mask is not None:
-            mask = torch.cat([mask, torch.ones_like(mask).expand(len(images) - 1, -1, -1, -1)])
+        limits = None if self.contrast_limit is None else change_limits(images, self.contrast_limit)
         return Composition(images, images, limits, mask)
 
     def record(self, given: GivenImages, looks: Sequence[Sequence[torch.Tensor]]) -> AttackRecord:

@@ -14,21 +14,16 @@ from diffattack.classifiers.loading import Called, weights_of
 from diffattack.common.errors import ClassifierError, InputError, one_line
 
 # Largest differences, as parts of the largest logit, that are arithmetic's: between batches of other sizes,
-# and between machines or numbers of threads; in half precision, either.
-OTHER_SIZE, TOLERANCE, HALF = 1e-2, 1e-3, 5e-2
+# and between machines or numbers of threads.
+OTHER_SIZE, TOLERANCE = 1e-2, 1e-3
 FAR = 50  # a logit so far below the largest has no probability, such as that of a class that is masked
 ORDER = [1, 0, 1, 1, 0]  # in which two images are given: each in several places, the dark one first
 NUMBERS = 8  # that an answer is kept as
 
 
-def adapted(classifier: torch.nn.Module, dtype: torch.dtype, most: int | None = None) -> torch.nn.Module:
-    """A classifier of another precision as one of float32; of so many images, as one of any number."""
-
-    def how(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-        parts = images.to(dtype).split(most or len(images))
-        return torch.cat([network(part) for part in parts]).float()
-
-    return Called(classifier, how)
+def one_by_one(classifier: torch.nn.Module) -> torch.nn.Module:
+    """A classifier of a single image as one of any number."""
+    return Called(classifier, lambda network, images: torch.cat([network(one) for one in images.split(1)]))
 
 
 def fixed_images(side: int) -> torch.Tensor:
@@ -48,44 +43,36 @@ def answer(classifier: torch.nn.Module, images: torch.Tensor, seed: int = 0) -> 
         return classifier(images)
 
 
-def precision_of(classifier: torch.nn.Module) -> torch.dtype:
-    """Of its weights, float32 where they are of several."""
-    dtypes = {parameter.dtype for parameter in classifier.parameters() if parameter.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else torch.float32
-
-
-def rounding(classifier: torch.nn.Module, in_float: float) -> float:
-    """How far answers may differ by arithmetic."""
-    return HALF if precision_of(classifier) in (torch.float16, torch.bfloat16) else in_float
-
-
 def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -> tuple[torch.nn.Module, int]:
-    """A classifier, adapted where it needs another precision or one image at a time, and how many outputs it
-    has.
+    """A classifier, asked one image at a time where it takes no more, and how many outputs it has.
 
     Raises:
         ClassifierError: it fails on images of that side, returns something else than finite logits, has no
             gradient where it is attacked, or says of an image in a batch what it does not say of it alone,
             unless it draws random numbers, of which `warnings_about_outputs` tells.
     """
-    images, dtype = fixed_images(side)[ORDER].requires_grad_(attacked), precision_of(classifier)
-    whole, who = classifier if dtype == torch.float32 else adapted(classifier, dtype), f"classifier {name!r}"
+    images, who, whole = (
+        fixed_images(side)[ORDER].requires_grad_(attacked),
+        f"classifier {name!r}",
+        classifier,
+    )
     try:
+        whole = classifier
         together, *alone = answers_of(whole, images)
     except Exception as error:  # networks raise whatever their code makes them
         try:
-            whole = adapted(classifier, dtype, most=1)
+            whole = one_by_one(classifier)
             together, *alone = answers_of(whole, images)
         except Exception:
             raise ClassifierError(
-                f"{who} fails on images {tuple(images.shape)} in [0, 1] ({one_line(error)}); it must "
-                f"take any number of that size: resize inside it, or give its own as --res"
+                f"{who} fails on images {tuple(images.shape)} in [0, 1] ({one_line(error)}); it must take "
+                f"any number of that size in float32: convert or resize in it, or give its own side as --res"
             ) from None
     for outputs, count in zip((together, *alone), (len(images), 1, 1)):
         check_logits(who, outputs, count)
     if not together.isfinite().all():
         raise ClassifierError(f"{who} returns numbers that are not finite; expected finite logits")
-    chosen = together.float().log_softmax(-1)[:, 0].sum()
+    chosen = together.log_softmax(-1)[:, 0].sum()
     has_graph = attacked and together.requires_grad
     if attacked and not (has_graph and torch.autograd.grad(chosen, images, allow_unused=True)[0] is not None):
         raise ClassifierError(
@@ -93,9 +80,10 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
             f"torch.no_grad, inference_mode, detach or NumPy inside it"
         )
     with torch.no_grad():
-        change, tolerance = change_of(torch.cat(alone)[ORDER], together), rounding(classifier, OTHER_SIZE)
-        is_random = change > tolerance and change_of(together, answer(whole, images, seed=1)) > tolerance
-    if change > tolerance and not is_random:
+        change = change_of(torch.cat(alone)[ORDER], together)
+        # where it is not random besides, which is asked where it matters
+        depends = change > OTHER_SIZE >= change_of(together, answer(whole, images, seed=1))
+    if depends:
         raise ClassifierError(
             f"{who} says something else of an image with others beside it than without, by "
             f"{100 * change:.2g} % of its largest logit; put it into eval mode, before it is exported, too, "
@@ -146,8 +134,8 @@ def change_of(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 @torch.no_grad()
 def identity_of(classifier: torch.nn.Module, side: int, is_embedded: bool) -> dict:
-    """As JSON holds it: `weights`, a digest; `answer`, the logits of `fixed_images` as sums with fixed random
-    signs, None where it is another each time; and the `tolerance` of these.
+    """As JSON holds it: `weights`, a digest; and `answer`, the logits of `fixed_images` as sums with fixed
+    random signs, None where it is another each time.
 
     Args:
         classifier: as it is used, its outputs in order.
@@ -158,11 +146,10 @@ def identity_of(classifier: torch.nn.Module, side: int, is_embedded: bool) -> di
     logits, again = answer(classifier, images), answer(classifier, images)
     signs = torch.randint(0, 2, (NUMBERS, 2 * logits.numel()), generator=random).double() * 2 - 1
     numbers = [float(f"{sum_:.7g}") for sum_ in (signs @ comparable(logits.double()).flatten()).tolist()]
-    tolerance = rounding(classifier, TOLERANCE)
+    is_same = change_of(logits, again) <= TOLERANCE
     return {
         "weights": "" if is_embedded else weights_digest(classifier),
-        "answer": numbers if change_of(logits, again) <= tolerance else None,
-        "tolerance": tolerance,
+        "answer": numbers if is_same else None,
     }
 
 
@@ -187,7 +174,7 @@ def difference(known: dict | None, found: dict) -> str | None:
     before, now = known["answer"], found["answer"]
     if before and now:
         largest = max(map(abs, (*before, *now)))
-        same = max(abs(a - b) for a, b in zip(before, now)) <= found["tolerance"] * largest
+        same = max(abs(a - b) for a, b in zip(before, now)) <= TOLERANCE * largest
     else:  # random: of the same weights nothing more is known
         same = before == now
     return None if same else "it answers otherwise with the same weights"

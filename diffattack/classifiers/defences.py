@@ -13,12 +13,12 @@ draws in each iteration.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,11 +26,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.common.errors import InputError
+from diffattack.common.frozen import recompute
 from diffattack.data.contrast import blurred, gaussian_kernel
+from diffattack.data.images import to_pixels, to_tensor
 
 if TYPE_CHECKING:
     from diffattack.diffusion.inversion import LatentDiffusion
@@ -47,15 +49,12 @@ def straight_through(images: torch.Tensor, changed: torch.Tensor) -> torch.Tenso
 
 def jpeg(images: torch.Tensor, random: torch.Generator, quality: float) -> torch.Tensor:
     """Pillow's encoder at a quality."""
-    decoded = [encoded(image, int(quality)) for image in images.detach()]
-    return straight_through(images, torch.stack(decoded).to(images))
-
-
-def encoded(image: torch.Tensor, quality: int) -> torch.Tensor:
-    pixels = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float() / 255
+    decoded = []
+    for image in images.detach():
+        file = io.BytesIO()
+        Image.fromarray(to_pixels(image)).save(file, "JPEG", quality=int(quality))
+        decoded.append(np.array(Image.open(file)))
+    return straight_through(images, to_tensor(np.stack(decoded)).to(images))
 
 
 def bits(images: torch.Tensor, random: torch.Generator, number: float) -> torch.Tensor:
@@ -133,7 +132,7 @@ class Kind:
     # of a random defence, as many as a picture is judged by, and an iteration of an attack looks through
     draws: int = 1
     attack_draws: int = 8
-    needs_diffusion: bool = False  # which computes its own graph anew on the way back
+    needs_diffusion: bool = False
 
 
 DEFENCES: dict[str, Kind] = {
@@ -180,22 +179,15 @@ def check_defence(text: str) -> tuple[Kind, float | None]:
     """
     name, _, number = text.partition(":")
     if name not in DEFENCES:
-        known = (
-            k if e.parameter is None else f"{k}:{e.parameter.split(',')[0]}" for k, e in DEFENCES.items()
-        )
+        known = (f"{name}:{kind.parameter}".partition(",")[0] for name, kind in DEFENCES.items())
         raise InputError(f"unknown defence {text!r}; expected one of {', '.join(known)}")
-    kind = DEFENCES[name]
-    if kind.parameter is None and not number:
-        return kind, None
-    try:
-        value = float(number)
-        fits = kind.parameter is not None and math.isfinite(value) and kind.holds(value)
-    except ValueError:
-        fits = False
+    kind, fits = DEFENCES[name], False
+    with suppress(ValueError, OverflowError):  # no number, or none that is finite
+        fits = kind.holds(float(number)) if kind.parameter else not number
     if not fits:
         expected = f"{name}:{kind.parameter}" if kind.parameter else f"{name}, which takes no number"
         raise InputError(f"defence {text!r}: expected {expected}")
-    return kind, value
+    return kind, float(number) if number else None
 
 
 def make_defence(text: str, diffusion: LatentDiffusion | None) -> Defence:
@@ -234,49 +226,35 @@ class Defended(torch.nn.Module):
         head: Head = SOFTMAX,
     ):
         super().__init__()
-        self.head = head
-        self.classifier, self.defences = classifier, tuple(defences)
+        self.classifier, self.defences, self.head = classifier, tuple(defences), head
         self.draws = max(defence.kind.draws for defence in defences)
         self.attack_draws = attack_draws if self.draws > 1 else 1
-        self.needs_diffusion = any(defence.kind.needs_diffusion for defence in defences)
-        self.restart()
-
-    def restart(self, passes: int = 0) -> None:
-        """An attack has looked at the images so many times before the next pass."""
-        self.passes = passes
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.attacked(images) if images.requires_grad else self.judged(images)
+        return self.attacked(images, 0) if images.requires_grad else self.judged(images)
 
     def judged(self, images: torch.Tensor, first: int = SEED) -> torch.Tensor:
         """As pictures are judged, by draws from the seed `first` on."""
+        return self.head.mean_logits(self.seen(images, first))
+
+    def seen(self, images: torch.Tensor, first: int) -> list[torch.Tensor]:
+        """The classifier's logits at as many draws as judge a picture."""
         seeds = range(first, first + self.draws)
-        return self.head.mean_logits([self.classifier(self.changed(images, seed)) for seed in seeds])
+        return [self.classifier(self.changed(images, seed)) for seed in seeds]
 
-    def attacked(self, images: torch.Tensor) -> torch.Tensor:
-        """As an attack sees it: new draws in each of its passes, the same for all images. The graph of one
-        draw at a time is alive.
+    def attacked(self, images: torch.Tensor, passes: int) -> torch.Tensor:
+        """As an attack sees it that has looked at the images so many times before: by draws of this pass
+        alone, the same for all images. The graph of the classifier is alive at one draw at a time.
         """
-        first, self.passes = self.passes * self.attack_draws, self.passes + 1
+        draws = range(passes * self.attack_draws, (passes + 1) * self.attack_draws)
+        seen = [self.changed(images, ATTACK_SEED + number) for number in draws]
         if self.attack_draws == 1:
-            return self.draw(images, first)
-        anew = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            return under_attack(self.classifier, seen[0], passes)
         with set_checkpoint_early_stop(False):  # which a program of TorchScript does not bear
-            draws = range(first, first + self.attack_draws)
-            if not self.needs_diffusion:
-                logits = [anew(self.draw, images, number) for number in draws]
-            else:  # what a defence computes anew itself is not computed a third time
-                seen = (self.changed(images, ATTACK_SEED + number) for number in draws)
-                logits = [
-                    anew(under_attack, self.classifier, one, number) for one, number in zip(seen, draws)
-                ]
+            logits = [
+                recompute(under_attack, self.classifier, one, number) for one, number in zip(seen, draws)
+            ]
         return self.head.mean_logits(logits)
-
-    def draw(self, images: torch.Tensor, number: int) -> torch.Tensor:
-        """The classifier's logits at a draw of the attack; if it has random defences, too, they draw the same
-        when this is computed anew.
-        """
-        return under_attack(self.classifier, self.changed(images, ATTACK_SEED + number), number)
 
     def changed(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """The images at one draw, as the classifier sees them."""
@@ -287,14 +265,11 @@ class Defended(torch.nn.Module):
 
 
 def under_attack(classifier: torch.nn.Module, images: torch.Tensor, passes: int) -> torch.Tensor:
-    """A classifier's logits in an attack that has looked at the images so many times before."""
-    if not isinstance(classifier, Defended):
-        return classifier(images)
-    classifier.restart(passes)
-    try:
-        return classifier(images)
-    finally:
-        classifier.restart()
+    """A classifier's logits in an attack that has looked at the images so many times before; if there are
+    random defences before it, they draw the same when this is computed anew.
+    """
+    is_defended = isinstance(classifier, Defended)
+    return classifier.attacked(images, passes) if is_defended else classifier(images)
 
 
 def at_a_stop(classifier: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -308,16 +283,15 @@ class Smoothed(Defended):
     """A classifier behind `smoothing`: judged by the class most often seen over draws."""
 
     def judged(self, images: torch.Tensor, first: int = SEED) -> torch.Tensor:
-        seen = [self.classifier(self.changed(images, first + k)) for k in range(self.draws)]
-        votes = torch.stack([F.one_hot(logits.argmax(-1), logits.shape[-1]) for logits in seen])
+        logits = torch.stack(self.seen(images, first))
+        votes = F.one_hot(logits.argmax(-1), logits.shape[-1])
         return (votes.double().mean(0) + 1e-9).log().to(images)
 
     @torch.no_grad()
     def certify(self, images: torch.Tensor) -> np.ndarray:
         """Cohen's certificate of each image; it speaks of what the first smoothing sees."""
         sigma = next(defence.arguments[0] for defence in self.defences if defence.kind.change is smoothing)
-        seeds = range(SEED, SEED + self.draws)
-        votes = torch.stack([self.classifier(self.changed(images, seed)).argmax(-1) for seed in seeds])
+        votes = torch.stack(self.seen(images, SEED)).argmax(-1)
         return np.stack([certificate(each, sigma) for each in votes.T.cpu().numpy()])
 
 
@@ -388,14 +362,3 @@ def is_random(name: str) -> bool:
 def needs_diffusion(names: Iterable[str]) -> bool:
     """Whether a defence of one of these classifiers runs the diffusion model."""
     return any(kind.needs_diffusion for kind in kinds_of(names))
-
-
-def defence_names(text: str) -> tuple[str, ...]:
-    """The defences that a flag lists, each looked at."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    try:
-        for part in (part for name in names for part in name.split("@")):
-            check_defence(part)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return names

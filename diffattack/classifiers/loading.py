@@ -21,6 +21,7 @@ from diffattack import METHOD
 from diffattack.classifiers.preprocessing import Preprocessed, from_processor, from_timm
 from diffattack.common.checkpoints import check_loaded, check_weights, stay_offline_if_out_of_reach
 from diffattack.data.classes import IMAGENET_CLASSES
+from diffattack.diffusion.pipeline import quiet
 
 
 class Called(torch.nn.Module):
@@ -91,13 +92,10 @@ def timm_classifier(name: str) -> Preprocessed:
     import timm
 
     network = timm.create_model(name, pretrained=True)
-    classifier, config = (
-        from_timm(network, timm.data.resolve_model_data_config(network)),
-        network.pretrained_cfg,
-    )
-    classifier.class_names = tuple(map(str, config.get("label_names") or ())) or (
-        IMAGENET_CLASSES if str(config.get("tag")).endswith("in1k") else None
-    )
+    classifier = from_timm(network, timm.data.resolve_model_data_config(network))
+    names = network.pretrained_cfg.get("label_names")
+    is_imagenet = str(network.pretrained_cfg.get("tag")).endswith("in1k")
+    classifier.class_names = tuple(map(str, names)) if names else IMAGENET_CLASSES if is_imagenet else None
     return classifier
 
 
@@ -106,20 +104,16 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
     image processor.
     """
     from transformers import AutoImageProcessor, AutoModelForImageClassification
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet(with_downloads=False)
     if Path(name).is_dir():
         check_weights(Path(name), "model")
     else:
         stay_offline_if_out_of_reach()
     network, info = AutoModelForImageClassification.from_pretrained(
-        name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
     check_loaded(info)
-    if network.config.problem_type == "regression":
-        raise ValueError("it says that it is a regression, whose outputs are no classes")
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     is_of_timm = type(processor).__name__ == "TimmWrapperImageProcessor"
     preprocessed, how = (from_timm, processor.data_config) if is_of_timm else (from_processor, processor)
@@ -127,6 +121,7 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
     classifier = preprocessed(logits, how)
     names = [network.config.id2label[k] for k in sorted(network.config.id2label)]
     classifier.class_names = None if names[0] == "LABEL_0" else tuple(names)
+    classifier.problem = network.config.problem_type
     return classifier
 
 
@@ -162,15 +157,13 @@ def program_classifier(path: str) -> torch.nn.Module:
     raise ValueError("it has weights and no network in it")
 
 
-def weights_of(classifier: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Its parameters and the buffers that are saved with them; those of a program may lie in its graph."""
-    held = [*classifier.state_dict().values()]
+def weights_of(classifier: torch.nn.Module) -> list[torch.Tensor]:
+    """Its parameters and the buffers that are saved with them, and what programs keep in their own way."""
+    weights = [*classifier.state_dict().values()]
     for module in classifier.modules():
         if isinstance(module, Program):
-            held += [*module.program.state_dict.values(), *module.program.constants.values()]
-        elif isinstance(module, torch.jit.ScriptModule) and hasattr(module, "forward"):
-            held += module.code_with_constants[1].const_mapping.values()
-    return (value for value in held if isinstance(value, torch.Tensor))
+            weights += [*module.program.state_dict.values(), *module.program.constants.values()]
+    return [value for value in weights if isinstance(value, torch.Tensor)]
 
 
 # ---------------------------------------------------------------- code of the user's

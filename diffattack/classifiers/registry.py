@@ -11,7 +11,6 @@ it, as `NAME@jpeg:75` (defences.py).
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -66,6 +65,13 @@ ALIASES: dict[str, tuple[str, str]] = {
 }
 
 
+# of the models of transformers whose logits are read by a head, what their configurations say of them
+PROBLEMS = {
+    "softmax": (None, "single_label_classification"),
+    "sigmoid": (None, "multi_label_classification"),
+}
+
+
 def check_name(name: str) -> str:
     """The name without its defences, with its alias resolved.
 
@@ -117,7 +123,13 @@ def load_classifier(
             parameter.requires_grad_(False)
     if classes is not None:
         own_names = getattr(classifier, "class_names", None)
+        problem = getattr(classifier, "problem", None)
         classifier, outputs = checked(undefended, classifier, side, attacked)
+        if problem not in PROBLEMS["sigmoid" if outputs == 1 else head.name]:
+            raise ClassifierError(
+                f"classifier {undefended!r}: its configuration says that it is a {problem}, and the head "
+                f"here is {head.name}; give the --head that fits, or another classifier"
+            )
         classifier = in_order(undefended, classifier, outputs, own_names, classes, head)
         classifier.identity = identity_of(classifier, side, resolved in REGISTRY)
     return defend(classifier, defences, diffusion, attack_draws, head)
@@ -186,15 +198,13 @@ def in_order(
             both = Called(classifier, lambda network, images: F.pad(network(images), (1, 0)))
             return ordered(both, [1 - named[0], named[0]])
     if outputs != count:
-        called = f", called {own_names[0]!r}" if own_names and outputs == 1 else ""
         raise ClassifierError(
-            f"classifier {name!r} has {outputs} outputs{called}, but there are {count} classes; give "
+            f"classifier {name!r} has {outputs} outputs, but there are {count} classes; give "
             f"--captions with a line for each of its outputs, or another classifier"
         )
     order = permutation_of(own_names, class_names) if own_names else range(count)
     if order is None:
-        pairs = [(ours, theirs) for ours, theirs in zip(class_names, own_names) if ours != theirs]
-        ours, theirs = next((pair for pair in pairs if not places_of(pair[1:], pair[:1])), pairs[0])
+        ours, theirs = next(pair for pair in zip(class_names, own_names) if pair[0] != pair[1])
         note(
             f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}; its "
             f"outputs are taken as they come"
@@ -218,14 +228,3 @@ def file_name(name: str) -> str:
 def joined_names(names: Iterable[str]) -> str:
     """The names of surrogates as they stand in the names of a run's files."""
     return shortened("+".join(map(file_name, names)), LONGEST_IN_A_NAME)
-
-
-def classifier_names(text: str) -> tuple[str, ...]:
-    """The names that a flag lists, each looked at."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return names

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, field, fields
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from diffattack.common.errors import InputError
 
@@ -85,6 +85,11 @@ def number_or_none(text: str) -> float | None:
         raise argparse.ArgumentTypeError(f"expected a number or none, not {text!r}") from None
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Those with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def iteration_numbers(text: str) -> tuple[int, ...]:
     """Numbers of iterations from 1, each once, in their order; none of an empty text."""
     numbers = [number.strip() for number in text.split(",") if number]
@@ -123,12 +128,7 @@ def as_text(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-AnyOptions = TypeVar("AnyOptions")
-
-
-def parse_options(
-    kind: type[AnyOptions], description: str, argv: Sequence[str] | None = None, **defaults: Any
-) -> AnyOptions:
+def parse_options(kind: type, description: str, argv: Sequence[str] | None = None, **defaults: Any) -> Any:
     """The options of a command line, each value of them verified.
 
     Args:

@@ -1,4 +1,5 @@
-"""Networks whose weights do not move: nothing is computed or kept for a gradient on them.
+"""Networks whose weights do not move: nothing is computed or kept for a gradient on them; and what is
+computed once more on the way back instead of being kept.
 
 with frozen(unet, vae, classifier):
     loss(unet(latents, t, embeddings).sample).backward()        # on the latents alone
@@ -6,11 +7,16 @@ with frozen(unet, vae, classifier):
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+# recompute(function, *arguments): what it returns; its graph is not kept, but computed on the way back
+recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager

@@ -1,20 +1,25 @@
-"""The classes of a data set, and which of them a label means.
+"""The classes of a data set, which of them a label means, and the files in which their names come.
 
 IMAGENET_CLASSES[474]                                   # "cardigan", the knitwear
 finder = ClassFinder(IMAGENET_CLASSES, base=1)
 finder.label("475"), finder.label("cardigan")           # 474, 474
 finder.label("Cardigan"), finder.label("n02113186")     # 264, 264: the dog
 finder.places("CARDIGAN")                               # [264, 474]: it could be either
+read_class_names(Path("CUB_200_2011/classes.txt"))      # ("Black footed Albatross", ...)
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from diffattack.common.errors import DatasetError, note, one_line
 
 WORDNET_ID = r"n\d{8}"
 NUMBER = r"[+-]?\d+(\.0+)?"  # pandas writes integers beside gaps as 3.0
@@ -75,12 +80,6 @@ def spoken(name: str) -> str:
     return words if re.search(r"\d", words) else words.replace(" ", "")
 
 
-def wordnet_id_of(text: str) -> str | None:
-    """The WordNet id that a name begins with, as folders of ImageNet and Stanford Dogs do."""
-    match = re.match(rf"({WORDNET_ID})([-_]|$)", text.strip(), re.IGNORECASE)
-    return match[1].lower() if match else None
-
-
 class ClassFinder:
     """Finds the class that a label means.
 
@@ -105,15 +104,12 @@ class ClassFinder:
         """Those of its WordNet id, else of exactly its name, else of those that differ in case and
         punctuation, else of those that have it among several names, as "tench, Tinca tinca"; or none.
         """
-        wordnet_id = wordnet_id_of(name)
-        if wordnet_id and self._by_id:
-            return [self._by_id[wordnet_id]] if wordnet_id in self._by_id else []
+        wordnet_id = re.match(rf"({WORDNET_ID})([-_]|$)", name.strip(), re.IGNORECASE)
+        if wordnet_id and self._by_id:  # folders of ImageNet and Stanford Dogs begin with it
+            place = self._by_id.get(wordnet_id[1].lower())
+            return [] if place is None else [place]
         exact, alike, part = self._exact, self._alike, self._part
         return sorted(exact.get(composed(name)) or alike.get(spoken(name)) or part.get(spoken(name), ()))
-
-    def numbered(self, number: int) -> int:
-        """The class of a label that is a number from `first` to `last`."""
-        return self.classes.numbering[number - 1] if self.classes.numbering else number - self.first
 
     def label(self, text: str) -> int:
         """The class of a number, a WordNet id or a name.
@@ -121,25 +117,21 @@ class ClassFinder:
         Raises:
             ValueError: there is no such class, or there are several.
         """
-        places, span, is_number = (
-            self.places(text),
-            f"{self.first} to {self.last}",
-            re.fullmatch(NUMBER, text),
-        )
-        number = int(text.split(".")[0]) if is_number else self.first
-        if is_number:
-            is_there = self.first <= number <= self.last
-            places = sorted({self.numbered(number), *self._exact.get(text, ())}) if is_there else []
+        places, span = self.places(text), f"{self.first} to {self.last}"
+        if re.fullmatch(NUMBER, text):
+            number = int(text.split(".")[0])
+            if not self.first <= number <= self.last:
+                raise ValueError(f"is {number}; labels count from {self.first}, so expected {span}")
+            numbered = self.classes.numbering[number - 1] if self.classes.numbering else number - self.first
+            places = sorted({numbered, *self._exact.get(text, ())})
         if len(places) == 1:
             return places[0]
         ids = [f", {wordnet_id}" for wordnet_id in self.classes.wordnet_ids] or [""] * len(self.classes)
         each = " or ".join(f"{self.classes[k]!r} (label {k + self.first}{ids[k]})" for k in places)
-        problem = f"is {text[:40]!r}; expected an integer from {span}, a WordNet id or the name of a class"
-        if places:
-            problem = f"is {text[:40]!r}, which may be {each}; give its label or WordNet id"
-        elif is_number:
-            problem = f"is {number}; labels count from {self.first}, so expected {span}"
-        raise ValueError(problem)
+        if each:
+            raise ValueError(f"is {text[:40]!r}, which may be {each}; give its label or WordNet id")
+        kinds = f"an integer from {span}, a WordNet id or the name of a class"
+        raise ValueError(f"is {text[:40]!r}; expected {kinds}")
 
 
 def permutation_of(outputs: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
@@ -156,3 +148,128 @@ def permutation_of(outputs: Sequence[str], class_names: Sequence[str]) -> list[i
         if len(place) == len(outputs) == len(class_names):
             return [place[k] for k in range(len(class_names))]
     return None
+
+
+# ---------------------------------------------------------------- files
+
+FORMS = (
+    "a text file with the name of a class a line, CUB's classes.txt, Stanford Cars' cars_meta.mat, "
+    "ImageNet's meta.mat or map_clsloc.txt, or a JSON with id2label or class_to_idx"
+)
+ID = rf"(?P<id>{WORDNET_ID})"
+# of all lines of a file
+LINES = (
+    r"(?P<number>\d+)\s+0*(?P=number)\.(?P<name>\S+)",  # CUB's
+    rf"{ID}\s+(?P<number>\d+)\s+(?P<name>.+)",  # map_clsloc.txt
+    rf"(?P<number>\d+)[\s.,:)]+{ID}[\s,:]+(?P<name>.+)",
+    r"(?P<number>\d+)[\s.,:)]+(?P<name>.+)",
+    r"(?P<name>.+?)[\s,]+(?P<number>\d+)",
+    rf"{ID}[\s,:]+(?P<name>.+)",
+)
+# of files in other forms: brackets, numbers beside names, headings and items of YAML
+NO_NAME = rf".*[{{}}\[\]<>]|\d+\s*[:;,\t]|\d+\s+\d|{WORDNET_ID}\b|.*,\s*\d+$|.*:$|[-*]\s|$"
+
+
+def read_text(path: Path, forms: str) -> str:
+    """A file's text, in UTF-8 or UTF-16, its lines separated by newlines; a comment, a line that begins with
+    #, is left blank.
+
+    Raises:
+        ValueError: there is no such file, or it is no text; the message says that `forms` are expected.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}")
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    text = content.decode(encoding, errors="replace")
+    if "\0" in text or "\ufffd" in text:
+        raise ValueError(f"{str(path)!r} is no text in UTF-8; expected {forms}")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n".join("" if line.lstrip().startswith("#") else line for line in lines)
+
+
+def read_class_names(path: Path) -> ClassNames:
+    """The names of the classes in the order of their labels, from a file in any of the FORMS; of ImageNet's
+    development kit, in the order in which classifiers have them, with the kit's `numbering`.
+
+    Raises:
+        DatasetError: the file is in another form, or a class has no name.
+    """
+    try:
+        names = names_of_matlab(path) if path.suffix.lower() == ".mat" else names_of_text(path)
+        if names and all(re.fullmatch(WORDNET_ID, name) for name in names):
+            known = dict(zip(IMAGENET_CLASSES.wordnet_ids, IMAGENET_CLASSES))
+            names = ClassNames([known.get(name, name) for name in names], names)
+        for number, name in enumerate(names, 1):
+            if re.match(NO_NAME, name):
+                what = f"is called {name[:60]!r}" if name else "has no name"
+                raise ValueError(f"class {number} of {str(path)!r} {what}; give {FORMS}")
+    except ValueError as error:
+        raise DatasetError(f"--captions: {error}") from None
+    if list(names.wordnet_ids) != [IMAGENET_CLASSES.wordnet_ids[place] for place in DEVELOPMENT_KIT]:
+        return names
+    note(f"{path.name} is of ImageNet's development kit: labels are its numbers, in an order of its own")
+    return ClassNames(
+        IMAGENET_CLASSES, IMAGENET_CLASSES.wordnet_ids, IMAGENET_CLASSES.other_names, DEVELOPMENT_KIT
+    )
+
+
+def names_of_text(path: Path) -> ClassNames:
+    """Of JSON, a mapping from numbers to names or back, by itself or under the name that libraries give it;
+    of lines, a name each, in the order of the numbers beside them where all lines have some. Else a number is
+    part of a name, as it is where most are alike without it ("grade 1").
+    """
+    text = read_text(path, FORMS).strip()
+    if text.startswith(("{", "[")):
+        return ClassNames(names_of_json(path, text))
+    lines = [line.strip() for line in text.split("\n")]
+    for pattern in LINES:
+        rows = [match.groupdict() for match in (re.fullmatch(pattern, line) for line in lines) if match]
+        rows = in_order((int(row.get("number", k)), row) for k, row in enumerate(rows))
+        names = [row["name"].replace("_", " ").strip(" \"',") for row in rows]
+        if len(names) == len(lines) < 2 * len(set(names)):
+            return ClassNames(names, [row["id"] for row in rows if "id" in row])
+    return ClassNames(lines)
+
+
+def names_of_json(path: Path, text: str) -> list[str]:
+    try:
+        content = json.loads(text)
+        for key in ("id2label", "class_to_idx", "label2id"):
+            content = content[key] if isinstance(content.get(key), dict) else content
+        are_numbers = all(type(value) is int for value in content.values())
+        pairs = ((value, key) if are_numbers else (key, value) for key, value in content.items())
+        names = in_order((int(number), str(name)) for number, name in pairs)
+    except (ValueError, AttributeError, RecursionError):
+        names = []
+    if not names:
+        problem = "cannot be read, or does not number its classes from 0 or 1 on"
+        raise ValueError(f"{str(path)!r} {problem}; give {FORMS}")
+    return names
+
+
+def in_order(pairs: Iterable[tuple[int, Any]]) -> list:
+    """What numbers stand for, in their order, where they are all from 0 or all from 1 on; else nothing."""
+    pairs = sorted(pairs, key=lambda pair: pair[0])
+    numbers = [number for number, _ in pairs]
+    is_counted = numbers in (list(range(k, k + len(pairs))) for k in (0, 1))
+    return [meaning for _, meaning in pairs] if is_counted else []
+
+
+def names_of_matlab(path: Path) -> ClassNames:
+    """`class_names` of Stanford Cars' cars_meta.mat, or the `synsets` of ImageNet's meta.mat, of which those
+    without children are the classes.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content = loadmat(path, squeeze_me=True)
+        if "synsets" not in content:
+            return ClassNames(map(str, content["class_names"]))
+        classes = content["synsets"][content["synsets"]["num_children"] == 0]
+        rows = in_order(zip(classes["ILSVRC2012_ID"].tolist(), classes))
+        return ClassNames([str(row["words"]) for row in rows], [str(row["WNID"]) for row in rows])
+    # what scipy raises on files that are none of its own, and numpy on other contents
+    except (MatReadError, OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({one_line(error)}); give {FORMS}") from None

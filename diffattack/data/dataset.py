@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from natsort import natsorted
 
-from diffattack.common.errors import DatasetError, note
+from diffattack.common.errors import DatasetError, InputError, note
 from diffattack.data.classes import WORDNET_ID, ClassFinder
 from diffattack.data.images import IMAGE_SUFFIXES
 from diffattack.data.labels import (
@@ -88,14 +88,15 @@ def is_image(path: Path) -> bool:
     return has_name and (path.is_file() or not path.exists())
 
 
-def in_natural_order(paths: Iterable[Path]) -> list[Path]:
-    return natsorted(paths, key=lambda path: path.name)
+def images_in(folder: Path) -> list[Path]:
+    """In natural order."""
+    return natsorted(filter(is_image, folder.glob("*")), key=lambda path: path.name)
 
 
 def class_folders(folder: Path) -> list[Path]:
     """In natural order."""
-    inner = (path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_OF_THE_USER)
-    return in_natural_order(path for path in inner if path.name[0] != ".")
+    names = (path.name for path in folder.iterdir() if path.is_dir() and path.name not in NOT_OF_THE_USER)
+    return [folder / name for name in natsorted(names) if not name.startswith(".")]
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -105,29 +106,53 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         DatasetError: there is no folder, no image in it, or a class of which no picture can be read.
     """
-    images = in_natural_order(filter(is_image, folder.iterdir())) if folder.is_dir() else []
-    problem = f"no image in {str(folder)!r}" if folder.is_dir() else f"there is no folder {str(folder)!r}"
-    for inner in class_folders(folder) if folder.is_dir() and not images else ():
-        files = [path for path in inner.glob("*") if not path.is_dir() and path.name[0] != "."]
-        found = list(filter(is_image, files)) or list(filter(is_image, inner.glob("images/*")))
-        images += in_natural_order(found)
-        if files and not found:
-            problem, images = f"no picture of class {inner.name!r} can be read, such as {files[0].name!r}", []
-            break
+    if not folder.is_dir():
+        raise DatasetError(f"--images_root: there is no folder {str(folder)!r}; give one of images")
+    images = images_in(folder)
+    for inner in [] if images else class_folders(folder):
+        found = images_in(inner) or images_in(inner / "images")
+        other = next((path.name for path in inner.glob("[!.]*") if path.is_file()), None)
+        if other and not found:
+            problem = f"no picture of class {inner.name!r} can be read, such as {other!r}"
+            raise DatasetError(
+                f"--images_root: {problem}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+            )
+        images += found
     if not images:
-        deeper = next((path.relative_to(folder) for path in folder.glob("*/*/*") if is_image(path)), None)
-        place = f"; images lie deeper, as {str(deeper)!r}; give --images_root " if deeper else ""
-        place = place and f"{place}{str(folder / deeper.parents[1])!r}"
-        expected = f"expected files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
-        raise DatasetError(f"--images_root: {problem}{place or '; ' + expected}")
-    places = {folder, *(place for image in images for place in image.parents if folder in place.parents)}
-    entries = {path for place in places for path in place.iterdir() if not is_image(path)} - places
-    names = sorted(path.name + "/" * path.is_dir() for path in entries)
-    names = [name for name in names if name.strip("/") not in (*NOT_OF_THE_USER, *METADATA)]
-    if names:
+        expected = f"files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
+        raise DatasetError(f"--images_root: no image in {str(folder)!r}; expected {expected}")
+    places = {folder, *(image.parent for image in images)}
+    others = {
+        path.name for place in places for path in place.iterdir() if not (path.is_dir() or is_image(path))
+    }
+    if names := sorted(others.difference(NOT_OF_THE_USER, METADATA)):
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        note(f"{len(names)} entries of {str(folder)!r} are no images and skipped: {shown}")
+        note(f"{len(names)} files of {str(folder)!r} are no images and skipped: {shown}")
     return images
+
+
+def masks_of(folder: Path, images_root: Path, items: Sequence[Item]) -> dict[int, Path]:
+    """A user's own mask of each picture, by its index, in a folder that looks like that of the pictures:
+    `cat/img1.jpg` has the mask `cat/img1.png`, or any other kind of image of that name.
+
+    Raises:
+        InputError: there is no folder, or no mask for a picture.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--mask_root: there is no folder {str(folder)!r}; give a folder of masks")
+    masks, missing = {}, []
+    for item in items:
+        place = item.path.relative_to(images_root)
+        paths = (folder / place.with_suffix(suffix) for suffix in (place.suffix, *IMAGE_SUFFIXES))
+        masks[item.index] = next((path for path in paths if path.is_file()), None)
+        if masks[item.index] is None:
+            missing.append(str(place.with_suffix(".png")))
+    if missing:
+        counts = f"{len(missing)} of {len(items)} pictures, such as {missing[0]!r}"
+        raise InputError(
+            f"--mask_root: {str(folder)!r} has no mask for {counts}; one all in white leaves it free"
+        )
+    return masks
 
 
 # ---------------------------------------------------------------- labels
@@ -171,10 +196,10 @@ def read_dataset(
 
 def target_class(target: int, finder: ClassFinder) -> int:
     """The class of --target_label."""
-    if not finder.first <= target <= finder.last:
-        span = f"{finder.first} to {finder.last}"
-        raise DatasetError(f"--target_label is {target}; expected a label from {span}")
-    return finder.numbered(target)
+    try:
+        return finder.label(str(target))
+    except ValueError as error:
+        raise DatasetError(f"--target_label {error}") from None
 
 
 def metadata_of(folder: Path) -> Path | None:
@@ -212,25 +237,26 @@ def labels_of_folders(folder: Path, images: Sequence[Path], finder: ClassFinder)
     texts = [name if finder.places(name) else re.sub(r"^\d+\W", "", name) for name in names]
     unknown = next((name for name, text in zip(names, texts) if not finder.places(text)), None)
     are_like_names = any(finder.places(text) or finder.places(text.rstrip("sS")) for text in texts)
-    problem, labels = "holds the images itself, not in one folder a class", {}
-    if names and all(map(str.isdecimal, names)):
-        finder = ClassFinder(finder.classes, 0 if 0 in map(int, names) else finder.first)
-        note(f"the folders of {str(folder)!r} are labels that count from {finder.first}")
-    elif unknown and not are_like_names and len(names) == len(finder.classes):
-        shown = ", ".join(f"{name} is {text!r}" for name, text in zip(names[:8], finder.classes))
-        note(f"the folders of {str(folder)!r} are the classes in natural order, of which {shown}")
-        return [names.index(image.relative_to(folder).parts[0]) for image in images]
-    elif unknown:
-        counts = f"{len(names)} folders but there are {len(finder.classes)} classes"
-        problem, texts = f"has {counts}, and no class is called {unknown!r}", []
     try:
+        if not names:
+            raise ValueError("holds the images itself, not in one folder a class")
+        if all(map(str.isdecimal, names)):
+            finder = ClassFinder(finder.classes, 0 if 0 in map(int, names) else finder.first)
+            note(f"the folders of {str(folder)!r} are labels that count from {finder.first}")
+            texts = names
+        elif unknown and not are_like_names and len(names) == len(finder.classes):
+            shown = ", ".join(f"{name} is {text!r}" for name, text in zip(names[:8], finder.classes))
+            note(f"the folders of {str(folder)!r} are the classes in natural order, of which {shown}")
+            return [names.index(image.relative_to(folder).parts[0]) for image in images]
+        elif unknown:
+            counts = f"{len(names)} folders but there are {len(finder.classes)} classes"
+            raise ValueError(f"has {counts}, and no class is called {unknown!r}")
         labels = {name: finder.label(text) for name, text in zip(names, texts)}
-        problem = "has two folders of one class" if labels else problem
+        if len(set(labels.values())) < len(names):
+            raise ValueError("has two folders of one class")
     except ValueError as error:
-        problem = f"has a folder whose name {error}"
-    if len(set(labels.values())) < max(1, len(names)):
         remedy = "call folders as the classes are called, or give a file as --label_path"
-        raise DatasetError(f"--images_root: {str(folder)!r} {problem}; {remedy}")
+        raise DatasetError(f"--images_root: {str(folder)!r}: {error}; {remedy}") from None
     return [labels[image.relative_to(folder).parts[0]] for image in images]
 
 

@@ -30,10 +30,8 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".j2k", ".jpf"),
     *(".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".tga"),
 )
-# what people keep pictures in, whether they can be read here or not
-PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif", ".jpeg2000", ".jxl", ".svg", ".raw", ".dng")
-
 SAME = 2  # levels of 255 by which another's sRGB differs from ours at most: it is rounded otherwise
+WHITE_FROM = 128  # a mask that is nowhere as bright says nothing that can be meant
 
 
 @contextmanager
@@ -61,6 +59,24 @@ def read_image(path: Path, size: int) -> np.ndarray:
     """
     with opened(path) as file:
         return np.asarray(in_rgb(path, file).resize((size, size), Image.LANCZOS))
+
+
+def read_mask(path: Path, size: int) -> np.ndarray:
+    """A user's own mask, white where a picture may change: float32 `(size, size)` in [0, 1], resized like it.
+
+    Raises:
+        OSError: it cannot be read, is nowhere white, or has transparent parts, by which some tools mean what
+            may change and others what may not.
+    """
+    with opened(path) as file:
+        is_opaque = file.convert("RGBA").getchannel("A").getextrema()[0] == 255
+    grey = read_image(path, size).mean(-1)
+    if not is_opaque or grey.max() < WHITE_FROM:
+        problem = "is white nowhere" if is_opaque else "has transparent parts, which may mean either"
+        raise OSError(
+            f"the mask {path.name} {problem}; save it in white where a picture may change, else black"
+        )
+    return (grey / 255).astype(np.float32)
 
 
 def in_rgb(path: Path, file: Image.Image) -> Image.Image:
@@ -191,15 +207,6 @@ def write_result(
         layout.file(index, name).unlink(missing_ok=True)  # an earlier run may have ended the other way
     for name, picture in pictures.items():
         write_image(picture, layout.file(index, name))
-
-
-def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Pictures of equal size, uint8 `(H, W, 3)`, side by side on white."""
-    padded = [
-        [np.pad(picture, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for picture in row]
-        for row in rows
-    ]
-    return np.concatenate([np.concatenate(row, axis=1) for row in padded])
 
 
 @dataclass(frozen=True)

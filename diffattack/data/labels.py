@@ -21,8 +21,7 @@ from typing import NamedTuple
 from natsort import natsorted
 
 from diffattack.common.errors import DatasetError, note, one_line
-from diffattack.data.classes import NUMBER, WORDNET_ID, ClassFinder, composed
-from diffattack.data.texts import read_text
+from diffattack.data.classes import NUMBER, WORDNET_ID, ClassFinder, composed, read_text
 
 FORMS = (
     "a label a line in the order of the images, a name and its label a line, a table with columns "
@@ -64,27 +63,25 @@ def read_labels(
             rows = by_name or rows_of_images(path, rows, images, root)
         labels = [classes_of(row, row.labels, finder) for row in rows]
         targets = [classes_of(row, [row.target], finder)[0] if row.target else None for row in rows]
-        problem = (
-            f"has {len(labels)} labels but --images_root has {len(images)} images; expected one an image"
-        )
         if labels and all(len(classes) == len(finder.classes) > 1 for classes in labels):
-            problem = f"has a number for each class; expected {FORMS}"
-        elif len(labels) == len(images):
-            return labels, targets
-        raise ValueError(f"{str(path)!r} {problem}")
+            raise ValueError(f"{str(path)!r} has a number for each class; expected {FORMS}")
+        if len(labels) != len(images):
+            counts = f"{len(labels)} labels but --images_root has {len(images)} images"
+            raise ValueError(f"{str(path)!r} has {counts}; expected one an image")
     except (ValueError, csv.Error) as error:
         raise DatasetError(f"{flag}: {error}") from None
+    return labels, targets
 
 
 def classes_of(row: Row, labels: Sequence[str], finder: ClassFinder) -> tuple[int, ...]:
     """The classes of a row, of which none may be there twice, as ones and zeros are."""
     try:
         classes = tuple(map(finder.label, labels))
-        problem = f"has a class twice, {' '.join(labels)[:40]!r}" if classes else "has no label"
     except ValueError as error:
         columns = f", in {FORMS}" if re.search(r"[,;]|\d\s|\s\d", " ".join(labels)) else ""
-        problem, classes = f"{error}{columns}", ()
+        raise ValueError(f"{row.where} {error}{columns}") from None
     if len(set(classes)) < max(1, len(classes)):
+        problem = f"has a class twice, {' '.join(labels)[:40]!r}" if classes else "has no label"
         raise ValueError(f"{row.where} {problem}")
     return classes
 
@@ -122,28 +119,27 @@ def labels_of_cell(cell: object) -> list[str]:
     if isinstance(cell, list):
         return list(map(str, cell))
     text = "" if cell is None else str(cell).strip()
-    parts = text.split()
-    are_several = any(all(re.fullmatch(kind, part) for part in parts) for kind in (NUMBER, WORDNET_ID))
-    return parts if are_several else [text]
+    several = re.fullmatch(rf"({NUMBER}\s+)+{NUMBER}|({WORDNET_ID}\s+)+{WORDNET_ID}", text)
+    return text.split() if several or not text else [text]
 
 
-def rows_of_table(path: Path, titles: Sequence[str], rows: Iterable[tuple[str, dict]]) -> list[Row]:
+def rows_of_table(path: Path, titles: Sequence[str], rows: Sequence[tuple[str, dict]]) -> list[Row]:
     """Rows whose columns have titles, each with where it stands."""
     images, labels, targets = (
         [title for known in titles_of for title in titles if simple(title) == known]
         for titles_of in (IMAGE_TITLES, LABEL_TITLES, TARGET_TITLES)
     )
-    rows = list(rows)
     if not images or len(labels) != 1 or any(None in row for _, row in rows):
-        shown = ", ".join(map(str.strip, titles))
         expected = f"one of the image, one label, and no cell without a title, in {FORMS}"
+        shown = ", ".join(map(str.strip, titles))
         raise ValueError(f"{str(path)!r} has the columns {shown}; expected {expected}")
+    target = targets[0] if targets else None
     return [
         Row(
             where,
             str(row.get(images[0])),
             labels_of_cell(row.get(labels[0])),
-            *(str(row.get(title) or "").strip() for title in targets[:1]),
+            str(row.get(target) or "").strip(),
         )
         for where, row in rows
     ]
@@ -151,35 +147,36 @@ def rows_of_table(path: Path, titles: Sequence[str], rows: Iterable[tuple[str, d
 
 def rows_of_json(path: Path, lines: Sequence[str]) -> list[Row]:
     """JSON lines of rows, or a mapping of names to labels."""
-    are_documents, kind = all(line[0] + line[-1] == "{}" for line in lines), ""
+    are_documents = all(line[0] + line[-1] == "{}" for line in lines)
     try:
         documents = list(map(json.loads, lines if are_documents else ["\n".join(lines)]))
-        first, where = documents[0], f"{{}} of {str(path)!r}".format
-        if isinstance(first, list) or {"images", "annotations"} <= set(first):
-            kind = "JSON with a list" if isinstance(first, list) else "COCO's annotations"
     except (ValueError, RecursionError) as error:
-        kind = f"no JSON ({one_line(error)})"
-    if kind:
+        raise ValueError(f"{str(path)!r} is no JSON ({one_line(error)}); expected {FORMS}") from None
+    if isinstance(documents[0], list) or {"images", "annotations"} <= set(documents[0]):
+        kind = "JSON with a list" if isinstance(documents[0], list) else "COCO's annotations"
         raise ValueError(f"{str(path)!r} is {kind}; expected {FORMS}")
-    titles = list({title: None for document in documents for title in document})
+    where = f"{{}} of {str(path)!r}".format
+    titles = list(dict.fromkeys(title for document in documents for title in document))
     if has_title(titles, IMAGE_TITLES) or len(documents) > 1:
-        return rows_of_table(path, titles, ((where(f"row {k}"), row) for k, row in enumerate(documents, 1)))
-    return [Row(where(repr(name)), name, labels_of_cell(label)) for name, label in first.items()]
+        rows = [(where(f"row {k}"), document) for k, document in enumerate(documents, 1)]
+        return rows_of_table(path, titles, rows)
+    return [Row(where(repr(name)), name, labels_of_cell(label)) for name, label in documents[0].items()]
 
 
 def rows_of_lines(path: Path, lines: Sequence[tuple[int, str]], images: Sequence[Path]) -> list[Row]:
     """A line for each image, by itself or beside the image's name."""
-    where, found = f"line {{}} of {str(path)!r}".format, []
-    known = {known for image in images for known in (composed(image.name), composed(image.stem))}
+    where, known = f"line {{}} of {str(path)!r}".format, set()
+    known.update(composed(name) for image in images for name in (image.name, image.stem))
+    named: list[Row] = []
     for is_name_first in (True, False):
         pairs = [(k, split_line(line, known, is_name_first)) for k, line in lines]
-        found.append([Row(where(k), pair[0], [pair[1]]) for k, pair in pairs if pair])
-    named = max(found, key=lambda rows: len({row.name for row in rows}))
+        rows = [Row(where(k), pair[0], [pair[1]]) for k, pair in pairs if pair]
+        named = max(named, rows, key=lambda some: len({row.name for row in some}))
     are_named = len({row.name for row in named}) >= max(1, len(images) / 2)
     rows = [Row(where(k), None, labels_of_cell(line)) for k, line in lines]
     numbers = [row.labels for row in rows if len(row.labels) > 1 and re.fullmatch(NUMBER, row.labels[0])]
-    is_sure = len(numbers) < len(rows) or len(rows) != len(images) or (are_named and len(images) >= FEW)
-    if not is_sure and number_images(numbers, images):
+    are_sure = len(numbers) < len(rows) or len(rows) != len(images) or (are_named and len(images) >= FEW)
+    if not are_sure and number_images(numbers, images):
         raise ValueError(
             f"{rows[0].where}, {lines[0][1][:40]!r}, may be an image's number and its label, or two "
             f"labels; give a table with columns filename,label"
@@ -236,32 +233,29 @@ def rows_of_images(path: Path, rows: Sequence[Row], images: Sequence[Path], root
             by_stem[*folders[k:], without_suffix(name)].append(row)
     above = parts_of(f"{root.resolve()}/")[:-1]
     is_named = any(parts_of(row.name)[-2:-1] == above[-1:] for row in rows)
-    found: dict[Path, Row] = {}
-    image_of: dict[str, Path] = {}
+    found, image_of, missing = [], {}, []
     for image in images:
-        *inner, name = parts_of(str(image.relative_to(root)))
+        shown = str(image.relative_to(root))
+        *inner, name = parts_of(shown)
         stem, folders, needed = composed(image.stem), above + inner, max(len(inner), is_named)
         index = by_name if (name,) in by_name or (stem,) in by_name else by_stem
         key = name if (name,) in by_name else stem
         end = next((end for k in range(len(folders) + 1) if (end := (*folders[k:], key)) in index), ())
         near = [row for row in index.get(end, ()) if min(len(parts_of(row.name)) - 1, needed) < len(end)]
         if not near:
+            missing.append(shown)
             continue
-        found[image], other = near[0], image_of.setdefault(near[0].where, image)
         remedy = "only suffixes differ" if index is by_stem else "name images with their folder and suffix"
-        if other != image or any(row[2:] != near[0][2:] for row in near):
-            one, two = (str(path.relative_to(root)) for path in (other, image))
-            both = (
-                f"may be of {one!r} or of {two!r}"
-                if one != two
-                else f"gives {one!r} another label than a line above"
-            )
-            raise ValueError(f"{near[-1].where} {both}; {remedy}")
+        if any(row[2:] != near[0][2:] for row in near):
+            problem = f"gives {shown!r} another label than a line above"
+            raise ValueError(f"{near[-1].where} {problem}; {remedy}")
+        if (other := image_of.setdefault(near[0].where, shown)) != shown:
+            raise ValueError(f"{near[0].where} may be of {other!r} or of {shown!r}; {remedy}")
         if index is by_stem:
             note(f"{str(path)!r} has images with other suffixes; they are found by the rest of their names")
-    missing = [str(image.relative_to(root)) for image in images if image not in found]
+        found.append(near[0])
     if missing:
         more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-        wanted = f"; expected {FORMS}" if not found else ""
+        wanted = "" if found else f"; expected {FORMS}"
         raise ValueError(f"{str(path)!r} has no row for {missing[0]}{more}{wanted}")
-    return [found[image] for image in images]
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FIGURE_IMAGES = 50  # unless the user says otherwise
+FIGURE_IMAGES = 12  # unless the user says otherwise
 MOST, LEAST, DRAWN = "most visible", "least visible", "drawn by seed"
 
 

@@ -183,9 +183,8 @@ def average_maps(maps: Maps, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Of one timestep at images of that side, the cross-attention `(B, grid, grid, tokens)` of a 32nd of it,
     and without a gradient the self-attention `(B, h, w, h * w)` of a 16th of it.
     """
-    seen = {layer: attention.detach() for layer, attention in maps.items()}
-    cross, own = (maps, side // 32, True), (seen, side // 16, False)
-    return average_attention(*cross), average_attention(*own)
+    cross = average_attention(maps, side // 32, is_cross=True)
+    return cross, average_attention(maps, side // 16, is_cross=False).detach()
 
 
 def principal_components(before: torch.Tensor, after: torch.Tensor, count: int = 3) -> torch.Tensor:
@@ -197,13 +196,11 @@ def principal_components(before: torch.Tensor, after: torch.Tensor, count: int =
     """
     mean = before.mean((1, 2), keepdim=True)
     centred = (before - mean).flatten(1, 2)  # (B, queries, keys)
-    axes = (
-        torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors[..., -count:].flip(-1)
-    )  # (B, keys, count)
+    vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred).eigenvectors
+    axes = vectors[..., -count:].flip(-1)  # (B, keys, count)
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    return torch.stack([(attention - mean) @ axes[:, None] for attention in (before, after)]).permute(
-        0, 4, 2, 3, 1
-    )
+    components = [(attention - mean) @ axes[:, None] for attention in (before, after)]
+    return torch.stack(components).permute(0, 4, 2, 3, 1)
 
 
 def masked_variance(attention: torch.Tensor, class_tokens: torch.Tensor) -> torch.Tensor:

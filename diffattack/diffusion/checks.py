@@ -1,14 +1,11 @@
-"""Whether a checkpoint can be attacked with: whether its parts fit together and are of a kind that is known,
-by their configurations and before any weights are read; its numbers; and what its UNet predicts, found out by
-asking it, since single files do not say it, and a model that is read wrongly makes noise of every image.
+"""Whether a checkpoint can be attacked with: whether its parts fit together and are of a kind that is known;
+its numbers; and what its UNet predicts, found out by asking it, since single files do not say it, and a model
+that is read wrongly makes noise of every image.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,54 +29,33 @@ MORE += ("time_cond_proj_dim",)
 EXPECTED = "expected Stable Diffusion 1.x or 2.x, with 4 input channels and one text encoder that fits"
 
 
-def check_parts(folder: Path, index: Mapping) -> None:
-    """Looks at the configurations of a folder in diffusers format.
+def check_pipeline(pipeline: StableDiffusionPipeline) -> None:
+    """Looks at the parts of a checkpoint.
 
     Raises:
-        CheckpointError: a part is missing, of a kind that is not known here, or does not fit the others.
+        CheckpointError: one is of a kind that is not known here or does not fit the others, or holds numbers
+            that would only show as nonsense, or as a traceback in the middle of a run.
     """
-    for part in ("transformer", "text_encoder_2", "prior", "controlnet"):
-        kind = (index.get(part) or [None])[-1]
-        require(kind is None, f"it has a {part} ({kind}); {EXPECTED}")
-    kind = (index.get("scheduler") or [None])[-1]
+    unet, vae, text = (getattr(pipeline, part).config for part in PARTS)
+    kind = type(pipeline.scheduler).__name__
     require(kind not in ("LCMScheduler", "TCDScheduler"), f"its scheduler is a {kind}; {EXPECTED}")
-    unet, vae, text = (
-        json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in PARTS
-    )
     for key in MORE:
         require(unet.get(key) is None, f"unet: its {key} is {unet.get(key)!r}; {EXPECTED}")
-    channels = [unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")]
-    require(
-        channels[0] == channels[1] == channels[2],
-        f"unet: it takes {channels[0]} channels and gives {channels[1]}, and the latents of its vae have "
-        f"{channels[2]}; {EXPECTED}",
-    )
-    width, hidden = unet.get("cross_attention_dim"), text.get("hidden_size")
-    fits = not isinstance(width, int) or hidden in (None, width)
-    require(fits, f"text_encoder: its embeddings are {hidden} wide, and the unet takes {width}; {EXPECTED}")
-
-
-# ---------------------------------------------------------------- what has been loaded
-
-
-def check_pipeline(pipeline: StableDiffusionPipeline) -> None:
-    """Numbers of a checkpoint that would only show as nonsense, or as a traceback in the middle of a run.
-
-    Raises:
-        CheckpointError: one is none that can be meant.
-    """
+    channels = unet.in_channels, unet.out_channels, vae.latent_channels
+    told = "unet: it takes {} channels and gives {}, and the latents of its vae have {}".format(*channels)
+    require(len(set(channels)) == 1, f"{told}; {EXPECTED}")
+    width, hidden = unet.cross_attention_dim, text.hidden_size
+    told = f"text_encoder: its embeddings are {hidden} wide, and the unet takes {width}"
+    require(width == hidden, f"{told}; {EXPECTED}")
     for part in PARTS:
         for name, values in getattr(pipeline, part).named_parameters():
             require(bool(values.isfinite().all()), f"{part}: {name} holds numbers that are not finite")
-    for part in ("unet", "vae"):
-        for name, value in getattr(pipeline, part).config.items():
-            numbers = value if isinstance(value, (list, tuple)) else [value]
-            holds = not any(isinstance(number, int) and number < 0 for number in numbers)
-            require(holds, f"{part}: its {name} is {value}; expected no negative numbers")
-    factor = pipeline.vae.config.scaling_factor
+    heads = torch.tensor(unet.attention_head_dim)
+    require(bool((heads > 0).all()), f"unet: its attention_head_dim is {unet.attention_head_dim}")
+    factor = vae.scaling_factor
     holds = isinstance(factor, (int, float)) and 0 < factor < math.inf
     require(holds, f"vae: its scaling_factor is {factor!r}; expected a number above 0")
-    check_tokenizer(pipeline.tokenizer, pipeline.text_encoder.config)
+    check_tokenizer(pipeline.tokenizer, text)
     check_scheduler(pipeline.scheduler)
 
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from diffattack.common.checkpoints import require
-from diffattack.common.frozen import frozen
+from diffattack.common.frozen import frozen, recompute
 from diffattack.data.classes import IMAGENET_CLASSES
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and main.py answers bad input without it
@@ -141,25 +140,28 @@ class LatentDiffusion:
         """The caption of each image's class, or of all its classes."""
         return [", ".join(self.class_names[label] for label in row if label >= 0) for row in labels.tolist()]
 
+    def tokens(self, prompts: Iterable[str]) -> list[list[int]]:
+        """Of each prompt, without BOS and EOS, however many they are."""
+        how = dict(add_special_tokens=False, truncation=False, verbose=False)
+        return [self.pipeline.tokenizer(prompt, **how).input_ids for prompt in prompts]
+
     def words(self, inversion: Inversion) -> list[list[str]]:
         """Each prompt by its tokens between BOS and EOS, as far as the text encoder takes them."""
-        tokenizer, counts = self.pipeline.tokenizer, inversion.class_tokens.sum(1).tolist()
-        prompts = self.prompts(inversion.labels)
-        ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
-        return [[tokenizer.decode([token]).strip() for token in k[:n]] for k, n in zip(ids, counts)]
+        decode, counts = self.pipeline.tokenizer.decode, inversion.class_tokens.sum(1).tolist()
+        tokens = self.tokens(self.prompts(inversion.labels))
+        return [[decode([token]).strip() for token in each[:n]] for each, n in zip(tokens, counts)]
 
-    def cut(self, prompts: Iterable[str]) -> dict[str, tuple[int, int, str]]:
+    def cut(self, prompts: Sequence[str]) -> dict[str, tuple[int, int, str]]:
         """Prompts that are longer than the text encoder takes: how many tokens they have, how many are taken,
         without BOS and EOS, and the words of these.
         """
-        tokenizer, found = self.pipeline.tokenizer, {}
-        for prompt in dict.fromkeys(prompts):
-            tokens = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
-            ends = tokenizer.num_special_tokens_to_add()
-            taken = tokenizer.model_max_length - ends
-            if len(tokens) > taken:
-                found[prompt] = len(tokens), taken, tokenizer.decode(tokens[:taken]).strip()
-        return found
+        tokenizer = self.pipeline.tokenizer
+        taken = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+        return {
+            prompt: (len(tokens), taken, tokenizer.decode(tokens[:taken]).strip())
+            for prompt, tokens in zip(prompts, self.tokens(prompts))
+            if len(tokens) > taken
+        }
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -203,9 +205,8 @@ class LatentDiffusion:
         trajectory = [latents]
         stride = self.scheduler.config.num_train_timesteps // self.scheduler.num_inference_steps
         for t in self.timesteps.flip(0).tolist():
-            noise = self.predicted_noise(latents, self.predict(latents, t, embeddings), t)
             start, end = (self.following[t], t) if self.inversion == "exact" else (t, t + stride)
-            latents = self.ddim_step(latents, noise, start, end)
+            latents = self.ddim_step(latents, self.predict(latents, t, embeddings), t, start, end)
             trajectory.append(latents)
         return trajectory
 
@@ -241,7 +242,7 @@ class LatentDiffusion:
     ) -> torch.Tensor:
         """One guided DDIM step from `(B, C, h, w)`, given the conditional prediction."""
         unconditional = self.predict(latents, t, null_embeddings)
-        return self.denoising_step(latents, self.guide(unconditional, conditional), t)
+        return self.ddim_step(latents, self.guide(unconditional, conditional), t)
 
     def autoencoded(self, images: torch.Tensor) -> torch.Tensor:
         """What the autoencoder alone makes of images `(B, 3, H, W)` in [0, 1]."""
@@ -262,30 +263,25 @@ class LatentDiffusion:
         alpha, sigma = self.signal_and_noise(timestep)
         latents = alpha * latents + sigma * noise(latents.shape[1:]).to(latents)
         for t in range(timestep, -1, -stride):
-            latents = self.anew(self.purification_step, latents, t, max(t - stride, -1), embeddings)
+            latents = self.anew(self.plain_step, latents, t, max(t - stride, -1), embeddings)
         return self.anew(self.decode, latents)
 
-    def purification_step(
-        self, latents: torch.Tensor, t_from: int, t_to: int, embeddings: torch.Tensor
-    ) -> torch.Tensor:
-        """One DDIM step of a purification, `(B, C, h, w)` to the same."""
-        predicted = self.predicted_noise(latents, self.predict(latents, t_from, embeddings), t_from)
-        return self.ddim_step(latents, predicted, t_from, t_to)
+    def plain_step(self, latents: torch.Tensor, t: int, end: int, embeddings: torch.Tensor) -> torch.Tensor:
+        """One DDIM step without guidance, `(B, C, h, w)` to the same."""
+        return self.ddim_step(latents, self.predict(latents, t, embeddings), t, t, end)
 
     def anew(self, function: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
         """What a function of the networks makes of its arguments, the first of them a tensor. Where that has
-        a graph, the function's own is not kept but computed anew in the backward pass, so that memory grows
-        with the number of such calls by their arguments alone.
+        a graph, the function's own is not kept, so that memory grows with the number of such calls by their
+        arguments alone.
         """
-        if not (torch.is_grad_enabled() and arguments[0].requires_grad):
-            with torch.no_grad():
-                return function(*arguments)
 
         def with_fixed_weights(*arguments: object) -> torch.Tensor:
             with frozen(self.unet, self.vae):  # in here, so that it is so in the backward pass, too
                 return function(*arguments)
 
-        return checkpoint(with_fixed_weights, *arguments, use_reentrant=False, preserve_rng_state=False)
+        with torch.set_grad_enabled(arguments[0].requires_grad and torch.is_grad_enabled()):
+            return recompute(with_fixed_weights, *arguments)
 
     def guided_step(self, latents: torch.Tensor, i: int, inversion: Inversion) -> torch.Tensor:
         """One DDIM step at the i-th attacked timestep with classifier-free guidance, `(B, C, h, w)` to the
@@ -293,10 +289,10 @@ class LatentDiffusion:
         """
         t = self.timesteps[i].item()
         if self.branches == 1:
-            return self.denoising_step(latents, self.predict(latents, t, inversion.class_embeddings), t)
+            return self.plain_step(latents, t, self.following[t], inversion.class_embeddings)
         embeddings = torch.cat([inversion.null_embeddings[i], inversion.class_embeddings])
         unconditional, conditional = self.predict(torch.cat([latents, latents]), t, embeddings).chunk(2)
-        return self.denoising_step(latents, self.guide(unconditional, conditional), t)
+        return self.ddim_step(latents, self.guide(unconditional, conditional), t)
 
     def predict(self, latents: torch.Tensor, t: int, embeddings: torch.Tensor) -> torch.Tensor:
         """The UNet's prediction, computed in its own precision and returned in that of the latents."""
@@ -305,9 +301,22 @@ class LatentDiffusion:
     def guide(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
         return unconditional + self.guidance * (conditional - unconditional)
 
-    def denoising_step(self, latents: torch.Tensor, prediction: torch.Tensor, t: int) -> torch.Tensor:
-        """The DDIM step from timestep t to the next one, given the UNet's prediction."""
-        return self.ddim_step(latents, self.predicted_noise(latents, prediction, t), t, self.following[t])
+    def ddim_step(
+        self,
+        latents: torch.Tensor,
+        prediction: torch.Tensor,
+        t: int,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> torch.Tensor:
+        """The deterministic DDIM step, forwards or backwards (Song et al., arXiv 2010.02502, eq. 12), by the
+        UNet's prediction at timestep t: of the latents at `start`, by default t, to `end`, the one after t.
+        """
+        noise = self.predicted_noise(latents, prediction, t)
+        alpha, sigma = self.signal_and_noise(t if start is None else start)
+        clean = (latents - sigma * noise) / alpha
+        alpha, sigma = self.signal_and_noise(self.following[t] if end is None else end)
+        return alpha * clean + sigma * noise
 
     def predicted_noise(self, latents: torch.Tensor, prediction: torch.Tensor, t: int) -> torch.Tensor:
         """The noise that the UNet's prediction at timestep t stands for, by what the UNet predicts: that
@@ -319,15 +328,6 @@ class LatentDiffusion:
         if self.scheduler.config.prediction_type == "sample":
             return (latents - alpha * prediction) / sigma
         return prediction
-
-    def ddim_step(self, latents: torch.Tensor, noise: torch.Tensor, t_from: int, t_to: int) -> torch.Tensor:
-        """The deterministic DDIM step from one timestep to another, forwards or backwards (Song et al., arXiv
-        2010.02502, eq. 12).
-        """
-        alpha, sigma = self.signal_and_noise(t_from)
-        clean = (latents - sigma * noise) / alpha
-        alpha, sigma = self.signal_and_noise(t_to)
-        return alpha * clean + sigma * noise
 
     def signal_and_noise(self, t: int) -> tuple[float, float]:
         """sqrt(abar_t) and sqrt(1 - abar_t); before the first training step, those of the scheduler's final

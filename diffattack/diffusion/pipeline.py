@@ -4,7 +4,6 @@ low-rank changes of its layers in one file, that is added to its weights.
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from diffattack.common.checkpoints import (
     weight_files,
 )
 from diffattack.common.errors import CheckpointError, InputError, note, one_line
-from diffattack.diffusion.checks import EXPECTED, PARTS, check_parts, check_pipeline
+from diffattack.diffusion.checks import EXPECTED, PARTS, check_pipeline
 
 # by network: its blocks of one kind share code, and each shape of each of them is compiled by itself
 VARIANTS = 128
@@ -135,8 +134,6 @@ def stance(network: torch.nn.Module, name: str) -> AbstractContextManager:
 
 # not part of the attack
 UNUSED = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-
-
 # how the files of their weights begin
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -176,8 +173,6 @@ def from_parts(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         index = diffusers.StableDiffusionPipeline.load_config(path)
     kind = index["_class_name"]
     require(kind == "StableDiffusionPipeline", f"it is a {kind}; {EXPECTED}")
-    if Path(path).is_dir():
-        check_parts(Path(path), index)
     parts = {}
     for part, kinds in PARTS.items():
         library, kind = index[part]
@@ -234,17 +229,13 @@ def parse_lora(text: str) -> Lora:
         ValueError: the scale is no number.
     """
     match = re.fullmatch(r"(.+\.safetensors):(.+)", text)
-    if not match:
-        return Lora(Path(text))
-    scale = float(match[2])
-    if not math.isfinite(scale):
-        raise ValueError(f"{match[2]} is no number")
-    return Lora(Path(match[1]), scale)
+    return Lora(Path(match[1]), float(match[2])) if match else Lora(Path(text))
 
 
 def fuse_lora(pipeline: StableDiffusionPipeline, lora: Lora) -> None:
     """Adds a LoRA to the weights of the UNet and the text encoder, by diffusers' own loader; what remains are
-    plain layers, so that their attention is recorded as without it.
+    plain layers, so that their attention is recorded as without it. Layers that are none of the model's,
+    which the loader leaves out, are said.
 
     Raises:
         InputError: the file is none that fits.
@@ -252,38 +243,22 @@ def fuse_lora(pipeline: StableDiffusionPipeline, lora: Lora) -> None:
     shown = f"--lora: {str(lora.path)!r}"
     try:
         names = names_in(lora.path)
-        require(any("lora" in name for name in names), f"it has no LoRA in it, but {min(names)[:60]!r}")
         layers, ups = (sum(bool(re.search(end, name)) for name in names) for end in (DOWN, UP))
-        require(layers == ups, f"it is incomplete: {layers} matrices down and {ups} up")
+        told = f"it has no LoRA in it, or a part of one: {layers} matrices down and {ups} up"
+        require(0 < layers == ups, told)
         pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, local_files_only=True)
-        check_layers(pipeline, shown, layers)
-        pipeline.fuse_lora(lora_scale=lora.scale)
+        modules = [*pipeline.unet.modules(), *pipeline.text_encoder.modules()]
+        fitting = sum(len(getattr(module, "lora_A", ())) > 0 for module in modules)
+        require(fitting > 0, "none of its layers is this model's")
+        pipeline.fuse_lora(lora_scale=lora.scale, safe_fusing=True)  # which refuses what is not finite
         pipeline.unload_lora_weights()
     except Exception as error:  # whatever a file of another model makes the loaders stumble over
         raise InputError(
             f"{shown} cannot be added to the diffusion model ({one_line(error)}); give a LoRA that was made "
             f"for this model, in safetensors as diffusers or kohya's scripts write it"
         ) from None
-
-
-def check_layers(pipeline: StableDiffusionPipeline, shown: str, layers: int) -> None:
-    """Says how many of the layers of a LoRA, which has been loaded, are none of the model's, which the loader
-    leaves out, and whether it changes anything.
-
-    Raises:
-        CheckpointError: none of them is, or a layer holds numbers that are not finite.
-    """
-    modules = [*pipeline.unet.modules(), *pipeline.text_encoder.modules()]
-    added = [module for module in modules if len(getattr(module, "lora_A", ())) > 0]
-    require(bool(added), "none of its layers is this model's")
-    matrices = [
-        values for module in added for values in (*module.lora_A.parameters(), *module.lora_B.parameters())
-    ]
-    require(all(values.isfinite().all() for values in matrices), "it holds numbers that are not finite")
-    if len(added) < layers:
+    if fitting < layers:
         note(
-            f"{shown}: {layers - len(added)} of its {layers} layers are none of this model's and left out; "
-            f"it may have been made for another model"
+            f"{shown}: {layers - fitting} of its {layers} layers are none of this model's and left out; it "
+            f"may have been made for another model"
         )
-    if not any(values.any() for module in added for values in module.lora_B.parameters()):
-        note(f"{shown} changes nothing: all that it would add is zero")

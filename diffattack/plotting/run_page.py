@@ -12,23 +12,23 @@ lies in the folder FILES beside it and is loaded as it is looked at, and picture
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-import math
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from diffattack.data.images import delete_abandoned, read_pair, replacing
-from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
+from diffattack.data.records import ANALYSIS, ImageRecord, Run, json_text, outcome_of
 from diffattack.data.summaries import timestep_rows, timestep_shares
 from diffattack.evaluation.tables import MEASURES, deciding, in_words
-from diffattack.plotting.figures import PALETTE, timestep_colours
-from diffattack.plotting.image_figures import AMPLIFIED, amplified_difference
-from diffattack.plotting.pages import data_url, encode, write_filled
 
 FILES = "report_files"  # beside report.html: file managers take a folder of that name along with the page
 EACH = 50  # images whose details are in one file, or in the page
@@ -36,7 +36,10 @@ OUTCOMES = ("fooled", "not fooled", "wrong before")
 DETAILS = ("target", "predictions", "quality", "curves")  # of an image, which are shown when it is opened
 SIDES = ("before", "after", "reconstructed")
 PICTURES = ("originImage", "adv_image", "diff_absolute")
-PICTURES_BUDGET, LARGEST_SHARE = 6_000_000, 120_000  # bytes of all pictures, of an image's; before base64
+LARGEST = 384  # pixels at the side of a picture that is part of a page
+AMPLIFIED = 8  # times, of the absolute difference
+# of single images, whose curves are on the page; of attacks without timesteps the last alone
+IMAGE_FIGURES = ("attention", "contact_sheet")
 FIGURES = {  # pooled, in the order of the page: what is shown, for those who do not see it, too
     "average_loss_per_timestep": "Bars: share of each timestep in the self-attention loss, with deviations",
     "layer_shares": "Grid of percentages: share of each layer in the loss of each timestep",
@@ -64,11 +67,13 @@ def write_page(run: Run, results: dict) -> None:
     for name, script in scripts_of(run, models, is_small):
         if is_small:
             inline.append(script)
-            continue
-        beside.add(name)
-        (run.folder / FILES).mkdir(exist_ok=True)
-        with replacing(run.folder / FILES / name) as temporary:
-            temporary.write_text(script)
+        else:
+            beside.add(name)
+            (run.folder / FILES).mkdir(exist_ok=True)
+            with replacing(run.folder / FILES / name) as temporary:
+                temporary.write_text(script)
+    drawn = {run.folder / ANALYSIS / f"{name}.png": text for name, text in FIGURES.items()}
+    url = png_url if is_small else lambda path: f"{ANALYSIS}/{path.name}"
     write_filled(
         run.folder / "report.html",
         "run_template.html",
@@ -76,8 +81,7 @@ def write_page(run: Run, results: dict) -> None:
         results=results,
         count=len(run.records),
         timestep_table=timestep_rows(run.summary.structure, run.timesteps) if run.timesteps else None,
-        figures=[(text, url) for name, text in FIGURES.items() if (url := figure_url(run, name, is_small))],
-        amplified=AMPLIFIED,
+        figures=[(text, url(path)) for path, text in drawn.items() if path.is_file()],
         inline=inline,
         files=FILES,
     )
@@ -96,6 +100,59 @@ def read_results(folder: Path) -> dict:
     return json.loads(text.removesuffix(",") + "}" if text.endswith(",") else text)
 
 
+# ---------------------------------------------------------------- what pages are made of
+
+
+def write_filled(path: Path, template: str, **content: object) -> None:
+    """Writes a page: a template of this folder, filled in, with all that is filled in escaped.
+
+    Raises:
+        OSError: the page cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    blocks = {"trim_blocks": True, "lstrip_blocks": True}
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
+    environment.globals |= {"in_words": in_words, "amplified": AMPLIFIED}
+    page = environment.get_template(template).render(**content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name need not be Unicode
+
+
+def picture_url(picture: np.ndarray, lossless: bool = False) -> str:
+    """A picture, uint8 `(H, W, 3)`, as part of a page: compressed, and no larger than LARGEST."""
+    image, out = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((LARGEST, LARGEST))
+    image.save(out, "WEBP", quality=90, lossless=lossless)
+    return data_url(out.getvalue(), "image/webp")
+
+
+def png_url(path: Path) -> str:
+    return data_url(path.read_bytes(), "image/png")
+
+
+def data_url(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def amplified_difference(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+    """The absolute difference of two pictures, uint8 `(H, W, 3)`, AMPLIFIED times."""
+    return (AMPLIFIED * np.abs(adversarial.astype(np.int16) - clean)).clip(0, 255).astype(np.uint8)
+
+
+def script_json(value: object) -> str:
+    """JSON as a script may hold it, in ASCII and without what could end the script or a comment in it; of
+    numbers five digits, which is more than a page shows, and null for those that are not finite.
+    """
+    short = json.loads(json_text(value), parse_float=lambda digits: float(f"{float(digits):.5g}"))
+    text = json.dumps(short, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+# ---------------------------------------------------------------- the files beside a page
+
+
 def page_files(folder: Path) -> list[Path]:
     """What lies in FILES beside the page of a run."""
     return [p for p in (folder / FILES).glob("*") if re.fullmatch(r"(table|images_\d+)\.js", p.name)]
@@ -106,19 +163,9 @@ def remove_page_files(folder: Path, kept: Collection[str] = ()) -> None:
     for path in page_files(folder):
         if path.name not in kept:
             path.unlink(missing_ok=True)
-    files = folder / FILES
-    if files.is_dir():
-        delete_abandoned(files)
-        if not any(files.iterdir()):
-            files.rmdir()
-
-
-def figure_url(run: Run, name: str, is_small: bool) -> str | None:
-    """Of a figure that is pooled over images; None where it is not drawn."""
-    path = Path(ANALYSIS, f"{name}.png")
-    if not (run.folder / path).is_file():
-        return None
-    return data_url((run.folder / path).read_bytes(), "image/png") if is_small else path.as_posix()
+    delete_abandoned(folder / FILES)
+    with suppress(OSError):
+        (folder / FILES).rmdir()
 
 
 # ---------------------------------------------------------------- what the page shows of images
@@ -129,14 +176,12 @@ def scripts_of(run: Run, models: Sequence[str], is_small: bool) -> Iterator[tupl
     and at the end the table of all.
     """
     rows, classes, measures = [], {}, []
-    budget = min(LARGEST_SHARE, PICTURES_BUDGET // len(run.records)) if is_small else None
     with tqdm(total=len(run.records), desc="page", unit="image", delay=1, leave=False) as bar:
         rows_of_images = run.rows
         for number, start in enumerate(range(0, len(run.records), EACH)):
-            images = []
-            for record, row in zip(run.records[start : start + EACH], rows_of_images):
-                images.append(describe(run, record, row, models, budget))
-                bar.update(1)
+            some = zip(run.records[start : start + EACH], rows_of_images)
+            images = [describe(run, record, row, models, is_small) for record, row in some]
+            bar.update(len(images))
             measures = measures or [name for name, _ in images[0]["quality"]]
             rows += [script_json(table_row(image, classes, measures)) for image in images]
             details = [{key: image[key] for key in DETAILS} for image in images]
@@ -147,13 +192,13 @@ def scripts_of(run: Run, models: Sequence[str], is_small: bool) -> Iterator[tupl
     yield "table.js", f"report.table({script_json(head)}, [\n{lines}\n]);\n"
 
 
-def describe(run: Run, record: ImageRecord, row: dict, models: Sequence[str], budget: int | None) -> dict:
+def describe(run: Run, record: ImageRecord, row: dict, models: Sequence[str], is_small: bool) -> dict:
     """All that the page shows of an image, from its row of results.json and its record. What users named is a
     value everywhere, never a key, which would mean something to a script.
 
     Args:
         models: the classifiers whose predictions are shown; of none all.
-        budget: bytes of its pictures, as part of the page; None where the page shows the run's own.
+        is_small: whether its pictures are part of the page, and not the run's own.
     """
     before, after = row["before"], row["after"]
     return {
@@ -164,7 +209,7 @@ def describe(run: Run, record: ImageRecord, row: dict, models: Sequence[str], bu
         "before": deciding(before),
         "after": deciding(after),
         "drop": before["true_confidence"] - after["true_confidence"],
-        "pictures": picture_urls(run, row["index"], budget),
+        "pictures": picture_urls(run, row["index"], is_small),
         "predictions": [
             [model, *(sides.get(side) and in_words(sides[side]) for side in SIDES)]
             for model, sides in row.get("predictions", {}).items()
@@ -175,15 +220,15 @@ def describe(run: Run, record: ImageRecord, row: dict, models: Sequence[str], bu
     }
 
 
-def picture_urls(run: Run, index: int, budget: int | None) -> list[str]:
+def picture_urls(run: Run, index: int, is_small: bool) -> list[str]:
     """Of the clean and the adversarial picture, and of their difference: amplified already where it is part
     of the page.
     """
-    if budget is None:
-        files = (run.layout.file(index, f"{kind}.png") for kind in PICTURES)
-        return [file.relative_to(run.folder).as_posix() for file in files]
-    clean, adversarial = read_pair(run.layout, index)
-    return encode([clean, adversarial, amplified_difference(clean, adversarial)], budget)
+    if is_small:
+        clean, adversarial = read_pair(run.layout, index)
+        return list(map(picture_url, (clean, adversarial, amplified_difference(clean, adversarial))))
+    files = (run.layout.file(index, f"{kind}.png") for kind in PICTURES)
+    return [file.relative_to(run.folder).as_posix() for file in files]
 
 
 def table_row(image: dict, classes: dict[str, int], measures: Sequence[str]) -> list:
@@ -198,34 +243,15 @@ def table_row(image: dict, classes: dict[str, int], measures: Sequence[str]) -> 
     return [image["file"], image["outcome"], *answers, measured, image["pictures"]]
 
 
-def script_json(value: object) -> str:
-    """JSON as a script may hold it, in ASCII and without what could end the script or a comment in it; null
-    for numbers that are not finite.
-    """
-    text = json.dumps(strict(value), separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def strict(value: object) -> object:
-    """For JSON: numbers to five digits, which is more than the page shows, and None for those that are not
-    finite.
-    """
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: strict(each) for key, each in value.items()}
-    return [strict(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
 # ---------------------------------------------------------------- an image's curves
-
-TERMS = list(zip(("attack", "self-attention", "cross-attention"), (PALETTE[0], PALETTE[2], PALETTE[3])))
 
 
 def curves(run: Run, record: ImageRecord) -> list[dict]:
     """Charts of an image over its iterations, for the script to draw: confidence, losses before and after
     their factors, the attention terms' gradients, and weights; and the timesteps' shares of the loss.
     """
+    from diffattack.plotting.figures import PALETTE, timestep_colours  # it takes matplotlib
+
     flip = int(record.fooled.argmax()) + 1 if record.fooled.any() else None
     title = "confidence in the true class" + (f"; fooled at iteration {flip}" if flip else "")
     confidence = chart(title, [record.confidence], highest=1, mark=flip)
@@ -237,12 +263,13 @@ def curves(run: Run, record: ImageRecord) -> list[dict]:
     with np.errstate(divide="ignore", invalid="ignore"):
         gradients = 100 * norms[1:] / norms[0]
     shares = 100 * np.nan_to_num(timestep_shares(record.layer_losses))
+    terms = list(zip(("attack", "self-attention", "cross-attention"), (PALETTE[0], *PALETTE[2:4])))
     timesteps = [("", colour) for colour in timestep_colours(len(shares))]
     return [
         confidence,
-        chart("losses (log)", record.losses[[0, 1, 3]], TERMS),
-        chart("losses times weights and factors (log)", factors * record.losses[[0, 2, 3]], TERMS),
-        chart("gradients, % of the attack's (log)", gradients, TERMS[1:], x=record.gradient_iterations),
+        chart("losses (log)", record.losses[[0, 1, 3]], terms),
+        chart("losses times weights and factors (log)", factors * record.losses[[0, 2, 3]], terms),
+        chart("gradients, % of the attack's (log)", gradients, terms[1:], x=record.gradient_iterations),
         chart("share of each timestep, %", shares[:, None], timesteps, shares.max() or 1, record.timesteps),
         chart("weight of each timestep", record.weights.T, timesteps, highest=1),
     ]

@@ -23,9 +23,8 @@ from diffattack.common.device import Cost, free_memory, measured
 from diffattack.common.errors import AttackError, InputError, NonFiniteLossError, RunError
 from diffattack.common.parallel import run_in_processes, share_cores, this_process
 from diffattack.data.dataset import Item, labels_and_targets
-from diffattack.data.images import read_image, to_pixels, to_tensor, write_image, write_result
+from diffattack.data.images import read_image, read_mask, to_pixels, to_tensor, write_image, write_result
 from diffattack.data.layout import Layout
-from diffattack.data.masks import read_mask
 from diffattack.data.records import write_record
 from diffattack.diffusion.batch import AttackResult
 from diffattack.diffusion.inversion import Inversion

@@ -30,8 +30,7 @@ from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, json_digest, read_configuration, read_record, run_identity
 from diffattack.diffusion.pipeline import loaded_files
 from diffattack.options import Options
-from diffattack.plotting.draw import IMAGE_FIGURES, POOLED_FIGURES
-from diffattack.plotting.run_page import page_files, remove_page_files
+from diffattack.plotting.run_page import FIGURES, IMAGE_FIGURES, page_files, remove_page_files
 
 WRITTEN = ("originImage", "adv_image", "reconstruction")  # pictures that are read again
 OF_IMAGE = (
@@ -287,13 +286,13 @@ def own_files(layout: Layout, model_name: Iterable[str]) -> list[Path]:
             if name in names and index.isdecimal() and int(index) < layout.images:
                 own += [path] if path == where.file(int(index), name) else []
     reports = [folder / name for name in REPORTS if (folder / name).exists()]
-    return [*own, *figures_of(folder), *page_files(folder), *reports]
+    return [*own, *figure_files(folder), *page_files(folder), *reports]
 
 
-def figures_of(folder: Path, more: Iterable[str] = ()) -> Iterator[Path]:
+def figure_files(folder: Path, more: Iterable[str] = ()) -> Iterator[Path]:
     """The figures there are that are of a whole run or comparison."""
     for path in (folder / ANALYSIS).glob("*.p[nd][gf]"):
-        named = path.stem in (*POOLED_FIGURES, "overlay", "tradeoff", *more)
+        named = path.stem in (*FIGURES, "overlay", *more)
         if named or re.fullmatch(r"contact_sheet_[1-9]\d*", path.stem):
             yield path
 

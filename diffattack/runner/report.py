@@ -22,7 +22,6 @@ from diffattack.evaluation.curves import Points, curve_dicts, curve_points
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import cost_dict, cost_rows, deciding, figure_rows, table
 from diffattack.evaluation.warnings import warnings_about_rounding
-from diffattack.plotting.draw import draw_folders
 from diffattack.plotting.run_page import read_results, write_page
 from diffattack.runner.folder import provenance, read_failures, unattempted
 from diffattack.runner.jobs import Job
@@ -66,6 +65,8 @@ def show_run(job: Job, done: Sequence[Item], is_partial: bool) -> None:
     options, folder = job.options, job.layout.folder
     print("\n" + (folder / "log.txt").read_text(encoding="utf-8").split("\n\n", 1)[1].rstrip())
     if done and not is_partial and options.figures != "none":
+        from diffattack.plotting.draw import draw_folders  # it takes matplotlib
+
         run, each = read_run(folder, {item.index for item in done}), options.figures == "all"
         draw_folders([run], named_schedules, each, anew=False, figure_images=options.figure_images)
         write_page(run, read_results(folder))

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from diff_latent_attack import DiffAttack
-from diffattack.attacks.library import load_attack
-from diffattack.attacks.names import OURS, parse_attack
+from diffattack.attacks.library import OURS, load_attack, parse_attack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.checks import check_unchanged
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
@@ -25,12 +24,10 @@ from diffattack.classifiers.registry import load_classifier
 from diffattack.common.device import memory_is_short, resolve_device, resolve_dtype, set_up
 from diffattack.common.errors import InputError, RecordError, note
 from diffattack.common.parallel import check_alone, this_process
-from diffattack.data.class_names import read_class_names
-from diffattack.data.classes import IMAGENET_CLASSES
-from diffattack.data.dataset import PRESETS, Item, labels_and_targets, read_dataset
+from diffattack.data.classes import IMAGENET_CLASSES, read_class_names
+from diffattack.data.dataset import PRESETS, Item, labels_and_targets, masks_of, read_dataset
 from diffattack.data.images import read_image, to_tensor
 from diffattack.data.layout import Layout
-from diffattack.data.masks import masks_of
 from diffattack.data.records import read_configuration
 from diffattack.diffusion.checks import check_prediction_type
 from diffattack.diffusion.inversion import LatentDiffusion
