@@ -3,6 +3,7 @@ photographs; right ones are left alone.
 """
 
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -46,6 +47,10 @@ def looked_at(folder, path, surrogate, base=1, captions=None, limit=None):
     return clean_accuracies(experiment, items[:limit], [surrogate])
 
 
+def right_of_34(accuracy) -> int:
+    return int(re.fullmatch(r".* is right on (\d+) of 34 clean images", accuracy.description)[1])
+
+
 def file_of(tmp_path, labels) -> Path:
     path = tmp_path / "labels.txt"
     path.write_text("\n".join(map(str, labels)))
@@ -54,7 +59,7 @@ def file_of(tmp_path, labels) -> Path:
 
 def test_right_labels_are_counted(photos, surrogate, tmp_path, capsys):
     (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), surrogate)
-    assert accuracy.images == 34 and accuracy.right >= 28 and not accuracy.doubt
+    assert right_of_34(accuracy) >= 28 and not accuracy.doubt
     check_labels([accuracy], trusted=False)
     assert "is right on" in capsys.readouterr().err
 
@@ -125,7 +130,7 @@ def test_the_order_of_the_development_kit_is_read_where_it_is_given(photos, surr
     ]
     kit.write_text("\n".join(rows) + "\n")
     (accuracy,) = looked_at(photos[0], file_of(tmp_path, of_the_kit(photos[1])), surrogate, captions=kit)
-    assert accuracy.right >= 28 and not accuracy.doubt
+    assert right_of_34(accuracy) >= 28 and not accuracy.doubt
     (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), surrogate, captions=kit)
     assert accuracy.is_certain and accuracy.doubt.endswith("leave --captions out")
 

@@ -210,7 +210,7 @@ def test_every_printed_line_says_that_it_was_not_run_here_and_where_it_is_from()
     for row in rows[1:]:
         line = dict(zip(rows[0], row))
         assert line[""] == "not run here" and line["images"] == "1000"
-        assert " over all images" in line["a rate is"] and line["source"] and line["surrogate"] in surrogates
+        assert " over all images" in line["convention"] and line["source"] and line["surrogate"] in surrogates
     text = as_text([(title, rows)], [PUBLISHED_REMARK])
     assert "34.954" in text and "0.675" in text
     assert (

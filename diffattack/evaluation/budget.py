@@ -60,11 +60,12 @@ class Budget:
 
         Of an SSIM it is read off the pictures, since 1 - SSIM grows like the square of the distance.
         """
-        guess = torch.full((len(clean),), self.largest_distance(clean)).to(clean)
-        if self.measure != "ssim":
-            return guess
-        lost, distance = 1 - ssim(clean, images), (images - clean).flatten(1).norm(dim=1)
-        return torch.where(lost > 1e-5, distance * ((1 - self.value) / lost.clamp(min=1e-5)).sqrt(), guess)
+        guess, share = (
+            torch.full((len(clean),), self.largest_distance(clean)).to(clean),
+            self.share(clean, images),
+        )
+        known = (share > 0.02) & (self.measure == "ssim")
+        return torch.where(known, (images - clean).flatten(1).norm(dim=1) / share, guess)
 
     def hold(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` with their change scaled back as far as is needed; the factor has no

@@ -101,22 +101,19 @@ def compare_metrics(modes: Mapping[str, Mapping[str, Quality]]) -> list[dict]:
     """The lines that all modes have, as JSON has them, and the differences to the first mode where pairs of
     images give one, corrected by Holm over all.
     """
-    first, *others = modes
-    lines = []
+    (first, *others), lines = modes, []
     for name in [name for name in modes[first] if all(name in metrics for metrics in modes.values())]:
         figures = {mode: metrics[name] for mode, metrics in modes.items()}
-        figure, rate = figures[first], figures[first].adversarial
-        pairs = {} if figure.by_image is None or (rate.is_share and math.isnan(rate.value)) else figures
-        differences = {
-            m: paired(figure.by_image, pairs[m].by_image, rate.count is not None)
-            for m in others
-            if m in pairs
-        }
+        figure, rate, differences = figures[first], figures[first].adversarial, dict.fromkeys(modes)
+        if figure.by_image is not None and not (rate.is_share and math.isnan(rate.value)):
+            for mode in others:
+                by_image = figure.by_image, figures[mode].by_image
+                differences[mode] = paired(*by_image, yes_or_no=rate.count is not None)
         lines.append(
             {
                 "name": name,
                 "values": {mode: one.adversarial for mode, one in figures.items()},
-                "differences": {mode: differences.get(mode) for mode in modes},
+                "differences": differences,
                 "note": figure.note,
                 "reconstructed": figure.reconstructed,
             }

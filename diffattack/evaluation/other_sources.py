@@ -28,15 +28,7 @@ PUBLISHED_REMARK = (
     f"surrogate is matched by its architecture, and its weights may differ from the paper's; what is not "
     f"seen in the source is quoted from elsewhere"
 )
-# columns that say how a figure came about, and how a table calls them
-DETAILS = {
-    "images": "images",
-    "side": "side",
-    "convention": "a rate is",
-    "checked": "seen in the source",
-    "notes": "notes",
-    "weights": "weights",
-}
+DETAILS = ("images", "side", "convention", "checked", "notes", "weights")  # how a figure came about
 NUMBERS = ("year", "images", "side")
 CHOICES = ("left", "right", "neither")
 COLUMNS = ("trial", "choice", "seconds")  # of what the page saves
@@ -120,7 +112,7 @@ def published_section(figures: Sequence[dict], surrogates: Sequence[str]) -> tup
     for one in figures:
         source = f"{one['paper']}, {one['table']}, surrogate {one['surrogate']}"
         by_attack.setdefault((one["name"], source, one["attack"]), []).append(one)
-    rows = [["surrogate", "source", "attack", "", "figures", *DETAILS.values()]]
+    rows = [["surrogate", "source", "attack", "", "figures", *DETAILS]]
     for key, found in by_attack.items():
         told = "; ".join(f"{one['measure']} {one['judge']}".rstrip() + f" {one['value']:g}" for one in found)
         details = (dict.fromkeys(str(one[name]) for one in found) for name in DETAILS)

@@ -195,7 +195,7 @@ class Evaluation:
     @property
     def legend_of_classifiers(self) -> list[str]:
         has_draws = any(result.draws for result in self.classifiers)
-        return [DRAWS_LEGEND] * has_draws + legend_of_head(self.classifiers[0].head)
+        return [DRAWS_LEGEND] * has_draws + legend_of_head(self.classifiers[0].head.threshold)
 
 
 # ---------------------------------------------------------------- from what was found of each image

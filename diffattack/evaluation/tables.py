@@ -6,14 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffattack.evaluation.statistics import mean_over_images
-
-if TYPE_CHECKING:
-    from diffattack.classifiers.heads import Head
 
 Sections = Sequence[tuple[str, list[list[str]]]]
 
@@ -106,14 +102,14 @@ MEASURES = {
 }
 
 
-def legend_of_head(head: Head) -> list[str]:
-    """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid."""
+def legend_of_head(threshold: float | None) -> list[str]:
+    """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid and has a threshold."""
     line = (
-        f"right: at least one of an image's true classes has a probability above {head.threshold}, and "
+        f"right: at least one of an image's true classes has a probability above {threshold}, and "
         f"before the attack not the target, if it has one; fooled: none of them has, or the target has; mAP: "
         f"the mean average precision over the classes that some image shows"
     )
-    return [] if head.threshold is None else [line]
+    return [] if threshold is None else [line]
 
 
 def legend(rows: Iterable[str]) -> list[str]:

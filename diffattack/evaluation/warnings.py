@@ -127,8 +127,6 @@ class CleanAccuracy(NamedTuple):
     """Of how many clean pictures a classifier predicts a true class, and what is doubtful about that."""
 
     description: str
-    right: int
-    images: int
     doubt: str = ""
     is_certain: bool = False  # that the labels are wrong
 
@@ -198,7 +196,7 @@ def clean_accuracy(
     predicted, images, chance, found = predictions["label"], len(predictions), 1 / classes, []
     own = (predicted[:, None] == labels).any(1)
     right = int((predictions["true_confidence"] > head.threshold).sum() if head.threshold else own.sum())
-    accuracy = CleanAccuracy(f"{name} is right on {right} of {images} clean images", right, images)
+    accuracy = CleanAccuracy(f"{name} is right on {right} of {images} clean images")
     for advice, other in others.items():
         theirs, apart = (predicted[:, None] == other).any(1), (other != labels).any(1)
         error = scipy.stats.binom.sf(theirs[apart].sum() - 1, apart.sum(), max(MISTAKES, chance))
