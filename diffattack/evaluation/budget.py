@@ -60,10 +60,8 @@ class Budget:
 
         Of an SSIM it is read off the pictures, since 1 - SSIM grows like the square of the distance.
         """
-        guess, share = (
-            torch.full((len(clean),), self.largest_distance(clean)).to(clean),
-            self.share(clean, images),
-        )
+        guess = torch.full((len(clean),), self.largest_distance(clean)).to(clean)
+        share = self.share(clean, images)
         known = (share > 0.02) & (self.measure == "ssim")
         return torch.where(known, (images - clean).flatten(1).norm(dim=1) / share, guess)
 

@@ -103,11 +103,11 @@ MEASURES = {
 
 
 def legend_of_head(threshold: float | None) -> list[str]:
-    """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid and has a threshold."""
+    """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid."""
     line = (
-        f"right: at least one of an image's true classes has a probability above {threshold}, and "
-        f"before the attack not the target, if it has one; fooled: none of them has, or the target has; mAP: "
-        f"the mean average precision over the classes that some image shows"
+        f"right: at least one of an image's true classes has a probability above {threshold}, and before the "
+        f"attack not the target, if it has one; fooled: none of them has, or the target has; mAP: the mean "
+        f"average precision over the classes that some image shows"
     )
     return [] if threshold is None else [line]
 
