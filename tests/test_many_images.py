@@ -16,8 +16,7 @@ from test_processes import TWO_PROCESSES, rank_of
 from diffattack.data import layout
 from diffattack.data.layout import Layout
 from diffattack.data.records import read_run
-from diffattack.evaluation import judges
-from diffattack.runner import jobs
+from diffattack.runner import jobs, judge
 
 JUDGED = ["--transfer_models", "efficientnet_lite1"]
 
@@ -38,13 +37,13 @@ def command_of(data: Path, quick: str, out: Path, *extra: str) -> list[str]:
 
 def judged_anew(monkeypatch) -> list[str]:
     """The classifiers that are asked from now on, once for all images that are judged together."""
-    asked, original = [], judges.judge_by
+    asked, original = [], judge.judge
 
-    def counting(of, name, *arguments):
-        asked.append(name)
-        return original(of, name, *arguments)
+    def counting(judges, pictures):
+        asked.extend(judges.names)
+        return original(judges, pictures)
 
-    monkeypatch.setattr(judges, "judge_by", counting)
+    monkeypatch.setattr(judge, "judge", counting)
     return asked
 
 
