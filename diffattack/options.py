@@ -39,7 +39,7 @@ from diffattack.data.records import read_configuration
 from diffattack.data.sample import FIGURE_IMAGES
 from diffattack.diffusion.inversion import PREDICTION_TYPES
 from diffattack.diffusion.pipeline import Lora, parse_lora
-from diffattack.evaluation.budget import Budget, budget_or_none, parse_budget
+from diffattack.evaluation.budget import Budget, parse_budget
 from timestep_weights import SCHEDULES, STUDY_ITERATIONS, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
 # a number or none; and what no image depends on, so that a run may go on with another value
@@ -224,7 +224,7 @@ class AttackOptions(WeightOptions):
         "psnr=36.5",
         "of each written picture: psnr=DB, ssim=S or l2=D; or none",
         "MEASURE=VALUE",
-        budget_or_none,
+        parse=lambda text: None if text.lower() == "none" else text,
     )
     attack_through: tuple[str, ...] | None = flag(
         None, "defences that the gradient goes through (default: resize:0.9)", "DEFENCES", names

@@ -101,7 +101,7 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
     attacks = {
         name: StructureOnceFooled(
             pipeline,
-            judges[SURROGATE],
+            judges.classifier(SURROGATE),
             weight_mode="uniform" if name in ("none", "uniform") else "fixed",
             weight_schedule="learned" if name in ("none", "uniform") else name,
             **OPTIONS,

@@ -11,19 +11,23 @@ from conftest import classifier_result, done, flags, pictures, run, start, wait_
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
+from diffattack.data.summaries import loss_sums
 from diffattack.evaluation.comparison import sentence, transfer_shares
 from diffattack.evaluation.results import Evaluation, transfer_mean
 from diffattack.evaluation.statistics import (
     Difference,
     Estimate,
     holm,
-    mcnemar,
     paired,
     paired_permutation,
     smallest_success_difference,
 )
 from diffattack.evaluation.tables import latex
-from diffattack.evaluation.weights import loss_shares
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    return paired(first.astype(float), second.astype(float), yes_or_no=True).p
+
 
 COMPARE = [sys.executable, "compare.py"]
 
@@ -86,11 +90,9 @@ def test_transfer_shares_average_to_the_transfer_mean():
 def test_shares_add_up():
     losses = np.zeros((3, 2, 2))  # in iteration 1 all are zero
     losses[1:] = [[1, 3], [2, 4]]  # timestep by layer
-    shares = loss_shares(losses[None])
-    assert shares["timesteps, all layers"].tolist() == [[0.4, 0.6]]
-    assert shares["timesteps, first layer"][0] == pytest.approx([1 / 3, 2 / 3]) and shares[
-        "layers"
-    ].tolist() == [[0.3, 0.7]]
+    sums = loss_sums(losses[None])
+    assert sums.timestep_shares.tolist() == [[0.4, 0.6]] and sums.layer_shares.tolist() == [[0.3, 0.7]]
+    assert sums.first_layer_shares[0] == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_the_sentence_says_what_was_found_and_what_could_not_have_been():

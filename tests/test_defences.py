@@ -221,7 +221,7 @@ def test_defended_rows_stand_below_their_network_and_outside_the_mean():
         ["c@bits:4", "defended"],
         ["mean", "transfer"],
     ]
-    assert evaluation.transfer_success.value == 0.5  # of b alone
+    assert evaluation.transfer_figures["success"].value == 0.5  # of b alone
     assert "look stronger than they are" in "\n".join(evaluation.lines())
 
 

@@ -7,9 +7,9 @@ from conftest import TinyClassifier
 
 from diffattack.evaluation import metrics
 from diffattack.evaluation.metrics import (
-    ClassifierFeatures,
     frechet_distance,
     kernel_distance,
+    last_features,
     quality_of,
 )
 
@@ -50,7 +50,7 @@ def test_frechet_distance_of_two_gaussians(monkeypatch, dimension):
 
 def test_features_are_what_the_last_linear_layer_sees():
     classifier = TinyClassifier().eval()
-    features = ClassifierFeatures(classifier)
+    features = last_features(classifier)
     x = torch.rand(2, 3, 32, 32)
     assert torch.allclose(5 * classifier.layers[-1](features(x)), classifier(x))
 

@@ -55,7 +55,7 @@ def drawn(after=AFTER) -> ClassifierResult:
     ],
 )
 def test_rules_are_what_one_counts_by_hand(rule, before, after, success, of_all):
-    figures = drawn().figures(rule)
+    figures = drawn().figures[rule]
     assert figures["accuracy_before"].value == pytest.approx(before)
     assert figures["accuracy_after"].value == pytest.approx(after)
     assert figures["success"].value == pytest.approx(success)
@@ -68,7 +68,7 @@ def test_a_target_and_a_reconstruction_are_judged_draw_by_draw():
         classifier_result([0, 0], [0, 0], after, reconstructed, targets=[7, 7])
         for after, reconstructed in (([7, 1], [0, 0]), ([1, 7], [0, 4]))
     ]
-    figures = over(draws).figures("worst")
+    figures = over(draws).figures["worst"]
     assert figures["success"].count == 2  # each in the draw that says 7
     assert figures["success_of_attack_alone"].count == 1  # the other's reconstruction failed in that draw
     assert figures["accuracy_reconstructed"].count == 1
@@ -80,7 +80,7 @@ def test_worst_is_never_less_than_mean():
         before, after = random.integers(0, 3, (2, 4, 30))
         labels = np.zeros(30, int)
         found = over([classifier_result(labels, b, a) for b, a in zip(before, after)])
-        worst, mean = (found.figures(rule) for rule in ("worst", "mean"))
+        worst, mean = (found.figures[rule] for rule in ("worst", "mean"))
         assert worst["success"].value >= mean["success"].value
         assert worst["accuracy_after"].value <= mean["accuracy_after"].value
 

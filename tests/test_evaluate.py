@@ -14,7 +14,7 @@ from diffattack.evaluation import statistics
 from diffattack.evaluation.judges import Judges, judge
 from diffattack.evaluation.metrics import psnr, visibility
 from diffattack.evaluation.results import Evaluation, evaluation_of, transfer_mean
-from diffattack.evaluation.statistics import Estimate, mean_over_images, resampled, share
+from diffattack.evaluation.statistics import Estimate, mean_over_images, means_over_images, share
 from diffattack.evaluation.warnings import (
     has_gradient,
     warnings_about_gradients,
@@ -61,7 +61,7 @@ def test_bootstrap_of_a_mean_is_as_wide_as_its_standard_error_says():
 def test_intervals_of_means_are_those_of_scipys_bootstrap(monkeypatch, block):
     monkeypatch.setattr(statistics, "BLOCK", block)
     values = np.random.default_rng(3).normal(size=(3, 57)) ** 2
-    for row, estimate in zip(values, resampled(values)):
+    for row, estimate in zip(values, means_over_images(dict(enumerate(values))).values()):
         expected = bootstrap(
             (np.arange(57),),
             lambda chosen, axis, row=row: row[chosen].mean(-1),
@@ -75,11 +75,13 @@ def test_intervals_of_means_are_those_of_scipys_bootstrap(monkeypatch, block):
         assert (estimate.low, estimate.high) == pytest.approx(tuple(expected), rel=1e-12)
 
 
-def test_a_figure_that_is_infinite_or_of_nothing_has_no_interval():
-    finite, infinite = resampled(np.array([[1.0, 2.0, 3.0], [1.0, np.inf, 3.0]]))
-    assert np.isfinite([finite.low, finite.high]).all() and infinite.value == np.inf
-    assert np.isnan([infinite.low, infinite.high]).all()
-    assert np.isnan(mean_over_images(np.zeros(0)).value)
+def test_what_is_not_finite_is_in_no_mean_and_one_image_or_none_has_no_interval():
+    values = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([1.0, np.inf, 3.0])}
+    assert means_over_images(values) == {name: mean_over_images(each) for name, each in values.items()}
+    assert mean_over_images(values["b"]) == mean_over_images(np.array([1.0, 3.0]))
+    for few in ([7.0, np.nan], []):
+        found = mean_over_images(np.array(few))
+        assert np.isnan([found.low, found.high]).all() and np.isnan(found.value) != bool(few)
 
 
 # ---------------------------------------------------------------- success
@@ -92,7 +94,7 @@ def test_rates_on_a_table_made_by_hand():
     r = classifier_result(
         [3] * 6, before=[7, 3, 3, 3, 8, 3], reconstructed=[7, 3, 5, 3, 3, 3], after=[7, 5, 5, 3, 3, 9]
     )
-    figures = r.figures()
+    figures = r.figures[None]
     assert [figures[f"accuracy_{side}"].count for side in ("before", "reconstructed", "after")] == [4, 4, 2]
     assert (r.success.count, r.success.total) == (3, 4)
     alone, of_all = figures["success_of_attack_alone"], figures["success_of_all"]
@@ -130,12 +132,12 @@ def test_several_labels_and_targets():
     """Images of classes 3 and 4, of 5 alone twice, the last two with the targets 7 and 8."""
     several = [[3, 4], [5, -1], [5, -1]]
     r = classifier_result(several, before=[4, 5, 5], after=[3, 6, 7])
-    assert r.correct_before.all() and r.fooled.tolist() == [False, True, True]
+    assert r.counts[None]["success"][0].all() and r.counts[None]["success"][1].tolist() == [False, True, True]
     r = classifier_result(
         several, before=[4, 5, 5], after=[9, 6, 8], reconstructed=[4, 7, 5], targets=[-1, 7, 8]
     )
-    assert r.fooled.tolist() == [True, False, True]
-    assert r.counts("success_of_reconstruction")[1].tolist() == [False, True, False]
+    assert r.counts[None]["success"][1].tolist() == [True, False, True]
+    assert r.counts[None]["success_of_reconstruction"][1].tolist() == [False, True, False]
 
 
 def test_all_surrogates_at_once():
@@ -148,9 +150,9 @@ def test_all_surrogates_at_once():
     assert (joint.count, joint.total) == (1, 3)
     rows = evaluation.tables()[0]
     assert (
-        [row[1] for row in rows[1:]] == ["surrogate", "surrogate", "surrogate", "transfer", "transfer"]
-        and rows[3][0] == "all at once"
-        and rows[3][4].startswith("1/3")
+        [row[1] for row in rows[1:]] == ["surrogate", "surrogate", "transfer", "surrogate", "transfer"]
+        and rows[4][0] == "all at once"
+        and rows[4][4].startswith("1/3")
     )
 
 
@@ -278,8 +280,8 @@ def test_the_surrogate_is_never_a_transfer_classifier():
     assert [c.name for c in found.classifiers] == ["s", "t"] and any(
         "s is a surrogate" in warning for warning in found.warnings
     )
-    assert found.transfer_success == transfer_mean(found.classifiers[1:]) or np.isnan(
-        found.transfer_success.value
+    assert found.transfer_figures["success"] == transfer_mean(found.classifiers[1:]) or np.isnan(
+        found.transfer_figures["success"].value
     )
     assert (
         isinstance(found.classifiers[0].success, Estimate)

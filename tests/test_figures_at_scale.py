@@ -19,7 +19,6 @@ from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, AttackRecord, read_run, run_identity, write_record
 from diffattack.data.sample import DRAWN, LEAST, MOST, choose
 from diffattack.data.summaries import summary_of, timestep_rows, timestep_shares
-from diffattack.evaluation.weights import loss_shares
 from diffattack.plotting.draw import (
     delete_others,
     draw_contact_sheets,
@@ -206,11 +205,12 @@ def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
     np.testing.assert_allclose(found.reference_squares, stacked("reference_squares"))
     assert found.psnr.tolist() == [record.row["psnr"] for record in records]
     assert found.indices.tolist() == [record.index for record in records]
-    shares = loss_shares(found.structure)
-    np.testing.assert_allclose(shares["timesteps, all layers"], timestep_shares(losses), **close)
-    np.testing.assert_allclose(shares["timesteps, first layer"], timestep_shares(losses[..., :1]), **close)
+    np.testing.assert_allclose(found.structure.timestep_shares, timestep_shares(losses), **close)
+    np.testing.assert_allclose(found.structure.first_layer_shares, timestep_shares(losses[..., :1]), **close)
     by_layer = losses.sum((1, 2), dtype=np.float64)
-    np.testing.assert_allclose(shares["layers"], by_layer / by_layer.sum(-1, keepdims=True), **close)
+    np.testing.assert_allclose(
+        found.structure.layer_shares, by_layer / by_layer.sum(-1, keepdims=True), **close
+    )
     assert timestep_rows(found.structure, TIMESTEPS) == timestep_rows(losses, TIMESTEPS)
     first = [record.fooled.argmax() + 1.0 if record.fooled.any() else np.nan for record in records]
     np.testing.assert_array_equal(run.first_fooled[0], first)

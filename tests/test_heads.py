@@ -231,12 +231,12 @@ def test_an_image_that_shows_the_target_already_is_not_counted():
     after = predictions([(0, 0.9, 0.9, 0.8), (0, 0.9, 0.9, 0.9), (0, 0.9, 0.1, 0.9)])
     sides = np.stack([before, after], 1)[:, None]
     result = ClassifierResult("m", np.array([0, 0, 0]), sides, np.array([1, 1, 1]), SIGMOID)
-    assert result.correct_before.tolist() == [True, False, False]
-    assert result.fooled.tolist() == [True, False, False]
+    assert result.counts[None]["success"][0].tolist() == [True, False, False]
+    assert result.counts[None]["success"][1].tolist() == [True, False, False]
     counts = [result.rate(name).count for name in ("success_of_all", "accuracy_before", "accuracy_after")]
     assert counts == [3, 2, 2]
     untargeted = classifier_result([1, 2], before=[1, 2], after=[1, 3])
-    assert untargeted.head is SOFTMAX and untargeted.fooled.tolist() == [False, True]
+    assert untargeted.head is SOFTMAX and untargeted.counts[None]["success"][1].tolist() == [False, True]
 
 
 def test_average_precision_is_torchmetrics_without_the_classes_that_no_image_shows():

@@ -21,7 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from diffattack.common.errors import InputError
 from diffattack.data.images import read_pair, write_image
 from diffattack.data.records import Records, Run, read_run
-from diffattack.evaluation.human_study import judging_section, read_study
+from diffattack.evaluation.other_sources import judging_section, read_study
 from diffattack.evaluation.tables import as_text
 from diffattack.plotting.comparison_pages import (
     most_and_least_visible,
@@ -273,10 +273,10 @@ KEY = {"attacks": ["a", "b"], "trials": {"k1": {"image": "x.png", "left": "a", "
 @pytest.mark.parametrize(
     "content, line, message",
     [
-        (b"", 1, "holds no choice"),
-        (b"trial;choice;seconds\nk1;left;2\n", 2, "trial 'None', choice 'None'; expected trials"),
-        (b"trial,choice,seconds\n", 1, "holds no choice"),
-        (b"trial,choice,seconds\nk2,left,2\n", 2, "trial 'k2', choice 'left'; expected trials of this"),
+        (b"", 1, "holds no row"),
+        (b"trial;choice;seconds\nk1;left;2\n", 2, "trial 'None', choice 'None'; expected a file"),
+        (b"trial,choice,seconds\n", 1, "holds no row"),
+        (b"trial,choice,seconds\nk2,left,2\n", 2, "trial 'k2', choice 'left'; expected a file"),
         (b"trial,choice,seconds\nk1,left,2\n\nk1,left,2\n", 4, "each once"),
         (b"trial,choice,seconds\nk1,both,2\n", 2, "choice 'both'; expected"),
         (b"trial,choice,seconds\nk1,l\xe9ft,2\n", 1, "'utf-8' codec"),

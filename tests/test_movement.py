@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffattack.data.summaries import LossSums
-from diffattack.evaluation.weights import (
+from diffattack.evaluation.comparison import (
     lines_about_equal_losses,
     lines_about_weights,
     towards,

@@ -8,7 +8,7 @@ import pytest
 
 from diffattack.classifiers.registry import ALIASES
 from diffattack.common.errors import ClassifierError, InputError
-from diffattack.evaluation.published import (
+from diffattack.evaluation.other_sources import (
     PUBLISHED,
     PUBLISHED_REMARK,
     published,
@@ -24,7 +24,7 @@ JUDGES = "VGG16 MobileNetV2 InceptionV3 ViT PiT Visformer Swin AT HGD RS NRP Dif
 
 def value(paper, attack, model_name, column) -> float:
     (found,) = (
-        float(figure["value"])
+        figure["value"]
         for figure in FIGURES
         if [figure[name] for name in ("paper", "attack", "model_name", "measure", "judge")]
         == [paper, attack, model_name, *column]
@@ -112,12 +112,12 @@ def test_the_forks_means_are_those_of_its_ten_black_boxes():
     logs = {
         (figure["attack"], figure["model_name"]): []
         for figure in FIGURES
-        if figure["paper"] == "timestep-weighting study" and figure["checked"] == "yes"
+        if figure["paper"] == "timestep-weighting study" and figure["checked"]
     }
     assert len(logs) == 3
     for figure in FIGURES:
         if figure["measure"] == "accuracy after attack %" and figure["judge"] != "white-box":
-            logs[figure["attack"], figure["model_name"]].append(float(figure["value"]))
+            logs[figure["attack"], figure["model_name"]].append(figure["value"])
     for (attack, model_name), values in logs.items():
         mean = value("timestep-weighting study", attack, model_name, MEAN)
         assert len(values) == 10 and abs(sum(values) / 10 - mean) < 0.0501
@@ -140,13 +140,13 @@ def test_every_figure_says_where_it_is_from_and_what_it_is_a_share_of():
     assert len(keys) == len(FIGURES)  # none is there twice
     for figure in FIGURES:
         assert figure["paper"] and figure["table"] and figure["convention"] in CONVENTIONS
-        assert figure["images"] == "1000" and figure["side"] == "224" and figure["checked"] in ("yes", "no")
+        assert figure["images"] == 1000 and figure["side"] == 224
         assert figure["measure"].endswith("%") == (figure["convention"] != "no rate")
-        assert not figure["measure"].endswith("%") or 0 <= float(figure["value"]) <= 100
+        assert not figure["measure"].endswith("%") or 0 <= figure["value"] <= 100
         assert not figure["arxiv"] or re.fullmatch(r"[0-9]{4}\.[0-9]{5}", figure["arxiv"])
         assert figure["model_name"] in ALIASES or figure["model_name"].startswith("timm:")
     # two of which no source was at hand
-    assert {figure["paper"] for figure in FIGURES if figure["checked"] == "no"} == {
+    assert {figure["paper"] for figure in FIGURES if not figure["checked"]} == {
         "Chen et al.",
         "timestep-weighting study",
     }

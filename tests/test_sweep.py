@@ -12,8 +12,12 @@ from test_compare import COMPARE
 
 from diffattack.data.records import read_run
 from diffattack.data.summaries import summary_of
-from diffattack.evaluation.comparison import parse_sweep
-from diffattack.evaluation.curves import compare_curves, difference_at_equal_visibility, transfer_scores
+from diffattack.evaluation.curves import (
+    compare_curves,
+    difference_at_equal_visibility,
+    parse_sweep,
+    transfer_scores,
+)
 from diffattack.evaluation.metrics import Quality
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import Estimate
@@ -86,7 +90,7 @@ def test_scores_count_the_classifiers_that_were_right_before():
         ("weight_mode=uniform,fixed", "no flag of the attack that takes a number"),
         ("structure_share", "no values of structure_share"),
         ("structure_share=0,much", "no values of structure_share"),
-        ("structure_share=0,-1", "structure_share is -1; expected a finite number, not below 0"),
+        ("structure_share=0,-1", "structure_share is -1.0; expected a finite number, not below 0"),
         ("iterations=1.5,2", "no values of iterations"),
         ("structure_share=1", "at least two values"),
         ("structure_share=1,1", "none of them twice"),

@@ -1,10 +1,8 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from diffattack.evaluation.weights import effective_timesteps
 from timestep_weights import (
     ADAPTIVE_RULES,
     SCHEDULES,
@@ -75,16 +73,6 @@ def test_network_can_move_all_weight_to_any_timestep(smallest):
         (network() @ losses.double()).backward()
         optimizer.step()
     assert network()[smallest] > 0.95
-
-
-def test_effective_timesteps_is_the_exponential_of_the_entropy():
-    assert effective_timesteps(torch.full((5,), 0.2)) == pytest.approx(5)
-    assert effective_timesteps(torch.tensor([0.0, 1.0, 0.0])) == pytest.approx(1)
-    assert effective_timesteps(torch.tensor([0.5, 0.5, 0.0])) == pytest.approx(2)
-    weights = np.array(SCHEDULES["learned"])
-    assert effective_timesteps(torch.tensor(weights)) == pytest.approx(
-        np.exp(-(weights * np.log(weights)).sum())
-    )
 
 
 def moved_by(pace: Pace, iterations: int) -> torch.Tensor:

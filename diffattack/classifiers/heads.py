@@ -103,14 +103,14 @@ class Head:
         return self.margin(logits, labels, targets) > 0
 
     def sees(self, predicted: np.ndarray, classes: np.ndarray, confidences: np.ndarray) -> np.ndarray:
-        """Whether answers say one of `classes` `(B, L)`, -1 for none: `(B,)`.
+        """Whether answers say one of `classes` `(..., L)`, -1 for none: `(...)`.
 
         Args:
-            predicted: the class of the largest logit, `(B,)`.
-            confidences: how sure the classifier is of these classes, `(B,)`, as `confidence` has it.
+            predicted: the class of the largest logit, `(...)`.
+            confidences: how sure the classifier is of these classes, `(...)`, as `confidence` has it.
         """
         if self.threshold is None:
-            return (predicted[:, None] == classes).any(1)
+            return (predicted[..., None] == classes).any(-1)
         return confidences > self.threshold
 
 

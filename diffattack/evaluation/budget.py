@@ -7,7 +7,6 @@ budget.hold(clean, images)           # the same, each within the budget, also in
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ class Budget:
         """Images `(B, 3, H, W)` with their change scaled back as far as is needed; the factor has no
         gradient.
         """
-        return clean + self.factor(clean, images.detach()).view(-1, 1, 1, 1) * (images - clean)
+        return part_of(clean, images, self.factor(clean, images.detach()))
 
     def factor(self, clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """The largest factor `(B,)` up to 1 of the change with which each picture is within it, to a part in
@@ -79,11 +78,10 @@ class Budget:
         """
 
         def holds(factor: torch.Tensor) -> torch.Tensor:
-            return self.fits(clean, clean + factor.view(-1, 1, 1, 1) * (images - clean))
+            return self.fits(clean, part_of(clean, images, factor))
 
-        inside, outside = torch.zeros(len(clean)).to(clean), torch.ones(len(clean)).to(clean)
         fits = self.fits(clean, images)
-        inside[fits] = 1.0
+        inside, outside = fits.to(clean), torch.ones(len(clean)).to(clean)
         if fits.all():
             return inside
         if self.measure != "ssim":  # but for rounding it is known, and that is little unless the budget is
@@ -114,12 +112,14 @@ def least_change(
     Args:
         reaches: whether each of some images does, `(B,)`.
     """
-
-    def part(factor: torch.Tensor) -> torch.Tensor:
-        return clean + factor.view(-1, 1, 1, 1) * (images - clean)
-
     none, whole = torch.zeros(len(clean)).to(clean), torch.ones(len(clean)).to(clean)
-    return part(halved(whole, none, lambda factor: reaches(part(factor))))
+    least = halved(whole, none, lambda factor: reaches(part_of(clean, images, factor)))
+    return part_of(clean, images, least)
+
+
+def part_of(clean: torch.Tensor, images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Images `(B, 3, H, W)` with a part `(B,)` of their change."""
+    return clean + factor.view(-1, 1, 1, 1) * (images - clean)
 
 
 MEASURES = {"psnr": math.inf, "ssim": 1, "l2": math.inf}  # with what a value is below; all are above 0
@@ -151,13 +151,3 @@ def ssim(clean: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return structural_similarity_index_measure(
         images.float(), clean.float(), data_range=1.0, reduction="none"
     ).view(-1)
-
-
-def budget_or_none(text: str) -> str | None:
-    """What a flag says, as `str` of the budget that it is."""
-    if text.lower() == "none":
-        return None
-    try:
-        return str(parse_budget(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,32 +1,38 @@
 """Curves of success and transfer over visibility, and what two attacks differ by at equal visibility.
 
 A curve's points are evaluations of one attack: after several of its iterations (`--judge_at`), with parts of
-their change, or at several values of a flag (`--sweep`).
+their change, or at several values of a flag (`--sweep`). An attack that changes the picture less also fools
+less, so that two of them at one setting say little of which is better: each gives a curve for each image, and
+the curves of two are compared where both reach.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from diffattack.classifiers.heads import head_named
+from diffattack.common.flags import number_or_none
 from diffattack.data.dataset import Item, labels_and_targets, labels_of
 from diffattack.data.images import Pictures
 from diffattack.data.records import Run
 from diffattack.evaluation.judges import Judges, batch_on
-from diffattack.evaluation.metrics import Quality, visibility
-from diffattack.evaluation.predictions import PREDICTION, ClassifierResult, predict
+from diffattack.evaluation.metrics import means_of, visibility
+from diffattack.evaluation.predictions import ClassifierResult, predict
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import Estimate, correct, mean_over_images, paired
-from diffattack.evaluation.tables import figure_rows
+from diffattack.evaluation.tables import COUNTED, Report, figure_rows, legend
 
 MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
 # at which attacks are compared, with the sign that makes more visible larger
 VISIBILITIES = {"L2": 1.0, "SSIM": -1.0}
 PARTS = (0.15, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the change; in percent they number the points
+# flags at which, when they are 0, all modes are the same attack
+WITHOUT_STRUCTURE = ("self_attn_loss_weight", "structure_share")
 
 Points = Mapping[int, Evaluation]  # of all images of a run, by iteration or by the part of their change
 
@@ -38,27 +44,14 @@ def figures_of(evaluation: Evaluation, measures: Iterable[str] = MEASURES) -> di
     first = evaluation.classifiers[0]
     return {
         f"white-box, {first.name}": first.success,
-        **({"transfer, mean": evaluation.transfer_success} if evaluation.transfers else {}),
+        **({"transfer, mean": evaluation.transfer_figures["success"]} if evaluation.transfers else {}),
         **{name: evaluation.quality[name].adversarial for name in measures},
     }
 
 
-def point_rows(points: Points, counted: str = "iteration") -> list[list[str]]:
-    """A table with a row a point; `counted` is what numbers them."""
-    return figure_rows([counted], (([str(number)], figures_of(one)) for number, one in points.items()))
-
-
 def curve_dicts(points: Points, counted: str = "iteration") -> list[dict]:
-    """For JSON; `counted` is what numbers the points."""
+    """For JSON and `figure_rows`; `counted` is what numbers the points."""
     return [{counted: number} | figures_of(evaluation) for number, evaluation in points.items()]
-
-
-def quality_by_image(by_image: Mapping[str, np.ndarray]) -> dict[str, Quality]:
-    """Means of measures `(B,)`."""
-    return {
-        name: Quality(mean_over_images(values[np.isfinite(values)]), None, values)
-        for name, values in by_image.items()
-    }
 
 
 # ---------------------------------------------------------------- over iterations
@@ -80,17 +73,14 @@ def curve_of_image(
         labels, targets: `(1, L)` and `(1,)`.
     """
     steps = sorted(pictures_at)
-    found = np.zeros((len(steps), len(judges.names), 2), PREDICTION)
     pictures = np.stack([clean, *(pictures_at[step] for step in steps)])
-    batch = batch_on(judges.device)
-    for k, name in enumerate(judges.names):
-        every, goals = np.repeat(labels, len(pictures), 0), np.repeat(targets, len(pictures))
-        predicted, _ = predict(judges[name], pictures, every, judges.device, batch, judges.head, goals)
-        found[:, k, 0], found[:, k, 1] = predicted[0], predicted[1:]
-    visible = (visibility(clean, pictures_at[step]) for step in steps)
+    every, goals = np.repeat(labels, len(pictures), 0), np.repeat(targets, len(pictures))
+    about = (pictures, every, judges.device, batch_on(judges.device), judges.head, goals)
+    found = np.stack([predict(judges.classifier(name), *about)[0] for name in judges.names], 1)  # (1 + P, C)
+    visible = [visibility(clean, picture) for picture in pictures[1:]]
     return {
         "curve_iterations": np.array(steps),
-        "curve_predictions": found,
+        "curve_predictions": np.stack([np.broadcast_to(found[0], found[1:].shape), found[1:]], 2),
         "curve_visibility": np.array([[one[name] for name in MEASURES] for one in visible]),
     }
 
@@ -109,18 +99,12 @@ def curve_points(run: Run) -> dict[int, Evaluation]:
             ClassifierResult(name, labels, sides[:, k, None], targets, head)
             for k, name in enumerate(configuration["curve_judges"])
         ]
-        quality = quality_by_image(dict(zip(MEASURES, summary.curve_visibility[:, p].T)))
+        quality = means_of([dict(zip(MEASURES, summary.curve_visibility[:, p].T))])
         points[iteration] = Evaluation(results, quality, [], len(configuration["model_name"]))
     return points
 
 
 # ---------------------------------------------------------------- over parts of the change
-
-
-def scaled(clean: np.ndarray, adversarial: np.ndarray, part: float) -> np.ndarray:
-    """8-bit pictures `(B, H, W, 3)` with a part of their change."""
-    change = adversarial.astype(np.float32) - clean
-    return np.clip(np.round(clean + part * change), 0, 255).astype(np.uint8)
 
 
 def scaled_points(
@@ -140,15 +124,16 @@ def scaled_points(
     for part in PARTS[:-1]:
         after, visible = [], []
         for pictures in read():
-            version = scaled(pictures.clean, pictures.adversarial, part)
+            change = pictures.adversarial.astype(np.float32) - pictures.clean
+            version = np.clip(np.round(pictures.clean + part * change), 0, 255).astype(np.uint8)
             about = (version, pictures.labels, judges.device, 16, judges.head, pictures.targets)
-            after.append([predict(judges[result.name], *about)[0] for result in chosen])
+            after.append([predict(judges.classifier(result.name), *about)[0] for result in chosen])
             visible += map(visibility, pictures.clean, version)
         results = [
             replace(r, predictions=np.stack([r.predictions[:, 0, 0], found], 1)[:, None], logits=None)
             for r, found in zip(chosen, np.concatenate(after, 1))
         ]
-        quality = quality_by_image({name: np.array([one[name] for one in visible]) for name in MEASURES})
+        quality = means_of([{name: np.array([one[name] for one in visible]) for name in MEASURES}])
         points[round(100 * part)] = Evaluation(results, quality, [], evaluation.surrogates)
     return points | {100: Evaluation(chosen, evaluation.quality, [], evaluation.surrogates)}
 
@@ -173,7 +158,7 @@ def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     that is fooled, and the mean probability that they leave to its true class; NaN without any.
     """
     results = evaluation.transfers
-    counted, fooled = map(np.stack, zip(*(result.counts("success") for result in results)))
+    counted, fooled = map(np.stack, zip(*(result.counts[None]["success"] for result in results)))
     left = np.stack([result.predictions["true_confidence"][:, 0, 1] for result in results])
     with np.errstate(invalid="ignore"):
         return {
@@ -195,12 +180,11 @@ def difference_at_equal_visibility(
         visibility, scores: of both curves, `(points, B)` each.
     """
     differences = np.full(visibility[0].shape[1], np.nan)
-    for k in range(len(differences)):
-        curves = []
-        for v, s in zip(visibility, scores):
-            order = np.argsort(v[:, k], kind="stable")
-            curves.append((v[order, k], s[order, k]))
-        (v1, s1), (v2, s2) = curves
+    orders = [np.argsort(each, 0, kind="stable") for each in visibility]
+    sides = [
+        [np.take_along_axis(each, o, 0).T for each, o in zip(one, orders)] for one in (visibility, scores)
+    ]
+    for k, (v1, v2, s1, s2) in enumerate(zip(*sides[0], *sides[1])):
         low, high = max(v1[0], v2[0]), min(v1[-1], v2[-1])
         if low <= high:
             grid = np.unique(np.clip(np.concatenate([v1, v2]), low, high))
@@ -216,16 +200,13 @@ def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]
     Holm over all. `images` says something of so many.
     """
     pairs, tested = [], []
-    for first, second in itertools.combinations(curves, 2):
-        both = curves[first], curves[second]
-        scores = [name for name in both[0] if name not in VISIBILITIES]
-        for measure, score in itertools.product(VISIBILITIES, scores):
-            differences = difference_at_equal_visibility(
-                *([one[name] for one in both] for name in (measure, score))
-            )
-            tested.append(paired(np.zeros(len(differences)), differences))
-            about = {"modes": [first, second], "visibility": measure, "score": score}
-            pairs.append(about | {"images": int(np.isfinite(differences).sum())})
+    scores = [name for name in next(iter(curves.values())) if name not in VISIBILITIES]
+    for modes, measure, score in itertools.product(itertools.combinations(curves, 2), VISIBILITIES, scores):
+        both = ([curves[mode][name] for mode in modes] for name in (measure, score))
+        differences = difference_at_equal_visibility(*both)
+        tested.append(paired(np.zeros(len(differences)), differences))
+        images = int(np.isfinite(differences).sum())
+        pairs.append({"modes": list(modes), "visibility": measure, "score": score, "images": images})
     correct(tested)
     return [pair | vars(difference) for pair, difference in zip(pairs, tested)]
 
@@ -233,9 +214,100 @@ def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]
 def pair_rows(pairs: Sequence[dict]) -> list[list[str]]:
     rows = [["modes", "of", "at equal", "difference", "p", "corrected", "images"]]
     for pair in pairs:
-        found, (first, second) = pair["difference"], pair["modes"]
-        interval = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if pair["images"] else ""
-        p_values = f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}"
-        about = f"{second} - {first}", pair["score"], pair["visibility"]
-        rows.append([*about, interval, *p_values, str(pair["images"])])
+        found = pair["difference"].with_interval("+.3f") if pair["images"] else ""
+        numbers = f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}", str(pair["images"])
+        rows.append([" - ".join(pair["modes"][::-1]), pair["score"], pair["visibility"], found, *numbers])
     return rows
+
+
+# ---------------------------------------------------------------- every mode at several values of a flag
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A flag of the attack and the values it takes."""
+
+    flag: str
+    values: tuple[float, ...]
+    measure: str = ""  # of a budget, such as "psnr="
+
+    def __str__(self) -> str:
+        return f"{self.flag}={self.measure}{','.join(f'{value:g}' for value in self.values)}"
+
+    def folder(self, value: float) -> str:
+        return f"{self.flag}_{self.measure}{value:g}".replace("=", "_")
+
+    def option(self, value: float) -> float | str:
+        """The flag's value."""
+        return f"{self.measure}{value:g}" if self.measure else value
+
+    def modes_are_one(self, value: float) -> bool:
+        """Whether the structure term is left out, so that there is nothing to weight."""
+        return self.flag in WITHOUT_STRUCTURE and value == 0
+
+
+def parse_sweep(kind: type, text: str) -> Sweep:
+    """From "structure_share=0,0.1,0.3", a flag of the dataclass `kind` that takes a number, or from
+    "budget=psnr=40,36.5,33", budgets of one measure; the dataclass checks what values the flag takes.
+    """
+    name, _, numbers = text.partition("=")
+    measure = numbers[: numbers.find("=") + 1] if name == "budget" else ""
+    parse = {one.name: one.metadata["parse"] for one in fields(kind)}.get(name)
+    if not measure and parse not in (int, float, number_or_none):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no flag of the attack that takes a number; expected FLAG=A,B,... such as "
+            f"structure_share=0,0.1,0.3 or budget=psnr=40,36.5,33"
+        )
+    try:
+        values = tuple(map(int if parse is int else float, numbers.removeprefix(measure).split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{numbers!r} are no values of {name}: {error}") from None
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError("expected at least two values, none of them twice")
+    return Sweep(name, values, measure)
+
+
+def report_sweep(
+    sweep: Sweep, points: Mapping[str, Sequence[tuple[Run, Evaluation]]], failures: Sequence[str]
+) -> Report:
+    """Compares modes over a sweep.
+
+    Args:
+        points: by mode, one at each value, all on the same images.
+        failures: which images are left out, and why.
+    """
+    first_run, first_evaluation = next(iter(points.values()))[0]
+    figures = {mode: [] for mode in points}
+    for mode, (run, evaluation) in ((mode, point) for mode, each in points.items() for point in each):
+        fooled = zip(("first fooled in iteration", "L2 then"), map(mean_over_images, run.first_fooled))
+        figures[mode].append(figures_of(evaluation, VISIBILITIES) | dict(fooled))
+    lines = [
+        {"mode": mode, sweep.flag: f"{value:g}"} | at_value
+        for mode, at_values in figures.items()
+        for value, at_value in zip(sweep.values, at_values)
+    ]
+    sections, pairs = [(f"Every mode at every {sweep.flag}", figure_rows(lines))], []
+    if first_evaluation.transfers:
+        curves = {mode: curve_of(evaluation for _, evaluation in each) for mode, each in points.items()}
+        pairs = compare_curves(curves)
+        sections.append(("At equal visibility", pair_rows(pairs)))
+    one_attack = f"at {sweep.flag} 0 there is nothing to weight: one attack stands for all modes"
+    remarks = [
+        f"{len(first_run.records)} images; white-box and transfer are attack success {COUNTED}; in brackets "
+        f"95 % intervals, Wilson's for success and bootstrap over images for the rest; iterations and L2 "
+        f"when first fooled are of images that are fooled at all",
+        *legend(VISIBILITIES),
+        "at equal visibility: each image's curves, points joined by straight lines, are compared over the "
+        "visibilities that both modes reach, and their difference is averaged; p is of a permutation of "
+        f"signs, corrected by Holm over the {len(pairs)} differences",
+        *([one_attack] if any(map(sweep.modes_are_one, sweep.values)) else []),
+        *(f"left out: {failure}" for failure in failures),
+    ]
+    results = {
+        "flag": sweep.flag,
+        "values": list(sweep.values),
+        "images": [row["file"] for row in first_run.rows],
+        "figures": figures,
+        "at_equal_visibility": pairs,
+    }
+    return Report(sections, remarks, results)

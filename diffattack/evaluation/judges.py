@@ -1,7 +1,7 @@
 """Classifiers and measures that judge written pictures, and what they find of each image: `0000_judged.npz`.
 
     judged = judge(judges, pictures)            # of B images
-    write_judged(path, judged.of_image(k), judges, key)             # of each, with what it is of: image_key
+    write_judged(path, judged.of_image(k), judges, key)             # of each, with what it is of
     evaluation_of(judged, judges, labels, targets)                  # evaluation/results.py
 
 What is found of an image stays as it is until it is judged by others, or as another picture: then it is
@@ -77,11 +77,8 @@ class Judges:
     diffusion: str = ""  # a digest of the diffusion model, which some defences run
     draws: int = 1  # by each of which a random defence judges alone, too, where it is more than one
     head: Head = SOFTMAX
-    measures: Sequence[str] = ()  # groups of measures that can be had here
-
-    def __post_init__(self) -> None:
-        self.oddities: dict[str, list[str]] = {}
-        self.known: dict[str, bool] = {}
+    measures: Sequence[str] = ()  # those that can be had here
+    oddities: dict[str, list[str]] = field(default_factory=dict)  # by classifier, as Judged has them
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,9 +89,6 @@ class Judges:
         """By how many draws alone a classifier judges."""
         return self.draws if self.draws > 1 and is_random(name) else 0
 
-    def __getitem__(self, name: str) -> torch.nn.Module:
-        return self.classifier(name)
-
     @functools.cached_property
     def description(self) -> dict:
         """All that what is found depends on, but for the pictures, for JSON; a classifier's identity is
@@ -103,7 +97,11 @@ class Judges:
         return {
             "classifiers": list(self.names),
             "surrogates": len(self.surrogates),
-            "identities": {name: self.identity(name) for name in self.names},
+            "identities": {
+                name: known and known | ({"diffusion": self.diffusion} if needs_diffusion([name]) else {})
+                for name in self.names
+                for known in [self.identities.get(split_name(name)[0])]  # None where it is not known
+            },
             "draws": self.draws,
             "head": [self.head.name, self.head.threshold],
             "features": self.network,
@@ -111,20 +109,13 @@ class Judges:
             "classes": len(self.class_names),
         }
 
-    def identity(self, name: str) -> dict | None:
-        """Of a classifier, with what its defences depend on; None where it is not known."""
-        known = self.identities.get(split_name(name)[0])
-        return known and known | ({"diffusion": self.diffusion} if needs_diffusion([name]) else {})
-
     def are(self, text: str) -> bool:
-        """Whether these are the judges that a file names; the files of a run all have the same text."""
-        if text not in self.known:
-            before, now = json.loads(text), self.description
-            pairs = [(before["identities"].get(name), now["identities"][name]) for name in self.names]
-            self.known[text] = before | {"identities": 0} == now | {"identities": 0} and all(
-                a == b or (b is not None and difference(a, b) is None) for a, b in pairs
-            )
-        return self.known[text]
+        """Whether these are the judges that a file names."""
+        before, now = json.loads(text), self.description
+        pairs = [(before["identities"].get(name), now["identities"][name]) for name in self.names]
+        return before | {"identities": 0} == now | {"identities": 0} and all(
+            a == b or (b is not None and difference(a, b) is None) for a, b in pairs
+        )
 
 
 # ---------------------------------------------------------------- judging
@@ -134,58 +125,39 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
     """What all judges find of B images. On a CPU pictures are looked at one by one, as fast, so that
     nothing depends on those beside it.
     """
-    names, device, sides = judges.names, judges.device, pictures.sides
-    of_classifiers = [judge_by(judges, name, pictures) for name in names]
-    draws = judges.draws * (judges.draws > 1)
-    predictions = np.zeros((len(pictures.clean), len(names), 1 + draws, len(sides)), PREDICTION)
-    for k, (predicted, _, _) in enumerate(of_classifiers):
-        predictions[:, k, : predicted.shape[1]] = predicted
-    features = (features_of(judges.network, side, device, batch_on(device)) for side in sides)
+    names, head, device, sides = judges.names, judges.head, judges.device, pictures.sides
+    shape = len(pictures.clean), len(names), 1 + judges.draws * (judges.draws > 1), len(sides)
+    predictions, logits = np.zeros(shape, PREDICTION), []
+    certificates = np.full((*shape[:2], 2), NO_CERTIFICATE, CERTIFICATE)
+    batch, about = batch_on(device), (pictures.labels, device, batch_on(device), head, pictures.targets)
+    for k, name in enumerate(names):
+        classifier = judges.classifier(name)
+        if name not in judges.oddities and (name in judges.surrogates or name == split_name(name)[0]):
+            first = pictures.clean[:1]
+            judges.oddities[name] = warnings_about_outputs(name, classifier, first, device, head)
+        for side, images in enumerate(sides):
+            predictions[:, k, 0, side], of_side = predict(classifier, images, *about)
+            logits.append(of_side)
+            for draw in range(judges.draws_of(name)):
+                look = functools.partial(one_draw, classifier, draw)
+                predictions[:, k, 1 + draw, side], _ = predict(look, images, *about)
+            if side < 2 and isinstance(classifier, Smoothed):
+                parts = to_tensor(images).split(batch)
+                certificates[:, k, side] = np.concatenate([classifier.certify(x.to(device)) for x in parts])
+    features = [features_of(judges.network, side, device, batch).float().numpy() for side in sides]
     # one by one, as each picture takes 16 MB
     visible = [[measures(first, other, device) for other in others] for first, *others in zip(*sides)]
+    attacked = [judges.classifier(name) for name in judges.surrogates]
+    images = zip(pictures.clean, pictures.labels)
     return Judged(
         predictions,
-        np.stack([certificates for _, _, certificates in of_classifiers], 1),
-        np.stack([logits for _, logits, _ in of_classifiers], 1),
-        gradients_of(judges, pictures),
+        certificates,
+        np.stack(logits, 1).reshape(*shape[:2], len(sides), logits[0].shape[-1]),
+        np.array([[has_gradient(each, *one, device, head) for each in attacked] for one in images]),
         np.array([[list(of_side.values()) for of_side in of_image] for of_image in visible]),
-        np.stack([of_side.float().numpy() for of_side in features], 1),
+        np.stack(features, 1),
         np.array(list(visible[0][0])),
         np.array([line for name in names for line in judges.oddities.get(name, ())], str),
-    )
-
-
-def judge_by(judges: Judges, name: str, pictures: Pictures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a classifier finds: predictions `(B, 1 + draws, sides)`, logits `(B, sides, classes)`, and
-    certificates `(B, 2)`.
-    """
-    classifier, head, device = judges[name], judges.head, judges.device
-    batch, about = batch_on(device), (pictures.labels, device)
-    if name in judges.surrogates or name == split_name(name)[0]:
-        judges.oddities.setdefault(
-            name, warnings_about_outputs(name, classifier, pictures.clean[:1], device, head)
-        )
-    draws = range(judges.draws_of(name))
-    looks = [classifier, *(functools.partial(one_draw, classifier, number) for number in draws)]
-    predicted = np.zeros((len(pictures.clean), len(looks), len(pictures.sides)), PREDICTION)
-    certificates, logits = np.full((len(predicted), 2), NO_CERTIFICATE, CERTIFICATE), []
-    for side, images in enumerate(pictures.sides):
-        of_looks = [predict(look, images, *about, batch, head, pictures.targets) for look in looks]
-        predicted[..., side] = np.stack([predictions for predictions, _ in of_looks], 1)
-        logits.append(of_looks[0][1])
-        if images is not pictures.reconstructed and isinstance(classifier, Smoothed):
-            chunks = to_tensor(images).split(batch)
-            certificates[:, side] = np.concatenate([classifier.certify(part.to(device)) for part in chunks])
-    return predicted, np.stack(logits, 1), certificates
-
-
-def gradients_of(judges: Judges, pictures: Pictures) -> np.ndarray:
-    """Whether each surrogate's loss has a gradient at each clean picture, `(B, surrogates)`."""
-    return np.array(
-        [
-            [has_gradient(judges[name], *one, judges.device, judges.head) for name in judges.surrogates]
-            for one in zip(pictures.clean, pictures.labels)
-        ]
     )
 
 
@@ -197,17 +169,8 @@ def batch_on(device: torch.device) -> int:
 # ---------------------------------------------------------------- what is kept
 
 
-def image_key(digests: Sequence[str], labels: Sequence[int], target: int | None) -> str:
-    """The pictures that were judged, and for which labels and target."""
-    return json.dumps([list(digests), list(labels), target])
-
-
 def write_judged(path: Path, judged: Judged, judges: Judges, key: str) -> None:
-    """Keeps what was found of one image.
-
-    Args:
-        key: of `image_key`.
-    """
+    """Keeps what was found of one image; the key says which pictures were judged, and for which labels."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         by = json.dumps(judges.description)
         np.savez_compressed(file, **vars(judged), judges=np.array(by), image=np.array(key))
@@ -234,17 +197,11 @@ def joined(each: Iterable[Judged], images: int, folder: Path) -> Judged:
     for k, judged in enumerate(each):
         for name in BY_IMAGE:
             values = getattr(judged, name)
-            if k == 0:
-                arrays[name] = room_for(
-                    (images, *values.shape[1:]), values.dtype, name in IN_FILES and folder
-                )
+            if k == 0 and name in IN_FILES and values.size:
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    arrays[name] = np.memmap(file, values.dtype, "w+", shape=(images, *values.shape[1:]))
+            elif k == 0:
+                arrays[name] = np.zeros((images, *values.shape[1:]), values.dtype)
             arrays[name][k] = values[0]
         oddities |= dict.fromkeys(judged.oddities.tolist())
     return Judged(**arrays, measures=judged.measures, oddities=np.array(list(oddities), str))
-
-
-def room_for(shape: tuple[int, ...], dtype: np.dtype, folder: Path | bool) -> np.ndarray:
-    if not folder or 0 in shape:
-        return np.zeros(shape, dtype)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, dtype, "w+", shape=shape)

@@ -5,7 +5,9 @@ which are gone through in blocks: they may lie in a file.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from diffattack.classifiers.registry import REGISTRY, load_classifier
 from diffattack.data.contrast import change_where_smooth
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.budget import ssim
-from diffattack.evaluation.statistics import Estimate, mean_over_images, resampled
+from diffattack.evaluation.statistics import Estimate, means_over_images
 
 INCEPTION = "Inception v3"
 ROWS = 1024  # features that are looked at together
@@ -134,45 +136,47 @@ def names_of_measures(size: int, device: torch.device) -> tuple[str, ...]:
     return tuple(measures(black, black, device))
 
 
-def means_of(figures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-    """Means over images by name; those with a value for all of them are resampled together, and NaN is left
-    out.
+def means_of(
+    sides: Sequence[Mapping[str, np.ndarray]], counted: np.ndarray | None = None, note: str | None = None
+) -> dict[str, Quality]:
+    """Means by name of figures by image `(B,)`, of the adversarial pictures, and of the reconstructed, if
+    any, over the images that are counted, all unless told.
     """
-    whole = {name: values for name, values in figures.items() if not np.isnan(values).any()}
-    means = dict(zip(whole, resampled(np.stack(list(whole.values()))) if whole else ()))
+    means = [
+        means_over_images({n: v if counted is None else v[counted] for n, v in side.items()})
+        for side in sides
+    ]
     return {
-        name: means[name] if name in means else mean_over_images(values[~np.isnan(values)])
-        for name, values in figures.items()
+        name: Quality(*(side[name] for side in means), by_image=values, note=note)
+        for name, values in sides[0].items()
     }
 
 
 # ---------------------------------------------------------------- features
 
 
-class ClassifierFeatures(torch.nn.Module):
+def last_features(classifier: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """What goes into a classifier's last linear layer: images `(B, 3, H, W)` in [0, 1] to `(B, d)`."""
+    *_, last = (module for module in classifier.modules() if isinstance(module, torch.nn.Linear))
+    inputs: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
 
-    def __init__(self, classifier: torch.nn.Module):
-        super().__init__()
-        self.classifier, self.features = classifier, None
-        last = [module for module in classifier.modules() if isinstance(module, torch.nn.Linear)][-1]
-        last.register_forward_pre_hook(lambda module, inputs: setattr(self, "features", inputs[0]))
+    def features(images: torch.Tensor) -> torch.Tensor:
+        classifier(images)
+        return inputs.pop()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.classifier(images)
-        return self.features
+    return features
 
 
 def feature_network(surrogates: Sequence[str]) -> str:
     """The name of the network whose features are taken: Inception v3 where torch-fidelity and its weights are
     at hand, else an embedded classifier, and no surrogate if there is another.
     """
-    try:
+    with contextlib.suppress(ImportError):
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-    except ImportError:
-        URL_INCEPTION_V3 = None
-    if URL_INCEPTION_V3 is not None and is_at_hand(URL_INCEPTION_V3):
-        return INCEPTION
+
+        if is_at_hand(URL_INCEPTION_V3):
+            return INCEPTION
     networks = {split_name(name)[0] for name in surrogates}
     return ([name for name in REGISTRY if name not in networks] or list(REGISTRY))[-1]
 
@@ -181,7 +185,7 @@ def feature_network(surrogates: Sequence[str]) -> str:
 def load_feature_network(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """From images `(B, 3, H, W)` in [0, 1] to features `(B, d)`."""
     if name != INCEPTION:
-        return ClassifierFeatures(load_classifier(name)).to(device)
+        return last_features(load_classifier(name).to(device))
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
@@ -221,7 +225,7 @@ def mean_and_factor(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`(x . y / d + 1)^3` of features `(A, d)` and `(B, d)`: `(A, B)`."""
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
 
 
 def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
@@ -230,15 +234,12 @@ def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
     usually a mean over random subsets.
     """
     count, distance = len(clean), 0.0
-    blocks = list(zip(clean.split(ROWS), other.split(ROWS)))
-    for row, rows in enumerate(tqdm(blocks, desc="kernel distance", unit="block", delay=1, leave=False)):
-        a, b = (features.double() for features in rows)
-        for column, columns in enumerate(blocks):
-            x, y = (features.double() for features in columns)
-            within = kernel(a, x) + kernel(b, y)
-            if row == column:  # no picture is paired with itself
-                within.fill_diagonal_(0)
-            distance += float(within.sum() / (count * (count - 1)) - 2 * kernel(a, y).sum() / count**2)
+    blocks = list(itertools.product(enumerate(zip(clean.split(ROWS), other.split(ROWS))), repeat=2))
+    for (row, (a, b)), (column, (x, y)) in tqdm(blocks, "kernel distance", delay=1, leave=False):
+        within = kernel(a, x) + kernel(b, y)
+        if row == column:  # no picture is paired with itself
+            within.fill_diagonal_(0)
+        distance += float(within.sum() / (count * (count - 1)) - 2 * kernel(a, y).sum() / count**2)
     return distance
 
 
@@ -247,20 +248,16 @@ def realism(clean: torch.Tensor, sides: Sequence[torch.Tensor], network: str) ->
     reconstructed if any, to those of the clean ones.
     """
     count, dimension = clean.shape
-    bias = (
-        None
-        if count > dimension
-        else f"biased with {count} images and {dimension} features: not comparable with published figures"
+    biased = f"biased with {count} images and {dimension} features: not comparable with published figures"
+    names = (
+        ("KID", "FID")
+        if network == INCEPTION
+        else (f"{k} distance, {network}" for k in ("kernel", "Frechet"))
     )
-    of_kernel, of_frechet = f"kernel distance, {network}", f"Frechet distance, {network}"
-    if network == INCEPTION:
-        of_kernel, of_frechet = "KID", "FID"
+    notes = "can be below 0, since both sets show the same scenes", None if count > dimension else biased
     return {
-        of_kernel: Quality(
-            *(Estimate(kernel_distance(clean, side)) for side in sides),
-            note="can be below 0, since both sets show the same scenes",
-        ),
-        of_frechet: Quality(*(Estimate(frechet_distance(clean, side)) for side in sides), note=bias),
+        name: Quality(*(Estimate(distance(clean, side)) for side in sides), note=note)
+        for name, note, distance in zip(names, notes, (kernel_distance, frechet_distance))
     }
 
 
@@ -276,9 +273,5 @@ def quality_of(
     """
     changed = ~np.isinf(by_image[0]["PSNR dB"])  # others say nothing of how visible a change is
     note = None if changed.all() else f"of the {changed.sum()} of {len(changed)} images that were changed"
-    means = [means_of({n: values[changed] for n, values in figures.items()}) for figures in by_image]
-    quality = {
-        name: Quality(*(side[name] for side in means), by_image=values, note=note)
-        for name, values in by_image[0].items()
-    }
+    quality = means_of(by_image, changed, note)
     return quality | (realism(features[0], features[1:], network) if len(features[0]) >= 2 else {})

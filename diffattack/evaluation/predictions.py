@@ -12,12 +12,12 @@ intervals.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import scipy
 import torch
 
 from diffattack.classifiers.defences import ALPHA, SEED, Defended, split_name
@@ -43,8 +43,6 @@ FIGURES = (
     "success_of_all",
     "success_of_attack_alone",
 )
-# the last, which is what is fooled without any attack, stands in comparisons alone
-OF_RECONSTRUCTION = ("accuracy_reconstructed", "success_of_attack_alone", "success_of_reconstruction")
 RULES = ("worst", "mean", "majority")
 DRAWS_LEGEND = (
     "worst, mean and majority of K draws: the random defence drawn once an answer, K times; the row above is "
@@ -66,41 +64,18 @@ def predict(
     """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`, and whose targets
     `(B,)`, -1 for none: predictions `(B,)`, and logits `(B, classes)`, of a softmax head `(B, 0)`.
     """
-    predictions, kept = np.zeros(len(images), PREDICTION), []
-    labels = labels.reshape(len(labels), -1)
-    for start in range(0, len(images), batch):
-        some = slice(start, start + batch)
-        logits = classifier(to_tensor(images[some]).to(device)).cpu()
-        probabilities, predicted = head.probabilities(logits), logits.argmax(-1)
-        classes = marked(torch.as_tensor(labels[some]), logits.shape[-1])
-        predictions["label"][some] = predicted
-        predictions["confidence"][some] = probabilities.gather(-1, predicted[:, None])[:, 0].double()
-        predictions["true_confidence"][some] = head.confidence(probabilities, classes).double()
-        goals = torch.full_like(predicted, -1) if targets is None else torch.as_tensor(targets[some])
-        of_target = probabilities.gather(-1, goals.clamp(min=0)[:, None])[:, 0]
-        predictions["target_confidence"][some] = of_target.double().where(goals >= 0, torch.nan)
-        kept.append((logits if head.threshold is not None else logits[:, :0]).float().numpy())
-    return predictions, np.concatenate(kept)
-
-
-def correct(predictions: np.ndarray, labels: np.ndarray, head: Head = SOFTMAX) -> np.ndarray:
-    """Whether each prediction is the label, or one of them: `(B,)`."""
-    return head.sees(predictions["label"], labels.reshape(len(labels), -1), predictions["true_confidence"])
-
-
-def at_target(predictions: np.ndarray, targets: np.ndarray, head: Head) -> np.ndarray:
-    """Whether each prediction is its target `(B,)`, -1 where there is none: `(B,)`."""
-    return (targets >= 0) & head.sees(
-        predictions["label"], targets[:, None], predictions["target_confidence"]
-    )
-
-
-def fooled(
-    predictions: np.ndarray, labels: np.ndarray, targets: np.ndarray, head: Head = SOFTMAX
-) -> np.ndarray:
-    """Whether each prediction is the target, or, where there is none, no true label: `(B,)`."""
-    at_goal = at_target(predictions, targets, head)
-    return np.where(targets >= 0, at_goal, ~correct(predictions, labels, head))
+    logits = torch.cat([classifier(part.to(device)).cpu() for part in to_tensor(images).split(batch)])
+    probabilities, predicted = head.probabilities(logits), logits.argmax(-1)
+    classes = marked(torch.as_tensor(labels.reshape(len(labels), -1)), logits.shape[-1])
+    predictions, every = np.zeros(len(images), PREDICTION), torch.arange(len(images))
+    predictions["label"] = predicted
+    predictions["confidence"] = probabilities[every, predicted]
+    predictions["true_confidence"] = head.confidence(probabilities, classes)
+    predictions["target_confidence"] = math.nan
+    if targets is not None:
+        of_target = probabilities[every, torch.as_tensor(targets).clamp(min=0)]
+        predictions["target_confidence"] = np.where(targets >= 0, of_target, math.nan)
+    return predictions, (logits[:, :0] if head.threshold is None else logits).float().numpy()
 
 
 @dataclass(frozen=True)
@@ -123,127 +98,104 @@ class ClassifierResult:
         return split_name(self.name)[0]
 
     @property
-    def is_defended(self) -> bool:
-        return self.name != self.network
-
-    @property
     def draws(self) -> int:
         """How many draws a random defence was judged by, one by one."""
         return self.predictions.shape[1] - 1
 
-    @property
-    def has_reconstructions(self) -> bool:
-        return self.predictions.shape[2] > 2
-
-    def counts(self, figure: str, draw: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Which images a rate counts, by its name in FIGURES, and which of these it finds: `(B,)` each."""
-        sides = dict(zip(SIDES, self.predictions[:, draw].T))
-        everything = np.ones(len(self.labels), bool)
-        if figure.startswith("accuracy_"):
-            return everything, correct(sides[figure.removeprefix("accuracy_")], self.labels, self.head)
-        side = "reconstructed" if figure == "success_of_reconstruction" else "after"
-        misled = fooled(sides[side], self.labels, self.targets, self.head)
-        if figure == "success_of_all":
-            return everything, misled
-        counted = self.attackable(sides["before"])
-        if figure == "success_of_attack_alone":
-            counted &= self.attackable(sides["reconstructed"])
-        return counted, counted & misled
-
-    def attackable(self, predictions: np.ndarray) -> np.ndarray:
-        """Which are right, so that an attack can fool them: `(B,)`. A sigmoid head can see the target beside
-        a true class already, which is not right either.
+    @cached_property
+    def counts(self) -> dict[str | None, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """By the rule over draws, of which None is the first draw alone, and by a figure's name: which images
+        it counts, and whether it is so of each of them, or in what share of the draws; `(B,)` each.
         """
-        return correct(predictions, self.labels, self.head) & ~at_target(predictions, self.targets, self.head)
+        first, draws = np.split(self.predictions, [1], axis=1)
+        found = {None: self.by_image(first)}
+        if self.draws:
+            # the class that most draws see; how sure they are together, nobody knows
+            votes, voted = draws["label"], draws[:, :1].copy()
+            most = (votes[:, :, None] == votes[:, None]).sum(2).argmax(1, keepdims=True)
+            voted["label"] = np.take_along_axis(votes, most, 1)
+            found |= {"worst": self.by_image(draws), "mean": self.by_image(draws, is_mean=True)}
+            found["majority"] = self.by_image(voted)
+        return found
 
-    @property
-    def correct_before(self) -> np.ndarray:
-        return self.counts("success")[0]
+    def by_image(self, draws: np.ndarray, is_mean: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The same of predictions `(B, draws, sides)` by one rule, worst unless it is the mean."""
+        labels, goals = self.labels.reshape(len(self.labels), 1, 1, -1), self.targets[:, None, None]
+        right = self.head.sees(draws["label"], labels, draws["true_confidence"])  # (B, draws, sides)
+        at_goal = (goals >= 0) & self.head.sees(draws["label"], goals[..., None], draws["target_confidence"])
+        misled = np.where(goals >= 0, at_goal, ~right)
+        # a sigmoid head can see the target beside a true class already, so that no attack can fool it
+        attackable = right & ~at_goal
+        every, before, after = np.ones(right.shape[:2], bool), attackable[..., 0], misled[..., 1]
+        found = {
+            "accuracy_before": (every, right[..., 0]),
+            "accuracy_after": (every, right[..., 1]),
+            "success": (before, before & after),
+            "success_of_all": (every, after),
+        }
+        if draws.shape[2] > 2:
+            both = before & attackable[..., 2]
+            found["accuracy_reconstructed"] = every, right[..., 2]
+            found["success_of_attack_alone"] = both, both & after
+            found["success_of_reconstruction"] = before, before & misled[..., 2]
 
-    @property
-    def fooled(self) -> np.ndarray:
-        """Right before, and misled by the attack: `(B,)`."""
-        return self.counts("success")[1]
+        def over_draws(name: str, counted: np.ndarray, so: np.ndarray) -> np.ndarray:
+            if is_mean:
+                return so.sum(1) / np.maximum(counted.sum(1), 1)
+            return so.all(1) if name.startswith("accuracy") else so.any(1)
 
-    def by_image(self, figure: str, rule: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Of a figure of FIGURES, which images it counts by a rule of RULES over the draws, and what it is of
-        each of them, a share of the draws or whether it is so; `(B,)` each.
-        """
-        if rule is None:
-            return self.counts(figure)
-        if rule == "majority":
-            return self.majority.counts(figure)
-        each = [self.counts(figure, draw) for draw in range(1, 1 + self.draws)]
-        counted, found = map(np.stack, zip(*each))  # (draws, B)
-        if rule == "mean":
-            return counted.any(0), found.sum(0) / np.maximum(counted.sum(0), 1)
-        return counted.any(0), found.all(0) if figure.startswith("accuracy") else found.any(0)
+        return {name: (pair[0].any(1), over_draws(name, *pair)) for name, pair in found.items()}
 
     @cached_property
-    def majority(self) -> ClassifierResult:
-        """By the class that most draws see; how sure they are together, nobody knows."""
-        voted = self.predictions[:, 1:2].copy()
-        for place in np.ndindex(len(voted), voted.shape[2]):
-            votes = self.predictions["label"][place[0], 1:, place[1]].tolist()
-            voted["label"][place[0], 0, place[1]] = Counter(votes).most_common(1)[0][0]
-        return replace(self, predictions=voted)
+    def figures(self) -> dict[str | None, dict[str, Estimate | None]]:
+        """By the rule over draws, and by name: rates, None of reconstructions where there are none; and with
+        a sigmoid head mAP by kind of picture, over the classes that some image shows.
+        """
+        found = {rule: {name: self.rate(name, rule) for name in FIGURES} for rule in self.counts}
+        found[None] |= {f"mAP_{s}": Estimate(float(np.nanmean(p))) for s, p in self.precisions.items()}
+        return found
 
     def rate(self, figure: str, rule: str | None = None) -> Estimate | None:
-        """A share by its name in FIGURES; None of reconstructions where there are none."""
-        if figure in OF_RECONSTRUCTION and not self.has_reconstructions:
+        if figure not in self.counts[rule]:
             return None
-        counted, values = self.by_image(figure, rule)
+        counted, found = self.counts[rule][figure]
         if rule == "mean" and counted.any():
-            return replace(mean_over_images(values[counted]), is_share=True)
-        return share(values[counted].sum(), counted.sum())
+            return replace(mean_over_images(found[counted]), is_share=True)
+        return share(found.sum(), counted.sum())
 
     @property
     def success(self) -> Estimate:
         """Attack success rate: misclassified among those classified correctly before."""
-        return self.rate("success")
+        return self.figures[None]["success"]
 
     @cached_property
     def precisions(self) -> dict[str, np.ndarray]:
         """Of a sigmoid head the average precision of each class by kind of picture, `(classes,)`, NaN for one
         that no image shows; else nothing.
         """
-        if self.logits is None:
-            return {}
-        sides = zip(SIDES, np.moveaxis(self.logits, 1, 0))
-        return {side: average_precision(logits, self.labels) for side, logits in sides}
+        sides = () if self.logits is None else np.moveaxis(self.logits, 1, 0)
+        return {side: average_precision(logits, self.labels) for side, logits in zip(SIDES, sides)}
 
-    @property
-    def mean_precisions(self) -> dict[str, Estimate]:
-        """mAP by kind of picture, as results.json names it: over the classes that some image shows."""
-        means = {side: each[~np.isnan(each)] for side, each in self.precisions.items()}
-        return {f"mAP_{s}": Estimate(float(m.mean()) if len(m) else math.nan) for s, m in means.items()}
-
-    def figures(self, rule: str | None = None) -> dict[str, Estimate | None]:
-        rates = {name: self.rate(name, rule) for name in FIGURES}
-        return rates if rule else rates | self.mean_precisions
-
-    def described(self, k: int, class_names: Sequence[str], base: int, draw: int = 0) -> dict[str, dict]:
-        """The predictions of the k-th image for results.json by kind of picture; labels count from `base`."""
+    def described(self, class_names: Sequence[str], base: int, draw: int = 0) -> dict[str, dict]:
+        """The predictions of one image for results.json by kind of picture; labels count from `base`."""
         found = {}
-        for place, (side, prediction) in enumerate(zip(SIDES, self.predictions[k, draw])):
+        for place, (side, prediction) in enumerate(zip(SIDES, self.predictions[0, draw])):
             values = dict(zip(PREDICTION.names, prediction.item()))
-            if math.isnan(values["target_confidence"]):
+            if self.targets[0] < 0:
                 del values["target_confidence"]
             found[side] = values | {"label": values["label"] + base, "class": class_names[values["label"]]}
             if self.logits is not None:
-                found[side]["of_classes"] = self.of_classes(k, place, class_names)
+                found[side]["of_classes"] = self.of_classes(place, class_names)
         return found
 
-    def of_classes(self, k: int, side: int, class_names: Sequence[str]) -> list[list]:
-        """Of the k-th image the names and probabilities of its target, if it has one, and its true classes,
-        the surest first: the first of all is what decides.
+    def of_classes(self, side: int, class_names: Sequence[str]) -> list[list]:
+        """Of one image the names and probabilities of its target, if it has one, and its true classes, the
+        surest first: the first of all is what decides.
         """
-        probabilities = self.head.probabilities(torch.from_numpy(self.logits[k, side])).tolist()
-        own = self.labels.reshape(len(self.labels), -1)[k]
-        classes = sorted(own[own >= 0].tolist(), key=lambda label: -probabilities[label])
-        if self.targets[k] >= 0:
-            classes.insert(0, int(self.targets[k]))
-        return [[class_names[label], probabilities[label]] for label in classes]
+        probabilities = self.head.probabilities(torch.from_numpy(self.logits[0, side])).tolist()
+        own = sorted((k for k in np.ravel(self.labels[0]) if k >= 0), key=lambda k: -probabilities[k])
+        target = [k for k in self.targets if k >= 0]
+        return [[class_names[k], probabilities[k]] for k in (*target, *own)]
 
     def certified(self) -> dict[str, dict]:
         """What smoothing certifies, of the clean and the adversarial images: how many it abstains on, and the
@@ -251,20 +203,21 @@ class ClassifierResult:
         """
         found = {}
         for picture, certificates in zip(("clean", "adversarial"), self.certificates.T):
-            radii = certificates["radius"][~certificates["abstains"]]
-            found[picture] = {
-                "abstains": int(certificates["abstains"].sum()),
-                "images": len(certificates),
-                "median_radius": float(np.median(radii)) if len(radii) else None,
-            }
+            images, radii = len(certificates), certificates["radius"][~certificates["abstains"]]
+            median = float(np.median(radii)) if len(radii) else None
+            found[picture] = {"abstains": images - len(radii), "images": images, "median_radius": median}
         return found
 
     def certified_line(self) -> str:
-        parts = []
-        for picture, found in self.certified().items():
-            radius = found["median_radius"]
-            others = "" if radius is None else f" and certifies the others at a median radius of {radius:.2f}"
-            parts.append(f"abstains on {found['abstains']}/{found['images']} {picture} images{others}")
+        parts = [
+            f"abstains on {found['abstains']}/{found['images']} {picture} images"
+            + (
+                ""
+                if (radius := found["median_radius"]) is None
+                else f", median radius {radius:.2f} of others"
+            )
+            for picture, found in self.certified().items()
+        ]
         limits = f"(L2, values in [0, 1]; Clopper-Pearson at {1 - ALPHA:.1%})"
         return f"{self.name}: {', '.join(parts)} {limits}"
 
@@ -284,13 +237,12 @@ def average_precision(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         logits: `(B, classes)`, which may lie in a file.
         labels: `(B,)` or `(B, L)`, -1 for none.
     """
-    from scipy.stats import rankdata
     from torchmetrics.functional.classification import binary_average_precision
 
     found = np.full(logits.shape[1], np.nan)
     for label in np.unique(labels[labels >= 0]):
         true = (labels.reshape(len(logits), -1) == label).any(1)
         # ranks, since the probabilities of sure answers are all one
-        scores = torch.from_numpy(rankdata(logits[:, label], "min") / len(logits))
+        scores = torch.from_numpy(scipy.stats.rankdata(logits[:, label], "min") / len(logits))
         found[label] = binary_average_precision(scores, torch.from_numpy(true.astype(np.int64)))
     return found

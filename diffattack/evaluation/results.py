@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from diffattack.evaluation.judges import Judged, Judges
 from diffattack.evaluation.metrics import Quality, quality_of
-from diffattack.evaluation.predictions import DRAWS_LEGEND, OF_RECONSTRUCTION, RULES, ClassifierResult
+from diffattack.evaluation.predictions import DRAWS_LEGEND, RULES, ClassifierResult
 from diffattack.evaluation.statistics import Estimate, resampled, share
 from diffattack.evaluation.tables import COUNTED, legend, legend_of_head, table
 from diffattack.evaluation.warnings import (
@@ -24,30 +25,36 @@ from diffattack.evaluation.warnings import (
     warnings_about_transfer,
 )
 
-COLUMNS = {  # of a table with a row a classifier
+COLUMNS = {  # of a table with a row a classifier, where there are such figures
     "accuracy_before": "accuracy before",
     "accuracy_reconstructed": "reconstructed only",
     "accuracy_after": "accuracy after (of all)",
     "success": "attack success (of right before)",
     "success_of_attack_alone": "of right when reconstructed",
+    "mAP_before": "mAP before",
+    "mAP_after": "mAP after",
 }
 OF_MEANS = ("success", "success_of_all", "accuracy_after", "success_of_attack_alone")
 
 
-def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate:
+def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate | None:
     """Mean over classifiers of the attack success rate, or of another of FIGURES; images are resampled for
-    all classifiers at once.
+    all classifiers at once. None where there is no such figure.
     """
-    each = np.concatenate([r.counts(figure) for r in results])  # (2 classifiers, B), counted and found
+    if not results or figure not in results[0].counts[None]:
+        return None
+    # (classifiers, B) each
+    counted, found = np.array([result.counts[None][figure] for result in results]).swapaxes(0, 1)
 
-    def mean_rate(times: np.ndarray, axis: int) -> np.ndarray:
+    def mean_rate(times: np.ndarray) -> np.ndarray:
         # a classifier of which a resample leaves out all images that it had right is left out
-        totals, found = times[::2].sum(axis), times[1::2].sum(axis)
-        return (found / np.maximum(totals, 1)).sum(0) / np.maximum((totals > 0).sum(0), 1)
+        totals = times @ counted.T
+        rates = times @ found.T / np.maximum(totals, 1)
+        return rates.sum(1, keepdims=True) / np.maximum((totals > 0).sum(1, keepdims=True), 1)
 
-    if not each[::2].any():
+    if not counted.any():
         return Estimate(math.nan, is_share=True)
-    return replace(resampled(each, mean_rate)[0], is_share=True)
+    return replace(resampled(counted.shape[1], mean_rate)[0], is_share=True)
 
 
 @dataclass(frozen=True)
@@ -60,17 +67,21 @@ class Evaluation:
     surrogates: int = 1
     class_names: Sequence[str] = ()
 
+    def role(self, k: int) -> str:
+        """Of the k-th classifier; a transfer classifier is no surrogate and undefended."""
+        if k < self.surrogates:
+            return "surrogate"
+        return "transfer" if self.classifiers[k].name == self.classifiers[k].network else "defended"
+
     @property
     def transfers(self) -> list[ClassifierResult]:
-        """Those that are no surrogate and undefended."""
-        return [result for result in self.classifiers[self.surrogates :] if not result.is_defended]
+        return [result for k, result in enumerate(self.classifiers) if self.role(k) == "transfer"]
 
     def joint(self) -> tuple[np.ndarray, np.ndarray]:
         """Which images all surrogates had right before, and which of these fool all of them at once; `(B,)`
         each.
         """
-        counted, fooled = zip(*(result.counts("success") for result in self.classifiers[: self.surrogates]))
-        return np.all(counted, axis=0), np.all(fooled, axis=0)
+        return np.all([result.counts[None]["success"] for result in self.classifiers[: self.surrogates]], 0)
 
     @property
     def joint_success(self) -> Estimate | None:
@@ -78,33 +89,15 @@ class Evaluation:
         counted, fooled = self.joint()
         return share(fooled.sum(), counted.sum()) if self.surrogates > 1 else None
 
-    def transfer_rate(self, figure: str) -> Estimate | None:
-        """Mean over the transfer classifiers of one of FIGURES; None where there is none."""
-        if not self.transfers or (
-            figure in OF_RECONSTRUCTION and not self.classifiers[0].has_reconstructions
-        ):
-            return None
-        return transfer_mean(self.transfers, figure)
-
-    @property
-    def transfer_success(self) -> Estimate | None:
-        """Mean attack success rate over the transfer classifiers, no surrogate ever among them."""
-        return self.transfer_rate("success")
-
-    @property
+    @cached_property
     def transfer_figures(self) -> dict[str, Estimate | None]:
-        """Means over the transfer classifiers; mAP by kind of picture of sigmoid heads alone."""
-        of_each = [result.mean_precisions for result in self.transfers]
-        return {name: self.transfer_rate(name) for name in OF_MEANS} | {
-            name: Estimate(sum(one[name].value for one in of_each) / len(of_each))
-            for name in (of_each[0] if of_each else ())
-        }
-
-    def role(self, k: int) -> str:
-        """Of the k-th classifier."""
-        if k < self.surrogates:
-            return "surrogate"
-        return "defended" if self.classifiers[k].is_defended else "transfer"
+        """Means over the transfer classifiers, None where there is none; mAP by kind of picture of sigmoid
+        heads alone.
+        """
+        found = {name: transfer_mean(self.transfers, name) for name in OF_MEANS}
+        for name in [f"mAP_{side}" for side in self.classifiers[0].precisions] if self.transfers else ():
+            found[name] = Estimate(float(np.mean([one.figures[None][name].value for one in self.transfers])))
+        return found
 
     def as_dict(self) -> dict:
         """For `json_text`: figures with their intervals and counts; None for what is not known."""
@@ -119,19 +112,16 @@ class Evaluation:
 
     def classifier_as_dict(self, k: int) -> dict:
         result = self.classifiers[k]
-        found = {"model": result.name, "role": self.role(k), **result.figures()}
+        found = {"model": result.name, "role": self.role(k), **result.figures[None]}
         if result.certificates is not None:
             found["certified"] = result.certified()
         if result.draws:
-            found["draws"] = {"count": result.draws} | {rule: result.figures(rule) for rule in RULES}
+            found["draws"] = {"count": result.draws} | {rule: result.figures[rule] for rule in RULES}
         if result.precisions:
             images = np.bincount(result.labels[result.labels >= 0])  # labels of an image differ
             found["average_precision"] = [
-                {
-                    "class": self.class_names[label],
-                    "images": int(images[label]),
-                    **{side: float(precisions[label]) for side, precisions in result.precisions.items()},
-                }
+                {"class": self.class_names[label], "images": int(images[label])}
+                | {side: float(precisions[label]) for side, precisions in result.precisions.items()}
                 for label in np.flatnonzero(images)
             ]
         return found
@@ -142,90 +132,70 @@ class Evaluation:
         """A table with a row a classifier, each defended one below its network, of its draws, and of the
         means.
         """
-        columns = {
-            n: t
-            for n, t in COLUMNS.items()
-            if self.classifiers[0].has_reconstructions or n not in OF_RECONSTRUCTION
-        }
-        if self.classifiers[0].precisions:
-            columns |= {"mAP_before": "mAP before", "mAP_after": "mAP after"}
-        names, rows = [result.name for result in self.classifiers], []
+        first, names = self.classifiers[0].figures[None], [result.name for result in self.classifiers]
+        columns = {name: title for name, title in COLUMNS.items() if first.get(name)}
+        rows = [["classifier", "role", *columns.values()]]
 
         def add(shown: str, role: str, figures: Mapping[str, Estimate | None]) -> None:
-            cells = (figures.get(name) for name in columns)
-            rows.append([shown, role, *("" if cell is None else str(cell) for cell in cells)])
+            rows.append([shown, role, *(str(figures.get(name) or "") for name in columns)])
 
-        def place(k: int) -> tuple[int, bool]:
-            network, is_defended = self.classifiers[k].network, self.role(k) == "defended"
-            is_below = is_defended and network in names
-            return names.index(network) if is_below else k, is_below
+        def place(k: int) -> int:
+            network = self.classifiers[k].network
+            return names.index(network) if self.role(k) == "defended" and network in names else k
 
         for k in sorted(range(len(names)), key=place):
-            result, role, is_below = self.classifiers[k], self.role(k), place(k)[1]
-            add(
-                "  " + names[k].removeprefix(result.network) if is_below else names[k], role, result.figures()
-            )
+            result, indent = self.classifiers[k], "  " * (place(k) != k)
+            shown = result.name.removeprefix(result.network) if indent else result.name
+            add(indent + shown, self.role(k), result.figures[None])
             for rule in RULES if result.draws else ():
-                add(f"{'  ' * (1 + is_below)}{rule} of {result.draws} draws", role, result.figures(rule))
-        if self.surrogates > 1:  # below the last surrogate, and what defends it
+                add(f"{indent}  {rule} of {result.draws} draws", self.role(k), result.figures[rule])
+        if self.surrogates > 1:
             add("all at once", "surrogate", {"success": self.joint_success})
-            last = next((k for k, row in enumerate(rows) if row[1] == "transfer"), len(rows))
-            rows.insert(last, rows.pop())
         if self.transfers:
             add("mean", "transfer", self.transfer_figures)
-        return [["classifier", "role", *columns.values()], *rows]
+        return rows
 
     def quality_rows(self) -> list[list[str]]:
         """A table with a row a measure."""
-        alone = self.classifiers[0].has_reconstructions
-        rows = [["to the clean images", "adversarial", *(["reconstructed only"] if alone else []), ""]]
-        for name, figure in self.quality.items():
-            columns = [figure.adversarial, *([figure.reconstructed] if alone else [])]
-            rows.append([name, *map(str, columns), figure.note or ""])
-        return rows
+        alone = ["reconstructed only"] * any(figure.reconstructed for figure in self.quality.values())
+        return [["to the clean images", "adversarial", *alone, ""]] + [
+            [name, str(figure.adversarial), *(str(figure.reconstructed) for _ in alone), figure.note or ""]
+            for name, figure in self.quality.items()
+        ]
 
     def tables(self) -> list[list[list[str]]]:
         """One table of the classifiers, one of how visible the change is."""
         return [self.classifier_rows(), self.quality_rows()]
 
     def lines(self) -> list[str]:
-        """The same as text."""
-        classifiers, quality = self.tables()
+        """The same as text, with what a reader of it must know."""
+        classifiers, quality = map(table, self.tables())
+        looks = (
+            "classifiers behind defences that the images were not made through (--attack_through DEFENCE, "
+            "--model_name NAME@DEFENCE) look stronger than they are"
+        )
         return [
-            *table(classifiers),
+            *classifiers,
             "",
-            *table(quality),
+            *quality,
             "",
             "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means",
             *self.legend,
-            *self.remarks,
+            *(result.certified_line() for result in self.classifiers if result.certificates is not None),
+            *[looks] * any(self.role(k) == "defended" for k in range(len(self.classifiers))),
             *(f"warning: {warning}" for warning in self.warnings),
         ]
 
     @property
     def legend(self) -> list[str]:
         """What is counted, and which way the measures go."""
-        return [
-            f"attack success is {COUNTED}; the JSON has it of all images, too (success_of_all)",
-            *self.legend_of_classifiers,
-            *legend(self.quality),
-        ]
+        of_all = f"attack success is {COUNTED}; the JSON has it of all images, too (success_of_all)"
+        return [of_all, *self.legend_of_classifiers, *legend(self.quality)]
 
     @property
     def legend_of_classifiers(self) -> list[str]:
         has_draws = any(result.draws for result in self.classifiers)
-        return [*([DRAWS_LEGEND] if has_draws else []), *legend_of_head(self.classifiers[0])]
-
-    @property
-    def remarks(self) -> list[str]:
-        """What a reader of rows behind defences must know."""
-        lines = [r.certified_line() for r in self.classifiers if r.certificates is not None]
-        if any(self.role(k) == "defended" for k in range(len(self.classifiers))):
-            lines.append(
-                "classifiers behind defences that the images were not made through (--attack_through "
-                "DEFENCE, --model_name NAME@DEFENCE) look stronger than they are"
-            )
-        return lines
+        return [DRAWS_LEGEND] * has_draws + legend_of_head(self.classifiers[0].head)
 
 
 # ---------------------------------------------------------------- from what was found of each image
@@ -235,21 +205,18 @@ def results_of(
     judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray
 ) -> list[ClassifierResult]:
     """By classifier, the surrogates first; of images with these labels `(B,)` or `(B, L)`, targets `(B,)`."""
-    found = []
-    for k, name in enumerate(judges.names):
-        is_certified = (judged.certificates[:, k, 0]["label"] >= 0).all()
-        found.append(
-            ClassifierResult(
-                name,
-                labels,
-                judged.predictions[:, k, : 1 + judges.draws_of(name)],
-                targets,
-                judges.head,
-                judged.logits[:, k] if judges.head.threshold is not None else None,
-                judged.certificates[:, k] if is_certified else None,
-            )
+    return [
+        ClassifierResult(
+            name,
+            labels,
+            judged.predictions[:, k, : 1 + judges.draws_of(name)],
+            targets,
+            judges.head,
+            judged.logits[:, k] if judges.head.threshold is not None else None,
+            judged.certificates[:, k] if (judged.certificates["label"][:, k, 0] >= 0).all() else None,
         )
-    return found
+        for k, name in enumerate(judges.names)
+    ]
 
 
 def evaluation_of(judged: Judged, judges: Judges, labels: np.ndarray, targets: np.ndarray) -> Evaluation:
@@ -259,7 +226,7 @@ def evaluation_of(judged: Judged, judges: Judges, labels: np.ndarray, targets: n
     for name, has_gradients in zip(judges.surrogates, judged.gradients.T):
         warnings += warnings_about_gradients(name, has_gradients)
     for result in results:
-        if result.name in judges.surrogates or not result.is_defended:
+        if result.name in judges.surrogates or result.name == result.network:
             warnings += warnings_about_labels(result, len(judges.class_names))
     by_image = [dict(zip(judged.measures.tolist(), side.T)) for side in np.moveaxis(judged.visibility, 1, 0)]
     features = [torch.from_numpy(side) for side in np.moveaxis(np.asarray(judged.features), 1, 0)]

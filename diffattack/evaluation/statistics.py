@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -45,52 +46,52 @@ class Estimate:
 
 def share(count: int, total: int) -> Estimate:
     """A share with its Wilson interval (Wilson, 1927)."""
-    from scipy.stats import binomtest
-
     if total == 0:
         return Estimate(math.nan, count=0, total=0, is_share=True)
-    interval = binomtest(int(count), int(total)).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(int(count), int(total)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(count / total, float(interval.low), float(interval.high), int(count), int(total), True)
 
 
 def mean_over_images(values: np.ndarray) -> Estimate:
-    """The mean of `(B,)` with its percentile bootstrap interval over images."""
-    return resampled(values[None])[0]
+    """The mean of `(B,)` with its percentile bootstrap interval over images, without what is not finite."""
+    return means_over_images({"": values})[""]
 
 
-def resampled(values: np.ndarray, statistic: Callable[..., np.ndarray] = np.mean) -> list[Estimate]:
-    """Figures with their percentile bootstrap intervals over images, whose resamples are drawn once for all
-    of them, and some at a time, so that memory does not grow with the number of images.
+def means_over_images(figures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """The same of several figures of the same images; those of which the same are left out are resampled
+    together.
+    """
+    alike: dict[bytes, list[str]] = {}
+    for name, values in figures.items():
+        alike.setdefault(np.isfinite(values).tobytes(), []).append(name)
+    found: dict[str, Estimate] = {}
+    for names in alike.values():
+        values = np.stack([figures[name][np.isfinite(figures[name])] for name in names], 1)  # (B, M)
+        means = resampled(len(values), lambda times, values=values: times @ values / len(values))
+        found |= zip(names, means)
+    return {name: found[name] for name in figures}
+
+
+def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> list[Estimate]:
+    """Figures with their percentile bootstrap intervals over images, of two or more. Resamples are those of
+    scipy.stats.bootstrap, some at a time, so that memory does not grow with the number of images, and as
+    counts, so that a mean over each is a product of matrices.
 
     Args:
-        values: of each image, `(M, B)`.
-        statistic: from `(M, ..., B)` over the last axis, which it is told, to the figures, as many as M, or
-            one.
+        images: how many there are, B.
+        statistic: from how often each image counts, `(R, B)`, to the figures `(R, M)`.
     """
-    from scipy.stats import bootstrap
-
-    if not values.size:
-        return [Estimate(math.nan)] * len(values)
-    found = np.atleast_1d(statistic(values, axis=-1)).astype(np.float64)
-    ends = np.full((2, len(found)), math.nan)
-    if values.shape[1] >= 2:
-        with np.errstate(invalid="ignore"):  # of what is infinite, which gets no interval
-            ends[:] = np.reshape(
-                bootstrap(
-                    (values,),
-                    statistic,
-                    n_resamples=RESAMPLES,
-                    batch=max(1, BLOCK // values.size),
-                    vectorized=True,
-                    axis=-1,
-                    confidence_level=CONFIDENCE,
-                    method="percentile",
-                    rng=SEED,
-                ).confidence_interval,
-                ends.shape,
-            )
-    ends[:, ~np.isfinite(found)] = math.nan
-    return [Estimate(*map(float, each)) for each in zip(found, *ends)]
+    random, found, block = np.random.default_rng(SEED), [], max(1, BLOCK // max(1, images))
+    with np.errstate(invalid="ignore"):  # of no image
+        values = statistic(np.ones((1, images)))[0].tolist()
+    for start in range(0, RESAMPLES if images >= 2 else 0, block):
+        chosen = random.integers(0, images, (min(block, RESAMPLES - start), images))
+        chosen += np.arange(0, chosen.size, images)[:, None]
+        times = np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape)
+        found.append(statistic(times.astype(np.float64)))
+    tails = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
+    ends = np.percentile(np.concatenate(found), tails, 0).tolist() if found else []
+    return [Estimate(*each) for each in zip(values, *ends)]
 
 
 # ---------------------------------------------------------------- paired differences
@@ -106,27 +107,23 @@ class Difference:
     p: float
     p_holm: float = math.nan
 
+    def __str__(self) -> str:
+        return f"{self.difference.with_interval('+.3g')}, p {self.p_holm:.2g}"
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided p value of McNemar's test for paired yes and no, `(B,)` each: only the pairs that
-    differ say anything.
-    """
-    from scipy.stats import binomtest
 
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
+def sign_test(gained: int, lost: int) -> float:
+    """Exact two-sided binomial p value of two counts that are as likely."""
+    return float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def paired_permutation(differences: np.ndarray) -> float:
     """Two-sided p value of the mean of paired differences `(B,)` under random signs; exact for up to 13
     images.
     """
-    from scipy.stats import permutation_test
-
     if len(differences) < 2 or not differences.any():
         return 1.0
     return float(
-        permutation_test(
+        scipy.stats.permutation_test(
             (differences,),
             lambda x, axis: x.mean(axis),
             permutation_type="samples",
@@ -144,9 +141,9 @@ def paired(first: np.ndarray, second: np.ndarray, yes_or_no: bool = False) -> Di
     """
     with np.errstate(invalid="ignore"):  # of pictures that neither changed, whose PSNR is infinite
         differences = second - first
-    known = np.isfinite(differences)
-    p = mcnemar(first[known] > 0, second[known] > 0) if yes_or_no else paired_permutation(differences[known])
-    return Difference(mean_over_images(differences[known]), p)
+    known = differences[np.isfinite(differences)]
+    counts = int((known > 0).sum()), int((known < 0).sum())
+    return Difference(mean_over_images(known), sign_test(*counts) if yes_or_no else paired_permutation(known))
 
 
 def correct(differences: Sequence[Difference]) -> None:

@@ -5,33 +5,42 @@ which names the columns. What a table is read by, and the table of costs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffattack.evaluation.statistics import Estimate, mean_over_images
+from diffattack.evaluation.statistics import mean_over_images
 
 if TYPE_CHECKING:
-    from diffattack.evaluation.predictions import ClassifierResult
+    from diffattack.classifiers.heads import Head
 
 Sections = Sequence[tuple[str, list[list[str]]]]
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a comparison or a sweep says."""
+
+    sections: list[tuple[str, list[list[str]]]]  # titles and tables, whose first row names the columns
+    remarks: list[str]  # below them; the first ones are what a reader of the first table must know
+    results: dict  # for `json_text`
+
+    @property
+    def caption(self) -> str:
+        return ". ".join(self.remarks[: 1 + len(self.results.get("legend", ()))])
+
+
 def table(rows: list[list[str]]) -> list[str]:
     """Aligned columns, with a rule below the first row."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
-def figure_rows(
-    heads: Sequence[str], lines: Iterable[tuple[Sequence[str], Mapping[str, Estimate]]]
-) -> list[list[str]]:
-    """A table with a line for each of several things, and a column for each of their figures; before these,
-    cells that say what it is, below `heads`.
-    """
-    lines = list(lines)
-    return [[*heads, *lines[0][1]]] + [[*cells, *map(str, figures.values())] for cells, figures in lines]
+def figure_rows(lines: Sequence[Mapping[str, object]]) -> list[list[str]]:
+    """A table with a line for each of several things, and a column for each of their figures."""
+    return [list(lines[0]), *(list(map(str, line.values())) for line in lines)]
 
 
 def as_text(sections: Sections, remarks: Sequence[str]) -> str:
@@ -39,17 +48,25 @@ def as_text(sections: Sections, remarks: Sequence[str]) -> str:
 
 
 def markdown(heading: str, sections: Sections, remarks: Sequence[str]) -> str:
-    lines = [f"# {heading}", ""]
-    for title, rows in sections:
-        lines += [
-            f"## {title}",
-            "",
-            "| " + " | ".join(rows[0]) + " |",
-            "|" + "---|" * len(rows[0]),
-            *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows[1:]),
-            "",
-        ]
-    return "\n".join(lines + [f"- {remark}" for remark in remarks])
+    parts = [f"# {heading}"]
+    for title, (head, *rows) in sections:
+        lines = [head, ["---"] * len(head), *([cell.strip() for cell in row] for row in rows)]
+        parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    return "\n\n".join([*parts, "\n".join(f"- {remark}" for remark in remarks)])
+
+
+LATEX = r"""% needs \usepackage{{booktabs}}
+\begin{{table}}
+\centering
+\caption{{{caption}.}}
+\begin{{tabular}}{{{columns}}}
+\toprule
+{head}
+\midrule
+{lines}
+\bottomrule
+\end{{tabular}}
+\end{{table}}"""
 
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
@@ -59,22 +76,8 @@ def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
     rows = [row if rows[0][-1] else row[:-1] for row in rows]
     escaped = str.maketrans({character: f"\\{character}" for character in "%_&#$"})
     head, *lines = (" & ".join(cell.strip().translate(escaped) for cell in row) + r" \\" for row in rows)
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption.strip().translate(escaped)}.}}",
-            rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-    )
+    caption, columns = caption.strip().translate(escaped), "l" * len(rows[0])
+    return LATEX.format(caption=caption, columns=columns, head=head, lines="\n".join(lines))
 
 
 # ---------------------------------------------------------------- what a table is read by
@@ -103,46 +106,29 @@ MEASURES = {
 }
 
 
-def legend_of_head(result: ClassifierResult) -> list[str]:
+def legend_of_head(head: Head) -> list[str]:
     """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid."""
-    if result.head.threshold is None:
-        return []
-    line = f"right: at least one of an image's true classes has a probability above {result.head.threshold:g}"
-    if (result.targets >= 0).any():
-        line += ", and before the attack its target has none; fooled: its target has one"
-    else:
-        line += "; fooled: none of them has"
-    if not result.precisions:
-        return [line]
-    known = ~np.isnan(result.precisions["after"])
-    mean = f"the mean average precision over those {known.sum()} of {len(known)} classes that an image shows"
-    return [line, f"mAP: {mean}"]
+    line = (
+        f"right: at least one of an image's true classes has a probability above {head.threshold}, and "
+        f"before the attack not the target, if it has one; fooled: none of them has, or the target has; mAP: "
+        f"the mean average precision over the classes that some image shows"
+    )
+    return [] if head.threshold is None else [line]
 
 
 def legend(rows: Iterable[str]) -> list[str]:
     """A line for each direction, of the measures that rows are named after, such as "FID"."""
     present = {name.split(",")[0] for name in rows}
-    lines = []
-    for way in ("higher", "lower"):
-        told = [
-            f"{name.removesuffix(' (levels)')} ({limits})"
-            for name, (direction, limits) in MEASURES.items()
-            if direction == way and name in present
-        ]
-        if told:
-            lines.append(f"the {way}, the nearer: {', '.join(told)}")
-    return lines
+    told: dict[str, list[str]] = {"higher": [], "lower": []}
+    for name, (direction, limits) in MEASURES.items():
+        if name in present:
+            told[direction].append(f"{name.removesuffix(' (levels)')} ({limits})")
+    return [f"the {way}, the nearer: {', '.join(names)}" for way, names in told.items() if names]
 
 
 # ---------------------------------------------------------------- costs
 
-# of results.json, and how a table calls them
-EVALUATIONS = {
-    "surrogate": "surrogate, forward",
-    "surrogate, backward": "surrogate, backward",
-    "UNet": "UNet",
-    "decoder": "decoder",
-}
+EVALUATIONS = ("surrogate", "surrogate, backward", "UNet", "decoder")  # the first is forward
 
 
 def cost_dict(rows: Sequence[dict]) -> dict[str, float]:
@@ -156,19 +142,12 @@ def cost_dict(rows: Sequence[dict]) -> dict[str, float]:
 
 def cost_rows(runs: Mapping[str, Sequence[dict]]) -> list[list[str]]:
     """A table with a line a run; rows of records by the run's name."""
-    table_rows = [["costs an image", "s", "peak memory GB", *EVALUATIONS.values(), "runs for the budget"]]
+    table_rows = [["costs an image", "s", "peak memory GB", *EVALUATIONS, "runs for the budget"]]
     for name, rows in runs.items():
-        costs = cost_dict(rows)
-        tried = [row["attack_runs"] for row in rows if "attack_runs" in row]
-        table_rows.append(
-            [
-                name,
-                str(mean_over_images(np.array([row["seconds"] for row in rows]))),
-                f"{costs['peak_memory'] / 1e9:.2f}",
-                *(f"{costs[key]:.4g}" for key in EVALUATIONS),
-                f"{np.mean(tried):.2g}" if tried else "1",
-            ]
-        )
+        costs, tried = cost_dict(rows), np.mean([row.get("attack_runs", 1) for row in rows])
+        seconds = mean_over_images(np.array([row["seconds"] for row in rows]))
+        counts = (f"{costs[key]:.4g}" for key in EVALUATIONS)
+        table_rows.append([name, str(seconds), f"{costs['peak_memory'] / 1e9:.2f}", *counts, f"{tried:.2g}"])
     return table_rows
 
 
@@ -179,13 +158,15 @@ def in_words(prediction: dict) -> str:
     """The class that it says and how sure it is; with a sigmoid head how sure it is of the target, if there
     is one, and of each true class.
     """
-    pairs = prediction.get("of_classes") or [(prediction["class"], prediction["confidence"])]
-    return ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
+    return ", ".join(f"{name} {probability:.2f}" for name, probability in classes_of(prediction))
 
 
 def deciding(prediction: dict) -> tuple[str, float]:
     """The class that is told where there is room for one, and how sure the classifier is of it: the one that
     it says, or with a sigmoid head the target, or the surest of the true classes.
     """
-    name, probability = prediction.get("of_classes", [(prediction["class"], prediction["confidence"])])[0]
-    return name, probability
+    return tuple(classes_of(prediction)[0])
+
+
+def classes_of(prediction: dict) -> list[tuple[str, float]]:
+    return prediction.get("of_classes") or [(prediction["class"], prediction["confidence"])]

@@ -24,7 +24,7 @@ from PIL import Image
 
 from diffattack.data.images import read_pair, replacing
 from diffattack.data.records import ANALYSIS, Run, outcome_of
-from diffattack.evaluation.human_study import CHOICES, COLUMNS, KEY
+from diffattack.evaluation.other_sources import CHOICES, COLUMNS, KEY
 from diffattack.evaluation.tables import Sections
 from diffattack.plotting.run_page import amplified_difference, data_url, picture_url, png_url, write_filled
 

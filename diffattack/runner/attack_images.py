@@ -303,11 +303,11 @@ def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: di
         write_image(to_pixels(image, truncated), layout.file(index, f"{kind}.png"))
     adversarial = read_image(layout.file(index, "adv_image.png"), options.res)
     predictions = [predictions_of(job, k, [clean, adversarial], item) for k in range(len(attack.classifiers))]
-    success = all(one.counts("success_of_all")[1].all() for one in predictions)
+    success = all(one.rate("success_of_all").count for one in predictions)
     write_result(layout, index, clean, adversarial, joined_names(options.model_name), success)
     row = row_of(job, result, picture) | {
-        **predictions[0].described(0, attack.class_names, options.label_base),
-        "success": success if all(one.correct_before.all() for one in predictions) else None,
+        **predictions[0].described(attack.class_names, options.label_base),
+        "success": success if all(one.success.total for one in predictions) else None,
         "fooled": success,
         "psnr": psnr(clean, adversarial),
         "files": {kind: file_digest(layout.file(index, f"{kind}.png")) for kind in ("originImage", *made)},

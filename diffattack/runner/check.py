@@ -11,10 +11,10 @@ from diffattack.common.parallel import share_cores
 from diffattack.data.images import to_pixels
 from diffattack.data.records import AttackRecord
 from diffattack.diffusion.inversion import Inversion
-from diffattack.evaluation.clean_check import check_labels
 from diffattack.evaluation.metrics import psnr
 from diffattack.evaluation.predictions import predict
 from diffattack.evaluation.tables import table
+from diffattack.evaluation.warnings import check_labels
 from diffattack.options import Options
 from diffattack.runner.attack_images import invert, read_picture
 from diffattack.runner.folder import name_of

@@ -21,23 +21,30 @@ from diffattack.common.parallel import this_process
 from diffattack.data.dataset import Item
 from diffattack.data.images import Pictures
 from diffattack.data.records import ANALYSIS, Run, json_text, read_run
-from diffattack.evaluation.comparison import Report, Sweep, compare_runs, parse_sweep, report_sweep
+from diffattack.evaluation.comparison import add_weights, compare_runs, weight_movement
 from diffattack.evaluation.curves import (
     Points,
+    Sweep,
     compare_curves,
     curve_dicts,
     curve_of,
     curve_points,
     figures_of,
     pair_rows,
-    point_rows,
+    parse_sweep,
+    report_sweep,
     scaled_points,
 )
-from diffattack.evaluation.human_study import KEY, judging_section, read_study
-from diffattack.evaluation.published import PUBLISHED_REMARK, published, published_section
+from diffattack.evaluation.other_sources import (
+    KEY,
+    PUBLISHED_REMARK,
+    judging_section,
+    published,
+    published_section,
+    read_study,
+)
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.tables import as_text, cost_rows, latex, markdown
-from diffattack.evaluation.weights import add_weights, weight_movement
+from diffattack.evaluation.tables import Report, as_text, cost_rows, figure_rows, latex, markdown
 from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
 from diffattack.plotting.comparison_pages import write_comparison_page, write_judging_page
 from diffattack.plotting.draw import draw_folders, draw_runs, draw_tradeoff, save_figures
@@ -353,8 +360,9 @@ def add_curves(report: Report, curves: Mapping[str, Points], told: tuple[str, ..
     if not curves or not all(curves.values()):
         return
     counted, of_points, of_pairs, key, key_of_pairs = told
-    report.sections.extend((f"{name}, {of_points}", point_rows(p, counted)) for name, p in curves.items())
-    report.results[key] = {name: curve_dicts(points, counted) for name, points in curves.items()}
+    told = {name: curve_dicts(points, counted) for name, points in curves.items()}
+    report.sections.extend((f"{name}, {of_points}", figure_rows(lines)) for name, lines in told.items())
+    report.results[key] = told
     if all(evaluation.transfers for points in curves.values() for evaluation in points.values()):
         pairs = compare_curves({name: curve_of(points.values()) for name, points in curves.items()})
         report.sections.append((f"At equal visibility, {of_pairs}", pair_rows(pairs)))

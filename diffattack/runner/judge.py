@@ -4,6 +4,7 @@ adds up what was found.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from diffattack.common.parallel import processes_for, run_in_processes, share_co
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
-from diffattack.evaluation.judges import Judged, Judges, image_key, joined, judge, read_judged, write_judged
+from diffattack.evaluation.judges import Judged, Judges, joined, judge, read_judged, write_judged
 from diffattack.evaluation.metrics import feature_network, names_of_measures
 from diffattack.evaluation.predictions import PREDICTION
 from diffattack.evaluation.results import Evaluation, evaluation_of, results_of
@@ -58,7 +59,8 @@ class PictureFiles:
         return self.layout.file(item.index, "judged.npz")
 
     def key(self, item: Item) -> str:
-        return image_key([file_digest(path) for path in self.pictures(item)], item.labels, item.target)
+        """Of what is judged: the pictures, and their labels and target."""
+        return json.dumps([[file_digest(path) for path in self.pictures(item)], item.labels, item.target])
 
     def judged(self, item: Item, judges: Judges) -> Judged | None:
         """What these judges have found; None where they have not looked at these pictures."""
@@ -156,12 +158,12 @@ def row_of(
 ) -> dict:
     """What classifiers and measures find of the k-th image, for results.json; labels count from `base`."""
     results = results_of(judged.of_image(k), judges, labels[k : k + 1], targets[k : k + 1])
-    row = {"predictions": {one.name: one.described(0, judges.class_names, base) for one in results}}
+    row = {"predictions": {one.name: one.described(judges.class_names, base) for one in results}}
     keys = ("quality", "quality_of_reconstruction")
     for key, values in zip(keys, judged.visibility[k].tolist()):
         row[key] = dict(zip(judged.measures.tolist(), values))
     for one in results:
-        draws = [one.described(0, judges.class_names, base, draw) for draw in range(1, 1 + one.draws)]
+        draws = [one.described(judges.class_names, base, draw) for draw in range(1, 1 + one.draws)]
         if draws:
             row.setdefault("draws", {})[one.name] = {
                 side: {key: [each[side].get(key) for each in draws] for key in PREDICTION.names}

@@ -19,7 +19,7 @@ from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of, target_class
 from diffattack.data.labels import read_labels
 from diffattack.data.layout import SUBFOLDERS, Layout
 from diffattack.data.records import json_digest, read_configuration
-from diffattack.evaluation.clean_check import check_labels
+from diffattack.evaluation.warnings import check_labels
 from diffattack.options import Options
 from diffattack.runner.folder import check_folder, check_save_dir, claim, counted, provenance
 from diffattack.runner.judge import PictureFiles, add_up, judge_all, judges_of
@@ -50,9 +50,9 @@ def judge_folder(options: Options) -> int:
     experiment = Experiment(options, class_names, items, device, resolve_dtype(options.dtype, device), {})
     judges = judges_of(experiment, options)
     for name in judges.names:  # what is wrong with one is told before hours of judging by the others
-        judges[name]
+        judges.classifier(name)
     if options.label_path is not None:
-        surrogates = [judges[name] for name in judges.surrogates]
+        surrogates = [judges.classifier(name) for name in judges.surrogates]
         check_labels(clean_accuracies(experiment, items, surrogates), options.trust_labels)
     claim(layout.folder, configuration)
     for place in layout.places:

@@ -17,11 +17,11 @@ from diffattack.data.dataset import Item
 from diffattack.data.images import replacing
 from diffattack.data.records import ANALYSIS, Run, finite, json_text, read_record, read_run
 from diffattack.data.summaries import timestep_rows
-from diffattack.evaluation.curves import Points, curve_dicts, curve_points, point_rows
+from diffattack.evaluation.comparison import lines_about_weights, weight_movement
+from diffattack.evaluation.curves import Points, curve_dicts, curve_points
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.tables import cost_dict, cost_rows, deciding, table
+from diffattack.evaluation.tables import cost_dict, cost_rows, deciding, figure_rows, table
 from diffattack.evaluation.warnings import warnings_about_rounding
-from diffattack.evaluation.weights import lines_about_weights, weight_movement
 from diffattack.plotting.run_page import read_results, write_page
 from diffattack.runner.folder import provenance, read_failures, unattempted
 from diffattack.runner.jobs import Job
@@ -195,7 +195,7 @@ def image_table(evaluation: Evaluation, rows: Iterable[dict]) -> Iterator[list]:
         "seconds": "seconds",
     }
     yield ["file", "label", "class", "target", *of_classifiers, *measures, *of_attack.values()]
-    counted = [(result.correct_before, result.fooled) for result in evaluation.classifiers]
+    counted = [result.counts[None]["success"] for result in evaluation.classifiers]
     for k, row in enumerate(rows):
         label = " ".join(map(str, row["label"])) if isinstance(row["label"], list) else row["label"]
         cells = [row["file"], label, row["class"], row.get("target")]
@@ -303,7 +303,7 @@ def lines_about(run: Run, rows: Sequence[dict], points: Points) -> list[str]:
             *lines_about_gradients(run),
         ]
     if points:
-        lines += ["", "after so many iterations", *table(point_rows(points))]
+        lines += ["", "after so many iterations", *table(figure_rows(curve_dicts(points)))]
     unreached = sum(row.get("margin_reached") is False for row in rows)
     if unreached:
         lines.append(

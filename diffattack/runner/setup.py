@@ -32,14 +32,14 @@ from diffattack.data.records import read_configuration
 from diffattack.diffusion.checks import check_prediction_type
 from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.diffusion.pipeline import compile_pipeline, load_pipeline
-from diffattack.evaluation.clean_check import (
+from diffattack.evaluation.warnings import (
     CleanAccuracy,
     check_labels,
     clean_accuracy,
     predict_clean,
     readings,
+    warnings_about_outputs,
 )
-from diffattack.evaluation.warnings import warnings_about_outputs
 from diffattack.options import Options
 from diffattack.runner.folder import (
     check_save_dir,
@@ -325,12 +325,13 @@ def clean_accuracies(
     options, names, head = experiment.options, experiment.class_names, experiment.options.classifier_head
     predictions, indices = predict_clean(items, classifiers, options.res, experiment.device, head)
     others = readings(experiment.items, names, options.images_root, options.label_path, options.label_base)
-    labels = [item.labels for item in experiment.items]
+    labels, _ = labels_and_targets(experiment.items)
     if not indices:  # none of them can be read, which is reported where they are attacked
         return []
+    others = {advice: other[indices] for advice, other in others.items()}
     return [
-        clean_accuracy(name, predicted, indices, labels, others, len(names), head)
-        for name, predicted in zip(options.model_name, predictions)
+        clean_accuracy(name, predicted, labels[indices], others, len(names), head)
+        for name, predicted in zip(options.model_name, np.stack(predictions, 1))
     ]
 
 
