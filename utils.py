@@ -7,7 +7,7 @@ the image.
     from utils import plot_average_loss_per_timestep, read_run
     run = read_run(Path("output_fixed"))
     timesteps = run.records[0].timesteps.tolist()
-    plot_average_loss_per_timestep({"fixed": run.layer_losses}, timesteps).savefig("shares.png")
+    plot_average_loss_per_timestep({"fixed": run.summary.structure}, timesteps).savefig("shares.png")
 
 Figures are written as PNG, those that are pooled over images also as PDF. The functions that draw take arrays
 and return a matplotlib `Figure`.
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from diffattack.common.errors import InputError, run_program
 from diffattack.data.records import read_run
-from diffattack.data.sample import FIGURE_IMAGES
+from diffattack.data.summaries import FIGURE_IMAGES
 from diffattack.plotting.draw import draw_comparison, draw_folders
 from diffattack.plotting.figures import (  # one import gives a notebook what it draws with
     plot_average_loss_per_timestep,

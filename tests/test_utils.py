@@ -412,7 +412,7 @@ def test_layers_that_are_normalised_are_shown_before_and_after(whole):
     normalised = replace(run, configuration=run.configuration | {"layer_norm": "relative"})
     shown = before_and_after_norm({"a": normalised})
     assert list(shown) == ["a, mse", "a, relative"]
-    record, losses = run.records[1], run.layer_losses[1]
+    record, losses = run.records[1], run.records[1].layer_losses
     assert record.reference_squares.shape == losses.shape[1:] and (record.reference_squares > 0).all()
     np.testing.assert_allclose(shown["a, mse"][1, 0], (losses * record.reference_squares).sum(0), rtol=1e-5)
 

@@ -22,7 +22,7 @@ from diffattack.common.errors import note
 from diffattack.common.parallel import run_in_processes
 from diffattack.data.images import read_pair, replacing, write_image
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
-from diffattack.data.sample import FIGURE_IMAGES, choose
+from diffattack.data.summaries import FIGURE_IMAGES, choose
 from diffattack.evaluation.tables import deciding
 from diffattack.plotting.figures import (
     DPI,
