@@ -22,7 +22,7 @@ from pathlib import Path
 
 from diffattack.common.errors import InputError, run_program
 from diffattack.data.records import read_run
-from diffattack.data.sample import FIGURE_IMAGES
+from diffattack.data.summaries import FIGURE_IMAGES
 from diffattack.plotting.draw import draw_folders, draw_runs, save_figures
 from diffattack.plotting.figures import (  # one import gives a notebook what it draws with
     plot_average_loss_per_timestep,

@@ -36,7 +36,7 @@ from diffattack.common.flags import (
 )
 from diffattack.data.dataset import PRESETS, TARGET_COLUMN, target_label
 from diffattack.data.records import read_configuration
-from diffattack.data.sample import FIGURE_IMAGES
+from diffattack.data.summaries import FIGURE_IMAGES
 from diffattack.diffusion.inversion import PREDICTION_TYPES
 from diffattack.diffusion.pipeline import Lora, parse_lora
 from diffattack.evaluation.budget import Budget, parse_budget

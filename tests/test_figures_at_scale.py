@@ -16,9 +16,8 @@ from PIL import Image
 from test_utils import run_of
 
 from diffattack.data.layout import Layout
-from diffattack.data.records import ANALYSIS, AttackRecord, read_run, run_identity, write_record
-from diffattack.data.sample import DRAWN, LEAST, MOST, choose
-from diffattack.data.summaries import summary_of, timestep_rows, timestep_shares
+from diffattack.data.records import ANALYSIS, AttackRecord, json_digest, read_run, write_record
+from diffattack.data.summaries import DRAWN, LEAST, MOST, choose, summary_of, timestep_rows, timestep_shares
 from diffattack.plotting.draw import (
     delete_others,
     draw_contact_sheets,
@@ -102,7 +101,7 @@ def made_up_run(folder: Path, images: int, own_weights: bool = False, first: int
             torch.zeros(1),
             row,
             layout.record(index),
-            run_identity(configuration),
+            json_digest(configuration),
         )
     return read_run(folder)
 
@@ -214,9 +213,6 @@ def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
     assert timestep_rows(found.structure, TIMESTEPS) == timestep_rows(losses, TIMESTEPS)
     first = [record.fooled.argmax() + 1.0 if record.fooled.any() else np.nan for record in records]
     np.testing.assert_array_equal(run.first_fooled[0], first)
-    assert run.factors.shape == (5, 4, ITERATIONS)
-    kept_once = found.weights.strides[0] == 0
-    assert kept_once != own_weights and (not own_weights or found.weights.dtype == np.float32)
 
 
 def test_records_that_differ_are_named(tmp_path):

@@ -31,11 +31,11 @@ def checked_classifiers(
     classifier: torch.nn.Module | Sequence[torch.nn.Module], class_names: Sequence[str]
 ) -> list[torch.nn.Module]:
     """The classifiers of an attack, one or several."""
-    is_text = isinstance(class_names, str)
-    require(not is_text, f"class_names is the text {class_names!r:.40}", "a name for each class", TypeError)
+    told = f"class_names is the text {class_names!r:.40}"
+    require(not isinstance(class_names, str), told, "a name for each class", TypeError)
     classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else classifier
-    is_list = isinstance(classifiers, (list, tuple)) and len(classifiers) > 0
     wanted = "a torch.nn.Module, or a list of them"
+    is_list = isinstance(classifiers, (list, tuple)) and len(classifiers) > 0
     require(is_list, f"classifier is {shown(classifiers)}", wanted, TypeError)
     for one in classifiers:
         require(isinstance(one, torch.nn.Module), f"classifier has {shown(one)} in it", wanted, TypeError)
@@ -108,12 +108,10 @@ def checked_classes(
     require(fits, f"{name} are {tuple(rows.shape)} for {images} images", "integers (B,) or (B, L)")
     rows = rows.reshape(images, -1).long().cpu().clone()
     for k, row in enumerate(rows.tolist()):
-        given = [value for value in row if value != -1]
+        given, who = [value for value in row if value != -1], f"{name}: image {k} has"
+        require(given or may_be_none, f"{who} none", "a class")
         outside = [value for value in given if not 0 <= value < classes]
-        is_inside = not outside and (given or may_be_none)
-        told = f"{name}: image {k} has {outside[0] if outside else 'none'}"
-        require(is_inside, told, f"classes from 0 to {classes - 1}")
-        told = f"{name}: image {k} has a class twice"
-        require(len(set(given)) == len(given), told, "indices of classes, not one-hot")
+        require(not outside, f"{who} {outside[:1]}", f"classes from 0 to {classes - 1}")
+        require(len(set(given)) == len(given), f"{who} a class twice", "indices of classes, not one-hot")
         rows[k] = torch.tensor(given + [-1] * (len(row) - len(given)))  # those that are there in front
     return rows

@@ -171,8 +171,8 @@ def split_name(name: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(parts)
 
 
-def check_defence(text: str) -> tuple[Kind, float | None]:
-    """The kind and the number of "jpeg:75".
+def check_defence(text: str) -> Defence:
+    """The defence of that name, such as "jpeg:75", as far as it needs no model.
 
     Raises:
         InputError: it is unknown, or its number is none that it takes.
@@ -187,7 +187,7 @@ def check_defence(text: str) -> tuple[Kind, float | None]:
     if not fits:
         expected = f"{name}:{kind.parameter}" if kind.parameter else f"{name}, which takes no number"
         raise InputError(f"defence {text!r}: expected {expected}")
-    return kind, float(number) if number else None
+    return Defence(kind, (float(number),) if number else ())
 
 
 def make_defence(text: str, diffusion: LatentDiffusion | None) -> Defence:
@@ -198,11 +198,12 @@ def make_defence(text: str, diffusion: LatentDiffusion | None) -> Defence:
     Raises:
         InputError: see `check_defence`; or it needs a diffusion model and there is none.
     """
-    kind, value = check_defence(text)
-    if kind.needs_diffusion and diffusion is None:
+    defence = check_defence(text)
+    if not defence.kind.needs_diffusion:
+        return defence
+    if diffusion is None:
         raise InputError(f"defence {text!r} needs a diffusion model; give one as --pretrained_diffusion_path")
-    numbers = () if value is None else (value,)
-    return Defence(kind, (*numbers, diffusion) if kind.needs_diffusion else numbers)
+    return Defence(defence.kind, (*defence.arguments, diffusion))
 
 
 # ---------------------------------------------------------------- in front of a classifier
@@ -346,12 +347,12 @@ def undefended(classifier: torch.nn.Module) -> torch.nn.Module:
 
 def kinds_of(names: Iterable[str]) -> list[Kind]:
     """The kinds of all defences of the classifiers of these names."""
-    return [check_defence(text)[0] for name in names for text in split_name(name)[1]]
+    return [check_defence(text).kind for name in names for text in split_name(name)[1]]
 
 
 def attack_draws(defences: Iterable[str]) -> int:
     """In how many draws an iteration of an attack through these looks at an image, unless told otherwise."""
-    return min((check_defence(text)[0].attack_draws for text in defences), default=Kind.attack_draws)
+    return min((check_defence(text).kind.attack_draws for text in defences), default=Kind.attack_draws)
 
 
 def is_random(name: str) -> bool:

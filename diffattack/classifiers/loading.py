@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diffattack import METHOD
 from diffattack.classifiers.preprocessing import Preprocessed, from_processor, from_timm
-from diffattack.common.checkpoints import check_loaded, check_weights, stay_offline_if_out_of_reach
+from diffattack.common.checkpoints import check_loaded, check_weights
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.diffusion.pipeline import quiet
 
@@ -106,13 +106,9 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     quiet(with_downloads=False)
-    if Path(name).is_dir():
-        check_weights(Path(name), "model")
-    else:
-        stay_offline_if_out_of_reach()
-    network, info = AutoModelForImageClassification.from_pretrained(
-        name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
+    how = dict(dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+    how["variant"] = check_weights(name, "model")
+    network, info = AutoModelForImageClassification.from_pretrained(name, **how)
     check_loaded(info)
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     is_of_timm = type(processor).__name__ == "TimmWrapperImageProcessor"

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -22,42 +23,43 @@ def require(holds: bool, problem: str) -> None:
         raise CheckpointError(problem)
 
 
-def weight_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
-    """The files of weights that a loader would take from a folder: one, or an index with those that it names.
-    What else lies there, of other variants, in pickles, or left behind by file managers, is none of them.
-
-    Raises:
-        CheckpointError: an index names something else, which would reach a loader of pickles.
-    """
-    ending = f".{variant}" if variant else ""
-    index = folder / f"{stem}.safetensors.index{ending}.json"
-    files = [path for path in (index, folder / f"{stem}{ending}.safetensors") if path.is_file()]
-    if not index.is_file():
-        return files
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        is_safe = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        names, is_safe = [], False
-    missing = [name for name in names if not (folder / name).is_file()]
-    require(
-        is_safe, f"{index.name} is no index of .safetensors files beside it, and of nothing else: {names[:3]}"
-    )
-    require(not missing, f"{index.name} names {missing[:3]}, which are not there")
-    return files + [folder / name for name in names]
-
-
-def check_weights(folder: Path, stem: str, variant: str | None = None) -> None:
-    """Looks at the weights that would be loaded from a folder before any of them is opened.
+def check_weights(source: str, stem: str, part: str = "") -> str | None:
+    """Looks at the weights that would be loaded from a folder, or a part of it, before any of them is opened:
+    their variant, "fp16" where there is no other. Of those on the hub nothing is known before.
 
     Raises:
         CheckpointError: there are none, or they are missing, empty or damaged.
     """
-    files = weight_files(folder, stem, variant)
-    require(bool(files), f"there is no {stem}.safetensors; pickles (.bin, .ckpt, .pt) are not loaded")
-    for path in files:
-        if path.suffix == ".safetensors":
+    if not Path(source).is_dir():
+        stay_offline_if_out_of_reach()
+        return None
+    for variant, ending in ((None, ""), ("fp16", ".fp16")):
+        files = weight_files(Path(source, part), stem, ending)
+        for path in files:
             names_in(path)
+        if files:
+            return variant
+    raise CheckpointError(f"there is no {stem}.safetensors; pickles (.bin, .ckpt, .pt) are not loaded")
+
+
+def weight_files(folder: Path, stem: str, ending: str) -> list[Path]:
+    """The files of weights that a loader would take from a folder: one, or those that an index names. What
+    else lies there, of other variants, in pickles, or left behind by file managers, is none of them.
+
+    Raises:
+        CheckpointError: an index names something else, which would reach a loader of pickles.
+    """
+    index, names = folder / f"{stem}.safetensors.index{ending}.json", []
+    if index.is_file():
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        is_safe = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+        told = f"{index.name} is no index of .safetensors files beside it, and of nothing else: {names[:3]}"
+        require(bool(names) and is_safe, told)
+    missing = [name for name in names if not (folder / name).is_file()]
+    require(not missing, f"{index.name} names {missing[:3]}, which are not there")
+    whole = folder / f"{stem}{ending}.safetensors"
+    return [folder / name for name in names] + [whole] * whole.is_file()
 
 
 def names_in(path: Path) -> set[str]:

@@ -8,7 +8,6 @@ subfolders of 1,000, since no tool likes a folder of half a million files.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -47,18 +46,14 @@ class Layout:
     @property
     def places(self) -> list[Path]:
         """The folders in which the files of images lie."""
-        if self.images <= SUBFOLDERS_ABOVE:
-            return [self.folder]
-        return [self._place(first) for first in range(0, self.images, IMAGES_EACH)]
-
-    def _place(self, index: int) -> Path:
-        if self.images <= SUBFOLDERS_ABOVE:
-            return self.folder
-        return self.folder / f"{index // IMAGES_EACH * IMAGES_EACH:05d}"
+        return list(
+            dict.fromkeys(self.file(index, "").parent for index in range(0, self.images, IMAGES_EACH))
+        )
 
     def file(self, index: int, name: str) -> Path:
         """A file of an image, such as `adv_image.png`."""
-        return self._place(index) / f"{index:04d}_{name}"
+        inner = f"{index // IMAGES_EACH * IMAGES_EACH:05d}" if self.images > SUBFOLDERS_ABOVE else ""
+        return self.folder / inner / f"{index:04d}_{name}"
 
     def record(self, index: int) -> Path:
         """An image's record is written last: where it is, the image is finished."""
@@ -69,27 +64,9 @@ class Layout:
         return self.file(index, "failed.txt")
 
     def finished(self, among: Collection[int] | None = None) -> set[int]:
-        """The indices of images that have a record; of many, folders are listed rather than files asked
-        for.
-        """
-        return self._those_with("record.npz", among)
+        """The indices of images that have a record."""
+        return {k for k in (range(self.images) if among is None else among) if self.record(k).exists()}
 
     def failed(self, among: Collection[int] | None = None) -> set[int]:
         """The indices of images that could not be attacked."""
-        return self._those_with("failed.txt", among)
-
-    def _those_with(self, name: str, among: Collection[int] | None) -> set[int]:
-        if among is not None and len(among) < IMAGES_EACH:
-            return {index for index in among if self.file(index, name).exists()}
-        found, ending = set(), f"_{name}"
-        for place in self.places:
-            try:
-                names = os.listdir(place)
-            except FileNotFoundError:
-                continue
-            found |= {
-                int(other[: -len(ending)])
-                for other in names
-                if other.endswith(ending) and other[: -len(ending)].isdecimal()
-            }
-        return found if among is None else found & set(among)
+        return {k for k in (range(self.images) if among is None else among) if self.failure(k).exists()}

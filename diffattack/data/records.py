@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -105,11 +106,6 @@ def finite(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def run_identity(configuration: dict) -> str:
-    """A digest of a run's run.json, which each of its records carries."""
-    return json_digest(configuration)
 
 
 def write_record(
@@ -224,24 +220,13 @@ class Run:
         """Of results.json, with what every classifier predicts; of an image that has not been added up yet
         what the attack left.
         """
-        added_up = rows_of_results(self.folder / "results.json")
-        row = next(added_up, None)
+        added_up, path = {}, self.folder / "results.json"
+        for line in path.open(encoding="utf-8") if path.is_file() else ():
+            if match := re.match(r' {4}(\{"index": (\d+),.*\}),?$', line):  # each image has a line of its own
+                added_up[int(match[2])] = match[1]
         for path in self.records.paths:
-            index = index_of(path)
-            while row is not None and row["index"] < index:
-                row = next(added_up, None)
-            yield (
-                row
-                if row is not None and row["index"] == index
-                else read_record(path, self.records.identity).row
-            )
-
-    @property
-    def layer_losses(self) -> np.ndarray:
-        """`(images, K, N, L)`, for a notebook: of thousands of images this does not fit into memory, and
-        `summary.structure` has what figures are drawn from.
-        """
-        return np.stack([record.layer_losses for record in self.records])
+            line = added_up.get(index_of(path))
+            yield row_of(line) if line else read_record(path, self.records.identity).row
 
     @property
     def gradient_shares_by_image(self) -> np.ndarray:
@@ -314,14 +299,6 @@ def read_state(path: Path) -> np.ndarray:
     return np.load(path, allow_pickle=False)["controller_state"]
 
 
-def rows_of_results(path: Path) -> Iterator[dict]:
-    """What results.json has of each image, on a line of its own; nothing where it is not there."""
-    if path.is_file():
-        with open(path, encoding="utf-8") as file:
-            lines = (line for line in file if line.startswith('    {"index": '))
-            yield from (row_of(line.rstrip(",\n")) for line in lines)
-
-
 # what all judges find of an image's pictures at the iterations of `--judge_at`: evaluation/curves.py
 CURVE = ("curve_iterations", "curve_predictions", "curve_visibility")
 
@@ -368,7 +345,7 @@ def read_run(folder: Path, indices: Collection[int] | None = None) -> Run:
     finished = sorted(layout.finished(indices)) if configuration else ()
     if not finished:
         raise RecordError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
-    records = Records([layout.record(index) for index in finished], run_identity(configuration))
+    records = Records([layout.record(index) for index in finished], json_digest(configuration))
     return Run(folder, configuration, records)
 
 

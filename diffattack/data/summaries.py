@@ -15,6 +15,11 @@ from tqdm import tqdm
 
 from diffattack.common.errors import RecordError
 
+# which images of a run have figures of their own, where it has more than anyone looks at: the extremes, and
+# some that nobody chose
+FIGURE_IMAGES = 12  # unless the user says otherwise
+MOST, LEAST, DRAWN = "most visible", "least visible", "drawn by seed"
+
 
 @dataclass(frozen=True)
 class LossSums:
@@ -77,15 +82,13 @@ def normalised(values: np.ndarray) -> np.ndarray:
 
 def mean_without_nan(values: np.ndarray, axis: int = 0) -> np.ndarray:
     """In float64; NaN where there is nothing else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         return np.nanmean(values, axis, dtype=np.float64)
 
 
 def mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Over the first axis, NaN left out; NaN where there is nothing else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         return np.nanmean(values, 0), np.nanstd(values, 0)
 
 
@@ -123,7 +126,7 @@ class Summary:
     self_attention_factor: np.ndarray  # (images, K)
     gradient_norms: np.ndarray  # (images, M, 3): attack, self-attention, cross-attention
     reference_squares: np.ndarray  # (images, N, L), mean square of each layer's unperturbed map
-    weights: np.ndarray  # (images, K, N); a view of one image's where all have the same
+    weights: np.ndarray  # (images, K, N)
     # the iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the clean
     # image there; (images,) each, NaN for an image that never does
     first_fooled: np.ndarray
@@ -143,7 +146,6 @@ def summary_of(records: Sequence) -> Summary:
         RecordError: two of them have other iterations, timesteps or layers than each other.
     """
     kept: dict[str, np.ndarray] = {}
-    weights: list[np.ndarray] = []  # one and the same for as long as all images have the same
     for k, record in enumerate(tqdm(records, desc="records", unit="image", delay=1, leave=False)):
         for name, values in numbers_of(record).items():
             if k == 0:
@@ -153,18 +155,12 @@ def summary_of(records: Sequence) -> Summary:
                     f"{record.path} has other iterations, timesteps or layers than the images before it"
                 )
             kept[name][k] = values
-        own = record.weights if len(record.timesteps) else np.zeros((0, 0))
-        weights.append(weights[0] if k and np.array_equal(own, weights[0]) else own)
     structure = LossSums(**{declared.name: kept.pop(declared.name) for declared in fields(LossSums)})
-    if all(own is weights[0] for own in weights):
-        every = np.broadcast_to(weights[0], (len(weights), *weights[0].shape))
-    else:
-        every = np.stack(weights, dtype=np.float32, casting="same_kind")
-    return Summary(structure, weights=every, **kept)
+    return Summary(structure, **kept)
 
 
 def numbers_of(record) -> dict[str, np.ndarray]:
-    """What is kept of an ImageRecord, by the names of the fields above; its weights are kept otherwise."""
+    """What is kept of an ImageRecord, by the names of the fields above."""
     iterations = record.losses.shape[-1] if len(record.timesteps) else 0
     ever = bool(record.fooled.any())
     first = int(record.fooled.argmax()) if ever else 0
@@ -175,9 +171,33 @@ def numbers_of(record) -> dict[str, np.ndarray]:
         "self_attention_factor": record.self_attention_factor[:iterations],
         "gradient_norms": record.gradient_norms,
         "reference_squares": record.reference_squares,
+        "weights": record.weights[:iterations],
         "first_fooled": np.array(first + 1.0 if ever else np.nan),
         "distance_then": np.array(record.distance[first] if ever else np.nan, np.float64),
         "indices": np.array(record.index),
         "psnr": np.array(record.row["psnr"], np.float64),
         **record.curve,
+    }
+
+
+def choose(psnr: Sequence[float], count: int, seed: int) -> dict[int, str]:
+    """Some of the images of a run by their places, with why they were chosen, "" where all are: a third the
+    most visible, a third the least, and the rest drawn from the others, so many together, in this order; the
+    most extreme first, and those that are drawn in the order of the run. The same for the same arguments.
+
+    Args:
+        psnr: of each image of a run, in dB; the lower, the more visible. Of equal ones the first counts as
+            the more visible.
+    """
+    if len(psnr) <= count:
+        return dict.fromkeys(range(len(psnr)), "")
+    by_visibility = np.argsort(np.nan_to_num(psnr, nan=np.inf), kind="stable").tolist()
+    most = -(-count // 3)
+    least = -(-(count - most) // 2)
+    others = sorted(by_visibility[most : len(psnr) - least])
+    drawn = np.random.default_rng(seed).choice(others, count - most - least, replace=False)
+    return {
+        **dict.fromkeys(by_visibility[:most], MOST),
+        **dict.fromkeys(by_visibility[::-1][:least], LEAST),
+        **dict.fromkeys(sorted(drawn.tolist()), DRAWN),
     }

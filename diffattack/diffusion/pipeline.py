@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from diffattack.common.checkpoints import (
     names_in,
     require,
     stay_offline_if_out_of_reach,
-    weight_files,
 )
 from diffattack.common.errors import CheckpointError, InputError, note, one_line
 from diffattack.diffusion.checks import EXPECTED, PARTS, check_pipeline
@@ -83,25 +82,22 @@ def load_pipeline(
 
 
 def compile_pipeline(pipeline: StableDiffusionPipeline) -> None:
-    """Has the UNet's blocks and the decoder compiled when they are first called.
-
-    Raises:
-        InputError: there is no compiler.
-    """
-    check_compiler(pipeline.device)
+    """Has the UNet's blocks and the decoder compiled; see `compile_blocks`."""
     unet = pipeline.unet
     compile_blocks([*unet.down_blocks, unet.mid_block, *unet.up_blocks, pipeline.vae.decoder])
 
 
-def check_compiler(device: torch.device) -> None:
-    """Compiles something small.
+def compile_blocks(blocks: Sequence[torch.nn.Module]) -> None:
+    """Has each block compiled when it is first called in a `stance` "default". Whole networks are not
+    compiled: on a CPU, what torch 2.13 then made of the small model's UNet had gradients that were off by up
+    to a third.
 
     Raises:
-        InputError: there is nothing that could.
+        InputError: there is no compiler.
     """
     try:
-        # with a gradient, as what is compiled later has
-        given = torch.ones(64, device=device, requires_grad=True)
+        # something small, with a gradient, as what is compiled later has
+        given = torch.ones(64, device=next(blocks[0].parameters()).device, requires_grad=True)
         torch.compile(lambda values: (values.sin() + 1).square())(given).sum().backward()
     except Exception as error:  # of whatever kind the compilers' own are
         torch._dynamo.reset()
@@ -109,13 +105,6 @@ def check_compiler(device: torch.device) -> None:
             f"--compile: torch.compile cannot be used here ({one_line(error, 160)}); install a C++ compiler, "
             f"for CUDA with Triton, or leave --compile out"
         ) from None
-
-
-def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
-    """Has each block compiled when it is first called in a `stance` "default". Whole networks are not
-    compiled: on a CPU, what torch 2.13 then made of the small model's UNet had gradients that were off by up
-    to a third.
-    """
     # of a graph that goes back more than once, as where gradients are measured
     torch._functorch.config.donated_buffer = False
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
@@ -178,21 +167,14 @@ def from_parts(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         library, kind = index[part]
         require(kind in kinds, f"its {part} is a {kind}; expected {' or '.join(kinds)}")
         network = getattr(transformers if library == "transformers" else diffusers, kind)
-        how = dict(dtype=dtype, use_safetensors=True, output_loading_info=True)
+        how = dict(subfolder=part, dtype=dtype, use_safetensors=True, output_loading_info=True)
         try:
-            variant = variant_of(Path(path) / part, STEMS[part])
-            if Path(path).is_dir():
-                check_weights(Path(path) / part, STEMS[part], variant)
-            parts[part], info = network.from_pretrained(path, subfolder=part, variant=variant, **how)
+            variant = check_weights(path, STEMS[part], part)
+            parts[part], info = network.from_pretrained(path, variant=variant, **how)
             check_loaded(info)
         except CheckpointError as error:
             raise CheckpointError(f"{part}: {error}") from None
     return diffusers.StableDiffusionPipeline.from_pretrained(path, dtype=dtype, **parts, **UNUSED)
-
-
-def variant_of(folder: Path, stem: str) -> str | None:
-    """The variant "fp16" of a part of which there is no other; of the hub none."""
-    return "fp16" if not weight_files(folder, stem) and weight_files(folder, stem, "fp16") else None
 
 
 def loaded_files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from diffattack.common.errors import note
 from diffattack.data.images import read_pair, replacing, write_image
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
-from diffattack.data.sample import FIGURE_IMAGES, choose
+from diffattack.data.summaries import FIGURE_IMAGES, choose
 from diffattack.evaluation.curves import curve_points, figures_of
 from diffattack.evaluation.tables import deciding
 from diffattack.plotting import figures as plots

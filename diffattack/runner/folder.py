@@ -27,7 +27,7 @@ from diffattack.common.errors import InputError, RecordError, RunError, note
 from diffattack.data.dataset import Item
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
 from diffattack.data.layout import Layout
-from diffattack.data.records import ANALYSIS, json_digest, read_configuration, read_record, run_identity
+from diffattack.data.records import ANALYSIS, json_digest, read_configuration, read_record
 from diffattack.diffusion.pipeline import loaded_files
 from diffattack.options import Options
 from diffattack.plotting.run_page import FIGURES, IMAGE_FIGURES, page_files, remove_page_files
@@ -200,7 +200,7 @@ def identity_of(folder: Path) -> str:
 @functools.lru_cache(64)
 def _identity(folder: Path, *stat: int) -> str:
     """Read once for as long as the file stays the same: it names all images, and is asked for with each."""
-    return run_identity(read_configuration(folder))
+    return json_digest(read_configuration(folder))
 
 
 def check_still_ours(folder: Path, identity: str) -> None:

@@ -248,7 +248,7 @@ def needs_pipeline(each: Sequence[Options]) -> bool:
     return any(
         one.attack == OURS
         or needs_diffusion(one.model_name + one.judges)
-        or any(check_defence(text)[0].needs_diffusion for text in one.attack_through)
+        or any(check_defence(text).kind.needs_diffusion for text in one.attack_through)
         for one in each
     )
 
