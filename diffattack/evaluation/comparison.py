@@ -101,7 +101,7 @@ def metrics_of(evaluation: Evaluation, run: Run, rows: Sequence[dict]) -> dict[s
     """
     found = success_metrics(evaluation) | evaluation.quality
     if run.timesteps:
-        iterations, distances = run.first_fooled
+        iterations, distances = run.summary.first_fooled, run.summary.distance_then
         found["first fooled in iteration"] = mean_of(iterations, "of images that are fooled at all")
         found["L2 when first fooled"] = mean_of(distances, "the same, before rounding")
     seconds = np.array([row["seconds"] for row in rows])
@@ -327,7 +327,9 @@ def report_sweep(
 
 def point_figures(run: Run, evaluation: Evaluation) -> dict[str, Estimate]:
     """Of a mode at one value."""
-    iterations, distances = (values[np.isfinite(values)] for values in run.first_fooled)
+    iterations, distances = (
+        values[np.isfinite(values)] for values in (run.summary.first_fooled, run.summary.distance_then)
+    )
     return figures_of(evaluation, VISIBILITIES) | {
         "first fooled in iteration": mean_over_images(iterations),
         "L2 then": mean_over_images(distances),
