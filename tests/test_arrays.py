@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffattack.data.arrays import read_arrays
+from diffattack.data.records import read_arrays
 
 ARRAYS = {
     "floats": np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 4),

@@ -212,7 +212,7 @@ def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
     )
     assert timestep_rows(found.structure, TIMESTEPS) == timestep_rows(losses, TIMESTEPS)
     first = [record.fooled.argmax() + 1.0 if record.fooled.any() else np.nan for record in records]
-    np.testing.assert_array_equal(run.first_fooled[0], first)
+    np.testing.assert_array_equal(found.first_fooled, first)
 
 
 def test_records_that_differ_are_named(tmp_path):

@@ -50,7 +50,7 @@ def test_a_run_stops_when_another_takes_its_folder_over(data, tmp_path):
 def test_a_record_of_another_run_is_refused(finished):
     configuration = json.loads((finished / "run.json").read_text())
     (finished / "run.json").write_text(json.dumps(configuration | {"guidance": 3.0}))
-    with pytest.raises(ValueError, match="0000_record.npz is of another run than run.json; delete it"):
+    with pytest.raises(ValueError, match="0000_record.npz is damaged.*of another run than run.json.; delete"):
         list(read_run(finished).records)
     with pytest.raises(RunError, match="taken over"):
         check_still_ours(finished, "of the first run")

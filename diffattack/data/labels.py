@@ -95,7 +95,11 @@ def read_rows(path: Path, images: Sequence[Path]) -> list[Row]:
     lines = [(k, line.strip()) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
     before, heading = (lines[0][0] - 1, lines[0][1]) if lines else (0, "")
     if heading.startswith(("{", "[")):
-        return rows_of_json(path, [line for _, line in lines])
+        rows = documents_of_json(path, [line for _, line in lines])
+        titles = list(dict.fromkeys(title for row in rows for title in row))
+        return rows_of_table(
+            path, titles, [(f"row {k} of {str(path)!r}", row) for k, row in enumerate(rows, 1)]
+        )
     separator = next((sign for sign in "\t,;" if sign in heading), " ")
     titles = heading.split(separator)
     if len(titles) == 1 or not has_title(titles, IMAGE_TITLES + LABEL_TITLES):
@@ -145,22 +149,20 @@ def rows_of_table(path: Path, titles: Sequence[str], rows: Sequence[tuple[str, d
     ]
 
 
-def rows_of_json(path: Path, lines: Sequence[str]) -> list[Row]:
-    """JSON lines of rows, or a mapping of names to labels."""
-    are_documents = all(line[0] + line[-1] == "{}" for line in lines)
+def documents_of_json(path: Path, lines: Sequence[str]) -> list[dict]:
+    """JSON lines of rows, or a mapping of names to labels as if it were such."""
+    are_rows = all(line[0] + line[-1] == "{}" for line in lines)
     try:
-        documents = list(map(json.loads, lines if are_documents else ["\n".join(lines)]))
+        documents = list(map(json.loads, lines if are_rows else ["\n".join(lines)]))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is no JSON ({one_line(error)}); expected {FORMS}") from None
-    if isinstance(documents[0], list) or {"images", "annotations"} <= set(documents[0]):
-        kind = "JSON with a list" if isinstance(documents[0], list) else "COCO's annotations"
+    first = documents[0]
+    if isinstance(first, list) or {"images", "annotations"} <= set(first):
+        kind = "JSON with a list" if isinstance(first, list) else "COCO's annotations"
         raise ValueError(f"{str(path)!r} is {kind}; expected {FORMS}")
-    where = f"{{}} of {str(path)!r}".format
-    titles = list(dict.fromkeys(title for document in documents for title in document))
-    if has_title(titles, IMAGE_TITLES) or len(documents) > 1:
-        rows = [(where(f"row {k}"), document) for k, document in enumerate(documents, 1)]
-        return rows_of_table(path, titles, rows)
-    return [Row(where(repr(name)), name, labels_of_cell(label)) for name, label in documents[0].items()]
+    if has_title(first, IMAGE_TITLES) or len(documents) > 1:
+        return documents
+    return [{"filename": name, "label": label} for name, label in first.items()]
 
 
 def rows_of_lines(path: Path, lines: Sequence[tuple[int, str]], images: Sequence[Path]) -> list[Row]:

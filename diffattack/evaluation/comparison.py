@@ -60,7 +60,7 @@ def metrics_of(evaluation: Evaluation, run: Run, rows: Sequence[dict]) -> dict[s
     """The lines of the table for a mode: success, visibility, realism, time; NaN for an image that does not
     count.
     """
-    iterations, distances = run.first_fooled
+    iterations, distances = run.summary.first_fooled, run.summary.distance_then
     figures = [
         ("first fooled in iteration", iterations, "of images that are fooled at all"),
         ("L2 when first fooled", distances, "the same, before rounding"),

@@ -279,8 +279,11 @@ def report_sweep(
     first_run, first_evaluation = next(iter(points.values()))[0]
     figures = {mode: [] for mode in points}
     for mode, (run, evaluation) in ((mode, point) for mode, each in points.items() for point in each):
-        fooled = zip(("first fooled in iteration", "L2 then"), map(mean_over_images, run.first_fooled))
-        figures[mode].append(figures_of(evaluation, VISIBILITIES) | dict(fooled))
+        fooled = {
+            "first fooled in iteration": mean_over_images(run.summary.first_fooled),
+            "L2 then": mean_over_images(run.summary.distance_then),
+        }
+        figures[mode].append(figures_of(evaluation, VISIBILITIES) | fooled)
     lines = [
         {"mode": mode, sweep.flag: f"{value:g}"} | at_value
         for mode, at_values in figures.items()

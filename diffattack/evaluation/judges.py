@@ -30,8 +30,8 @@ from diffattack.classifiers.defences import (
     split_name,
 )
 from diffattack.classifiers.heads import SOFTMAX, Head
-from diffattack.data.arrays import read_arrays
 from diffattack.data.images import Pictures, replacing, to_tensor
+from diffattack.data.records import read_arrays
 from diffattack.evaluation.metrics import features_of, measures
 from diffattack.evaluation.predictions import PREDICTION, one_draw, predict
 from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs

@@ -89,7 +89,9 @@ def write_run(
         run = read_run(layout.folder, {item.index for item in done})
         evaluation, found = add_up(job.files, done, job.judges)
         rows = [read_record(layout.record(item.index)).row for item in done]
-        for row, iteration, distance in zip(rows, *(values.tolist() for values in run.first_fooled)):
+        for row, iteration, distance in zip(
+            rows, run.summary.first_fooled.tolist(), run.summary.distance_then.tolist()
+        ):
             row |= {"first_fooled": iteration, "distance_then": distance}
             del row["files"]  # which the run alone needs
         evaluation.warnings.extend(warnings_about_rounding(rows))
