@@ -302,10 +302,10 @@ def test_checkpointing_starts_by_itself_where_memory_is_short(
     checkpoint, classifier, images, labels, monkeypatch
 ):
     calls = []
-    real = diff_latent_attack.checkpoint
+    real = diff_latent_attack.recompute
     monkeypatch.setattr(
         diff_latent_attack,
-        "checkpoint",
+        "recompute",
         lambda *arguments, **options: calls.append(1) or real(*arguments, **options),
     )
     attack = build(checkpoint(), classifier, iterations=1)
