@@ -7,7 +7,7 @@ add a field: in AttackOptions if `DiffAttack` needs it, else in the group where 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
@@ -334,8 +334,7 @@ class AttackOptions(WeightOptions):
             raise InputError("--inversion diffattack cuts bytes off, which no --budget knows; give exact")
         if self.attack == OURS and self.latent_optimizer == "momentum" and budget is None:
             raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=37; or give adamw")
-        for text in self.attack_through:
-            check_defence(text)
+        check_each("attack_through", check_defence, self.attack_through)
         if max(self.judge_at, default=0) > self.iterations:
             raise InputError(f"--judge_at goes beyond the {self.iterations} of --iterations")
 
@@ -344,6 +343,15 @@ class AttackOptions(WeightOptions):
 FOR_ALL = ("attack", "budget", "contrast_limit", "attack_through", "draws", "logit_temperature")
 FOR_ALL += ("head", "threshold", "seed")
 DEFAULTS = AttackOptions()
+
+
+def check_each(name: str, check: Callable[[str], object], texts: Iterable[str]) -> None:
+    """Raises InputError with the flag's name where one of its texts is refused."""
+    for text in texts:
+        try:
+            check(text)
+        except InputError as error:
+            raise InputError(f"--{name}: {error}") from None
 
 
 def flags_of_ours() -> list[str]:
@@ -425,10 +433,9 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             raise InputError("--judge_draws takes a vote, and --head sigmoid sees many; leave it out")
         if not self.model_name:
             raise InputError("--model_name names no classifier; give one, such as efficientnet_lite0")
-        for name in (*self.model_name, *self.transfer_models):
-            check_name(name)
-        for text in "@".join(self.defences).split("@") if self.defences else ():
-            check_defence(text)
+        check_each("model_name", check_name, self.model_name)
+        check_each("transfer_models", check_name, self.transfer_models)
+        check_each("defences", check_defence, filter(None, "@".join(self.defences).split("@")))
 
 
 if __name__ == "__main__":

@@ -328,7 +328,7 @@ def test_a_users_function_is_an_attack_that_goes_on_and_is_known_by_its_file(dat
         ("wrong", [], "a tensor (1, 1, 96, 96) of torch.float32; expected (1, 3, 96, 96)"),
         ("raises", [], "fails with KeyError on images (1, 3, 96, 96)"),
         ("few", [], "expected a function of images, labels and classifier"),
-        ("none", [], "has no attribute 'none'"),
+        ("none", [], "has no function 'none'"),
         ("attack(speed=1)", [], "unexpected keyword argument 'speed'"),
         ("plain", ["--target_label", "3"], "is not targeted"),
         ("attack", ["--weight_mode", "fixed"], "--weight_mode goes with --attack diffattack alone"),

@@ -107,7 +107,7 @@ def list_images(folder: Path) -> list[Path]:
         DatasetError: there is no folder, no image in it, or a class of which no picture can be read.
     """
     if not folder.is_dir():
-        raise DatasetError(f"--images_root: there is no folder {str(folder)!r}; give one of images")
+        raise DatasetError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
     images = images_in(folder)
     for inner in [] if images else class_folders(folder):
         found = images_in(inner) or images_in(inner / "images")
