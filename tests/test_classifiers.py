@@ -6,7 +6,7 @@ from natsort import natsorted
 
 from diffattack.classifiers.preprocessing import from_processor, from_timm
 from diffattack.classifiers.registry import ALIASES, REGISTRY, check_name, load_classifier
-from diffattack.common.errors import ClassifierError
+from diffattack.common.errors import InputError
 from diffattack.data.classes import IMAGENET_CLASSES
 from diffattack.data.images import read_image
 from diffattack.evaluation.predictions import predict
@@ -209,7 +209,7 @@ def test_classifiers_that_cannot_be_had_are_named(tmp_path, name, message):
         "import torch\n\n\ndef number():\n    return 1\n\n\ndef wrong():\n    return torch.nn.Identity()\n"
     )
     torch.jit.script(network(7)).save(tmp_path / "net.ts")
-    with pytest.raises(ClassifierError, match=message):
+    with pytest.raises(InputError, match=message):
         load_classifier(name.format(folder=tmp_path), 10, 96)
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import IMAGES, MAIN, check, flags, network, run, save_vit
 
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.errors import ClassifierError
+from diffattack.common.errors import InputError
 
 HEADER = "import numpy, torch\nfrom torch import nn\n\n\n"
 NETWORK = (
@@ -53,7 +53,7 @@ def code(folder, body: str, name: str = "mine.py") -> str:
     ],
 )
 def test_what_cannot_be_attacked_is_refused_in_one_line(tmp_path, body, message):
-    with pytest.raises(ClassifierError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load_classifier(code(tmp_path, body), 10, 96, attacked=True)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
@@ -68,7 +68,7 @@ def test_half_precision_is_refused_in_one_line(tmp_path):
     with open(path, "a") as file:
         file.write("\n\ndef half():\n    return Mine().half()\n")
     with pytest.raises(
-        ClassifierError, match="fails on images .* must take any number of that size in float32"
+        InputError, match="fails on images .* must take any number of that size in float32"
     ) as caught:
         load_classifier(f"{path}:half", 10, 96)
     assert "\n" not in str(caught.value)
@@ -147,7 +147,7 @@ def test_a_file_of_the_user_may_use_our_modules(tmp_path):
 )
 def test_code_that_fails_is_refused_in_one_line(tmp_path, text, message):
     (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(ClassifierError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load_classifier(f"{tmp_path / 'mine.py'}:build", 10, 96)
     assert "\n" not in str(caught.value)
 
@@ -234,7 +234,7 @@ def pickled(folder):
     ],
 )
 def test_folders_that_are_not_whole_are_refused_in_one_line(vit, tmp_path, change, message):
-    with pytest.raises(ClassifierError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load_classifier(broken(vit, tmp_path / "broken", change), 2, 96)
     assert "\n" not in str(caught.value)
 

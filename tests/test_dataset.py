@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from diffattack.common.errors import DatasetError
+from diffattack.common.errors import InputError
 from diffattack.data.classes import IMAGENET_CLASSES, permutation_of, read_class_names
 from diffattack.data.dataset import list_images, read_dataset
 
@@ -34,7 +34,7 @@ def test_captions_a_line(tmp_path):
 
 def test_captions_of_cub(tmp_path):
     text = "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n12 012.Yellow_headed_Blackbird\n"
-    with pytest.raises(DatasetError, match="class 1 .* is called '1 001"):
+    with pytest.raises(InputError, match="class 1 .* is called '1 001"):
         read_class_names(written(tmp_path, "classes.txt", text))
     assert read_class_names(written(tmp_path, "classes.txt", text.replace("12 012", "3 003"))) == (
         "Black footed Albatross",
@@ -71,9 +71,9 @@ def test_captions_of_hugging_face(tmp_path, content):
     ],
 )
 def test_captions_that_cannot_be_used_are_named(tmp_path, name, content, message):
-    with pytest.raises(DatasetError, match=f"--captions.*{message}"):
+    with pytest.raises(InputError, match=f"--captions.*{message}"):
         read_class_names(written(tmp_path, name, content))
-    with pytest.raises(DatasetError, match="--captions: there is no file"):
+    with pytest.raises(InputError, match="--captions: there is no file"):
         read_class_names(tmp_path / "none.txt")
 
 
@@ -149,7 +149,7 @@ def test_folders_that_fit_no_class_are_named(tmp_path):
     (tmp_path / "root/ostrich").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "root/ostrich/a.png")
     with pytest.raises(
-        DatasetError, match="1 folders but there are 3 classes, and no class is called 'ostrich'"
+        InputError, match="1 folders but there are 3 classes, and no class is called 'ostrich'"
     ):
         read_dataset(tmp_path / "root", None, CAPTIONS)
     assert read_dataset(tmp_path / "root", None, IMAGENET_CLASSES)[0].labels == (
@@ -186,14 +186,14 @@ def test_folders_that_fit_no_class_are_named(tmp_path):
     ],
 )
 def test_labels_that_cannot_be_used_are_named(photos, tmp_path, name, content, options, message):
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(InputError, match=message):
         read_dataset(photos, written(tmp_path, name, content), CAPTIONS, **options)
 
 
 def test_folders_without_images_are_named(tmp_path):
-    with pytest.raises(DatasetError, match="no image in"):
+    with pytest.raises(InputError, match="no image in"):
         list_images(tmp_path)
-    with pytest.raises(DatasetError, match="there is no folder"):
+    with pytest.raises(InputError, match="there is no folder"):
         list_images(tmp_path / "none")
 
 
@@ -254,7 +254,7 @@ def test_synonyms_stay_with_their_class(tmp_path):
     ],
 )
 def test_what_is_no_list_of_names_is_refused(tmp_path, name, content):
-    with pytest.raises(DatasetError, match="--captions: .*give a text file"):
+    with pytest.raises(InputError, match="--captions: .*give a text file"):
         read_class_names(written(tmp_path, name, content))
 
 
@@ -280,9 +280,9 @@ def test_folders_called_by_numbers_are_their_labels(tmp_path, capsys, names, bas
 
 
 def test_folders_called_by_numbers_that_are_no_labels(tmp_path):
-    with pytest.raises(DatasetError, match="is 4; labels count from 1, so expected 1 to 3"):
+    with pytest.raises(InputError, match="is 4; labels count from 1, so expected 1 to 3"):
         read_dataset(folders_of(tmp_path / "root", "1", "4"), None, CAPTIONS)
-    with pytest.raises(DatasetError, match="two folders of one class"):
+    with pytest.raises(InputError, match="two folders of one class"):
         read_dataset(folders_of(tmp_path / "other", "1", "01"), None, CAPTIONS)
 
 
@@ -314,7 +314,7 @@ def test_an_image_that_a_table_names_twice(photos, tmp_path):
     table = written(
         tmp_path, "l.csv", "filename,label\na/img1.png,2\nb/img1.png,3\nimg2.png,1\nimg10.png,3\n"
     )
-    with pytest.raises(DatasetError, match="line 3 .* gives 'img1.png' another label than a line above"):
+    with pytest.raises(InputError, match="line 3 .* gives 'img1.png' another label than a line above"):
         read_dataset(photos, table, CAPTIONS)
 
 
@@ -338,7 +338,7 @@ def test_a_class_whose_pictures_cannot_be_read_is_an_error(tmp_path):
     root = folders_of(tmp_path / "root", "cat")
     (root / "dog").mkdir()
     (root / "dog/a.heic").write_bytes(b"x")
-    with pytest.raises(DatasetError, match="no picture of class 'dog' can be read, such as 'a.heic'"):
+    with pytest.raises(InputError, match="no picture of class 'dog' can be read, such as 'a.heic'"):
         list_images(root)
 
 

@@ -6,7 +6,7 @@ from conftest import IMAGES, network
 from torch import nn
 
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.errors import ClassifierError
+from diffattack.common.errors import InputError
 
 BATCH = ({0: torch.export.Dim("batch", min=1, max=64)},)
 
@@ -39,7 +39,7 @@ def export(network: nn.Module, path, batch: int = 2) -> str:
 def test_a_program_frozen_in_training_mode_is_refused(tmp_path, kind):
     name = export(normalised().train(), tmp_path / f"net.{kind}")
     for attacked in (True, False):  # a surrogate, a judge
-        with pytest.raises(ClassifierError, match="put it into eval mode, before it is exported") as caught:
+        with pytest.raises(InputError, match="put it into eval mode, before it is exported") as caught:
             load_classifier(name, 10, 96, attacked)
         assert "\n" not in str(caught.value)
 
@@ -113,7 +113,7 @@ OF_BATCH = "says something else of an image with others beside it"
     ],
 )
 def test_code_that_is_no_classifier_of_an_image_is_refused(tmp_path, body, message):
-    with pytest.raises(ClassifierError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load_classifier(mine(tmp_path, body), 10, 96, True)
     assert "\n" not in str(caught.value)
 
@@ -144,5 +144,5 @@ def test_a_program_of_few_images_is_asked_one_by_one(tmp_path):
 def test_a_program_of_one_number_of_images_is_refused(tmp_path):
     path = tmp_path / "eight.pt2"
     torch.export.save(torch.export.export(network(10).eval(), (torch.rand(8, 3, 96, 96),)), path)
-    with pytest.raises(ClassifierError, match="fails .* must take any number"):
+    with pytest.raises(InputError, match="fails .* must take any number"):
         load_classifier(str(path), 10, 96)

@@ -20,7 +20,7 @@ from diffattack.attacks.pixel import PixelAttack, Surrogates
 from diffattack.classifiers.defences import Defended, Smoothed, defend
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.errors import ClassifierError, InputError
+from diffattack.common.errors import InputError
 from diffattack.evaluation.predictions import (
     ClassifierResult,
     average_precision,
@@ -322,7 +322,7 @@ def test_one_output_is_the_logit_of_the_second_of_two_classes(tmp_path, capsys):
     one = load_classifier(f"{path}:make", ("malignant",), 96, head=SIGMOID)
     assert torch.allclose(two(images).softmax(-1)[:, 1:], one(images).sigmoid())
     assert "the logit of 'malignant' against the other" in capsys.readouterr().err
-    with pytest.raises(ClassifierError, match="has 1 outputs, but there are 2 classes"):
+    with pytest.raises(InputError, match="has 1 outputs, but there are 2 classes"):
         load_classifier(f"{path}:make", ("benign", "malignant"), 96, head=SIGMOID)
 
 
@@ -334,7 +334,7 @@ def test_one_output_with_a_name_is_the_logit_of_that_class(tmp_path, capsys):
     second = load_classifier(name, ("normal", "pneumonia"), 96)(images)
     assert torch.equal(first, second.flip(-1)) and not first[:, 1].any() and first[:, 0].any()
     assert "the logit of 'pneumonia' against the other" in capsys.readouterr().err
-    with pytest.raises(ClassifierError, match="has 1 outputs, but there are 2"):
+    with pytest.raises(InputError, match="has 1 outputs, but there are 2"):
         load_classifier(name, ("benign", "malignant"), 96)
 
 
@@ -347,7 +347,7 @@ def test_a_model_of_transformers_whose_outputs_are_of_another_kind_is_refused(tm
     save_vit(tmp_path, num_labels=3, problem_type=problem)
     ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path)
     message = f"it is a {problem}, and the head here is {head.name}; give the --head that fits"
-    with pytest.raises(ClassifierError, match=message):
+    with pytest.raises(InputError, match=message):
         load_classifier(f"hf:{tmp_path}", 3, 96, head=head)
     if problem != "regression":
         load_classifier(f"hf:{tmp_path}", 3, 96, head=SIGMOID if head is SOFTMAX else SOFTMAX)

@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 
-from diffattack.common.errors import DatasetError
+from diffattack.common.errors import InputError
 from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, ClassNames
 from diffattack.data.dataset import read_dataset
 
@@ -195,7 +195,7 @@ def test_no_label_file_is_read_wrongly_without_a_word(tmp_path, form, files):
         path = form(made)
         try:
             items = read_dataset(made.root, path, made.classes, made.base)
-        except DatasetError as error:
+        except InputError as error:
             assert "\n" not in str(error) and str(error).startswith("--label_path")
             continue
         assert not made.must_fail, f"{form.__name__} {seed}"

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.errors import DatasetError, notes
+from diffattack.common.errors import InputError, notes
 from diffattack.data.classes import (
     DEVELOPMENT_KIT,
     IMAGENET_CLASSES,
@@ -79,7 +79,7 @@ def test_names_that_are_equal_are_not_told_apart():
 
 
 def test_a_folder_of_an_ambiguous_name_is_refused_with_what_tells_apart(tmp_path):
-    with pytest.raises(DatasetError, match="'crane bird' .label 135, n02012849. or 'crane' .label 518, n031"):
+    with pytest.raises(InputError, match="'crane bird' .label 135, n02012849. or 'crane' .label 518, n031"):
         read_dataset(images(tmp_path / "r", "crane/a.png"), None, IMAGENET_CLASSES)
     assert labels_of(images(tmp_path / "s", "Cardigan/a.png"), None, IMAGENET_CLASSES) == {
         "Cardigan/a.png": 264
@@ -89,7 +89,7 @@ def test_a_folder_of_an_ambiguous_name_is_refused_with_what_tells_apart(tmp_path
 @pytest.mark.parametrize("line", ["CARDIGAN", "crane", "Maillot"])
 def test_a_label_of_an_ambiguous_name_is_refused(tmp_path, line):
     root, path = images(tmp_path / "r", "a.png", "b.png"), written(tmp_path / "l.txt", f"{line}\ncardigan\n")
-    with pytest.raises(DatasetError, match="line 1 .* may be .* or .*; give its label or WordNet id"):
+    with pytest.raises(InputError, match="line 1 .* may be .* or .*; give its label or WordNet id"):
         read_dataset(root, path, IMAGENET_CLASSES)
 
 
@@ -167,7 +167,7 @@ def test_captions_in_another_order_than_imagenets_are_matched_by_their_ids(tmp_p
 def test_folders_of_imagenet(tmp_path):
     root = images(tmp_path / "r", *(f"{IDS[k]}/x.JPEG" for k in (0, 264, 999)))
     assert list(labels_of(root, None, IMAGENET_CLASSES).values()) == [0, 264, 999]
-    with pytest.raises(DatasetError, match="no class is called 'n00000001'"):
+    with pytest.raises(InputError, match="no class is called 'n00000001'"):
         read_dataset(images(root, "n00000001/x.JPEG"), None, IMAGENET_CLASSES)
 
 
@@ -213,7 +213,7 @@ def test_imagenets_development_kit(tmp_path, capsys, kind):
     truth = written(tmp_path / "ILSVRC2012_validation_ground_truth.txt", "490\n361\n171\n822\n")
     for base in (0, 1):  # it counts from 1 whatever is said
         assert list(labels_of(root, truth, names, base).values()) == [65, 970, 230, 809]
-    with pytest.raises(DatasetError, match="labels count from 1, so expected 1 to 1000"):
+    with pytest.raises(InputError, match="labels count from 1, so expected 1 to 1000"):
         read_dataset(root, written(tmp_path / "l.txt", "0\n1\n2\n3\n"), names)
 
 
@@ -238,7 +238,7 @@ def test_classes_of_a_list_of_wordnet_ids(tmp_path):
 )
 def test_numbers_that_may_be_those_of_images_are_refused(tmp_path, names, text):
     root = images(tmp_path / "r", *(f"{name}.png" for name in names))
-    with pytest.raises(DatasetError, match="may be an image's number and its label, or two labels"):
+    with pytest.raises(InputError, match="may be an image's number and its label, or two labels"):
         read_dataset(root, written(tmp_path / "l.txt", text), IMAGENET_CLASSES)
 
 
@@ -269,7 +269,7 @@ COCO["annotations"] = [{"image_id": 7, "category_id": 17}]
 )
 def test_other_forms_are_refused_with_those_that_are_read(tmp_path, name, text, form):
     root = images(tmp_path / "r", "a.png", "b.png")
-    with pytest.raises(DatasetError, match=f"--label_path: .*{form}.*JSON lines"):
+    with pytest.raises(InputError, match=f"--label_path: .*{form}.*JSON lines"):
         read_dataset(root, written(tmp_path / name, text), IMAGENET_CLASSES)
 
 
@@ -307,7 +307,7 @@ def test_paths_in_a_table_tell_folders_apart(tmp_path):
     assert labels_of(root, table, IMAGENET_CLASSES) == {"c1/0001.png": 3, "c2/0001.png": 4}
     one = images(tmp_path / "c2", "0001.png")  # a folder of its own
     assert labels_of(one, table, IMAGENET_CLASSES) == {"0001.png": 4}
-    with pytest.raises(DatasetError, match="no row for c3/0001.png"):
+    with pytest.raises(InputError, match="no row for c3/0001.png"):
         read_dataset(images(root, "c3/0001.png"), table, IMAGENET_CLASSES)
 
 
@@ -326,7 +326,7 @@ def test_paths_in_a_table_tell_folders_apart(tmp_path):
     ],
 )
 def test_rows_that_could_be_of_several_images_or_classes(tmp_path, files, text, message):
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(InputError, match=message):
         read_dataset(images(tmp_path / "r", *files), written(tmp_path / "l.csv", text), IMAGENET_CLASSES)
 
 
@@ -353,7 +353,7 @@ def test_metadata_in_the_folder(tmp_path, capsys, name, content):
 def test_what_is_wrong_with_metadata_names_the_flag_that_was_given(tmp_path):
     root = images(tmp_path / "r", "a.png")
     written(root / "metadata.csv", "file_name,label\na.png,tabbi\n")
-    with pytest.raises(DatasetError, match="^--images_root: line 2 of .*'tabbi'"):
+    with pytest.raises(InputError, match="^--images_root: line 2 of .*'tabbi'"):
         read_dataset(root, None, IMAGENET_CLASSES)
 
 
@@ -406,7 +406,7 @@ def test_names_that_differ_in_suffixes_alone_are_found_with_a_note(tmp_path, cap
 )
 def test_names_of_which_only_suffixes_differ_are_refused_where_several_fit(tmp_path, files, text):
     root = images(tmp_path / "r", *files)
-    with pytest.raises(DatasetError, match="only suffixes differ"):
+    with pytest.raises(InputError, match="only suffixes differ"):
         read_dataset(root, written(tmp_path / "val.txt", text), IMAGENET_CLASSES)
 
 
@@ -423,7 +423,7 @@ def test_a_number_for_each_class_is_no_list_of_labels(tmp_path, rows, name):
     images(tmp_path / "photos", "a.jpg", "b.jpg")
     lines = "".join(" ".join(map(str, row)) + "\n" for row in rows[::-1])
     text = json.dumps(dict(zip(("a.jpg", "b.jpg"), rows))) if name == "l.json" else lines
-    with pytest.raises(DatasetError, match="has a class twice|a number for each class|or two labels"):
+    with pytest.raises(InputError, match="has a class twice|a number for each class|or two labels"):
         labels_of(
             tmp_path / "photos", written(tmp_path / name, text), ("cat", "hen", "fox")[: len(rows[0])], 0
         )
@@ -477,7 +477,7 @@ def test_numbers_and_comments_are_no_part_of_class_names(tmp_path, text):
 
 def test_folders_that_look_like_classes_in_another_order_are_refused(tmp_path):
     images(tmp_path, "Dogs/a.jpg", "cats/a.jpg")
-    with pytest.raises(DatasetError, match="no class is called 'Dogs'"):
+    with pytest.raises(InputError, match="no class is called 'Dogs'"):
         labels_of(tmp_path, None, ("cat", "dog"))
 
 
@@ -496,7 +496,7 @@ def test_classes_that_are_called_by_numbers(tmp_path):
     root, digits = images(tmp_path / "r", "a.png"), ClassNames(map(str, range(10)))
     path = written(tmp_path / "l.txt", "7\n")
     assert labels_of(root, path, digits, 0) == {"a.png": 7}
-    with pytest.raises(DatasetError, match="may be '6' .label 7. or '7' .label 8."):
+    with pytest.raises(InputError, match="may be '6' .label 7. or '7' .label 8."):
         read_dataset(root, path, digits, 1)
 
 
@@ -519,7 +519,7 @@ def test_a_link_that_leads_nowhere_keeps_its_place(tmp_path):
 
 def test_folders_that_are_neither_names_nor_in_order(tmp_path):
     root = images(tmp_path / "r", "cat/a.png", "dog/a.png", "unknown/a.png")
-    with pytest.raises(DatasetError, match="no class is called 'unknown'"):
+    with pytest.raises(InputError, match="no class is called 'unknown'"):
         read_dataset(root, None, ("dog", "bird", "cat"))
 
 

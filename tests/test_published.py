@@ -7,7 +7,7 @@ import re
 import pytest
 
 from diffattack.classifiers.registry import ALIASES
-from diffattack.common.errors import ClassifierError, InputError
+from diffattack.common.errors import InputError
 from diffattack.evaluation.other_sources import (
     PUBLISHED,
     PUBLISHED_REMARK,
@@ -196,7 +196,7 @@ def test_an_unknown_surrogate_is_one_line():
     assert [row[:2] for row in rows[-2:]] == [
         [name, "no published figures known"] for name in ("efficientnet_lite0", "vit")
     ]
-    with pytest.raises(ClassifierError, match="unknown classifier 'resnet1'"):
+    with pytest.raises(InputError, match="unknown classifier 'resnet1'"):
         published(["resnet1"])
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
 
-from diffattack.common.errors import DatasetError, InputError, RunError
+from diffattack.common.errors import InputError, RunError
 from diffattack.data.classes import read_class_names
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
@@ -273,16 +273,16 @@ def test_no_mutation_of_a_small_file_ends_in_a_traceback(finished, tmp_path):
             tmp_path / "labels.txt",
             labels,
             lambda path: read_dataset(photos, path, ("a",) * 1000),
-            (DatasetError,),
+            (InputError,),
         ),
         "table": (
             tmp_path / "labels.csv",
             table.encode(),
             lambda path: read_dataset(photos, path, ("a",) * 1000),
-            (DatasetError,),
+            (InputError,),
         ),
-        "captions": (tmp_path / "captions.json", captions, read_class_names, (DatasetError,)),
-        "names": (tmp_path / "captions.txt", b"0: 'cat',\n1: 'dog',\n", read_class_names, (DatasetError,)),
+        "captions": (tmp_path / "captions.json", captions, read_class_names, (InputError,)),
+        "names": (tmp_path / "captions.txt", b"0: 'cat',\n1: 'dog',\n", read_class_names, (InputError,)),
     }
     refused = dict.fromkeys(targets, 0)
     for name, (path, content, read, expected) in targets.items():

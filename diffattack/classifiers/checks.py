@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from diffattack.classifiers.loading import Called, weights_of
-from diffattack.common.errors import ClassifierError, InputError, one_line
+from diffattack.common.errors import InputError, one_line
 
 # Largest differences, as parts of the largest logit, that are arithmetic's: between batches of other sizes,
 # and between machines or numbers of threads.
@@ -47,7 +47,7 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
     """A classifier, asked one image at a time where it takes no more, and how many outputs it has.
 
     Raises:
-        ClassifierError: it fails on images of that side, returns something else than finite logits, has no
+        InputError: it fails on images of that side, returns something else than finite logits, has no
             gradient where it is attacked, or says of an image in a batch what it does not say of it alone,
             unless it draws random numbers, of which `warnings_about_outputs` tells.
     """
@@ -64,18 +64,18 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
             whole = one_by_one(classifier)
             together, *alone = answers_of(whole, images)
         except Exception:
-            raise ClassifierError(
+            raise InputError(
                 f"{who} fails on images {tuple(images.shape)} in [0, 1] ({one_line(error)}); it must take "
                 f"any number of that size in float32: convert or resize in it, or give its own side as --res"
             ) from None
     for outputs, count in zip((together, *alone), (len(images), 1, 1)):
         check_logits(who, outputs, count)
     if not together.isfinite().all():
-        raise ClassifierError(f"{who} returns numbers that are not finite; expected finite logits")
+        raise InputError(f"{who} returns numbers that are not finite; expected finite logits")
     chosen = together.log_softmax(-1)[:, 0].sum()
     has_graph = attacked and together.requires_grad
     if attacked and not (has_graph and torch.autograd.grad(chosen, images, allow_unused=True)[0] is not None):
-        raise ClassifierError(
+        raise InputError(
             f"{who} has no gradient at the image, so that it cannot be attacked: look for "
             f"torch.no_grad, inference_mode, detach or NumPy inside it"
         )
@@ -84,7 +84,7 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
         # where it is not random besides, which is asked where it matters
         depends = change > OTHER_SIZE >= change_of(together, answer(whole, images, seed=1))
     if depends:
-        raise ClassifierError(
+        raise InputError(
             f"{who} says something else of an image with others beside it than without, by "
             f"{100 * change:.2g} % of its largest logit; put it into eval mode, before it is exported, too, "
             f"with nothing inside that normalises over the batch"
@@ -100,11 +100,11 @@ def answers_of(classifier: torch.nn.Module, images: torch.Tensor) -> list[torch.
 
 
 def check_logits(who: str, outputs: object, images: int) -> None:
-    """Raises ClassifierError where a classifier returned something else than logits of so many images."""
+    """Raises InputError where a classifier returned something else than logits of so many images."""
     is_float = isinstance(outputs, torch.Tensor) and outputs.is_floating_point()
     if not is_float or outputs.ndim != 2 or len(outputs) != images:
         wanted = f"float logits ({images}, classes), and them alone"
-        raise ClassifierError(f"{who} returns {shown(outputs)}; expected {wanted}")
+        raise InputError(f"{who} returns {shown(outputs)}; expected {wanted}")
 
 
 def shown(value: object) -> str:

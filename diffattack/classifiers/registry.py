@@ -32,7 +32,7 @@ from diffattack.classifiers.loading import (
     program_classifier,
     timm_classifier,
 )
-from diffattack.common.errors import ClassifierError, note, one_line
+from diffattack.common.errors import InputError, note, one_line
 from diffattack.data.classes import permutation_of
 from diffattack.data.layout import LONGEST_IN_A_NAME, shortened
 
@@ -76,7 +76,7 @@ def check_name(name: str) -> str:
     """The name without its defences, with its alias resolved.
 
     Raises:
-        ClassifierError: it has none of the forms.
+        InputError: it has none of the forms.
         InputError: a defence is unknown.
     """
     name, defences = split_name(name)
@@ -85,7 +85,7 @@ def check_name(name: str) -> str:
     name = ALIASES[name][0] if name in ALIASES else name
     if name in REGISTRY or re.fullmatch(r"(timm|hf):.+|.*[./\\].*", name):
         return name
-    raise ClassifierError(
+    raise InputError(
         f"unknown classifier {name!r}; expected {', '.join(REGISTRY)}, timm:NAME, hf:ORG/NAME, hf:FOLDER, "
         f"FILE.pt2, FILE.ts or FILE.py:FUNCTION; docs/usage.md has short names"
     )
@@ -112,7 +112,7 @@ def load_classifier(
         attack_draws: of its defences, in each iteration of an attack through them.
         head: how its logits are read.
     Raises:
-        ClassifierError: the name has none of the forms, its classifier is unavailable, or cannot be used.
+        InputError: the name has none of the forms, its classifier is unavailable, or cannot be used.
         InputError: a defence needs a diffusion model, and there is none.
     """
     (undefended, defences), resolved = split_name(name), check_name(name)
@@ -126,7 +126,7 @@ def load_classifier(
         problem = getattr(classifier, "problem", None)
         classifier, outputs = checked(undefended, classifier, side, attacked)
         if problem not in PROBLEMS["sigmoid" if outputs == 1 else head.name]:
-            raise ClassifierError(
+            raise InputError(
                 f"classifier {undefended!r}: its configuration says that it is a {problem}, and the head "
                 f"here is {head.name}; give the --head that fits, or another classifier"
             )
@@ -148,7 +148,7 @@ def loaded(name: str, resolved: str) -> torch.nn.Module:
         code = re.fullmatch(r"(.+\.py):(\w+)", resolved)
         return code_classifier(code[1], code[2]) if code else program_classifier(resolved)
     except (Exception, SystemExit) as error:  # whatever a user's code or another library raises
-        raise ClassifierError(
+        raise InputError(
             f"classifier {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); expected "
             f"{EXPECTED.get(kind, EXPECTED['file'])}"
         ) from None
@@ -181,7 +181,7 @@ def in_order(
     exclude each other, is the logit of the one of its name, else of the second.
 
     Raises:
-        ClassifierError: it has another number of outputs.
+        InputError: it has another number of outputs.
     """
     class_names, count = (None, classes) if isinstance(classes, int) else (classes, len(classes))
     if (outputs, count) == (1001, 1000):
@@ -198,7 +198,7 @@ def in_order(
             both = Called(classifier, lambda network, images: F.pad(network(images), (1, 0)))
             return ordered(both, [1 - named[0], named[0]])
     if outputs != count:
-        raise ClassifierError(
+        raise InputError(
             f"classifier {name!r} has {outputs} outputs, but there are {count} classes; give "
             f"--captions with a line for each of its outputs, or another classifier"
         )

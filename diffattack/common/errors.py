@@ -20,9 +20,6 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do, in one line."""
 
 
-DatasetError = ClassifierError = InputError
-
-
 class CheckpointError(ValueError):
     """A checkpoint is not what it says, or of a kind that is not loaded; the message says which."""
 

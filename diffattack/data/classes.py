@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffattack.common.errors import DatasetError, note, one_line
+from diffattack.common.errors import InputError, note, one_line
 
 WORDNET_ID = r"n\d{8}"
 NUMBER = r"[+-]?\d+(\.0+)?"  # pandas writes integers beside gaps as 3.0
@@ -193,7 +193,7 @@ def read_class_names(path: Path) -> ClassNames:
     development kit, in the order in which classifiers have them, with the kit's `numbering`.
 
     Raises:
-        DatasetError: the file is in another form, or a class has no name.
+        InputError: the file is in another form, or a class has no name.
     """
     try:
         names = names_of_matlab(path) if path.suffix.lower() == ".mat" else names_of_text(path)
@@ -205,7 +205,7 @@ def read_class_names(path: Path) -> ClassNames:
                 what = f"is called {name[:60]!r}" if name else "has no name"
                 raise ValueError(f"class {number} of {str(path)!r} {what}; give {FORMS}")
     except ValueError as error:
-        raise DatasetError(f"--captions: {error}") from None
+        raise InputError(f"--captions: {error}") from None
     if list(names.wordnet_ids) != [IMAGENET_CLASSES.wordnet_ids[place] for place in DEVELOPMENT_KIT]:
         return names
     note(f"{path.name} is of ImageNet's development kit: labels are its numbers, in an order of its own")

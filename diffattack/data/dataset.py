@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from natsort import natsorted
 
-from diffattack.common.errors import DatasetError, InputError, note
+from diffattack.common.errors import InputError, note
 from diffattack.data.classes import WORDNET_ID, ClassFinder
 from diffattack.data.images import IMAGE_SUFFIXES
 from diffattack.data.labels import (
@@ -104,23 +104,23 @@ def list_images(folder: Path) -> list[Path]:
     folder `images` of its own; notes what is skipped.
 
     Raises:
-        DatasetError: there is no folder, no image in it, or a class of which no picture can be read.
+        InputError: there is no folder, no image in it, or a class of which no picture can be read.
     """
     if not folder.is_dir():
-        raise DatasetError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
+        raise InputError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
     images = images_in(folder)
     for inner in [] if images else class_folders(folder):
         found = images_in(inner) or images_in(inner / "images")
         other = next((path.name for path in inner.glob("[!.]*") if path.is_file()), None)
         if other and not found:
             problem = f"no picture of class {inner.name!r} can be read, such as {other!r}"
-            raise DatasetError(
+            raise InputError(
                 f"--images_root: {problem}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
             )
         images += found
     if not images:
         expected = f"files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
-        raise DatasetError(f"--images_root: no image in {str(folder)!r}; expected {expected}")
+        raise InputError(f"--images_root: no image in {str(folder)!r}; expected {expected}")
     places = {folder, *(image.parent for image in images)}
     others = {
         path.name for place in places for path in place.iterdir() if not (path.is_dir() or is_image(path))
@@ -175,7 +175,7 @@ def read_dataset(
         target: of a targeted attack, the label that it is after in all images, counted from `label_base`; or
             TARGET_COLUMN, the column of that name.
     Raises:
-        DatasetError: something does not fit.
+        InputError: something does not fit.
     """
     images, finder = list_images(folder), ClassFinder(class_names, label_base)
     if path := label_path or metadata_of(folder):
@@ -190,7 +190,7 @@ def read_dataset(
         if target is not None and (goal is None or goal in classes):
             missing = f"{image.name} has no {TARGET_COLUMN}; give a table with one, or a label for all images"
             own = f"the target of {image.name}, {(goal or 0) + label_base}, is its own label; give another"
-            raise DatasetError(f"--target_label {target}: {missing if goal is None else own}")
+            raise InputError(f"--target_label {target}: {missing if goal is None else own}")
     return [Item(k, *parts) for k, parts in enumerate(zip(images, labels, targets))]
 
 
@@ -199,7 +199,7 @@ def target_class(target: int, finder: ClassFinder) -> int:
     try:
         return finder.label(str(target))
     except ValueError as error:
-        raise DatasetError(f"--target_label {error}") from None
+        raise InputError(f"--target_label {error}") from None
 
 
 def metadata_of(folder: Path) -> Path | None:
@@ -230,7 +230,7 @@ def labels_of_folders(folder: Path, images: Sequence[Path], finder: ClassFinder)
     the label of that number, from 0 on where one is 0; or else the folder's place in natural order.
 
     Raises:
-        DatasetError: the folders are no classes.
+        InputError: the folders are no classes.
     """
     names = [path.name for path in class_folders(folder) if images[0].parent != folder]
     # CUB-200-2011's have a number before the name
@@ -256,7 +256,7 @@ def labels_of_folders(folder: Path, images: Sequence[Path], finder: ClassFinder)
             raise ValueError("has two folders of one class")
     except ValueError as error:
         remedy = "call folders as the classes are called, or give a file as --label_path"
-        raise DatasetError(f"--images_root: {str(folder)!r}: {error}; {remedy}") from None
+        raise InputError(f"--images_root: {str(folder)!r}: {error}; {remedy}") from None
     return [labels[image.relative_to(folder).parts[0]] for image in images]
 
 

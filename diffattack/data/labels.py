@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from natsort import natsorted
 
-from diffattack.common.errors import DatasetError, note, one_line
+from diffattack.common.errors import InputError, note, one_line
 from diffattack.data.classes import NUMBER, WORDNET_ID, ClassFinder, composed, read_text
 
 FORMS = (
@@ -54,7 +54,7 @@ def read_labels(
             in the file, and are all that it names, in natural order.
         flag: what named the file.
     Raises:
-        DatasetError: something does not fit.
+        InputError: something does not fit.
     """
     try:
         rows = read_rows(path, images)
@@ -69,7 +69,7 @@ def read_labels(
             counts = f"{len(labels)} labels but --images_root has {len(images)} images"
             raise ValueError(f"{str(path)!r} has {counts}; expected one an image")
     except (ValueError, csv.Error) as error:
-        raise DatasetError(f"{flag}: {error}") from None
+        raise InputError(f"{flag}: {error}") from None
     return labels, targets
 
 
