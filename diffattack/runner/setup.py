@@ -166,7 +166,7 @@ def read_experiment(options: Options) -> Experiment:
     """Reads what the options name, without loading a network.
 
     Raises:
-        InputError, InputError: something named cannot be used.
+        InputError: something named cannot be used.
     """
     check_save_dir(options.save_dir)
     check_images_root(options)
