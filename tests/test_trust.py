@@ -173,7 +173,7 @@ RUN_FILES = {
 def test_a_damaged_run_file_is_named(finished, content):
     (finished / "run.json").write_bytes(RUN_FILES[content])
     for attempt in (lambda: check_folder(finished, {}), lambda: read_run(finished)):
-        with pytest.raises(ValueError, match="run.json cannot be read .*--overwrite"):
+        with pytest.raises(ValueError, match="run.json cannot be read .*give another folder"):
             attempt()
 
 
