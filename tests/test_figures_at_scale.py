@@ -16,7 +16,7 @@ from PIL import Image
 from test_utils import run_of
 
 from diffattack.data.layout import Layout
-from diffattack.data.records import ANALYSIS, AttackRecord, json_digest, read_run, write_record
+from diffattack.data.records import ANALYSIS, AttackRecord, Records, json_digest, read_run, write_record
 from diffattack.data.summaries import DRAWN, LEAST, MOST, choose, summary_of, timestep_rows, timestep_shares
 from diffattack.plotting.draw import (
     delete_others,
@@ -245,7 +245,8 @@ def test_memory_does_not_hold_the_records(tmp_path):
     run = made_up_run(tmp_path / "run", 20)
 
     def peak(images: int) -> int:
-        many = replace(run, records=run.of([k % 20 for k in range(images)]).records)
+        paths = [run.records.paths[k % 20] for k in range(images)]
+        many = replace(run, records=Records(paths, run.records.identity))
         gc.collect()
         tracemalloc.start()
         for _ in draw_runs({"a": many}, no_schedules):

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
@@ -115,8 +114,6 @@ def run_program(name: str, work: Callable[[], int], done: str = "the images done
         code, text = 2, f"error: {error}" if is_first_process() else ""  # every process finds the same
     except RunError as error:
         code, text = 1, f"error: {error}"
-    except BrokenProcessPool:
-        code, text = 1, f"error: a process was killed, perhaps for want of memory{goes_on}"
     except OSError as error:  # images that cannot be read were dealt with before
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = f"; {'make room' if is_full else 'put that right'}{goes_on}" if done else ""

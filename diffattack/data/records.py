@@ -188,15 +188,6 @@ class Run:
     def layout(self) -> Layout:
         return Layout(self.folder, len(self.configuration["images"]))
 
-    def of(self, places: Sequence[int]) -> Run:
-        """Of the images at these places alone, without what run.json says of each image, so that it is small
-        to be sent to another process.
-        """
-        some = {key: value for key, value in self.configuration.items() if key not in ("labels", "targets")}
-        some["images"] = range(len(some["images"]))  # how many there are says where files lie
-        paths = [self.records.paths[k] for k in places]
-        return Run(self.folder, some, Records(paths, self.records.identity))
-
     @functools.cached_property
     def timesteps(self) -> list[int]:
         """N, early to late."""
