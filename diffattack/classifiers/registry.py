@@ -76,8 +76,7 @@ def check_name(name: str) -> str:
     """The name without its defences, with its alias resolved.
 
     Raises:
-        InputError: it has none of the forms.
-        InputError: a defence is unknown.
+        InputError: it has none of the forms, or a defence is unknown.
     """
     name, defences = split_name(name)
     for text in defences:
@@ -112,8 +111,8 @@ def load_classifier(
         attack_draws: of its defences, in each iteration of an attack through them.
         head: how its logits are read.
     Raises:
-        InputError: the name has none of the forms, its classifier is unavailable, or cannot be used.
-        InputError: a defence needs a diffusion model, and there is none.
+        InputError: the name has none of the forms, its classifier is unavailable, or cannot be used; or a
+            defence needs a diffusion model, and there is none.
     """
     (undefended, defences), resolved = split_name(name), check_name(name)
     classifier = loaded(undefended, resolved)

@@ -20,7 +20,7 @@ from diffattack.common.flags import flag
 from diffattack.common.parallel import this_process
 from diffattack.data.dataset import Item
 from diffattack.data.images import Pictures
-from diffattack.data.records import ANALYSIS, Run, json_text, read_run
+from diffattack.data.records import ANALYSIS, Run, json_text
 from diffattack.evaluation.comparison import add_weights, compare_runs, weight_movement
 from diffattack.evaluation.curves import (
     Points,
@@ -270,8 +270,7 @@ def report_comparison(
     results = []
     for entry, job in zip(entries, jobs):
         judge_all(experiment, job.options, job.files, compared, job.judges)
-        evaluation = write_run(job, compared)
-        run = read_run(job.layout.folder, in_all)
+        run, evaluation = write_run(job, compared)
         results.append(Result(entry.name, entry.value, job, run, evaluation))
     if options.sweep:
         report = write_sweep(options, results, failures)

@@ -42,8 +42,8 @@ def report(job: Job, selected: Sequence[Item]) -> int:
     done = [item for item in selected if item.index in finished]
     with open(job.layout.folder / "run.json") as lock:
         if is_locked(lock):
-            write_run(job, done, failures, len(left))
-            show_run(job, done, bool(left))
+            run, _ = write_run(job, done, failures, len(left))
+            show_run(job, run, bool(left))
     return 1 if failures else 0
 
 
@@ -60,24 +60,24 @@ def is_locked(file: IO) -> bool:
     return True
 
 
-def show_run(job: Job, done: Sequence[Item], is_partial: bool) -> None:
+def show_run(job: Job, run: Run | None, is_partial: bool) -> None:
     """Prints what was added up, and draws it where nothing is left."""
     options, folder = job.options, job.layout.folder
     print("\n" + (folder / "log.txt").read_text(encoding="utf-8").split("\n\n", 1)[1].rstrip())
-    if done and not is_partial and options.figures != "none":
+    if run and not is_partial and options.figures != "none":
         from diffattack.plotting.draw import draw_folders  # it takes matplotlib
 
-        run, each = read_run(folder, {item.index for item in done}), options.figures == "all"
-        draw_folders([run], named_schedules, each, anew=False, figure_images=options.figure_images)
+        each, images = options.figures == "all", options.figure_images
+        draw_folders([run], named_schedules, each, anew=False, figure_images=images)
         write_page(run, read_results(folder))
         print(f"\nfigures in {folder / ANALYSIS}, and a page to look through in {folder / 'report.html'}")
 
 
 def write_run(
     job: Job, done: Sequence[Item], failures: Sequence[str] = (), left: int = 0
-) -> Evaluation | None:
+) -> tuple[Run, Evaluation] | tuple[None, None]:
     """Adds up images that are finished and judged, and writes results.json, images.csv and log.txt; returns
-    the evaluation, None where no image was attacked.
+    the run, whose records it has read, and the evaluation, None where no image was attacked.
 
     Args:
         failures: why others could not be attacked.
@@ -120,7 +120,7 @@ def write_run(
 
     names = ("results.json", "images.csv", "log.txt")
     write_reports(options.save_dir, names, results, all_rows, "\n".join(lines), evaluation)
-    return evaluation
+    return run, evaluation
 
 
 def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item], worked_on: int) -> bool:
