@@ -113,8 +113,8 @@ def lpips_network(device: torch.device) -> torch.nn.Module:
 
 @torch.no_grad()
 def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, float]:
-    """LPIPS (Zhang et al., 2018) with torchvision's AlexNet; none without its weights, of which docs/usage.md
-    says how to get them.
+    """LPIPS (Zhang et al., 2018) with torchvision's AlexNet; none without its weights, of which
+    docs/models.md says how to get them.
     """
     from torchvision.models import AlexNet_Weights
 
