@@ -158,12 +158,12 @@ def load_what_is_needed(
     """The attacks, where something is to be attacked; else nothing, and of the classifiers it is known what
     they are.
     """
+    for options in each:
+        options.processes = count_processes(options, experiment.device, len(items))
     if each[0].merge or not any(one.overwrite or missing_of(items, experiment.layout(one)) for one in each):
         for name in undefended_names([name for one in each for name in (*one.model_name, *one.judges)]):
             experiment.identity(name)
         return []
-    for options in each:
-        options.processes = count_processes(options, experiment.device, len(items))
     if any(options.processes > 1 for options in each):
         import_ahead(NEEDED)
     return load_attacks(experiment, each)

@@ -46,22 +46,24 @@ def judge_all(experiment: Experiment, job: Job, items: Sequence[Item]) -> int:
     """
     left, judges = unjudged(job, items), job.judges
     by_memory = processes_for(len(left), BYTES_EACH) if judges.device.type == "cpu" else 1
-    processes = min(job.options.processes or by_memory, -(-len(left) // CHUNK))
     chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
+    processes = max(1, min(job.options.processes or by_memory, len(chunks)))
+    sharing = job.options.processes or processes  # as those that attack, so that digits are the same
+    share_cores(sharing)
     with tqdm(total=len(left), desc="judged", unit="image", delay=1, leave=False) as bar:
         if processes > 1:  # what they are is known before others load them
             for name in judges.names:
                 experiment.identity(split_name(name)[0])
-        arguments = (experiment, replace(job, attack=None, judges=None), processes)
+        arguments = (experiment, replace(job, attack=None, judges=None), sharing)
         for chunk in run_in_processes(processes, chunks, bar.update, judge_of, arguments):
             bar.update(judge_images(job, chunk))
     return len(left)
 
 
-def judge_of(experiment: Experiment, job: Job, processes: int) -> Callable[[Sequence[Item]], int]:
-    """What one of several processes does with images."""
+def judge_of(experiment: Experiment, job: Job, sharing: int) -> Callable[[Sequence[Item]], int]:
+    """What one of several processes does with images, that has so much of the cores as one of `sharing`."""
     set_up(experiment.device)
-    share_cores(processes)
+    share_cores(sharing)
     return partial(judge_images, replace(job, judges=judges_of(experiment, job.options)))
 
 

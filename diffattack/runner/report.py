@@ -201,12 +201,12 @@ def summarise(
     """The aligned tables that end a run."""
     shown = rows[:SHOWN]
     lines = table(
-        [["image", "true class", "before", "", "after", "", "success", "PSNR dB", "s"]]
+        [["image", "true class", "before", "after", "success", "PSNR dB", "s"]]
         + [
             [
                 row["file"],
                 row["class"] + (f" -> {row['target_class']}" if "target" in row else ""),
-                *(cell for side in ("before", "after") for cell in in_two_cells(row[side])),
+                *("{} {:.2f}".format(*deciding(row[side])) for side in ("before", "after")),
                 {True: "yes", False: "no", None: "wrong before"}[row["success"]],
                 f"{row['psnr']:.1f}",
                 f"{row['seconds']:.0f}",
@@ -229,12 +229,6 @@ def summarise(
         lines += ["", *evaluation.lines(), "", ", ".join(figures), *table(cost_rows({"": rows}))]
     lines += [f"not attacked: {failure}" for failure in failures]
     return "\n".join(lines)
-
-
-def in_two_cells(prediction: dict) -> tuple[str, str]:
-    """The class that a classifier predicts, and how sure it is."""
-    name, probability = deciding(prediction)
-    return name, f"{probability:.2f}"
 
 
 def weights_at_the_end(run: Run | None) -> np.ndarray:
@@ -268,9 +262,8 @@ def lines_about_gradients(run: Run) -> list[str]:
 
 def gradient_dict(run: Run) -> dict[str, dict[str, float]]:
     """The same for JSON."""
-    terms = ("self-attention", "cross-attention")
-    pairs = zip(run.gradient_iterations, run.gradient_shares.tolist())
-    return {str(iteration): dict(zip(terms, shares)) for iteration, shares in pairs}
+    shares = (dict(zip(("self-attention", "cross-attention"), both)) for both in run.gradient_shares.tolist())
+    return dict(zip(map(str, run.gradient_iterations), shares))
 
 
 def lines_about(run: Run, rows: Sequence[dict], points: Points) -> list[str]:

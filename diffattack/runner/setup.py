@@ -312,10 +312,8 @@ def look_at_clean_images(
     """
     accuracies = clean_accuracies(experiment, items, attacks[0].classifiers)
     check_labels(accuracies, experiment.options.trust_labels)
-    for attack in attacks:
-        if isinstance(attack, DiffAttack):
-            check_diffusion_model(experiment, attack, items)
-            return
+    for attack in [attack for attack in attacks if isinstance(attack, DiffAttack)][:1]:
+        check_diffusion_model(experiment, attack, items)
 
 
 def check_diffusion_model(experiment: Experiment, attack: DiffAttack, items: Sequence[Item]) -> None:
