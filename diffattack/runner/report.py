@@ -246,17 +246,17 @@ def lines_about_gradients(run: Run) -> list[str]:
     at all.
     """
     rows = [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]]
-    for iteration, shares in zip(run.gradient_iterations, run.gradient_shares):
+    known, share = np.isfinite(run.gradient_shares[:, 0]), 0.0  # while images were attacked
+    for iteration, shares in zip(np.array(run.gradient_iterations)[known], run.gradient_shares[known]):
         rows.append([f"iteration {iteration}", *(f"{100 * share:.2g}" for share in shares)])
-    known = run.gradient_shares[:, 0][np.isfinite(run.gradient_shares[:, 0])]  # while images were attacked
-    share, factor = known[-1] if len(known) else 0.0, run.configuration["self_attn_loss_weight"]
+        share, last = shares[0], iteration
+    factor = run.configuration["self_attn_loss_weight"]
     if run.configuration["structure_share"] is not None or not 0 < share < FELT_ABOVE:
         return table(rows)
     return [
         *table(rows),
-        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration: "
-        f"its weights cannot be felt, and --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it "
-        "10 %",
+        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in iteration {last}: its "
+        f"weights cannot be felt, and --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it 10 %",
     ]
 
 
