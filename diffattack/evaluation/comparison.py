@@ -13,9 +13,9 @@ import scipy
 from diffattack.data.records import Run
 from diffattack.data.summaries import mean_and_deviation
 from diffattack.evaluation.metrics import Quality, means_of
-from diffattack.evaluation.results import Evaluation
+from diffattack.evaluation.results import Evaluation, counts_of
 from diffattack.evaluation.statistics import ALPHA, correct, paired, smallest_success_difference
-from diffattack.evaluation.tables import COUNTED, Report, cost_dict, cost_rows, legend
+from diffattack.evaluation.tables import COUNTED, Report, cost_dict, cost_rows, figure_rows, legend
 
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
 
@@ -126,9 +126,8 @@ def transfer_shares(evaluation: Evaluation) -> np.ndarray:
     """What each image adds to the mean of the transfer classifiers' success rates, times the number of
     images: its mean is that mean.
     """
-    found = (result.counts[None]["success"] for result in evaluation.transfers)
-    shares = sum(fooled / max(1, counted.sum()) for counted, fooled in found)
-    return shares * len(shares) / len(evaluation.transfers)
+    counted, fooled = counts_of(evaluation.transfers)
+    return (fooled / np.maximum(1, counted.sum(1, keepdims=True))).mean(0) * counted.shape[1]
 
 
 # ---------------------------------------------------------------- in words
@@ -299,14 +298,14 @@ def add_weights(report: Report, runs: Mapping[str, Run], movements: Sequence[dic
 
 
 def weight_rows(names: Sequence[str], movements: Sequence[dict]) -> list[list[str]]:
-    rows = [["mode", "start", "end", "largest change", "towards", "effective timesteps", ""]]
+    lines = []
     for name, moved in zip(names, movements):
-        timestep = "" if towards(moved) is None else f"i = {towards(moved)}"
-        change, effective = f"{moved['largest_change']:.3f}", f"{moved['effective']:.2f}"
-        rows.append(
-            [name, *numbers(moved, " "), change, timestep, effective, "collapsed" * moved["collapsed"]]
-        )
-    return rows
+        start, end = numbers(moved, " ")
+        timestep = None if towards(moved) is None else f"i = {towards(moved)}"
+        line = {"mode": name, "start": start, "end": end, "largest change": f"{moved['largest_change']:.3f}"}
+        line |= {"towards": timestep, "effective timesteps": f"{moved['effective']:.2f}"}
+        lines.append(line | {"": "collapsed" * moved["collapsed"]})
+    return figure_rows(lines)
 
 
 def percentages(means: np.ndarray, deviations: np.ndarray, form: str) -> list[str]:

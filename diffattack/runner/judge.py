@@ -148,7 +148,7 @@ def add_up(
     """
     with tqdm(items, desc="added up", unit="image", delay=1, leave=False) as bar:
         each = (files.judged(item, judges) for item in bar)
-        judged = joined(each, len(items), files.layout.folder)
+        judged = joined(each, len(items))
     labels, targets = labels_and_targets(items)
     return evaluation_of(judged, judges, labels, targets), partial(row_of, judged, judges, labels, targets)
 
