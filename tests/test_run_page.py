@@ -15,7 +15,6 @@ from conftest import HOSTILE
 from filelock import FileLock
 from multiplied import multiply
 from PIL import Image
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -28,6 +27,7 @@ from diffattack.plotting.run_page import (
     EACH,
     FILES,
     OUTCOMES,
+    PICTURES,
     amplified_difference,
     chart,
     curves,
@@ -212,31 +212,6 @@ def test_a_small_run_is_one_file(small, finished):
 
 
 @pytest.mark.nightly
-def test_a_large_run_asks_no_network_and_the_console_is_silent(page, large):
-    open_first(page)
-    urls = requested(page)
-    inside = (f"{large.as_uri()}/", "data:", "about:blank")
-    assert len(urls) > 5 and [url for url in urls if not url.startswith(inside)] == []
-    assert page.get_log("browser") == []
-
-
-def test_a_small_run_is_sorted_and_filtered(small, finished):
-    images = json.loads((finished / "results.json").read_text())["images"]
-
-    def names() -> list[str]:
-        return [button.text for button in small.find_elements(By.CSS_SELECTOR, "#body button")]
-
-    assert names() == [row["file"] for row in images] and HOSTILE in names()
-    Select(small.find_element(By.ID, "sort")).select_by_visible_text("SSIM")
-    assert names() == [row["file"] for row in sorted(images, key=lambda row: row["quality"]["SSIM"])]
-    for outcome, success in zip(OUTCOMES, (True, False, None)):
-        Select(small.find_element(By.ID, "outcome")).select_by_visible_text(outcome)
-        found = [row["file"] for row in images if row["success"] is success]
-        assert sorted(names()) == sorted(found)
-        assert text(small, "count") == f"{len(found)} of 4 images"
-
-
-@pytest.mark.nightly
 def test_names_of_files_and_classes_stay_text(page):
     names = [button.text for button in page.find_elements(By.CSS_SELECTOR, "#body button")]
     assert any(name.endswith(HOSTILE) for name in names)
@@ -271,8 +246,7 @@ def test_each_column_sorts_both_ways(page, title, keys):
         head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
         assert focused(page).text.startswith(title)  # the heads are drawn anew, and the focus stays
         assert all_rows(page) == ends(np.lexsort((np.arange(COUNT), sign * keys)))
-        sorted_by = page.find_elements(By.CSS_SELECTOR, "[aria-sort]")
-        assert [head.get_attribute("aria-sort") for head in sorted_by] == [said]
+        assert page.find_element(By.CSS_SELECTOR, "[aria-sort]").get_attribute("aria-sort") == said
 
 
 @pytest.mark.nightly
@@ -317,36 +291,13 @@ def test_filters_find_the_images_that_they_name(page):
 
 
 @pytest.mark.nightly
-def test_the_table_is_walked_by_keyboard(page):
+def test_the_table_is_walked_by_keyboard_and_pages_are_turned(page):
     page.find_element(By.CSS_SELECTOR, "#body button").send_keys(Keys.ARROW_DOWN)
-
-    def here() -> int:
-        return int(page.execute_script("return document.activeElement.closest('tr').dataset.place"))
-
-    assert here() == 1
-    for key, place in (
-        (Keys.ARROW_RIGHT, 50),
-        (Keys.ARROW_UP, 49),
-        (Keys.ARROW_DOWN, 50),
-        (Keys.END, COUNT - 50),
-        (Keys.ARROW_RIGHT, COUNT - 50),
-        (Keys.ARROW_LEFT, COUNT - 100),
-        (Keys.HOME, 0),
-        (Keys.ARROW_UP, 0),
-    ):
+    keys = (Keys.ARROW_RIGHT, Keys.ARROW_UP, Keys.ARROW_DOWN, Keys.END, Keys.ARROW_LEFT, Keys.HOME)
+    for key, place in zip(keys, (50, 49, 50, COUNT - 50, COUNT - 100, 0), strict=True):
         focused(page).send_keys(key)
-        assert here() == place
-    style = "return getComputedStyle(document.activeElement).outlineStyle"
-    assert page.execute_script(style) == "solid"
-    bottom = "return document.activeElement.getBoundingClientRect().bottom"
-    top = "return document.querySelector('.pages').getBoundingClientRect().top"
-    for _ in range(12):  # the bar of pages does not cover it
-        focused(page).send_keys(Keys.ARROW_DOWN)
-        assert page.execute_script(bottom) <= page.execute_script(top)
-
-
-@pytest.mark.nightly
-def test_pages_are_turned_by_buttons_and_number(page):
+        here = page.execute_script("return document.activeElement.closest('tr').dataset.place")
+        assert int(here) == place
     number = page.find_element(By.ID, "page")
     page.find_element(By.ID, "next").send_keys(Keys.ENTER)
     assert rows(page) == list(range(50, 100)) and number.get_attribute("value") == "2"
@@ -357,7 +308,7 @@ def test_pages_are_turned_by_buttons_and_number(page):
     assert not page.find_element(By.ID, "next").is_enabled()
 
 
-def test_an_image_opens_with_all_that_is_known_of_it(page, large):
+def test_an_image_opens_with_all_that_is_known_of_it_and_no_network_is_asked(page, large):
     page.find_element(By.ID, "most").send_keys(Keys.ENTER)
     order = np.argsort(psnr, kind="stable")
     open_first(page)
@@ -365,16 +316,13 @@ def test_an_image_opens_with_all_that_is_known_of_it(page, large):
     assert text(page, "opened-file").startswith(f"{k:03d}_")
     assert text(page, "opened-place") == f"1 of {COUNT:,}"
     assert f"true class: {CLASSES[real[k]]}".strip() in text(page, "opened-class")
+    (predicted,) = page.find_elements(By.CSS_SELECTOR, "#opened-predictions tr")
+    assert predicted.text.startswith(model_of(large))  # of those that judge now
+    assert all(f"{measure[k]:.3g}" in text(page, "opened-quality") for measure in (gmsd, psnr))
     run = read_run(large)
-    record = run.records[k]
-    predictions = page.find_elements(By.CSS_SELECTOR, "#opened-predictions tr")
-    assert len(predictions) == 1 and predictions[0].text.startswith(
-        model_of(large)
-    )  # of those that judge now
-    assert f"{gmsd[k]:.3g}" in text(page, "opened-quality")
-    assert f"{psnr[k]:.3g}" in text(page, "opened-quality")
     svgs = page.find_elements(By.CSS_SELECTOR, "#opened-charts svg")
-    assert [svg.get_attribute("aria-label") for svg in svgs] == [of["title"] for of in curves(run, record)]
+    titles = [of["title"] for of in curves(run, run.records[k])]
+    assert [svg.get_attribute("aria-label") for svg in svgs] == titles
     assert decoded(page, "#compare img") == [96, 96, 96]
     sources = [image.get_attribute("src") for image in page.find_elements(By.CSS_SELECTOR, "#compare img")]
     assert [Path(source).name[:4] for source in sources] == [f"{k:04d}"] * 3
@@ -383,6 +331,8 @@ def test_an_image_opens_with_all_that_is_known_of_it(page, large):
     focused(page).send_keys(Keys.ESCAPE)
     wait(page, lambda: focused(page).text.startswith(f"{order[1]:03d}_"))
     assert not page.find_element(By.ID, "dialog").is_displayed()
+    inside, urls = (f"{large.as_uri()}/", "data:", "about:blank"), requested(page)
+    assert len(urls) > 5 and all(url.startswith(inside) for url in urls) and page.get_log("browser") == []
 
 
 @pytest.mark.nightly
@@ -395,44 +345,19 @@ def test_opened_images_are_walked_across_pages(page):
     focused(page).send_keys(Keys.ESCAPE)
     wait(page, lambda: focused(page).text.startswith("109_"))  # once the dialog has closed
     assert rows(page) == list(range(100, 150))
-    page.find_element(By.ID, "first").send_keys(Keys.ENTER)
-    open_first(page)
-    page.find_element(By.ID, "opened-next").send_keys(Keys.ENTER)
-    page.find_element(By.ID, "opened-previous").send_keys(Keys.ENTER)  # which goes off with it
-    wait(page, lambda: text(page, "opened-place") == f"1 of {COUNT:,}")
-    focused(page).send_keys(Keys.ARROW_RIGHT)
-    wait(page, lambda: text(page, "opened-place") == f"2 of {COUNT:,}")
 
 
 @pytest.mark.nightly
-def test_the_slider_and_the_difference_work_by_keyboard_and_mouse(either):
+def test_the_slider_and_the_difference_work_by_keyboard(either):
     open_first(either)
     compare, slider = either.find_element(By.ID, "compare"), either.find_element(By.ID, "share")
-
-    def clip() -> str:
-        style = "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath"
-        return either.execute_script(style, compare)
-
-    assert "50%" in clip()
+    style = "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath"
+    assert "50%" in either.execute_script(style, compare)
     slider.send_keys(Keys.ARROW_RIGHT * 10)
-    assert "60%" in clip() and text(either, "opened-place").startswith("1 of ")
-    left = -compare.size["width"] // 4
-    ActionChains(either).move_to_element_with_offset(slider, left, 0).click().perform()
-    assert abs(float(clip().split()[-1].rstrip("%)")) - 25) < 6
+    assert "60%" in either.execute_script(style, compare) and text(either, "opened-place").startswith("1 of ")
     focused(either).send_keys("d")
     assert either.find_element(By.ID, "difference").get_attribute("aria-pressed") == "true"
     assert compare.find_element(By.CLASS_NAME, "difference").is_displayed()
-
-
-@pytest.mark.nightly
-def test_both_schemes_of_colours(small):
-    grounds = []
-    for scheme in ("light", "dark"):
-        small.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
-        grounds.append(small.execute_script("return getComputedStyle(document.body).backgroundColor"))
-    assert grounds == ["rgb(255, 255, 255)", "rgb(20, 23, 26)"]
 
 
 def test_curves_are_drawn_with_gaps_where_values_are_missing(quiet, finished, tmp_path, monkeypatch):
@@ -472,11 +397,7 @@ def test_the_difference_is_amplified_as_figures_amplify_it(browser, some):
     adversarial = (clean * 0.9 + adversarial * 0.1).astype(np.uint8)
     run = read_run(some)
     difference = np.abs(adversarial.astype(int) - clean).astype(np.uint8)
-    for name, picture in (
-        ("originImage", clean),
-        ("adv_image", adversarial),
-        ("diff_absolute", difference),
-    ):
+    for name, picture in zip(PICTURES, (clean, adversarial, difference)):
         run.layout.file(0, f"{name}.png").unlink()  # a link
         write_image(picture, run.layout.file(0, f"{name}.png"))
     write_page(run, read_results(some))
@@ -497,13 +418,11 @@ def test_the_difference_is_amplified_as_figures_amplify_it(browser, some):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("width", [360, 700, 1280])
+@pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_cut_off_at_the_side(either, width):
     page = either
-    page.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     right = (
         "return Math.max(...[...document.querySelectorAll(arguments[0])].map("
         "each => each.getBoundingClientRect().right))"
@@ -511,10 +430,7 @@ def test_nothing_is_cut_off_at_the_side(either, width):
     try:
         page.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
         assert page.execute_script("return document.scrollingElement.scrollWidth") <= width
-        for selector in ("#images ~ *", ".controls > *", ".pages > *"):
-            assert page.execute_script(right, selector) <= width
-        if width == 360:  # rows are cards
-            assert page.execute_script(right, "#body td, #body th, #body button, #body img") <= width
+        assert page.execute_script(right, "#images ~ *, .controls > *, .pages > *") <= width
         open_first(page)
         assert page.execute_script(right, "dialog, dialog *:not(svg *)") <= width
     finally:
@@ -533,39 +449,28 @@ def test_every_picture_and_control_has_a_name(either):
     assert page.find_element(By.ID, "table").aria_role == "table"
 
 
-@pytest.mark.nightly
-def test_a_page_without_its_folder_says_so(browser, large, tmp_path):
-    shutil.copy(large / "report.html", tmp_path)
-    browser.get((tmp_path / "report.html").as_uri())
-    wait(browser, lambda: browser.find_element(By.ID, "missing").is_displayed())
-
-
 # ---------------------------------------------------------------- its files
 
 
-def beside(folder: Path) -> set[str]:
-    return {path.name for path in (folder / FILES).iterdir()}
-
-
 def test_what_is_not_part_of_the_run_goes(some):
-    write_page(read_run(some), read_results(some))
-    assert beside(some) == {"table.js", "images_0.js", "images_1.js"}
-    page, table = (some / "report.html").read_text(), (some / FILES / "table.js").read_text()
+    def written() -> dict[str, str]:
+        write_page(read_run(some), read_results(some))
+        return {path.name: path.read_text() for path in (some / FILES).glob("*")}
+
+    first, page = written(), (some / "report.html").read_text()
+    assert set(first) == {"table.js", "images_0.js", "images_1.js"}
     half = some / FILES / "images_9.js.elsewhere-1.partial"
-    half.write_bytes(b"")  # of another machine, which may still write it
+    half.write_text("of another machine, which may still write it")
     (some / FILES / "images_7.js").write_text("of a run that was larger")
-    write_page(read_run(some), read_results(some))
-    assert beside(some) == {"table.js", "images_0.js", "images_1.js", half.name}
-    assert (some / "report.html").read_text() == page and (some / FILES / "table.js").read_text() == table
+    assert written() == first | {half.name: half.read_text()}
+    assert (some / "report.html").read_text() == page
 
     for k in range(40, 60):
         read_run(some).layout.record(k).unlink()
-    write_page(read_run(some), read_results(some))
+    assert set(written()) == {half.name}
     assert (some / "report.html").read_text().count("data:image/webp") == 3 * 40
-    assert beside(some) == {half.name}
     half.unlink()
-    write_page(read_run(some), read_results(some))
-    assert not (some / FILES).exists()
+    assert written() == {} and not (some / FILES).exists()
 
 
 def test_each_record_is_read_once_and_the_table_of_timesteps_is_that_of_all(some, monkeypatch):
@@ -585,16 +490,6 @@ def test_each_record_is_read_once_and_the_table_of_timesteps_is_that_of_all(some
     assert sorted(name for name in read if name != first) == sorted(p.name for p in run.records.paths[1:])
     page = (some / "report.html").read_text()
     assert all(f"<td>{cell}</td>" in page for row in expected[1:] for cell in row)
-
-
-def test_rows_without_quality_show_what_they_know(finished, tmp_path):
-    def bare(k, row):
-        return {name: value for name, value in row.items() if name != "quality"}
-
-    folder = multiply(finished, tmp_path / "bare", 2, bare)
-    write_page(read_run(folder), read_results(folder))
-    page = (folder / "report.html").read_text()
-    assert '"measures":[["PSNR dB",true]]' in page and '["SSIM",' not in page
 
 
 def test_numbers_that_are_infinite_or_missing_reach_the_page():
