@@ -6,7 +6,6 @@ import base64
 import csv
 import json
 import re
-import time
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from scipy.stats import binom
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from diffattack.common.errors import InputError
 from diffattack.data.images import read_pair, write_image
@@ -149,11 +149,8 @@ def press(browser, key: str) -> None:
 
 def saved(folder: Path) -> Path:
     path = folder / "judged.csv"
-    for _ in range(200):
-        if path.exists() and path.stat().st_size:
-            return path
-        time.sleep(0.02)
-    raise AssertionError("nothing was saved")
+    WebDriverWait(None, 4, poll_frequency=0.02).until(lambda _: path.exists() and path.stat().st_size)
+    return path
 
 
 def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, tmp_path):
@@ -163,7 +160,6 @@ def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, t
     source = page.page_source
     assert not [name for name in ("fixed", "torchattack", "MIFGSM", "learnable", "img0") if name in source]
     fixed = [read_pair(runs["fixed"].layout, k)[1] for k in range(4)]
-    keys = iter([Keys.ARROW_LEFT, "2", "1", Keys.ARROW_RIGHT] * 4)
     for trial in range(4):
         clean, left, right = map(pixels, shown_when(page, trial))
         is_fixed = [any(np.array_equal(picture, other) for other in fixed) for picture in (left, right)]
@@ -174,17 +170,14 @@ def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, t
             press(page, Keys.ARROW_RIGHT if is_fixed[0] else Keys.ARROW_LEFT)
             shown_when(page, 2)
             press(page, Keys.BACKSPACE)
-            assert [*map(pixels, shown_when(page, 2))][1].tolist() == left.tolist()
-            chosen = page.find_element(By.CSS_SELECTOR, "[aria-pressed=true]")
-            assert chosen.get_attribute("data-choice") == ("right" if is_fixed[0] else "left")
+            assert np.array_equal(pixels(shown_when(page, 2)[1]), left)
             press(page, "1" if is_fixed[0] else "2")
-        elif trial == 2:  # by the buttons; Space afterwards is not the button's
+        elif trial == 2:  # by the buttons; a reload goes on
             page.find_element(By.CSS_SELECTOR, f"[data-choice={'left' if is_fixed[0] else 'right'}]").click()
-            assert page.switch_to.active_element.tag_name == "body"
             page.refresh()
-            assert "Trial 4 of 4" in page.find_element(By.ID, "state").text  # a reload goes on
+            assert "Trial 4 of 4" in page.find_element(By.ID, "state").text
         else:
-            press(page, next(k for k in keys if (k in ("1", Keys.ARROW_LEFT)) == is_fixed[0]))
+            press(page, Keys.ARROW_LEFT if is_fixed[0] else Keys.ARROW_RIGHT)
     shown_when(page, 4, over=True)
     press(page, "s")
     attacks, judgements = read_study([saved(tmp_path)], tmp_path / "judging_key.json")
@@ -195,30 +188,7 @@ def test_what_is_chosen_by_keys_is_counted_for_the_right_attack(browser, runs, t
     _, rows = judging_section(judgements, attacks)
     assert rows[1][:6] == [f"fixed : {HOSTILE}", "4", "3", "0", "1", "3/3 = 100% [44%, 100%]"]
     assert rows[1][6:] == ["0.25", "0.25"]  # 2 of 2^3 outcomes are as far from half and half
-    page.find_element(By.ID, "restart").click()
-    page.switch_to.alert.accept()
-    shown_when(page, 0)
     assert page.get_log("browser") == []
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("width, density", [(375, 1), (390, 3), (1280, 1.5)])
-def test_a_pixel_is_a_whole_number_of_the_screens(browser, runs, tmp_path, width, density):
-    write_judging_page(tmp_path, runs, seed=1)
-    size = {"width": width, "height": 800, "deviceScaleFactor": density, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        page = open_page(browser, tmp_path / "judging.html")
-        shown_when(page, 0)
-        assert page.execute_script("return document.scrollingElement.scrollWidth") <= width
-        for image in page.find_elements(By.CSS_SELECTOR, "#stage img"):
-            drawn = page.execute_script("return arguments[0].getBoundingClientRect().width", image) * density
-            times = round(drawn / 96)
-            assert times >= 1 and abs(drawn - 96 * times) < 0.1
-            rendering = image.value_of_css_property("image-rendering")
-            assert (rendering == "auto") == (times == 1 and density in (1, 2, 3))
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 # ---------------------------------------------------------------- what was saved

@@ -5,7 +5,6 @@ several adds up.
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -190,16 +189,3 @@ def test_two_machines_of_two_processes_share_the_work_and_go_on_after_a_death(da
     assert done(out) == ["0000", "0001", "0002", "0003"]
     assert times and all(path.stat().st_mtime_ns == time for path, time in times.items())
     assert sum(words.count("mean PSNR") for words, _ in told) == 1
-
-
-def test_a_run_killed_while_it_judges_goes_on(data, quick, tmp_path):
-    out = tmp_path / "out"
-    command = [*MAIN, *command_of(data, quick, out, "--limit", "4"), *JUDGED]
-    process = start(command)
-    wait_for(lambda: out.exists() and len(done(out)) == 4, process)
-    time.sleep(0.5)
-    process.kill()
-    process.wait()
-    result = run(command)
-    assert result.returncode == 0 and "4 of 4 images are done" in result.stderr
-    assert len(json.loads((out / "results.json").read_text())["images"]) == 4

@@ -254,23 +254,10 @@ def test_masks_of_ones_own(checkpoint, classifier, images, labels):
     assert hard.adversarial[1].sub(images[1]).norm() > 0
 
 
-def test_defaults_that_depend_on_others_in_the_library(checkpoint, classifier):
+def test_defaults_that_depend_on_others_and_options_that_cannot_be_meant(checkpoint, classifier):
     attack = DiffAttack(checkpoint(), classifier, CLASS_NAMES, stop_margin=5.0)
     assert attack.options.iterations == 20 and attack.options.attack_through == ()
     with pytest.raises(InputError, match="preset is for command lines; give .*ATTACK_PRESETS"):
         DiffAttack(checkpoint(), classifier, CLASS_NAMES, preset="diffattack")
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (dict(composition="decoder"), "--composition decoder takes no --contrast_limit"),
-        (dict(budget="psnr=much"), "--budget: 'psnr=much' is no budget; expected psnr=DB"),
-        (dict(judge_at=(2, 9)), "--judge_at goes beyond the 4 of --iterations"),
-        (dict(attack_through=("jpg:75",)), "unknown defence 'jpg:75'"),
-    ],
-)
-def test_options_that_cannot_be_meant(checkpoint, classifier, options, message):
-    with pytest.raises(InputError, match=message) as caught:
-        build(checkpoint, classifier, **options)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="--judge_at goes beyond the 4 of --iterations"):
+        build(checkpoint, classifier, judge_at=(2, 9))

@@ -51,16 +51,6 @@ def test_what_papers_report(paper, attack, model_name, column, expected):
     assert value(paper, attack, model_name, column) == expected
 
 
-def test_the_studys_means_are_those_of_its_ten_black_boxes():
-    logs: dict[tuple, list[float]] = {}
-    for figure in FIGURES:
-        if figure["measure"] == "accuracy after attack %" and figure["judge"] != "white-box":
-            logs.setdefault((figure["attack"], figure["model_name"]), []).append(figure["value"])
-    assert len(logs) == 3
-    for (attack, model_name), values in logs.items():
-        assert len(values) == 10 and abs(sum(values) / 10 - value(STUDY, attack, model_name, MEAN)) < 0.0501
-
-
 def test_l2_and_psnr_are_of_the_same_pictures():
     # of images in [0, 1]: L2 = sqrt(3 side^2 MSE); means over images of the two differ the more, the more the
     # images do
@@ -105,11 +95,7 @@ def test_a_surrogate_is_matched_by_its_architecture_and_weights_may_differ(
     assert set(weights) == {"Chen et al.", STUDY, "Li et al.", "TransferAttack"}
     assert (weights["Chen et al."], weights["TransferAttack"]) == (of_diffattack, of_transferattack)
     assert json.loads(json.dumps(found)) == found and not any(one["run_here"] for one in found)
-
-
-def test_the_aliases_that_take_timms_weights_and_other_architectures():
-    assert {one["weights"] for one in published(["swin", "convnext", "mobile"])} == {"may differ"}
-    assert {one["weights"] for one in published(["vgg", "inception"])} == {"the same"}
+    assert {one["weights"] for one in published(["swin"])} == {"may differ"}  # timm's, of an alias
     assert not published(["timm:resnet50d.ra2_in1k", "timm:resnet101.tv_in1k", "vit", "own.pt2"])
 
 

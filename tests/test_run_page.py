@@ -18,8 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from diffattack.data.records import Records, read_configuration, read_run
-from diffattack.data.summaries import timestep_rows
+from diffattack.data.records import read_configuration, read_run
 from diffattack.plotting import run_page
 from diffattack.plotting.run_page import (
     EACH,
@@ -99,12 +98,6 @@ def page(quiet, large):
 @pytest.fixture
 def small(quiet, finished):
     visit(quiet, finished)
-    return quiet
-
-
-@pytest.fixture(params=["small", "large"])
-def either(request, quiet, finished, large):
-    visit(quiet, finished if request.param == "small" else large)
     return quiet
 
 
@@ -266,24 +259,6 @@ def test_filters_find_the_images_that_they_name(page):
     assert page.find_element(By.ID, "count").get_attribute("role") == "status"
 
 
-@pytest.mark.nightly
-def test_the_table_is_walked_by_keyboard_and_pages_are_turned(page):
-    page.find_element(By.CSS_SELECTOR, "#body button").send_keys(Keys.ARROW_DOWN)
-    keys = (Keys.ARROW_RIGHT, Keys.ARROW_UP, Keys.ARROW_DOWN, Keys.END, Keys.ARROW_LEFT, Keys.HOME)
-    for key, place in zip(keys, (50, 49, 50, COUNT - 50, COUNT - 100, 0), strict=True):
-        focused(page).send_keys(key)
-        here = page.execute_script("return document.activeElement.closest('tr').dataset.place")
-        assert int(here) == place
-    number = page.find_element(By.ID, "page")
-    page.find_element(By.ID, "next").send_keys(Keys.ENTER)
-    assert rows(page) == list(range(50, 100)) and number.get_attribute("value") == "2"
-    number.send_keys(Keys.BACKSPACE, "999", Keys.ENTER)
-    assert rows(page) == list(range(COUNT - 50, COUNT)) and number.get_attribute("value") == str(COUNT // 50)
-    Select(page.find_element(By.ID, "size")).select_by_visible_text("100")
-    assert rows(page) == list(range(100, COUNT)) and text(page, "pages") == "2"
-    assert not page.find_element(By.ID, "next").is_enabled()
-
-
 def test_an_image_opens_with_all_that_is_known_of_it_and_no_network_is_asked(page, large):
     page.find_element(By.ID, "most").send_keys(Keys.ENTER)
     order = np.argsort(psnr, kind="stable")
@@ -302,26 +277,19 @@ def test_an_image_opens_with_all_that_is_known_of_it_and_no_network_is_asked(pag
     assert decoded(page, "#compare img") == [96, 96, 96]
     sources = [image.get_attribute("src") for image in page.find_elements(By.CSS_SELECTOR, "#compare img")]
     assert [Path(source).name[:4] for source in sources] == [f"{k:04d}"] * 3
-    focused(page).send_keys(Keys.ARROW_RIGHT)
+    compare, slider = page.find_element(By.ID, "compare"), page.find_element(By.ID, "share")
+    slider.send_keys(Keys.ARROW_RIGHT * 10)
+    style = "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath"
+    assert "60%" in page.execute_script(style, compare)
+    focused(page).send_keys("d")
+    assert compare.find_element(By.CLASS_NAME, "difference").is_displayed()
+    page.find_element(By.ID, "opened-next").send_keys(Keys.ENTER)
     wait(page, lambda: text(page, "opened-place") == f"2 of {COUNT:,}")
     focused(page).send_keys(Keys.ESCAPE)
     wait(page, lambda: focused(page).text.startswith(f"{order[1]:03d}_"))
     assert not page.find_element(By.ID, "dialog").is_displayed()
     inside, urls = (f"{large.as_uri()}/", "data:", "about:blank"), requested(page)
     assert len(urls) > 5 and all(url.startswith(inside) for url in urls) and page.get_log("browser") == []
-
-
-@pytest.mark.nightly
-def test_the_slider_and_the_difference_work_by_keyboard(either):
-    open_first(either)
-    compare, slider = either.find_element(By.ID, "compare"), either.find_element(By.ID, "share")
-    style = "return getComputedStyle(arguments[0].querySelector('.adversarial')).clipPath"
-    assert "50%" in either.execute_script(style, compare)
-    slider.send_keys(Keys.ARROW_RIGHT * 10)
-    assert "60%" in either.execute_script(style, compare) and text(either, "opened-place").startswith("1 of ")
-    focused(either).send_keys("d")
-    assert either.find_element(By.ID, "difference").get_attribute("aria-pressed") == "true"
-    assert compare.find_element(By.CLASS_NAME, "difference").is_displayed()
 
 
 def test_curves_are_drawn_with_gaps_where_values_are_missing(quiet, finished, tmp_path, monkeypatch):
@@ -355,26 +323,6 @@ def test_curves_are_drawn_with_gaps_where_values_are_missing(quiet, finished, tm
     assert all(shown in three.text for shown in ("40", "801", "1"))
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_cut_off_at_the_side(either, width):
-    page = either
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    right = (
-        "return Math.max(...[...document.querySelectorAll(arguments[0])].map("
-        "each => each.getBoundingClientRect().right))"
-    )
-    try:
-        page.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
-        assert page.execute_script("return document.scrollingElement.scrollWidth") <= width
-        assert page.execute_script(right, "#images ~ *, .controls > *, .pages > *") <= width
-        open_first(page)
-        assert page.execute_script(right, "dialog, dialog *:not(svg *)") <= width
-    finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
 # ---------------------------------------------------------------- its files
 
 
@@ -397,25 +345,6 @@ def test_what_is_not_part_of_the_run_goes(some):
     assert (some / "report.html").read_text().count("data:image/webp") == 3 * 40
     half.unlink()
     assert written() == {} and not (some / FILES).exists()
-
-
-def test_each_record_is_read_once_and_the_table_of_timesteps_is_that_of_all(some, monkeypatch):
-    read = []
-    of_one = Records.__getitem__
-
-    def counted(self, k):
-        if isinstance(k, int):
-            read.append(self.paths[k].name)
-        return of_one(self, k)
-
-    run = read_run(some)
-    expected = timestep_rows(run.summary.structure, run.timesteps)  # read before
-    monkeypatch.setattr(Records, "__getitem__", counted)
-    write_page(run, read_results(some))
-    first = run.records.paths[0].name
-    assert sorted(name for name in read if name != first) == sorted(p.name for p in run.records.paths[1:])
-    page = (some / "report.html").read_text()
-    assert all(f"<td>{cell}</td>" in page for row in expected[1:] for cell in row)
 
 
 def test_numbers_that_are_infinite_or_missing_reach_the_page():
