@@ -273,28 +273,21 @@ def add_weights(report: Report, runs: Mapping[str, Run], movements: Sequence[dic
     }
     means = {name: mean_and_deviation(values) for name, values in shares.items()}
     *by_timestep, by_layer = means
+    heads = ["", *(f"i = {i}" for i in range(len(first.timesteps)))]
+    timestep_rows = [[name, *percentages(*means[name], ".0f")] for name in by_timestep]
+    layer_rows = map(list, zip(first.layers, percentages(*means[by_layer], ".2g")))
     report.sections[1:1] = [
         ("Weights", weight_rows(list(runs), movements)),
-        (
-            "Shares of the self-attention loss by timestep, %",
-            [["", *(f"i = {i}" for i in range(len(first.timesteps)))]]
-            + [[name, *percentages(*means[name], ".0f")] for name in by_timestep],
-        ),
-        (
-            "Shares of the self-attention loss by layer, %",
-            [["layer", "share"], *map(list, zip(first.layers, percentages(*means[by_layer], ".2g")))],
-        ),
+        ("Shares of the self-attention loss by timestep, %", [heads, *timestep_rows]),
+        ("Shares of the self-attention loss by layer, %", [["layer", "share"], *layer_rows]),
     ]
     report.remarks.extend(x for run, w in zip(runs.values(), movements) for x in lines_about_weights(w, run))
     report.remarks.append(STUDY_REMARK)
-    report.results.update(
-        weights=dict(zip(runs, movements)),
-        layers=first.layers,
-        shares={
-            name: {"mean": mean, "standard_deviation": deviation, "by_image": shares[name]}
-            for name, (mean, deviation) in means.items()
-        },
-    )
+    of_shares = {
+        name: {"mean": mean, "standard_deviation": deviation, "by_image": shares[name]}
+        for name, (mean, deviation) in means.items()
+    }
+    report.results.update(weights=dict(zip(runs, movements)), layers=first.layers, shares=of_shares)
 
 
 def weight_rows(names: Sequence[str], movements: Sequence[dict]) -> list[list[str]]:

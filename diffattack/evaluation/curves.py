@@ -93,7 +93,7 @@ def curve_of_image(
 def curve_points(run: Run) -> dict[int, Evaluation]:
     """A run at each of its `--judge_at`, and at its end; none where it has none."""
     configuration, summary = run.configuration, run.summary
-    if not configuration["judge_at"]:
+    if not configuration.get("judge_at"):
         return {}
     head = head_named(configuration.get("head"), configuration.get("threshold"))
     named = (labels_of(configuration, index) for index in summary.indices)
