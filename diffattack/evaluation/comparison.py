@@ -2,8 +2,6 @@
 the timesteps' weights moved, in a run, too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

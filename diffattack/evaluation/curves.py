@@ -6,8 +6,6 @@ less, so that two of them at one setting say little of which is better: each giv
 the curves of two are compared where both reach.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence

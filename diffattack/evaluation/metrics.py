@@ -2,8 +2,6 @@
 and how real pictures look: Frechet and kernel distance of two sets of pictures, in the features of a network.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence

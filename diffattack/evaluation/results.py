@@ -4,8 +4,6 @@ evaluation = evaluation_of(judge(judges, pictures), judges, pictures.labels, pic
 evaluation.classifiers[1].success, evaluation.quality["PSNR dB"].adversarial
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

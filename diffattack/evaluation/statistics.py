@@ -2,8 +2,6 @@
 curves, and distances of two sets of pictures.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -2,8 +2,6 @@
 which names the columns. What a table is read by, and the table of costs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

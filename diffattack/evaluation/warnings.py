@@ -3,8 +3,6 @@ labels are those of the images is seen in what classifiers predict of the clean 
 attacked for hours: labels that are off have few reasons, each of which is tried (`readings`).
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Mapping, Sequence

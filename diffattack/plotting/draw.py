@@ -2,8 +2,6 @@
 and those that compare runs.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import re
