@@ -14,7 +14,7 @@ from test_compare import COMPARE
 from diffattack.common.flags import parse_options
 from diffattack.data.images import read_image
 from diffattack.data.records import read_run
-from diffattack.options import ATTACK_PRESETS, AttackOptions, Options
+from diffattack.options import ATTACK_PRESETS, Options
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +139,6 @@ def test_which_defaults_a_preset_sets():
     assert (plain.composition, plain.guidance, plain.budget) == ("residual", 1.0, "psnr=36.5")
     assert (plain.iterations, plain.attack_through) == (6, ("resize:0.9",))
     assert (least.iterations, least.attack_through) == (20, ())
-    assert AttackOptions(stop_margin=5.0).iterations == 20
     behind = parse_options(Options, "", ["--model_name", "efficientnet_lite0@jpeg:75"])
     assert behind.attack_through == ()  # it is attacked through its own defence
 
@@ -147,15 +146,12 @@ def test_which_defaults_a_preset_sets():
 @pytest.mark.parametrize(
     "bad, message",
     [
-        (["--preset", "original"], "--preset is 'original'; expected one of diffattack"),
         (["--composition", "decoder"], "takes no --contrast_limit and no --budget; give residual"),
         (["--inversion", "diffattack"], "cuts bytes off, which no --budget knows; give exact"),
         (["--contrast_limit", "much"], "--contrast_limit: expected a number or none, not 'much'"),
-        (["--latent_lr", "0"], "--latent_lr is 0.0; expected a finite number above 0"),
         (["--budget", "37"], "--budget: '37' is no budget"),
         (["--budget", "none"], "momentum needs a --budget"),
         (["--attack_through", "resize:2"], "defence 'resize:2': expected resize:F"),
-        (["--judge_at", "3,x"], "--judge_at: expected numbers of iterations from 1"),
         (["--judge_at", "99"], "--judge_at goes beyond the 3 of --iterations"),
     ],
 )
@@ -177,16 +173,9 @@ def test_bad_values_are_refused_in_one_line(data, tmp_path, bad, message):
     ],
 )
 def test_runs_are_compared_over_their_iterations(data, quick, tmp_path, sweep, file, names):
-    command = [
-        *COMPARE,
-        *flags(data, tmp_path / "out"),
-        "--modes",
-        "uniform,fixed",
-        "--judge_at",
-        "1,2",
-        *sweep,
-    ]
-    command += ["--model_name", quick, "--limit", "2", "--transfer_models", "efficientnet_lite1"]
+    extra = ["--modes", "uniform,fixed", "--judge_at", "1,2", "--model_name", quick, "--limit", "2", *sweep]
+    extra += ["--transfer_models", "efficientnet_lite1"]
+    command = [*COMPARE, *flags(data, tmp_path / "out", *extra)]
     result = run(command)
     assert result.returncode == 0, result.stderr
     assert f"{names[0]}, after so many iterations" in result.stdout
@@ -197,5 +186,5 @@ def test_runs_are_compared_over_their_iterations(data, quick, tmp_path, sweep, f
     pairs = {tuple(pair["modes"]) for pair in told["at_equal_visibility_over_iterations"]}
     assert pairs == set(itertools.combinations(names, 2))
     for value in ("0.3", "1") if sweep else ():
-        run_at = read_run(tmp_path / f"out/contrast_limit_{value}/uniform")
-        assert run_at.configuration["contrast_limit"] == float(value)
+        configuration = read_run(tmp_path / f"out/contrast_limit_{value}/uniform").configuration
+        assert configuration["contrast_limit"] == float(value)
