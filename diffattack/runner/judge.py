@@ -72,7 +72,7 @@ def add_up(job: Job, items: Sequence[Item]) -> tuple[Evaluation, Callable[[int, 
     k-th of them.
     """
     with tqdm(items, desc="added up", unit="image", delay=1, leave=False) as bar:
-        judged = joined((job.judged(item) for item in bar), len(items), job.layout.folder)
+        judged = joined((job.judged(item) for item in bar), len(items))
     labels, targets = labels_and_targets(items)
     evaluation = evaluation_of(judged, job.judges, labels, targets)
     return evaluation, partial(row_of, judged, job.judges, labels, targets)
