@@ -100,7 +100,7 @@ class DiffAttack(LatentDiffusion):
             guidance=options.guidance,
             inversion=options.inversion,
         )
-        self.classifiers = checked_classifiers(classifier, class_names)
+        self.classifiers = checked_classifiers(classifier)
         self.head = options.classifier_head
         # what the gradient goes through; what judges is without these defences
         self.attacked = [
