@@ -7,9 +7,9 @@ it, and raises whatever its source makes it raise; `registry.py` says that in on
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import re
-import runpy
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -177,8 +177,12 @@ def load_function(path: str, function: str) -> tuple[Callable, Callable[[], Abst
     """A function in a file of the user's, and what it is to be called in; raises whatever the file does."""
     file = Path(path).resolve()
     beside = functools.partial(modules_beside, file.parent, {})
+    specification = importlib.util.spec_from_file_location(f"{file.stem} of {file.parent}", file)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where dataclasses and transformers look a class up
     with beside():
-        found = runpy.run_path(str(file)).get(function)
+        specification.loader.exec_module(module)
+    found = getattr(module, function, None)
     if not callable(found):
         raise ValueError(f"it has no function {function!r}")
     return found, beside
