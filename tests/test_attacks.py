@@ -72,12 +72,12 @@ def test_every_attack_has_a_folder_of_its_own():
         ("PGD", "is no attack"),
         ("torchattack:NoSuch", "NoSuch is no attack of torchattack that can attack any classifier"),
         ("torchattack:FIA", "FIA is no attack of torchattack that can attack any classifier"),
-        ("torchattack:SSP", "can attack any classifier; expected one of Admix, "),
+        ("torchattack:SSP", "can attack any classifier; expected one of "),
         ("torchattack:PGD(epsilon=0.1)", "expected arguments like its defaults, eps=0.03137254901960784, "),
         ("torchattack:PGD(eps='much')", "expected arguments like its defaults"),
         ("torchattack:PGD(steps=2.5)", "expected arguments like its defaults"),
         ("torchattack:PGD(targeted=True)", "expected arguments like its defaults"),
-        ("torchattack:L2T", "is written for images of 224 pixels; give --res 224"),
+        ("torchattack:SSA", "is written for images of 224 pixels; give --res 224"),
         ("nowhere.py:attack", "nowhere.py:attack"),
     ],
 )
@@ -317,8 +317,8 @@ def test_one_image_on_which_an_attack_fails_does_not_end_the_run(data, quick, tm
 
 
 ATTACKS = """PGD(steps=3) PGDL2(steps=3) MIFGSM(steps=3) DIFGSM(steps=3) TIFGSM(steps=3) SINIFGSM(steps=3)
-    VMIFGSM(steps=3) Admix(steps=3) BSR(num_scale=2,steps=3) SSA(num_spectrum=2,steps=3)
-    DeCoWA(num_warping=2,steps=3) L2T(num_scale=1,steps=3)"""
+    VMIFGSM(steps=3) BSR(num_scale=2,steps=3) SSA(num_spectrum=2,steps=3)
+    DeCoWA(num_warping=2,steps=3)"""
 
 
 def test_every_attack_of_the_list_goes_from_end_to_end(data, quick, tmp_path):
@@ -326,7 +326,7 @@ def test_every_attack_of_the_list_goes_from_end_to_end(data, quick, tmp_path):
     command = given(
         data, tmp_path, "--model_name", quick, "--attacks", ",".join(names), "--budget", "psnr=35"
     )
-    command[command.index("--res") + 1] = "224"  # for which L2T is written
+    command[command.index("--res") + 1] = "224"  # for which SSA is written
     answer = run([*COMPARE, *command, "--limit", "1"])
     assert answer.returncode == 0, answer.stderr
     results = json.loads((tmp_path / "comparison.json").read_text())

@@ -17,10 +17,8 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest import mock
 
 import torch
 
@@ -37,11 +35,10 @@ FORMS = (
 )
 OURS = "diffattack"
 NEED_LAYERS = {"feature_layer_cfg", "hook_cfg"}  # parameters that name a network's layers
-NEED_MORE = ("SSP", "GeoDA")  # which need VGG-16's weights, and minutes before each image
+# which need VGG-16's weights, minutes before each image, and pictures of other images
+NEED_MORE = ("SSP", "GeoDA", "Admix", "L2T")
 GIVEN = ("model", "normalize", "device", "targeted", "clip_min", "clip_max")  # elsewhere, or always the same
-# Attacks that mix a picture with others of its batch, and how many others each gets.
-MIXES, OTHERS = ("Admix", "L2T"), 3
-SIDES = {"L2T": 224, "SSA": 224}  # for which alone an attack of the library is written
+SIDES = {"SSA": 224}  # for which alone an attack of the library is written
 RADIUS = "eps"  # the field's name of it
 USERS_RADIUS = 8 / 255  # where the search begins for a function of the user's that has no default
 
@@ -130,7 +127,6 @@ class Method:
     arguments: dict[str, object]
     radius: float | None  # where the search for a budget begins; None where it has none, or was given one
     takes_targets: bool
-    others: int = 0  # pictures of the folder that each picture is mixed with
 
     def __call__(
         self,
@@ -185,16 +181,14 @@ def torch_attack(name: AttackName, classes: int, side: int | None) -> Method:
         if targets is not None:
             labels, arguments["targeted"] = targets, True
         made = kind(model=classifier, normalize=None, device=images.device, **arguments)
-        with cuda_means(images.device):
-            if composition is None:
-                return made(images, labels).detach()
-            clean = CleanPictures.of(composition)
-            result = made(clean, labels).detach()
+        if composition is None:
+            return made(images, labels).detach()
+        clean = CleanPictures.of(composition)
+        result = made(clean, labels).detach()
         was_limited = clean.sums and torch.equal(result, clean.sums[-1])
         return result if was_limited else composition(result)
 
-    others = OTHERS if name.function in MIXES else 0
-    return Method(name, attack, arguments, radius, "targeted" in parameters, others)
+    return Method(name, attack, arguments, radius, "targeted" in parameters)
 
 
 def users_attack(name: AttackName) -> Method:
@@ -254,12 +248,3 @@ def is_like(value: object, default: object) -> bool:
     """Whether an argument is of the kind of its default: any number where that is a fraction or None."""
     is_number = default is None or isinstance(default, float)
     return type(value) is type(default) or (is_number and type(value) in (int, float))
-
-
-def cuda_means(device: torch.device) -> AbstractContextManager:
-    """Inside, `tensor.cuda()` goes to the device of the run: some attacks of the library say it whatever the
-    device of their pictures is (L2T), and fail where there is no GPU.
-    """
-    if device.type == "cuda":
-        return nullcontext()
-    return mock.patch.object(torch.Tensor, "cuda", lambda self, *args, **kwargs: self.to(device))

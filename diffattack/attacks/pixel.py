@@ -118,8 +118,6 @@ class PixelAttack:
         head: of the classifiers; see `Surrogates` for what the attack sees of a sigmoid head.
         seed: of what the attack draws, the same for each image.
         diffusion: the model of defences that need one.
-        others: for attacks that mix an image with others: from its labels `(L,)` to some of other classes,
-            images `(k, 3, H, W)` and labels `(k,)`.
     Raises:
         InputError: there is no such attack, or it does not take these arguments.
     """
@@ -142,7 +140,6 @@ class PixelAttack:
         seed: int = 42,
         device: torch.device | str = "cpu",
         diffusion: LatentDiffusion | None = None,
-        others: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None = None,
         head: Head = SOFTMAX,
     ):
         if isinstance(attack, str):
@@ -150,7 +147,7 @@ class PixelAttack:
         self.method, self.class_names, self.head = attack, class_names, head
         self.budget, self.contrast_limit = budget, contrast_limit
         self.temperature, self.seed, self.pipeline = logit_temperature, seed, diffusion and diffusion.pipeline
-        self.device, self.diffusion, self.others = torch.device(device), diffusion, others
+        self.device, self.diffusion = torch.device(device), diffusion
         self.classifiers = checked_classifiers(classifier)
         self.attacked = [defend(one, attack_through, diffusion, draws, head) for one in self.classifiers]
 
@@ -228,16 +225,11 @@ class PixelAttack:
         mask = None if given.masks is None else given.masks[k : k + 1]
         goal = int(target) if bool(target >= 0) else None
         seen = Surrogates(self.attacked, labels, self.temperature, self.head, goal)
-        first_labels, targets = labels[:, 0], None if goal is None else target
-        if self.method.others and self.others is not None:
-            others, theirs = self.others(labels[0], self.method.others)
-            images, theirs = torch.cat([images, others.to(images)]), theirs.to(labels)
-            first_labels = torch.cat([first_labels, theirs])
-            targets = None if targets is None else torch.cat([targets, theirs])
+        targets = None if goal is None else target
         composition = self.composition(images, mask)
         try:
             with seeded(self.seed, self.device), torch.enable_grad():
-                picture = self.method(images, first_labels, seen, radius, targets, composition)[:1]
+                picture = self.method(images, labels[:, 0], seen, radius, targets, composition)
         except (Exception, SystemExit) as error:  # a library's or a user's code raises whatever it likes
             if isinstance(error, RuntimeError) and should_reduce_batch_size(error):
                 raise

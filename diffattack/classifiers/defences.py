@@ -255,38 +255,6 @@ class Smoothed(Defended):
         votes = F.one_hot(logits.argmax(-1), logits.shape[-1])
         return (votes.double().mean(0) + 1e-9).log().to(images)
 
-    @torch.no_grad()
-    def certify(self, images: torch.Tensor) -> np.ndarray:
-        """Cohen's certificate of each image; it speaks of what the first smoothing sees."""
-        sigma = next(defence.arguments[0] for defence in self.defences if defence.change is smoothing)
-        votes = torch.stack(self.seen(images, SEED)).argmax(-1)
-        return np.stack([certificate(each, sigma) for each in votes.T.cpu().numpy()])
-
-
-SMOOTHING_CHOICE = 10  # draws that choose the class which the others certify
-ALPHA = 0.001  # of a certificate, as in Cohen et al.
-# what smoothing guarantees of one image: its class within an L2 ball, with probability 1 - ALPHA; the radius
-# with values in [0, 1], 0 where it abstains
-CERTIFICATE = np.dtype([("label", np.int64), ("radius", np.float64), ("abstains", np.bool_)])
-NO_CERTIFICATE = np.array((-1, 0.0, True), CERTIFICATE)
-
-
-def certificate(votes: np.ndarray, sigma: float) -> np.ndarray:
-    """The radius `sigma * Phi^-1(p)`, p the Clopper-Pearson bound below the share of the class that the first
-    draws choose among the others; it abstains where p is not above a half.
-
-    Args:
-        votes: `(draws,)`, classes.
-    """
-    from scipy.stats import beta, norm
-
-    label = int(np.bincount(votes[:SMOOTHING_CHOICE]).argmax())
-    others = votes[SMOOTHING_CHOICE:]
-    count = int((others == label).sum())
-    bound = beta.ppf(ALPHA, count, len(others) - count + 1) if count else 0.0
-    abstains = not bound > 0.5
-    return np.array((label, 0.0 if abstains else sigma * norm.ppf(bound), abstains), CERTIFICATE)
-
 
 def defend(
     classifier: torch.nn.Module,
@@ -295,8 +263,8 @@ def defend(
     attack_draws: int = 1,
     head: Head = SOFTMAX,
 ) -> torch.nn.Module:
-    """The classifier behind these defences, itself where there are none. Smoothing certifies the one class
-    that is most often seen, which a sigmoid head does not have: of that it gives the mean of probabilities.
+    """The classifier behind these defences, itself where there are none. Smoothing answers with the one
+    class that is most often seen, which a sigmoid head does not have: of that it gives mean probabilities.
 
     Raises:
         InputError: one needs a diffusion model and there is none.

@@ -213,7 +213,6 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
             seed=one.seed,
             device=experiment.device,
             diffusion=diffusion,
-            others=OtherPictures(experiment.items, options.res),
             head=head,
         )
         for one in each
@@ -228,30 +227,6 @@ def needs_pipeline(each: Sequence[Options]) -> bool:
         or any(make_defence(text).needs_diffusion for text in one.attack_through)
         for one in each
     )
-
-
-class OtherPictures:
-    """Pictures of the same folder for attacks that mix an image with others: always the same for an image,
-    whatever is attacked beside it, evenly out of all that show something else.
-    """
-
-    def __init__(self, items: Sequence[Item], size: int):
-        self.items, self.size, self.read = items, size, functools.lru_cache(64)(read_image)
-
-    def __call__(self, labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of labels `(L,)`, up to so many images `(count, 3, H, W)` in [0, 1], and labels `(count,)`."""
-        apart = [item for item in self.items if not set(item.labels) & set(labels.tolist())]
-        if not apart:
-            note("the attack mixes an image with others of other classes, and there are none in the folder")
-        chosen = [apart[k * len(apart) // count] for k in range(min(count, len(apart)))]
-        images, theirs = [torch.zeros(0, 3, self.size, self.size)], []
-        for item in chosen:
-            try:
-                images.append(to_tensor(self.read(item.path, self.size)))
-            except OSError:
-                continue  # said where it is attacked itself
-            theirs.append(item.labels[0])
-        return torch.cat(images), torch.tensor(theirs, dtype=torch.long)
 
 
 def check_shards(options: Options, weight_modes: Sequence[str]) -> tuple[int, int]:
