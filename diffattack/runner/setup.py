@@ -235,12 +235,16 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
 def say_cut_names(diffusion: LatentDiffusion, items: Sequence[Item]) -> None:
     """Says of which of the images' classes the text encoder does not take the whole name."""
     labels, _ = labels_and_targets(items)
-    prompts = diffusion.prompts(torch.from_numpy(np.unique(labels, axis=0)))
-    for name, (tokens, taken, rest) in diffusion.cut(prompts).items():
-        note(
-            f"the class name {in_brief(name)} has {tokens} tokens and the text encoder takes {taken}; what "
-            f"remains of it is {rest!r}; a shorter name in --captions is taken whole"
-        )
+    prompts, longest = (
+        diffusion.prompts(torch.from_numpy(np.unique(labels, axis=0))),
+        diffusion.longest_prompt,
+    )
+    for name, words in zip(prompts, diffusion.words(prompts)):
+        if len(words) > longest:
+            note(
+                f"the class name {in_brief(name)} has {len(words)} tokens and the text encoder takes "
+                f"{longest}; a shorter name in --captions is taken whole"
+            )
 
 
 def needs_pipeline(each: Sequence[Options]) -> bool:
@@ -357,7 +361,7 @@ def check_diffusion_model(experiment: Experiment, attack: DiffAttack, items: Seq
     for item in items:
         with suppress(OSError):
             picture = to_tensor(read_image(item.path, experiment.options.res))
-            check_prediction_type(attack.diffusion, picture, torch.tensor([item.labels]))
+            check_prediction_type(attack, picture, torch.tensor([item.labels]))
             return
 
 
