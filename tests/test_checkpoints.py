@@ -160,7 +160,7 @@ def test_parts_that_do_not_fit_are_refused_in_one_line(intact, tmp_path, part, c
     network = getattr(pipeline, part)
     setattr(pipeline, part, type(network).from_config({**network.config, **changes}))
     pipeline.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=f"{message}.*; give Stable Diffusion 1.x or 2.x") as caught:
+    with pytest.raises(InputError, match=f"{message}.*of Stable Diffusion 1.x or 2.x") as caught:
         load_pipeline(str(tmp_path), CPU)
     assert "\n" not in str(caught.value)
 

@@ -236,7 +236,7 @@ BAD_INPUT = {
         r"--pretrained_diffusion_path.*hub.*give a folder in diffusers format",
     ),
     "save folder below a file": (["--save_dir", "{bad}/file/out"], r"--save_dir.*cannot be written.*file"),
-    "flag": (["--is_apply_mask", "perhaps"], r"--is_apply_mask.*True or False"),
+    "flag": (["--is_apply_mask", "perhaps"], r"--is_apply_mask: invalid boolean value: .perhaps"),
     "unknown flag": (["--iteration", "5"], r"unrecognized arguments: --iteration"),
     "model name": (
         ["--model_name", "resnet1"],
@@ -266,7 +266,7 @@ BAD_INPUT = {
     "no labels": (["--label_path", "{bad}/nothing.csv"], r"nothing.csv. has 0 labels.*1 images"),
     "SDXL": (
         ["--pretrained_diffusion_path", "{bad}/sdxl"],
-        r"is a StableDiffusionXLPipeline; expected Stable Diffusion 1\.x or 2\.x",
+        r"is a StableDiffusionXLPipeline.*Stable Diffusion 1\.x or 2\.x",
     ),
     "single file": (
         ["--pretrained_diffusion_path", "{bad}/none.safetensors"],

@@ -103,13 +103,6 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def memory_is_short(device: torch.device) -> bool:
-    """Whether what is not needed at once had better be freed: less than a fifth of all memory is free."""
-    is_cuda = device.type == "cuda"
-    whole = torch.cuda.mem_get_info(device)[1] if is_cuda else psutil.virtual_memory().total
-    return free_memory(device) < 0.2 * whole
-
-
 # ---------------------------------------------------------------- what work costs
 
 BACKWARD = ", backward"

@@ -50,7 +50,7 @@ def load_pipeline(
     place = Path(path)
     is_file = place.suffix == ".safetensors" and place.is_file()
     is_here = is_file or (place / "model_index.json").is_file()
-    if not is_here and (place.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
+    if not is_here and (place.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.safetensors)", path)):
         raise InputError(
             f"--pretrained_diffusion_path: {path!r} is no folder with a model_index.json, no .safetensors "
             f"file and no hub id"
@@ -68,8 +68,8 @@ def load_pipeline(
     except Exception as error:
         where = "cannot be loaded" if is_here else "is no folder here, and the hub did not give it"
         raise InputError(
-            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give Stable Diffusion "
-            f"1.x or 2.x, with 4 input channels and one text encoder, in safetensors and diffusers format"
+            f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give a folder in "
+            f"diffusers format with safetensors weights, of Stable Diffusion 1.x or 2.x with one text encoder"
         ) from None
     if lora is not None:
         fuse_lora(pipeline, lora)

@@ -21,7 +21,7 @@ from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.checks import check_unchanged
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.device import memory_is_short, resolve_device, resolve_dtype, set_up
+from diffattack.common.device import resolve_device, resolve_dtype, set_up
 from diffattack.common.errors import InputError, RecordError, note
 from diffattack.common.parallel import check_alone, this_process
 from diffattack.data.classes import IMAGENET_CLASSES, read_class_names
@@ -86,7 +86,7 @@ class Experiment:
         }
 
     def classifier(self, name: str, attacked: bool = False) -> torch.nn.Module:
-        """A classifier on the device, loaded once, and kept while memory suffices.
+        """A classifier on the device, loaded once.
 
         Args:
             attacked: whether it needs a gradient, and its defences their draws in an attack.
@@ -96,8 +96,6 @@ class Experiment:
         """
         if name in self.loaded and not attacked:
             return self.loaded[name]
-        while (mine := self.loaded.keys() - set(self.options.model_name)) and memory_is_short(self.device):
-            del self.loaded[mine.pop()]
         draws = {"attacked": True, "attack_draws": self.options.draws} if attacked else {}
         diffusion = self.diffusion if needs_diffusion([name]) else None
         head, side = self.options.classifier_head, self.options.res
