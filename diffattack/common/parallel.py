@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import torch
 from tqdm import tqdm
 
 from diffattack.common.errors import InputError, note, notes
@@ -49,8 +50,6 @@ def available_cores() -> int:
 
 def share_cores(processes: int) -> None:
     """Gives this process the threads of one of so many: its share of the cores, or OMP_NUM_THREADS."""
-    import torch  # takes long, and the processes that draw do without it
-
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // processes))
 

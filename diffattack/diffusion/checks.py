@@ -39,7 +39,7 @@ def check_pipeline(pipeline: StableDiffusionPipeline) -> None:
     is_plain = kind not in ("LCMScheduler", "TCDScheduler") and not any(map(config.get, MORE))
     require(is_plain, "it is a latent consistency model, or its unet takes more than latents and a prompt")
     model = LatentDiffusion(pipeline)
-    latents = torch.ones(1, pipeline.vae.config.latent_channels, 8, 8)
+    latents = torch.ones(1, pipeline.vae.config.latent_channels, 8, 8, device=model.device)
     predicted = latents + model.predict(latents, 1, model.embed(["a"])[0])
     encoded = model.encode(model.decode(predicted))
     require(bool((latents + encoded).isfinite().all()), "what its networks compute is not finite")

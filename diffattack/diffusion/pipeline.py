@@ -63,7 +63,14 @@ def load_pipeline(
         if prediction_type is not None:
             scheduler = pipeline.scheduler
             pipeline.scheduler = scheduler.from_config(scheduler.config, prediction_type=prediction_type)
-        check_pipeline(pipeline)
+        if lora is not None:
+            fuse_lora(pipeline, lora)
+        if device.type == "cpu":
+            pipeline.unet.to(memory_format=torch.channels_last)
+            pipeline.vae.to(memory_format=torch.channels_last)
+        check_pipeline(pipeline.to(device))
+    except InputError:
+        raise
     # whatever a damaged file, another kind of model or a configuration of other numbers is stumbled over
     except Exception as error:
         where = "cannot be loaded" if is_here else "is no folder here, and the hub did not give it"
@@ -71,12 +78,7 @@ def load_pipeline(
             f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give a folder in "
             f"diffusers format with safetensors weights, of Stable Diffusion 1.x or 2.x with one text encoder"
         ) from None
-    if lora is not None:
-        fuse_lora(pipeline, lora)
-    if device.type == "cpu":
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
-    return pipeline.to(device)
+    return pipeline
 
 
 def compile_pipeline(pipeline: StableDiffusionPipeline) -> None:
