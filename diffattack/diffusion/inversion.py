@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffattack.common.errors import InputError
+from diffattack.common.errors import InputError, note
 from diffattack.common.frozen import frozen, recompute
 from diffattack.data.classes import IMAGENET_CLASSES
 
@@ -114,7 +114,9 @@ class LatentDiffusion:
         with frozen(*networks):
             images, labels = images.to(self.device, self.dtype), labels.view(len(images), -1).to(self.device)
             targets = labels.new_full((len(images),), -1) if targets is None else targets.to(self.device)
-            class_embeddings, class_tokens = self.embed(self.prompts(labels))
+            prompts = self.prompts(labels)
+            self.say_cut(prompts)
+            class_embeddings, class_tokens = self.embed(prompts)
             if self.branches == 1:
                 trajectory, null_embeddings = self.ddim_inversion(self.encode(images), class_embeddings), []
             else:
@@ -133,6 +135,17 @@ class LatentDiffusion:
                 latents = self.guided_step(latents, i, inversion)
             return self.decode(latents)
 
+    def say_cut(self, prompts: Sequence[str]) -> None:
+        """Says of which prompts the text encoder does not take the end."""
+        tokenizer = self.pipeline.tokenizer
+        longest = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+        for prompt, words in zip(prompts, self.words(prompts)):
+            if len(words) > longest:
+                note(
+                    f"the class name {prompt[:40]!r} has {len(words)} tokens and the text encoder takes "
+                    f"{longest}; a shorter name in --captions is taken whole"
+                )
+
     def prompts(self, labels: torch.Tensor) -> list[str]:
         """The caption of each image's class, or of all its classes."""
         return [", ".join(self.class_names[label] for label in row if label >= 0) for row in labels.tolist()]
@@ -145,12 +158,6 @@ class LatentDiffusion:
         )
         each = [tokenizer(prompt, **how).input_ids for prompt in prompts]
         return [[tokenizer.decode([token]).strip() for token in tokens] for tokens in each]
-
-    @property
-    def longest_prompt(self) -> int:
-        """How many tokens the text encoder takes, without BOS and EOS."""
-        tokenizer = self.pipeline.tokenizer
-        return tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
