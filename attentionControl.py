@@ -1,6 +1,6 @@
 """Records the attention maps of a diffusers UNet and weights the structure losses that are made of them.
 
-    controller = AttentionControlEditFixedWeights(weights)
+    controller = AttentionControlEdit(num_timesteps, weights)
     with controller.attached(unet):                       # attention processors set, and put back afterwards
         with controller.collecting() as maps:             # of one call: {layer: (B, heads, queries, keys)}
             unet(latents, t, context)
@@ -87,29 +87,37 @@ class RecordingAttnProcessor:
 
 
 class AttentionControlEdit:
-    """Uniform weights, the original DiffAttack: `L_self = sum_i L_i`."""
+    """Weights that never move: `L_self = sum_i N w_i L_i`, so that uniform weights, the default, are the loss
+    of the original DiffAttack, which has none.
 
-    def __init__(self, num_timesteps: int):
+    Args:
+        num_timesteps: N.
+        weights: `(N,)`, summing to 1, early to late.
+    """
+
+    # whether `balance` wants to be called
+    follows_gradients = False
+
+    def __init__(self, num_timesteps: int, weights: torch.Tensor | None = None):
         self.num_timesteps = num_timesteps
+        uniform = torch.full((num_timesteps,), 1 / num_timesteps, dtype=torch.float64)
+        self._weights = uniform if weights is None else weights
         self._maps: Maps | None = None
         self._layers: Collection[AttentionLayer] | None = None
 
     def weights(self) -> torch.Tensor:
         """The weights in force, which sum to 1 over N: `(N,)`, or `(N, B)` where each image has its own."""
-        return torch.full((self.num_timesteps,), 1 / self.num_timesteps, dtype=torch.float64)
+        return self._weights
 
     def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
-        """`sum_i c_i L_i` of losses `(N, B)`, with `c_i = 1`; returns `(B,)`."""
-        return losses.sum(0)
+        """`sum_i N w_i L_i` of losses `(N, B)`; returns `(B,)`."""
+        return weighted_sum(self.weights(), losses)
 
     def begin(self, images: int) -> None:
         """Called before the first iteration of the attack on a batch of so many images."""
 
     def keep(self, rows: torch.Tensor) -> None:
         """Called when the attack goes on with those images of the batch alone that `rows` `(B,)` marks."""
-
-    # whether `balance` wants to be called
-    follows_gradients = False
 
     def balance(self, gradient_norms: torch.Tensor, rows: torch.Tensor) -> None:
         """Called where gradients are measured, with the norm of each `L_i`'s gradient on the latent, `(N,
@@ -166,25 +174,6 @@ class AttentionControlEdit:
         self._maps[layer] = probabilities
 
 
-class AttentionControlEditFixedWeights(AttentionControlEdit):
-    """Weights that never move: `L_self = sum_i N w_i L_i`, so that uniform weights and no weights are the
-    same loss.
-
-    Args:
-        weights: `(N,)`, summing to 1, early to late.
-    """
-
-    def __init__(self, weights: torch.Tensor):
-        super().__init__(len(weights))
-        self._weights = weights
-
-    def weights(self) -> torch.Tensor:
-        return self._weights
-
-    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
-        return _weighted_sum(self._weights, losses)
-
-
 class AttentionControlEditAdaptive(AttentionControlEdit):
     """Weights that start uniform at each image and follow its own losses by one of ADAPTIVE_RULES; images of
     a batch do not influence each other.
@@ -201,16 +190,12 @@ class AttentionControlEditAdaptive(AttentionControlEdit):
     ):
         super().__init__(num_timesteps)
         self.rule, self.pace = rule, pace
-        self.begin(1)
 
     def begin(self, images: int) -> None:
         self._logits = torch.zeros(self.num_timesteps, images, dtype=torch.float64)
 
     def weights(self) -> torch.Tensor:
         return self._logits.softmax(0)
-
-    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
-        return (self.num_timesteps * self.weights().to(losses) * losses).sum(0)
 
     def keep(self, rows: torch.Tensor) -> None:
         self._logits = self._logits[:, rows]
@@ -226,27 +211,16 @@ class AttentionControlEditBalanced(AttentionControlEdit):
 
     follows_gradients = True
 
-    def __init__(self, num_timesteps: int):
-        super().__init__(num_timesteps)
-        self.begin(1)
-
     def begin(self, images: int) -> None:
         shape = (self.num_timesteps, images)
         self._weights = torch.full(shape, 1 / self.num_timesteps, dtype=torch.float64)
-
-    def weights(self) -> torch.Tensor:
-        return self._weights
-
-    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
-        return (self.num_timesteps * self._weights.to(losses) * losses).sum(0)
 
     def keep(self, rows: torch.Tensor) -> None:
         self._weights = self._weights[:, rows]
 
     def balance(self, gradient_norms: torch.Tensor, rows: torch.Tensor) -> None:
-        self._weights = torch.where(
-            rows.cpu(), balanced_weights(gradient_norms.cpu().double()), self._weights
-        )
+        balanced = balanced_weights(gradient_norms.cpu().double())
+        self._weights = torch.where(rows.cpu(), balanced, self._weights)
 
 
 class AttentionControlEditLearnable(AttentionControlEdit):
@@ -265,13 +239,13 @@ class AttentionControlEditLearnable(AttentionControlEdit):
         super().__init__(len(network.start))
         self.network, self.detached = network, detached
         self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        for parameter in network.parameters():  # what Adam would begin with in its first step
+            means = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.zeros(()), **means}
 
     def weights(self) -> torch.Tensor:
         with torch.no_grad():
             return self.network()
-
-    def weighted_sum(self, losses: torch.Tensor) -> torch.Tensor:
-        return _weighted_sum(self.weights(), losses)
 
     def update(self, losses: torch.Tensor, factors: torch.Tensor) -> None:
         """One step of gradient descent on the attack's loss, of which nothing but the weighted sum depends on
@@ -279,43 +253,30 @@ class AttentionControlEditLearnable(AttentionControlEdit):
         """
         if self.detached:
             return
-        (factors * _weighted_sum(self.network(), losses)).sum().backward()
+        (factors * weighted_sum(self.network(), losses)).sum().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def state(self) -> torch.Tensor:
-        """The network's parameters and, once it has been updated, what Adam keeps of each."""
+        """The network's parameters, and what Adam keeps of each."""
         return torch.cat([tensor.detach().flatten().double() for tensor in self._moving()])
 
+    @torch.no_grad()
     def load_state(self, state: torch.Tensor) -> None:
-        self.optimizer.state.clear()
-        if len(state) > sum(
-            parameter.numel() for parameter in self.network.parameters()
-        ):  # Adam makes its state in its first step
-            for parameter in self.network.parameters():
-                self.optimizer.state[parameter] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
         moving = self._moving()
-        with torch.no_grad():
-            for tensor, values in zip(moving, state.split([tensor.numel() for tensor in moving])):
-                tensor.copy_(values.view_as(tensor))
+        for tensor, values in zip(moving, state.split([tensor.numel() for tensor in moving])):
+            tensor.copy_(values.view_as(tensor))
 
     def _moving(self) -> list[torch.Tensor]:
-        parameters = list(self.network.parameters())
-        return parameters + [
-            self.optimizer.state[p][name]
-            for p in parameters
-            if p in self.optimizer.state
-            for name in ("step", "exp_avg", "exp_avg_sq")
-        ]
+        kept = [tensor for each in self.optimizer.state.values() for tensor in each.values()]
+        return [*self.network.parameters(), *kept]
 
 
-def _weighted_sum(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-    coefficients = (len(weights) * weights).to(losses)  # (N,)
-    return (coefficients[:, None] * losses).sum(0)
+def weighted_sum(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    """`sum_i N w_i L_i` of weights `(N,)`, or `(N, B)`, and losses `(N, B)`; returns `(B,)`."""
+    if weights.ndim == 2:
+        return (len(weights) * weights.to(losses) * losses).sum(0)
+    return ((len(weights) * weights).to(losses)[:, None] * losses).sum(0)
 
 
 def _layer(processor_name: str) -> AttentionLayer:
@@ -324,26 +285,17 @@ def _layer(processor_name: str) -> AttentionLayer:
 
 
 def make_controller(
-    mode: str,
-    schedule: Sequence[float],
-    num_timesteps: int,
-    seed: int,
-    pace: Pace,
+    mode: str, schedule: Sequence[float], num_timesteps: int, seed: int, pace: Pace
 ) -> AttentionControlEdit:
-    """The attention controller of a weight mode."""
+    """The attention controller of one of WEIGHT_MODES."""
     if mode in ADAPTIVE_RULES:
         return AttentionControlEditAdaptive(num_timesteps, ADAPTIVE_RULES[mode], pace)
     if mode == "balanced":
         return AttentionControlEditBalanced(num_timesteps)
-    if mode == "uniform":
-        return AttentionControlEdit(num_timesteps)
-    if mode == "fixed":
-        return AttentionControlEditFixedWeights(schedule_weights(schedule, num_timesteps))
-    if mode in ("learnable", "learnable_detached"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = TimestepWeightNetwork(num_timesteps)
-        return AttentionControlEditLearnable(
-            network, pace.learning_rate, detached=mode == "learnable_detached"
-        )
-    raise ValueError(f"unknown weight mode {mode!r}")
+    if mode in ("uniform", "fixed"):
+        weights = schedule_weights(schedule, num_timesteps) if mode == "fixed" else None
+        return AttentionControlEdit(num_timesteps, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = TimestepWeightNetwork(num_timesteps)
+    return AttentionControlEditLearnable(network, pace.learning_rate, mode == "learnable_detached")

@@ -16,9 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # two processes with two threads each on two cores wait for each other most of the time
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes with two threads each on two cores wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
@@ -81,38 +79,12 @@ def embedded_classifiers_are_read_once():
         REGISTRY[name] = functools.partial(lambda load: copy.deepcopy(load()), functools.cache(load))
 
 
-LEAST_SIDE = arguments.LEAST_SIDE
-
-
-@pytest.fixture(autouse=True, scope="session")
-def small_pictures_are_attacked():
-    """Of the size that goes with the random models, which are quick."""
-    arguments.LEAST_SIDE = 64
+LEAST_SIDE, arguments.LEAST_SIDE = arguments.LEAST_SIDE, 64  # which goes with the random models
 
 
 @pytest.fixture(autouse=True)
 def notes_are_said_anew():
     notes.clear()
-
-
-def small_unet(latent_channels: int, heads: int | tuple, linear_projection: bool) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=(8, 16, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=(
-            "DownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-        ),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=heads,
-        cross_attention_dim=16,
-        use_linear_projection=linear_projection,
-    )
 
 
 def save_checkpoint(
@@ -131,25 +103,19 @@ def save_checkpoint(
     """
     torch.manual_seed(0)
     letters = [chr(c) for c in range(33, 127)]
-    vocab = {
-        token: i
-        for i, token in enumerate(
-            [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-        )
-    }
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocab),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            bos_token_id=vocab["<|startoftext|>"],
-            eos_token_id=vocab["<|endoftext|>"],
-        )
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    text = CLIPTextConfig(
+        vocab_size=len(vocab),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=vocab["<|startoftext|>"],
+        eos_token_id=vocab["<|endoftext|>"],
     )
+    text_encoder = CLIPTextModel(text)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * vae_levels,
         up_block_types=("UpDecoderBlock2D",) * vae_levels,
@@ -159,20 +125,25 @@ def save_checkpoint(
         norm_num_groups=4,
         scaling_factor=scaling_factor,
     )
-    unet = small_unet(latent_channels, heads, linear_projection)
-    config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else dict(clip_sample=False)
-    config |= dict(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        set_alpha_to_one=False,
-        steps_offset=steps_offset,
-        prediction_type=prediction_type,
+    unet = UNet2DConditionModel(
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", *3 * ["CrossAttnDownBlock2D"]),
+        up_block_types=(*3 * ["CrossAttnUpBlock2D"], "UpBlock2D"),
+        attention_head_dim=heads,
+        cross_attention_dim=16,
+        use_linear_projection=linear_projection,
     )
+    config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else dict(clip_sample=False)
+    config |= dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False)
+    config |= dict(steps_offset=steps_offset, prediction_type=prediction_type)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        tokenizer=CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16),
         unet=unet,
         scheduler=scheduler(**config),
         safety_checker=None,
@@ -255,11 +226,10 @@ def classifier_result(labels, before, after, reconstructed=None, targets=None, *
 # ---------------------------------------------------------------- classifiers as people bring them
 
 
-def network(classes: int, side: int = 32) -> torch.nn.Module:
+def network(classes: int) -> torch.nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, classes)
-    )
+    layers = torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, classes)
+    return torch.nn.Sequential(*layers)
 
 
 IMAGES = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -342,10 +312,8 @@ def data(shared) -> Path:
             (folder / "images").mkdir()
             random = np.random.default_rng(0)
             for k in range(4):
-                picture = random.integers(0, 255, (6, 6, 3), np.uint8)
-                Image.fromarray(picture).resize((96, 96), Image.BICUBIC).save(
-                    folder / "images" / f"img{k}.png"
-                )
+                picture = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
+                picture.resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
             (folder / "labels.txt").write_text("1\n22\n333\n444\n")
             (folder / "quick.py").write_text(QUICK)
     return folder
@@ -381,61 +349,31 @@ def finished(data, shared) -> Path:
     with FileLock(shared / "hostile.lock"):
         if not (folder / "out" / "report.html").exists():
             (folder / "images").mkdir(parents=True)
-            for source, name in zip(
-                sorted((data / "images").iterdir()), ("img2.png", "img10.png", HOSTILE, "$x_1.png")
-            ):
+            names = ("img2.png", "img10.png", HOSTILE, "$x_1.png")
+            for source, name in zip(sorted((data / "images").iterdir()), names):
                 shutil.copy(source, folder / "images" / name)
-            result = run(
-                [
-                    *MAIN,
-                    *flags(
-                        data,
-                        folder / "out",
-                        "--images_root",
-                        folder / "images",
-                        "--figures",
-                        "all",
-                        "--figure_images",
-                        "2",
-                    ),
-                ]
-            )
+            more = ("--images_root", folder / "images", "--figures", "all", "--figure_images", "2")
+            result = run([*MAIN, *flags(data, folder / "out", *more)])
             assert result.returncode == 0, result.stderr
             assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
     return folder / "out"
 
 
 def flags(data: Path, out: Path, *extra: object) -> list[str]:
-    return list(
-        map(
-            str,
-            [
-                "--pretrained_diffusion_path",
-                data / "model",
-                "--images_root",
-                data / "images",
-                "--label_path",
-                data / "labels.txt",
-                "--save_dir",
-                out,
-                "--res",
-                "96",
-                "--iterations",
-                "3",
-                "--start_step",
-                "18",
-                "--draws",
-                "2",
-                "--model_name",
-                f"{data}/quick.py:build",
-                "--transfer_models",
-                "",
-                "--figures",
-                "none",
-                *extra,
-            ],
-        )
-    )
+    given = {
+        "pretrained_diffusion_path": data / "model",
+        "images_root": data / "images",
+        "label_path": data / "labels.txt",
+        "save_dir": out,
+        "res": 96,
+        "iterations": 3,
+        "start_step": 18,
+        "draws": 2,
+        "model_name": f"{data}/quick.py:build",
+        "transfer_models": "",
+        "figures": "none",
+    }
+    return [str(part) for name, value in given.items() for part in (f"--{name}", value)] + [*map(str, extra)]
 
 
 def start(command: list[str], anew: bool = False, **options) -> subprocess.Popen | Forked:
@@ -477,11 +415,7 @@ def run_here(command: list[str]) -> subprocess.CompletedProcess:
     notes.clear()
     sys.argv = [*map(str, command[1:])]
     try:
-        with (
-            contextlib.chdir(ROOT),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = program.main(sys.argv[1:])
     except SystemExit as end:  # of --help
         code = end.code or 0

@@ -148,7 +148,7 @@ def test_which_defaults_a_preset_sets():
     [
         (["--composition", "decoder"], "takes no --contrast_limit and no --budget; give residual"),
         (["--inversion", "diffattack"], "cuts bytes off, which no --budget knows; give exact"),
-        (["--contrast_limit", "much"], "--contrast_limit: expected a number or none, not 'much'"),
+        (["--contrast_limit", "much"], "--contrast_limit: invalid number_or_none value: 'much'"),
         (["--budget", "37"], "--budget: '37' is no budget"),
         (["--budget", "none"], "momentum needs a --budget"),
         (["--attack_through", "resize:2"], "defence 'resize:2': expected resize:F"),

@@ -1,5 +1,6 @@
 """Checkpoints of the diffusion model that are not what they say: each is refused in one line that names what
-is wrong; and noise schedules of every kind, against diffusers' own step.
+is wrong; files beside them that do not matter; what the UNet predicts; and noise schedules of every kind,
+against diffusers' own step.
 """
 
 import json
@@ -9,16 +10,24 @@ import time
 
 import pytest
 import torch
-from conftest import CLASS_NAMES, save_checkpoint
-from diffusers import DDIMScheduler
+from conftest import CLASS_NAMES, MAIN, ROOT, run, save_checkpoint
+from diffusers import AutoencoderTiny, DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from diffattack.common.checkpoints import stay_offline_if_out_of_reach
-from diffattack.common.errors import CheckpointError, InputError
+from diffattack.common.errors import InputError
+from diffattack.data.images import read_image, to_tensor
+from diffattack.diffusion.checks import check_prediction_type, prediction_errors
 from diffattack.diffusion.inversion import LatentDiffusion
-from diffattack.diffusion.pipeline import load_pipeline
+from diffattack.diffusion.pipeline import load_pipeline, loaded_files
+from diffattack.options import Options
+from diffattack.runner.folder import content_digests, differences
 
 CPU = torch.device("cpu")
+UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
+TEXT = "text_encoder/model.safetensors"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+INDEX = b'{"weight_map": {"x": "pytorch_model.bin"}}'
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +40,10 @@ def folder(intact, tmp_path):
     return shutil.copytree(intact, tmp_path / "model")
 
 
-WEIGHTS = {
-    "unet": "unet/diffusion_pytorch_model.safetensors",
-    "vae": "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder": "text_encoder/model.safetensors",
-}
-
-
-def edit_weights(part, edit):
+def edit_weights(path, edit):
     def change(folder):
-        tensors = edit(load_file(folder / WEIGHTS[part]))
-        save_file(tensors, folder / WEIGHTS[part], metadata={"format": "pt"})
+        tensors = edit(load_file(folder / path))
+        save_file(tensors, folder / path, metadata={"format": "pt"})
 
     return change
 
@@ -50,16 +52,8 @@ def without_first(tensors):
     return dict(sorted(tensors.items())[1:])
 
 
-def renamed(tensors):
-    return {f"other.{name}": tensor for name, tensor in tensors.items()}
-
-
 def first_of(change):
-    def edit(tensors):
-        name = sorted(tensors)[0]
-        return tensors | {name: change(tensors[name])}
-
-    return edit
+    return lambda tensors: tensors | {(name := sorted(tensors)[0]): change(tensors[name])}
 
 
 def edit_json(path, **changes):
@@ -71,76 +65,64 @@ def edit_json(path, **changes):
 
 
 def write(path, content):
-    return lambda folder: (folder / path).write_bytes(content)
-
-
-def index(names):
     def change(folder):
-        text = json.dumps({"metadata": {}, "weight_map": {f"w{k}": name for k, name in enumerate(names)}})
-        (folder / "text_encoder/model.safetensors.index.json").write_text(text)
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(content)
 
     return change
 
 
+def index(name):
+    return write(
+        "text_encoder/model.safetensors.index.json", json.dumps({"weight_map": {"w": name}}).encode()
+    )
+
+
 BROKEN = {
     "text encoder without a tensor": (
-        edit_weights("text_encoder", without_first),
-        "text_encoder: the checkpoint has no weights for .*, which would be random",
+        edit_weights(TEXT, without_first),
+        "text_encoder has no weights for .*, which would be random",
     ),
-    "text encoder of other names": (edit_weights("text_encoder", renamed), "text_encoder: .*no weights for"),
-    "unet without a tensor": (edit_weights("unet", without_first), "no weights|missing"),
-    "vae without a tensor": (edit_weights("vae", without_first), "no weights|missing"),
+    "unet without a tensor": (edit_weights(UNET, without_first), "no weights|missing"),
     "vae with another": (
-        edit_weights("vae", lambda tensors: tensors | {"more": torch.zeros(1)}),
-        "vae: the checkpoint has weights that its network does not know: more",
+        edit_weights(VAE, lambda tensors: tensors | {"more": torch.zeros(1)}),
+        "vae has weights that its network does not know: more",
     ),
-    "another shape": (edit_weights("unet", first_of(lambda t: t[:-1].clone())), "cannot be loaded"),
-    "not finite": (
-        edit_weights("vae", first_of(lambda t: t * float("nan"))),
-        "vae: .* holds numbers that are not finite",
+    "another shape": (edit_weights(UNET, first_of(lambda t: t[:-1].clone())), "cannot be loaded"),
+    "not finite": (edit_weights(VAE, first_of(lambda t: t * torch.nan)), "networks compute is not finite"),
+    "not there": (
+        lambda folder: (folder / VAE).rename(folder / "vae/diffusion_pytorch_model.bin"),
+        "there is no vae/diffusion_pytorch_model.safetensors; pickles .* are not loaded",
     ),
-    "empty": (write(WEIGHTS["unet"], b""), "no safetensors file, or not whole"),
-    "a pickle under the name": (
-        write(WEIGHTS["unet"], b"cos\nsystem\n(S'false'\ntR."),
-        "no safetensors file",
-    ),
-    "header of 2^64": (write(WEIGHTS["vae"], b"\xff" * 8 + b"{}"), "no safetensors file"),
-    "damaged header": (
-        write(WEIGHTS["vae"], (20).to_bytes(8, "little") + b"{" * 20),
-        "invalid JSON in header",
-    ),
-    "index of pickles": (
-        index(["pytorch_model.bin"]),
-        "no index of .safetensors files .*'pytorch_model.bin'",
-    ),
-    "index that leaves": (index(["../../x.safetensors"]), "no index of .safetensors .*'../../x.safetensors'"),
-    "index of nothing": (index(["x.safetensors"]), "names .'x.safetensors'., which are not there"),
-    "no index": (
-        write("unet/diffusion_pytorch_model.safetensors.index.json", b"[1"),
-        "is no index of .safetensors",
-    ),
-    "unet of no width": (edit_json("unet/config.json", block_out_channels=[0, 0, 0, 0]), "cannot be loaded"),
+    "empty": (write(UNET, b""), "no safetensors file, or not whole"),
+    "a pickle under the name": (write(UNET, b"cos\nsystem\n(S'false'\ntR."), "no safetensors file"),
+    "index of pickles": (index("pytorch_model.bin"), "names .'pytorch_model.bin'.; expected .safetensors"),
+    "index that leaves": (index("../../x.safetensors"), "names .*x.safetensors'.; expected .safetensors"),
+    "index of nothing": (index("x.safetensors"), "text_encoder/x.safetensors is no safetensors file"),
+    "no index": (write(f"{UNET}.index.json", b"[1"), "cannot be loaded"),
     "unet of 10^12": (edit_json("unet/config.json", in_channels=10**12), "cannot be loaded"),
-    "negative heads": (edit_json("unet/config.json", attention_head_dim=-1), "its attention_head_dim is -1"),
-    "scaling factor of 0": (edit_json("vae/config.json", scaling_factor=0), "its scaling_factor is 0"),
-    "scaling factor in words": (
-        edit_json("vae/config.json", scaling_factor="big"),
-        "scaling_factor is 'big'",
-    ),
+    "scaling factor of 0": (edit_json("vae/config.json", scaling_factor=0), "is not finite"),
     "tokenizer of length 1": (
         edit_json("tokenizer/tokenizer_config.json", model_max_length=1),
-        "a prompt has 1 tokens",
+        "prompts of 1",
     ),
-    "tokenizer of length -1": (
-        edit_json("tokenizer/tokenizer_config.json", model_max_length=-1),
-        "a prompt has -1 tokens",
+    "tokenizer without its words": (
+        lambda folder: shutil.rmtree(folder / "tokenizer"),
+        "it has 2 tokens, .* the text encoder has 190",
     ),
     "another component": (
         edit_json("model_index.json", vae=["diffusers", "VQModel"]),
         "its vae is a VQModel; expected AutoencoderKL",
     ),
     "no component": (edit_json("model_index.json", unet=None), "cannot be loaded"),
-    "index of another kind": (write("model_index.json", b"[]"), "cannot be loaded"),
+    "another model": (
+        edit_json("model_index.json", _class_name="StableDiffusionInpaintPipeline"),
+        "it is a StableDiffusionInpaint",
+    ),
+    "latent consistency": (
+        edit_json("model_index.json", scheduler=["diffusers", "LCMScheduler"]),
+        "it is a latent consistency model",
+    ),
     "prediction type": (
         edit_json("scheduler/scheduler_config.json", prediction_type="flow"),
         "prediction_type is 'flow'",
@@ -158,29 +140,117 @@ def test_a_broken_checkpoint_is_refused_in_one_line(folder, case):
     assert "\n" not in str(caught.value)
 
 
-def test_token_ids_beyond_the_embedding_are_refused(folder):
-    path = folder / "tokenizer/tokenizer.json"
-    path.write_text(path.read_text().replace('"!": 0', '"!": 4000'))
-    with pytest.raises(InputError, match="has a token 4000, but the text encoder knows"):
-        load_pipeline(str(folder), CPU)
+@pytest.mark.parametrize(
+    "part, changes, message",
+    [
+        ("unet", dict(in_channels=9), "to have 9 channels, but got 4"),
+        ("vae", dict(latent_channels=16), "to have 4 channels, but got 16"),
+        ("unet", dict(cross_attention_dim=1024), "shapes cannot be multiplied"),
+        ("unet", dict(time_cond_proj_dim=256), "a latent consistency model"),
+        ("unet", dict(encoder_hid_dim_type="text_proj", encoder_hid_dim=16), "takes more than latents"),
+        (
+            "unet",
+            dict(class_embed_type="projection", projection_class_embeddings_input_dim=8),
+            "class_labels should be provided",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_in_one_line(intact, tmp_path, part, changes, message):
+    pipeline = load_pipeline(str(intact), CPU)
+    network = getattr(pipeline, part)
+    setattr(pipeline, part, type(network).from_config({**network.config, **changes}))
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"{message}.*of Stable Diffusion 1.x or 2.x") as caught:
+        load_pipeline(str(tmp_path), CPU)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("length", [10**6, None])
-def test_a_tokenizer_that_knows_no_length_takes_the_text_encoders(folder, length):
+def test_a_tokenizer_that_knows_no_length_takes_the_text_encoders(folder):
     path = folder / "tokenizer/tokenizer_config.json"
     content = json.loads(path.read_text())
     content.pop("model_max_length")
-    path.write_text(json.dumps(content | ({"model_max_length": length} if length else {})))
+    path.write_text(json.dumps(content))
     assert load_pipeline(str(folder), CPU).tokenizer.model_max_length == 16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        write("unet/diffusion_pytorch_model.non_ema.safetensors", POINTER),
+        write("unet/._diffusion_pytorch_model.safetensors", b"Mac"),
+        write("unet/diffusion_pytorch_model.bin.index.json", INDEX),
+        write("unet/diffusion_pytorch_model.safetensors.index.fp16.json", INDEX),
+        write("safety_checker/model.safetensors", POINTER),
+        lambda folder: (folder / TEXT).rename(folder / "text_encoder/model.fp16.safetensors"),
+    ],
+)
+def test_files_that_are_not_loaded_do_not_matter(folder, intact, change):
+    change(folder)
+    pipeline = load_pipeline(str(folder), CPU)
+    assert torch.equal(pipeline.unet.conv_in.weight, load_pipeline(str(intact), CPU).unet.conv_in.weight)
+
+
+def test_a_checkpoint_is_the_files_that_are_loaded(folder):
+    options = Options(pretrained_diffusion_path=str(folder))
+    before = content_digests(options, ())
+    assert len(before) == 1 + len(loaded_files(folder)) > 8
+    for name in (".DS_Store", "README.md", "unet/diffusion_pytorch_model.bin", "._x"):
+        (folder / name).write_bytes(b"x")
+    assert content_digests(options, ()) == before
+    edit_json("scheduler/scheduler_config.json", prediction_type="v_prediction")(folder)
+    (folder / "tokenizer/added_tokens.json").write_text("{}")
+    changed = [folder / "scheduler/scheduler_config.json", folder / "tokenizer/added_tokens.json"]
+    lines = differences({"contents": before}, {"contents": content_digests(options, ())})
+    assert lines == [f"the content of {path} has changed, or it is gone" for path in changed]
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_not_for_long(monkeypatch):
+    """A server that takes connections and says nothing."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        stay_offline_if_out_of_reach.cache_clear()
+        started = time.perf_counter()
+        for _ in range(3):
+            stay_offline_if_out_of_reach(0.5)
+        assert time.perf_counter() - started < 1 and constants.HF_HUB_OFFLINE
+    stay_offline_if_out_of_reach.cache_clear()
+
+
+# ---------------------------------------------------------------- what the UNet predicts
+
+
+def test_a_scheduler_that_says_something_else_than_the_unet_predicts(tmp_path):
+    """The small model predicts noise; its copy says that it predicts velocity."""
+    folder = shutil.copytree(ROOT / "demo/tiny_diffusion", tmp_path / "model")
+    edit_json("scheduler/scheduler_config.json", prediction_type="v_prediction")(folder)
+    result = run([*MAIN, "--pretrained_diffusion_path", str(folder), "--limit", "1", "--check"])
+    assert result.returncode == 2 and result.stderr.rstrip().endswith("give --prediction_type epsilon")
+    assert "its UNet predicts epsilon and not v_prediction (relative errors" in result.stderr
+    model = LatentDiffusion(load_pipeline(str(folder), CPU, prediction_type="epsilon"))
+    picture = to_tensor(read_image(ROOT / "demo/images/bison.jpg", 224))
+    errors = prediction_errors(model, picture, torch.tensor([[347]]))
+    assert errors["epsilon"] < 0.4 and errors["v_prediction"] > 0.8
+    check_prediction_type(model, picture, torch.tensor([[347]]))
+
+
+def test_random_weights_are_no_evidence_of_what_they_predict(intact):
+    picture = to_tensor(read_image(ROOT / "demo/images/bison.jpg", 64))
+    for prediction_type in ("epsilon", "v_prediction", "sample"):
+        pipeline = load_pipeline(str(intact), CPU, prediction_type=prediction_type)
+        check_prediction_type(LatentDiffusion(pipeline, ("cat",)), picture, torch.tensor([[0]]))
 
 
 # ---------------------------------------------------------------- noise schedules
 
 
-def latent_diffusion(intact, diffusion_steps=20, start_step=15, **config) -> LatentDiffusion:
+def latent_diffusion(intact, **config) -> LatentDiffusion:
     pipeline = load_pipeline(str(intact), CPU)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **config)
-    return LatentDiffusion(pipeline, CLASS_NAMES, diffusion_steps=diffusion_steps, start_step=start_step)
+    return LatentDiffusion(pipeline, CLASS_NAMES)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -208,54 +278,39 @@ def test_every_step_is_diffusers_own(intact, prediction_type, config):
 def test_steps_with_the_true_noise_lead_to_the_image_and_back(intact, spacing):
     model = latent_diffusion(intact, timestep_spacing=spacing)
     clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    steps = [*model.timesteps.tolist(), -1]
-    latents = clean
-    for t in reversed(steps[:-1]):
+    timesteps, latents = model.timesteps.tolist(), clean
+    for t in reversed(timesteps):
         latents = model.ddim_step(latents, noise, t, model.following[t], t)
         if model.following[t] == -1:  # from the image, whose final alpha need not be one
             alpha, sigma = model.signal_and_noise(t)
             start, rest = model.signal_and_noise(-1)
             expected = alpha * (clean - rest * noise) / start + sigma * noise
             assert torch.allclose(latents, expected, atol=1e-5)
-    for t in steps[:-1]:
+    for t in timesteps:
         latents = model.ddim_step(latents, noise, t)
     assert torch.allclose(latents, clean, atol=1e-4)
 
 
 def test_timesteps_beyond_the_training_are_refused(intact):
-    with pytest.raises(CheckpointError, match="beyond the 1000 that it was trained with"):
+    with pytest.raises(InputError, match="beyond the 1000 that it was trained with"):
         latent_diffusion(intact, steps_offset=5000)
 
 
 def test_a_tiny_autoencoder_serves_as_the_vae(intact, tmp_path):
-    from diffusers import AutoencoderTiny
-
-    pipeline = load_pipeline(str(intact), CPU)
+    """It has no posterior, and gives its latents."""
+    pipeline, ones = load_pipeline(str(intact), CPU), (1,) * 4
     pipeline.vae = AutoencoderTiny(
         encoder_block_out_channels=(8,) * 4,
         decoder_block_out_channels=(8,) * 4,
-        num_encoder_blocks=(1,) * 4,
-        num_decoder_blocks=(1,) * 4,
+        num_encoder_blocks=ones,
+        num_decoder_blocks=ones,
         latent_channels=4,
+        scaling_factor=0.5,
     )
     pipeline.save_pretrained(tmp_path / "model")
     model = LatentDiffusion(load_pipeline(str(tmp_path / "model"), CPU), CLASS_NAMES, start_step=18)
     images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model.encode(images), 0.5 * model.vae.encode(2 * images - 1).latents)
     reconstruction = model.reconstruct(model.invert(images, torch.tensor([1])))
     assert reconstruction.shape == images.shape and reconstruction.isfinite().all()
-
-
-def test_a_hub_that_does_not_answer_is_asked_once_and_not_for_long(monkeypatch):
-    """A server that takes connections and says nothing."""
-    from huggingface_hub import constants
-
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        stay_offline_if_out_of_reach.cache_clear()
-        started = time.perf_counter()
-        for _ in range(3):
-            stay_offline_if_out_of_reach(0.5)
-        assert time.perf_counter() - started < 1 and constants.HF_HUB_OFFLINE
-    stay_offline_if_out_of_reach.cache_clear()

@@ -276,7 +276,7 @@ def pickled(folder):
         (headless, "has no weights for classifier.bias, classifier.weight, which would be random"),
         (cut, "no safetensors file, or not whole"),
         (other_sizes, "weights of another shape|mismatch"),
-        (pickled, "no index of .safetensors files .*'pytorch_model.bin'"),
+        (pickled, "names .'pytorch_model.bin'.; expected .safetensors files"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded"),
     ],
 )

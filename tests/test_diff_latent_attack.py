@@ -1,5 +1,6 @@
 """The attack against the slow reference in reference.py, and what must hold between its modes."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -8,7 +9,7 @@ import reference
 import stored
 import torch
 from conftest import CLASS_NAMES, ROOT
-from diffusers import AutoencoderTiny, PNDMScheduler
+from diffusers import PNDMScheduler
 from natsort import natsorted
 
 import diff_latent_attack
@@ -29,24 +30,13 @@ from diffattack.losses import measured_iterations, timestep_gradient_norms
 from diffattack.options import ATTACK_PRESETS
 from timestep_weights import SCHEDULES
 
+V = dict(prediction_type="v_prediction", heads=(1, 2, 4, 4), linear_projection=True)
 KINDS = {
-    "sd1": dict(prediction_type="epsilon", latent_channels=4, heads=2, linear_projection=False),
-    "sd2": dict(
-        prediction_type="epsilon",
-        latent_channels=4,
-        heads=(1, 2, 4, 4),
-        linear_projection=True,
-        scheduler=PNDMScheduler,
-    ),
-    "sd2-v": dict(
-        prediction_type="v_prediction", latent_channels=4, heads=(1, 2, 4, 4), linear_projection=True
-    ),
-    "other": dict(
-        prediction_type="epsilon", latent_channels=6, vae_levels=4, scaling_factor=0.18215, steps_offset=0
-    ),
+    "sd1": dict(),
+    "sd2": dict(heads=(1, 2, 4, 4), linear_projection=True, scheduler=PNDMScheduler),
+    "sd2-v": V,
+    "other": dict(latent_channels=6, vae_levels=4, scaling_factor=0.18215, steps_offset=0),
 }
-
-
 # what the reference does
 ORIGINAL = ATTACK_PRESETS["diffattack"] | {"inversion": "exact"}
 
@@ -72,47 +62,30 @@ def losses_at(attack, batch, latents):
 
 
 def compare(attack: DiffAttack, classifier, image, label, caption, weights, iterations, **options):
+    """The attack's picture and losses beside the reference's, and that the losses are the same."""
     result = attack(image, torch.tensor([label]))
-    expected, history = stored.result_of(
-        reference.attack,
-        attack.pipeline,
-        attack.scheduler,
-        classifier,
-        image,
-        label,
-        caption,
-        weights,
-        iterations=iterations,
-        **options,
-    )
+    given = (attack.pipeline, attack.scheduler, classifier, image, label, caption, weights)
+    expected, history = stored.result_of(reference.attack, *given, iterations=iterations, **options)
     return result.adversarial, expected, losses_of(result.record), history
 
 
 def losses_of(record) -> np.ndarray:
     """Of an image, as the reference's history has them: `(iterations, 4 + N)`."""
-    ours = torch.stack(
-        [record.attack_loss, record.self_attention_loss, record.cross_attention_loss, record.total_loss],
-        dim=1,
-    )[..., 0]
+    names = ("attack_loss", "self_attention_loss", "cross_attention_loss", "total_loss")
+    ours = torch.stack([getattr(record, name) for name in names], dim=1)[..., 0]
     return torch.cat([ours, record.timestep_losses[..., 0]], dim=1).numpy()
 
 
 @pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind, mode, schedule",
-    [
-        ("sd1", "uniform", None),
-        ("sd2", "fixed", "learned"),
-        ("sd2-v", "uniform", None),
-        ("other", "fixed", "learned"),
-    ],
+    "kind, mode", [("sd1", "uniform"), ("sd2", "fixed"), ("sd2-v", "uniform"), ("other", "fixed")]
 )
 def test_all_losses_and_the_image_agree_with_the_reference_in_float64(
-    checkpoint, classifier, images, labels, kind, mode, schedule
+    checkpoint, classifier, images, kind, mode
 ):
     attack = build(checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=5)
-    weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
+    weights = reference.weights_of(reference.BASE["learned"], 5) if mode == "fixed" else None
     adversarial, expected, losses, history = compare(
         attack, classifier, images[:1], 1, "polar bear", weights, 5
     )
@@ -132,23 +105,12 @@ def test_all_losses_and_the_image_agree_with_the_reference_in_float64(
     ],
 )
 def test_batches_and_savings_of_memory_agree_with_the_reference(
-    checkpoint,
-    classifier,
-    images,
-    labels,
-    monkeypatch,
-    kind,
-    mode,
-    schedule,
-    batch,
-    checkpointing,
-    keep_maps,
+    checkpoint, classifier, images, labels, monkeypatch, kind, mode, schedule, batch, checkpointing, keep_maps
 ):
     """(1, False, True) is the test above; without kept maps they are computed anew at each timestep."""
     monkeypatch.setattr("diffattack.diffusion.attention.REFERENCE_SHARE", 1.0 if keep_maps else 0.0)
-    attack = build(
-        checkpoint(**KINDS[kind]), classifier, weight_mode=mode, iterations=2, checkpointing=checkpointing
-    )
+    options = dict(weight_mode=mode, iterations=2, checkpointing=checkpointing)
+    attack = build(checkpoint(**KINDS[kind]), classifier, **options)
     result = attack(images[:batch], labels[:batch])
     weights = schedule and reference.weights_of(reference.BASE[schedule], 5)
     for k in range(batch):
@@ -168,14 +130,8 @@ def test_batches_and_savings_of_memory_agree_with_the_reference(
 def test_learnable_weights_agree_with_the_reference(
     checkpoint, classifier, images, kind, checkpointing, given, rate
 ):
-    attack = build(
-        checkpoint(**KINDS[kind]),
-        classifier,
-        weight_mode="learnable",
-        weight_lr=given,
-        iterations=4,
-        checkpointing=checkpointing,
-    )
+    options = dict(weight_mode="learnable", weight_lr=given, iterations=4, checkpointing=checkpointing)
+    attack = build(checkpoint(**KINDS[kind]), classifier, **options)
     network = copy.deepcopy(attack.controller.network)
     learning = torch.optim.Adam(network.parameters(), lr=rate)
     _, _, losses, history = compare(
@@ -199,12 +155,10 @@ def test_learnable_weights_agree_with_the_reference(
 def test_weights_that_each_image_learns_agree_with_the_reference(
     checkpoint, classifier, images, mode, adaptive, share
 ):
-    attack = build(
-        checkpoint(**KINDS["sd2"]), classifier, weight_mode=mode, iterations=5, structure_share=share
-    )
-    _, _, losses, history = compare(
-        attack, classifier, images[:1], 1, "polar bear", [0.2] * 5, 5, adaptive=adaptive(5), share=share
-    )
+    options = dict(weight_mode=mode, iterations=5, structure_share=share)
+    attack = build(checkpoint(**KINDS["sd2"]), classifier, **options)
+    given = (images[:1], 1, "polar bear", [0.2] * 5, 5)
+    _, _, losses, history = compare(attack, classifier, *given, adaptive=adaptive(5), share=share)
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
 
 
@@ -214,17 +168,12 @@ def test_balanced_weights_follow_the_gradient_of_each_timestep(checkpoint, class
     result, attack = run(checkpoint, classifier, images[:2], labels[:2], weight_mode="balanced", iterations=4)
     weights = result.record.weights
     assert weights.shape == (4, 5, 2)
-    assert torch.equal(weights[0], torch.full((5, 2), 0.2, dtype=torch.float64)) and torch.equal(
-        weights[1], weights[0]
-    )
+    assert (weights[:2] == 0.2).all()
     assert torch.equal(weights[2], weights[3]) and not torch.allclose(weights[2], weights[1], atol=1e-3)
 
     one_step = build(checkpoint(), classifier, iterations=1, guidance=1.0)
     inversion = INVERSIONS[tuple(labels[:2].tolist())]
-    with (
-        frozen(attack.unet, attack.vae, classifier),
-        one_step.controller.attached(attack.unet, 1),
-    ):
+    with frozen(attack.unet, attack.vae, classifier), one_step.controller.attached(attack.unet, 1):
         batch = batch_after(one_step, inversion, steps=1)
         latents = batch.optimizer.latents.detach().requires_grad_()
 
@@ -248,15 +197,9 @@ def test_balanced_weights_follow_the_gradient_of_each_timestep(checkpoint, class
 @pytest.mark.parametrize("kind", ["sd1", "sd2-v"])
 def test_the_original_inversion_agrees_with_the_reference(checkpoint, classifier, images, kind):
     attack = build(checkpoint(**KINDS[kind]), classifier, inversion="diffattack", iterations=2)
+    given = (images[:1], 1, "polar bear", None, 2)
     adversarial, expected, losses, history = compare(
-        attack,
-        classifier,
-        images[:1],
-        1,
-        "polar bear",
-        None,
-        2,
-        inversion=reference.invert_as_diffattack,
+        attack, classifier, *given, inversion=reference.invert_as_diffattack
     )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
     assert (adversarial - expected).abs().max() <= 1 / 255
@@ -289,25 +232,24 @@ def test_the_structure_term_gets_its_share_of_the_gradient(checkpoint, classifie
 
 
 @pytest.mark.slow
-def test_a_weight_network_goes_on_from_its_state(checkpoint, classifier, images, labels):
+def test_one_weight_network_serves_all_images_and_goes_on_from_its_state(
+    checkpoint, classifier, images, labels
+):
     options = dict(weight_mode="learnable", weight_lr=0.05)
     _, whole = run(checkpoint, classifier, images[:1], labels[:1], **options)
     fresh = build(checkpoint(), classifier, iterations=4, guidance=1.0, **options)
     fresh.controller.load_state(whole.controller.state())
+    end = whole.controller.weights()
     going_on, anew = (attack(images[1:2], labels[1:2]).record.weights for attack in (whole, fresh))
-    assert torch.equal(going_on, anew) and not torch.equal(anew[0], anew[-1])
+    assert torch.equal(going_on, anew) and torch.equal(anew[0], end) and not torch.equal(anew[-1], end)
 
 
 def test_checkpointing_starts_by_itself_where_memory_is_short(
     checkpoint, classifier, images, labels, monkeypatch
 ):
-    calls = []
-    real = diff_latent_attack.recompute
-    monkeypatch.setattr(
-        diff_latent_attack,
-        "recompute",
-        lambda *arguments, **options: calls.append(1) or real(*arguments, **options),
-    )
+    calls, real = [], diff_latent_attack.recompute
+    counting = lambda *arguments: calls.append(1) or real(*arguments)  # noqa: E731
+    monkeypatch.setattr(diff_latent_attack, "recompute", counting)
     attack = build(checkpoint(), classifier, iterations=1)
     inversion = attack.invert(images[:1], labels[:1])
     with frozen(attack.unet), attack.controller.attached(attack.unet, attack.branches):
@@ -325,71 +267,43 @@ def test_graphs_are_as_large_as_estimated(checkpoint, classifier, images, labels
     """What autograd really keeps for one iteration, counted from outside."""
     attack = build(checkpoint(), classifier, iterations=1, checkpointing=checkpointing)
     inversion = attack.invert(images[:1], labels[:1])
-    with (
-        frozen(attack.unet, attack.vae, classifier),
-        attack.controller.attached(attack.unet, attack.branches),
-    ):
+    networks = attack.unet, attack.vae, classifier
+    with frozen(*networks), attack.controller.attached(attack.unet, attack.branches):
         batch = batch_after(attack, inversion)
         unperturbed, latents = batch.reference, batch.optimizer.latents
         with bytes_saved(attack.unet) as saved:
             attack.losses(attack.forward(batch, 1), batch, 2)
         with bytes_saved(attack.vae) as decoder:
             classifier(attack.decode(latents))
-    kept = sum(saved) - sum(decoder)
-    assert (
-        kept < 0.1 * unperturbed.graph_bytes
-        if checkpointing
-        else kept == pytest.approx(5 * unperturbed.graph_bytes, rel=0.2)
-    )
+    kept, estimated = sum(saved) - sum(decoder), 5 * unperturbed.graph_bytes
+    assert kept < 0.02 * estimated if checkpointing else kept == pytest.approx(estimated, rel=0.2)
 
 
 @pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize("steps, start, guidance", [(20, 17, 0.0), (10, 3, 7.5)])
 def test_other_settings_agree_with_the_reference(checkpoint, classifier, images, steps, start, guidance):
-    attack = build(
-        checkpoint(),
-        classifier,
-        weight_mode="fixed",
-        weight_schedule=SCHEDULES["increasing"],
-        diffusion_steps=steps,
-        start_step=start,
-        guidance=guidance,
-        iterations=3,
-        attack_loss_weight=3.0,
-        cross_attn_loss_weight=500.0,
-        self_attn_loss_weight=70.0,
-    )
-    weights = reference.weights_of(reference.BASE["increasing"], steps - start)
+    options = dict(weight_mode="fixed", weight_schedule="increasing", diffusion_steps=steps, start_step=start)
+    options |= dict(attack_loss_weight=3.0, cross_attn_loss_weight=500.0, self_attn_loss_weight=70.0)
+    attack = build(checkpoint(), classifier, guidance=guidance, iterations=3, **options)
+    given = (images[1:2], 0, "cat", reference.weights_of(reference.BASE["increasing"], steps - start), 3)
+    factors = dict(attack_weight=3.0, cross_weight=500.0, self_weight=70.0)
     _, _, losses, history = compare(
-        attack,
-        classifier,
-        images[1:2],
-        0,
-        "cat",
-        weights,
-        3,
-        start_step=start,
-        guidance=guidance,
-        attack_weight=3.0,
-        cross_weight=500.0,
-        self_weight=70.0,
+        attack, classifier, *given, start_step=start, guidance=guidance, **factors
     )
     np.testing.assert_allclose(losses, history, rtol=1e-6, atol=1e-18)
 
 
 def test_inversion_and_null_text_agree_with_the_reference(checkpoint, classifier, images, labels):
     attack = build(checkpoint(), classifier)
-    inversion = attack.invert(images[:1], labels[:1])
-    null, text = reference.embed(attack.pipeline, ""), reference.embed(attack.pipeline, "polar bear")
-    trajectory = reference.invert(
-        attack.pipeline, attack.scheduler, reference.encode(attack.pipeline, images[:1]), null
-    )
+    inversion, pipeline = attack.invert(images[:1], labels[:1]), attack.pipeline
+    null, text = reference.embed(pipeline, ""), reference.embed(pipeline, "polar bear")
+    encoded = reference.encode(pipeline, images[:1])
+    trajectory = reference.invert(pipeline, attack.scheduler, encoded, null)
     assert len(trajectory) == 21  # it goes on to where the attack never looks
     assert torch.allclose(inversion.latents, trajectory[5], rtol=0, atol=1e-12)
-    expected = reference.null_text(
-        attack.pipeline, attack.scheduler, trajectory, attack.timesteps.tolist(), text, null, 2.5
-    )
+    given = (trajectory, attack.timesteps.tolist(), text, null, 2.5)
+    expected = reference.null_text(pipeline, attack.scheduler, *given)
     for embedding, slow in zip(inversion.null_embeddings, expected, strict=True):
         assert torch.allclose(embedding, slow, rtol=0, atol=1e-8)
 
@@ -451,52 +365,30 @@ def run(checkpoint, classifier, images, labels, **options):
     return attack.attack(INVERSIONS[key]), attack
 
 
-def test_fixed_uniform_weights_equal_no_weights(checkpoint, classifier, images, labels):
-    fixed, _ = run(
-        checkpoint,
-        classifier,
-        images[:1],
-        labels[:1],
-        weight_mode="fixed",
-        weight_schedule=SCHEDULES["uniform"],
-    )
-    uniform, _ = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="uniform")
-    assert torch.allclose(fixed.adversarial, uniform.adversarial, rtol=0, atol=1e-9)
+def test_modes_that_are_the_same_loss(checkpoint, classifier, images, labels):
+    """Fixed uniform weights and none; detached weights, which never move, and those that they start at."""
 
+    def attacked(mode, schedule="learned", **options):
+        options |= dict(weight_mode=mode, weight_schedule=schedule)
+        return run(checkpoint, classifier, images[:1], labels[:1], **options)[0]
 
-def test_detached_weights_never_move_and_equal_fixed_increasing(checkpoint, classifier, images, labels):
-    fixed, _ = run(
-        checkpoint,
-        classifier,
-        images[:1],
-        labels[:1],
-        weight_mode="fixed",
-        weight_schedule=SCHEDULES["increasing"],
-    )
-    detached, _ = run(
-        checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable_detached", weight_lr=1.0
-    )
-    assert torch.allclose(fixed.adversarial, detached.adversarial, rtol=0, atol=1e-9)
+    detached = attacked("learnable_detached", weight_lr=1.0)
+    pairs = (attacked("fixed", "uniform"), attacked("uniform")), (attacked("fixed", "increasing"), detached)
+    for one, other in pairs:
+        assert torch.allclose(one.adversarial, other.adversarial, rtol=0, atol=1e-9)
+    assert not torch.allclose(pairs[0][0].adversarial, detached.adversarial, rtol=0, atol=1e-6)
     assert torch.equal(detached.record.weights, detached.record.weights[:1].expand(4, -1))
     assert detached.record.weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
 
 
 @pytest.mark.slow
 def test_learned_weights_collapse_onto_the_smallest_loss(checkpoint, classifier, images, labels):
-    result, _ = run(
-        checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.05, iterations=30
-    )
+    options = dict(weight_mode="learnable", weight_lr=0.05, iterations=30)
+    result, _ = run(checkpoint, classifier, images[:1], labels[:1], **options)
     weights, losses = result.record.weights, result.record.timestep_losses[1:, :, 0]
     smallest = losses.mean(0).argmin()
     assert weights[0].tolist() == pytest.approx(SCHEDULES["increasing"])
     assert weights[-1].argmax() == smallest and weights[-1, smallest] > 0.9
-
-
-def test_one_weight_network_serves_all_images(checkpoint, classifier, images, labels):
-    _, attack = run(checkpoint, classifier, images[:1], labels[:1], weight_mode="learnable", weight_lr=0.01)
-    end = attack.controller.weights()
-    weights = attack(images[1:2], labels[1:2]).record.weights
-    assert torch.equal(weights[0], end) and not torch.equal(weights[-1], end)
 
 
 @pytest.mark.slow
@@ -524,10 +416,7 @@ def test_gradient_norms_are_those_of_each_term_by_itself(
     assert result.record.gradient_iterations == [2] and result.record.gradient_norms.shape == (1, 3, 2)
     one_step = build(checkpoint(), classifier, iterations=1, guidance=1.0, **options)
     inversion = INVERSIONS[tuple(labels[:2].tolist())]
-    with (
-        frozen(attack.unet, attack.vae, classifier),
-        one_step.controller.attached(attack.unet, 1),
-    ):
+    with frozen(attack.unet, attack.vae, classifier), one_step.controller.attached(attack.unet, 1):
         batch = batch_after(one_step, inversion, steps=1)
         latents = batch.optimizer.latents.detach().requires_grad_()
         for k, factor in enumerate((10, 100, 10000)):
@@ -589,22 +478,14 @@ def test_everything_set_on_the_models_is_put_back(checkpoint, classifier, images
     next(pipeline.vae.parameters()).requires_grad_(False)
 
     def state():
-        return (
-            [
-                (m.training, [p.requires_grad for p in m.parameters()], [p.grad for p in m.parameters()])
-                for m in modules
-            ],
-            pipeline.unet.attn_processors,
-            copy.deepcopy(dict(pipeline.scheduler.config)),
-            type(pipeline.scheduler),
-        )
+        parameters = [p for module in modules for p in module.parameters()]
+        set_on = [m.training for m in modules], [(p.requires_grad, p.grad) for p in parameters]
+        scheduler = copy.deepcopy(dict(pipeline.scheduler.config)), type(pipeline.scheduler)
+        return set_on, pipeline.unet.attn_processors, scheduler
 
     before = state()
     attack = build(pipeline, victim, iterations=2)
-    if fails:
-        with pytest.raises(RuntimeError, match="planned"):
-            attack(images[:1], labels[:1])
-    else:
+    with pytest.raises(RuntimeError, match="planned") if fails else contextlib.nullcontext():
         attack(images[:1], labels[:1])
     try:
         assert state() == before
@@ -618,7 +499,7 @@ def test_a_loss_that_is_not_finite_says_where(checkpoint, images, labels):
         build(checkpoint(), Failing().double(), iterations=2)(images[:1], labels[:1])
 
 
-@pytest.mark.parametrize("start", [0, 20, 25])
+@pytest.mark.parametrize("start", [0, 20])
 def test_start_step_out_of_range(checkpoint, classifier, start):
     with pytest.raises(ValueError, match="start_step"):
         build(checkpoint(), classifier, start_step=start)
@@ -636,25 +517,21 @@ def cross_entropies(classifier, image: torch.Tensor, temperature: float = 1.0) -
 @pytest.fixture(scope="module")
 def another():
     torch.manual_seed(5)
-    return torch.nn.Sequential(
-        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, len(CLASS_NAMES))
-    ).double()
+    layers = torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, len(CLASS_NAMES))
+    return torch.nn.Sequential(*layers).double()
 
 
 def test_of_several_classifiers_the_mean_of_their_losses_is_attacked(
     checkpoint, classifier, another, images, labels
 ):
-    both, _ = run(checkpoint, [classifier, another], images[:1], labels[:1], iterations=4)
+    networks = [classifier, another]
+    both, _ = run(checkpoint, networks, images[:1], labels[:1])
     start = both.reconstruction
-    expected = torch.stack(
-        [cross_entropies(network, start)[labels[0]] for network in (classifier, another)]
-    ).mean()
-    assert both.record.attack_loss[0, 0].item() == pytest.approx(expected.item(), rel=1e-9)
-    assert both.record.fooled[0, 0] == all(
-        network(start).argmax() != labels[0] for network in (classifier, another)
-    )
-    alone, _ = run(checkpoint, classifier, images[:1], labels[:1], iterations=4)
-    twice, _ = run(checkpoint, [classifier, classifier], images[:1], labels[:1], iterations=4)
+    expected = sum(cross_entropies(network, start)[labels[0]].item() for network in networks) / 2
+    assert both.record.attack_loss[0, 0].item() == pytest.approx(expected, rel=1e-9)
+    assert both.record.fooled[0, 0] == all(network(start).argmax() != labels[0] for network in networks)
+    alone, _ = run(checkpoint, classifier, images[:1], labels[:1])
+    twice, _ = run(checkpoint, [classifier, classifier], images[:1], labels[:1])
     assert torch.allclose(alone.adversarial, twice.adversarial, rtol=0, atol=1e-9)
     assert not torch.allclose(alone.adversarial, both.adversarial, rtol=0, atol=1e-6)
 
@@ -665,11 +542,9 @@ def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, clas
     attack = build(checkpoint(), classifier, iterations=2, guidance=1.0)
     result = attack(images[:2], labels)
     start, record = result.reconstruction, result.record
-    losses = cross_entropies(classifier, start[:1])
-    assert record.attack_loss[0, 0].item() == pytest.approx(losses[[1, 4]].mean().item(), rel=1e-9)
-    assert record.attack_loss[0, 1].item() == pytest.approx(
-        cross_entropies(classifier, start[1:])[0].item(), rel=1e-9
-    )
+    losses, other = (cross_entropies(classifier, start[k : k + 1]) for k in range(2))
+    expected = [losses[[1, 4]].mean().item(), other[0].item()]
+    assert record.attack_loss[0].tolist() == pytest.approx(expected, rel=1e-9)
     assert record.confidence[0, 0].item() == pytest.approx((-losses[[1, 4]]).exp().sum().item(), rel=1e-9)
     assert attack.prompts(labels) == [f"{CLASS_NAMES[1]}, {CLASS_NAMES[4]}", CLASS_NAMES[0]]
     single = build(checkpoint(), classifier, iterations=2, guidance=1.0)
@@ -680,9 +555,7 @@ def test_of_several_labels_the_mean_of_their_losses_is_attacked(checkpoint, clas
 @pytest.mark.slow
 def test_a_targeted_attack_comes_nearer_to_its_target(checkpoint, classifier, images, labels):
     attack = build(checkpoint(), classifier, iterations=8, guidance=1.0)
-    target = torch.tensor([4])
-    inversion = attack.invert(images[:1], labels[:1], target)
-    result = attack.attack(inversion)
+    result = attack.attack(attack.invert(images[:1], labels[:1], torch.tensor([4])))
     record = result.record
     assert record.attack_loss[0, 0].item() == pytest.approx(
         cross_entropies(classifier, result.reconstruction)[4].item(), rel=1e-9
@@ -696,9 +569,8 @@ def test_a_targeted_attack_comes_nearer_to_its_target(checkpoint, classifier, im
 
 def test_logit_temperature(checkpoint, classifier, images, labels):
     result, _ = run(checkpoint, classifier, images[:1], labels[:1], iterations=1, logit_temperature=10.0)
-    assert result.record.attack_loss[0, 0].item() == pytest.approx(
-        cross_entropies(classifier, result.reconstruction, 10)[labels[0]].item(), rel=1e-9
-    )
+    expected = cross_entropies(classifier, result.reconstruction, 10)[labels[0]].item()
+    assert result.record.attack_loss[0, 0].item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -735,16 +607,3 @@ def test_v_prediction_reconstructs_as_well_as_epsilon_prediction(demo):
         inversion = attack.invert(to_tensor(picture), torch.tensor([label]))
         figures.append(psnr(picture, to_pixels(attack.reconstruct(inversion)[0])))
     assert attack.scheduler.config.prediction_type == "v_prediction" and abs(figures[0] - figures[1]) < 0.5
-
-
-def test_an_autoencoder_without_a_posterior_gives_its_latents(checkpoint, images):
-    attack = DiffAttack(checkpoint(), torch.nn.Identity())
-    attack.vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-        scaling_factor=0.5,
-    ).double()
-    with torch.no_grad():
-        assert torch.equal(attack.encode(images), 0.5 * attack.vae.encode(2 * images - 1).latents)

@@ -1,44 +1,51 @@
-"""Runs shared out over processes, in batches, and short of memory. Real processes, real signals."""
+"""Runs shared out over processes, of a launcher and of our own, in batches, and short of memory. Real
+processes, real signals.
+"""
 
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import MAIN, done, flags, launch, pictures, run, start, wait_for
-from PIL import Image
+from conftest import MAIN, ROOT, done, flags, launch, pictures, run, start, wait_for
+from work_of_processes import caller, die_or_write, fail_or_wait, named_by
 
 from diff_latent_attack import DiffAttack
-from diffattack.evaluation.metrics import psnr
+from diffattack.common.errors import InputError
+from diffattack.common.parallel import (
+    Process,
+    available_cores,
+    processes_for,
+    run_in_processes,
+    share_cores,
+    this_process,
+)
+from diffattack.options import Options
 from diffattack.runner import setup
+from diffattack.runner.setup import check_shards
 
 # On a machine with GPUs `accelerate launch --num_processes 2` does this by itself; without any, it must be
 # told not to start one process only.
 TWO_PROCESSES = [
     sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--multi_gpu",
-    "--num_processes",
-    "2",
-    "main.py",
+    *"-m accelerate.commands.launch --multi_gpu --num_processes 2 main.py".split(),
 ]
 
 
 def test_two_shards_write_the_same_files_as_one_run(data, whole, tmp_path):
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
     first = run([*command, "--shard", "1/2"])
-    assert (
-        first.returncode == 0
-        and done(tmp_path) == ["0001", "0003"]
-        and "still to be attacked: 2 images" in first.stdout
-    )
+    assert first.returncode == 0 and done(tmp_path) == ["0001", "0003"]
+    assert "still to be attacked: 2 images" in first.stdout
     last = run([*command, "--shard", "0/2"])
     assert last.returncode == 0 and "mean PSNR" in last.stdout and "still to be" not in last.stdout
     assert pictures(tmp_path) == pictures(whole("fixed"))
@@ -51,9 +58,8 @@ def test_two_processes_write_the_same_files_as_one(data, whole, tmp_path):
     assert result.returncode == 0, result.stderr
     assert pictures(tmp_path) == pictures(whole("fixed"))
     assert result.stdout.count("mean PSNR") == 1  # one table
-    ours, expected = (
-        json.loads((folder / "results.json").read_text()) for folder in (tmp_path, whole("fixed"))
-    )
+    assert "process 1 of 2: 2 of 4 images are its part" in result.stderr
+    ours, expected = (json.loads((out / "results.json").read_text()) for out in (tmp_path, whole("fixed")))
     assert [row["after"] for row in ours["images"]] == [row["after"] for row in expected["images"]]
 
 
@@ -64,29 +70,22 @@ def test_a_process_that_dies_leaves_the_others_images_done(data, whole, tmp_path
     processes[1].kill()
     processes[1].wait()
     finished = set(done(tmp_path))
-    said, errors = processes[0].communicate(timeout=300)
+    out, errors = processes[0].communicate(timeout=300)
     assert processes[0].returncode == 0 and finished | {"0000", "0002"} <= set(done(tmp_path)), errors
-    assert ("still to be attacked" in said) == (not {"0001", "0003"} <= finished)
+    assert ("still to be attacked" in out) == (not {"0001", "0003"} <= finished)
     again = launch(command, 2)
-    told = [process.communicate(timeout=300)[0] for process in again]
-    assert [process.returncode for process in again] == [0, 0]
-    assert sum(words.count("mean PSNR") for words in told) == 1
+    tables = [process.communicate(timeout=300)[0].count("mean PSNR") for process in again]
+    assert [process.returncode for process in again] == [0, 0] and sum(tables) == 1
     assert pictures(tmp_path) == pictures(whole("fixed"))
 
 
 def rank_of(pid: int, out: Path) -> str | None:
     """RANK in the environment of a main.py that writes to `out`, else None."""
     try:
-        if str(out) in Path(f"/proc/{pid}/cmdline").read_text():
-            variables = dict(
-                item.split("=", 1)
-                for item in Path(f"/proc/{pid}/environ").read_text().split("\0")
-                if "=" in item
-            )
-            return variables.get("RANK")
-    except OSError:
-        pass
-    return None
+        process = psutil.Process(pid)
+        return process.environ().get("RANK") if str(out) in process.cmdline() else None
+    except (psutil.Error, OSError):
+        return None
 
 
 @pytest.mark.parametrize(
@@ -96,6 +95,7 @@ def rank_of(pid: int, out: Path) -> str | None:
             ["--weight_mode", "learnable", "--shard", "0/2"],
             "--weight_mode learnable trains one weight network",
         ),
+        (["--weight_mode", "learnable", "--processes", "2"], "--weight_mode learnable .* in one process"),
         (["--overwrite", "--shard", "0/2"], "--overwrite with --shard or a launcher"),
         (["--shard", "2/2"], "--shard is '2/2'; expected K/N"),
         (["--batch_size", "0"], "--batch_size is 0; expected at least 1"),
@@ -103,29 +103,151 @@ def rank_of(pid: int, out: Path) -> str | None:
 )
 def test_what_cannot_be_shared_out_is_refused(data, tmp_path, extra, message):
     result = run([*MAIN, *flags(data, tmp_path / "out", *extra)])
-    assert result.returncode == 2 and result.stderr.count(f"main.py: error: {message}") == 1
+    assert result.returncode == 2 and len(re.findall(f"main.py: error: {message}", result.stderr)) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_of_launched_processes_one_says_what_cannot_be_shared_out(data, tmp_path):
-    processes = launch([*MAIN, *flags(data, tmp_path / "out", "--weight_mode", "learnable")], 2)
-    said = "".join(process.communicate(timeout=60)[1] for process in processes)
-    assert said.count("main.py: error: --weight_mode learnable trains one weight network") == 1
-    assert [process.returncode for process in processes] == [2, 2] and not (tmp_path / "out").exists()
+# ---------------------------------------------------------------- what launchers say in the environment
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def put(**variables):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+def test_which_process_this_is(environment):
+    for variables, process in (
+        ({}, Process(0, 1)),
+        ({"WORLD_SIZE": "1"}, Process(0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, Process(2, 4)),
+        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, Process(0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(5, 8, 1)),
+    ):
+        environment(**variables)
+        assert this_process() == process
+
+
+@pytest.mark.parametrize("rank", ["", "2", "-1", "a"])
+def test_variables_that_do_not_fit_are_one_line_and_leave_nothing(environment, data, tmp_path, rank):
+    environment(RANK=rank, WORLD_SIZE="2")
+    with pytest.raises(InputError, match="the environment has .*WORLD_SIZE=2.*, which do not fit together"):
+        this_process()
+    result = run([*MAIN, *flags(data, tmp_path / "out")])
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and f"RANK={rank}" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_know_nothing_of_each_other_are_refused(environment, monkeypatch):
+    environment()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(InputError, match="started 4 processes .SLURM_STEP_NUM_TASKS.*--shard K/4"):
+        check_shards(Options(), ["fixed"])
+    assert check_shards(Options(shard="1/4"), ["fixed"]) == (1, 4)
+    environment(RANK="2", WORLD_SIZE="4")
+    assert check_shards(Options(), ["fixed"]) == (2, 4)
+    environment(RANK="0", WORLD_SIZE="1")
+    assert check_shards(Options(), ["fixed"]) == (0, 1)
+
+
+def test_cores_are_shared_unless_openmp_says_how(monkeypatch):
+    before, free = torch.get_num_threads(), psutil.virtual_memory().available
+    try:
+        for variable, threads in (("3", before), (None, available_cores())):
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if variable:
+                monkeypatch.setenv("OMP_NUM_THREADS", variable)
+            share_cores(1)
+            assert torch.get_num_threads() == threads
+            assert processes_for(1000, 1) == (1 if variable else available_cores())
+        share_cores(1000)
+        assert torch.get_num_threads() == processes_for(1, 1) == processes_for(1000, 10 * free) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_closed_standard_stream_is_refused():
+    command = f"{sys.executable} main.py --help <&-"
+    shown = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 2 and shown.stdout == "" and shown.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- processes of our own
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The processes that multiprocessing started for it, without its tracker of resources and the server that
+    it forks them from.
+    """
+    return [
+        child
+        for child in psutil.Process(pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+        or ("forkserver" in " ".join(child.cmdline()) and child.ppid() != pid)
+    ]
+
+
+@pytest.mark.slow
+def test_each_part_is_worked_on_once_by_a_process_that_is_prepared_once():
+    results = []
+    assert run_in_processes(2, range(20), results.append, named_by, (os.getpid(),)) == []
+    assert sorted(part for part, _ in results) == [*range(20)]
+    assert 1 <= len({process for _, process in results}) <= 2
+    assert run_in_processes(1, "ab", print, caller) == ["a", "b"]
+
+
+@pytest.mark.slow
+def test_an_error_is_raised_here_and_ends_the_others():
+    with pytest.raises(OSError, match="No space left") as caught:
+        run_in_processes(2, [partial(fail_or_wait, False), partial(fail_or_wait, True)], print, caller)
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == "somewhere"
+    assert not workers_of(os.getpid())
+
+
+@pytest.mark.slow
+def test_where_a_process_is_killed_half_as_many_go_on_and_then_this_one(tmp_path, capsys):
+    deadly = partial(die_or_write, tmp_path / "a", True)
+    parts = [partial(die_or_write, tmp_path / "b", False), *3 * [deadly]]
+    left = run_in_processes(4, parts, id, caller)
+    assert left[-3:] == 3 * [deadly] and len(left) - 3 == (not (tmp_path / "b").exists())
+    errors = capsys.readouterr().err
+    assert "going on in 2 processes" in errors and "going on in this one" in errors
+    assert not (tmp_path / "a").exists() and not workers_of(os.getpid())
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_end_with_the_run_and_what_is_done_stays(data, whole, tmp_path, number, code):
+    command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")]
+    process = start(command, start_new_session=True)
+    wait_for(lambda: done(tmp_path), process)
+    workers, finished = workers_of(process.pid), done(tmp_path)
+    assert len(workers) == 2
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in errors
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    assert set(finished) <= set(done(tmp_path))
+    assert run(command).returncode == 0
+    assert pictures(tmp_path) == pictures(whole("fixed"))
+
+
+def test_a_run_goes_on_when_one_of_its_processes_is_killed(data, whole, tmp_path):
+    process = start([*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--processes", "2")])
+    wait_for(lambda: done(tmp_path), process)
+    workers_of(process.pid)[0].kill()
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and "a process was killed" in errors
+    assert out.count("mean PSNR") == 1 and "resource_tracker" not in errors
+    assert pictures(tmp_path) == pictures(whole("fixed"))
 
 
 # ---------------------------------------------------------------- memory
-
-
-def test_a_batch_gives_what_single_images_give(data, whole, tmp_path):
-    assert run([*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed", "--batch_size", "3")]).returncode == 0
-    for name in done(tmp_path):
-        ours, single = (
-            np.asarray(Image.open(folder / f"{name}_adv_image.png")).astype(int)
-            for folder in (tmp_path, whole("fixed"))
-        )
-        assert psnr(ours, single) >= 40  # float32, summed in another order, and AdamW's sign-like first steps
-        assert np.load(tmp_path / f"{name}_record.npz")["layer_losses"].shape == (3, 2, 10, 1)
 
 
 def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_line(
@@ -149,10 +271,8 @@ def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_li
 
     saving = attempt(tmp_path / "saving", batch=1, plain=False)
     assert saving.returncode == 0 and saving.stderr.count("out of memory") == 3
-    assert (
-        "going on with --batch_size 2" in saving.stderr
-        and "the graph of one timestep at a time, which" in saving.stderr
-    )
+    assert "going on with --batch_size 2" in saving.stderr
+    assert "the graph of one timestep at a time, which" in saving.stderr
     assert pictures(tmp_path / "saving") == pictures(whole("fixed"))
     none = attempt(tmp_path / "none", batch=0, plain=True)
     assert none.returncode == 1 and "Traceback" not in none.stderr and done(tmp_path / "none") == []
@@ -163,44 +283,27 @@ def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_li
     )
 
 
-def test_memory_does_not_grow_with_the_number_of_images(data, quick, tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(data, tmp_path):
     (tmp_path / "images").mkdir()
-    for k in range(120):
+    for k in range(80):
         os.link(data / "images" / f"img{k % 4}.png", tmp_path / "images" / f"{k}.png")
-    (tmp_path / "labels.txt").write_text("7\n" * 120)
+    (tmp_path / "labels.txt").write_text("7\n" * 80)
+    inputs = ["--images_root", tmp_path / "images", "--label_path", tmp_path / "labels.txt"]
+    short = ["--iterations", "1", "--start_step", "19", "--batch_size", "4"]
     process = start(
-        [
-            *MAIN,
-            *flags(
-                data,
-                tmp_path / "out",
-                "--images_root",
-                tmp_path / "images",
-                "--label_path",
-                tmp_path / "labels.txt",
-                "--iterations",
-                "1",
-                "--start_step",
-                "19",
-                "--batch_size",
-                "4",
-                "--model_name",
-                quick,
-            ),
-        ],
+        [*MAIN, *flags(data, tmp_path / "out", *inputs, *short)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    resident = {}
+    resident = {}  # MB, by how many images are done
     while process.poll() is None:
         count = len(done(tmp_path / "out"))
-        match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-        if match and count < 120:
-            resident[count] = int(match[1]) / 1024
-        if count == 120:
+        if count == 80:
             process.kill()  # the table is of no interest here
+        else:
+            resident[count] = psutil.Process(process.pid).memory_info().rss / 2**20
         time.sleep(0.2)
-    assert len(done(tmp_path / "out")) == 120
-    early = max(size for count, size in resident.items() if 3 <= count <= 40)
-    late = max(size for count, size in resident.items() if count > 40)
-    assert late < early + 20, resident  # MB
+    assert len(done(tmp_path / "out")) == 80
+    early = max(size for count, size in resident.items() if 3 <= count <= 30)
+    late = max(size for count, size in resident.items() if count > 30)
+    assert late < early + 20, resident

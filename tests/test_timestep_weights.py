@@ -1,3 +1,5 @@
+"""Schedules, and weights that move, against their closed forms."""
+
 import math
 
 import pytest
@@ -17,13 +19,13 @@ from timestep_weights import (
 )
 
 
-def test_five_timesteps_keep_the_published_weights():
-    assert schedule_weights(SCHEDULES["learned"], 5).tolist() == pytest.approx(
-        [0.064, 0.103, 0.158, 0.269, 0.406]
-    )
-    assert schedule_weights(SCHEDULES["increasing"], 5).tolist() == pytest.approx(
-        [0.05, 0.08, 0.13, 0.24, 0.50]
-    )
+def test_five_timesteps_keep_the_published_weights_and_numbers_are_normalised():
+    for name, expected in (
+        ("learned", [0.064, 0.103, 0.158, 0.269, 0.406]),
+        ("increasing", [0.05, 0.08, 0.13, 0.24, 0.50]),
+        ("1,1,2,2,4", [0.1, 0.1, 0.2, 0.2, 0.4]),
+    ):
+        assert schedule_weights(parse_schedule(name), 5).tolist() == pytest.approx(expected)
 
 
 def test_other_lengths_are_interpolated_over_relative_position():
@@ -36,32 +38,21 @@ def test_other_lengths_are_interpolated_over_relative_position():
     assert schedule_weights(given, 1).tolist() == [1.0]
 
 
-def test_numbers_are_normalised():
-    assert schedule_weights(parse_schedule("1,1,2,2,4"), 5).tolist() == pytest.approx(
-        [0.1, 0.1, 0.2, 0.2, 0.4]
-    )
+def test_unusable_schedules_are_refused():
+    for text in ("rising", "0.1,,0.2", ""):
+        with pytest.raises(ValueError, match="unknown schedule"):
+            parse_schedule(text)
+    for schedule in ([0.5, -0.1, 0.6, 0, 0], [math.nan] * 5, [0.0] * 5, [1.0]):
+        with pytest.raises(ValueError):
+            schedule_weights(schedule, 5)
 
 
-@pytest.mark.parametrize("text", ["rising", "0.1,,0.2", "1;2", ""])
-def test_unknown_schedules_are_refused(text):
-    with pytest.raises(ValueError, match="unknown schedule"):
-        parse_schedule(text)
-
-
-@pytest.mark.parametrize(
-    "schedule", [[0.5, -0.1, 0.6, 0, 0], [math.nan] * 5, [math.inf, 1, 1, 1, 1], [0.0] * 5, [1.0]]
-)
-def test_unusable_schedules_are_refused(schedule):
-    with pytest.raises(ValueError):
-        schedule_weights(schedule, 5)
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 12])
+@pytest.mark.parametrize("n", [1, 5, 12])
 def test_network_starts_at_increasing(n):
     assert torch.allclose(TimestepWeightNetwork(n)(), schedule_weights(SCHEDULES["increasing"], n))
 
 
-@pytest.mark.parametrize("smallest", range(5))
+@pytest.mark.parametrize("smallest", [0, 2])
 def test_network_can_move_all_weight_to_any_timestep(smallest):
     torch.manual_seed(0)
     network = TimestepWeightNetwork(5)
@@ -131,17 +122,13 @@ def weights_after(rule, losses: torch.Tensor, pace: Pace, steps: int = 4000) -> 
     return logits.softmax(0)
 
 
-@pytest.mark.parametrize("pull", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("pull", [0, 0.3, 4.0, 1e6])
 def test_minimax_ends_where_ascent_and_pull_balance(pull):
-    """`sum_i w_i l_i - pull * KL(w || uniform)` is largest at softmax(l / pull)."""
-    weights = weights_after(minimax_step, LOSSES, Pace(0.1, pull))
-    assert torch.allclose(weights, (LOSSES / pull).softmax(0))
-
-
-def test_minimax_without_a_pull_ends_on_the_largest_loss_and_under_a_strong_one_stays_uniform():
-    alone = weights_after(minimax_step, LOSSES, Pace(0.1, 0))
-    assert torch.allclose(alone, (LOSSES == LOSSES.amax(0)).double())
-    assert torch.allclose(weights_after(minimax_step, LOSSES, Pace(0.1, 1e6)), torch.tensor(0.2).double())
+    """`sum_i w_i l_i - pull * KL(w || uniform)` is largest at softmax(l / pull); without a pull all weight
+    goes to the largest loss.
+    """
+    expected = (LOSSES / pull).softmax(0) if pull else (LOSSES == LOSSES.amax(0)).double()
+    assert torch.allclose(weights_after(minimax_step, LOSSES, Pace(0.1, pull)), expected)
 
 
 def test_minimax_is_exponentiated_gradient_ascent():
@@ -183,12 +170,6 @@ def test_adaptive_weights_survive_losses_of_zero(name):
     assert some[:, 0].tolist() == pytest.approx([0, 0, 5 / 3, 10 / 3, 0])
     weights = weights_after(ADAPTIVE_RULES[name], some, Pace(), steps=30)
     assert weights.isfinite().all() and torch.allclose(weights.sum(0), torch.tensor(1.0).double())
-
-
-@pytest.mark.parametrize("name", ADAPTIVE_RULES)
-def test_equal_losses_leave_adaptive_weights_uniform(name):
-    weights = weights_after(ADAPTIVE_RULES[name], torch.ones(5, 1), Pace(), steps=50)
-    assert torch.allclose(weights, torch.tensor(0.2))
 
 
 def test_balanced_weights_make_gradients_equally_long():

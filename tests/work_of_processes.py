@@ -1,6 +1,7 @@
-"""What test_workers.py has done in processes of their own; a module that imports no more than they need."""
+"""What test_processes.py has done in processes of their own; a module that imports no more than they need."""
 
 import errno
+import operator
 import os
 import signal
 import time
@@ -13,6 +14,11 @@ def named_by(parent: int) -> Callable[[int], tuple[int, object]]:
     prepared = object()
     assert os.getpid() != parent
     return lambda part: (part, (os.getpid(), id(prepared)))
+
+
+def caller() -> Callable:
+    """What calls parts."""
+    return operator.call
 
 
 def fail_or_wait(fails: bool) -> None:

@@ -1,4 +1,6 @@
-"""What is checked of a checkpoint around loading it: safetensors alone, all of its weights, and no others."""
+"""What is checked of a checkpoint around loading it: safetensors alone, all of its weights, and no others.
+What is raised here is a ValueError, to which the place that loads adds the flag and what to do.
+"""
 
 from __future__ import annotations
 
@@ -6,96 +8,83 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from diffattack.common.errors import CheckpointError, one_line
+from diffattack.common.errors import one_line
 
 # Buffers that versions of transformers and torch write or not; nothing reads them.
 HARMLESS = ("position_ids", "num_batches_tracked")
 
 
 def require(holds: bool, problem: str) -> None:
-    """Raises CheckpointError where something does not hold."""
+    """Raises ValueError where something does not hold."""
     if not holds:
-        raise CheckpointError(problem)
+        raise ValueError(problem)
 
 
 def check_weights(source: str, stem: str, part: str = "") -> str | None:
-    """Looks at the weights that would be loaded from a folder, or a part of it, before any of them is opened:
-    their variant, "fp16" where there is no other. Of those on the hub nothing is known before.
+    """Looks at the weights that a loader would take from a folder, or a part of it, before any of them is
+    opened: one file, or those that an index names; what else lies there does not matter. Of those on the hub
+    nothing is known before.
 
+    Returns:
+        their variant, "fp16" where there is no other.
     Raises:
-        CheckpointError: there are none, or they are missing, empty or damaged.
+        ValueError: there are none, or one is missing, damaged or no safetensors file.
     """
     if not Path(source).is_dir():
         stay_offline_if_out_of_reach()
         return None
+    folder = Path(source, part)
     for variant, ending in ((None, ""), ("fp16", ".fp16")):
-        files = weight_files(Path(source, part), stem, ending)
-        for path in files:
-            names_in(path)
-        if files:
-            return variant
-    raise CheckpointError(f"there is no {stem}.safetensors; pickles (.bin, .ckpt, .pt) are not loaded")
-
-
-def weight_files(folder: Path, stem: str, ending: str) -> list[Path]:
-    """The files of weights that a loader would take from a folder: one, or those that an index names. What
-    else lies there, of other variants, in pickles, or left behind by file managers, is none of them.
-
-    Raises:
-        CheckpointError: an index names something else, which would reach a loader of pickles.
-    """
-    index, names = folder / f"{stem}.safetensors.index{ending}.json", []
-    if index.is_file():
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        index, names = folder / f"{stem}.safetensors.index{ending}.json", []
+        if index.is_file():
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        # others would reach a loader of pickles
         is_safe = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
-        told = f"{index.name} is no index of .safetensors files beside it, and of nothing else: {names[:3]}"
-        require(bool(names) and is_safe, told)
-    missing = [name for name in names if not (folder / name).is_file()]
-    require(not missing, f"{index.name} names {missing[:3]}, which are not there")
-    whole = folder / f"{stem}{ending}.safetensors"
-    return [folder / name for name in names] + [whole] * whole.is_file()
+        require(
+            is_safe,
+            f"{Path(part, index.name)} names {names[:3]}; expected .safetensors files beside it alone",
+        )
+        whole = folder / f"{stem}{ending}.safetensors"
+        for name in (names := names + [whole.name] * whole.is_file()):
+            names_in(folder / name)
+        if names:
+            return variant
+    raise ValueError(f"there is no {Path(part, stem)}.safetensors; pickles (.bin, .ckpt, .pt) are not loaded")
 
 
 def names_in(path: Path) -> set[str]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: it is none, or not whole.
-    """
+    """The tensors of a safetensors file; ValueError where it is none, or not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             return set(file.keys())
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path.name} is no safetensors file, or not whole ({one_line(error)}); if it is a Git LFS "
-            f"pointer, fetch the file itself with `git lfs pull`"
+        where = "/".join(path.parts[-2:])
+        raise ValueError(
+            f"{where} is no safetensors file, or not whole ({one_line(error)}); if it is a Git LFS pointer, "
+            f"fetch the file itself with `git lfs pull`"
         ) from None
 
 
-def check_loaded(info: Mapping) -> None:
-    """Looks at what `from_pretrained(..., output_loading_info=True)` says.
+def check_loaded(info: Mapping, part: str = "the checkpoint") -> None:
+    """Looks at what `from_pretrained(..., output_loading_info=True)` says of a part of a checkpoint.
 
     Raises:
-        CheckpointError: some weights were not in the checkpoint and so are random, or some of it were not
-            used, because it is of another network.
+        ValueError: some weights were not in the checkpoint and so are random, or some of it were not used,
+            because it is of another network.
     """
     for key, meaning in (
         ("missing_keys", "has no weights for {}, which would be random"),
         ("mismatched_keys", "has weights of another shape for {}"),
         ("unexpected_keys", "has weights that its network does not know: {}"),
     ):
-        names = [entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ()]
-        names = sorted(name for name in names if not name.endswith(HARMLESS))
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        require(not names, "the checkpoint " + meaning.format(", ".join(names[:3]) + more))
+        names = sorted(str(name) for name in info.get(key) or () if not str(name).endswith(HARMLESS))
+        require(not names, f"{part} {meaning.format(', '.join(names[:3]))} ({len(names)} in all)")
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 import torch
@@ -102,13 +103,6 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def memory_is_short(device: torch.device) -> bool:
-    """Whether what is not needed at once had better be freed: less than a fifth of all memory is free."""
-    is_cuda = device.type == "cuda"
-    whole = torch.cuda.mem_get_info(device)[1] if is_cuda else psutil.virtual_memory().total
-    return free_memory(device) < 0.2 * whole
-
-
 # ---------------------------------------------------------------- what work costs
 
 BACKWARD = ", backward"
@@ -139,8 +133,18 @@ def measured(networks: Mapping[str, Sequence[torch.nn.Module]], device: torch.de
     batch; a pass that checkpointing computes anew counts again.
     """
     cost = Cost()
-    pairs = [(name, network) for name, each in networks.items() for network in each]
-    handles = [network.register_forward_hook(counter(cost, name)) for name, network in pairs]
+
+    def count(name: str, network: torch.nn.Module, inputs: tuple, output: object) -> None:
+        tensor = output[0] if isinstance(output, (tuple, list)) else getattr(output, "sample", output)
+        cost.counts[name] += len(tensor)
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: cost.counts.update({name + BACKWARD: len(gradient)}))
+
+    handles = [
+        network.register_forward_hook(partial(count, name))
+        for name, each in networks.items()
+        for network in each
+    ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
@@ -161,15 +165,3 @@ def peak_memory(device: torch.device) -> int:
     import resource  # not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def counter(cost: Cost, name: str):
-    """A forward hook that counts under this name."""
-
-    def count(network: torch.nn.Module, inputs: tuple, output: object) -> None:
-        tensor = output[0] if isinstance(output, (tuple, list)) else getattr(output, "sample", output)
-        cost.counts[name] += len(tensor)
-        if tensor.requires_grad:
-            tensor.register_hook(lambda gradient: cost.counts.update({name + BACKWARD: len(gradient)}))
-
-    return count

@@ -19,10 +19,6 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do, in one line."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint is not what it says, or of a kind that is not loaded; the message says which."""
-
-
 class RunError(Exception):
     """A run cannot go on; the message says why, in one line, and what is done stays done."""
 
@@ -110,7 +106,7 @@ def run_program(name: str, work: Callable[[], int], done: str = "the images done
     try:
         raise_signals()
         return work()
-    except (InputError, CheckpointError) as error:
+    except InputError as error:
         code, text = 2, f"error: {error}" if is_first_process() else ""  # every process finds the same
     except RunError as error:
         code, text = 1, f"error: {error}"

@@ -69,20 +69,18 @@ count = partial(flag, None, parse=int, range=COUNT)
 number = partial(flag, None, parse=float, range=NOT_NEGATIVE)
 
 
+# what makes values of text raises ValueError, which argparse says with the function's name
+
+
 def boolean(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1"):
-        return True
-    if text.lower() in ("false", "no", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+    if text.lower() not in ("true", "yes", "1", "false", "no", "0"):
+        raise ValueError
+    return text.lower() in ("true", "yes", "1")
 
 
 def number_or_none(text: str) -> float | None:
     """A number, or none of it where a default has one."""
-    try:
-        return None if text.lower() == "none" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number or none, not {text!r}") from None
+    return None if text.lower() == "none" else float(text)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -92,10 +90,10 @@ def names(text: str) -> tuple[str, ...]:
 
 def iteration_numbers(text: str) -> tuple[int, ...]:
     """Numbers of iterations from 1, each once, in their order; none of an empty text."""
-    numbers = [number.strip() for number in text.split(",") if number]
-    if not all(number.isdecimal() and int(number) for number in numbers):
-        raise argparse.ArgumentTypeError(f"expected numbers of iterations from 1, as in 2,4,6, not {text!r}")
-    return tuple(sorted({int(number) for number in numbers}))
+    numbers = {int(number) for number in names(text)}
+    if min(numbers, default=1) < 1:
+        raise ValueError
+    return tuple(sorted(numbers))
 
 
 # ---------------------------------------------------------------- the parser and the table

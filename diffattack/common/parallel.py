@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import operator
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import torch
 from tqdm import tqdm
 
 from diffattack.common.errors import InputError, note, notes
@@ -51,8 +50,6 @@ def available_cores() -> int:
 
 def share_cores(processes: int) -> None:
     """Gives this process the threads of one of so many: its share of the cores, or OMP_NUM_THREADS."""
-    import torch  # takes long, and the processes that draw do without it
-
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // processes))
 
@@ -63,8 +60,8 @@ def share_cores(processes: int) -> None:
 def run_in_processes(
     processes: int,
     parts: Sequence,
-    done: Callable[[Any], object] = lambda result: None,
-    prepare: Callable[..., Callable] | None = None,
+    done: Callable[[Any], object],
+    prepare: Callable[..., Callable],
     arguments: tuple = (),
 ) -> list:
     """Works on parts in several processes, which end with this one; where one of them is killed, half as many
@@ -72,8 +69,7 @@ def run_in_processes(
 
     Args:
         done: is told what comes of each part.
-        prepare: `prepare(*arguments)`, which each process calls once, is what it calls with parts; without
-            it, parts are called themselves.
+        prepare: `prepare(*arguments)`, which each process calls once, is what it calls with parts.
     Returns:
         the parts that are left to this process: all of them where `processes` is 1.
     Raises:
@@ -85,12 +81,11 @@ def run_in_processes(
     while left and processes > 1:
         pool = ProcessPoolExecutor(min(processes, len(left)), CONTEXT, _begin, (prepare, arguments))
         try:
-            with interrupts_held():  # submitting starts the processes
-                futures = {pool.submit(_work, part): k for k, part in left.items()}
+            futures = {pool.submit(_work, part): k for k, part in left.items()}
             for future in as_completed(futures):
-                result, said = future.result()
+                result, their_notes = future.result()
                 del left[futures[future]]
-                for text, path in said.items():
+                for text, path in their_notes.items():
                     note(text, path)
                 done(result)
         except BrokenProcessPool:
@@ -110,34 +105,21 @@ def run_in_processes(
 
 def import_ahead(modules: Sequence[str] = ()) -> None:
     """Starts the process that others are forked from, if there is none, and has it import these modules: once
-    for all of them, and while this process still reads and loads.
+    for all of them, and while this process still reads and loads. None of them ever sees Ctrl-C, which
+    reaches the whole group: this process answers for all.
     """
     if sys.platform == "linux":
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # which Python 3.11 and 3.12 do not tell it
         CONTEXT.set_forkserver_preload(["__main__", *modules])
-        with interrupts_held():
-            forkserver.ensure_running()
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """A process that is started meanwhile never sees Ctrl-C, which reaches the whole group: this process
-    answers for all, afterwards.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    resource_tracker.ensure_running()  # which lets signals through when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
+        resource_tracker.ensure_running()  # which lets signals through when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        forkserver.ensure_running()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(prepare: Callable[..., Callable] | None, arguments: tuple) -> None:
+def _begin(prepare: Callable[..., Callable], arguments: tuple) -> None:
     global _prepared
-    _prepared = functools.cache(lambda: prepare(*arguments) if prepare else operator.call)
+    _prepared = functools.cache(lambda: prepare(*arguments))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -177,13 +159,12 @@ def this_process() -> Process:
     Raises:
         InputError: RANK, WORLD_SIZE and LOCAL_RANK do not fit together.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    given = {name: os.environ[name] for name in names if os.environ.get(name)}
-    if given.get("RANK", "0") == "0" and given.get("WORLD_SIZE", "1") == "1":
-        return Process()
-    numbers = [int(text) for text in given.values() if text.isdecimal()]
-    if len(numbers) < len(given) or not given.keys() >= {"RANK", "WORLD_SIZE"} or numbers[0] >= numbers[1]:
-        shown = ", ".join(f"{name}={text}" for name, text in given.items())
+    size = os.environ.get("WORLD_SIZE") or "1"
+    rank = os.environ.get("RANK") or ("0" if size == "1" else "?")
+    texts = [rank, size, os.environ.get("LOCAL_RANK") or "0"]
+    numbers = [int(text) for text in texts if text.isdecimal()]
+    if len(numbers) < 3 or numbers[0] >= numbers[1]:
+        shown = "RANK={}, WORLD_SIZE={}, LOCAL_RANK={}".format(*texts)
         raise InputError(f"the environment has {shown}, which do not fit together; {ADVICE}")
     return Process(*numbers)
 

@@ -140,7 +140,8 @@ class Outcome:
         arrays = stacked(self.history, len(self.steps), iterations)
         norms = arrays.pop("gradient_norms")[[number - 1 for number in measured]]
         reference, class_tokens = self.reference, self.inversion.class_tokens
-        words = model.words(self.inversion)
+        prompts, counts = model.words(model.prompts(self.inversion.labels)), class_tokens.sum(1).tolist()
+        words = [prompt[:count] for prompt, count in zip(prompts, counts)]
         own = slice(1, 1 + max(map(len, words)))  # between BOS and EOS
         attention = torch.stack([reference.class_attention, self.class_attention])[..., own]
         attention = attention * class_tokens[:, None, None, own]  # of shorter prompts than another

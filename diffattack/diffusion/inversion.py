@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffattack.common.checkpoints import require
+from diffattack.common.errors import InputError, note
 from diffattack.common.frozen import frozen, recompute
 from diffattack.data.classes import IMAGENET_CLASSES
 
@@ -57,7 +57,7 @@ class LatentDiffusion:
             the unconditional branch is left out everywhere and there is nothing to optimise in it.
         inversion: exact or diffattack, see `ddim_inversion`.
     Raises:
-        CheckpointError: a scheduler that does not fit these steps.
+        InputError: a scheduler that does not fit these steps.
     """
 
     null_text_lr = 1e-1
@@ -91,13 +91,10 @@ class LatentDiffusion:
         # the timestep after each, whatever the scheduler's spacing; -1 is the image
         self.following = dict(zip(attacked, [*attacked[1:], -1]))
         trained = len(self.scheduler.alphas_cumprod)
-        told = f"the scheduler's timesteps go from {attacked[-1]} to {attacked[0]}, beyond the {trained}"
-        require(all(0 <= t < trained for t in attacked), f"{told} that it was trained with")
-
-    @property
-    def diffusion(self) -> LatentDiffusion:
-        """The model of defences that need one: this one."""
-        return self
+        if min(attacked) < 0 or max(attacked) >= trained:
+            raise InputError(
+                f"the scheduler's timesteps {attacked} go beyond the {trained} that it was trained with"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +114,9 @@ class LatentDiffusion:
         with frozen(*networks):
             images, labels = images.to(self.device, self.dtype), labels.view(len(images), -1).to(self.device)
             targets = labels.new_full((len(images),), -1) if targets is None else targets.to(self.device)
-            class_embeddings, class_tokens = self.embed(self.prompts(labels))
+            prompts = self.prompts(labels)
+            self.say_cut(prompts)
+            class_embeddings, class_tokens = self.embed(prompts)
             if self.branches == 1:
                 trajectory, null_embeddings = self.ddim_inversion(self.encode(images), class_embeddings), []
             else:
@@ -136,32 +135,29 @@ class LatentDiffusion:
                 latents = self.guided_step(latents, i, inversion)
             return self.decode(latents)
 
+    def say_cut(self, prompts: Sequence[str]) -> None:
+        """Says of which prompts the text encoder does not take the end."""
+        tokenizer = self.pipeline.tokenizer
+        longest = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+        for prompt, words in zip(prompts, self.words(prompts)):
+            if len(words) > longest:
+                note(
+                    f"the class name {prompt[:40]!r} has {len(words)} tokens and the text encoder takes "
+                    f"{longest}; a shorter name in --captions is taken whole"
+                )
+
     def prompts(self, labels: torch.Tensor) -> list[str]:
         """The caption of each image's class, or of all its classes."""
         return [", ".join(self.class_names[label] for label in row if label >= 0) for row in labels.tolist()]
 
-    def tokens(self, prompts: Iterable[str]) -> list[list[int]]:
-        """Of each prompt, without BOS and EOS, however many they are."""
-        how = dict(add_special_tokens=False, truncation=False, verbose=False)
-        return [self.pipeline.tokenizer(prompt, **how).input_ids for prompt in prompts]
-
-    def words(self, inversion: Inversion) -> list[list[str]]:
-        """Each prompt by its tokens between BOS and EOS, as far as the text encoder takes them."""
-        decode, counts = self.pipeline.tokenizer.decode, inversion.class_tokens.sum(1).tolist()
-        tokens = self.tokens(self.prompts(inversion.labels))
-        return [[decode([token]).strip() for token in each[:n]] for each, n in zip(tokens, counts)]
-
-    def cut(self, prompts: Sequence[str]) -> dict[str, tuple[int, int, str]]:
-        """Prompts that are longer than the text encoder takes: how many tokens they have, how many are taken,
-        without BOS and EOS, and the words of these.
-        """
-        tokenizer = self.pipeline.tokenizer
-        taken = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-        return {
-            prompt: (len(tokens), taken, tokenizer.decode(tokens[:taken]).strip())
-            for prompt, tokens in zip(prompts, self.tokens(prompts))
-            if len(tokens) > taken
-        }
+    def words(self, prompts: Iterable[str]) -> list[list[str]]:
+        """Each prompt by its tokens, without BOS and EOS, however many they are."""
+        tokenizer, how = (
+            self.pipeline.tokenizer,
+            dict(add_special_tokens=False, truncation=False, verbose=False),
+        )
+        each = [tokenizer(prompt, **how).input_ids for prompt in prompts]
+        return [[tokenizer.decode([token]).strip() for token in tokens] for tokens in each]
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,8 +21,8 @@ from diffattack.common.checkpoints import (
     require,
     stay_offline_if_out_of_reach,
 )
-from diffattack.common.errors import CheckpointError, InputError, note, one_line
-from diffattack.diffusion.checks import EXPECTED, PARTS, check_pipeline
+from diffattack.common.errors import InputError, note, one_line
+from diffattack.diffusion.checks import PARTS, check_pipeline
 
 # by network: its blocks of one kind share code, and each shape of each of them is compiled by itself
 VARIANTS = 128
@@ -47,14 +47,14 @@ def load_pipeline(
     Raises:
         InputError: there is none, or it cannot be used.
     """
-    is_folder, is_file = (Path(path) / "model_index.json").is_file(), path.endswith(".safetensors")
-    is_known = Path(path).is_file() if is_file else is_folder or re.fullmatch(r"[\w.-]+/[\w.-]+", path)
-    if not is_known or Path(path).is_dir() and not is_folder:
+    place = Path(path)
+    is_file = place.suffix == ".safetensors" and place.is_file()
+    is_here = is_file or (place / "model_index.json").is_file()
+    if not is_here and (place.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.safetensors)", path)):
         raise InputError(
             f"--pretrained_diffusion_path: {path!r} is no folder with a model_index.json, no .safetensors "
             f"file and no hub id"
         )
-    is_here = is_folder or is_file
     quiet(with_downloads=not is_here)
     try:
         if not is_here:
@@ -63,22 +63,22 @@ def load_pipeline(
         if prediction_type is not None:
             scheduler = pipeline.scheduler
             pipeline.scheduler = scheduler.from_config(scheduler.config, prediction_type=prediction_type)
-        check_pipeline(pipeline)
         if lora is not None:
             fuse_lora(pipeline, lora)
+        if device.type == "cpu":
+            pipeline.unet.to(memory_format=torch.channels_last)
+            pipeline.vae.to(memory_format=torch.channels_last)
+        check_pipeline(pipeline.to(device))
     except InputError:
         raise
-    # whatever a damaged file or a configuration of other numbers makes the loaders stumble over
+    # whatever a damaged file, another kind of model or a configuration of other numbers is stumbled over
     except Exception as error:
         where = "cannot be loaded" if is_here else "is no folder here, and the hub did not give it"
         raise InputError(
             f"--pretrained_diffusion_path: {path!r} {where} ({one_line(error, 200)}); give a folder in "
-            f"diffusers format with safetensors weights"
+            f"diffusers format with safetensors weights, of Stable Diffusion 1.x or 2.x with one text encoder"
         ) from None
-    if device.type == "cpu":
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
-    return pipeline.to(device)
+    return pipeline
 
 
 def compile_pipeline(pipeline: StableDiffusionPipeline) -> None:
@@ -145,7 +145,7 @@ def from_single_file(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype, **UNUSED)
     for part in PARTS:
         absent = [name for name, value in getattr(pipeline, part).named_parameters() if value.is_meta]
-        check_loaded({"missing_keys": absent})
+        check_loaded({"missing_keys": absent}, part)
     return pipeline
 
 
@@ -161,19 +161,16 @@ def from_parts(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         warnings.simplefilter("ignore", UserWarning)
         index = diffusers.StableDiffusionPipeline.load_config(path)
     kind = index["_class_name"]
-    require(kind == "StableDiffusionPipeline", f"it is a {kind}; {EXPECTED}")
+    require(kind == "StableDiffusionPipeline", f"it is a {kind}")
     parts = {}
     for part, kinds in PARTS.items():
         library, kind = index[part]
         require(kind in kinds, f"its {part} is a {kind}; expected {' or '.join(kinds)}")
         network = getattr(transformers if library == "transformers" else diffusers, kind)
         how = dict(subfolder=part, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        try:
-            variant = check_weights(path, STEMS[part], part)
-            parts[part], info = network.from_pretrained(path, variant=variant, **how)
-            check_loaded(info)
-        except CheckpointError as error:
-            raise CheckpointError(f"{part}: {error}") from None
+        variant = check_weights(path, STEMS[part], part)
+        parts[part], info = network.from_pretrained(path, variant=variant, **how)
+        check_loaded(info, part)
     return diffusers.StableDiffusionPipeline.from_pretrained(path, dtype=dtype, **parts, **UNUSED)
 
 
@@ -226,8 +223,7 @@ def fuse_lora(pipeline: StableDiffusionPipeline, lora: Lora) -> None:
     try:
         names = names_in(lora.path)
         layers, ups = (sum(bool(re.search(end, name)) for name in names) for end in (DOWN, UP))
-        told = f"it has no LoRA in it, or a part of one: {layers} matrices down and {ups} up"
-        require(0 < layers == ups, told)
+        require(layers == ups, f"it has a part of a LoRA: {layers} matrices down and {ups} up")
         pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, local_files_only=True)
         modules = [*pipeline.unet.modules(), *pipeline.text_encoder.modules()]
         fitting = sum(len(getattr(module, "lora_A", ())) > 0 for module in modules)
@@ -240,7 +236,4 @@ def fuse_lora(pipeline: StableDiffusionPipeline, lora: Lora) -> None:
             f"for this model, in safetensors as diffusers or kohya's scripts write it"
         ) from None
     if fitting < layers:
-        note(
-            f"{shown}: {layers - fitting} of its {layers} layers are none of this model's and left out; it "
-            f"may have been made for another model"
-        )
+        note(f"{shown}: {layers - fitting} of its {layers} layers are none of this model's and left out")

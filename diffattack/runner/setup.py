@@ -296,7 +296,7 @@ def check_diffusion_model(experiment: Experiment, attack: DiffAttack, items: Seq
     for item in items:
         with suppress(OSError):
             picture = to_tensor(read_image(item.path, experiment.options.res))
-            check_prediction_type(attack.diffusion, picture, torch.tensor([item.labels]))
+            check_prediction_type(attack, picture, torch.tensor([item.labels]))
             return
 
 

@@ -1,0 +1,148 @@
+"""A LoRA in the weights of the diffusion model, against its matrices multiplied out."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import MAIN, ROOT, flags, run
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diffattack.common.errors import InputError
+from diffattack.diffusion.pipeline import Lora, fuse_lora, load_pipeline, parse_lora
+from diffattack.options import Options
+from diffattack.runner.folder import diffusion_digest
+
+CPU = torch.device("cpu")
+MODEL = ROOT / "demo/tiny_diffusion"
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A random LoRA of rank 4 for the small model's UNet and text encoder, saved by diffusers."""
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline, folder = load_pipeline(str(MODEL), CPU), tmp_path_factory.mktemp("lora")
+    torch.manual_seed(0)
+    layers = {}
+    for part, names in (
+        ("unet", ["to_k", "to_q", "to_v", "to_out.0"]),
+        ("text_encoder", ["q_proj", "k_proj", "v_proj", "out_proj"]),
+    ):
+        network = getattr(pipeline, part)
+        network.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights=False, target_modules=names))
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(network, save_embedding_layers=False)
+    StableDiffusionPipeline.save_lora_weights(folder, **layers)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def weights(lora=None):
+    pipeline = load_pipeline(str(MODEL), CPU, lora=lora)
+    parts = ("unet", "text_encoder")
+    return {f"{part}.{k}": v for part in parts for k, v in getattr(pipeline, part).state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return weights()
+
+
+def low_rank(file):
+    """What the file adds to each layer, multiplied out."""
+    tensors = load_file(file)
+    ends = (".lora_A.weight", ".lora_B.weight")
+    layers = {name.removesuffix(ends[0]) for name in tensors if name.endswith(ends[0])}
+    return {f"{name}.weight": tensors[name + ends[1]] @ tensors[name + ends[0]] for name in layers}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_lora_is_added_to_the_weights(lora, plain, scale):
+    added, changed = low_rank(lora), weights(Lora(lora, scale))
+    assert set(changed) == set(plain)
+    assert len(added) == sum(not torch.equal(changed[k], plain[k]) for k in plain)
+    for name, difference in added.items():
+        assert torch.allclose(changed[name], plain[name] + scale * difference, atol=1e-5)
+
+
+def test_a_lora_as_kohyas_scripts_write_it(lora, plain, tmp_path):
+    tensors = {}
+    for name, value in load_file(lora).items():
+        part, module = name.rsplit(".lora_", 1)[0].split(".", 1)
+        module = module.replace(".", "_")
+        layer = f"lora_unet_{module}" if part == "unet" else f"lora_te_text_model_{module}"
+        tensors[f"{layer}.lora_{'down' if '.lora_A.' in name else 'up'}.weight"] = value
+        tensors[f"{layer}.alpha"] = torch.tensor(2.0)  # half of the rank
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    found, expected = weights(Lora(tmp_path / "kohya.safetensors")), weights(Lora(lora, 0.5))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_how_much_of_a_lora():
+    for end, scale in (("", 1.0), (":0.8", 0.8), (":-1", -1)):
+        found = parse_lora(f"a.safetensors{end}")
+        assert (found.path.name, found.scale) == ("a.safetensors", scale)
+    with pytest.raises(ValueError):
+        parse_lora("a.safetensors:x")
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (None, "No such file"),
+        (b"cos\nsystem\n", "no safetensors file"),
+        ({"x.weight": torch.zeros(2, 2)}, "cannot be added"),
+        ("wide", "cannot be added"),
+        ({f"unet.other.lora_{k}.weight": torch.zeros(4, 4) for k in "AB"}, "cannot be added"),
+    ],
+)
+def test_files_that_are_no_lora_of_this_model(lora, tmp_path, made, message):
+    path = tmp_path / "a.safetensors"
+    if made == "wide":
+        made = {k: torch.zeros(v.shape[0], 320) if "_A" in k else v for k, v in load_file(lora).items()}
+    if isinstance(made, bytes):
+        path.write_bytes(made)
+    elif made is not None:
+        save_file(made, path)
+    with pytest.raises(InputError, match=f"--lora: .*{message}") as caught:
+        fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_of_a_lora_is_not_used_is_said(lora, tmp_path, capsys):
+    tensors, path = load_file(lora), tmp_path / "a.safetensors"
+    layer = next(name for name in tensors if re.search(r"down_blocks\.\d.*lora_A", name))
+    elsewhere = re.sub(r"down_blocks\.\d", "down_blocks.9", layer)
+    names = {elsewhere.replace("lora_A", k): layer.replace("lora_A", k) for k in ("lora_A", "lora_B")}
+    others = {name: tensors[known].clone() for name, known in names.items()}
+    save_file(tensors | others, path)
+    fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+    assert "1 of its" in (said := capsys.readouterr().err) and "none of this model's" in said
+    save_file({k: v * float("nan") for k, v in tensors.items()}, path)
+    with pytest.raises(InputError, match="NaNs detected"):
+        fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+    del tensors[next(name for name in tensors if ".lora_B." in name)]
+    save_file(tensors, path)
+    with pytest.raises(InputError, match="it has a part of a LoRA"):
+        fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
+
+
+def test_judges_know_the_diffusion_model_with_what_is_added_to_it(lora):
+    options = Options(pretrained_diffusion_path=str(MODEL), model_name=("a@denoise",), transfer_models=())
+    changes = ({}, {"lora": Lora(lora)}, {"lora": Lora(lora, 0.5)}, {"prediction_type": "v_prediction"})
+    digests = [diffusion_digest(replace(options, **each)) for each in changes]
+    assert len(set(digests)) == 4
+
+
+def test_an_attack_with_a_lora_differs_and_is_a_run_of_its_own(lora, quick, data, tmp_path):
+    shared = ["--pretrained_diffusion_path", MODEL, "--model_name", quick, "--limit", "1", "--processes", "1"]
+    command = lambda out, *more: [*MAIN, *flags(data, tmp_path / out, *shared, *more)]  # noqa: E731
+    assert run(command("plain")).returncode == 0
+    result = run(command("lora", "--lora", f"{lora}:0.5"))
+    assert result.returncode == 0, result.stderr
+    pictures = [Image.open(tmp_path / out / "0000_adv_image.png").tobytes() for out in ("plain", "lora")]
+    assert pictures[0] != pictures[1]
+    again = run(command("lora", "--lora", str(lora)))
+    assert again.returncode == 2 and "lora was" in again.stderr
