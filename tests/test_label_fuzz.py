@@ -33,10 +33,6 @@ def names_of_images(chance: random.Random, count: int) -> list[str]:
     return [made(n) for n in numbers]
 
 
-def windows(file: str) -> str:
-    return "C:\\data\\" + file.replace("/", "\\")
-
-
 class Made:
     """Images in a folder, their classes, and a file that says them."""
 
