@@ -294,7 +294,7 @@ def test_values_that_are_missing_are_gaps():
     ):
         drawn(figure)
     assert np.isfinite(timestep_shares(losses)).all()
-    assert all("nan" not in cell for row in timestep_rows(losses, steps(5)) for cell in row)
+    assert all("nan" not in cell for row in timestep_rows(loss_sums(losses), steps(5)) for cell in row)
 
 
 def test_two_hundred_images():
@@ -437,7 +437,7 @@ def test_the_table_of_timesteps():
     losses = np.zeros((2, 3, 2, 2), np.float32)
     losses[0, 1:] = [[1, 1], [3, 3]]
     losses[1, 1:] = [[2, 2], [2, 2]]
-    rows = timestep_rows(losses, [51, 1])
+    rows = timestep_rows(loss_sums(losses), [51, 1])
     mean, deviation = (
         (2 * 2 / 3 + 4 * 2 / 3) / 2,
         (4 - 2) * 2 / 3 / 2,
