@@ -77,7 +77,7 @@ def test_labels_a_line_in_natural_order(tmp_path, capsys, base):
         "# f l\nfilename,label\n\nval/img1.png,2\n#b,1\n/data/img2.png,1\nC:\\img10.png,3\n",
         ' filename , label\n"img1.png", 2\nimg2.png,1\nimg10.png,3.0\nimg1.png,2\nother.png,99\n',
         "image_id,file_name,label\n0,img1.png,2\n1,img10.png,3\n2,img2.png,1\n",
-        '{"file_name": "img2.png", "label": 1}\n{"file_name": "img1", "label": [2]}\n{"file_name": "img10", "label": 3}',
+        '{"path": "img2.png", "label": 1}\n{"path": "img1", "label": [2]}\n{"path": "img10", "label": 3}',
         '{"x/img1.png": "2",\n "img2": [1],\n "img10.png": "sooty albatross"}',
         "img1.JPEG 2\nimg2.JPEG 1\nimg10.png 3\n",
     ],

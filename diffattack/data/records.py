@@ -12,18 +12,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from diffattack.common.errors import RecordError, one_line
 from diffattack.data.images import replacing
 from diffattack.data.layout import Layout, index_of
 from diffattack.data.summaries import summary_of
-
-if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
-    import torch
-
 
 ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run's
 
@@ -209,8 +205,8 @@ class Run:
 
     @property
     def rows(self) -> Iterator[dict]:
-        """Of results.json, with what every classifier predicts; of images that have not been added up yet, and
-        those after them, what the attack left.
+        """Of results.json, with what every classifier predicts; of an image that has not been added up yet,
+        and those after it, what the attack left.
         """
         results = self.folder / "results.json"
         lines = results.open(encoding="utf-8") if results.is_file() else iter(())
