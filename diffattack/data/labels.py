@@ -222,27 +222,20 @@ def rows_of_images(rows: Sequence[Row], images: Sequence[Path], root: Path) -> l
         *folders, name = parts_of(row.name)[-depth:]
         for each in {name, without_suffix(name)}:
             by_path[*folders, each].append(row)
-    found, image_of, missing = [], {}, []
+    found, image_of = [], {}
     for image, path in zip(images, paths):
         (*folders, name), stem, shown = [*above, *path][-depth:], composed(image.stem), "/".join(path)
         tails = [(*folders[k:], each) for each in (name, stem) for k in range(depth)]
         near = next((by_path[tail] for tail in tails if tail in by_path), [])
         if not near:
-            missing.append(shown)
-            continue
-        other = image_of.setdefault(near[0].where, shown)
+            raise ValueError(f"has no row for {shown}")
         has_other_suffix = parts_of(near[0].name)[-1] not in (name, stem)
         remedy = "only suffixes differ" if has_other_suffix else "name images with their folder and suffix"
         if any(row[2:] != near[0][2:] for row in near):
             raise ValueError(f"{near[-1].where} gives {shown!r} another label than a line above; {remedy}")
-        if other != shown:
+        if (other := image_of.setdefault(near[0].where, shown)) != shown:
             raise ValueError(f"{near[0].where} may be of {other!r} or of {shown!r}; {remedy}")
         if has_other_suffix:
-            note(
-                "the file of labels has images with other suffixes; they are found by the rest of their names"
-            )
+            note("the file of labels has images with other suffixes; they are found by the rest of their names")
         found.append(near[0])
-    if missing:
-        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-        raise ValueError(f"has no row for {missing[0]}{more}")
     return found
