@@ -236,6 +236,6 @@ def rows_of_images(rows: Sequence[Row], images: Sequence[Path], root: Path) -> l
         if (other := image_of.setdefault(near[0].where, shown)) != shown:
             raise ValueError(f"{near[0].where} may be of {other!r} or of {shown!r}; {remedy}")
         if has_other_suffix:
-            note("the file of labels has images with other suffixes; they are found by the rest of their names")
+            note("the file of labels has other suffixes; images are found by the rest of their names")
         found.append(near[0])
     return found
