@@ -33,7 +33,7 @@ from diffattack.runner.compare import (
 )
 from diffattack.runner.folder import check_folder, claim
 from diffattack.runner.jobs import claim_jobs
-from diffattack.runner.setup import check_shards, read_experiment, share_of
+from diffattack.runner.setup import check_shards, read_experiment
 
 
 def run(options: CompareOptions) -> int:
@@ -48,7 +48,7 @@ def run(options: CompareOptions) -> int:
     for folder, configuration in folders.items():
         check_folder(folder, configuration, reports_in(folder))
     selected = experiment.items[: options.limit]
-    mine = share_of(selected, part, parts)
+    mine = [item for item in selected if item.index % parts == part]
     jobs = claim_jobs(experiment, each, mine)
     for folder, configuration in folders.items():
         claim(folder, configuration)

@@ -27,7 +27,7 @@ from diffattack.runner.jobs import claim_jobs
 from diffattack.runner.judge import judge_all
 from diffattack.runner.judge_folder import judge_folder
 from diffattack.runner.report import is_left_to_others, report
-from diffattack.runner.setup import check_shards, read_experiment, share_of
+from diffattack.runner.setup import check_shards, read_experiment
 
 
 def run(options: Options) -> int:
@@ -38,12 +38,12 @@ def run(options: Options) -> int:
         part, parts = 0, 1
     experiment = read_experiment(options)
     selected = experiment.items[: options.limit]
-    mine = share_of(selected, part, parts)
+    mine = [item for item in selected if item.index % parts == part]
     (job,) = jobs = claim_jobs(experiment, [options], mine)
     worked_on = 0 if options.merge else attack_images(experiment, jobs, mine)
     finished = job.layout.finished()
     done = [item for item in mine if item.index in finished]
-    worked_on += judge_all(experiment, options, job.files, done, job.judges)
+    worked_on += judge_all(experiment, job, done)
     if parts > 1 and is_left_to_others(job, mine, selected, worked_on):
         return 1 if read_failures(job.layout, mine) else 0
     return report(job, selected)

@@ -1,6 +1,6 @@
 """Every flag, declared once: its name, type, default, help and range.
 
-The parser, the check, `DiffAttack`, a run's run.json and the table in docs/usage.md are all made from the
+The parser, the check, `DiffAttack`, a run's run.json and the table in docs/flags.md are all made from the
 dataclasses below (common/flags.py says how); `python -m diffattack.options` prints that table. To add a flag,
 add a field: in AttackOptions if `DiffAttack` needs it, else in the group where its readers look for it.
 """

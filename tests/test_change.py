@@ -2,6 +2,7 @@
 them, on a small random checkpoint.
 """
 
+import itertools
 import json
 
 import numpy as np
@@ -13,8 +14,7 @@ from test_compare import COMPARE
 from diffattack.common.flags import parse_options
 from diffattack.data.images import read_image
 from diffattack.data.records import read_run
-from diffattack.evaluation.curves import curve_points
-from diffattack.options import ATTACK_PRESETS, AttackOptions, Options
+from diffattack.options import ATTACK_PRESETS, Options
 
 pytestmark = pytest.mark.slow
 
@@ -30,39 +30,33 @@ def masks(data, tmp_path_factory):
     return folder
 
 
+def command_of(data, quick, masks, out, *extra) -> list[str]:
+    """With a mask, judged on the way, and with a margin that no image can reach."""
+    options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
+    return [*MAIN, *flags(data, out, *options, "--transfer_models", "efficientnet_lite1", *extra)]
+
+
 @pytest.fixture(scope="module")
 def masked(data, quick, masks, tmp_path_factory):
-    """A run with a mask, judged on the way, that would end images at a margin which none can reach."""
     out = tmp_path_factory.mktemp("masked") / "out"
-    options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
-    options += ["--transfer_models", "efficientnet_lite1", "--figures", "pooled", "--iterations", 3]
-    result = run([*MAIN, *flags(data, out, *options)])
+    result = run(command_of(data, quick, masks, out, "--figures", "pooled"))
     assert result.returncode == 0, result.stderr
     return out, result.stdout
 
 
 def written(out, k):
-    return (read_image(out / f"000{k}_{kind}.png", 96) for kind in ("originImage", "adv_image"))
+    return [read_image(out / f"000{k}_{kind}.png", 96) for kind in ("originImage", "adv_image")]
 
 
-def test_outside_its_mask_a_file_is_the_clean_picture_byte_for_byte(masked):
-    out, _ = masked
-    changed = 0
-    for k in range(4):
-        clean, adversarial = (
-            read_image(out / f"000{k}_{kind}.png", 96) for kind in ("originImage", "adv_image")
-        )
-        assert (clean[:, 60:] == adversarial[:, 60:]).all()
-        changed += (clean != adversarial).any()
-    assert changed and not list(out.glob("*_reconstruction.png"))
-
-
-def test_the_record_says_where_an_image_ended(masked):
+def test_outside_its_mask_a_file_is_the_clean_picture_and_the_record_says_where_it_ended(masked):
     out, text = masked
+    pairs = [written(out, k) for k in range(4)]
+    assert all((clean[:, 60:] == adversarial[:, 60:]).all() for clean, adversarial in pairs)
+    assert any((clean != adversarial).any() for clean, adversarial in pairs)
     rows = json.loads((out / "results.json").read_text())["images"]
     assert all(row["iterations"] == 3 and row["margin_reached"] is False for row in rows)
     assert "4 of 4 images never reached the margin of --stop_margin" in text
-    assert "reconstructed" not in text and "reconstructed" not in rows[0]["predictions"]["efficientnet_lite1"]
+    assert "reconstructed" not in text and not list(out.glob("*_reconstruction.png"))
 
 
 def test_pictures_on_the_way_are_judged_like_those_at_the_end(masked):
@@ -81,44 +75,33 @@ def test_pictures_on_the_way_are_judged_like_those_at_the_end(masked):
     assert "after so many iterations" in text
     assert (out / "timestep_analysis/tradeoff.png").stat().st_size > 5000
     assert "with a point for each iteration that was judged" in (out / "report.html").read_text()
-    points = curve_points(read_run(out))
-    assert list(points) == [1, 2, 3]
 
 
 def test_a_curve_is_of_the_judges_that_a_run_began_with(data, quick, masks, masked):
-    out, _ = masked
-    options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
-    options += ["--transfer_models", "efficientnet_lite2", "--iterations", 3]
-    result = run([*MAIN, *flags(data, out, *options)])
+    result = run(command_of(data, quick, masks, masked[0], "--transfer_models", "efficientnet_lite2"))
     assert result.returncode == 2 and "curve_judges was" in result.stderr
 
 
 def test_a_picture_whose_mask_has_changed_is_made_again(data, quick, masks, masked):
-    out, _ = masked
-    options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
-    options += ["--transfer_models", "efficientnet_lite1", "--iterations", 3]
-    assert "made again" not in run([*MAIN, *flags(data, out, *options)]).stderr
+    command = command_of(data, quick, masks, masked[0])
+    assert "made again" not in run(command).stderr
     mask = np.zeros((40, 50), np.uint8)
     mask[:20] = 255
     before = (masks / "img2.bmp").read_bytes()
     Image.fromarray(mask).save(masks / "img2.bmp")
     try:
-        result = run([*MAIN, *flags(data, out, *options)])
+        result = run(command)
     finally:
         (masks / "img2.bmp").write_bytes(before)
     assert result.stderr.count("img2.png is made again") == 1 and "img2.bmp has changed" in result.stderr
-    clean, adversarial = written(out, 2)
+    clean, adversarial = written(masked[0], 2)
     assert (clean[60:] == adversarial[60:]).all()
 
 
 def test_masks_that_cannot_be_meant(data, quick, tmp_path):
     def attempt(*extra):
-        return run(
-            [
-                *MAIN,
-                *flags(data, tmp_path / "out", "--model_name", quick, "--mask_root", tmp_path / "m", *extra),
-            ]
-        )
+        options = ["--model_name", quick, "--mask_root", tmp_path / "m", *extra]
+        return run([*MAIN, *flags(data, tmp_path / "out", *options)])
 
     nothing = attempt()
     assert nothing.returncode == 2 and "--mask_root: there is no mask" in nothing.stderr
@@ -127,17 +110,14 @@ def test_masks_that_cannot_be_meant(data, quick, tmp_path):
         Image.new("L", (8, 8), 0 if k == 1 else 255).save(tmp_path / "m" / f"img{k}.png")
     missing = attempt()
     assert missing.returncode == 2 and "m/img2.png'; one all in white" in missing.stderr
-    assert nothing.stderr.count("\n") == missing.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
     (tmp_path / "m/img2.png").write_bytes(b"")
     both = attempt("--is_apply_mask")
     assert both.returncode == 2 and "both say where to change; give one of them" in both.stderr
+    assert not (tmp_path / "out").exists()
     result = attempt()
     assert result.returncode == 1
-    for text in (
-        "img1.png: the mask img1.png is white nowhere",
-        "img2.png: img2.png is not a",
-    ):
-        assert f"not attacked: {text}" in result.stdout
+    assert "not attacked: img1.png: the mask img1.png is white nowhere" in result.stdout
+    assert "not attacked: img2.png: img2.png is not a" in result.stdout
 
 
 def test_the_preset_is_all_that_the_original_does_and_flags_beside_it_win(data, quick, tmp_path):
@@ -159,7 +139,6 @@ def test_which_defaults_a_preset_sets():
     assert (plain.composition, plain.guidance, plain.budget) == ("residual", 1.0, "psnr=36.5")
     assert (plain.iterations, plain.attack_through) == (6, ("resize:0.9",))
     assert (least.iterations, least.attack_through) == (20, ())
-    assert AttackOptions(stop_margin=5.0).iterations == 20
     behind = parse_options(Options, "", ["--model_name", "efficientnet_lite0@jpeg:75"])
     assert behind.attack_through == ()  # it is attacked through its own defence
 
@@ -167,22 +146,12 @@ def test_which_defaults_a_preset_sets():
 @pytest.mark.parametrize(
     "bad, message",
     [
-        (["--preset", "original"], "--preset is 'original'; expected one of diffattack"),
         (["--composition", "decoder"], "takes no --contrast_limit and no --budget; give residual"),
         (["--inversion", "diffattack"], "cuts bytes off, which no --budget knows; give exact"),
-        (["--composition", "both"], "--composition is 'both'; expected one of residual, decoder"),
         (["--contrast_limit", "much"], "--contrast_limit: expected a number or none, not 'much'"),
-        (["--contrast_limit", "nan"], "--contrast_limit is nan"),
-        (["--latent_optimizer", "sgd"], "--latent_optimizer is 'sgd'; expected one of momentum, adamw"),
-        (["--latent_lr", "0"], "--latent_lr is 0.0; expected a finite number above 0"),
         (["--budget", "37"], "--budget: '37' is no budget"),
         (["--budget", "none"], "momentum needs a --budget"),
         (["--attack_through", "resize:2"], "defence 'resize:2': expected resize:F"),
-        (["--attack_through", "diffpure:1000"], "diffpure:T, a whole number from 1 to 999"),
-        (["--draws", "0"], "--draws is 0; expected at least 1"),
-        (["--stop_margin", "-1"], "--stop_margin is -1.0"),
-        (["--judge_at", "3,x"], "--judge_at: expected numbers of iterations from 1"),
-        (["--judge_at", "0"], "--judge_at: expected numbers of iterations from 1"),
         (["--judge_at", "99"], "--judge_at goes beyond the 3 of --iterations"),
     ],
 )
@@ -192,33 +161,30 @@ def test_bad_values_are_refused_in_one_line(data, tmp_path, bad, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_modes_are_compared_over_their_iterations(data, quick, tmp_path):
-    command = [*COMPARE, *flags(data, tmp_path / "out")]
-    command += ["--modes", "uniform,fixed", "--judge_at", "1,2", "--model_name", quick, "--limit", "2"]
-    command += ["--transfer_models", "efficientnet_lite1"]
-    result = run(list(map(str, command)))
+@pytest.mark.parametrize(
+    "sweep, file, names",
+    [
+        ((), "comparison.json", ["uniform", "fixed"]),
+        (
+            ("--sweep", "contrast_limit=0.3,1"),
+            "sweep.json",
+            [f"{mode}, contrast_limit {value}" for value in ("0.3", "1") for mode in ("uniform", "fixed")],
+        ),
+    ],
+)
+def test_runs_are_compared_over_their_iterations(data, quick, tmp_path, sweep, file, names):
+    extra = ["--modes", "uniform,fixed", "--judge_at", "1,2", "--model_name", quick, "--limit", "2", *sweep]
+    extra += ["--transfer_models", "efficientnet_lite1"]
+    command = [*COMPARE, *flags(data, tmp_path / "out", *extra)]
+    result = run(command)
     assert result.returncode == 0, result.stderr
-    assert "uniform, after so many iterations" in result.stdout
+    assert f"{names[0]}, after so many iterations" in result.stdout
     assert "At equal visibility, over the iterations" in result.stdout
-    told = json.loads((tmp_path / "out/comparison.json").read_text())
-    assert {tuple(pair["modes"]) for pair in told["at_equal_visibility_over_iterations"]} == {
-        ("uniform", "fixed")
-    }
-    assert [point["iteration"] for point in told["curves"]["fixed"]] == [1, 2, 3]
-    assert "reconstruction" not in result.stdout
-
-
-def test_values_of_a_flag_are_compared_over_their_iterations(data, quick, tmp_path):
-    command = [*COMPARE, *flags(data, tmp_path / "out")]
-    command += ["--modes", "uniform,fixed", "--sweep", "contrast_limit=0.3,1", "--judge_at", "1"]
-    command += ["--model_name", quick, "--transfer_models", "efficientnet_lite1", "--limit", "2"]
-    result = run(list(map(str, command)))
-    assert result.returncode == 0, result.stderr
-    told = json.loads((tmp_path / "out/sweep.json").read_text())
-    names = [f"{mode}, contrast_limit {value}" for value in ("0.3", "1") for mode in ("uniform", "fixed")]
-    assert list(told["curves"]) == names
-    loose, tight = (
-        read_run(tmp_path / f"out/contrast_limit_{value}/uniform").configuration["contrast_limit"]
-        for value in ("1", "0.3")
-    )
-    assert (loose, tight) == (1.0, 0.3)
+    told = json.loads((tmp_path / "out" / file).read_text())
+    assert list(told["curves"]) == names and "reconstruction" not in result.stdout
+    assert all([point["iteration"] for point in curve] == [1, 2, 3] for curve in told["curves"].values())
+    pairs = {tuple(pair["modes"]) for pair in told["at_equal_visibility_over_iterations"]}
+    assert pairs == set(itertools.combinations(names, 2))
+    for value in ("0.3", "1") if sweep else ():
+        configuration = read_run(tmp_path / f"out/contrast_limit_{value}/uniform").configuration
+        assert configuration["contrast_limit"] == float(value)

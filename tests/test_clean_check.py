@@ -57,11 +57,17 @@ def file_of(tmp_path, labels) -> Path:
     return path
 
 
-def test_right_labels_are_counted(photos, surrogate, tmp_path, capsys):
+def test_right_labels_are_counted_and_two_hundred_images_take_seconds(photos, surrogate, tmp_path, capsys):
     (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), surrogate)
     assert right_of_34(accuracy) >= 28 and not accuracy.doubt
     check_labels([accuracy], trusted=False)
     assert "is right on" in capsys.readouterr().err
+    (tmp_path / "many").mkdir()
+    for k in range(200):
+        shutil.copy(photos[0] / f"img{k % 34 + 1}.jpg", tmp_path / "many" / f"img{k + 1}.jpg")
+    labels, started = file_of(tmp_path, [photos[1][k % 34] for k in range(200)]), time.monotonic()
+    (accuracy,) = looked_at(tmp_path / "many", labels, surrogate)
+    assert time.monotonic() - started < 20 and not accuracy.doubt
 
 
 def as_text(labels):
@@ -86,8 +92,6 @@ def mixed(labels):
         (lambda labels: [label + 1 for label in labels], 1, "labels one lower"),
         (as_text, 1, "sorted as text .*give a table"),
         (of_the_kit, 1, "development kit; give its meta.mat"),
-        (of_the_kit, 0, "development kit; give its meta.mat"),
-        (lambda labels: [n - 1 for n in of_the_kit(labels)], 0, "development kit; .* add one to each"),
         (lambda labels: [n - 1 for n in of_the_kit(labels)], 1, "development kit; .* add one to each"),
         (mixed, 1, "as by chance: the labels are not those of the images"),
     ],
@@ -100,8 +104,7 @@ def test_labels_that_are_off_stop_a_run_with_what_would_fit(photos, surrogate, t
 
 
 @pytest.mark.parametrize(
-    "first, base, advice",
-    [(1, 1, "development kit; give its meta.mat"), (0, 1, "development kit"), (0, 0, "add one to each")],
+    "first, base, advice", [(1, 1, "development kit; give its meta.mat"), (0, 0, "add one to each")]
 )
 def test_folders_numbered_in_the_order_of_the_development_kit_are_named(
     photos, surrogate, tmp_path, first, base, advice
@@ -114,12 +117,6 @@ def test_folders_numbered_in_the_order_of_the_development_kit_are_named(
     with pytest.raises(InputError, match=f"is right on .*{advice}") as caught:
         check_labels([accuracy], trusted=False)
     assert "--label_path" not in str(caught.value)
-
-
-def test_without_a_picture_that_can_be_read_there_is_nothing_to_say(photos, surrogate, tmp_path):
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root/a.jpg").write_bytes((photos[0] / "img1.jpg").read_bytes()[:3000])
-    assert looked_at(tmp_path / "root", file_of(tmp_path, [1]), surrogate) == []
 
 
 def test_the_order_of_the_development_kit_is_read_where_it_is_given(photos, surrogate, tmp_path):
@@ -135,29 +132,13 @@ def test_the_order_of_the_development_kit_is_read_where_it_is_given(photos, surr
     assert accuracy.is_certain and accuracy.doubt.endswith("leave --captions out")
 
 
-def test_few_images_are_enough_to_see_a_shift(photos, surrogate, tmp_path):
+def test_few_images_are_enough_to_see_a_shift_and_random_weights_are_no_evidence(photos, surrogate, tmp_path):
     (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), surrogate, 0, limit=4)
     assert accuracy.is_certain
-
-
-def test_random_weights_are_no_evidence(photos, tmp_path):
     torch.manual_seed(0)
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Flatten(), torch.nn.Linear(3136, 1000)
-    )
-    (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), network.eval())
+    layers = torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Flatten(), torch.nn.Linear(3136, 1000)
+    (accuracy,) = looked_at(photos[0], file_of(tmp_path, photos[1]), torch.nn.Sequential(*layers).eval())
     assert accuracy.doubt and not accuracy.is_certain and "is not trained" in accuracy.doubt
-
-
-def test_two_hundred_images_take_seconds(photos, surrogate, tmp_path):
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for k in range(200):
-        shutil.copy(photos[0] / f"img{k % 34 + 1}.jpg", folder / f"img{k + 1}.jpg")
-    started = time.monotonic()
-    (accuracy,) = looked_at(folder, file_of(tmp_path, [photos[1][k % 34] for k in range(200)]), surrogate)
-    assert time.monotonic() - started < 20
-    assert not accuracy.doubt
 
 
 def test_a_folder_whose_only_picture_is_damaged_is_a_line(data, quick, photos, tmp_path):

@@ -47,9 +47,8 @@ def test_permutation_p_values_are_uniform_where_there_is_nothing_to_find():
 
 def test_permutation_finds_a_planted_effect_and_is_exact():
     assert paired_permutation(np.random.default_rng(0).normal(1.5, 1, 12)) < 0.01
-    differences = np.array(
-        [3.0, 1.0, 2.0, 4.0, 5.0, 6.0]
-    )  # all of one sign: only 2 of the 64 signings are as extreme
+    # all of one sign: only 2 of the 64 signings are as extreme
+    differences = np.array([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
     assert paired_permutation(differences) == pytest.approx(2 / 64)
     assert paired_permutation(np.zeros(8)) == 1
 
@@ -109,40 +108,20 @@ def test_the_sentence_says_what_was_found_and_what_could_not_have_been():
 
 
 def test_latex_is_well_formed():
-    text = latex(
-        [
-            ["", "uniform", "fixed"],
-            ["white-box, efficientnet_lite0", "10/11 = 91% [62%, 98%]", "11/11"],
-        ],
-        "50 % & more",
-    )
+    rows = [["", "uniform", "fixed"], ["white-box, efficientnet_lite0", "10/11 = 91% [62%, 98%]", "11/11"]]
+    text = latex(rows, "50 % & more")
     nodes, _, _ = LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
     (environment,) = [node for node in nodes if isinstance(node, LatexEnvironmentNode)]
     (tabular,) = [node for node in environment.nodelist if isinstance(node, LatexEnvironmentNode)]
     assert tabular.environmentname == "tabular"
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert (
-        [line.count(" & ") for line in lines] == [2, 2]
-        and r"efficientnet\_lite0" in text
-        and r"91\%" in text
-        and r"\begin{tabular}{lll}" in text
-    )
+    assert [line.count(" & ") for line in lines] == [2, 2] and r"\begin{tabular}{lll}" in text
+    assert r"efficientnet\_lite0" in text and r"91\%" in text
 
 
 def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, quick, whole, tmp_path):
-    command = [
-        *COMPARE,
-        *flags(
-            data,
-            tmp_path,
-            "--modes",
-            "fixed,learnable",
-            "--weight_lr",
-            "0.05",
-            "--transfer_models",
-            "efficientnet_lite1",
-        ),
-    ]
+    given = "--modes fixed,learnable --weight_lr 0.05 --transfer_models efficientnet_lite1"
+    command = [*COMPARE, *flags(data, tmp_path, *given.split())]
     process = start(command)
     wait_for(lambda: (tmp_path / "learnable").is_dir() and len(done(tmp_path / "learnable")) >= 1, process)
     process.send_signal(signal.SIGKILL)
@@ -165,10 +144,8 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, qui
     assert len(rows) == 4 * 2 and {row["mode"] for row in rows} == {"fixed", "learnable"}
     for name in (f"white-box, {quick}", "transfer, efficientnet_lite1", "seconds an image"):
         assert name in (tmp_path / "comparison.md").read_text() and name in completed.stdout
-    assert (
-        "learnable: no difference to fixed that these 4 images could show; so few images cannot show any"
-        in completed.stdout
-    )
+    told = "learnable: no difference to fixed that these 4 images could show; so few images cannot show any"
+    assert told in completed.stdout
     assert "HaarPSI" in rows[0] and "CIEDE2000" in rows[0]
     for name in ("comparison.md", "comparison.tex"):
         text = (tmp_path / name).read_text()
@@ -177,23 +154,18 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, qui
     LatexWalker((tmp_path / "comparison.tex").read_text(), tolerant_parsing=False).get_latex_nodes()
 
 
-@pytest.mark.parametrize(
-    "extra, message",
-    [
-        (["--modes", "fixed"], "at least two modes"),
-        (["--modes", "fixed,fixed"], "none of them twice"),
-        (["--modes", "uniform,fast"], "unknown mode 'fast'"),
-        (["--modes", "uniform,uniform:increasing"], "or fixed:NAME with one of"),
-        (["--overwrite"], "for main.py"),
-        (["--weight_mode", "fixed"], "takes --modes"),
-    ],
-)
-def test_modes_that_cannot_be_compared(data, tmp_path, extra, message):
-    answer = run([*COMPARE, *flags(data, tmp_path / "out", *extra)])
-    assert (
-        answer.returncode == 2
-        and answer.stderr.startswith("compare.py: error: ")
-        and message in answer.stderr
-        and answer.stderr.count("\n") == 1
-    )
+REFUSED = {
+    "--modes fixed": "at least two modes",
+    "--modes fixed,fixed": "none of them twice",
+    "--modes uniform,fast": "unknown mode 'fast'",
+    "--modes uniform,uniform:increasing": "or fixed:NAME with one of",
+    "--overwrite": "for main.py",
+}
+
+
+@pytest.mark.parametrize("extra", REFUSED)
+def test_modes_that_cannot_be_compared(data, tmp_path, extra):
+    answer = run([*COMPARE, *flags(data, tmp_path / "out", *extra.split())])
+    assert answer.returncode == 2 and answer.stderr.startswith("compare.py: error: ")
+    assert REFUSED[extra] in answer.stderr and answer.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -4,7 +4,6 @@ import gc
 import json
 import re
 import tracemalloc
-import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,6 @@ from diffattack.data.summaries import (
 )
 from diffattack.plotting.draw import (
     delete_others,
-    draw_contact_sheets,
     draw_folders,
     draw_runs,
     is_drawn,
@@ -48,70 +46,43 @@ def made_up_record(random: np.random.Generator, weights: np.ndarray) -> AttackRe
 
     layer_losses = numbers(ITERATIONS, len(TIMESTEPS), len(LAYERS), 1, high=1e-4)
     layer_losses[0] = 0
+    of_iterations = ("attack_loss", "self_attention_loss", "cross_attention_loss", "total_loss", "confidence")
+    of_iterations += ("distance", "self_attention_factor")
     return AttackRecord(
         timesteps=torch.tensor(TIMESTEPS),
         layers=LAYERS,
         grids=[7, 4],
         class_tokens=[["cat"]],
         gradient_iterations=[2, ITERATIONS],
-        attack_loss=numbers(ITERATIONS, 1),
-        self_attention_loss=numbers(ITERATIONS, 1),
-        cross_attention_loss=numbers(ITERATIONS, 1),
-        total_loss=numbers(ITERATIONS, 1),
         weights=torch.from_numpy(weights),
-        self_attention_factor=numbers(ITERATIONS, 1),
         layer_losses=layer_losses,
         reference_squares=numbers(len(TIMESTEPS), len(LAYERS), 1),
-        confidence=numbers(ITERATIONS, 1),
         fooled=torch.from_numpy(random.random((ITERATIONS, 1)) < 0.2),
-        distance=numbers(ITERATIONS, 1),
         gradient_norms=numbers(2, 3, 1),
         class_attention=numbers(2, 1, 4, 4, 1),
         components=numbers(2, 3, 4, 4, 1),
+        **{name: numbers(ITERATIONS, 1) for name in of_iterations},
     )
 
 
-def made_up_run(folder: Path, images: int, own_weights: bool = False, first: int = 0):
-    """A finished run, as far as figures are drawn from it; its images' indices count from `first`."""
-    random = np.random.default_rng(images)
-    configuration = {
-        "images": [f"img{k}.png" for k in range(first + images)],
-        "labels": [1] * (first + images),
-        "targets": [None] * (first + images),
-        "seed": 42,
-        "layer_norm": "relative",
-        "attack_loss_weight": 10.0,
-        "cross_attn_loss_weight": 100.0,
-        "label_base": 1,
-    }
-    folder.mkdir(exist_ok=True)
+def made_up_run(folder: Path, images: int, own_weights: bool = False):
+    """A finished run, as far as figures are drawn from it."""
+    random, layout = np.random.default_rng(images), Layout(folder, images)
+    configuration = {"images": [f"img{k}.png" for k in range(images)], "seed": 42, "layer_norm": "relative"}
+    configuration |= {"attack_loss_weight": 10.0, "cross_attn_loss_weight": 100.0}
+    folder.mkdir()
     (folder / "run.json").write_text(json.dumps(configuration))
-    layout = Layout(folder, first + images)
-    for place in layout.places:
-        place.mkdir(exist_ok=True)
     weights = np.full((ITERATIONS, len(TIMESTEPS)), 1 / len(TIMESTEPS))
-    for index in range(first, first + images):
+    said = {"class": "cat", "confidence": 0.5, "true_confidence": 0.5}
+    for index in range(images):
         if own_weights:
             weights = np.vstack([weights[:1], random.dirichlet(np.ones(len(TIMESTEPS)), ITERATIONS - 1)])
-        said = {"class": "cat", "confidence": 0.5, "true_confidence": 0.5}
-        row = {
-            "index": index,
-            "file": f"img{index}.png",
-            "psnr": random.uniform(30, 40),
-            "before": said,
-            "after": said,
-            "success": True,
-        }
+        row = {"index": index, "file": f"img{index}.png", "psnr": random.uniform(30, 40), "success": True}
         clean = random.integers(0, 255, (32, 32, 3), np.uint8)
         for kind in ("originImage", "adv_image"):
             Image.fromarray(clean).save(layout.file(index, f"{kind}.png"))
-        write_record(
-            made_up_record(random, weights),
-            torch.zeros(1),
-            row,
-            layout.record(index),
-            json_digest(configuration),
-        )
+        record, row = made_up_record(random, weights), row | {"before": said, "after": said}
+        write_record(record, torch.zeros(1), row, layout.record(index), json_digest(configuration))
     return read_run(folder)
 
 
@@ -131,7 +102,7 @@ def test_a_sample_is_the_extremes_and_some_of_the_rest():
     assert set(other) != set(sample)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 99, 100, 1_000])
+@pytest.mark.parametrize("count", [1, 4, 7, 99, 1_000])
 def test_a_sample_has_as_many_as_it_should_each_once(count):
     psnr = [np.inf, np.nan, *np.full(98, 30.0)]  # equal ones, and two pictures in which nothing has changed
     sample = choose(psnr, count, seed=0)
@@ -143,29 +114,14 @@ def test_a_sample_has_as_many_as_it_should_each_once(count):
 
 
 def test_figures_that_no_longer_belong_are_deleted_and_no_others(tmp_path):
-    run = made_up_run(tmp_path / "run", 30)
-    folder = run.folder / ANALYSIS
+    run = made_up_run(tmp_path / "run", 8)
+    folder, sample = run.folder / ANALYSIS, {1: MOST, 4: LEAST}
     folder.mkdir()
-    sample = choose(run.summary.psnr, 6, seed=42)
-    outside = next(k for k in range(30) if k not in sample)
-    inside = next(iter(sample))
-    gone = {
-        *(f"{outside:04d}_{name}.{ending}" for name in IMAGE_FIGURES for ending in ("png", "pdf")),
-        "contact_sheet_2.png",
-        "contact_sheet_3.pdf",
-    }
-    kept = {
-        f"{inside:04d}_losses.png",
-        f"{outside:04d}_mine.png",
-        f"{outside:04d}_losses.svg",
-        f"x{outside:04d}_losses.png",
-        f"{outside}_losses.png",
-        "contact_sheet_1.png",
-        "contact_sheet_02.png",
-        "contact_sheet_mine.png",
-        "losses.png",
-        "compared_losses.pdf",
-    }
+    gone = {f"0002_{name}.{ending}" for name in IMAGE_FIGURES for ending in ("png", "pdf")}
+    gone |= {"contact_sheet_2.png", "contact_sheet_3.pdf"}
+    kept = {"0001_attention.png", "0002_mine.png", "0002_attention.svg", "x0002_attention.png"}
+    kept |= {"2_attention.png", "contact_sheet_1.png", "contact_sheet_02.png", "contact_sheet_mine.png"}
+    kept |= {"losses.png", "compared_losses.pdf"}
     for name in gone | kept:
         (folder / name).write_bytes(b"")
     delete_others(run, sample)
@@ -174,19 +130,13 @@ def test_figures_that_no_longer_belong_are_deleted_and_no_others(tmp_path):
 
 def test_a_run_draws_its_sample_and_says_which(tmp_path, capsys):
     run = made_up_run(tmp_path / "run", 30)
-    (run.folder / ANALYSIS).mkdir()
-    stale = run.folder / ANALYSIS / "contact_sheet_2.png"
-    stale.write_bytes(b"")
     draw_folders([run], no_schedules, figure_images=4)
     names = [path.name for path in (run.folder / ANALYSIS).iterdir()]
     sample = choose(run.summary.psnr, 4, seed=42)
-    drawn = {int(match[1]) for name in names if (match := re.match(r"(\d{4,})_", name))}
-    assert drawn == set(sample) and "contact_sheet_1.png" in names and not stale.exists()
-    assert len([name for name in names if re.match(r"\d", name)]) == 4 * len(IMAGE_FIGURES)
+    drawn = Counter(int(match[1]) for name in names if (match := re.match(r"(\d{4,})_", name)))
+    assert drawn == dict.fromkeys(sample, len(IMAGE_FIGURES)) and "contact_sheet_1.png" in names
     assert "figures of 4 of 30 images, the most and the least visible" in capsys.readouterr().err
     assert all(is_drawn(run, index) for index in drawn)
-    ((name, _),) = draw_contact_sheets(run, sample)
-    assert name == "contact_sheet_1"
 
 
 # ---------------------------------------------------------------- one pass over the records
@@ -265,30 +215,6 @@ def test_memory_does_not_hold_the_records(tmp_path):
     list(draw_runs({"a": run}, no_schedules))  # what is imported and cached stays
     few, many = peak(60)[0], peak(600)[0]
     assert many - few < 540 * 2_000
-    alive, most = 0, 0
-
-    class Counted:
-        """Records of which it counts how many are there at once."""
-
-        def __len__(self):
-            return 60
-
-        def __getitem__(self, k):
-            nonlocal alive, most
-            if k >= 60:
-                raise IndexError
-            record = replace(run.records[k % 20])
-            alive += 1
-            most = max(most, alive)
-            weakref.finalize(record, left)
-            return record
-
-    def left():
-        nonlocal alive
-        alive -= 1
-
-    list(draw_runs({"a": replace(run, records=Counted())}, no_schedules))
-    assert most <= 3
 
 
 # ---------------------------------------------------------------- weights of many images
@@ -299,19 +225,12 @@ def weights_of(images: int, goes_on: bool) -> np.ndarray:
     return weights if goes_on else np.concatenate([np.full((images, 1, 3), 1 / 3), weights[:, 1:]], 1)
 
 
-def test_weights_of_many_images_are_medians_and_quartiles():
-    weights = weights_of(60, goes_on=False)
-    (panel,) = plot_weight_curves({"a": run_of(weights=weights)}).axes
+def test_weights_of_many_images_are_medians_or_those_at_the_end_of_each():
+    on, anew = weights_of(60, goes_on=True), weights_of(60, goes_on=False)
+    both = {"goes on": run_of(weights=on), "starts anew": run_of(weights=anew)}
+    first, second = plot_weight_curves(both).axes
     for i in range(3):
-        np.testing.assert_allclose(panel.lines[i].get_ydata(), np.median(weights[..., i], 0))
-    assert len(panel.collections) == 3
-    assert panel.get_xlabel() == "iteration, median over 60 images"
-
-
-def test_weights_that_go_on_are_shown_at_the_end_of_each_image():
-    weights = weights_of(60, goes_on=True)
-    both = {"goes on": run_of(weights=weights), "starts anew": run_of(weights=weights_of(60, goes_on=False))}
-    panel, other = plot_weight_curves(both).axes
-    assert "at the end of each of 60 images" in panel.get_xlabel() and "median" in other.get_xlabel()
-    for i in range(3):
-        assert np.array_equal(panel.lines[i].get_ydata(), weights[:, -1, i])
+        assert np.array_equal(first.lines[i].get_ydata(), on[:, -1, i])
+        np.testing.assert_allclose(second.lines[i].get_ydata(), np.median(anew[..., i], 0))
+    assert first.get_xlabel() == "at the end of each of 60 images"
+    assert second.get_xlabel() == "iteration, median over 60 images" and len(second.collections) == 3

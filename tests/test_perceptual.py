@@ -1,5 +1,5 @@
-"""Measures of visibility beside slow versions, closed forms and published values; what the legend says of
-them; and that nothing is downloaded unasked.
+"""Measures of visibility and distances of sets of pictures beside slow versions, closed forms and published
+values; what the legend says of them; and that nothing is downloaded unasked.
 """
 
 import math
@@ -9,19 +9,22 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TinyClassifier
 
 from diffattack.data.images import read_image
+from diffattack.evaluation import statistics
 from diffattack.evaluation.metrics import (
     colour_difference,
     feature_network,
     features_of,
+    last_features,
     lpips,
     measures,
     perceptual,
     quality_of,
     visibility,
 )
+from diffattack.evaluation.statistics import frechet_distance, kernel_distance
 from diffattack.evaluation.tables import MEASURES, legend
 
 CPU = torch.device("cpu")
@@ -93,70 +96,59 @@ def test_gmsd_against_a_slow_version(photograph):
     assert perceptual(clean, other)["GMSD"] == pytest.approx(slow_gmsd(clean, other), rel=1e-4)
 
 
-def slow_ciede2000(first, second) -> float:
-    """Of two colours in CIELAB, as Sharma, Wu and Dalal (2005) write it out."""
-    (l1, a1, b1), (l2, a2, b2) = first, second
-    mean_chroma = (math.hypot(a1, b1) + math.hypot(a2, b2)) / 2
-    stretch = 1.5 - 0.5 * math.sqrt(mean_chroma**7 / (mean_chroma**7 + 25**7))
-    c1, c2 = math.hypot(stretch * a1, b1), math.hypot(stretch * a2, b2)
-    h1, h2 = (math.degrees(math.atan2(b, stretch * a)) % 360 for a, b in ((a1, b1), (a2, b2)))
-    turn = 0 if c1 * c2 == 0 else (h2 - h1 + 180) % 360 - 180
-    if c1 * c2 and h2 - h1 == 180:
-        turn = 180
-    hue_difference = 2 * math.sqrt(c1 * c2) * math.sin(math.radians(turn / 2))
-    light, chroma = (l1 + l2) / 2, (c1 + c2) / 2
-    if c1 * c2 == 0:
-        hue = h1 + h2
-    elif abs(h1 - h2) <= 180:
-        hue = (h1 + h2) / 2
-    else:
-        hue = (h1 + h2 + (360 if h1 + h2 < 360 else -360)) / 2
-    t = 1 + sum(
-        factor * math.cos(math.radians(times * hue + shift))
-        for factor, times, shift in ((-0.17, 1, -30), (0.24, 2, 0), (0.32, 3, 6), (-0.20, 4, -63))
-    )
-    s_l = 1 + 0.015 * (light - 50) ** 2 / math.sqrt(20 + (light - 50) ** 2)
-    s_c, s_h = 1 + 0.045 * chroma, 1 + 0.015 * chroma * t
-    turning = 60 * math.exp(-(((hue - 275) / 25) ** 2))  # twice 30 degrees
-    r_t = -2 * math.sqrt(chroma**7 / (chroma**7 + 25**7)) * math.sin(math.radians(turning))
-    x, y, z = (l2 - l1) / s_l, (c2 - c1) / s_c, hue_difference / s_h
-    return math.sqrt(x**2 + y**2 + z**2 + r_t * y * z)
+def test_ciede2000_is_the_mean_over_the_pixels():
+    """Of colours of which it was worked out as Sharma, Wu and Dalal (2005) write it, from sRGB at D65."""
+    colours = {((255, 0, 0), (0, 255, 0)): 86.6135, ((0, 0, 255), (255, 255, 0)): 103.4276}
+    colours |= {((120, 90, 60), (125, 88, 66)): 4.8258, ((200, 200, 200), (190, 200, 215)): 7.2470}
+    clean, other = (np.array([[pair[side] for pair in colours]], np.uint8) for side in (0, 1))
+    for k, expected in enumerate(colours.values()):
+        assert colour_difference(clean[:, k : k + 1], other[:, k : k + 1]) == pytest.approx(
+            expected, rel=2e-3
+        )
+    assert colour_difference(clean, other) == pytest.approx(np.mean([*colours.values()]), rel=2e-3)
 
 
-@pytest.mark.parametrize(
-    "first, second, published",
-    [
-        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
-        ((50, -1.3802, -84.2814), (50, 0, -82.7485), 1.0000),
-        ((50, 0, 0), (50, -1, 2), 2.3669),
-        ((50, 2.5, 0), (50, 0, -2.5), 4.3065),
-        ((50, 2.5, 0), (73, 25, -18), 27.1492),
-        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
-        ((90.8027, -2.0831, 1.4410), (91.1528, -1.6435, 0.0447), 1.4441),
-        ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082),
-    ],
-)
-def test_ciede2000_of_published_pairs(first, second, published):
-    """Sharma, Wu and Dalal (2005), table 1: what the next test compares with."""
-    assert slow_ciede2000(first, second) == pytest.approx(published, abs=5e-5)
+# ---------------------------------------------------------------- distances of sets of pictures
 
 
-def lab(pixel: np.ndarray) -> np.ndarray:
-    """CIELAB of an sRGB pixel (IEC 61966-2-1), white D65."""
-    linear = np.where(pixel <= 0.04045, pixel / 12.92, ((pixel + 0.055) / 1.055) ** 2.4)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
-    scaled = xyz / np.array([0.9505, 1, 1.089])
-    x, y, z = np.where(scaled > (6 / 29) ** 3, np.cbrt(scaled), scaled * 29**2 / (3 * 6**2) + 4 / 29)
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+@pytest.mark.parametrize("rows", [1024, 7])
+def test_the_kernel_distance_is_that_of_all_pairs(monkeypatch, rows):
+    monkeypatch.setattr(statistics, "ROWS", rows)
+    clean, other = np.random.default_rng(0).normal(size=(2, 20, 24))
+    for shift in (0, 0.4):
+        both = np.concatenate([clean, other + shift])
+        kernel = np.array([[(x @ y / 24 + 1) ** 3 for y in both] for x in both])
+        within = sum(part.sum() - part.trace() for part in (kernel[:20, :20], kernel[20:, 20:])) / (20 * 19)
+        expected = within - 2 * kernel[:20, 20:].mean()
+        assert kernel_distance(clean, other + shift) == pytest.approx(expected, rel=1e-9)
 
 
-def test_ciede2000_is_the_mean_over_the_pixels(photograph):
-    clean = photograph[::24, ::24]
-    other = noisy(clean, 10)
-    each = [
-        slow_ciede2000(lab(a), lab(b)) for a, b in zip(clean.reshape(-1, 3) / 255, other.reshape(-1, 3) / 255)
-    ]
-    assert colour_difference(clean, other) == pytest.approx(np.mean(each), rel=2e-3)
+@pytest.mark.parametrize("dimension", [5, 200])  # 200: more than there are images
+def test_frechet_distance_of_two_gaussians(monkeypatch, dimension):
+    monkeypatch.setattr(statistics, "ROWS", 30)
+    noise = np.random.default_rng(0).normal(size=(2, 100, dimension))
+    a, b = noise[0], 2 * noise[1] + 1
+    first, second = np.cov(a.T), np.cov(b.T)
+    values, vectors = np.linalg.eigh(first)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    common = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(first + second) - 2 * common
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
+
+
+def test_features_are_what_the_last_linear_layer_sees():
+    classifier, x = TinyClassifier().eval(), torch.rand(2, 3, 32, 32)
+    assert torch.allclose(5 * classifier.layers[-1](last_features(classifier)(x)), classifier(x))
+
+
+def test_an_image_that_stays_as_it_was_is_in_no_mean_of_visibility():
+    visible = np.array([[[30.0, 2.0]], [[np.inf, 0.0]], [[40.0, 1.0]]])  # (images, sides, measures)
+    features = np.random.default_rng(0).random((3, 2, 4))
+    quality = quality_of(["PSNR dB", "L2"], visible, features, "net")
+    assert quality["PSNR dB"].adversarial.value == 35 and quality["L2"].adversarial.value == 1.5
+    assert quality["L2"].note == "of the 2 of 3 images that were changed" and len(quality["L2"].by_image) == 3
+    alone = quality_of(["PSNR dB", "L2"], visible[1:2], features[1:2], "net")
+    assert np.isnan(alone["PSNR dB"].adversarial.value)
 
 
 # ---------------------------------------------------------------- the table
@@ -164,19 +156,16 @@ def test_ciede2000_is_the_mean_over_the_pixels(photograph):
 
 def test_every_row_of_the_table_is_in_the_legend(photograph):
     clean = np.stack([photograph[:96, :96], photograph[96:, 96:]])
-    other = np.stack([noisy(p, 3) for p in clean])
-    network = feature_network([])
-    features = [features_of(network, side, CPU) for side in (clean, other)]
+    other, network = np.stack([noisy(p, 3) for p in clean]), feature_network([])
+    features = np.stack([features_of(network, side, CPU).numpy() for side in (clean, other)], 1)
     each = [measures(*pair, CPU) for pair in zip(clean, other)]
-    quality = quality_of(
-        [{name: np.array([one[name] for one in each]) for name in each[0]}], features, network
-    )
+    visible = np.array([[list(one.values())] for one in each])
+    quality = quality_of(list(each[0]), visible, features, network)
     higher, lower = legend(quality)
     for name in quality:
         known = name.split(",")[0].removesuffix(" (levels)")
         assert f" {known} (" in (higher if MEASURES[name.split(",")[0]][0] == "higher" else lower), name
     assert "MS-SSIM" not in higher  # these are too small
-    assert quality["GMSD"].by_image.shape == (2,)
 
 
 def test_nothing_is_downloaded_unasked(monkeypatch, tmp_path):

@@ -9,12 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 
-import numpy as np
 import pytest
-import torch
 from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
 
 from diffattack.common.errors import InputError, RunError
@@ -22,7 +19,6 @@ from diffattack.data.classes import read_class_names
 from diffattack.data.dataset import read_dataset
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
 from diffattack.data.records import read_record, read_run
-from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.runner.folder import check_folder, check_still_ours, claim
 
 
@@ -68,27 +64,10 @@ def flip(path):
     path.write_bytes(content)
 
 
-def without(field):
-    def change(path):
-        with np.load(path) as saved:
-            arrays = {name: saved[name] for name in saved if name != field}
-        np.savez_compressed(path, **arrays)
-
-    return change
-
-
-def with_object(path):
-    with np.load(path) as saved:
-        arrays = dict(saved)
-    np.savez_compressed(path, **arrays | {"row": np.array({"index": 1}, dtype=object)})
-
-
 DAMAGES = {
     "empty": lambda path: path.write_bytes(b""),
     "cut": cut,
     "one bit": flip,
-    "without a field": without("confidence"),
-    "with a pickled object": with_object,
     "of another image": lambda path: shutil.copy(path.with_name("0002_record.npz"), path),
 }
 
@@ -161,10 +140,7 @@ def test_a_checkpoint_that_has_changed_is_named(data, tmp_path):
 
 RUN_FILES = {
     "empty": b"",
-    "UTF-16": '{"guidance": 2.5}'.encode("utf-16"),
     "a list": b"[1]",
-    "a number": b"1",
-    "null": b"null",
     "nested": b"[" * 10_000 + b"]" * 10_000,
 }
 
@@ -227,24 +203,12 @@ def test_a_file_name_need_not_be_unicode(data, tmp_path):
     inputs.mkdir()
     shutil.copy(data / "images" / "img0.png", os.fsencode(inputs) + b"/im\xffg.png")
     (tmp_path / "labels.txt").write_text("1\n")
-    result = run(
-        [
-            *MAIN,
-            *flags(data, tmp_path / "out", "--images_root", inputs, "--label_path", tmp_path / "labels.txt"),
-            "--figures",
-            "all",
-        ],
-        stdout=subprocess.PIPE,  # as a process
-    )
+    given = ["--images_root", inputs, "--label_path", tmp_path / "labels.txt"]
+    command = [*MAIN, *flags(data, tmp_path / "out", *given), "--figures", "all"]
+    result = run(command, stdout=subprocess.PIPE)  # as a process
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     assert r"im\udcffg.png" in result.stdout
     assert json.loads((tmp_path / "out/results.json").read_text())["images"][0]["file"] == "im\udcffg.png"
-
-
-def test_a_name_that_is_too_long_is_said(data):
-    result = run([*MAIN, *flags(data, "x" * 300)])
-    assert result.returncode == 2 and "File name too long" in result.stderr
-    assert "make room" not in result.stderr and result.stderr.count("\n") == 1
 
 
 # ---------------------------------------------------------------- anything at all
@@ -274,28 +238,16 @@ def test_no_mutation_of_a_small_file_ends_in_a_traceback(finished, tmp_path):
     labels = (ROOT / "demo" / "labels.txt").read_bytes()
     captions = json.dumps({"id2label": {str(k): name for k, name in enumerate(CLASS_NAMES)}}).encode()
     table = "filename,label\n" + "".join(f"{path.name},1\n" for path in sorted(photos.iterdir()))
-    targets = {
-        "record": (
-            finished / "0001_record.npz",
-            None,
-            lambda path: read_record(path, None),
-            (ValueError,),
-        ),
-        "run.json": (finished / "run.json", None, lambda path: check_folder(finished, {}), (InputError,)),
-        "labels": (
-            tmp_path / "labels.txt",
-            labels,
-            lambda path: read_dataset(photos, path, ("a",) * 1000),
-            (InputError,),
-        ),
-        "table": (
-            tmp_path / "labels.csv",
-            table.encode(),
-            lambda path: read_dataset(photos, path, ("a",) * 1000),
-            (InputError,),
-        ),
-        "captions": (tmp_path / "captions.json", captions, read_class_names, (InputError,)),
-        "names": (tmp_path / "captions.txt", b"0: 'cat',\n1: 'dog',\n", read_class_names, (InputError,)),
+
+    def read_labels(path):
+        return read_dataset(photos, path, ("a",) * 1000)
+
+    targets = {  # a file, what it holds, what reads it, and how that refuses
+        "record": (finished / "0001_record.npz", None, read_record, ValueError),
+        "run.json": (finished / "run.json", None, lambda path: check_folder(finished, {}), InputError),
+        "labels": (tmp_path / "labels.txt", labels, read_labels, InputError),
+        "table": (tmp_path / "labels.csv", table.encode(), read_labels, InputError),
+        "captions": (tmp_path / "captions.json", captions, read_class_names, InputError),
     }
     refused = dict.fromkeys(targets, 0)
     for name, (path, content, read, expected) in targets.items():
@@ -309,24 +261,6 @@ def test_no_mutation_of_a_small_file_ends_in_a_traceback(finished, tmp_path):
                 assert "\n" not in str(error)
         path.write_bytes(content)
     assert all(refused.values()), refused
-
-
-@pytest.mark.slow
-def test_no_mutation_of_a_checkpoints_texts_ends_in_a_traceback(tmp_path):
-    chance, model = random.Random(1), save_checkpoint(tmp_path / "model")
-    refused, started = 0, time.monotonic()
-    for name in ("model_index.json", "scheduler/scheduler_config.json") * 20:
-        content = (model / name).read_bytes()
-        (model / name).write_bytes(mutated(content, chance))
-        try:
-            load_pipeline(str(model), torch.device("cpu"))
-        except InputError as error:
-            refused += 1
-            assert "\n" not in str(error)
-        (model / name).write_bytes(content)
-        if time.monotonic() - started > 30:
-            break
-    assert refused
 
 
 # ---------------------------------------------------------------- tidiness
@@ -382,11 +316,3 @@ def test_check_says_in_one_line_that_a_loss_is_not_finite(data, tmp_path):
     )
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "loss is not finite in iteration" in result.stderr and not (tmp_path / "out").exists()
-
-
-def test_weights_may_be_links_to_another_folder(tmp_path):
-    model = save_checkpoint(tmp_path / "model")
-    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(tmp_path / "elsewhere.safetensors")
-    weights.symlink_to(tmp_path / "elsewhere.safetensors")
-    assert load_pipeline(str(model), torch.device("cpu")).unet is not None

@@ -86,7 +86,7 @@ def check_name(name: str) -> str:
         return name
     raise InputError(
         f"unknown classifier {name!r}; expected {', '.join(REGISTRY)}, timm:NAME, hf:ORG/NAME, hf:FOLDER, "
-        f"FILE.pt2, FILE.ts or FILE.py:FUNCTION; docs/usage.md has short names"
+        f"FILE.pt2, FILE.ts or FILE.py:FUNCTION; docs/models.md has short names"
     )
 
 

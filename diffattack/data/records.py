@@ -304,6 +304,15 @@ def read_configuration(folder: Path) -> dict:
         ) from None
 
 
+def run_identity(folder: Path) -> str:
+    """A digest of the run.json of a folder; RecordError where there is none."""
+    try:
+        return hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        where = folder / "run.json"
+        raise RecordError(f"{where}: {error.strerror}; it says of what run the files are") from None
+
+
 def read_run(folder: Path, indices: Collection[int] | None = None) -> Run:
     """What main.py saved of a run, or of the images with these indices; records are read as they are asked
     for.
@@ -316,7 +325,7 @@ def read_run(folder: Path, indices: Collection[int] | None = None) -> Run:
     finished = sorted(layout.finished(indices)) if configuration else ()
     if not finished:
         raise RecordError(f"no finished image of a run in {str(folder)!r}; give an output folder of main.py")
-    records = Records([layout.record(index) for index in finished], json_digest(configuration))
+    records = Records([layout.record(index) for index in finished], run_identity(folder))
     return Run(folder, configuration, records)
 
 

@@ -5,8 +5,6 @@ budget.fits(clean, images)           # (B,), images (B, 3, H, W) in [0, 1]
 budget.hold(clean, images)           # the same, each within the budget, also in 8 bits
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

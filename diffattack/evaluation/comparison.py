@@ -2,8 +2,6 @@
 the timesteps' weights moved, in a run, too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +11,9 @@ import scipy
 from diffattack.data.records import Run
 from diffattack.data.summaries import mean_and_deviation
 from diffattack.evaluation.metrics import Quality, means_of
-from diffattack.evaluation.results import Evaluation
+from diffattack.evaluation.results import Evaluation, counts_of
 from diffattack.evaluation.statistics import ALPHA, correct, paired, smallest_success_difference
-from diffattack.evaluation.tables import COUNTED, Report, cost_dict, cost_rows, legend
+from diffattack.evaluation.tables import COUNTED, Report, cost_dict, cost_rows, figure_rows, legend
 
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
 
@@ -126,9 +124,8 @@ def transfer_shares(evaluation: Evaluation) -> np.ndarray:
     """What each image adds to the mean of the transfer classifiers' success rates, times the number of
     images: its mean is that mean.
     """
-    found = (result.counts[None]["success"] for result in evaluation.transfers)
-    shares = sum(fooled / max(1, counted.sum()) for counted, fooled in found)
-    return shares * len(shares) / len(evaluation.transfers)
+    counted, fooled = counts_of(evaluation.transfers)
+    return (fooled / np.maximum(1, counted.sum(1, keepdims=True))).mean(0) * counted.shape[1]
 
 
 # ---------------------------------------------------------------- in words
@@ -274,39 +271,32 @@ def add_weights(report: Report, runs: Mapping[str, Run], movements: Sequence[dic
     }
     means = {name: mean_and_deviation(values) for name, values in shares.items()}
     *by_timestep, by_layer = means
+    heads = ["", *(f"i = {i}" for i in range(len(first.timesteps)))]
+    timestep_rows = [[name, *percentages(*means[name], ".0f")] for name in by_timestep]
+    layer_rows = map(list, zip(first.layers, percentages(*means[by_layer], ".2g")))
     report.sections[1:1] = [
         ("Weights", weight_rows(list(runs), movements)),
-        (
-            "Shares of the self-attention loss by timestep, %",
-            [["", *(f"i = {i}" for i in range(len(first.timesteps)))]]
-            + [[name, *percentages(*means[name], ".0f")] for name in by_timestep],
-        ),
-        (
-            "Shares of the self-attention loss by layer, %",
-            [["layer", "share"], *map(list, zip(first.layers, percentages(*means[by_layer], ".2g")))],
-        ),
+        ("Shares of the self-attention loss by timestep, %", [heads, *timestep_rows]),
+        ("Shares of the self-attention loss by layer, %", [["layer", "share"], *layer_rows]),
     ]
     report.remarks.extend(x for run, w in zip(runs.values(), movements) for x in lines_about_weights(w, run))
     report.remarks.append(STUDY_REMARK)
-    report.results.update(
-        weights=dict(zip(runs, movements)),
-        layers=first.layers,
-        shares={
-            name: {"mean": mean, "standard_deviation": deviation, "by_image": shares[name]}
-            for name, (mean, deviation) in means.items()
-        },
-    )
+    of_shares = {
+        name: {"mean": mean, "standard_deviation": deviation, "by_image": shares[name]}
+        for name, (mean, deviation) in means.items()
+    }
+    report.results.update(weights=dict(zip(runs, movements)), layers=first.layers, shares=of_shares)
 
 
 def weight_rows(names: Sequence[str], movements: Sequence[dict]) -> list[list[str]]:
-    rows = [["mode", "start", "end", "largest change", "towards", "effective timesteps", ""]]
+    lines = []
     for name, moved in zip(names, movements):
-        timestep = "" if towards(moved) is None else f"i = {towards(moved)}"
-        change, effective = f"{moved['largest_change']:.3f}", f"{moved['effective']:.2f}"
-        rows.append(
-            [name, *numbers(moved, " "), change, timestep, effective, "collapsed" * moved["collapsed"]]
-        )
-    return rows
+        start, end = numbers(moved, " ")
+        timestep = None if towards(moved) is None else f"i = {towards(moved)}"
+        line = {"mode": name, "start": start, "end": end, "largest change": f"{moved['largest_change']:.3f}"}
+        line |= {"towards": timestep, "effective timesteps": f"{moved['effective']:.2f}"}
+        lines.append(line | {"": "collapsed" * moved["collapsed"]})
+    return figure_rows(lines)
 
 
 def percentages(means: np.ndarray, deviations: np.ndarray, form: str) -> list[str]:

@@ -6,8 +6,6 @@ less, so that two of them at one setting say little of which is better: each giv
 the curves of two are compared where both reach.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,8 +21,14 @@ from diffattack.data.records import Run
 from diffattack.evaluation.judges import Judges, batch_on
 from diffattack.evaluation.metrics import means_of, visibility
 from diffattack.evaluation.predictions import ClassifierResult, predict
-from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.statistics import Estimate, correct, mean_over_images, paired
+from diffattack.evaluation.results import Evaluation, counts_of
+from diffattack.evaluation.statistics import (
+    Estimate,
+    correct,
+    difference_at_equal_visibility,
+    mean_over_images,
+    paired,
+)
 from diffattack.evaluation.tables import COUNTED, Report, figure_rows, legend
 
 MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
@@ -77,31 +81,41 @@ def curve_of_image(
     every, goals = np.repeat(labels, len(pictures), 0), np.repeat(targets, len(pictures))
     about = (pictures, every, judges.device, batch_on(judges.device), judges.head, goals)
     found = np.stack([predict(judges.classifier(name), *about)[0] for name in judges.names], 1)  # (1 + P, C)
-    visible = [visibility(clean, picture) for picture in pictures[1:]]
     return {
         "curve_iterations": np.array(steps),
         "curve_predictions": np.stack([np.broadcast_to(found[0], found[1:].shape), found[1:]], 2),
-        "curve_visibility": np.array([[one[name] for name in MEASURES] for one in visible]),
+        "curve_visibility": visibilities(itertools.repeat(clean), pictures[1:]),
     }
 
 
 def curve_points(run: Run) -> dict[int, Evaluation]:
     """A run at each of its `--judge_at`, and at its end; none where it has none."""
     configuration, summary = run.configuration, run.summary
-    if not configuration["judge_at"]:
+    if not configuration.get("judge_at"):
         return {}
-    points, head = {}, head_named(configuration.get("head"), configuration.get("threshold"))
+    head = head_named(configuration.get("head"), configuration.get("threshold"))
     named = (labels_of(configuration, index) for index in summary.indices)
     labels, targets = labels_and_targets([Item(0, run.folder, *each) for each in named])
-    for p, iteration in enumerate(summary.curve_iterations[0].tolist()):
-        sides = summary.curve_predictions[:, p]  # (images, C, 2)
-        results = [
-            ClassifierResult(name, labels, sides[:, k, None], targets, head)
-            for k, name in enumerate(configuration["curve_judges"])
-        ]
-        quality = means_of([dict(zip(MEASURES, summary.curve_visibility[:, p].T))])
-        points[iteration] = Evaluation(results, quality, [], len(configuration["model_name"]))
-    return points
+    results = [ClassifierResult(n, labels, None, targets, head) for n in configuration["curve_judges"]]
+    return {
+        iteration: point(results, predictions, visible, len(configuration["model_name"]))
+        for iteration, predictions, visible in zip(
+            summary.curve_iterations[0].tolist(),
+            np.moveaxis(summary.curve_predictions, 1, 0),  # of (images, C, 2)
+            np.moveaxis(summary.curve_visibility, 1, 0),
+        )
+    }
+
+
+def point(
+    results: Sequence[ClassifierResult], predictions: np.ndarray, visible: np.ndarray, surrogates: int
+) -> Evaluation:
+    """One of a curve: of the images and classifiers of `results`, by other predictions `(images, C, 2)`, and
+    visibilities `(images, MEASURES)`.
+    """
+    each = zip(results, np.moveaxis(predictions, 1, 0))
+    results = [replace(one, predictions=sides[:, None], logits=None) for one, sides in each]
+    return Evaluation(results, means_of([dict(zip(MEASURES, visible.T))]), [], surrogates)
 
 
 # ---------------------------------------------------------------- over parts of the change
@@ -120,22 +134,23 @@ def scaled_points(
         read: gives the pictures of the run, some at a time, in the order of the evaluation.
     """
     chosen = [r for k, r in enumerate(evaluation.classifiers) if evaluation.role(k) != "defended"]
-    points = {}
+    before, points = np.stack([result.predictions[:, 0, 0] for result in chosen], 1), {}  # (images, C)
     for part in PARTS[:-1]:
         after, visible = [], []
         for pictures in read():
             change = pictures.adversarial.astype(np.float32) - pictures.clean
             version = np.clip(np.round(pictures.clean + part * change), 0, 255).astype(np.uint8)
             about = (version, pictures.labels, judges.device, 16, judges.head, pictures.targets)
-            after.append([predict(judges.classifier(result.name), *about)[0] for result in chosen])
-            visible += map(visibility, pictures.clean, version)
-        results = [
-            replace(r, predictions=np.stack([r.predictions[:, 0, 0], found], 1)[:, None], logits=None)
-            for r, found in zip(chosen, np.concatenate(after, 1))
-        ]
-        quality = means_of([{name: np.array([one[name] for one in visible]) for name in MEASURES}])
-        points[round(100 * part)] = Evaluation(results, quality, [], evaluation.surrogates)
+            after.append(np.stack([predict(judges.classifier(one.name), *about)[0] for one in chosen], 1))
+            visible.append(visibilities(pictures.clean, version))
+        sides = np.stack([before, np.concatenate(after)], 2)
+        points[round(100 * part)] = point(chosen, sides, np.concatenate(visible), evaluation.surrogates)
     return points | {100: Evaluation(chosen, evaluation.quality, [], evaluation.surrogates)}
+
+
+def visibilities(clean: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> np.ndarray:
+    """Of pictures beside clean ones, `(pictures, MEASURES)`."""
+    return np.array([[one[name] for name in MEASURES] for one in map(visibility, clean, others)])
 
 
 # ---------------------------------------------------------------- at equal visibility
@@ -157,42 +172,13 @@ def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """How far each image fools the transfer classifiers that had it right before, `(B,)`: the share of them
     that is fooled, and the mean probability that they leave to its true class; NaN without any.
     """
-    results = evaluation.transfers
-    counted, fooled = map(np.stack, zip(*(result.counts[None]["success"] for result in results)))
-    left = np.stack([result.predictions["true_confidence"][:, 0, 1] for result in results])
+    counted, fooled = counts_of(evaluation.transfers)
+    left = np.stack([one.predictions["true_confidence"][:, 0, 1] for one in evaluation.transfers])
     with np.errstate(invalid="ignore"):
         return {
             "transfer success": fooled.sum(0) / counted.sum(0),
             "confidence left in the true class": np.where(counted, left, 0).sum(0) / counted.sum(0),
         }
-
-
-def difference_at_equal_visibility(
-    visibility: tuple[np.ndarray, np.ndarray], scores: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """The second curve minus the first, for each image, averaged over the visibilities that both reach:
-    `(B,)`, NaN where they have none in common.
-
-    Each image's points are joined by straight lines in the order of their visibility; nothing is
-    extrapolated.
-
-    Args:
-        visibility, scores: of both curves, `(points, B)` each.
-    """
-    differences = np.full(visibility[0].shape[1], np.nan)
-    orders = [np.argsort(each, 0, kind="stable") for each in visibility]
-    sides = [
-        [np.take_along_axis(each, o, 0).T for each, o in zip(one, orders)] for one in (visibility, scores)
-    ]
-    for k, (v1, v2, s1, s2) in enumerate(zip(*sides[0], *sides[1])):
-        low, high = max(v1[0], v2[0]), min(v1[-1], v2[-1])
-        if low <= high:
-            grid = np.unique(np.clip(np.concatenate([v1, v2]), low, high))
-            difference = np.interp(grid, v2, s2) - np.interp(grid, v1, s1)
-            differences[k] = (
-                np.trapezoid(difference, grid) / (high - low) if high > low else difference.mean()
-            )
-    return differences
 
 
 def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]:
@@ -212,12 +198,20 @@ def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]
 
 
 def pair_rows(pairs: Sequence[dict]) -> list[list[str]]:
-    rows = [["modes", "of", "at equal", "difference", "p", "corrected", "images"]]
-    for pair in pairs:
-        found = pair["difference"].with_interval("+.3f") if pair["images"] else ""
-        numbers = f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}", str(pair["images"])
-        rows.append([" - ".join(pair["modes"][::-1]), pair["score"], pair["visibility"], found, *numbers])
-    return rows
+    return figure_rows(
+        [
+            {
+                "modes": " - ".join(pair["modes"][::-1]),
+                "of": pair["score"],
+                "at equal": pair["visibility"],
+                "difference": pair["difference"].with_interval("+.3f") if pair["images"] else None,
+                "p": f"{pair['p']:.2g}",
+                "corrected": f"{pair['p_holm']:.2g}",
+                "images": pair["images"],
+            }
+            for pair in pairs
+        ]
+    )
 
 
 # ---------------------------------------------------------------- every mode at several values of a flag

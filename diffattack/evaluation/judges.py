@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -60,7 +59,6 @@ class Judged:
 
 
 BY_IMAGE = tuple(declared.name for declared in fields(Judged))[:-2]  # those whose first axis is images
-IN_FILES = ("features", "logits")  # of many images these would take most of the memory
 
 
 @dataclass(eq=False)
@@ -188,19 +186,14 @@ def read_judged(path: Path, judges: Judges, key: str) -> Judged | None:
         return None
 
 
-def joined(each: Iterable[Judged], images: int, folder: Path) -> Judged:
-    """What has been found of so many images, one after the other, in one; what would take most of the memory
-    lies in files without a name in the folder.
-    """
+def joined(each: Iterable[Judged], images: int) -> Judged:
+    """What has been found of so many images, one after the other, in one."""
     arrays: dict[str, np.ndarray] = {}
     oddities: dict[str, None] = {}
     for k, judged in enumerate(each):
         for name in BY_IMAGE:
             values = getattr(judged, name)
-            if k == 0 and name in IN_FILES and values.size:
-                with tempfile.TemporaryFile(dir=folder) as file:
-                    arrays[name] = np.memmap(file, values.dtype, "w+", shape=(images, *values.shape[1:]))
-            elif k == 0:
+            if k == 0:
                 arrays[name] = np.zeros((images, *values.shape[1:]), values.dtype)
             arrays[name][k] = values[0]
         oddities |= dict.fromkeys(judged.oddities.tolist())

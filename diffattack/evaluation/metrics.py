@@ -1,14 +1,9 @@
 """How visible a change is: SSIM, PSNR, LPIPS, and measures that follow an eye more closely than SSIM does;
-and how real pictures look: Frechet and kernel distance of two sets of pictures, in the features of a network,
-which are gone through in blocks: they may lie in a file.
+and how real pictures look: Frechet and kernel distance of two sets of pictures, in the features of a network.
 """
-
-from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +11,15 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from diffattack.classifiers.defences import split_name
 from diffattack.classifiers.registry import REGISTRY, load_classifier
 from diffattack.data.contrast import change_where_smooth
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.budget import ssim
-from diffattack.evaluation.statistics import Estimate, means_over_images
+from diffattack.evaluation.statistics import Estimate, frechet_distance, kernel_distance, means_over_images
 
 INCEPTION = "Inception v3"
-ROWS = 1024  # features that are looked at together
 SMALLEST_MS_SSIM = (11 - 1) * 2 ** (5 - 1) + 1  # pixels: the window of 11 at the coarsest of 5 scales
 
 
@@ -113,8 +106,8 @@ def lpips_network(device: torch.device) -> torch.nn.Module:
 
 @torch.no_grad()
 def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, float]:
-    """LPIPS (Zhang et al., 2018) with torchvision's AlexNet; none without its weights, of which docs/usage.md
-    says how to get them.
+    """LPIPS (Zhang et al., 2018) with torchvision's AlexNet; none without its weights, of which
+    docs/models.md says how to get them.
     """
     from torchvision.models import AlexNet_Weights
 
@@ -199,79 +192,35 @@ def features_of(name: str, images: np.ndarray, device: torch.device, batch: int 
     return torch.cat([network(to_tensor(images[k : k + batch]).to(device)).double().cpu() for k in starts])
 
 
-# ---------------------------------------------------------------- distances
-
-
-def frechet_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
-    """Frechet distance of Gaussians fitted to two sets of features `(B, d)` (Heusel et al., 2017).
-
-    With R of the QR decomposition of each set's deviations, the covariances are R'R, and the trace of the
-    root of their product is the sum of the singular values of R1 R2'.
-    """
-    (mean, factor), (other_mean, other_factor) = map(mean_and_factor, (clean, other))
-    common = torch.linalg.svdvals(factor @ other_factor.T).sum()
-    spread = factor.square().sum() + other_factor.square().sum() - 2 * common
-    return float((mean - other_mean).square().sum() + spread)
-
-
-def mean_and_factor(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of features `(B, d)` their mean `(d,)` and R, d columns, of which R'R is the covariance."""
-    mean = sum(block.double().sum(0) for block in features.split(ROWS)) / len(features)
-    factor = torch.zeros(0, features.shape[1], dtype=torch.float64)
-    for block in features.split(ROWS):
-        _, factor = torch.linalg.qr(torch.cat([factor, block.double() - mean]), mode="r")
-    return mean, factor / math.sqrt(len(features) - 1)
-
-
-def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`(x . y / d + 1)^3` of features `(A, d)` and `(B, d)`: `(A, B)`."""
-    return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
-
-
-def kernel_distance(clean: torch.Tensor, other: torch.Tensor) -> float:
-    """Of two sets of as many features `(B, d)`, B at least 2: the unbiased squared MMD with the cubic kernel
-    of KID (Binkowski et al., "Demystifying MMD GANs", ICLR 2018), over all pairs of pictures, where KID is
-    usually a mean over random subsets.
-    """
-    count, distance = len(clean), 0.0
-    blocks = list(itertools.product(enumerate(zip(clean.split(ROWS), other.split(ROWS))), repeat=2))
-    for (row, (a, b)), (column, (x, y)) in tqdm(blocks, "kernel distance", delay=1, leave=False):
-        within = kernel(a, x) + kernel(b, y)
-        if row == column:  # no picture is paired with itself
-            within.fill_diagonal_(0)
-        distance += float(within.sum() / (count * (count - 1)) - 2 * kernel(a, y).sum() / count**2)
-    return distance
-
-
-def realism(clean: torch.Tensor, sides: Sequence[torch.Tensor], network: str) -> dict[str, Quality]:
-    """Kernel and Frechet distance of the features `(B, d)` of the adversarial pictures, and of the
+def realism(features: np.ndarray, network: str) -> dict[str, Quality]:
+    """Kernel and Frechet distance of the features `(B, sides, d)` of the adversarial pictures, and of the
     reconstructed if any, to those of the clean ones.
     """
-    count, dimension = clean.shape
+    (count, _, dimension), (clean, *sides) = features.shape, np.moveaxis(features, 1, 0)
+    names = [f"kernel distance, {network}", f"Frechet distance, {network}"]
     biased = f"biased with {count} images and {dimension} features: not comparable with published figures"
-    names = (
-        ("KID", "FID")
-        if network == INCEPTION
-        else (f"{k} distance, {network}" for k in ("kernel", "Frechet"))
-    )
     notes = "can be below 0, since both sets show the same scenes", None if count > dimension else biased
     return {
         name: Quality(*(Estimate(distance(clean, side)) for side in sides), note=note)
-        for name, note, distance in zip(names, notes, (kernel_distance, frechet_distance))
+        for name, note, distance in zip(
+            ["KID", "FID"] if network == INCEPTION else names, notes, (kernel_distance, frechet_distance)
+        )
     }
 
 
 def quality_of(
-    by_image: Sequence[Mapping[str, np.ndarray]], features: Sequence[torch.Tensor], network: str
+    names: Sequence[str], visible: np.ndarray, features: np.ndarray, network: str
 ) -> dict[str, Quality]:
     """All figures of visibility, of the images that were changed, and of realism, of all; each of the attack
     beside that of the reconstruction alone.
 
     Args:
-        by_image: measures by name, `(B,)`, of the adversarial pictures, and of the reconstructed, if any.
-        features: of the clean pictures and of both, `(B, d)`, by this network.
+        visible: measures by these names, `(B, sides - 1, measures)`, of the adversarial pictures, and of the
+            reconstructed, if any.
+        features: of the clean pictures and of both, `(B, sides, d)`, by this network.
     """
+    by_image = [dict(zip(names, side.T)) for side in np.moveaxis(visible, 1, 0)]
     changed = ~np.isinf(by_image[0]["PSNR dB"])  # others say nothing of how visible a change is
     note = None if changed.all() else f"of the {changed.sum()} of {len(changed)} images that were changed"
     quality = means_of(by_image, changed, note)
-    return quality | (realism(features[0], features[1:], network) if len(features[0]) >= 2 else {})
+    return quality | (realism(features, network) if len(features) >= 2 else {})

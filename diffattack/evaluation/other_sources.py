@@ -7,19 +7,18 @@ of `compare.py --page`.
     title, rows = judging_section(judgements, attacks)
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffattack import ROOT
 from diffattack.classifiers.registry import ALIASES, TIMM, check_name
 from diffattack.common.errors import InputError, one_line
 from diffattack.evaluation.statistics import holm, share, sign_test
+from diffattack.evaluation.tables import figure_rows
 
 PUBLISHED = ROOT / "docs" / "published.csv"
 NOT_RUN = "not run here"
@@ -141,20 +140,19 @@ def read_study(paths: Sequence[Path], key: Path) -> tuple[list[str], list[dict]]
             f"--judged: {str(key)!r} cannot be read ({one_line(error, 120)}), and nothing else says which "
             f"attack was where; it is written by --page"
         ) from None
-    return attacks, [judgement for path in paths for judgement in read_judgements(path, trials)]
+    return attacks, [judgement for path in paths for judgement in read_judgements(path, dict(trials))]
 
 
-def read_judgements(path: Path, trials: Mapping[str, dict]) -> list[dict]:
-    """The choices of one person."""
-    left = dict(trials)
+def read_judgements(path: Path, trials: dict[str, dict]) -> list[dict]:
+    """The choices of one person, of which each is taken out of the trials."""
 
     def parse(cells: dict[str, str]) -> dict:
         name, choice = (str(cells.get(column)).strip() for column in COLUMNS[:2])
-        if name not in left or choice not in CHOICES:
+        if name not in trials or choice not in CHOICES:
             raise ValueError(f"trial {name[:40]!r}, choice {choice[:40]!r}")
-        trial = left.pop(name)
-        both = {"attacks": [trial["left"], trial["right"]], "image": trial["image"]}
-        return both | {"nearer": trial.get(choice)}
+        trial = trials.pop(name)
+        both = [trial["left"], trial["right"]]
+        return {"attacks": both, "image": trial["image"], "nearer": trial.get(choice)}
 
     expected = f"trials of this comparison's page, each once, and one of {', '.join(CHOICES)}"
     return read_table(path, parse, f"a file of --judged as the page saves it, with {expected}")
@@ -166,15 +164,15 @@ def judging_section(judgements: Sequence[dict], attacks: Sequence[str]) -> tuple
     binomial p against one half, also corrected by Holm over the pairs; choices of several people are taken
     together.
     """
-    rows, p_values = [], []
+    lines, p_values = [], []
     for first, second in itertools.combinations(attacks, 2):
         nearer = [each["nearer"] for each in judgements if {first, second} == {*each["attacks"]}]
         wins, losses = nearer.count(first), nearer.count(second)
         if nearer:
+            line = {"": f"{first} : {second}", "judged": len(nearer)}
+            line |= {"first nearer": wins, "second nearer": losses, "neither": nearer.count(None)}
+            lines.append(line | {"first, of the chosen": share(wins, wins + losses)})
             p_values.append(sign_test(wins, losses))
-            counts = (len(nearer), wins, losses, nearer.count(None))
-            rows.append([f"{first} : {second}", *map(str, counts), str(share(wins, wins + losses))])
-    heads = "judged", "first nearer", "second nearer", "neither", "first, of the chosen", "p", "corrected"
-    return "Which looks more like the original", [["", *heads]] + [
-        [*row, f"{p:.2g}", f"{corrected:.2g}"] for row, p, corrected in zip(rows, p_values, holm(p_values))
-    ]
+    for line, p, corrected in zip(lines, p_values, holm(p_values)):
+        line |= {"p": f"{p:.2g}", "corrected": f"{corrected:.2g}"}
+    return "Which looks more like the original", figure_rows(lines)

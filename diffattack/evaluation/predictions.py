@@ -9,8 +9,6 @@ and the tables of papers have it; `success` counts those that this classifier ha
 intervals.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -4,21 +4,17 @@ evaluation = evaluation_of(judge(judges, pictures), judges, pictures.labels, pic
 evaluation.classifiers[1].success, evaluation.quality["PSNR dB"].adversarial
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from diffattack.evaluation.judges import Judged, Judges
 from diffattack.evaluation.metrics import Quality, quality_of
 from diffattack.evaluation.predictions import DRAWS_LEGEND, RULES, ClassifierResult
-from diffattack.evaluation.statistics import Estimate, resampled, share
-from diffattack.evaluation.tables import COUNTED, legend, legend_of_head, table
+from diffattack.evaluation.statistics import Estimate, mean_rate, share
+from diffattack.evaluation.tables import COUNTED, figure_rows, legend, legend_of_head, table
 from diffattack.evaluation.warnings import (
     warnings_about_gradients,
     warnings_about_labels,
@@ -37,24 +33,16 @@ COLUMNS = {  # of a table with a row a classifier, where there are such figures
 OF_MEANS = ("success", "success_of_all", "accuracy_after", "success_of_attack_alone")
 
 
+def counts_of(results: Sequence[ClassifierResult], figure: str = "success") -> tuple[np.ndarray, np.ndarray]:
+    """Which images each classifier counts, and of which it is so, `(classifiers, B)` each."""
+    return tuple(map(np.stack, zip(*(result.counts[None][figure] for result in results))))
+
+
 def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") -> Estimate | None:
-    """Mean over classifiers of the attack success rate, or of another of FIGURES; images are resampled for
-    all classifiers at once. None where there is no such figure.
-    """
+    """Mean over classifiers of the success rate, or of another of FIGURES; None where there is none."""
     if not results or figure not in results[0].counts[None]:
         return None
-    # (classifiers, B) each
-    counted, found = np.array([result.counts[None][figure] for result in results]).swapaxes(0, 1)
-
-    def mean_rate(times: np.ndarray) -> np.ndarray:
-        # a classifier of which a resample leaves out all images that it had right is left out
-        totals = times @ counted.T
-        rates = times @ found.T / np.maximum(totals, 1)
-        return rates.sum(1, keepdims=True) / np.maximum((totals > 0).sum(1, keepdims=True), 1)
-
-    if not counted.any():
-        return Estimate(math.nan, is_share=True)
-    return replace(resampled(counted.shape[1], mean_rate)[0], is_share=True)
+    return mean_rate(*counts_of(results, figure))
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,8 @@ class Evaluation:
         """Which images all surrogates had right before, and which of these fool all of them at once; `(B,)`
         each.
         """
-        return np.all([result.counts[None]["success"] for result in self.classifiers[: self.surrogates]], 0)
+        counted, fooled = counts_of(self.classifiers[: self.surrogates])
+        return counted.all(0), fooled.all(0)
 
     @property
     def joint_success(self) -> Estimate | None:
@@ -133,11 +122,11 @@ class Evaluation:
         means.
         """
         first, names = self.classifiers[0].figures[None], [result.name for result in self.classifiers]
-        columns = {name: title for name, title in COLUMNS.items() if first.get(name)}
-        rows = [["classifier", "role", *columns.values()]]
+        columns, lines = {name: title for name, title in COLUMNS.items() if first.get(name)}, []
 
         def add(shown: str, role: str, figures: Mapping[str, Estimate | None]) -> None:
-            rows.append([shown, role, *(str(figures.get(name) or "") for name in columns)])
+            cells = {title: figures.get(name) for name, title in columns.items()}
+            lines.append({"classifier": shown, "role": role} | cells)
 
         def place(k: int) -> int:
             network = self.classifiers[k].network
@@ -146,22 +135,26 @@ class Evaluation:
         for k in sorted(range(len(names)), key=place):
             result, indent = self.classifiers[k], "  " * (place(k) != k)
             shown = result.name.removeprefix(result.network) if indent else result.name
-            add(indent + shown, self.role(k), result.figures[None])
-            for rule in RULES if result.draws else ():
-                add(f"{indent}  {rule} of {result.draws} draws", self.role(k), result.figures[rule])
+            for rule, figures in result.figures.items():
+                name = f"  {rule} of {result.draws} draws" if rule else shown
+                add(indent + name, self.role(k), figures)
         if self.surrogates > 1:
             add("all at once", "surrogate", {"success": self.joint_success})
         if self.transfers:
             add("mean", "transfer", self.transfer_figures)
-        return rows
+        return figure_rows(lines)
 
     def quality_rows(self) -> list[list[str]]:
         """A table with a row a measure."""
-        alone = ["reconstructed only"] * any(figure.reconstructed for figure in self.quality.values())
-        return [["to the clean images", "adversarial", *alone, ""]] + [
-            [name, str(figure.adversarial), *(str(figure.reconstructed) for _ in alone), figure.note or ""]
-            for name, figure in self.quality.items()
-        ]
+        has_both = any(figure.reconstructed for figure in self.quality.values())
+        return figure_rows(
+            [
+                {"to the clean images": name, "adversarial": figure.adversarial}
+                | ({"reconstructed only": figure.reconstructed} if has_both else {})
+                | {"": figure.note}
+                for name, figure in self.quality.items()
+            ]
+        )
 
     def tables(self) -> list[list[list[str]]]:
         """One table of the classifiers, one of how visible the change is."""
@@ -228,7 +221,5 @@ def evaluation_of(judged: Judged, judges: Judges, labels: np.ndarray, targets: n
     for result in results:
         if result.name in judges.surrogates or result.name == result.network:
             warnings += warnings_about_labels(result, len(judges.class_names))
-    by_image = [dict(zip(judged.measures.tolist(), side.T)) for side in np.moveaxis(judged.visibility, 1, 0)]
-    features = [torch.from_numpy(side) for side in np.moveaxis(np.asarray(judged.features), 1, 0)]
-    quality = quality_of(by_image, features, judges.network)
+    quality = quality_of(judged.measures.tolist(), judged.visibility, judged.features, judges.network)
     return Evaluation(results, quality, warnings, len(judges.surrogates), judges.class_names)

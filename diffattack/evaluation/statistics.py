@@ -1,19 +1,22 @@
-"""Intervals of figures, and tests of paired differences."""
+"""Every statistic with its formula: intervals of figures, tests of paired differences, the difference of two
+curves, and distances of two sets of pictures.
+"""
 
-from __future__ import annotations
-
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy
+from tqdm import tqdm
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
 RESAMPLES = PERMUTATIONS = 9999
 SEED = 0  # of the bootstrap and of permutations
 BLOCK = 2**20  # numbers that are held at once
+ROWS = 1024  # features that are looked at together
 
 
 @dataclass(frozen=True)
@@ -73,25 +76,50 @@ def means_over_images(figures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
 
 
 def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> list[Estimate]:
-    """Figures with their percentile bootstrap intervals over images, of two or more. Resamples are those of
-    scipy.stats.bootstrap, some at a time, so that memory does not grow with the number of images, and as
-    counts, so that a mean over each is a product of matrices.
+    """Figures with their percentile bootstrap intervals over images, of two or more. What a statistic sees of
+    a resample is counts, so that a mean over each is a product of matrices.
 
     Args:
         images: how many there are, B.
         statistic: from how often each image counts, `(R, B)`, to the figures `(R, M)`.
     """
-    random, found, block = np.random.default_rng(SEED), [], max(1, BLOCK // max(1, images))
     with np.errstate(invalid="ignore"):  # of no image
         values = statistic(np.ones((1, images)))[0].tolist()
-    for start in range(0, RESAMPLES if images >= 2 else 0, block):
-        chosen = random.integers(0, images, (min(block, RESAMPLES - start), images))
-        chosen += np.arange(0, chosen.size, images)[:, None]
-        times = np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape)
-        found.append(statistic(times.astype(np.float64)))
-    tails = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
-    ends = np.percentile(np.concatenate(found), tails, 0).tolist() if found else []
-    return [Estimate(*each) for each in zip(values, *ends)]
+    if images < 2:
+        return [Estimate(value) for value in values]
+
+    def of_chosen(chosen: np.ndarray, axis: int) -> np.ndarray:  # (R, B) of places to (M, R)
+        places = chosen + np.arange(0, chosen.size, images)[:, None]
+        times = np.bincount(places.ravel(), minlength=chosen.size).reshape(chosen.shape)
+        return statistic(times.astype(np.float64)).T
+
+    ends = scipy.stats.bootstrap(
+        (np.arange(images),),
+        of_chosen,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        batch=max(1, BLOCK // images),
+        method="percentile",
+        vectorized=True,
+        rng=SEED,
+    ).confidence_interval
+    return [Estimate(*each) for each in zip(values, ends.low.tolist(), ends.high.tolist())]
+
+
+def mean_rate(counted: np.ndarray, found: np.ndarray) -> Estimate:
+    """The mean over classifiers of the share of `found` among the images that are `counted`, `(classifiers,
+    B)` each; images are resampled for all classifiers at once, and a classifier of which a resample leaves
+    out all that it counts is left out.
+    """
+
+    def rates(times: np.ndarray) -> np.ndarray:
+        totals = times @ counted.T
+        each = times @ found.T / np.maximum(totals, 1)
+        return each.sum(1, keepdims=True) / np.maximum((totals > 0).sum(1, keepdims=True), 1)
+
+    if not counted.any():
+        return Estimate(math.nan, is_share=True)
+    return replace(resampled(counted.shape[1], rates)[0], is_share=True)
 
 
 # ---------------------------------------------------------------- paired differences
@@ -155,10 +183,8 @@ def correct(differences: Sequence[Difference]) -> None:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction (Holm, 1979)."""
     order, count = np.argsort(p_values), len(p_values)
-    corrected = np.empty(count)
-    steps = np.asarray(p_values, np.float64)[order] * (count - np.arange(count))
-    corrected[order] = np.maximum.accumulate(np.minimum(steps, 1))
-    return corrected.tolist()
+    steps = np.sort(p_values) * (count - np.arange(count))
+    return np.maximum.accumulate(np.minimum(steps, 1))[np.argsort(order)].tolist()
 
 
 def smallest_success_difference(images: int, tests: int) -> float | None:
@@ -167,3 +193,82 @@ def smallest_success_difference(images: int, tests: int) -> float | None:
     """
     needed = math.ceil(math.log2(2 * tests / ALPHA))
     return needed / images if needed <= images else None
+
+
+# ---------------------------------------------------------------- two curves
+
+
+def difference_at_equal_visibility(
+    visibility: tuple[np.ndarray, np.ndarray], scores: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """The second curve minus the first, for each image, averaged over the visibilities that both reach:
+    `(B,)`, NaN where they have none in common.
+
+    Each image's points are joined by straight lines in the order of their visibility; nothing is
+    extrapolated.
+
+    Args:
+        visibility, scores: of both curves, `(points, B)` each.
+    """
+    differences = np.full(visibility[0].shape[1], np.nan)
+    orders = [np.argsort(each, 0, kind="stable") for each in visibility]
+    sides = [
+        [np.take_along_axis(each, o, 0).T for each, o in zip(one, orders)] for one in (visibility, scores)
+    ]
+    for k, (v1, v2, s1, s2) in enumerate(zip(*sides[0], *sides[1])):
+        low, high = max(v1[0], v2[0]), min(v1[-1], v2[-1])
+        if low <= high:
+            grid = np.unique(np.clip(np.concatenate([v1, v2]), low, high))
+            difference = np.interp(grid, v2, s2) - np.interp(grid, v1, s1)
+            differences[k] = (
+                np.trapezoid(difference, grid) / (high - low) if high > low else difference.mean()
+            )
+    return differences
+
+
+# ---------------------------------------------------------------- two sets of pictures, in blocks of ROWS
+
+
+def frechet_distance(clean: np.ndarray, other: np.ndarray) -> float:
+    """Frechet distance of Gaussians fitted to two sets of features `(B, d)` (Heusel et al., 2017).
+
+    With R of the QR decomposition of each set's deviations, the covariances are R'R, and the trace of the
+    root of their product is the sum of the singular values of R1 R2'.
+    """
+    (mean, factor), (other_mean, other_factor) = map(mean_and_factor, (clean, other))
+    common = np.linalg.svd(factor @ other_factor.T, compute_uv=False).sum()
+    spread = np.square(factor).sum() + np.square(other_factor).sum() - 2 * common
+    return float(np.square(mean - other_mean).sum() + spread)
+
+
+def mean_and_factor(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of features `(B, d)` their mean `(d,)` and R, d columns, of which R'R is the covariance."""
+    mean, factor = features.mean(0, dtype=np.float64), np.zeros((0, features.shape[1]))
+    for block in blocks_of(features):
+        factor = np.linalg.qr(np.concatenate([factor, block - mean]), mode="r")
+    return mean, factor / math.sqrt(len(features) - 1)
+
+
+def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`(x . y / d + 1)^3` of features `(A, d)` and `(B, d)`: `(A, B)`."""
+    return (a.astype(np.float64) @ b.astype(np.float64).T / a.shape[1] + 1) ** 3
+
+
+def kernel_distance(clean: np.ndarray, other: np.ndarray) -> float:
+    """Of two sets of as many features `(B, d)`, B at least 2: the unbiased squared MMD with the cubic kernel
+    of KID (Binkowski et al., "Demystifying MMD GANs", ICLR 2018), over all pairs of pictures, where KID is
+    usually a mean over random subsets.
+    """
+    count, distance = len(clean), 0.0
+    pairs = list(itertools.product(enumerate(zip(blocks_of(clean), blocks_of(other))), repeat=2))
+    for (row, (a, b)), (column, (x, y)) in tqdm(pairs, "kernel distance", delay=1, leave=False):
+        within = kernel(a, x) + kernel(b, y)
+        if row == column:  # no picture is paired with itself
+            np.fill_diagonal(within, 0)
+        distance += float(within.sum() / (count * (count - 1)) - 2 * kernel(a, y).sum() / count**2)
+    return distance
+
+
+def blocks_of(features: np.ndarray) -> list[np.ndarray]:
+    """Of what may lie in a file."""
+    return np.array_split(features, range(ROWS, len(features), ROWS))

@@ -2,8 +2,6 @@
 which names the columns. What a table is read by, and the table of costs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +34,8 @@ def table(rows: list[list[str]]) -> list[str]:
 
 def figure_rows(lines: Sequence[Mapping[str, object]]) -> list[list[str]]:
     """A table with a line for each of several things, and a column for each of their figures."""
-    return [list(lines[0]), *(list(map(str, line.values())) for line in lines)]
+    cells = [["" if cell is None else str(cell) for cell in line.values()] for line in lines]
+    return [list(*lines[:1]), *cells]
 
 
 def as_text(sections: Sections, remarks: Sequence[str]) -> str:
@@ -114,12 +113,12 @@ def legend_of_head(threshold: float | None) -> list[str]:
 
 def legend(rows: Iterable[str]) -> list[str]:
     """A line for each direction, of the measures that rows are named after, such as "FID"."""
-    present = {name.split(",")[0] for name in rows}
-    told: dict[str, list[str]] = {"higher": [], "lower": []}
-    for name, (direction, limits) in MEASURES.items():
-        if name in present:
-            told[direction].append(f"{name.removesuffix(' (levels)')} ({limits})")
-    return [f"the {way}, the nearer: {', '.join(names)}" for way, names in told.items() if names]
+    present, lines = {name.split(",")[0] for name in rows}, []
+    for way in ("higher", "lower"):
+        known = [name for name, (direction, _) in MEASURES.items() if direction == way and name in present]
+        ranges = ", ".join(f"{name.removesuffix(' (levels)')} ({MEASURES[name][1]})" for name in known)
+        lines += [f"the {way}, the nearer: {ranges}"] * bool(known)
+    return lines
 
 
 # ---------------------------------------------------------------- costs
@@ -138,13 +137,15 @@ def cost_dict(rows: Sequence[dict]) -> dict[str, float]:
 
 def cost_rows(runs: Mapping[str, Sequence[dict]]) -> list[list[str]]:
     """A table with a line a run; rows of records by the run's name."""
-    table_rows = [["costs an image", "s", "peak memory GB", *EVALUATIONS, "runs for the budget"]]
+    lines = []
     for name, rows in runs.items():
-        costs, tried = cost_dict(rows), np.mean([row.get("attack_runs", 1) for row in rows])
-        seconds = mean_over_images(np.array([row["seconds"] for row in rows]))
-        counts = (f"{costs[key]:.4g}" for key in EVALUATIONS)
-        table_rows.append([name, str(seconds), f"{costs['peak_memory'] / 1e9:.2f}", *counts, f"{tried:.2g}"])
-    return table_rows
+        costs = cost_dict(rows)
+        line = {"costs an image": name, "s": mean_over_images(np.array([row["seconds"] for row in rows]))}
+        line |= {"peak memory GB": f"{costs['peak_memory'] / 1e9:.2f}"}
+        line |= {key: f"{costs[key]:.4g}" for key in EVALUATIONS}
+        tried = np.mean([row.get("attack_runs", 1) for row in rows])
+        lines.append(line | {"runs for the budget": f"{tried:.2g}"})
+    return figure_rows(lines)
 
 
 # ---------------------------------------------------------------- a prediction of results.json in words

@@ -3,8 +3,6 @@ labels are those of the images is seen in what classifiers predict of the clean 
 attacked for hours: labels that are off have few reasons, each of which is tried (`readings`).
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -48,8 +46,7 @@ def warnings_about_outputs(
         return [f"{name} returns numbers that are not finite for some pictures, which cannot be attacked"]
     # of plain colours, too, since few numbers can be from 0 to 1 by chance
     plain = CORNERS.to(x)[:, :, None, None].expand(-1, -1, *x.shape[-2:]).split(1)
-    outputs = itertools.chain([first], map(classifier, plain))
-    warnings = []
+    outputs, warnings = itertools.chain([first], map(classifier, plain)), []
     if (first >= 0).all() and torch.allclose(first.sum(-1), torch.ones_like(first[:, 0]), atol=1e-3):
         warnings.append(
             f"{name} returns probabilities; cross-entropy needs logits, and its gradients vanish where they "
@@ -85,30 +82,28 @@ def has_gradient(
 
 def warnings_about_gradients(name: str, has_gradients: Sequence[bool]) -> list[str]:
     """Images at which the classifier's loss has no gradient, so that no attack by gradients can move."""
-    dead = [str(k + 1) for k, has_one in enumerate(has_gradients) if not has_one]
-    line = (
-        f"{name} has a gradient of exactly zero at image {some_of(dead)}; that it is not fooled says nothing "
-        f"about its robustness: look for steps without a gradient, or try --logit_temperature 10 where it is "
-        f"too sure of itself"
+    return about_some(
+        [str(k + 1) for k, has_one in enumerate(has_gradients) if not has_one],
+        name + " has a gradient of exactly zero at image {}; that it is not fooled says nothing about its "
+        "robustness: look for steps without a gradient, or try --logit_temperature 10 where it is too sure "
+        "of itself",
     )
-    return [line] if dead else []
 
 
 def warnings_about_rounding(rows: Sequence[dict]) -> list[str]:
     """Images that fooled the surrogate as float tensors and no longer do as 8-bit files, by the rows of their
     records.
     """
-    lost = [row["file"] for row in rows if row["fooled_as_tensor"] and not row["fooled"]]
-    line = (
-        f"success was lost in rounding to 8 bits, and does not count: {some_of(lost)}; more --iterations "
-        f"give it a margin"
+    return about_some(
+        [row["file"] for row in rows if row["fooled_as_tensor"] and not row["fooled"]],
+        "success was lost in rounding to 8 bits, and does not count: {}; more --iterations give it a margin",
     )
-    return [line] if lost else []
 
 
-def some_of(images: Sequence[str]) -> str:
-    """The first SHOWN of images, and how many more there are."""
-    return ", ".join(images[:SHOWN]) + f" and {len(images) - SHOWN} more" * (len(images) > SHOWN)
+def about_some(images: Sequence[str], line: str) -> list[str]:
+    """A line with the first SHOWN of images in it, and how many more there are; none of no images."""
+    shown = ", ".join(images[:SHOWN]) + f" and {len(images) - SHOWN} more" * (len(images) > SHOWN)
+    return [line.format(shown)] if images else []
 
 
 def warnings_about_transfer(surrogates: Sequence[str], transfer: Sequence[str]) -> list[str]:
@@ -193,18 +188,18 @@ def clean_accuracy(
     given the right ones would hardly ever predict so; or where it is right by chance, as one that is right on
     half of what chance leaves would hardly ever be, and looks trained.
     """
-    predicted, images, chance, found = predictions["label"], len(predictions), 1 / classes, []
-    own = (predicted[:, None] == labels).any(1)
+    predicted, images, chance = predictions["label"], len(predictions), 1 / classes
+    own, fitting = (predicted[:, None] == labels).any(1), []
     right = int((predictions["true_confidence"] > head.threshold).sum() if head.threshold else own.sum())
-    accuracy = CleanAccuracy(f"{name} is right on {right} of {images} clean images")
+    told = f"{name} is right on {right} of {images} clean images"
     for advice, other in others.items():
         theirs, apart = (predicted[:, None] == other).any(1), (other != labels).any(1)
         error = scipy.stats.binom.sf(theirs[apart].sum() - 1, apart.sum(), max(MISTAKES, chance))
         if theirs[apart].sum() > 2 * own[apart].sum() and error < LIKELY:
-            found.append((theirs.sum(), f"would be on {theirs.sum()} with {advice}", bool(error < CERTAIN)))
-    if found:
-        _, doubt, is_certain = max(found, key=lambda reading: reading[0])
-        return accuracy._replace(doubt=f"{accuracy.description}, and {doubt}", is_certain=is_certain)
+            fitting.append((theirs.sum(), advice, bool(error < CERTAIN)))
+    if fitting:
+        count, advice, is_certain = max(fitting, key=lambda reading: reading[0])
+        return CleanAccuracy(told, f"{told}, and would be on {count} with {advice}", is_certain)
     # by chance: if the labels were dealt out anew among the images, or of few classes, by guessing
     true = labels[labels >= 0]
     dealt = np.bincount(predicted, minlength=classes)[true].sum() / max(1, images) ** 2
@@ -212,15 +207,15 @@ def clean_accuracy(
     error = scipy.stats.binom.cdf(right, images, (1 + chance) / 2)
     # what chance is for a sigmoid head, nobody knows
     if error >= LIKELY or head.threshold or scipy.stats.binom.sf(right - 1, images, by_chance) <= 0.01:
-        return accuracy
+        return CleanAccuracy(told)
     # predictions of random weights are not sure of themselves, or do not vary
     sure = (predictions["confidence"].mean() - chance) / (1 - chance)
     is_trained = bool(sure > 0.2 and len(np.unique(predicted)) >= min(3, classes))
     doubt = (
-        f"{accuracy.description}, as by chance: the labels are not those of the images, or the class names "
-        f"not in its order{'' if is_trained else ', or it is not trained'}"
+        f"{told}, as by chance: the labels are not those of the images, or the class names not in its "
+        f"order{'' if is_trained else ', or it is not trained'}"
     )
-    return accuracy._replace(doubt=doubt, is_certain=bool(error < CERTAIN and is_trained))
+    return CleanAccuracy(told, doubt, bool(error < CERTAIN and is_trained))
 
 
 def check_labels(accuracies: Sequence[CleanAccuracy], trusted: bool) -> None:

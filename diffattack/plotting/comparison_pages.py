@@ -9,8 +9,6 @@ Each is one file. The page for judging depends on the pictures and the seed alon
 attacks exchanged it is the same byte for byte, so that nothing in it can tell them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -2,8 +2,6 @@
 and those that compare runs.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import re
@@ -58,11 +56,9 @@ def draw_runs(runs: Mapping[str, Run], schedules: Schedules) -> Figures:
 
 def draw_tradeoff(runs: Mapping[str, Run]) -> Figures:
     """Success over visibility of all images at several iterations, where pictures were judged on the way."""
-    if all(run.configuration.get("judge_at") for run in runs.values()):
-        points = {name: curve_points(run).values() for name, run in runs.items()}
-        rates = {name: [figures_of(one) for one in each] for name, each in points.items()}
-        if all(rates.values()):
-            yield "tradeoff", plots.plot_tradeoff(rates, "Attack success against visibility, by iteration")
+    rates = {name: [figures_of(one) for one in curve_points(run).values()] for name, run in runs.items()}
+    if all(rates.values()):
+        yield "tradeoff", plots.plot_tradeoff(rates, "Attack success against visibility, by iteration")
 
 
 def draw_image(run: Run, record: ImageRecord) -> Figures:

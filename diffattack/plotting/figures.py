@@ -3,8 +3,6 @@
 Their margins are fixed, in inches, since matplotlib takes longer to search for them than to draw.
 """
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Figures of pictures: arrays in, a matplotlib `Figure` out. Attention, and contact sheets."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

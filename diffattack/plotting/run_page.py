@@ -10,8 +10,6 @@ lies in the folder FILES beside it and is loaded as it is looked at, and picture
     report_files/images_246.js      what is shown of images 12,300 to 12,349 when one of them is opened
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

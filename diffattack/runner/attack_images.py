@@ -6,8 +6,7 @@ written.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
-from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import GivenImages, PixelAttack
 from diffattack.classifiers.registry import joined_names
 from diffattack.common.device import Cost, free_memory, measured
@@ -166,7 +164,7 @@ class Attacker:
             state = job.attack.controller.state()
             try:
                 if key not in inversions:
-                    inversions[key] = inverted(job, pictures)
+                    inversions[key] = invert(job, pictures)
                 attack_pictures(job, pictures, *inversions[key])
             except (NonFiniteLossError, AttackError) as error:
                 job.attack.controller.load_state(state)
@@ -178,7 +176,7 @@ class Attacker:
                 job.attack.controller.load_state(state)
                 raise
             finished = [picture.item for picture in pictures]
-            judge_images(job.files, finished, job.judges)
+            judge_images(job, finished)
             self.done(len(finished))
 
     def read(self, items: Sequence[Item], job: Job) -> list[Picture]:
@@ -240,20 +238,15 @@ def read_picture(item: Item, masks: Mapping[int, Path], size: int) -> Picture:
     return Picture(item, read_image(item.path, size), None if path is None else read_mask(path, size))
 
 
-def invert(attack: DiffAttack | PixelAttack, batch: Sequence[Picture]) -> Inversion | GivenImages:
-    """The inversion of pictures that are attacked at once."""
-    labels, targets = map(torch.tensor, labels_and_targets([picture.item for picture in batch]))
-    images = torch.cat([to_tensor(picture.pixels) for picture in batch])
+def invert(job: Job, pictures: Sequence[Picture]) -> tuple[Inversion | GivenImages, Cost]:
+    """The inversion of pictures that are attacked at once, and what it cost."""
+    labels, targets = map(torch.tensor, labels_and_targets([picture.item for picture in pictures]))
+    images = torch.cat([to_tensor(picture.pixels) for picture in pictures])
     masks = None
-    if batch[0].mask is not None:
-        masks = torch.stack([torch.from_numpy(picture.mask) for picture in batch])[:, None]
-    return attack.invert(images, labels, targets, masks)
-
-
-def inverted(job: Job, pictures: Sequence[Picture]) -> tuple[Inversion | GivenImages, Cost]:
-    """The inversion of pictures, and what it cost."""
+    if pictures[0].mask is not None:
+        masks = torch.stack([torch.from_numpy(picture.mask) for picture in pictures])[:, None]
     with measured(job.networks(), job.attack.device) as cost:
-        inversion = invert(job.attack, pictures)
+        inversion = job.attack.invert(images, labels, targets, masks)
     return inversion, cost
 
 
@@ -267,27 +260,21 @@ def attack_pictures(
         NonFiniteLossError: a loss became NaN or infinite.
         OSError: a file cannot be written.
     """
+    options, attack = job.options, job.attack
     name = pictures[0].item.path.name[:24] + (f" and {len(pictures) - 1} more" if pictures[1:] else "")
-    with measured(job.networks(), job.attack.device) as own, progress_bar(job, name) as progress:
-        result = job.attack.attack(inversion, progress)
-    shared = (cost + own).of_image(len(pictures), job.options.processes)
-    for k, picture in enumerate(pictures):
-        write_image_files(job, result.of_image(k), picture, shared)
-
-
-@contextmanager
-def progress_bar(job: Job, name: str) -> Iterator[Callable[[int, torch.Tensor], None]]:
-    """What an attack calls after each iteration; of several processes the one that started them shows how
-    many images are done.
-    """
-    silent = job.options.processes > 1 or isinstance(job.attack, PixelAttack)  # which says nothing on its way
-    with tqdm(total=job.options.iterations, desc=name, leave=False, disable=silent) as bar:
+    # of several processes the one that started them shows how many images are done
+    silent = options.processes > 1 or isinstance(attack, PixelAttack)  # which says nothing on its way
+    with tqdm(total=options.iterations, desc=name, leave=False, disable=silent) as bar:
 
         def progress(iteration: int, losses: torch.Tensor) -> None:
             bar.update()
             bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(LOSS_TERMS, losses.mean(1).tolist())})
 
-        yield progress
+        with measured(job.networks(), attack.device) as own:
+            result = attack.attack(inversion, progress)
+    shared = (cost + own).of_image(len(pictures), options.processes)
+    for k, picture in enumerate(pictures):
+        write_image_files(job, result.of_image(k), picture, shared)
 
 
 def write_image_files(job: Job, result: AttackResult, picture: Picture, cost: dict) -> None:

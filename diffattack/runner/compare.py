@@ -269,7 +269,7 @@ def report_comparison(
         return 1
     results = []
     for entry, job in zip(entries, jobs):
-        judge_all(experiment, job.options, job.files, compared, job.judges)
+        judge_all(experiment, job, compared)
         run, evaluation = write_run(job, compared)
         results.append(Result(entry.name, entry.value, job, run, evaluation))
     if options.sweep:
@@ -323,7 +323,7 @@ def points_of(result: Result, items: Sequence[Item]) -> Points:
 
     def read() -> Iterator[Pictures]:
         for start in tqdm(range(0, len(items), CHUNK), f"parts, {result.name}", delay=1, leave=False):
-            yield result.job.files.read(items[start : start + CHUNK])
+            yield result.job.read(items[start : start + CHUNK])
 
     return scaled_points(read, result.evaluation, result.job.judges)
 

@@ -7,14 +7,13 @@ its input and mask those that were read; else it is attacked again.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from diffattack.common.errors import InputError, RecordError, RunError, note
 from diffattack.data.dataset import Item
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
 from diffattack.data.layout import Layout
-from diffattack.data.records import ANALYSIS, json_digest, read_configuration, read_record
+from diffattack.data.records import ANALYSIS, json_digest, read_configuration, read_record, run_identity
 from diffattack.diffusion.pipeline import loaded_files
 from diffattack.options import Options
 from diffattack.plotting.run_page import FIGURES, IMAGE_FIGURES, page_files, remove_page_files
@@ -71,18 +70,11 @@ def flags_of(options: Options, identify: bool = False) -> dict:
 
 
 def provenance(options: Options, device: torch.device) -> dict:
-    """What a results file tells of where its figures come from."""
+    """What a results file tells of where its figures come from; of a package that is not there None."""
     packages = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
-    versions = {package: version_of(package) for package in packages}
+    found = {one.metadata["Name"].lower(): one.version for one in distributions()}
+    versions = {package: found.get(package) for package in packages}
     return {"configuration": flags_of(options), "device": str(device), "versions": versions}
-
-
-def version_of(package: str) -> str | None:
-    """None where it is not there, since some attacks and measures do without some packages."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 # ---------------------------------------------------------------- whose folder it is
@@ -127,7 +119,7 @@ def claim(folder: Path, configuration: dict, own: Iterable[Path] = ()) -> str:
         check_folder(folder, configuration)
     finally:
         mine.unlink(missing_ok=True)
-    return identity_of(folder)
+    return run_identity(folder)
 
 
 def check_folder(folder: Path, configuration: dict, own: Iterable[Path] = ()) -> None:
@@ -183,29 +175,9 @@ def in_brief(value: object) -> str:
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
 
 
-def identity_of(folder: Path) -> str:
-    """The identity of the run whose folder this is.
-
-    Raises:
-        RunError: its run.json cannot be read.
-    """
-    path = folder / "run.json"
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}; it says of what run the files are") from None
-    return _identity(folder, stat.st_mtime_ns, stat.st_size, stat.st_ino)
-
-
-@functools.lru_cache(64)
-def _identity(folder: Path, *stat: int) -> str:
-    """Read once for as long as the file stays the same: it names all images, and is asked for with each."""
-    return json_digest(read_configuration(folder))
-
-
 def check_still_ours(folder: Path, identity: str) -> None:
     """Raises RunError if the folder has become another run's."""
-    if identity_of(folder) != identity:
+    if run_identity(folder) != identity:
         raise RunError(
             f"--save_dir: {str(folder)!r} has been taken over by a run of another configuration, started "
             f"with --overwrite; this one stops, and what is there is the other's"
@@ -273,20 +245,18 @@ def read_failures(layout: Layout, items: Sequence[Item]) -> list[str]:
 # ---------------------------------------------------------------- which files are its own
 
 
-def own_files(layout: Layout, model_name: Iterable[str]) -> list[Path]:
+def own_files(layout: Layout, model_name: Iterable[str]) -> Iterator[Path]:
     """The files there are of those that a run over so many images writes, run.json last of all."""
-    folder, analysis = layout.folder, Layout(layout.folder / ANALYSIS, 0)  # figures lie in one folder
-    results = (f"diff_{joined_names(model_name)}_image_{how}.png" for how in ("ATKSuccess", "Fail"))
-    figures = {f"{figure}.{ending}" for figure in IMAGE_FIGURES for ending in ("png", "pdf")}
-    places = [(layout, place, {*OF_IMAGE, *results}) for place in layout.places]
-    own = []
-    for where, place, names in [*places, (analysis, analysis.folder, figures)]:
-        for path in place.iterdir() if place.is_dir() else ():
-            index, _, name = path.name.partition("_")
-            if name in names and index.isdecimal() and int(index) < layout.images:
-                own += [path] if path == where.file(int(index), name) else []
-    reports = [folder / name for name in REPORTS if (folder / name).exists()]
-    return [*own, *figure_files(folder), *page_files(folder), *reports]
+    folder, figures = layout.folder, Layout(layout.folder / ANALYSIS, 0)  # which lie in one folder
+    results = [f"diff_{joined_names(model_name)}_image_{how}.png" for how in ("ATKSuccess", "Fail")]
+    drawn = [f"{figure}.{ending}" for figure in IMAGE_FIGURES for ending in ("png", "pdf")]
+    places = [place for place in (figures.folder, *layout.places) if place.is_dir()]
+    there = {path for place in places for path in place.iterdir()}
+    for where, names in ((layout, (*OF_IMAGE, *results)), (figures, drawn)):
+        named = (where.file(k, name) for k in range(layout.images) for name in names)
+        yield from (path for path in named if path in there)
+    yield from (*figure_files(folder), *page_files(folder))
+    yield from (folder / name for name in REPORTS if (folder / name).exists())
 
 
 def figure_files(folder: Path, more: Iterable[str] = ()) -> Iterator[Path]:

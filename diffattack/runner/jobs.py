@@ -4,31 +4,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
-from diffattack.classifiers.defences import undefended
+from diffattack.classifiers.defences import needs_diffusion, undefended
 from diffattack.common.parallel import import_ahead, processes_for, this_process
-from diffattack.data.dataset import Item
+from diffattack.data.dataset import Item, labels_and_targets
+from diffattack.data.images import Pictures, read_image
 from diffattack.data.layout import Layout
 from diffattack.data.records import read_state
-from diffattack.evaluation.judges import Judges
+from diffattack.evaluation.judges import Judged, Judges, read_judged
+from diffattack.evaluation.metrics import feature_network, names_of_measures
 from diffattack.options import Options
 from diffattack.runner.folder import (
+    WRITTEN,
     check_folder,
     checkpoint_files,
     claim,
     clear_run,
+    diffusion_digest,
     drop_unusable,
+    file_digest,
     missing_of,
     own_files,
 )
-from diffattack.runner.judge import PictureFiles, judges_of
 from diffattack.runner.setup import (
     Experiment,
     load_attacks,
@@ -53,23 +59,21 @@ LIBRARIES = 0.5e9  # bytes of a process that has imported them
 
 @dataclass(frozen=True)
 class Job:
-    """An attack, and what a run needs to write and judge its images."""
+    """A run: where its files lie, what made the pictures there, and what judges them."""
 
-    attack: DiffAttack | PixelAttack | None  # None where all is attacked
     options: Options
-    identity: str  # of the run
-    files: PictureFiles
-    masks: Mapping[int, Path]  # by the image's index; empty where there are none
+    layout: Layout
     judges: Judges
-
-    @property
-    def layout(self) -> Layout:
-        return self.files.layout
+    identity: str = ""  # of the run
+    attack: DiffAttack | PixelAttack | None = None  # None where all is attacked
+    masks: Mapping[int, Path] = field(default_factory=dict)  # by the image's index
+    paths: Mapping[int, Sequence[Path]] | None = (
+        None  # of pictures, by the index; None where the layout knows
+    )
 
     def is_left(self, item: Item) -> bool:
         """Whether an image is neither finished nor has failed."""
-        layout, index = self.layout, item.index
-        return not layout.record(index).exists() and not layout.failure(index).exists()
+        return not any(self.layout.file(item.index, name).exists() for name in ("record.npz", "failed.txt"))
 
     def networks(self) -> dict[str, list[torch.nn.Module]]:
         """What the attack asks, by the names under which it is counted."""
@@ -77,6 +81,50 @@ class Job:
         if self.attack.pipeline is not None:
             networks |= {"UNet": [self.attack.pipeline.unet], "decoder": [self.attack.pipeline.vae.decoder]}
         return networks
+
+    def pictures(self, item: Item) -> list[Path]:
+        """Clean, adversarial, and reconstructed where that was written."""
+        if self.paths is not None:
+            return list(self.paths[item.index])
+        paths = [self.layout.file(item.index, f"{kind}.png") for kind in WRITTEN]
+        return paths if paths[2].is_file() else paths[:2]
+
+    def read(self, items: Sequence[Item]) -> Pictures:
+        """Raises OSError where a picture is damaged."""
+        paths, size = [self.pictures(item) for item in items], self.options.res
+        clean, adversarial, *reconstructed = (
+            np.stack([read_image(path, size) for path in side]) for side in zip(*paths)
+        )
+        labels, targets = labels_and_targets(items)
+        return Pictures(clean, adversarial, labels, *(reconstructed or [None]), targets)
+
+    def judged_file(self, item: Item) -> tuple[Path, str]:
+        """Where it is kept what was found of an image, and of which pictures, labels and target."""
+        of = [[file_digest(path) for path in self.pictures(item)], item.labels, item.target]
+        return self.layout.file(item.index, "judged.npz"), json.dumps(of)
+
+    def judged(self, item: Item) -> Judged | None:
+        """What these judges have found; None where they have not looked at these pictures."""
+        path, key = self.judged_file(item)
+        return read_judged(path, self.judges, key)
+
+
+def judges_of(experiment: Experiment, options: Options) -> Judges:
+    """All that judges a run with these options."""
+    uses_diffusion = needs_diffusion(options.model_name + options.judges)
+    return Judges(
+        options.model_name,
+        options.judges,
+        experiment.class_names,
+        experiment.device,
+        feature_network(options.model_name),
+        experiment.classifier,
+        experiment.identities,
+        diffusion_digest(options) if uses_diffusion and options.pretrained_diffusion_path else "",
+        options.judge_draws,
+        options.classifier_head,
+        names_of_measures(options.res, experiment.device),
+    )
 
 
 def claim_jobs(experiment: Experiment, each: Sequence[Options], items: Sequence[Item]) -> list[Job]:
@@ -110,12 +158,12 @@ def load_what_is_needed(
     """The attacks, where something is to be attacked; else nothing, and of the classifiers it is known what
     they are.
     """
+    for options in each:
+        options.processes = count_processes(options, experiment.device, len(items))
     if each[0].merge or not any(one.overwrite or missing_of(items, experiment.layout(one)) for one in each):
         for name in undefended_names([name for one in each for name in (*one.model_name, *one.judges)]):
             experiment.identity(name)
         return []
-    for options in each:
-        options.processes = count_processes(options, experiment.device, len(items))
     if any(options.processes > 1 for options in each):
         import_ahead(NEEDED)
     return load_attacks(experiment, each)
@@ -148,12 +196,17 @@ def jobs_of(
     attacks: Sequence[DiffAttack | PixelAttack | None],
 ) -> list[Job]:
     """The jobs of options with the identities of their runs."""
-    jobs = []
-    for (options, identity), attack in zip(runs, attacks):
-        files = PictureFiles(experiment.layout(options), options.res)
-        judges = judges_of(experiment, options)
-        jobs.append(Job(attack, options, identity, files, experiment.masks, judges))
-    return jobs
+    return [
+        Job(
+            options,
+            experiment.layout(options),
+            judges_of(experiment, options),
+            identity,
+            attack,
+            experiment.masks,
+        )
+        for (options, identity), attack in zip(runs, attacks)
+    ]
 
 
 def count_processes(options: Options, device: torch.device, images: int) -> int:

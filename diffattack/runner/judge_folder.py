@@ -22,7 +22,8 @@ from diffattack.data.records import json_digest, read_configuration
 from diffattack.evaluation.warnings import check_labels
 from diffattack.options import Options
 from diffattack.runner.folder import check_folder, check_save_dir, claim, counted, provenance
-from diffattack.runner.judge import PictureFiles, add_up, judge_all, judges_of
+from diffattack.runner.jobs import Job, judges_of
+from diffattack.runner.judge import add_up, judge_all
 from diffattack.runner.report import write_reports
 from diffattack.runner.setup import Experiment, class_names_of, clean_accuracies
 
@@ -57,9 +58,9 @@ def judge_folder(options: Options) -> int:
     claim(layout.folder, configuration)
     for place in layout.places:
         place.mkdir(exist_ok=True)
-    files = PictureFiles(layout, options.res, dict(enumerate(pairs)))
-    judge_all(experiment, options, files, items, judges)
-    evaluation, row_of_image = add_up(files, items, judges)
+    job = Job(options, layout, judges, paths=dict(enumerate(pairs)))
+    judge_all(experiment, job, items)
+    evaluation, row_of_image = add_up(job, items)
 
     def rows() -> Iterator[dict]:
         for k, item in enumerate(items):

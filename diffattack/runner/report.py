@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -34,43 +33,22 @@ FELT_ABOVE = 0.01  # of the attack's gradient
 
 def report(job: Job, selected: Sequence[Item]) -> int:
     """Adds up what is in the folder of a run, all of which has been judged, writes and prints it, and draws
-    the figures and the page of a run that is complete; returns the exit code. Of two processes that end at
-    the same moment one does.
+    the figures and the page of a run that is complete; returns the exit code.
     """
     failures, left = read_failures(job.layout, selected), unattempted(selected, job.layout)
     finished = job.layout.finished()  # after what is left, so that nothing can be in neither
     done = [item for item in selected if item.index in finished]
-    with open(job.layout.folder / "run.json") as lock:
-        if is_locked(lock):
-            run, _ = write_run(job, done, failures, len(left))
-            show_run(job, run, bool(left))
-    return 1 if failures else 0
-
-
-def is_locked(file: IO) -> bool:
-    """Whether this process has the lock on a file, until it closes it; on systems without locks, always."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        pass
-    return True
-
-
-def show_run(job: Job, run: Run | None, is_partial: bool) -> None:
-    """Prints what was added up, and draws it where nothing is left."""
+    run, _ = write_run(job, done, failures, len(left))
     options, folder = job.options, job.layout.folder
     print("\n" + (folder / "log.txt").read_text(encoding="utf-8").split("\n\n", 1)[1].rstrip())
-    if run and not is_partial and options.figures != "none":
+    if run and not left and options.figures != "none":
         from diffattack.plotting.draw import draw_folders  # it takes matplotlib
 
         each, images = options.figures == "all", options.figure_images
         draw_folders([run], named_schedules, each, anew=False, figure_images=images)
         write_page(run, read_results(folder))
         print(f"\nfigures in {folder / ANALYSIS}, and a page to look through in {folder / 'report.html'}")
+    return 1 if failures else 0
 
 
 def write_run(
@@ -87,13 +65,11 @@ def write_run(
     evaluation, run, rows, points = None, None, [], {}
     if done:
         run = read_run(layout.folder, {item.index for item in done})
-        evaluation, found = add_up(job.files, done, job.judges)
-        rows = [read_record(layout.record(item.index)).row for item in done]
-        for row, iteration, distance in zip(
-            rows, run.summary.first_fooled.tolist(), run.summary.distance_then.tolist()
-        ):
-            row |= {"first_fooled": iteration, "distance_then": distance}
-            del row["files"]  # which the run alone needs
+        evaluation, found = add_up(job, done)
+        rows = [without_files(read_record(layout.record(item.index)).row) for item in done]
+        for key in ("first_fooled", "distance_then"):
+            for row, value in zip(rows, getattr(run.summary, key).tolist()):
+                row[key] = value
         evaluation.warnings.extend(warnings_about_rounding(rows))
         points = curve_points(run)
     weights = weights_at_the_end(run)
@@ -115,12 +91,16 @@ def write_run(
     }
 
     def all_rows() -> Iterator[dict]:
-        for k in range(len(done)):
-            yield rows[k] | found(options.label_base, k)
+        return (row | found(options.label_base, k) for k, row in enumerate(rows))
 
     names = ("results.json", "images.csv", "log.txt")
     write_reports(options.save_dir, names, results, all_rows, "\n".join(lines), evaluation)
     return run, evaluation
+
+
+def without_files(row: dict) -> dict:
+    """A row without the digests of its pictures, which a run alone needs."""
+    return {key: value for key, value in row.items() if key != "files"}
 
 
 def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item], worked_on: int) -> bool:
@@ -132,7 +112,7 @@ def is_left_to_others(job: Job, mine: Sequence[Item], selected: Sequence[Item], 
     """
     left = unattempted(selected, job.layout)
     finished = job.layout.finished() - {item.index for item in mine}  # after what is left
-    others = unjudged(job.files, [item for item in selected if item.index in finished], job.judges)
+    others = unjudged(job, [item for item in selected if item.index in finished])
     if left or others:
         lines = [f"not attacked: {failure}" for failure in read_failures(job.layout, mine)]
         lines.append(
@@ -221,12 +201,12 @@ def summarise(
     """The aligned tables that end a run."""
     shown = rows[:SHOWN]
     lines = table(
-        [["image", "true class", "before", "", "after", "", "success", "PSNR dB", "s"]]
+        [["image", "true class", "before", "after", "success", "PSNR dB", "s"]]
         + [
             [
                 row["file"],
                 row["class"] + (f" -> {row['target_class']}" if "target" in row else ""),
-                *(cell for side in ("before", "after") for cell in in_two_cells(row[side])),
+                *("{} {:.2f}".format(*deciding(row[side])) for side in ("before", "after")),
                 {True: "yes", False: "no", None: "wrong before"}[row["success"]],
                 f"{row['psnr']:.1f}",
                 f"{row['seconds']:.0f}",
@@ -251,12 +231,6 @@ def summarise(
     return "\n".join(lines)
 
 
-def in_two_cells(prediction: dict) -> tuple[str, str]:
-    """The class that a classifier predicts, and how sure it is."""
-    name, probability = deciding(prediction)
-    return name, f"{probability:.2f}"
-
-
 def weights_at_the_end(run: Run | None) -> np.ndarray:
     """The weights `(N,)` after the last image; where each image has its own, their mean over the images."""
     if run is None or not run.timesteps:
@@ -272,25 +246,24 @@ def lines_about_gradients(run: Run) -> list[str]:
     at all.
     """
     rows = [["gradient on the latent, % of the attack's", "self-attention", "cross-attention"]]
-    for iteration, shares in zip(run.gradient_iterations, run.gradient_shares):
+    known, share = np.isfinite(run.gradient_shares[:, 0]), 0.0  # while images were attacked
+    for iteration, shares in zip(np.array(run.gradient_iterations)[known], run.gradient_shares[known]):
         rows.append([f"iteration {iteration}", *(f"{100 * share:.2g}" for share in shares)])
-    known = run.gradient_shares[:, 0][np.isfinite(run.gradient_shares[:, 0])]  # while images were attacked
-    share, factor = known[-1] if len(known) else 0.0, run.configuration["self_attn_loss_weight"]
+        share, last = shares[0], iteration
+    factor = run.configuration["self_attn_loss_weight"]
     if run.configuration["structure_share"] is not None or not 0 < share < FELT_ABOVE:
         return table(rows)
     return [
         *table(rows),
-        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in the last iteration: "
-        f"its weights cannot be felt, and --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it "
-        "10 %",
+        f"the self-attention term's gradient is {100 * share:.2g} % of the attack's in iteration {last}: its "
+        f"weights cannot be felt, and --self_attn_loss_weight {factor * 0.1 / share:.1g} would make it 10 %",
     ]
 
 
 def gradient_dict(run: Run) -> dict[str, dict[str, float]]:
     """The same for JSON."""
-    terms = ("self-attention", "cross-attention")
-    pairs = zip(run.gradient_iterations, run.gradient_shares.tolist())
-    return {str(iteration): dict(zip(terms, shares)) for iteration, shares in pairs}
+    shares = (dict(zip(("self-attention", "cross-attention"), both)) for both in run.gradient_shares.tolist())
+    return dict(zip(map(str, run.gradient_iterations), shares))
 
 
 def lines_about(run: Run, rows: Sequence[dict], points: Points) -> list[str]:

@@ -6,8 +6,7 @@ import functools
 import multiprocessing
 import os
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.checks import check_unchanged
 from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.device import memory_is_short, resolve_device, resolve_dtype, set_up
+from diffattack.common.device import resolve_device, resolve_dtype, set_up
 from diffattack.common.errors import InputError, RecordError, note
 from diffattack.common.parallel import check_alone, this_process
 from diffattack.data.classes import IMAGENET_CLASSES, read_class_names
@@ -47,7 +46,6 @@ from diffattack.runner.folder import (
     counted,
     file_digest,
     flags_of,
-    in_brief,
     name_of,
 )
 
@@ -86,7 +84,7 @@ class Experiment:
         }
 
     def classifier(self, name: str, attacked: bool = False) -> torch.nn.Module:
-        """A classifier on the device, loaded once, and kept while memory suffices.
+        """A classifier on the device, loaded once.
 
         Args:
             attacked: whether it needs a gradient, and its defences their draws in an attack.
@@ -96,8 +94,6 @@ class Experiment:
         """
         if name in self.loaded and not attacked:
             return self.loaded[name]
-        while (mine := self.loaded.keys() - set(self.options.model_name)) and memory_is_short(self.device):
-            del self.loaded[mine.pop()]
         draws = {"attacked": True, "attack_draws": self.options.draws} if attacked else {}
         diffusion = self.diffusion if needs_diffusion([name]) else None
         head, side = self.options.classifier_head, self.options.res
@@ -153,13 +149,7 @@ def class_names_of(options: Options) -> tuple[str, ...]:
             f"--dataset_name {options.dataset_name} needs --captions with the path of {needed}, which comes "
             f"with the data set"
         )
-    names = IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
-    if len(names) == 1 and options.classifier_head.threshold is None:
-        raise InputError(
-            f"--captions: {str(options.captions)!r} names one class, which --head softmax always sees; name "
-            f"two, or give --head sigmoid"
-        )
-    return names
+    return IMAGENET_CLASSES if options.captions is None else read_class_names(options.captions)
 
 
 def read_experiment(options: Options) -> Experiment:
@@ -170,11 +160,11 @@ def read_experiment(options: Options) -> Experiment:
     """
     check_save_dir(options.save_dir)
     check_images_root(options)
+    check_inputs(options)
     class_names = class_names_of(options)
     items = read_dataset(
         options.images_root, options.label_path, class_names, options.label_base, options.target_label
     )
-    check_inputs(options, [item.path for item in items])
     resolved = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, resolved)
     masks = {} if options.mask_root is None else masks_of(options.mask_root, options.images_root, items)
@@ -208,8 +198,6 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
         for warning in warnings_about_outputs(name, classifier, noise, experiment.device, head):
             note(warning)
     diffusion = experiment.diffusion if needs_pipeline(each) else None
-    if any(one.attack == OURS for one in each) and is_first:
-        say_cut_names(diffusion, experiment.items[: options.limit])
     return [
         DiffAttack(diffusion.pipeline, classifiers, experiment.class_names, one)
         if one.attack == OURS
@@ -230,17 +218,6 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
         )
         for one in each
     ]
-
-
-def say_cut_names(diffusion: LatentDiffusion, items: Sequence[Item]) -> None:
-    """Says of which of the images' classes the text encoder does not take the whole name."""
-    labels, _ = labels_and_targets(items)
-    prompts = diffusion.prompts(torch.from_numpy(np.unique(labels, axis=0)))
-    for name, (tokens, taken, rest) in diffusion.cut(prompts).items():
-        note(
-            f"the class name {in_brief(name)} has {tokens} tokens and the text encoder takes {taken}; what "
-            f"remains of it is {rest!r}; a shorter name in --captions is taken whole"
-        )
 
 
 def needs_pipeline(each: Sequence[Options]) -> bool:
@@ -275,17 +252,6 @@ class OtherPictures:
                 continue  # said where it is attacked itself
             theirs.append(item.labels[0])
         return torch.cat(images), torch.tensor(theirs, dtype=torch.long)
-
-
-def share_of(items: Sequence[Item], part: int, parts: int) -> list[Item]:
-    """The images of this process, of as many parts; it says how many, where a launcher started several."""
-    mine, start = [item for item in items if item.index % parts == part], this_process()
-    if start.world_size > 1:
-        print(
-            f"process {start.rank} of {start.world_size}: {len(mine)} of {len(items)} images are its part",
-            file=sys.stderr,
-        )
-    return mine
 
 
 def check_shards(options: Options, weight_modes: Sequence[str]) -> tuple[int, int]:
@@ -346,10 +312,8 @@ def look_at_clean_images(
     """
     accuracies = clean_accuracies(experiment, items, attacks[0].classifiers)
     check_labels(accuracies, experiment.options.trust_labels)
-    for attack in attacks:
-        if isinstance(attack, DiffAttack):
-            check_diffusion_model(experiment, attack, items)
-            return
+    for attack in [attack for attack in attacks if isinstance(attack, DiffAttack)][:1]:
+        check_diffusion_model(experiment, attack, items)
 
 
 def check_diffusion_model(experiment: Experiment, attack: DiffAttack, items: Sequence[Item]) -> None:
@@ -380,13 +344,10 @@ def check_images_root(options: Options) -> None:
         )
 
 
-def check_inputs(options: Options, images: Iterable[Path]) -> None:
+def check_inputs(options: Options) -> None:
     """Raises InputError where a file that is read lies in `--save_dir`, where it could be written over."""
-    # most images are no links themselves
-    links = {path for path in images if path.is_symlink()} | {path.parent for path in images}
-    named = {"label_path": options.label_path, "captions": options.captions, "mask_root": options.mask_root}
-    inputs = [("images_root", path) for path in sorted(links)] + list(named.items())
-    for flag, path in inputs:
+    for flag in ("label_path", "captions", "mask_root"):
+        path = getattr(options, flag)
         if path is not None and is_within(path, options.save_dir):
             raise InputError(
                 f"--{flag}: {str(path)!r} lies in --save_dir, where it could be written over; give another "
