@@ -15,7 +15,7 @@ from PIL import Image
 from test_utils import run_of
 
 from diffattack.data.layout import Layout
-from diffattack.data.records import ANALYSIS, AttackRecord, Records, json_digest, read_run, write_record
+from diffattack.data.records import ANALYSIS, AttackRecord, Records, read_run, run_identity, write_record
 from diffattack.data.summaries import (
     DRAWN,
     LEAST,
@@ -82,7 +82,7 @@ def made_up_run(folder: Path, images: int, own_weights: bool = False):
         for kind in ("originImage", "adv_image"):
             Image.fromarray(clean).save(layout.file(index, f"{kind}.png"))
         record, row = made_up_record(random, weights), row | {"before": said, "after": said}
-        write_record(record, torch.zeros(1), row, layout.record(index), json_digest(configuration))
+        write_record(record, torch.zeros(1), row, layout.record(index), run_identity(folder))
     return read_run(folder)
 
 
