@@ -100,7 +100,7 @@ class DiffAttack(LatentDiffusion):
             guidance=options.guidance,
             inversion=options.inversion,
         )
-        self.classifiers = checked_classifiers(classifier, class_names)
+        self.classifiers = checked_classifiers(classifier)
         self.head = options.classifier_head
         # what the gradient goes through; what judges is without these defences
         self.attacked = [
@@ -134,7 +134,7 @@ class DiffAttack(LatentDiffusion):
                 images still attacked, `(3, b)` in the order of LOSS_TERMS.
             masks: `(B, 1, H, W)` in [0, 1]; where one is 0 its picture may not change.
         Raises:
-            TypeError, ValueError: of an argument, or a classifier's output, that is not as said here.
+            ValueError: of an argument, or a classifier's output, that is not as said here.
             NonFiniteLossError: a loss became NaN or infinite.
         """
         return self.attack(self.invert(*checked_arguments(self, images, labels, targets, masks)), progress)

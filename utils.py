@@ -64,11 +64,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN",
         help="output folder of main.py, or a mode's folder inside that of compare.py",
     )
-    parser.add_argument(
-        "--anew",
-        action="store_true",
-        help="draw each image's figures again, also where they are younger than the image's record",
-    )
     parser.add_argument("--pdf", action="store_true", help="as PDF, too")
     parser.add_argument(
         "--figure_images",
@@ -91,8 +86,8 @@ def draw(arguments: argparse.Namespace) -> int:
             name if names.count(name) == 1 else f"{k}: {name}": read_run(folder)
             for k, (name, folder) in enumerate(zip(names, arguments.runs), 1)
         }
-        options = {"anew": arguments.anew or arguments.pdf, "pdf": arguments.pdf}
-        draw_folders(runs.values(), named_schedules, figure_images=arguments.figure_images, **options)
+        options = {"pdf": arguments.pdf, "figure_images": arguments.figure_images}
+        draw_folders(runs.values(), named_schedules, **options)
         for run in runs.values():
             if (run.folder / "results.json").is_file():
                 write_page(run, read_results(run.folder))

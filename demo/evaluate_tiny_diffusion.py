@@ -208,7 +208,7 @@ def recognised(
         classifier = load_classifier(name).to(device)
 
         def correct(images: Sequence[np.ndarray], classifier: torch.nn.Module = classifier) -> np.ndarray:
-            predictions, _ = predict(classifier, np.stack(images), np.array(labels), device)
+            predictions = predict(classifier, np.stack(images), np.array(labels), device)
             return predictions["label"] == np.array(labels)
 
         before = correct(clean)

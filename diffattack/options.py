@@ -15,7 +15,7 @@ from pathlib import Path
 
 from diffattack import ROOT
 from diffattack.attacks.library import OURS, attack_name
-from diffattack.classifiers.defences import DEFENCES, attack_draws, check_defence, split_name
+from diffattack.classifiers.defences import DEFENCES, attack_draws, make_defence, split_name
 from diffattack.classifiers.heads import HEADS, THRESHOLD, Head, head_named
 from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name
 from diffattack.common.errors import InputError, RecordError
@@ -334,7 +334,7 @@ class AttackOptions(WeightOptions):
             raise InputError("--inversion diffattack cuts bytes off, which no --budget knows; give exact")
         if self.attack == OURS and self.latent_optimizer == "momentum" and budget is None:
             raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=37; or give adamw")
-        check_each("attack_through", check_defence, self.attack_through)
+        check_each("attack_through", make_defence, self.attack_through)
         if max(self.judge_at, default=0) > self.iterations:
             raise InputError(f"--judge_at goes beyond the {self.iterations} of --iterations")
 
@@ -435,7 +435,7 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             raise InputError("--model_name names no classifier; give one, such as efficientnet_lite0")
         check_each("model_name", check_name, self.model_name)
         check_each("transfer_models", check_name, self.transfer_models)
-        check_each("defences", check_defence, filter(None, "@".join(self.defences).split("@")))
+        check_each("defences", make_defence, filter(None, "@".join(self.defences).split("@")))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffattack.data.layout import Layout
-from diffattack.data.records import ANALYSIS, json_digest, read_configuration
+from diffattack.data.records import ANALYSIS, read_configuration, run_identity
 
 OWN = ("row.npy", "run.npy")  # what the copies of a record do not share
 
@@ -47,7 +47,7 @@ def multiply(
     for place in many.places:
         place.mkdir(parents=True)
     (target / "run.json").write_text(json.dumps(configuration, indent=2) + "\n")
-    identity = npy(json_digest(configuration))
+    identity = npy(run_identity(target))
     sources = {j: (*common_part(few.record(j)), pictures_of(few, j)) for j in there}
     for k, j in enumerate(from_there):
         shared, row, pictures = sources[j]

@@ -1,7 +1,5 @@
 """Arguments of a library call that cannot be meant, of both attacks; and some that are meant in odd forms."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -53,106 +51,79 @@ def changed(place, value) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "images, labels, targets, error, message",
+    "images, message",
     [
-        (
-            2 * IMAGES - 1,
-            LABELS,
-            None,
-            ValueError,
-            r"images go from -0.9.* to .*; expected values in \[0, 1\]",
-        ),
-        (255 * IMAGES, LABELS, None, ValueError, "images go from .* to 25"),
-        (changed((0, 0, 0, 0), torch.nan), LABELS, None, ValueError, "images go from nan to nan"),
-        (
-            (255 * IMAGES).byte(),
-            LABELS,
-            None,
-            ValueError,
-            r"images are a tensor \(2, 3, 96, 96\) of torch.uint8",
-        ),
-        (IMAGES.numpy(), LABELS, None, ValueError, "images are .* of type ndarray; expected floats"),
-        (IMAGES[0], LABELS[:1], None, ValueError, r"images are a tensor \(3, 96, 96\)"),
-        (IMAGES[:, :1], LABELS, None, ValueError, r"images are a tensor \(2, 1, 96, 96\)"),
-        (IMAGES.permute(0, 2, 3, 1), LABELS, None, ValueError, r"images are a tensor \(2, 96, 96, 3\)"),
-        (IMAGES[:0], LABELS[:0], None, ValueError, r"images are a tensor \(0, 3, 96, 96\)"),
-        (
-            IMAGES[..., :80, :80],
-            LABELS,
-            None,
-            ValueError,
-            "images are 80 x 80; .* a multiple of 32, at least 96",
-        ),
-        (IMAGES[..., :64, :64], LABELS, None, ValueError, "images are 64 x 64"),
-        (IMAGES[..., :64, :], LABELS, None, ValueError, "images are 64 x 96; expected squares"),
-        (IMAGES, [1, 5], None, ValueError, r"labels: image 1 has \[5\]; expected classes from 0 to 4"),
-        (IMAGES, [-1, 1], None, ValueError, "labels: image 0 has none"),
-        (IMAGES, [-2, 1], None, ValueError, r"labels: image 0 has \[-2\]"),
-        (IMAGES, [[1, 1], [2, -1]], None, ValueError, "labels: image 0 has a class twice"),
-        (IMAGES, torch.eye(5).long()[LABELS], None, ValueError, "class twice; .* not one-hot"),
-        (
-            IMAGES,
-            torch.eye(5)[LABELS],
-            None,
-            TypeError,
-            "labels are a tensor .* of torch.float32; expected integers",
-        ),
-        (IMAGES, torch.eye(5)[LABELS] > 0, None, TypeError, "labels are a tensor .* of torch.bool"),
-        (IMAGES, ["cat", "daisy"], None, TypeError, "labels are .* of type list; expected integers"),
-        (IMAGES, [1], None, ValueError, r"labels are \(1,\) for 2 images"),
-        (IMAGES, 1, None, ValueError, r"labels are \(\) for 2 images"),
-        (IMAGES, LABELS, [2, 4], ValueError, r"targets: that of image \[1\] is its own label"),
-        (IMAGES, [[1, 2], [0, -1]], [2, 4], ValueError, r"targets: that of image \[0\] is its own label"),
-        (IMAGES, LABELS, [2, 5], ValueError, r"targets: image 1 has \[5\]"),
-        (IMAGES, LABELS, [2], ValueError, "targets are .* for 2 images"),
-        (IMAGES, LABELS, [[2, 3], [2, 3]], ValueError, "expected one class for each image"),
+        (2 * IMAGES - 1, r"images go from -0.9.* to .*; expected values in \[0, 1\]"),
+        (changed((0, 0, 0, 0), torch.nan), "images go from nan to nan"),
+        ((255 * IMAGES).byte(), r"images are a tensor \(2, 3, 96, 96\) of torch.uint8; expected floats"),
+        (IMAGES.numpy(), "images are .* of type ndarray; expected floats"),
+        (IMAGES[0], r"images are a tensor \(3, 96, 96\)"),
+        (IMAGES.permute(0, 2, 3, 1), r"images are a tensor \(2, 96, 96, 3\)"),
+        (IMAGES[:0], r"images are a tensor \(0, 3, 96, 96\)"),
+        (IMAGES[..., :80, :80], r"tensor \(2, 3, 80, 80\) .* S a multiple of 32 from 96 on"),
+        (IMAGES[..., :64, :64], r"tensor \(2, 3, 64, 64\)"),
     ],
 )
-def test_images_and_classes_that_cannot_be_meant(attack, images, labels, targets, error, message):
-    with pytest.raises(error, match=message) as caught:
-        attack()(images, labels, targets)
+def test_images_that_cannot_be_meant(attack, images, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        attack()(images, LABELS)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("masks", [IMAGES[:, 0], 255 * IMAGES[:, :1], IMAGES[:, :1].numpy()])
-def test_masks_that_cannot_be_meant(attack, masks):
-    with pytest.raises(ValueError, match="masks "):
-        attack()(IMAGES, LABELS, masks=masks)
+@pytest.mark.parametrize(
+    "labels, targets, message",
+    [
+        ([1, 5], None, r"labels go from 1 to 5; expected indices of classes from 0 to 4"),
+        ([-1, 1], None, "labels: an image has none"),
+        ([-2, 1], None, "labels go from -2 to 1"),
+        ([[1, 1], [2, -1]], None, "none twice for an image"),
+        (torch.eye(5).long()[LABELS], None, "no one-hot rows"),
+        (torch.eye(5)[LABELS], None, "labels are a tensor .* of torch.float32; expected integers"),
+        (["cat", "daisy"], None, "labels are .* of type list; expected integers"),
+        (1, None, "labels are an object of type int; .* for 2 images"),
+        (LABELS, [2, 4], "targets: one is a label of its image"),
+        ([[1, 2], [0, -1]], [2, 4], "targets: one is a label of its image"),
+        (LABELS, [2, 5], "targets go from 2 to 5"),
+        (LABELS, [2], "targets are .* for 2 images"),
+        (LABELS, [[2, 3], [2, 3]], "expected one class for each image"),
+    ],
+)
+def test_classes_that_cannot_be_meant(attack, labels, targets, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        attack()(IMAGES, labels, targets)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "classifier, names, error, message",
+    "classifier, names, message",
     [
-        (Answering(lambda logits: {"logits": logits}), CLASS_NAMES, ValueError, "returns .* of type dict"),
-        (Answering(lambda logits: (logits, None)), CLASS_NAMES, ValueError, "returns .* of type tuple"),
-        (Answering(lambda x: SimpleNamespace(logits=x)), CLASS_NAMES, ValueError, "expected float logits"),
-        (Answering(lambda logits: logits[:, None]), CLASS_NAMES, ValueError, r"returns a tensor \(1, 1, 5\)"),
-        (network(10), CLASS_NAMES, ValueError, "has 10 outputs, and class_names has 5 names"),
-        (CLASSIFIER, range(1000), ValueError, "has 5 outputs, and class_names has 1000 names"),
-        (lambda images: images, CLASS_NAMES, TypeError, "classifier is .* of type function"),
-        ([CLASSIFIER, "resnet"], CLASS_NAMES, TypeError, "classifier has .* of type str in it"),
-        ([], CLASS_NAMES, TypeError, "classifier is .* of type list"),
-        (CLASSIFIER, "a cat", TypeError, "class_names is the text 'a cat'; expected a name for each class"),
+        (Answering(lambda logits: {"logits": logits}), CLASS_NAMES, "returns .* of type dict"),
+        (Answering(lambda logits: logits[:, None]), CLASS_NAMES, r"returns a tensor \(1, 1, 5\)"),
+        (network(10), CLASS_NAMES, "has 10 outputs, and class_names has 5 names"),
+        ([CLASSIFIER, "resnet"], CLASS_NAMES, "classifier is .* of type str; expected a torch.nn.Module"),
+        ([], CLASS_NAMES, "classifier is "),
     ],
 )
-def test_classifiers_and_names_that_cannot_be_meant(attack, classifier, names, error, message):
-    with pytest.raises(error, match=message) as caught:
+def test_classifiers_and_names_that_cannot_be_meant(attack, classifier, names, message):
+    with pytest.raises(ValueError, match=message) as caught:
         attack(classifier, names)(IMAGES, LABELS)
     assert "\n" not in str(caught.value)
 
 
-def test_what_rounding_leaves_outside_and_an_input_with_a_gradient(attack):
+def test_a_mask_that_cannot_be_meant(attack):
+    for masks in (IMAGES[:, 0], 255 * IMAGES[:, :1]):
+        with pytest.raises(ValueError, match="masks "):
+            attack()(IMAGES, LABELS, masks=masks)
+
+
+def test_what_is_meant_in_odd_forms(attack):
+    """What rounding leaves outside, an input with a gradient, and labels as people have them."""
     images = changed((0, 0, 0, 0), -3e-8)
     images[0, 0, 0, 1] = 1 + 1e-7
     images.requires_grad_()
-    before = images.detach().clone()
-    found = attack()(images, LABELS).adversarial
+    before, targets = images.detach().clone(), torch.tensor([2, -1])
+    expected = attack()(before.clamp(0, 1), LABELS, targets).adversarial
+    for labels in ([1, 4], np.array([1, 4]), [[1], [4]], torch.tensor([[1, -1], [-1, 4]])):
+        found = attack()(images, labels, np.array([2, -1])).adversarial
+        assert not found.requires_grad and torch.equal(found, expected)
     assert torch.equal(images, before) and images.requires_grad and images.grad is None
-    assert not found.requires_grad and torch.equal(found, attack()(before.clamp(0, 1), LABELS).adversarial)
-
-
-@pytest.mark.parametrize("labels", [[1, 4], np.array([1, 4]), [[1], [4]], torch.tensor([[1, -1], [-1, 4]])])
-def test_labels_in_the_forms_that_people_have_them_in(attack, labels):
-    targets = np.array([2, -1])
-    found = attack()(IMAGES, labels, targets).adversarial
-    assert torch.equal(found, attack()(IMAGES, LABELS, torch.tensor([2, -1])).adversarial)

@@ -16,7 +16,6 @@ from diffattack.evaluation.statistics import mean_over_images, means_over_images
 from diffattack.evaluation.warnings import (
     has_gradient,
     warnings_about_gradients,
-    warnings_about_labels,
     warnings_about_outputs,
     warnings_about_rounding,
     warnings_about_transfer,
@@ -165,12 +164,7 @@ class Steps(torch.nn.Module):
 
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
-SHIFTED = [11, 21, 31]
 ROUNDED = {"file": "a.png", "fooled_as_tensor": True, "fooled": False}
-
-
-def about_labels(predicted, labels, classes: int) -> list[str]:
-    return warnings_about_labels(classifier_result(labels, predicted, predicted), classes)
 
 
 def about_gradients(classifier) -> list[str]:
@@ -188,8 +182,6 @@ LOST = [ROUNDED, ROUNDED | {"file": "b.png", "fooled": True}]
         (lambda: warnings_about_outputs("m", SOFTMAX_OF, PIXELS, CPU), "m returns probabilities"),
         (lambda: warnings_about_outputs("m", Noisy(), PIXELS, CPU), "m answers differently"),
         (lambda: about_gradients(Steps()), "exactly zero at image 1, 2, 3"),
-        (lambda: about_labels(SHIFTED, [10, 20, 30], 1000), "would be on 3 with labels one higher"),
-        (lambda: about_labels(SHIFTED * 2, [100, 200, 300] * 2, 1000), "is right on 0 of 6 .*as by chance"),
         (lambda: warnings_about_rounding(LOST), "lost in rounding to 8 bits, and does not count: a.png;"),
         (lambda: warnings_about_transfer(["m"], ["n", "m"]), "m is a surrogate and so left out"),
     ],
@@ -204,10 +196,6 @@ def test_warnings_are_silent_where_nothing_is_wrong():
     fine = [ROUNDED | {"fooled_as_tensor": False}, ROUNDED | {"fooled": True}]
     assert not warnings_about_outputs("m", classifier, PIXELS, CPU)
     assert not about_gradients(classifier) and not warnings_about_rounding(fine)
-    assert not about_labels([10, 20, 30], [10, 20, 30], 1000)
-    # of a few images not more is made than they are
-    assert about_labels([1], [1], 2) == about_labels([1, 1], [0, 0], 2) == []
-    assert "as by chance" in about_labels([1] * 4, [0] * 4, 2)[0]
 
 
 def test_the_surrogate_is_never_a_transfer_classifier():

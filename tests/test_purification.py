@@ -159,20 +159,13 @@ def test_an_attack_on_pixels_through_a_purification(checkpoint, classifier, imag
     """It raises the loss behind the defence further than one that does not know of it."""
     diffusion = LatentDiffusion(checkpoint(**KINDS["epsilon"]), CLASS_NAMES)
     behind = defend(classifier, ["diffpure:110"], diffusion)
-    losses = {}
+    plain, image, losses = copy.deepcopy(classifier).float(), images[:1].float(), []
     for through in ((), ("diffpure:110",)):
-        attack = PixelAttack(
-            "torchattack:PGD(steps=4, eps=8/255)",
-            classifier.float(),
-            CLASS_NAMES,
-            attack_through=through,
-            draws=1,
-            diffusion=diffusion,
-        )
-        found = attack(images[:1].float(), labels[:1]).adversarial
-        classifier.double()
-        losses[through] = -behind(found.double()).log_softmax(-1)[0, labels[0]].item()
-    assert losses[("diffpure:110",)] > losses[()]
+        options = dict(attack_through=through, draws=1, diffusion=diffusion)
+        attack = PixelAttack("torchattack:PGD(steps=4, eps=8/255)", plain, CLASS_NAMES, **options)
+        found = attack(image, labels[:1]).adversarial.double()
+        losses.append(-behind(found).log_softmax(-1)[0, labels[0]].item())
+    assert losses[1] > losses[0]
 
 
 # ---------------------------------------------------------------- which draws

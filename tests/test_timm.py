@@ -14,7 +14,6 @@ from conftest import MAIN, ROOT, flags, run
 
 TIMM = ROOT / ".timm"
 needs_timm = pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TIMM), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 FUNCTION = """
 import sys
@@ -25,16 +24,12 @@ getattr(test_timm, sys.argv[1])(*sys.argv[2:])
 """
 
 
-def in_a_process(function, *arguments) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", FUNCTION, function.__name__, *map(str, arguments)],
-        cwd=ROOT,
-        env={**ENVIRONMENT, "PYTHONPATH": f"{TIMM}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
+def in_a_process(*command) -> str:
+    path = f"{TIMM}{os.pathsep}{ROOT}"
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    how = dict(cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(list(map(str, command)), **how)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     return result.stdout
 
 
@@ -104,27 +99,15 @@ def load_folders(folder: str) -> None:
 @needs_timm
 @pytest.mark.nightly
 def test_every_alias_exists_and_its_preprocessing_is_timms_own():
-    assert len(in_a_process(compare_preprocessing).splitlines()) == 13
+    told = in_a_process(sys.executable, "-c", FUNCTION, compare_preprocessing.__name__)
+    assert len(told.splitlines()) == 13
 
 
 @needs_timm
 @pytest.mark.nightly
-def test_folders_of_timm_models(tmp_path):
-    in_a_process(load_folders, tmp_path)
-
-
-@needs_timm
-@pytest.mark.nightly
-def test_beside_it_everything_runs(data, tmp_path):
-    result = subprocess.run(
-        [*MAIN, *flags(data, tmp_path, "--limit", "1")],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+def test_folders_of_timm_models_and_a_run_beside_it(data, tmp_path):
+    in_a_process(sys.executable, "-c", FUNCTION, load_folders.__name__, tmp_path / "models")
+    in_a_process(*MAIN, *flags(data, tmp_path / "out", "--limit", "1"))
 
 
 def test_without_timm_its_classifiers_are_refused_in_one_line(data, tmp_path):

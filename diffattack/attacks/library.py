@@ -15,11 +15,10 @@ import argparse
 import ast
 import hashlib
 import inspect
-import math
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -57,7 +56,7 @@ class AttackName:
     text: str
     source: str  # diffattack, torchattack, or the path of a file
     function: str = ""  # or the class in torchattack
-    arguments: tuple[tuple[str, object], ...] = ()
+    arguments: dict[str, object] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -84,23 +83,18 @@ def parse_attack(text: str) -> AttackName:
     source, function, arguments = match.groups()
     try:
         return AttackName(text, source, function, literals(arguments or ""))
-    # of nonsense, of what is no call, of a null byte, of very deep brackets, of a division by zero
-    except (SyntaxError, AttributeError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError):
+    except Exception:  # the parser has many for nonsense
         raise argparse.ArgumentTypeError(
-            f"{text[:80]!r}: expected arguments by name, each once, with literals, as (eps=8/255,steps=10)"
+            f"{text[:80]!r}: expected arguments by name with literals, as (eps=8/255,steps=10)"
         ) from None
 
 
-def literals(arguments: str) -> tuple[tuple[str, object], ...]:
+def literals(arguments: str) -> dict[str, object]:
     """Names and values of "eps=8/255,steps=10"; any of several errors where that is not what it is."""
     call = ast.parse(f"attack({arguments}\n)", mode="eval").body
-    values = {keyword.arg: literal(keyword.value) for keyword in call.keywords}
-    numbers = [value for value in values.values() if isinstance(value, float)]
-    is_call = isinstance(call.func, ast.Name) and not call.args and len(values) == len(call.keywords)
-    if not is_call or None in values or not all(map(math.isfinite, numbers)):
-        raise ValueError
-    hash(tuple(values.values()))  # lists and dictionaries could be changed by whoever gets them
-    return tuple(values.items())
+    if call.args:
+        raise ValueError("an argument has no name")
+    return {keyword.arg: literal(keyword.value) for keyword in call.keywords}
 
 
 def literal(node: ast.expr) -> object:
@@ -117,12 +111,11 @@ def attack_name(text: str) -> str:
 
 def attack_names(text: str) -> tuple[str, ...]:
     """What a flag lists, separated by commas; none of an empty text."""
-    texts = re.split(rf",\s*(?={OURS}\b|torchattack:|[^,()]*\.py:)", text) if text.strip() else []
-    attacks = list(map(parse_attack, texts))
-    different = {(one.source, one.function, one.arguments) for one in attacks}
-    if attacks and not 2 <= len(attacks) == len(different):
+    texts = re.split(rf",\s*(?={OURS}\b|torchattack:|[^,()]*\.py:)", text) if text.strip() else ()
+    names = tuple(map(attack_name, texts))
+    if names and not 2 <= len(names) == len(set(names)):
         raise argparse.ArgumentTypeError("expected at least two attacks, none of them twice")
-    return tuple(one.text for one in attacks)
+    return names
 
 
 # ---------------------------------------------------------------- attacks
@@ -174,24 +167,19 @@ def load_attack(name: AttackName, classes: int, side: int | None = None) -> Meth
 
 def torch_attack(name: AttackName, classes: int, side: int | None) -> Method:
     """One of torchattack's."""
-    kind, arguments, problem = library_class(name), dict(name.arguments), ""
+    kind, arguments = library_class(name), dict(name.arguments)
     parameters, needed = inspect.signature(kind).parameters, SIDES.get(name.function, side)
-    takes = {key: one.default for key, one in parameters.items() if key not in GIVEN}
-    radius = takes.get(RADIUS) if RADIUS not in arguments else None
     if side != needed:
-        problem = f"it is written for images of {needed} pixels; give --res {needed}"
-    elif all(key in takes and is_like(key, value, takes[key]) for key, value in arguments.items()):
-        if takes.get("num_classes") == 1000:  # of all classes, and not of those that are looked at
-            arguments.setdefault("num_classes", max(2, classes))
-        try:
-            kind(model=torch.nn.Identity(), normalize=None, device=torch.device("cpu"), **arguments)
-        except Exception as error:  # a package that it needs, or arguments that do not go together
-            problem = f"it cannot be made ({one_line(error)})"
-    else:
+        raise InputError(
+            f"--attack {name.text[:80]} is written for images of {needed} pixels; give --res {needed}"
+        )
+    takes = {key: one.default for key, one in parameters.items() if key not in GIVEN}
+    if not all(key in takes and is_like(value, takes[key]) for key, value in arguments.items()):
         told = ", ".join(f"{key}={default!r}" for key, default in takes.items())
-        problem = f"expected arguments like its defaults, {told}"
-    if problem:
-        raise InputError(f"--attack {name.text[:80]}: {problem}")
+        raise InputError(f"--attack {name.text[:80]}: expected arguments like its defaults, {told}")
+    radius = takes.get(RADIUS) if RADIUS not in arguments else None
+    if takes.get("num_classes") == 1000:  # of all classes, and not of those that are looked at
+        arguments.setdefault("num_classes", max(2, classes))
 
     def attack(images, labels, classifier, composition, targets=None, **arguments) -> torch.Tensor:
         if targets is not None:
@@ -216,7 +204,7 @@ def users_attack(name: AttackName) -> Method:
     """
     arguments = dict(name.arguments)
     try:
-        function, place = load_function(name.source, name.function)
+        function, beside = load_function(name.source, name.function)
         signature = inspect.signature(function)
         searched = {RADIUS: USERS_RADIUS} if RADIUS in signature.parameters else {}
         signature.bind("images", "labels", "classifier", **searched | arguments)
@@ -230,7 +218,7 @@ def users_attack(name: AttackName) -> Method:
         if composition is not None:
             classifier = BehindLimit(classifier, composition)
         shape = images.shape
-        with place.entered():
+        with beside():
             result = function(images, labels, classifier, **arguments)
         if not isinstance(result, torch.Tensor) or result.shape != shape:
             raise TypeError(f"it returned {shown(result)}; expected {tuple(shape)} in [0, 1]")
@@ -262,12 +250,10 @@ def is_of_any_classifier(kind: type) -> bool:
     return not needs_more and not NEED_LAYERS & {*inspect.signature(kind).parameters}
 
 
-def is_like(key: str, value: object, default: object) -> bool:
-    """Whether an argument is of the kind of its default; a radius and a number of steps are above 0."""
-    if isinstance(value, bool) or not isinstance(default, (int, float, type(None))):
-        return type(value) is type(default)
-    kinds = type(default) if isinstance(default, int) else (int, float, type(default))
-    return isinstance(value, kinds) and (key not in (RADIUS, "steps") or value > 0)
+def is_like(value: object, default: object) -> bool:
+    """Whether an argument is of the kind of its default: any number where that is a fraction or None."""
+    is_number = default is None or isinstance(default, float)
+    return type(value) is type(default) or (is_number and type(value) in (int, float))
 
 
 def cuda_means(device: torch.device) -> AbstractContextManager:

@@ -151,7 +151,7 @@ class PixelAttack:
         self.budget, self.contrast_limit = budget, contrast_limit
         self.temperature, self.seed, self.pipeline = logit_temperature, seed, diffusion and diffusion.pipeline
         self.device, self.diffusion, self.others = torch.device(device), diffusion, others
-        self.classifiers = checked_classifiers(classifier, class_names)
+        self.classifiers = checked_classifiers(classifier)
         self.attacked = [defend(one, attack_through, diffusion, draws, head) for one in self.classifiers]
 
     def __call__(

@@ -1,10 +1,9 @@
 """What an attack is called with as a library, looked at where it comes in.
 
-    attack.classifiers = checked_classifiers(classifier, class_names)
+    attack.classifiers = checked_classifiers(classifier)
     images, labels, targets, masks = checked_arguments(attack, images, labels, targets, masks)
 
-Whatever cannot be meant is a TypeError or a ValueError that names the argument, what it is, and what is
-expected.
+Whatever cannot be meant is a ValueError that names the argument, what it is, and what is expected.
 """
 
 from __future__ import annotations
@@ -19,27 +18,21 @@ from diffattack.common.frozen import frozen
 
 SIDE, LEAST_SIDE = 32, 96
 ROUNDING = 1e-6  # by which a value may be outside [0, 1]
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def require(holds: bool, problem: str, expected: str, error: type[Exception] = ValueError) -> None:
-    """Raises an error where something does not hold."""
+def require(holds: object, problem: str, expected: str) -> None:
+    """Raises ValueError where something does not hold."""
     if not holds:
-        raise error(f"{problem}; expected {expected}")
+        raise ValueError(f"{problem}; expected {expected}")
 
 
-def checked_classifiers(
-    classifier: torch.nn.Module | Sequence[torch.nn.Module], class_names: Sequence[str]
-) -> list[torch.nn.Module]:
+def checked_classifiers(classifier: torch.nn.Module | Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
     """The classifiers of an attack, one or several."""
-    told = f"class_names is the text {class_names!r:.40}"
-    require(not isinstance(class_names, str), told, "a name for each class", TypeError)
-    classifiers = [classifier] if isinstance(classifier, torch.nn.Module) else classifier
-    wanted = "a torch.nn.Module, or a list of them"
-    is_list = isinstance(classifiers, (list, tuple)) and len(classifiers) > 0
-    require(is_list, f"classifier is {shown(classifiers)}", wanted, TypeError)
-    for one in classifiers:
-        require(isinstance(one, torch.nn.Module), f"classifier has {shown(one)} in it", wanted, TypeError)
-    return list(classifiers)
+    given = classifier if isinstance(classifier, (list, tuple)) else [classifier]
+    fits = given and all(isinstance(one, torch.nn.Module) for one in given)
+    require(fits, f"classifier is {', '.join(map(shown, given))}", "a torch.nn.Module, or a list of them")
+    return list(given)
 
 
 def checked_arguments(
@@ -50,11 +43,12 @@ def checked_arguments(
     """
     images, classes = checked_images(images), len(attack.class_names)
     labels = checked_classes("labels", labels, len(images), classes)
+    require((labels[:, 0] >= 0).all(), "labels: an image has none", "a class for each image")
     if targets is not None:
-        targets = checked_classes("targets", targets, len(images), classes, may_be_none=True)
+        targets = checked_classes("targets", targets, len(images), classes)
         require(targets.shape[1] == 1, f"targets are {tuple(targets.shape)}", "one class for each image")
-        own = ((targets == labels) & (targets >= 0)).any(1).nonzero().view(-1).tolist()
-        require(not own, f"targets: that of image {own[:1]} is its own label", "another class")
+        own = ((targets == labels) & (targets >= 0)).any()
+        require(not own, "targets: one is a label of its image", "another class")
         targets = targets[:, 0]
     if masks is not None:
         expected = (len(images), 1, *images.shape[2:])
@@ -65,20 +59,18 @@ def checked_arguments(
         with torch.no_grad(), frozen(network):
             logits = network(images[:1].to(attack.device, attack.dtype))
         check_logits("classifier", logits, 1)
-        told = f"classifier has {logits.shape[1]} outputs, and class_names has {classes} names"
-        require(logits.shape[1] == classes, told, "a name for each output")
+        outputs = f"classifier has {logits.shape[1]} outputs, and class_names has {classes} names"
+        require(logits.shape[1] == classes, outputs, "a name for each output")
     return images, labels, targets, masks
 
 
 def checked_images(images: torch.Tensor) -> torch.Tensor:
     """Images without a graph, what rounding left outside [0, 1] put inside it."""
-    is_float = isinstance(images, torch.Tensor) and images.is_floating_point()
-    fits = is_float and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
-    require(fits, f"images are {shown(images)}", "floats (B, 3, H, W) in [0, 1], before any normalisation")
-    height, width = images.shape[2:]
-    fits = height == width and height % SIDE == 0 and height >= LEAST_SIDE
-    wanted = f"squares whose side is a multiple of {SIDE}, at least {LEAST_SIDE}"
-    require(fits, f"images are {height} x {width}", wanted)
+    is_batch = isinstance(images, torch.Tensor) and images.is_floating_point() and images.ndim == 4
+    side = images.shape[-1] if is_batch and len(images) else 0
+    fits = side >= LEAST_SIDE and side % SIDE == 0 and images.shape[1:] == (3, side, side)
+    wanted = f"floats (B, 3, S, S) in [0, 1], not normalised, S a multiple of {SIDE} from {LEAST_SIDE} on"
+    require(fits, f"images are {shown(images)}", wanted)
     check_range("images", images)
     return images.detach().clamp(0, 1)
 
@@ -90,28 +82,22 @@ def check_range(name: str, values: torch.Tensor) -> None:
     require(fits, f"{name} go from {least:g} to {most:g}", "values in [0, 1]")
 
 
-def checked_classes(
-    name: str, values: object, images: int, classes: int, may_be_none: bool = False
-) -> torch.Tensor:
-    """Labels or targets, `(B,)` or `(B, L)` with -1 for those that an image lacks, as `(B, L)`.
-
-    Args:
-        may_be_none: an image may have none at all.
+def checked_classes(name: str, values: object, images: int, classes: int) -> torch.Tensor:
+    """Labels or targets, `(B,)` or `(B, L)` with -1 for those that an image lacks, as `(B, L)`, those that
+    it has in front.
     """
     try:
         rows = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         rows = torch.tensor(torch.nan)
-    is_integer = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
-    require(is_integer, f"{name} are {shown(values)}", "integers (B,) or (B, L)", TypeError)
-    fits = rows.ndim in (1, 2) and len(rows) == images
-    require(fits, f"{name} are {tuple(rows.shape)} for {images} images", "integers (B,) or (B, L)")
-    rows = rows.reshape(images, -1).long().cpu().clone()
-    for k, row in enumerate(rows.tolist()):
-        given, who = [value for value in row if value != -1], f"{name}: image {k} has"
-        require(given or may_be_none, f"{who} none", "a class")
-        outside = [value for value in given if not 0 <= value < classes]
-        require(not outside, f"{who} {outside[:1]}", f"classes from 0 to {classes - 1}")
-        require(len(set(given)) == len(given), f"{who} a class twice", "indices of classes, not one-hot")
-        rows[k] = torch.tensor(given + [-1] * (len(row) - len(given)))  # those that are there in front
+    fits = rows.dtype in INTEGERS and rows.ndim in (1, 2) and len(rows) == images
+    wanted = f"integers ({images},) or ({images}, L), for {images} images"
+    require(fits, f"{name} are {shown(values)}", wanted)
+    rows = rows.reshape(images, -1).long().cpu()
+    rows = rows.gather(1, (rows == -1).int().argsort(dim=1, stable=True))
+    ordered = rows.sort(1).values
+    twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != -1)).any()
+    fits = rows.min() >= -1 and rows.max() < classes and not twice
+    wanted = f"indices of classes from 0 to {classes - 1}, none twice for an image, and no one-hot rows"
+    require(fits, f"{name} go from {rows.min()} to {rows.max()}", wanted)
     return rows

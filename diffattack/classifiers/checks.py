@@ -17,7 +17,7 @@ from diffattack.common.errors import InputError, one_line
 # and between machines or numbers of threads.
 OTHER_SIZE, TOLERANCE = 1e-2, 1e-3
 FAR = 50  # a logit so far below the largest has no probability, such as that of a class that is masked
-ORDER = [1, 0, 1, 1, 0]  # in which two images are given: each in several places, the dark one first
+ORDER, DARK = [1, 0, 1, 1, 0], [0, 2, 3]  # in which two images are given, and where the dark one stands
 NUMBERS = 8  # that an answer is kept as
 
 
@@ -51,52 +51,50 @@ def checked(name: str, classifier: torch.nn.Module, side: int, attacked: bool) -
             gradient where it is attacked, or says of an image in a batch what it does not say of it alone,
             unless it draws random numbers, of which `warnings_about_outputs` tells.
     """
-    images, who, whole = (
-        fixed_images(side)[ORDER].requires_grad_(attacked),
-        f"classifier {name!r}",
-        classifier,
-    )
+    images, who = fixed_images(side)[ORDER].requires_grad_(attacked), f"classifier {name!r}"
     try:
-        whole = classifier
-        together, *alone = answers_of(whole, images)
-    except Exception as error:  # networks raise whatever their code makes them
+        together, alone = answers_of(classifier, images)
+    except Exception:  # networks raise whatever their code makes them
+        classifier = one_by_one(classifier)
         try:
-            whole = one_by_one(classifier)
-            together, *alone = answers_of(whole, images)
-        except Exception:
+            together, alone = answers_of(classifier, images)
+        except Exception as error:
             raise InputError(
                 f"{who} fails on images {tuple(images.shape)} in [0, 1] ({one_line(error)}); it must take "
                 f"any number of that size in float32: convert or resize in it, or give its own side as --res"
             ) from None
-    for outputs, count in zip((together, *alone), (len(images), 1, 1)):
-        check_logits(who, outputs, count)
+    check_logits(who, together, len(images))
+    check_logits(who, alone, 1)
     if not together.isfinite().all():
         raise InputError(f"{who} returns numbers that are not finite; expected finite logits")
-    chosen = together.log_softmax(-1)[:, 0].sum()
-    has_graph = attacked and together.requires_grad
-    if attacked and not (has_graph and torch.autograd.grad(chosen, images, allow_unused=True)[0] is not None):
+    if attacked and gradient_of(together, images) is None:
         raise InputError(
             f"{who} has no gradient at the image, so that it cannot be attacked: look for "
             f"torch.no_grad, inference_mode, detach or NumPy inside it"
         )
     with torch.no_grad():
-        change = change_of(torch.cat(alone)[ORDER], together)
+        change = change_of(alone.expand(len(DARK), -1), together[DARK])
         # where it is not random besides, which is asked where it matters
-        depends = change > OTHER_SIZE >= change_of(together, answer(whole, images, seed=1))
+        depends = change > OTHER_SIZE >= change_of(together, answer(classifier, images, seed=1))
     if depends:
         raise InputError(
             f"{who} says something else of an image with others beside it than without, by "
             f"{100 * change:.2g} % of its largest logit; put it into eval mode, before it is exported, too, "
             f"with nothing inside that normalises over the batch"
         )
-    return whole, together.shape[1]
+    return classifier, together.shape[1]
 
 
-def answers_of(classifier: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    """The logits of images in `ORDER` together, with a graph, and of either image alone."""
+def answers_of(classifier: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of images together, with a graph, and of the first of them alone."""
     together = answer(classifier, images)
     with torch.no_grad():
-        return [together, *(answer(classifier, images[ORDER.index(k)][None]) for k in range(2))]
+        return together, answer(classifier, images[:1])
+
+
+def gradient_of(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor | None:
+    """At the images; None where no graph leads there."""
+    return torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] if logits.requires_grad else None
 
 
 def check_logits(who: str, outputs: object, images: int) -> None:
@@ -171,12 +169,9 @@ def difference(known: dict | None, found: dict) -> str | None:
         return "the diffusion model that its defence runs is another"
     if known["weights"] != found["weights"]:
         return "its weights are others"
-    before, now = known["answer"], found["answer"]
-    if before and now:
-        largest = max(map(abs, (*before, *now)))
-        same = max(abs(a - b) for a, b in zip(before, now)) <= TOLERANCE * largest
-    else:  # random: of the same weights nothing more is known
-        same = before == now
+    before, now = known["answer"] or [], found["answer"] or []  # of random ones nothing more is known
+    largest = max(map(abs, (*before, *now)), default=0)
+    same = len(before) == len(now) and all(abs(a - b) <= TOLERANCE * largest for a, b in zip(before, now))
     return None if same else "it answers otherwise with the same weights"
 
 

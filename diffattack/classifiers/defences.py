@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,21 +80,16 @@ def resize(images: torch.Tensor, random: torch.Generator, smallest: float) -> to
     """To a random side between F times its own and its own, and padded with zeros at random places (Xie et
     al., "Mitigating Adversarial Effects Through Randomization", ICLR 2018).
     """
-    full = images.shape[-1]
-    side, left, top = place(full, random, smallest)
-    small = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
-    return F.pad(small, (left, full - side - left, top, full - side - top))
-
-
-def place(full: int, random: torch.Generator, smallest: float) -> tuple[int, int, int]:
-    """Side, left and top of a draw."""
 
     def below(count: int) -> int:
         return int(torch.randint(count, (), generator=random))
 
+    full = images.shape[-1]
     least = math.ceil(smallest * full)
     side = least + below(full - least + 1)
-    return side, below(full - side + 1), below(full - side + 1)
+    left, top = below(full - side + 1), below(full - side + 1)
+    small = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return F.pad(small, (left, full - side - left, top, full - side - top))
 
 
 def smoothing(images: torch.Tensor, random: torch.Generator, sigma: float) -> torch.Tensor:
@@ -123,87 +118,59 @@ def diffpure(
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A defence by name: a function of images `(B, 3, H, W)` in [0, 1] to the same, and what it takes."""
+class Defence:
+    """A function of images `(B, 3, H, W)` in [0, 1] to the same, and what it takes."""
 
     change: Callable[..., torch.Tensor]
-    parameter: str | None = None  # its letter, and the numbers it takes
+    parameter: str = ""  # its letter, and the numbers it takes
     holds: Callable[[float], bool] = lambda value: True
     # of a random defence, as many as a picture is judged by, and an iteration of an attack looks through
     draws: int = 1
     attack_draws: int = 8
     needs_diffusion: bool = False
-
-
-DEFENCES: dict[str, Kind] = {
-    "jpeg": Kind(jpeg, "Q, a whole number from 1 to 100", lambda q: q == int(q) and 1 <= q <= 100),
-    "bits": Kind(bits, "B, a whole number from 1 to 8", lambda b: b == int(b) and 1 <= b <= 8),
-    "blur": Kind(blur, "S, pixels above 0 and up to 10", lambda s: 0 < s <= 10),
-    "median": Kind(median, "K, an odd number from 3 to 15", lambda k: k % 2 == 1 and 3 <= k <= 15),
-    "resize": Kind(resize, "F, above 0 and below 1", lambda f: 0 < f < 1, draws=10),
-    "smoothing": Kind(smoothing, "SIGMA, above 0 and up to 2", lambda s: 0 < s <= 2, draws=100),
-    "denoise": Kind(denoise, needs_diffusion=True),
-    "diffpure": Kind(
-        diffpure, "T, a whole number from 1 to 999", lambda t: t == int(t) and 1 <= t <= 999, 5, 4, True
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Defence:
-    """A defence with its number and its diffusion model, as far as it has them."""
-
-    kind: Kind
-    arguments: tuple
+    arguments: tuple = ()  # its number and its diffusion model, as far as it has them
 
     def __call__(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        return self.kind.change(images, random, *self.arguments)
+        return self.change(images, random, *self.arguments)
+
+
+DEFENCES: dict[str, Defence] = {
+    "jpeg": Defence(jpeg, ":Q (whole, 1 to 100)", lambda q: q == int(q) and 1 <= q <= 100),
+    "bits": Defence(bits, ":B (whole, 1 to 8)", lambda b: b == int(b) and 1 <= b <= 8),
+    "blur": Defence(blur, ":S (above 0, to 10)", lambda s: 0 < s <= 10),
+    "median": Defence(median, ":K (odd, 3 to 15)", lambda k: k % 2 == 1 and 3 <= k <= 15),
+    "resize": Defence(resize, ":F (between 0 and 1)", lambda f: 0 < f < 1, draws=10),
+    "smoothing": Defence(smoothing, ":SIGMA (above 0, to 2)", lambda s: 0 < s <= 2, draws=100),
+    "denoise": Defence(denoise, needs_diffusion=True),
+    "diffpure": Defence(
+        diffpure, ":T (whole, 1 to 999)", lambda t: t == int(t) and 1 <= t <= 999, 5, 4, needs_diffusion=True
+    ),
+}
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
     """A classifier's name without its defences, and the defences, the one that sees the image first in
     front; an `@` inside a path is part of the name.
     """
-    parts = []
-    while match := re.fullmatch(r"(.+)@([a-z]+(?::[^@/\\]*)?)", name):
-        name, part = match.groups()
-        parts.insert(0, part)
-    return name, tuple(parts)
+    name, defences = re.fullmatch(r"(.*?)((?:@[a-z]+(?::[^@/\\]*)?)*)", name, re.DOTALL).groups()
+    return name, tuple(defences.split("@")[1:])
 
 
-def check_defence(text: str) -> Defence:
-    """The defence of that name, such as "jpeg:75", as far as it needs no model.
+def make_defence(text: str, diffusion: LatentDiffusion | None = None) -> Defence:
+    """The defence of that name, such as "jpeg:75", with the diffusion model, if it runs one.
 
     Raises:
         InputError: it is unknown, or its number is none that it takes.
     """
     name, _, number = text.partition(":")
-    if name not in DEFENCES:
-        known = (f"{name}:{kind.parameter}".partition(",")[0] for name, kind in DEFENCES.items())
-        raise InputError(f"unknown defence {text!r}; expected one of {', '.join(known)}")
-    kind, fits = DEFENCES[name], False
+    defence, fits = DEFENCES.get(name), False
     with suppress(ValueError, OverflowError):  # no number, or none that is finite
-        fits = kind.holds(float(number)) if kind.parameter else not number
+        fits = defence and (defence.holds(float(number)) if defence.parameter else not number)
     if not fits:
-        expected = f"{name}:{kind.parameter}" if kind.parameter else f"{name}, which takes no number"
-        raise InputError(f"defence {text!r}: expected {expected}")
-    return Defence(kind, (float(number),) if number else ())
-
-
-def make_defence(text: str, diffusion: LatentDiffusion | None) -> Defence:
-    """The defence of that name.
-
-    Args:
-        diffusion: the model of those that need one.
-    Raises:
-        InputError: see `check_defence`; or it needs a diffusion model and there is none.
-    """
-    defence = check_defence(text)
-    if not defence.kind.needs_diffusion:
-        return defence
-    if diffusion is None:
-        raise InputError(f"defence {text!r} needs a diffusion model; give one as --pretrained_diffusion_path")
-    return Defence(defence.kind, (*defence.arguments, diffusion))
+        known = ", ".join(f"{name}{defence.parameter}" for name, defence in DEFENCES.items())
+        raise InputError(f"{text!r} is no defence; expected one of {known}")
+    arguments = (float(number),) if number else ()
+    return replace(defence, arguments=arguments + (diffusion,) * defence.needs_diffusion)
 
 
 # ---------------------------------------------------------------- in front of a classifier
@@ -228,7 +195,7 @@ class Defended(torch.nn.Module):
     ):
         super().__init__()
         self.classifier, self.defences, self.head = classifier, tuple(defences), head
-        self.draws = max(defence.kind.draws for defence in defences)
+        self.draws = max(defence.draws for defence in defences)
         self.attack_draws = attack_draws if self.draws > 1 else 1
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -291,7 +258,7 @@ class Smoothed(Defended):
     @torch.no_grad()
     def certify(self, images: torch.Tensor) -> np.ndarray:
         """Cohen's certificate of each image; it speaks of what the first smoothing sees."""
-        sigma = next(defence.arguments[0] for defence in self.defences if defence.kind.change is smoothing)
+        sigma = next(defence.arguments[0] for defence in self.defences if defence.change is smoothing)
         votes = torch.stack(self.seen(images, SEED)).argmax(-1)
         return np.stack([certificate(each, sigma) for each in votes.T.cpu().numpy()])
 
@@ -330,36 +297,39 @@ def defend(
 ) -> torch.nn.Module:
     """The classifier behind these defences, itself where there are none. Smoothing certifies the one class
     that is most often seen, which a sigmoid head does not have: of that it gives the mean of probabilities.
+
+    Raises:
+        InputError: one needs a diffusion model and there is none.
     """
-    if not defences:
-        return classifier
     made = [make_defence(text, diffusion) for text in defences]
-    is_smoothed = head.threshold is None and any(defence.kind.change is smoothing for defence in made)
-    return (Smoothed if is_smoothed else Defended)(classifier, made, attack_draws, head).eval()
+    if diffusion is None and any(defence.needs_diffusion for defence in made):
+        told = "@".join(defences)
+        raise InputError(f"{told} needs a diffusion model; give one as --pretrained_diffusion_path")
+    is_smoothed = head.threshold is None and any(defence.change is smoothing for defence in made)
+    kind = Smoothed if is_smoothed else Defended
+    return kind(classifier, made, attack_draws, head).eval() if made else classifier
 
 
 def undefended(classifier: torch.nn.Module) -> torch.nn.Module:
-    """The network behind all defences."""
-    while isinstance(classifier, Defended):
-        classifier = classifier.classifier
-    return classifier
+    """The network behind its defences."""
+    return classifier.classifier if isinstance(classifier, Defended) else classifier
 
 
-def kinds_of(names: Iterable[str]) -> list[Kind]:
-    """The kinds of all defences of the classifiers of these names."""
-    return [check_defence(text).kind for name in names for text in split_name(name)[1]]
+def defences_of(names: Iterable[str]) -> list[Defence]:
+    """All defences of the classifiers of these names."""
+    return [make_defence(text) for name in names for text in split_name(name)[1]]
 
 
 def attack_draws(defences: Iterable[str]) -> int:
     """In how many draws an iteration of an attack through these looks at an image, unless told otherwise."""
-    return min((check_defence(text).kind.attack_draws for text in defences), default=Kind.attack_draws)
+    return min((make_defence(text).attack_draws for text in defences), default=Defence.attack_draws)
 
 
 def is_random(name: str) -> bool:
     """Whether a defence of the classifier of this name draws random numbers."""
-    return any(kind.draws > 1 for kind in kinds_of([name]))
+    return any(defence.draws > 1 for defence in defences_of([name]))
 
 
 def needs_diffusion(names: Iterable[str]) -> bool:
     """Whether a defence of one of these classifiers runs the diffusion model."""
-    return any(kind.needs_diffusion for kind in kinds_of(names))
+    return any(defence.needs_diffusion for defence in defences_of(names))

@@ -92,11 +92,8 @@ class Head:
         """
         moved = aim(labels, targets, logits.shape[-1])
         over = logits.masked_fill(~moved, -torch.inf).amax(-1)
-        if self.threshold is None:
-            over = over - logits.masked_fill(moved, -torch.inf).amax(-1)
-        else:
-            over = over - self.edge
-        return torch.where(targets >= 0, over, -over)
+        others = logits.masked_fill(moved, -torch.inf).amax(-1) if self.threshold is None else self.edge
+        return torch.where(targets >= 0, over - others, others - over)
 
     def fooled(self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Whether logits `(..., B, classes)` are wrong by any margin; `(..., B)`."""
@@ -109,9 +106,8 @@ class Head:
             predicted: the class of the largest logit, `(...)`.
             confidences: how sure the classifier is of these classes, `(...)`, as `confidence` has it.
         """
-        if self.threshold is None:
-            return (predicted[..., None] == classes).any(-1)
-        return confidences > self.threshold
+        is_largest = (predicted[..., None] == classes).any(-1)
+        return is_largest if self.threshold is None else confidences > self.threshold
 
 
 SOFTMAX = Head()

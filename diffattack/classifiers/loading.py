@@ -6,11 +6,14 @@ it, and raises whatever its source makes it raise; `registry.py` says that in on
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -46,16 +49,10 @@ def efficientnet_lite(variant: int, weights: str) -> Preprocessed:
     """
     network = EfficientNet.from_name(f"efficientnet-lite{variant}")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    size = EfficientNet.get_image_size(f"efficientnet-lite{variant}")
-    quick = fused(network)
-    classifier = Preprocessed(quick, (size, size), mean=127 / 255, std=128 / 255, channels_last=True)
+    side = EfficientNet.get_image_size(f"efficientnet-lite{variant}")
+    classifier = Preprocessed(fused(network), (side, side), 127 / 255, 128 / 255, channels_last=True)
     classifier.class_names = IMAGENET_CLASSES
     return classifier
-
-
-# of a block and of the whole network: which convolution feeds which normalisation, and nothing else
-PAIRS = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
-PAIRS |= {"_conv_head": "_bn1"}
 
 
 def fused(network: EfficientNet) -> EfficientNet:
@@ -64,13 +61,11 @@ def fused(network: EfficientNet) -> EfficientNet:
     takes 0.7 of the time, and keeps two thirds of the memory for the backward pass, a third with `frozen`.
     """
     for block in (network, *network._blocks):
-        for name, after in PAIRS.items():
-            if hasattr(block, name):
-                setattr(block, name, fused_convolution(getattr(block, name), getattr(block, after)))
+        for (name, layer), (after, following) in itertools.pairwise([*block.named_children()]):
+            if isinstance(following, torch.nn.BatchNorm2d):
+                setattr(block, name, fused_convolution(layer, following))
                 setattr(block, after, torch.nn.Identity())
-    for module in network.modules():
-        if isinstance(module, torch.nn.ReLU6):
-            module.inplace = True
+        block._swish.inplace = True
     return network.eval()
 
 
@@ -93,9 +88,9 @@ def timm_classifier(name: str) -> Preprocessed:
 
     network = timm.create_model(name, pretrained=True)
     classifier = from_timm(network, timm.data.resolve_model_data_config(network))
-    names = network.pretrained_cfg.get("label_names")
     is_imagenet = str(network.pretrained_cfg.get("tag")).endswith("in1k")
-    classifier.class_names = tuple(map(str, names)) if names else IMAGENET_CLASSES if is_imagenet else None
+    names = network.pretrained_cfg.get("label_names") or (IMAGENET_CLASSES if is_imagenet else ())
+    classifier.class_names = tuple(map(str, names))
     return classifier
 
 
@@ -107,14 +102,13 @@ def hugging_face_classifier(name: str) -> torch.nn.Module:
 
     quiet(with_downloads=False)
     how = dict(dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
-    how["variant"] = check_weights(name, "model")
-    network, info = AutoModelForImageClassification.from_pretrained(name, **how)
+    variant = check_weights(name, "model")
+    network, info = AutoModelForImageClassification.from_pretrained(name, variant=variant, **how)
     check_loaded(info)
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     is_of_timm = type(processor).__name__ == "TimmWrapperImageProcessor"
-    preprocessed, how = (from_timm, processor.data_config) if is_of_timm else (from_processor, processor)
     logits = Called(network, lambda network, images: network(pixel_values=images).logits)
-    classifier = preprocessed(logits, how)
+    classifier = from_timm(logits, processor.data_config) if is_of_timm else from_processor(logits, processor)
     names = [network.config.id2label[k] for k in sorted(network.config.id2label)]
     classifier.class_names = None if names[0] == "LABEL_0" else tuple(names)
     classifier.problem = network.config.problem_type
@@ -130,25 +124,27 @@ class Program(torch.nn.Module):
     """
 
     def __init__(self, program: torch.export.ExportedProgram):
+        from torch.export.passes import move_to_device_pass
+
         super().__init__()
-        self.program, self.callables = program, {}
+        self.program = program
+        self.on = functools.cache(lambda device: move_to_device_pass(program, device).module())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.device not in self.callables:
-            from torch.export.passes import move_to_device_pass
-
-            self.callables[images.device] = move_to_device_pass(self.program, str(images.device)).module()
-        return self.callables[images.device](images)
+        return self.on(str(images.device))(images)
 
 
-def program_classifier(path: str) -> torch.nn.Module:
-    """A program that maps images `(B, 3, H, W)` in [0, 1] to logits, known by what is in its file."""
+def file_classifier(path: str) -> torch.nn.Module:
+    """A user's code, `FILE.py:FUNCTION`; or a program that maps images `(B, 3, H, W)` in [0, 1] to logits,
+    known by what is in its file.
+    """
+    if code := re.fullmatch(r"(.+\.py):(\w+)", path):
+        return code_classifier(*code.groups())
     with zipfile.ZipFile(path) as file:
-        names = file.namelist()
-    if any("/code/" in name for name in names):
-        script = torch.jit.load(path, map_location="cpu")
-        return Called(script, lambda script, images: script(images))  # which bears no hooks itself
-    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+        names = " ".join(file.namelist())
+    if "/code/" in names:  # TorchScript, which bears no hooks itself
+        return Called(torch.jit.load(path, map_location="cpu"), lambda script, images: script(images))
+    if "archive_format" in names or "serialized_exported_program.json" in names:
         return Program(torch.export.load(path))
     raise ValueError("it has weights and no network in it")
 
@@ -167,57 +163,45 @@ def weights_of(classifier: torch.nn.Module) -> list[torch.Tensor]:
 
 def code_classifier(path: str, function: str) -> torch.nn.Module:
     """What a function in a file of the user's returns; weights that it draws are the same each time."""
-    make, place = load_function(path, function)
-    with place.entered(), torch.random.fork_rng(devices=[]):
+    make, beside = load_function(path, function)
+    with beside(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = make()
     if not isinstance(classifier, torch.nn.Module):
         raise TypeError(f"{function} returned {type(classifier).__name__}, and no torch.nn.Module")
-    is_parallel = isinstance(classifier, torch.nn.DataParallel)
     # where the file's own modules are in place, since it may import some only then
-    how = place.entered()(lambda network, images: network(images))
-    return Called(classifier.module if is_parallel else classifier, how)
+    return Called(classifier, beside()(lambda network, images: network(images)))
 
 
-def load_function(path: str, function: str) -> tuple[Callable, UserFile]:
-    """A function in a file of the user's, and where it is to be called; raises whatever the file does."""
+def load_function(path: str, function: str) -> tuple[Callable, Callable[[], AbstractContextManager]]:
+    """A function in a file of the user's, and what it is to be called in; raises whatever the file does."""
     file = Path(path).resolve()
-    place = UserFile(file.parent)
+    beside = functools.partial(modules_beside, file.parent, {})
     specification = importlib.util.spec_from_file_location(f"{file.stem} of {file.parent}", file)
     module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # for dataclasses
-    with place.entered():
+    sys.modules[specification.name] = module  # where dataclasses and transformers look a class up
+    with beside():
         specification.loader.exec_module(module)
     found = getattr(module, function, None)
     if not callable(found):
         raise ValueError(f"it has no function {function!r}")
-    return found, place
+    return found, beside
 
 
-class UserFile:
-    """A file of the user's, which finds what lies beside it by its name, as `python FILE` would. Two files
-    that have helpers of one name have each its own.
+@contextmanager
+def modules_beside(folder: Path, modules: dict[str, object]) -> Iterator[None]:
+    """Inside, names mean what they mean to a file in that folder that `python FILE` runs. Two files that have
+    helpers of one name have each its own, which `modules` keeps by their names.
     """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.modules: dict[str, object] = {}  # the helpers that have been imported
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Inside, names mean what they mean to the user's file."""
-        path, before = sys.path, set(sys.modules)
-        sys.path = [str(self.folder), *path]
-        sys.modules.update(self.modules)
-        try:
-            yield
-        finally:
-            sys.path = path
-            for name in filter(self.lies_beside, set(sys.modules) - before):
-                self.modules[name] = sys.modules.pop(name)
-
-    def lies_beside(self, name: str) -> bool:
-        """Whether a module, or the package that it lies in, is one of those beside the file."""
-        top = name.partition(".")[0]
-        is_beside = (self.folder / f"{top}.py").is_file() or (self.folder / top).is_dir()
-        return is_beside and top not in ("diffattack", *METHOD)
+    path, before = sys.path, set(sys.modules)
+    sys.path = [str(folder), *path]
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        sys.path = path
+        for name in set(sys.modules) - before:
+            top = name.partition(".")[0]
+            is_beside = (folder / f"{top}.py").is_file() or (folder / top).is_dir()
+            if is_beside and top not in ("diffattack", *METHOD):
+                modules[name] = sys.modules.pop(name)

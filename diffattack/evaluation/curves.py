@@ -80,7 +80,7 @@ def curve_of_image(
     pictures = np.stack([clean, *(pictures_at[step] for step in steps)])
     every, goals = np.repeat(labels, len(pictures), 0), np.repeat(targets, len(pictures))
     about = (pictures, every, judges.device, batch_on(judges.device), judges.head, goals)
-    found = np.stack([predict(judges.classifier(name), *about)[0] for name in judges.names], 1)  # (1 + P, C)
+    found = np.stack([predict(judges.classifier(name), *about) for name in judges.names], 1)  # (1 + P, C)
     return {
         "curve_iterations": np.array(steps),
         "curve_predictions": np.stack([np.broadcast_to(found[0], found[1:].shape), found[1:]], 2),
@@ -114,7 +114,7 @@ def point(
     visibilities `(images, MEASURES)`.
     """
     each = zip(results, np.moveaxis(predictions, 1, 0))
-    results = [replace(one, predictions=sides[:, None], logits=None) for one, sides in each]
+    results = [replace(one, predictions=sides[:, None]) for one, sides in each]
     return Evaluation(results, means_of([dict(zip(MEASURES, visible.T))]), [], surrogates)
 
 
@@ -141,7 +141,7 @@ def scaled_points(
             change = pictures.adversarial.astype(np.float32) - pictures.clean
             version = np.clip(np.round(pictures.clean + part * change), 0, 255).astype(np.uint8)
             about = (version, pictures.labels, judges.device, 16, judges.head, pictures.targets)
-            after.append(np.stack([predict(judges.classifier(one.name), *about)[0] for one in chosen], 1))
+            after.append(np.stack([predict(judges.classifier(one.name), *about) for one in chosen], 1))
             visible.append(visibilities(pictures.clean, version))
         sides = np.stack([before, np.concatenate(after)], 2)
         points[round(100 * part)] = point(chosen, sides, np.concatenate(visible), evaluation.surrogates)

@@ -21,15 +21,12 @@ import torch
 
 from diffattack.classifiers.checks import difference
 from diffattack.classifiers.defences import (
-    CERTIFICATE,
-    NO_CERTIFICATE,
-    Smoothed,
     is_random,
     needs_diffusion,
     split_name,
 )
 from diffattack.classifiers.heads import SOFTMAX, Head
-from diffattack.data.images import Pictures, replacing, to_tensor
+from diffattack.data.images import Pictures, replacing
 from diffattack.data.records import read_arrays
 from diffattack.evaluation.metrics import features_of, measures
 from diffattack.evaluation.predictions import PREDICTION, one_draw, predict
@@ -43,9 +40,6 @@ class Judged:
     """
 
     predictions: np.ndarray  # (B, C, 1 + draws, sides) of PREDICTION; draws are of random defences alone
-    # (B, C, 2) of CERTIFICATE, of clean and adversarial; label -1 where there is none
-    certificates: np.ndarray
-    logits: np.ndarray  # (B, C, sides, classes), of a softmax head (B, C, sides, 0)
     gradients: np.ndarray  # (B, surrogates), bool: whether the loss has one at the clean picture
     visibility: np.ndarray  # (B, sides - 1, M), to the clean picture
     features: np.ndarray  # (B, sides, d), float32
@@ -125,8 +119,7 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
     """
     names, head, device, sides = judges.names, judges.head, judges.device, pictures.sides
     shape = len(pictures.clean), len(names), 1 + judges.draws * (judges.draws > 1), len(sides)
-    predictions, logits = np.zeros(shape, PREDICTION), []
-    certificates = np.full((*shape[:2], 2), NO_CERTIFICATE, CERTIFICATE)
+    predictions = np.zeros(shape, PREDICTION)
     batch, about = batch_on(device), (pictures.labels, device, batch_on(device), head, pictures.targets)
     for k, name in enumerate(names):
         classifier = judges.classifier(name)
@@ -134,14 +127,10 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
             first = pictures.clean[:1]
             judges.oddities[name] = warnings_about_outputs(name, classifier, first, device, head)
         for side, images in enumerate(sides):
-            predictions[:, k, 0, side], of_side = predict(classifier, images, *about)
-            logits.append(of_side)
+            predictions[:, k, 0, side] = predict(classifier, images, *about)
             for draw in range(judges.draws_of(name)):
                 look = functools.partial(one_draw, classifier, draw)
-                predictions[:, k, 1 + draw, side], _ = predict(look, images, *about)
-            if side < 2 and isinstance(classifier, Smoothed):
-                parts = to_tensor(images).split(batch)
-                certificates[:, k, side] = np.concatenate([classifier.certify(x.to(device)) for x in parts])
+                predictions[:, k, 1 + draw, side] = predict(look, images, *about)
     features = [features_of(judges.network, side, device, batch).float().numpy() for side in sides]
     # one by one, as each picture takes 16 MB
     visible = [[measures(first, other, device) for other in others] for first, *others in zip(*sides)]
@@ -149,8 +138,6 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
     images = zip(pictures.clean, pictures.labels)
     return Judged(
         predictions,
-        certificates,
-        np.stack(logits, 1).reshape(*shape[:2], len(sides), logits[0].shape[-1]),
         np.array([[has_gradient(each, *one, device, head) for each in attacked] for one in images]),
         np.array([[list(of_side.values()) for of_side in of_image] for of_image in visible]),
         np.stack(features, 1),

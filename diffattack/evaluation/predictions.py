@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import scipy
 import torch
 
-from diffattack.classifiers.defences import ALPHA, SEED, Defended, split_name
+from diffattack.classifiers.defences import SEED, Defended, split_name
 from diffattack.classifiers.heads import SOFTMAX, Head, marked
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.statistics import Estimate, mean_over_images, share
@@ -58,9 +57,9 @@ def predict(
     batch: int = 16,
     head: Head = SOFTMAX,
     targets: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     """Classifies 8-bit images `(B, H, W, 3)`, whose true labels are `(B,)` or `(B, L)`, and whose targets
-    `(B,)`, -1 for none: predictions `(B,)`, and logits `(B, classes)`, of a softmax head `(B, 0)`.
+    `(B,)`, -1 for none: predictions `(B,)`.
     """
     logits = torch.cat([classifier(part.to(device)).cpu() for part in to_tensor(images).split(batch)])
     probabilities, predicted = head.probabilities(logits), logits.argmax(-1)
@@ -73,7 +72,7 @@ def predict(
     if targets is not None:
         of_target = probabilities[every, torch.as_tensor(targets).clamp(min=0)]
         predictions["target_confidence"] = np.where(targets >= 0, of_target, math.nan)
-    return predictions, (logits[:, :0] if head.threshold is None else logits).float().numpy()
+    return predictions
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,6 @@ class ClassifierResult:
     predictions: np.ndarray  # (B, 1 + draws, sides) of PREDICTION
     targets: np.ndarray  # (B,), -1 for none
     head: Head = SOFTMAX
-    logits: np.ndarray | None = None  # (B, sides, classes), of a sigmoid head
-    certificates: np.ndarray | None = None  # (B, 2), behind smoothing, of clean and adversarial images
 
     @property
     def network(self) -> str:
@@ -146,12 +143,8 @@ class ClassifierResult:
 
     @cached_property
     def figures(self) -> dict[str | None, dict[str, Estimate | None]]:
-        """By the rule over draws, and by name: rates, None of reconstructions where there are none; and with
-        a sigmoid head mAP by kind of picture, over the classes that some image shows.
-        """
-        found = {rule: {name: self.rate(name, rule) for name in FIGURES} for rule in self.counts}
-        found[None] |= {f"mAP_{s}": Estimate(float(np.nanmean(p))) for s, p in self.precisions.items()}
-        return found
+        """By the rule over draws, and by name: rates, None of reconstructions where there are none."""
+        return {rule: {name: self.rate(name, rule) for name in FIGURES} for rule in self.counts}
 
     def rate(self, figure: str, rule: str | None = None) -> Estimate | None:
         if figure not in self.counts[rule]:
@@ -166,58 +159,15 @@ class ClassifierResult:
         """Attack success rate: misclassified among those classified correctly before."""
         return self.figures[None]["success"]
 
-    @cached_property
-    def precisions(self) -> dict[str, np.ndarray]:
-        """Of a sigmoid head the average precision of each class by kind of picture, `(classes,)`, NaN for one
-        that no image shows; else nothing.
-        """
-        sides = () if self.logits is None else np.moveaxis(self.logits, 1, 0)
-        return {side: average_precision(logits, self.labels) for side, logits in zip(SIDES, sides)}
-
     def described(self, class_names: Sequence[str], base: int, draw: int = 0) -> dict[str, dict]:
         """The predictions of one image for results.json by kind of picture; labels count from `base`."""
         found = {}
-        for place, (side, prediction) in enumerate(zip(SIDES, self.predictions[0, draw])):
+        for side, prediction in zip(SIDES, self.predictions[0, draw]):
             values = dict(zip(PREDICTION.names, prediction.item()))
             if self.targets[0] < 0:
                 del values["target_confidence"]
             found[side] = values | {"label": values["label"] + base, "class": class_names[values["label"]]}
-            if self.logits is not None:
-                found[side]["of_classes"] = self.of_classes(place, class_names)
         return found
-
-    def of_classes(self, side: int, class_names: Sequence[str]) -> list[list]:
-        """Of one image the names and probabilities of its target, if it has one, and its true classes, the
-        surest first: the first of all is what decides.
-        """
-        probabilities = self.head.probabilities(torch.from_numpy(self.logits[0, side])).tolist()
-        own = sorted((k for k in np.ravel(self.labels[0]) if k >= 0), key=lambda k: -probabilities[k])
-        target = [k for k in self.targets if k >= 0]
-        return [[class_names[k], probabilities[k]] for k in (*target, *own)]
-
-    def certified(self) -> dict[str, dict]:
-        """What smoothing certifies, of the clean and the adversarial images: how many it abstains on, and the
-        median radius of the others.
-        """
-        found = {}
-        for picture, certificates in zip(("clean", "adversarial"), self.certificates.T):
-            images, radii = len(certificates), certificates["radius"][~certificates["abstains"]]
-            median = float(np.median(radii)) if len(radii) else None
-            found[picture] = {"abstains": images - len(radii), "images": images, "median_radius": median}
-        return found
-
-    def certified_line(self) -> str:
-        parts = [
-            f"abstains on {found['abstains']}/{found['images']} {picture} images"
-            + (
-                ""
-                if (radius := found["median_radius"]) is None
-                else f", median radius {radius:.2f} of others"
-            )
-            for picture, found in self.certified().items()
-        ]
-        limits = f"(L2, values in [0, 1]; Clopper-Pearson at {1 - ALPHA:.1%})"
-        return f"{self.name}: {', '.join(parts)} {limits}"
 
 
 def one_draw(defended: Defended, number: int, images: torch.Tensor) -> torch.Tensor:
@@ -225,22 +175,3 @@ def one_draw(defended: Defended, number: int, images: torch.Tensor) -> torch.Ten
     is the same for every image, before the attack and after it.
     """
     return defended.classifier(defended.changed(images, SEED + number))
-
-
-def average_precision(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How well a classifier with a sigmoid head tells each class over all images, which needs no threshold:
-    `(classes,)`, NaN for a class that no image shows; as torchmetrics' MultilabelAveragePrecision has it.
-
-    Args:
-        logits: `(B, classes)`, which may lie in a file.
-        labels: `(B,)` or `(B, L)`, -1 for none.
-    """
-    from torchmetrics.functional.classification import binary_average_precision
-
-    found = np.full(logits.shape[1], np.nan)
-    for label in np.unique(labels[labels >= 0]):
-        true = (labels.reshape(len(logits), -1) == label).any(1)
-        # ranks, since the probabilities of sure answers are all one
-        scores = torch.from_numpy(scipy.stats.rankdata(logits[:, label], "min") / len(logits))
-        found[label] = binary_average_precision(scores, torch.from_numpy(true.astype(np.int64)))
-    return found

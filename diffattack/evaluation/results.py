@@ -17,7 +17,6 @@ from diffattack.evaluation.statistics import Estimate, mean_rate, share
 from diffattack.evaluation.tables import COUNTED, figure_rows, legend, legend_of_head, table
 from diffattack.evaluation.warnings import (
     warnings_about_gradients,
-    warnings_about_labels,
     warnings_about_transfer,
 )
 
@@ -27,8 +26,6 @@ COLUMNS = {  # of a table with a row a classifier, where there are such figures
     "accuracy_after": "accuracy after (of all)",
     "success": "attack success (of right before)",
     "success_of_attack_alone": "of right when reconstructed",
-    "mAP_before": "mAP before",
-    "mAP_after": "mAP after",
 }
 OF_MEANS = ("success", "success_of_all", "accuracy_after", "success_of_attack_alone")
 
@@ -53,7 +50,6 @@ class Evaluation:
     quality: dict[str, Quality]
     warnings: list[str]
     surrogates: int = 1
-    class_names: Sequence[str] = ()
 
     def role(self, k: int) -> str:
         """Of the k-th classifier; a transfer classifier is no surrogate and undefended."""
@@ -80,13 +76,8 @@ class Evaluation:
 
     @cached_property
     def transfer_figures(self) -> dict[str, Estimate | None]:
-        """Means over the transfer classifiers, None where there is none; mAP by kind of picture of sigmoid
-        heads alone.
-        """
-        found = {name: transfer_mean(self.transfers, name) for name in OF_MEANS}
-        for name in [f"mAP_{side}" for side in self.classifiers[0].precisions] if self.transfers else ():
-            found[name] = Estimate(float(np.mean([one.figures[None][name].value for one in self.transfers])))
-        return found
+        """Means over the transfer classifiers, None where there is none."""
+        return {name: transfer_mean(self.transfers, name) for name in OF_MEANS}
 
     def as_dict(self) -> dict:
         """For `json_text`: figures with their intervals and counts; None for what is not known."""
@@ -102,17 +93,8 @@ class Evaluation:
     def classifier_as_dict(self, k: int) -> dict:
         result = self.classifiers[k]
         found = {"model": result.name, "role": self.role(k), **result.figures[None]}
-        if result.certificates is not None:
-            found["certified"] = result.certified()
         if result.draws:
             found["draws"] = {"count": result.draws} | {rule: result.figures[rule] for rule in RULES}
-        if result.precisions:
-            images = np.bincount(result.labels[result.labels >= 0])  # labels of an image differ
-            found["average_precision"] = [
-                {"class": self.class_names[label], "images": int(images[label])}
-                | {side: float(precisions[label]) for side, precisions in result.precisions.items()}
-                for label in np.flatnonzero(images)
-            ]
         return found
 
     # ------------------------------------------------------------ tables
@@ -174,7 +156,6 @@ class Evaluation:
             "",
             "in brackets: 95 % intervals, Wilson's for shares, bootstrap over images for means",
             *self.legend,
-            *(result.certified_line() for result in self.classifiers if result.certificates is not None),
             *[looks] * any(self.role(k) == "defended" for k in range(len(self.classifiers))),
             *(f"warning: {warning}" for warning in self.warnings),
         ]
@@ -205,8 +186,6 @@ def results_of(
             judged.predictions[:, k, : 1 + judges.draws_of(name)],
             targets,
             judges.head,
-            judged.logits[:, k] if judges.head.threshold is not None else None,
-            judged.certificates[:, k] if (judged.certificates["label"][:, k, 0] >= 0).all() else None,
         )
         for k, name in enumerate(judges.names)
     ]
@@ -218,8 +197,5 @@ def evaluation_of(judged: Judged, judges: Judges, labels: np.ndarray, targets: n
     warnings = warnings_about_transfer(judges.surrogates, judges.others) + judged.oddities.tolist()
     for name, has_gradients in zip(judges.surrogates, judged.gradients.T):
         warnings += warnings_about_gradients(name, has_gradients)
-    for result in results:
-        if result.name in judges.surrogates or result.name == result.network:
-            warnings += warnings_about_labels(result, len(judges.class_names))
     quality = quality_of(judged.measures.tolist(), judged.visibility, judged.features, judges.network)
-    return Evaluation(results, quality, warnings, len(judges.surrogates), judges.class_names)
+    return Evaluation(results, quality, warnings, len(judges.surrogates))

@@ -102,11 +102,10 @@ MEASURES = {
 
 
 def legend_of_head(threshold: float | None) -> list[str]:
-    """What is right, what is fooled, and what mAP is a mean of, where the head is sigmoid."""
+    """What is right and what is fooled, where the head is sigmoid."""
     line = (
         f"right: at least one of an image's true classes has a probability above {threshold}, and before the "
-        f"attack not the target, if it has one; fooled: none of them has, or the target has; mAP: the mean "
-        f"average precision over the classes that some image shows"
+        f"attack not the target, if it has one; fooled: none of them has, or the target has"
     )
     return [] if threshold is None else [line]
 
@@ -152,18 +151,5 @@ def cost_rows(runs: Mapping[str, Sequence[dict]]) -> list[list[str]]:
 
 
 def in_words(prediction: dict) -> str:
-    """The class that it says and how sure it is; with a sigmoid head how sure it is of the target, if there
-    is one, and of each true class.
-    """
-    return ", ".join(f"{name} {probability:.2f}" for name, probability in classes_of(prediction))
-
-
-def deciding(prediction: dict) -> tuple[str, float]:
-    """The class that is told where there is room for one, and how sure the classifier is of it: the one that
-    it says, or with a sigmoid head the target, or the surest of the true classes.
-    """
-    return tuple(classes_of(prediction)[0])
-
-
-def classes_of(prediction: dict) -> list[tuple[str, float]]:
-    return prediction.get("of_classes") or [(prediction["class"], prediction["confidence"])]
+    """The class that a classifier sees, and how sure it is."""
+    return f"{prediction['class']} {prediction['confidence']:.2f}"

@@ -18,7 +18,7 @@ from diffattack.common.errors import InputError, note
 from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, ClassNames
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import read_image, to_tensor
-from diffattack.evaluation.predictions import ClassifierResult, predict
+from diffattack.evaluation.predictions import predict
 
 SHOWN = 20  # images that are named in a warning
 CORNERS = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)  # (8, 3), of the colours
@@ -140,7 +140,7 @@ def predict_clean(
         except OSError:
             continue  # what is wrong with it is reported where it is attacked
         about = (picture, labels_and_targets([item])[0], device, 1, head)
-        predictions.append(np.concatenate([predict(classifier, *about)[0] for classifier in classifiers]))
+        predictions.append(np.concatenate([predict(classifier, *about) for classifier in classifiers]))
         indices.append(item.index)
     return predictions, indices
 
@@ -224,12 +224,3 @@ def check_labels(accuracies: Sequence[CleanAccuracy], trusted: bool) -> None:
         if accuracy.is_certain and not trusted:
             raise InputError(f"{accuracy.doubt}; if the labels are right all the same, give --trust_labels")
         note(accuracy.doubt or accuracy.description)
-
-
-def warnings_about_labels(result: ClassifierResult, classes: int) -> list[str]:
-    """A clean accuracy that labels one off, or chance, would explain better."""
-    labels = result.labels.reshape(len(result.labels), -1)
-    others = {f"labels one {w}": np.where(labels < 0, -1, labels + shift) for w, shift in SHIFTS.items()}
-    predictions = result.predictions[:, 0, 0]
-    doubt = clean_accuracy(result.name, predictions, labels, others, classes, result.head).doubt
-    return [doubt] if doubt else []

@@ -19,7 +19,6 @@ from diffattack.data.images import read_pair, replacing, write_image
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
 from diffattack.data.summaries import FIGURE_IMAGES, choose
 from diffattack.evaluation.curves import curve_points, figures_of
-from diffattack.evaluation.tables import deciding
 from diffattack.plotting import figures as plots
 from diffattack.plotting.image_figures import plot_attention, plot_contact_sheet, short
 from diffattack.plotting.run_page import IMAGE_FIGURES
@@ -82,12 +81,13 @@ def sheet_row(run: Run, record: ImageRecord, why: str = "") -> tuple[np.ndarray,
     """The clean and the adversarial picture, and the caption of each: the file, the outcome, and the
     prediction; and why the image was chosen, where there is something to say.
     """
-    before, after = map(deciding, (record.row["before"], record.row["after"]))
+    sides = (record.row[side] for side in ("before", "after"))
+    before, after = (f"{short(side['class'])} {side['confidence']:.2f}" for side in sides)
     chosen = f"; {why}, {record.row['psnr']:.1f} dB" if why else ""
     return (
         *read_pair(run.layout, record.index),
-        f"{short(record.row['file'])}\n{short(before[0])} {before[1]:.2f}",
-        f"{outcome_of(record.row)}{chosen}:\n{short(after[0])} {after[1]:.2f}",
+        f"{short(record.row['file'])}\n{before}",
+        f"{outcome_of(record.row)}{chosen}:\n{after}",
     )
 
 
@@ -124,7 +124,6 @@ def draw_folders(
     runs: Iterable[Run],
     schedules: Schedules,
     each_image: bool = True,
-    anew: bool = True,
     pdf: bool = False,
     figure_images: int = FIGURE_IMAGES,
 ) -> None:
@@ -136,7 +135,6 @@ def draw_folders(
     Args:
         schedules: the reference lines of weight curves.
         each_image: whether to draw each image's.
-        anew: also those that are there and up to date.
         pdf: as PDF, too.
     """
     for run in runs:
@@ -147,23 +145,14 @@ def draw_folders(
                 f"and some drawn by the seed; --figure_images says how many"
             )
         delete_others(run, sample)
-        save_figures(figures_of_run(run, sample, schedules, each_image, anew), run.folder, pdf=pdf)
+        save_figures(figures_of_run(run, sample, schedules, each_image), run.folder, pdf=pdf)
 
 
-def figures_of_run(
-    run: Run, sample: Mapping[int, str], schedules: Schedules, each_image: bool, anew: bool
-) -> Figures:
+def figures_of_run(run: Run, sample: Mapping[int, str], schedules: Schedules, each_image: bool) -> Figures:
     yield from draw_runs({short(run.folder.absolute().name): run}, schedules)
     yield from draw_contact_sheets(run, sample)
     for place in sample if each_image else ():
-        if anew or not is_drawn(run, int(run.summary.indices[place])):
-            yield from draw_image(run, run.records[place])
-
-
-def is_drawn(run: Run, index: int) -> bool:
-    """Whether the figure of an image that is written last is there, and younger than the image's record."""
-    last = run.folder / ANALYSIS / f"{index:04d}_{IMAGE_FIGURES[-1]}.png"
-    return last.exists() and last.stat().st_mtime >= run.layout.record(index).stat().st_mtime
+        yield from draw_image(run, run.records[place])
 
 
 def delete_others(run: Run, sample: Collection[int]) -> None:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from diffattack.data.images import delete_abandoned, read_pair, replacing
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, json_text, outcome_of
 from diffattack.data.summaries import timestep_rows, timestep_shares
-from diffattack.evaluation.tables import MEASURES, deciding, in_words
+from diffattack.evaluation.tables import MEASURES, in_words
 
 FILES = "report_files"  # beside report.html: file managers take a folder of that name along with the page
 EACH = 50  # images whose details are in one file, or in the page
@@ -204,8 +204,8 @@ def describe(run: Run, record: ImageRecord, row: dict, models: Sequence[str], is
         "class": row["class"],
         "target": row.get("target_class"),
         "outcome": OUTCOMES.index(outcome_of(row)),
-        "before": deciding(before),
-        "after": deciding(after),
+        "before": (before["class"], before["confidence"]),
+        "after": (after["class"], after["confidence"]),
         "drop": before["true_confidence"] - after["true_confidence"],
         "pictures": picture_urls(run, row["index"], is_small),
         "predictions": [

@@ -310,10 +310,8 @@ def predictions_of(job: Job, k: int, sides: Sequence[np.ndarray], item: Item) ->
     classifier, device, head = job.attack.classifiers[k], job.attack.device, job.attack.head
     labels, targets = labels_and_targets([item])
     given = (labels, device, 1, head, targets)
-    (before, of_clean), (after, other) = (predict(classifier, side[None], *given) for side in sides)
-    logits = np.stack([of_clean, other], 1) if head.threshold is not None else None
-    predictions = np.stack([before, after], 1)[:, None]
-    return ClassifierResult(job.options.model_name[k], labels, predictions, targets, head, logits)
+    predictions = np.stack([predict(classifier, side[None], *given) for side in sides], 1)[:, None]
+    return ClassifierResult(job.options.model_name[k], labels, predictions, targets, head)
 
 
 def row_of(job: Job, result: AttackResult, picture: Picture) -> dict:

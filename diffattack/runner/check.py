@@ -46,7 +46,7 @@ def check(options: Options) -> int:
     ]
     for name, classifier in zip(options.model_name, attack.classifiers):
         labels = np.array([item.labels])
-        (predicted,), _ = predict(classifier, picture.pixels[None], labels, device, head=attack.head)
+        (predicted,) = predict(classifier, picture.pixels[None], labels, device, head=attack.head)
         rows += [[f"{name} predicts", f"{class_names[predicted['label']]} {predicted['confidence']:.2f}"]]
     rows += [["clean images", "; ".join(accuracy.description for accuracy in accuracies)]]
     if isinstance(attack, DiffAttack):

@@ -417,7 +417,7 @@ def draw(
     comparison.
     """
     each, images = options.figures == "all", options.figure_images
-    draw_folders(list(runs.values()), named_schedules, each, anew=False, figure_images=images)
+    draw_folders(list(runs.values()), named_schedules, each, figure_images=images)
     measure = "LPIPS" if "LPIPS" in next(iter(evaluations.values())).quality else "SSIM"
     points = {name: [figures_of(one, [measure])] for name, one in evaluations.items()}
     figures = [("success_against_visibility", plot_tradeoff(points, f"Attack success against {measure}"))]

@@ -19,7 +19,7 @@ from diffattack.data.summaries import timestep_rows
 from diffattack.evaluation.comparison import lines_about_weights, weight_movement
 from diffattack.evaluation.curves import Points, curve_dicts, curve_points
 from diffattack.evaluation.results import Evaluation
-from diffattack.evaluation.tables import cost_dict, cost_rows, deciding, figure_rows, table
+from diffattack.evaluation.tables import cost_dict, cost_rows, figure_rows, in_words, table
 from diffattack.evaluation.warnings import warnings_about_rounding
 from diffattack.plotting.run_page import read_results, write_page
 from diffattack.runner.folder import provenance, read_failures, unattempted
@@ -45,7 +45,7 @@ def report(job: Job, selected: Sequence[Item]) -> int:
         from diffattack.plotting.draw import draw_folders  # it takes matplotlib
 
         each, images = options.figures == "all", options.figure_images
-        draw_folders([run], named_schedules, each, anew=False, figure_images=images)
+        draw_folders([run], named_schedules, each, figure_images=images)
         write_page(run, read_results(folder))
         print(f"\nfigures in {folder / ANALYSIS}, and a page to look through in {folder / 'report.html'}")
     return 1 if failures else 0
@@ -206,7 +206,7 @@ def summarise(
             [
                 row["file"],
                 row["class"] + (f" -> {row['target_class']}" if "target" in row else ""),
-                *("{} {:.2f}".format(*deciding(row[side])) for side in ("before", "after")),
+                *(in_words(row[side]) for side in ("before", "after")),
                 {True: "yes", False: "no", None: "wrong before"}[row["success"]],
                 f"{row['psnr']:.1f}",
                 f"{row['seconds']:.0f}",

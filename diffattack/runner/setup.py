@@ -18,7 +18,7 @@ from diff_latent_attack import DiffAttack
 from diffattack.attacks.library import OURS, load_attack, parse_attack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.checks import check_unchanged
-from diffattack.classifiers.defences import check_defence, needs_diffusion, split_name, undefended
+from diffattack.classifiers.defences import make_defence, needs_diffusion, split_name, undefended
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.device import resolve_device, resolve_dtype, set_up
 from diffattack.common.errors import InputError, RecordError, note
@@ -225,7 +225,7 @@ def needs_pipeline(each: Sequence[Options]) -> bool:
     return any(
         one.attack == OURS
         or needs_diffusion(one.model_name + one.judges)
-        or any(check_defence(text).kind.needs_diffusion for text in one.attack_through)
+        or any(make_defence(text).needs_diffusion for text in one.attack_through)
         for one in each
     )
 
