@@ -104,12 +104,12 @@ def test_masks_that_cannot_be_meant(data, quick, tmp_path):
         return run([*MAIN, *flags(data, tmp_path / "out", *options)])
 
     nothing = attempt()
-    assert nothing.returncode == 2 and "--mask_root: there is no folder" in nothing.stderr
+    assert nothing.returncode == 2 and "--mask_root: there is no mask" in nothing.stderr
     (tmp_path / "m").mkdir()
     for k in (0, 1, 3):
         Image.new("L", (8, 8), 0 if k == 1 else 255).save(tmp_path / "m" / f"img{k}.png")
     missing = attempt()
-    assert missing.returncode == 2 and "no mask for 1 of 4 pictures, such as 'img2.png'" in missing.stderr
+    assert missing.returncode == 2 and "m/img2.png'; one all in white" in missing.stderr
     (tmp_path / "m/img2.png").write_bytes(b"")
     both = attempt("--is_apply_mask")
     assert both.returncode == 2 and "both say where to change; give one of them" in both.stderr

@@ -8,37 +8,24 @@ from scipy.ndimage import gaussian_filter, minimum_filter
 from diffattack.data.contrast import change_where_smooth, colour_contrast, local_contrast
 
 
-def slow_contrast(picture: np.ndarray) -> np.ndarray:
-    """Of one picture (3, H, W), as it is defined."""
-    grey = np.tensordot([0.299, 0.587, 0.114], picture, 1)
-    mean, square = (gaussian_filter(values, 2, mode="mirror") for values in (grey, grey**2))
-    deviation = np.sqrt(np.maximum(square - mean**2, 0))
-    return gaussian_filter(minimum_filter(deviation, 9, mode="nearest"), 3, mode="mirror")
+def slow_contrast(planes: np.ndarray) -> np.ndarray:
+    """Of the planes (C, H, W) of one picture, as it is defined."""
+    blurred = [[gaussian_filter(v, 2, mode="mirror") for v in (plane, plane**2)] for plane in planes]
+    variance = np.mean([square - mean**2 for mean, square in blurred], 0)
+    least = minimum_filter(np.sqrt(np.maximum(variance, 0)), 9, mode="nearest")
+    return gaussian_filter(least, 3, mode="mirror")
 
 
-def test_it_is_the_least_deviation_of_luminance_near_by():
-    random = np.random.default_rng(0)
-    pictures = random.uniform(0, 1, (2, 3, 40, 56))
+def test_it_is_the_least_deviation_near_by_of_luminance_and_of_what_colours_are_without_it():
+    pictures = np.random.default_rng(0).uniform(0, 1, (2, 3, 40, 56))
     pictures[1, :, :, :28] = 0.5
-    ours = local_contrast(torch.from_numpy(pictures)).numpy()[:, 0]
-    for picture, contrast in zip(pictures, ours):
-        np.testing.assert_allclose(contrast, slow_contrast(picture), atol=1e-6)
+    ours, colours = (of(torch.from_numpy(pictures)).numpy()[:, 0] for of in (local_contrast, colour_contrast))
+    for picture, contrast, colour in zip(pictures, ours, colours):
+        grey = np.tensordot([0.299, 0.587, 0.114], picture, 1)
+        np.testing.assert_allclose(contrast, slow_contrast(grey[None]), atol=1e-6)
+        np.testing.assert_allclose(colour, slow_contrast(picture - grey), atol=1e-6)
     assert ours[1, :, :8].max() < 1e-3 < 0.05 < ours[1, :, 50:].min()
-
-
-def test_colours_are_what_is_left_without_luminance():
-    random = np.random.default_rng(0)
-    picture = random.uniform(0, 1, (3, 40, 56))
-    grey = np.tensordot([0.299, 0.587, 0.114], picture, 1)
-    squares = []
-    for plane in picture - grey:
-        mean, square = (gaussian_filter(values, 2, mode="mirror") for values in (plane, plane**2))
-        squares.append(square - mean**2)
-    deviation = np.sqrt(np.maximum(np.mean(squares, 0), 0))
-    expected = gaussian_filter(minimum_filter(deviation, 9, mode="nearest"), 3, mode="mirror")
-    found = colour_contrast(torch.from_numpy(picture[None]))[0, 0]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert colour_contrast(torch.from_numpy(np.broadcast_to(grey, (1, 3, 40, 56)).copy())).abs().max() < 1e-4
+    assert colour_contrast(torch.from_numpy(np.repeat(grey[None, None], 3, 1))).abs().max() < 1e-4
 
 
 def test_a_flat_picture_has_none_whatever_its_brightness():

@@ -16,7 +16,16 @@ from test_utils import run_of
 
 from diffattack.data.layout import Layout
 from diffattack.data.records import ANALYSIS, AttackRecord, Records, read_run, run_identity, write_record
-from diffattack.data.summaries import DRAWN, LEAST, MOST, choose, summary_of, timestep_rows, timestep_shares
+from diffattack.data.summaries import (
+    DRAWN,
+    LEAST,
+    MOST,
+    choose,
+    loss_sums,
+    summary_of,
+    timestep_rows,
+    timestep_shares,
+)
 from diffattack.plotting.draw import (
     delete_others,
     draw_folders,
@@ -158,7 +167,7 @@ def test_what_is_pooled_is_what_all_records_say(tmp_path, own_weights):
     np.testing.assert_allclose(
         found.structure.layer_shares, by_layer / by_layer.sum(-1, keepdims=True), **close
     )
-    assert timestep_rows(found.structure, TIMESTEPS) == timestep_rows(losses, TIMESTEPS)
+    assert timestep_rows(found.structure, TIMESTEPS) == timestep_rows(loss_sums(losses), TIMESTEPS)
     first = [record.fooled.argmax() + 1.0 if record.fooled.any() else np.nan for record in records]
     np.testing.assert_array_equal(found.first_fooled, first)
 

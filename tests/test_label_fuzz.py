@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from diffattack.common.errors import InputError
-from diffattack.data.classes import DEVELOPMENT_KIT, IMAGENET_CLASSES, ClassNames
+from diffattack.data.classes import IMAGENET_CLASSES, ClassNames
 from diffattack.data.dataset import read_dataset
 
 OWN = ClassNames(("tench", "great white shark", "Cardigan", "cardigan", "7 up", "hen", "caf\u00e9", "drake"))
@@ -33,10 +33,6 @@ def names_of_images(chance: random.Random, count: int) -> list[str]:
     return [made(n) for n in numbers]
 
 
-def windows(file: str) -> str:
-    return "C:\\data\\" + file.replace("/", "\\")
-
-
 class Made:
     """Images in a folder, their classes, and a file that says them."""
 
@@ -53,13 +49,6 @@ class Made:
             (self.root / file).parent.mkdir(parents=True, exist_ok=True)
             (self.root / file).touch()
         self.labels = {file: (chance.randrange(len(self.classes)),) for file in self.files}
-        self.must_fail = False
-
-    def several(self) -> None:
-        """Gives images up to three labels."""
-        for file in self.files:
-            count = self.chance.randint(1, 3)
-            self.labels[file] = tuple(self.chance.sample(range(len(self.classes)), count))
 
     def text_of(self, label: int, kind: str) -> str:
         if kind == "id":
@@ -82,15 +71,19 @@ class Made:
     def as_json(self) -> str:
         return json.dumps({file: [label + self.base for label in self.labels[file]] for file in self.files})
 
-
-def kind_of_label(made: Made) -> str:
-    return made.chance.choice(("number", "number", "float", "name") + ("id",) * (made.classes is IMAGENET))
+    def kind_of_label(self, several: bool = False) -> str:
+        """Of numbers and WordNet ids `several` may give images up to three."""
+        kinds = ("number", "number", "float", "name") + ("id",) * (self.classes is IMAGENET)
+        kind = self.chance.choice(kinds)
+        if several and kind != "name" and self.chance.random() < 0.3:
+            for file in self.files:
+                count = self.chance.randint(1, 3)
+                self.labels[file] = tuple(self.chance.sample(range(len(self.classes)), count))
+        return kind
 
 
 def lines_alone(made: Made):
-    kind = kind_of_label(made)
-    if kind != "name" and made.chance.random() < 0.3:
-        made.several()
+    kind = made.kind_of_label(several=True)
     separator = made.chance.choice((" ", "  "))
     lines = [separator.join(made.text_of(k, kind) for k in made.labels[file]) for file in made.in_order()]
     heading = made.chance.choice(([], [], ["# true classes", ""]))
@@ -98,14 +91,14 @@ def lines_alone(made: Made):
 
 
 def lines_counted(made: Made):
-    kind, start = kind_of_label(made), made.chance.choice((0, 1))
+    kind, start = made.kind_of_label(), made.chance.choice((0, 1))
     rows = [(k, made.text_of(*made.labels[file], kind)) for k, file in enumerate(made.in_order(), start)]
     separator = made.chance.choice((" ", "\t", ",", ";"))
     return made.write("l.txt", "\n".join(f"{k}{separator}{label}" for k, label in rows))
 
 
 def lines_named(made: Made):
-    kind, files = kind_of_label(made), made.chance.sample(made.files, len(made.files))
+    kind, files = made.kind_of_label(), made.chance.sample(made.files, len(made.files))
     separator = made.chance.choice((" ", "\t", ",", ", "))
     shown = made.chance.choice((str, str, lambda file: file.rsplit(".", 1)[0], lambda file: f"val/{file}"))
     swapped = made.chance.random() < 0.2
@@ -115,16 +108,13 @@ def lines_named(made: Made):
 
 
 def table(made: Made):
-    kind = kind_of_label(made)
-    if kind != "name" and made.chance.random() < 0.3:
-        made.several()
+    kind = made.kind_of_label(several=True)
     files = made.chance.sample(made.files, len(made.files))
     separator = made.chance.choice((",", ";", "\t"))
     image = made.chance.choice(("ImageId", "filename", "file_name", "path", " Filename "))
     label = made.chance.choice(("TrueLabel", "label", "true_label", "Label", "class"))
-    shown = made.chance.choice(
-        (str, str, lambda f: "/data/set/" + f, lambda f: "C:\\data\\" + f.replace("/", "\\"))
-    )
+    windows = "C:\\data\\{}".format
+    shown = made.chance.choice((str, str, "/data/set/{}".format, lambda f: windows(f.replace("/", "\\"))))
     columns = made.chance.sample([image, label, "x", "URL", *made.chance.choice(([], ["id"], [""]))], 4)
     columns += {image, label}.difference(columns)
     rows = [columns]
@@ -149,39 +139,7 @@ def json_rows(made: Made):
     return made.write("l.jsonl", "\n".join(map(json.dumps, rows)))
 
 
-def development_kit(made: Made):
-    made.classes = ClassNames(IMAGENET, IMAGENET.wordnet_ids, IMAGENET.other_names, DEVELOPMENT_KIT)
-    made.labels = {file: (made.chance.randrange(1000),) for file in made.files}
-    number = {place: k for k, place in enumerate(DEVELOPMENT_KIT, 1)}
-    rows = [f"{file},{number[made.labels[file][0]]}" for file in made.files]
-    return made.write("l.csv", "filename,label\n" + "\n".join(rows))
-
-
-def faulty(made: Made):
-    """A file that cannot be right."""
-    made.must_fail = True
-    last, chance = made.base + len(made.classes) - 1, made.chance
-    lines = [str(made.labels[file][0] + made.base) for file in made.files]
-    fault = chance.choice(("short", "beyond", "twice", "missing", "blank", "unclear"))
-    if fault == "short":
-        return made.write("l.txt", "\n".join([*lines, "1"]))
-    if fault == "beyond":
-        lines[chance.randrange(len(lines))] = chance.choice((str(last + 1), "-1", "999999", "x9"))
-        return made.write("l.txt", "\n".join(lines))
-    rows = [f"{file},{label}" for file, label in zip(made.files, lines)]
-    if fault == "twice":
-        file = made.files[0]
-        rows.append(f"{file},{(made.labels[file][0] + 1) % len(made.classes) + made.base}")
-    if fault == "missing":
-        rows.pop(chance.randrange(len(rows)))
-    if fault == "blank":
-        rows[-1] = f"{made.files[-1]},"
-    if fault == "unclear":
-        rows[-1] = f"{made.files[-1]},CARDIGAN"
-    return made.write("l.csv", "filename,label\n" + "\n".join(rows))
-
-
-FORMS = (lines_alone, lines_counted, lines_named, table, json_rows, development_kit, faulty)
+FORMS = (lines_alone, lines_counted, lines_named, table, json_rows)
 
 
 @pytest.mark.parametrize("files", [12, pytest.param(100, marks=pytest.mark.nightly)])
@@ -198,8 +156,7 @@ def test_no_label_file_is_read_wrongly_without_a_word(tmp_path, form, files):
         except InputError as error:
             assert "\n" not in str(error) and str(error).startswith("--label_path")
             continue
-        assert not made.must_fail, f"{form.__name__} {seed}"
         found = {str(item.path.relative_to(made.root)): item.labels for item in items}
         assert found == made.labels, f"{form.__name__} {seed}: {path.read_bytes()[:300]}"
         read += 1
-    assert read >= (0 if form in (faulty, lines_counted) else 0.8 * files)
+    assert read >= (0 if form is lines_counted else 0.8 * files)

@@ -18,7 +18,7 @@ TIMESTEPS = [201, 101, 1]
 
 def run_of(mode: str, weights: np.ndarray, shares: np.ndarray, structure_share: float | None = None):
     """What is read of a run: weights `(images, K, N)`, losses by timestep `(images, N)`."""
-    sums = LossSums(*[None] * 4, of_timestep=shares)
+    sums = LossSums(None, by_layer=shares[..., None])
     return SimpleNamespace(
         configuration={"weight_mode": mode, "structure_share": structure_share},
         summary=SimpleNamespace(weights=weights, structure=sums),

@@ -189,7 +189,7 @@ def test_values_that_are_missing_are_gaps():
         drawn(plot({"a": run}))
     drawn(plot_overlay({"a": image, "b": curves(200, 6)}))
     assert np.isfinite(timestep_shares(losses)).all()
-    assert all("nan" not in cell for row in timestep_rows(losses, steps(5)) for cell in row)
+    assert all("nan" not in cell for row in timestep_rows(loss_sums(losses), steps(5)) for cell in row)
 
 
 def pictures_of(figure) -> list[np.ndarray]:
@@ -282,7 +282,7 @@ def test_the_table_of_timesteps():
     losses = np.zeros((2, 3, 2, 2), np.float32)
     losses[0, 1:] = [[1, 1], [3, 3]]
     losses[1, 1:] = [[2, 2], [2, 2]]
-    _, first, second = timestep_rows(losses, [51, 1])
+    _, first, second = timestep_rows(loss_sums(losses), [51, 1])
     # of each image's mean over its three iterations, 4 / 3 and 8 / 3
     assert first == ["0: t = 51", "2", "0.67", "37.5", "12.5", "0.75"]
     assert second[3:] == ["62.5", "12.5", "1.25"]

@@ -57,9 +57,9 @@ def _imagenet() -> tuple[ClassNames, tuple[int, ...]]:
     folder = Path(__file__).resolve().parent
     names = (folder / "imagenet_classes.txt").read_text().splitlines()
     rows = [line.split(" ", 2) for line in (folder / "imagenet_ids.txt").read_text().splitlines()]
-    place = {int(row[1]): k for k, row in enumerate(rows)}
     others = {k: row[2] for k, row in enumerate(rows) if len(row) > 2}  # as ImageNet itself calls them
-    return ClassNames(names, [row[0] for row in rows], others), tuple(place[n] for n in sorted(place))
+    kit = sorted(range(len(rows)), key=lambda k: int(rows[k][1]))
+    return ClassNames(names, [row[0] for row in rows], others), tuple(kit)
 
 
 IMAGENET_CLASSES, DEVELOPMENT_KIT = _imagenet()
@@ -90,7 +90,6 @@ class ClassFinder:
     def __init__(self, class_names: Sequence[str], base: int = 1):
         self.classes = ClassNames.of(class_names)
         self.first = 1 if self.classes.numbering else base
-        self.last = self.first + len(self.classes) - 1
         self._by_id = {wordnet_id: k for k, wordnet_id in enumerate(self.classes.wordnet_ids)}
         # exactly; but for case and punctuation; and as one of several names
         self._exact, self._alike, self._part = (defaultdict(set) for _ in range(3))
@@ -111,27 +110,24 @@ class ClassFinder:
         exact, alike, part = self._exact, self._alike, self._part
         return sorted(exact.get(composed(name)) or alike.get(spoken(name)) or part.get(spoken(name), ()))
 
-    def label(self, text: str) -> int:
-        """The class of a number, a WordNet id or a name.
+    def label(self, text: str, where: str) -> int:
+        """The class of a number, a WordNet id or a name, which stands at `where`.
 
         Raises:
-            ValueError: there is no such class, or there are several.
+            InputError: there is no such class, or there are several.
         """
-        places, span = self.places(text), f"{self.first} to {self.last}"
+        first, ids, places = self.first, self.classes.wordnet_ids, self.places(text)
+        numbers = range(first, first + len(self.classes))
         if re.fullmatch(NUMBER, text):
-            number = int(text.split(".")[0])
-            if not self.first <= number <= self.last:
-                raise ValueError(f"is {number}; labels count from {self.first}, so expected {span}")
-            numbered = self.classes.numbering[number - 1] if self.classes.numbering else number - self.first
-            places = sorted({numbered, *self._exact.get(text, ())})
+            numbered = dict(zip(numbers, self.classes.numbering or range(len(self.classes))))
+            place = numbered.get(int(float(text)))
+            places = sorted(self._exact.get(text, set()) | ({place} - {None}))
         if len(places) == 1:
             return places[0]
-        ids = [f", {wordnet_id}" for wordnet_id in self.classes.wordnet_ids] or [""] * len(self.classes)
-        each = " or ".join(f"{self.classes[k]!r} (label {k + self.first}{ids[k]})" for k in places)
-        if each:
-            raise ValueError(f"is {text[:40]!r}, which may be {each}; give its label or WordNet id")
-        kinds = f"an integer from {span}, a WordNet id or the name of a class"
-        raise ValueError(f"is {text[:40]!r}; expected {kinds}")
+        each = (f"{self.classes[k]!r} (label {k + first}{f', {ids[k]}' if ids else ''})" for k in places)
+        meant = f"which may be {' or '.join(each)}; give its label or WordNet id"
+        kinds = f"expected an integer from {first} to {numbers[-1]}, a WordNet id or the name of a class"
+        raise InputError(f"{where} is {text[:40]!r}{', ' + meant if places else '; ' + kinds}")
 
 
 def permutation_of(outputs: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
@@ -170,20 +166,20 @@ LINES = (
 NO_NAME = rf".*[{{}}\[\]<>]|\d+\s*[:;,\t]|\d+\s+\d|{WORDNET_ID}\b|.*,\s*\d+$|.*:$|[-*]\s|$"
 
 
-def read_text(path: Path, forms: str) -> str:
+def read_text(path: Path) -> str:
     """A file's text, in UTF-8 or UTF-16, its lines separated by newlines; a comment, a line that begins with
     #, is left blank.
 
     Raises:
-        ValueError: there is no such file, or it is no text; the message says that `forms` are expected.
+        ValueError: there is no such file, or it is no text.
     """
     if not path.is_file():
-        raise ValueError(f"there is no file {str(path)!r}")
+        raise ValueError("there is no file")
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     text = content.decode(encoding, errors="replace")
     if "\0" in text or "\ufffd" in text:
-        raise ValueError(f"{str(path)!r} is no text in UTF-8; expected {forms}")
+        raise ValueError("is no text in UTF-8")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join("" if line.lstrip().startswith("#") else line for line in lines)
 
@@ -196,16 +192,17 @@ def read_class_names(path: Path) -> ClassNames:
         InputError: the file is in another form, or a class has no name.
     """
     try:
-        names = names_of_matlab(path) if path.suffix.lower() == ".mat" else names_of_text(path)
-        if names and all(re.fullmatch(WORDNET_ID, name) for name in names):
+        names = names_of_matlab(path) if path.suffix.lower() == ".mat" else names_of_text(read_text(path))
+        if all(re.fullmatch(WORDNET_ID, name) for name in names):
             known = dict(zip(IMAGENET_CLASSES.wordnet_ids, IMAGENET_CLASSES))
             names = ClassNames([known.get(name, name) for name in names], names)
-        for number, name in enumerate(names, 1):
-            if re.match(NO_NAME, name):
-                what = f"is called {name[:60]!r}" if name else "has no name"
-                raise ValueError(f"class {number} of {str(path)!r} {what}; give {FORMS}")
-    except ValueError as error:
-        raise InputError(f"--captions: {error}") from None
+        wrong = [
+            f"class {k} is called {name[:60]!r}" for k, name in enumerate(names, 1) if re.match(NO_NAME, name)
+        ]
+        if wrong or not names:
+            raise ValueError(wrong[0] if wrong else "classes are not numbered from 0 or 1 on")
+    except Exception as error:  # also what json, scipy and numpy raise on files that are none of theirs
+        raise InputError(f"--captions: {one_line(error)} ({str(path)!r}); what is read: {FORMS}") from None
     if list(names.wordnet_ids) != [IMAGENET_CLASSES.wordnet_ids[place] for place in DEVELOPMENT_KIT]:
         return names
     note(f"{path.name} is of ImageNet's development kit: labels are its numbers, in an order of its own")
@@ -214,15 +211,20 @@ def read_class_names(path: Path) -> ClassNames:
     )
 
 
-def names_of_text(path: Path) -> ClassNames:
+def names_of_text(text: str) -> ClassNames:
     """Of JSON, a mapping from numbers to names or back, by itself or under the name that libraries give it;
     of lines, a name each, in the order of the numbers beside them where all lines have some. Else a number is
     part of a name, as it is where most are alike without it ("grade 1").
     """
-    text = read_text(path, FORMS).strip()
-    if text.startswith(("{", "[")):
-        return ClassNames(names_of_json(path, text))
-    lines = [line.strip() for line in text.split("\n")]
+    if text.lstrip().startswith(("{", "[")):
+        content = json.loads(text)
+        content = next(
+            (content[key] for key in ("id2label", "class_to_idx", "label2id") if key in content), content
+        )
+        are_numbers = all(type(value) is int for value in content.values())
+        pairs = ((value, key) if are_numbers else (key, value) for key, value in content.items())
+        return ClassNames(in_order((int(number), str(name)) for number, name in pairs))
+    lines = [line.strip() for line in text.strip().split("\n")]
     for pattern in LINES:
         rows = [match.groupdict() for match in (re.fullmatch(pattern, line) for line in lines) if match]
         rows = in_order((int(row.get("number", k)), row) for k, row in enumerate(rows))
@@ -230,22 +232,6 @@ def names_of_text(path: Path) -> ClassNames:
         if len(names) == len(lines) < 2 * len(set(names)):
             return ClassNames(names, [row["id"] for row in rows if "id" in row])
     return ClassNames(lines)
-
-
-def names_of_json(path: Path, text: str) -> list[str]:
-    try:
-        content = json.loads(text)
-        for key in ("id2label", "class_to_idx", "label2id"):
-            content = content[key] if isinstance(content.get(key), dict) else content
-        are_numbers = all(type(value) is int for value in content.values())
-        pairs = ((value, key) if are_numbers else (key, value) for key, value in content.items())
-        names = in_order((int(number), str(name)) for number, name in pairs)
-    except (ValueError, AttributeError, RecursionError):
-        names = []
-    if not names:
-        problem = "cannot be read, or does not number its classes from 0 or 1 on"
-        raise ValueError(f"{str(path)!r} {problem}; give {FORMS}")
-    return names
 
 
 def in_order(pairs: Iterable[tuple[int, Any]]) -> list:
@@ -261,15 +247,10 @@ def names_of_matlab(path: Path) -> ClassNames:
     without children are the classes.
     """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
-    try:
-        content = loadmat(path, squeeze_me=True)
-        if "synsets" not in content:
-            return ClassNames(map(str, content["class_names"]))
-        classes = content["synsets"][content["synsets"]["num_children"] == 0]
-        rows = in_order(zip(classes["ILSVRC2012_ID"].tolist(), classes))
-        return ClassNames([str(row["words"]) for row in rows], [str(row["WNID"]) for row in rows])
-    # what scipy raises on files that are none of its own, and numpy on other contents
-    except (MatReadError, OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read ({one_line(error)}); give {FORMS}") from None
+    content = loadmat(path, squeeze_me=True)
+    if "synsets" not in content:
+        return ClassNames(map(str, content["class_names"]))
+    classes = content["synsets"][content["synsets"]["num_children"] == 0]
+    rows = in_order(zip(classes["ILSVRC2012_ID"].tolist(), classes))
+    return ClassNames([str(row["words"]) for row in rows], [str(row["WNID"]) for row in rows])

@@ -95,8 +95,8 @@ def images_in(folder: Path) -> list[Path]:
 
 def class_folders(folder: Path) -> list[Path]:
     """In natural order."""
-    names = (path.name for path in folder.iterdir() if path.is_dir() and path.name not in NOT_OF_THE_USER)
-    return [folder / name for name in natsorted(names) if not name.startswith(".")]
+    there = (path for path in folder.glob("[!.]*") if path.is_dir() and path.name not in NOT_OF_THE_USER)
+    return natsorted(there, key=lambda path: path.name)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -109,25 +109,20 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"--images_root: there is no folder {str(folder)!r}; give a folder of images")
     images = images_in(folder)
+    expected = f"files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
     for inner in [] if images else class_folders(folder):
         found = images_in(inner) or images_in(inner / "images")
-        other = next((path.name for path in inner.glob("[!.]*") if path.is_file()), None)
-        if other and not found:
-            problem = f"no picture of class {inner.name!r} can be read, such as {other!r}"
-            raise InputError(
-                f"--images_root: {problem}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
-            )
+        if not found and any(inner.glob("[!.]*")):
+            raise InputError(f"--images_root: no image in {str(inner)!r}; expected {expected}")
         images += found
     if not images:
-        expected = f"files ending in {', '.join(IMAGE_SUFFIXES)}, or folders of them, one a class"
         raise InputError(f"--images_root: no image in {str(folder)!r}; expected {expected}")
     places = {folder, *(image.parent for image in images)}
     others = {
         path.name for place in places for path in place.iterdir() if not (path.is_dir() or is_image(path))
     }
     if names := sorted(others.difference(NOT_OF_THE_USER, METADATA)):
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        note(f"{len(names)} files of {str(folder)!r} are no images and skipped: {shown}")
+        note(f"{len(names)} files of {str(folder)!r} are no images and skipped: {', '.join(names[:5])}")
     return images
 
 
@@ -136,22 +131,20 @@ def masks_of(folder: Path, images_root: Path, items: Sequence[Item]) -> dict[int
     `cat/img1.jpg` has the mask `cat/img1.png`, or any other kind of image of that name.
 
     Raises:
-        InputError: there is no folder, or no mask for a picture.
+        InputError: there is no mask for a picture.
     """
-    if not folder.is_dir():
-        raise InputError(f"--mask_root: there is no folder {str(folder)!r}; give a folder of masks")
-    masks, missing = {}, []
+    masks = {}
     for item in items:
-        place = item.path.relative_to(images_root)
-        paths = (folder / place.with_suffix(suffix) for suffix in (place.suffix, *IMAGE_SUFFIXES))
-        masks[item.index] = next((path for path in paths if path.is_file()), None)
-        if masks[item.index] is None:
-            missing.append(str(place.with_suffix(".png")))
-    if missing:
-        counts = f"{len(missing)} of {len(items)} pictures, such as {missing[0]!r}"
-        raise InputError(
-            f"--mask_root: {str(folder)!r} has no mask for {counts}; one all in white leaves it free"
+        place = folder / item.path.relative_to(images_root)
+        paths = filter(
+            Path.is_file, (place.with_suffix(suffix) for suffix in (place.suffix, *IMAGE_SUFFIXES))
         )
+        masks[item.index] = next(paths, None)
+        if masks[item.index] is None:
+            missing = str(place.with_suffix(".png"))
+            raise InputError(
+                f"--mask_root: there is no mask {missing!r}; one all in white leaves its picture free"
+            )
     return masks
 
 
@@ -178,14 +171,15 @@ def read_dataset(
         InputError: something does not fit.
     """
     images, finder = list_images(folder), ClassFinder(class_names, label_base)
+    targets: Sequence[int | None] = [None] * len(images)
     if path := label_path or metadata_of(folder):
         flag = "--images_root" if label_path is None else "--label_path"
         labels, targets = read_labels(path, images, finder, folder, flag)
     else:
         found = labels_of_names(folder, images, finder) or labels_of_folders(folder, images, finder)
-        labels, targets = [(label,) for label in found], [None] * len(images)
+        labels = [(label,) for label in found]
     if target != TARGET_COLUMN:
-        targets = [None if target is None else target_class(target, finder)] * len(images)
+        targets = [None if target is None else finder.label(str(target), "--target_label")] * len(images)
     for image, classes, goal in zip(images, labels, targets):
         if target is not None and (goal is None or goal in classes):
             missing = f"{image.name} has no {TARGET_COLUMN}; give a table with one, or a label for all images"
@@ -194,19 +188,10 @@ def read_dataset(
     return [Item(k, *parts) for k, parts in enumerate(zip(images, labels, targets))]
 
 
-def target_class(target: int, finder: ClassFinder) -> int:
-    """The class of --target_label."""
-    try:
-        return finder.label(str(target))
-    except ValueError as error:
-        raise InputError(f"--target_label {error}") from None
-
-
 def metadata_of(folder: Path) -> Path | None:
     """The table of labels that lies in a folder of images, if one does; it may hold other things."""
-    for path in (folder / name for name in METADATA if (folder / name).is_file()):
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            titles = re.split(r"[,\t:{}]", file.readline())
+    for path in filter(Path.is_file, (folder / name for name in METADATA)):
+        titles = re.split(r"[,\t:{}]", path.read_text("utf-8-sig", "replace").split("\n")[0])
         if has_title(titles, LABEL_TITLES) and has_title(titles, IMAGE_TITLES):
             note(f"labels are those of {path.name} in {str(folder)!r}")
             return path
@@ -232,31 +217,23 @@ def labels_of_folders(folder: Path, images: Sequence[Path], finder: ClassFinder)
     Raises:
         InputError: the folders are no classes.
     """
-    names = [path.name for path in class_folders(folder) if images[0].parent != folder]
+    where = f"--images_root: {str(folder)!r}"
+    if images[0].parent == folder:
+        raise InputError(f"{where} has no folder for each class; give a file of labels as --label_path")
+    names = [path.name for path in class_folders(folder)]
     # CUB-200-2011's have a number before the name
     texts = [name if finder.places(name) else re.sub(r"^\d+\W", "", name) for name in names]
-    unknown = next((name for name, text in zip(names, texts) if not finder.places(text)), None)
     are_like_names = any(finder.places(text) or finder.places(text.rstrip("sS")) for text in texts)
-    try:
-        if not names:
-            raise ValueError("holds the images itself, not in one folder a class")
-        if all(map(str.isdecimal, names)):
-            finder = ClassFinder(finder.classes, 0 if 0 in map(int, names) else finder.first)
-            note(f"the folders of {str(folder)!r} are labels that count from {finder.first}")
-            texts = names
-        elif unknown and not are_like_names and len(names) == len(finder.classes):
-            shown = ", ".join(f"{name} is {text!r}" for name, text in zip(names[:8], finder.classes))
-            note(f"the folders of {str(folder)!r} are the classes in natural order, of which {shown}")
-            return [names.index(image.relative_to(folder).parts[0]) for image in images]
-        elif unknown:
-            counts = f"{len(names)} folders but there are {len(finder.classes)} classes"
-            raise ValueError(f"has {counts}, and no class is called {unknown!r}")
-        labels = {name: finder.label(text) for name, text in zip(names, texts)}
-        if len(set(labels.values())) < len(names):
-            raise ValueError("has two folders of one class")
-    except ValueError as error:
-        remedy = "call folders as the classes are called, or give a file as --label_path"
-        raise InputError(f"--images_root: {str(folder)!r}: {error}; {remedy}") from None
+    if all(map(str.isdecimal, names)):
+        texts, finder = names, ClassFinder(finder.classes, 0 if 0 in map(int, names) else finder.first)
+        note(f"the folders of {str(folder)!r} are labels that count from {finder.first}")
+    elif not are_like_names and len(names) == len(finder.classes):
+        shown = ", ".join(f"{name} is {text!r}" for name, text in zip(names[:8], finder.classes))
+        note(f"the folders of {str(folder)!r} are the classes in natural order, of which {shown}")
+        return [names.index(image.relative_to(folder).parts[0]) for image in images]
+    labels = {name: finder.label(text, f"{where}: folder {name!r}") for name, text in zip(names, texts)}
+    if len(set(labels.values())) < len(names):
+        raise InputError(f"{where} has two folders of one class; rename one, or give a file as --label_path")
     return [labels[image.relative_to(folder).parts[0]] for image in images]
 
 
@@ -264,7 +241,6 @@ def target_label(text: str) -> int | str:
     """What a flag says: a label, or the column that has them."""
     if has_title([text], TARGET_TITLES):
         return TARGET_COLUMN
-    if not re.fullmatch(r"\d+", text):
-        what = f"expected a label, or {TARGET_COLUMN} for the column of that name, not {text!r}"
-        raise argparse.ArgumentTypeError(what)
-    return int(text)
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a label, or {TARGET_COLUMN} for that column, not {text!r}")

@@ -15,16 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
+import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from diffattack.common.errors import note, one_line
 from diffattack.data.layout import Layout
-
-if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
-    import torch
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".j2k", ".jpf"),
@@ -43,8 +41,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
             inside.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is odd in a file that is read all the same
+        with warnings.catch_warnings(action="ignore"):  # of what is odd in a file that is read all the same
             with Image.open(path) as file:
                 yield file
     except Exception as error:
@@ -68,14 +65,12 @@ def read_mask(path: Path, size: int) -> np.ndarray:
         OSError: it cannot be read, is nowhere white, or has transparent parts, by which some tools mean what
             may change and others what may not.
     """
+    grey = read_image(path, size).mean(-1)
     with opened(path) as file:
         is_opaque = file.convert("RGBA").getchannel("A").getextrema()[0] == 255
-    grey = read_image(path, size).mean(-1)
     if not is_opaque or grey.max() < WHITE_FROM:
         problem = "is white nowhere" if is_opaque else "has transparent parts, which may mean either"
-        raise OSError(
-            f"the mask {path.name} {problem}; save it in white where a picture may change, else black"
-        )
+        raise OSError(f"the mask {path.name} {problem}; save it in white where a picture may change")
     return (grey / 255).astype(np.float32)
 
 
@@ -89,14 +84,8 @@ def in_rgb(path: Path, file: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         note("it is grey of 16 bits, of which 65535 is white", path)
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    mode = {"CMYK": "CMYK", "1": "L", "L": "L", "LA": "L"}.get(image.mode, "RGB")
-    opacity = None
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        opacity = image.getchannel("A")
-    if profile:
-        image = in_srgb(path, image.convert(mode), profile)
-    image = image.convert("RGB")
+    opacity = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    image = (in_srgb(path, image, profile) if profile else image).convert("RGB")
     if opacity is None or opacity.getextrema()[0] == 255:
         return image
     note("it has transparent parts, which are laid on white", path)
@@ -105,7 +94,9 @@ def in_rgb(path: Path, file: Image.Image) -> Image.Image:
 
 
 def in_srgb(path: Path, image: Image.Image, profile: bytes) -> Image.Image:
-    """A picture of mode L, RGB or CMYK with an ICC profile in sRGB; as it is where that changes nothing."""
+    """A picture with an ICC profile in sRGB; as it is where that changes nothing."""
+    mode = {"CMYK": "CMYK", "1": "L", "L": "L", "LA": "L"}.get(image.mode, "RGB")
+    image = image.convert(mode)
     try:
         converted = ImageCms.profileToProfile(
             image,
@@ -119,7 +110,7 @@ def in_srgb(path: Path, image: Image.Image, profile: bytes) -> Image.Image:
         note("its colour profile is broken or one of other colours, and is ignored", path)
         return image
     change = ImageChops.difference(converted, image.convert("RGB"))
-    if image.mode != "CMYK" and max(largest for _, largest in change.getextrema()) <= SAME:
+    if mode != "CMYK" and max(largest for _, largest in change.getextrema()) <= SAME:
         return image
     note("its colours are converted to sRGB by its colour profile", path)
     return converted
@@ -127,15 +118,11 @@ def in_srgb(path: Path, image: Image.Image, profile: bytes) -> Image.Image:
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """8-bit `(H, W, 3)` or `(B, H, W, 3)` to `(B, 3, H, W)` in [0, 1]; B is 1 for a single picture."""
-    import torch
-
     return torch.from_numpy(pixels.copy()).view(-1, *pixels.shape[-3:]).permute(0, 3, 1, 2).float() / 255
 
 
 def to_pixels(image: torch.Tensor, truncated: bool = False) -> np.ndarray:
     """`(3, H, W)` in [0, 1] to 8-bit `(H, W, 3)`, rounded, or cut off as the original DiffAttack does."""
-    import torch
-
     return levels(image, truncated).to(torch.uint8).cpu().permute(1, 2, 0).numpy()
 
 
@@ -150,21 +137,20 @@ def rounded(images: torch.Tensor, truncated: bool = False) -> torch.Tensor:
     return (levels(images, truncated) / 255).to(images)
 
 
+HOST = re.sub(r"\W", "", platform.node())[:20]
+
+
 def temporary_name(path: Path) -> Path:
     """Of this process alone, on this machine and on those that share its file system."""
-    host = re.sub(r"\W", "", platform.node())[:20]
-    return path.with_name(f"{path.name}.{host}-{os.getpid()}.partial")
+    return path.with_name(f"{path.name}.{HOST}-{os.getpid()}.partial")
 
 
 def delete_abandoned(folder: Path) -> None:
     """Deletes the temporary files that processes of this machine left in a folder when they were killed."""
-    import psutil
-
-    for path in folder.glob("*.partial"):
-        match = re.fullmatch(r".+\.(\w*)-(\d+)\.partial", path.name)
-        if match and temporary_name(folder / "x").name.startswith(f"x.{match[1]}-"):
-            if not psutil.pid_exists(int(match[2])):
-                path.unlink(missing_ok=True)
+    for path in folder.glob(f"*.{HOST}-*.partial"):
+        process = path.stem.rpartition("-")[2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -176,9 +162,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_image(array: np.ndarray, path: Path, compress_level: int = 6) -> None:

@@ -60,29 +60,22 @@ def read_labels(
         rows = read_rows(path, images)
         if any(row.name is not None for row in rows):
             by_name = natsorted(rows, key=lambda row: parts_of(row.name)) if root is None else ()
-            rows = by_name or rows_of_images(path, rows, images, root)
-        labels = [classes_of(row, row.labels, finder) for row in rows]
-        targets = [classes_of(row, [row.target], finder)[0] if row.target else None for row in rows]
-        if labels and all(len(classes) == len(finder.classes) > 1 for classes in labels):
-            raise ValueError(f"{str(path)!r} has a number for each class; expected {FORMS}")
-        if len(labels) != len(images):
-            counts = f"{len(labels)} labels but --images_root has {len(images)} images"
-            raise ValueError(f"{str(path)!r} has {counts}; expected one an image")
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{flag}: {error}") from None
+            rows = by_name or rows_of_images(rows, images, root)
+        labels = [classes_of(row, finder) for row in rows]
+        targets = [finder.label(row.target, row.where) if row.target else None for row in rows]
+        if len(rows) != len(images):
+            raise ValueError(f"has {len(rows)} labels but --images_root has {len(images)} images")
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise InputError(f"{flag}: {one_line(error, 400)} ({str(path)!r}); what is read: {FORMS}") from None
     return labels, targets
 
 
-def classes_of(row: Row, labels: Sequence[str], finder: ClassFinder) -> tuple[int, ...]:
-    """The classes of a row, of which none may be there twice, as ones and zeros are."""
-    try:
-        classes = tuple(map(finder.label, labels))
-    except ValueError as error:
-        columns = f", in {FORMS}" if re.search(r"[,;]|\d\s|\s\d", " ".join(labels)) else ""
-        raise ValueError(f"{row.where} {error}{columns}") from None
-    if len(set(classes)) < max(1, len(classes)):
-        problem = f"has a class twice, {' '.join(labels)[:40]!r}" if classes else "has no label"
-        raise ValueError(f"{row.where} {problem}")
+def classes_of(row: Row, finder: ClassFinder) -> tuple[int, ...]:
+    """The classes of a row, none of them twice nor all there are, as ones and zeros for each class give."""
+    classes = tuple(finder.label(text, row.where) for text in row.labels)
+    if len(set(classes)) < max(1, len(classes)) or len(classes) == len(finder.classes) > 1:
+        shown = " ".join(row.labels)[:40]
+        raise ValueError(f"{row.where} has no label, a class twice, or a number for each class: {shown!r}")
     return classes
 
 
@@ -91,22 +84,17 @@ def classes_of(row: Row, labels: Sequence[str], finder: ClassFinder) -> tuple[in
 
 def read_rows(path: Path, images: Sequence[Path]) -> list[Row]:
     """The rows of a file; raises ValueError or csv.Error where it is in none of the forms."""
-    text = read_text(path, FORMS)
-    lines = [(k, line.strip()) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
-    before, heading = (lines[0][0] - 1, lines[0][1]) if lines else (0, "")
+    lines = [(k, line) for k, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    texts = [line for _, line in lines]
+    heading = texts[0].strip() if texts else ""
     if heading.startswith(("{", "[")):
-        rows = documents_of_json(path, [line for _, line in lines])
-        titles = list(dict.fromkeys(title for row in rows for title in row))
-        return rows_of_table(
-            path, titles, [(f"row {k} of {str(path)!r}", row) for k, row in enumerate(rows, 1)]
-        )
+        return rows_of_table([(f"row {k}", row) for k, row in enumerate(documents_of_json(texts), 1)])
     separator = next((sign for sign in "\t,;" if sign in heading), " ")
     titles = heading.split(separator)
     if len(titles) == 1 or not has_title(titles, IMAGE_TITLES + LABEL_TITLES):
-        return rows_of_lines(path, lines, images)
-    table = csv.DictReader(text.split("\n")[before:], delimiter=separator, skipinitialspace=True)
-    rows = [(f"line {before + table.line_num} of {str(path)!r}", row) for row in table]
-    return rows_of_table(path, table.fieldnames, rows)
+        return rows_of_lines([(f"line {k}", line.strip()) for k, line in lines], images)
+    table = csv.DictReader(texts, delimiter=separator, skipinitialspace=True)
+    return rows_of_table([(f"line {lines[table.line_num - 1][0]}", row) for row in table])
 
 
 def simple(title: object) -> str:
@@ -127,16 +115,16 @@ def labels_of_cell(cell: object) -> list[str]:
     return text.split() if several or not text else [text]
 
 
-def rows_of_table(path: Path, titles: Sequence[str], rows: Sequence[tuple[str, dict]]) -> list[Row]:
+def rows_of_table(rows: Sequence[tuple[str, dict]]) -> list[Row]:
     """Rows whose columns have titles, each with where it stands."""
+    titles = list(dict.fromkeys(title for _, row in rows for title in row))
     images, labels, targets = (
         [title for known in titles_of for title in titles if simple(title) == known]
         for titles_of in (IMAGE_TITLES, LABEL_TITLES, TARGET_TITLES)
     )
-    if not images or len(labels) != 1 or any(None in row for _, row in rows):
-        expected = f"one of the image, one label, and no cell without a title, in {FORMS}"
-        shown = ", ".join(map(str.strip, titles))
-        raise ValueError(f"{str(path)!r} has the columns {shown}; expected {expected}")
+    if not images or len(labels) != 1 or None in titles:  # where csv leaves cells beyond the last title
+        shown = ", ".join(str(title or "one without a title").strip() for title in titles)
+        raise ValueError(f"has the columns {shown}, not one of the image and one label")
     target = targets[0] if targets else None
     return [
         Row(
@@ -149,42 +137,40 @@ def rows_of_table(path: Path, titles: Sequence[str], rows: Sequence[tuple[str, d
     ]
 
 
-def documents_of_json(path: Path, lines: Sequence[str]) -> list[dict]:
+def documents_of_json(lines: Sequence[str]) -> list[dict]:
     """JSON lines of rows, or a mapping of names to labels as if it were such."""
-    are_rows = all(line[0] + line[-1] == "{}" for line in lines)
-    try:
-        documents = list(map(json.loads, lines if are_rows else ["\n".join(lines)]))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is no JSON ({one_line(error)}); expected {FORMS}") from None
+    are_rows = all(line.strip()[0] + line.strip()[-1] == "{}" for line in lines)
+    documents = list(map(json.loads, lines if are_rows else ["\n".join(lines)]))
     first = documents[0]
     if isinstance(first, list) or {"images", "annotations"} <= set(first):
-        kind = "JSON with a list" if isinstance(first, list) else "COCO's annotations"
-        raise ValueError(f"{str(path)!r} is {kind}; expected {FORMS}")
+        raise ValueError(f"is {'a list' if isinstance(first, list) else 'of COCO annotations'} in JSON")
     if has_title(first, IMAGE_TITLES) or len(documents) > 1:
         return documents
     return [{"filename": name, "label": label} for name, label in first.items()]
 
 
-def rows_of_lines(path: Path, lines: Sequence[tuple[int, str]], images: Sequence[Path]) -> list[Row]:
+def rows_of_lines(lines: Sequence[tuple[str, str]], images: Sequence[Path]) -> list[Row]:
     """A line for each image, by itself or beside the image's name."""
-    where, known = f"line {{}} of {str(path)!r}".format, set()
-    known.update(composed(name) for image in images for name in (image.name, image.stem))
-    named: list[Row] = []
-    for is_name_first in (True, False):
-        pairs = [(k, split_line(line, known, is_name_first)) for k, line in lines]
-        rows = [Row(where(k), pair[0], [pair[1]]) for k, pair in pairs if pair]
-        named = max(named, rows, key=lambda some: len({row.name for row in some}))
+    known = {composed(name) for image in images for name in (image.name, image.stem)}
+    either = (
+        [
+            Row(where, name, [label])
+            for where, line in lines
+            for name, label in split_line(line, known, is_first)
+        ]
+        for is_first in (True, False)
+    )
+    named = max(either, key=lambda rows: len({row.name for row in rows}))
     are_named = len({row.name for row in named}) >= max(1, len(images) / 2)
-    rows = [Row(where(k), None, labels_of_cell(line)) for k, line in lines]
-    numbers = [row.labels for row in rows if len(row.labels) > 1 and re.fullmatch(NUMBER, row.labels[0])]
-    are_sure = len(numbers) < len(rows) or len(rows) != len(images) or (are_named and len(images) >= FEW)
-    if not are_sure and number_images(numbers, images):
+    rows = [Row(where, None, labels_of_cell(line)) for where, line in lines]
+    several = [row.labels for row in rows if len(row.labels) > 1 and re.fullmatch(NUMBER, row.labels[0])]
+    are_sure = len(several) < len(rows) or len(rows) != len(images) or (are_named and len(images) >= FEW)
+    if not are_sure and number_images(several, images):
         raise ValueError(
-            f"{rows[0].where}, {lines[0][1][:40]!r}, may be an image's number and its label, or two "
-            f"labels; give a table with columns filename,label"
+            f"{rows[0].where} may be an image's number and its label, or two labels; give a table"
         )
-    if numbers and not are_named:
-        note(f"{len(numbers)} of {len(lines)} lines of {str(path)!r} give several labels")
+    if several and not are_named:
+        note(f"{len(several)} of {len(lines)} lines of the file of labels give several")
     return named if are_named else rows
 
 
@@ -196,7 +182,7 @@ def number_images(numbers: Sequence[list[str]], images: Sequence[Path]) -> bool:
     return columns[0] in counts or any(sorted(column) == ends for column in columns)
 
 
-def split_line(line: str, known: set[str], is_name_first: bool) -> tuple[str, str] | None:
+def split_line(line: str, known: set[str], is_name_first: bool) -> Iterable[tuple[str, str]]:
     """The name of a line that names one of the `known` files, and its label. Either may have spaces or commas
     in it: the longest name at the beginning is taken, and the shortest at the end.
     """
@@ -205,8 +191,8 @@ def split_line(line: str, known: set[str], is_name_first: bool) -> tuple[str, st
         name, label = (left, right) if is_name_first else (right, left)
         file = composed(re.sub(r"^[^\s,]*[/\\]", "", name))
         if not known.isdisjoint((file, without_suffix(file))):
-            return name, label
-    return None
+            return [(name, label)]
+    return []
 
 
 # ---------------------------------------------------------------- names
@@ -222,42 +208,34 @@ def without_suffix(name: str) -> str:
     return re.sub(r"\.[A-Za-z]\w*$", "", name)
 
 
-def rows_of_images(path: Path, rows: Sequence[Row], images: Sequence[Path], root: Path) -> list[Row]:
-    """The row of each image, by its name with or without suffix, or else by one of another suffix: the one
-    whose folders have most in common with the image's. Those below the root must be the same, as far as the
-    row has them. Raises ValueError where an image has no row or several, or a row several images.
+def rows_of_images(rows: Sequence[Row], images: Sequence[Path], root: Path) -> list[Row]:
+    """The row of each image, by its name with or without suffix, or else by one of another suffix. Folders
+    below the root must be the same, as far as a row has them, and so must the root's own, where rows name it.
+    Raises ValueError where an image has no row or several, or a row several images.
     """
-    by_name, by_stem = defaultdict(list), defaultdict(list)  # from the last parts of a path, of any number
+    above = parts_of(f"{root.resolve()}/")[-2:-1]
+    is_named = any(parts_of(row.name)[-2:-1] == above for row in rows)
+    paths = [parts_of(str(image.relative_to(root))) for image in images]
+    depth = max(len(paths[0]), 1 + is_named)  # of names, in which folders above the root do not count
+    by_path = defaultdict(list)
     for row in rows:
-        *folders, name = parts_of(row.name)
-        for k in range(len(folders) + 1):
-            by_name[*folders[k:], name].append(row)
-            by_stem[*folders[k:], without_suffix(name)].append(row)
-    above = parts_of(f"{root.resolve()}/")[:-1]
-    is_named = any(parts_of(row.name)[-2:-1] == above[-1:] for row in rows)
-    found, image_of, missing = [], {}, []
-    for image in images:
-        shown = str(image.relative_to(root))
-        *inner, name = parts_of(shown)
-        stem, folders, needed = composed(image.stem), above + inner, max(len(inner), is_named)
-        index = by_name if (name,) in by_name or (stem,) in by_name else by_stem
-        key = name if (name,) in by_name else stem
-        end = next((end for k in range(len(folders) + 1) if (end := (*folders[k:], key)) in index), ())
-        near = [row for row in index.get(end, ()) if min(len(parts_of(row.name)) - 1, needed) < len(end)]
+        *folders, name = parts_of(row.name)[-depth:]
+        for each in {name, without_suffix(name)}:
+            by_path[*folders, each].append(row)
+    found, image_of = [], {}
+    for image, path in zip(images, paths):
+        (*folders, name), stem, shown = [*above, *path][-depth:], composed(image.stem), "/".join(path)
+        tails = [(*folders[k:], each) for each in (name, stem) for k in range(depth)]
+        near = next((by_path[tail] for tail in tails if tail in by_path), [])
         if not near:
-            missing.append(shown)
-            continue
-        remedy = "only suffixes differ" if index is by_stem else "name images with their folder and suffix"
+            raise ValueError(f"has no row for {shown}")
+        has_other_suffix = parts_of(near[0].name)[-1] not in (name, stem)
+        remedy = "only suffixes differ" if has_other_suffix else "name images with their folder and suffix"
         if any(row[2:] != near[0][2:] for row in near):
-            problem = f"gives {shown!r} another label than a line above"
-            raise ValueError(f"{near[-1].where} {problem}; {remedy}")
+            raise ValueError(f"{near[-1].where} gives {shown!r} another label than a line above; {remedy}")
         if (other := image_of.setdefault(near[0].where, shown)) != shown:
             raise ValueError(f"{near[0].where} may be of {other!r} or of {shown!r}; {remedy}")
-        if index is by_stem:
-            note(f"{str(path)!r} has images with other suffixes; they are found by the rest of their names")
+        if has_other_suffix:
+            note("the file of labels has other suffixes; images are found by the rest of their names")
         found.append(near[0])
-    if missing:
-        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-        wanted = "" if found else f"; expected {FORMS}"
-        raise ValueError(f"{str(path)!r} has no row for {missing[0]}{more}{wanted}")
     return found

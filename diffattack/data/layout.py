@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,9 @@ def shortened(text: str, longest: int) -> str:
     return text.encode()[: longest - len(digest) - 1].decode(errors="ignore") + "-" + digest
 
 
-def index_of(path: Path) -> int | None:
-    """The index of the image whose record has this path, None if it is no record."""
-    match = re.fullmatch(r"(\d{4,})_record\.npz", path.name)
-    return int(match[1]) if match else None
+def index_of(path: Path) -> int:
+    """The index of the image of which this is a file."""
+    return int(path.name.split("_")[0])
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
 import warnings
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from diffattack.common.errors import RecordError, one_line
 from diffattack.data.images import replacing
 from diffattack.data.layout import Layout, index_of
-from diffattack.data.summaries import Summary, summary_of
-
-if TYPE_CHECKING:  # torch takes long to import, and figures are drawn without it
-    import torch
-
+from diffattack.data.summaries import summary_of
 
 ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run's
 
@@ -204,25 +199,21 @@ class Run:
         return self.records[0].gradient_iterations
 
     @functools.cached_property
-    def summary(self) -> Summary:
+    def summary(self) -> SimpleNamespace:
         """What all images say together: all records are read, once."""
         return summary_of(self.records)
 
     @property
     def rows(self) -> Iterator[dict]:
-        """Of results.json, with what every classifier predicts; of an image that has not been added up yet
-        what the attack left.
+        """Of results.json, with what every classifier predicts; of an image that has not been added up yet,
+        and those after it, what the attack left.
         """
         results = self.folder / "results.json"
         lines = results.open(encoding="utf-8") if results.is_file() else iter(())
         added_up = (row_of(line.rstrip(",\n")) for line in lines if line.startswith('    {"index": '))
-        row = next(added_up, None)
         for path in self.records.paths:  # in the order of the lines, of which each is an image's
-            index = index_of(path)
-            while row is not None and row["index"] < index:
-                row = next(added_up, None)
-            is_there = row is not None and row["index"] == index
-            yield row if is_there else read_record(path, self.records.identity).row
+            found = next((row for row in added_up if row["index"] == index_of(path)), None)
+            yield found or read_record(path, self.records.identity).row
 
     @property
     def gradient_shares_by_image(self) -> np.ndarray:
@@ -254,27 +245,9 @@ class Run:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `numpy.savez_compressed` wrote, without pickled objects, in a third of the time of `numpy.load`:
-    most of that goes into parsing what each array says of itself, which is the same in all records of a run.
-    """
-    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as file:
-        return {name.removesuffix(".npy"): array_of(file.read(name)) for name in file.namelist()}
-
-
-def array_of(content: bytes) -> np.ndarray:
-    """The array of an npy file, whose header has its length in front of it."""
-    start = 10 + int.from_bytes(content[8:10], "little")
-    shape, is_fortran, dtype = header_of(content[:start])
-    values = np.frombuffer(content, dtype, math.prod(shape), start)  # it refuses pickled objects
-    return values.reshape(shape, order="F" if is_fortran else "C").copy()
-
-
-@functools.lru_cache(4096)
-def header_of(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """The shape of an npy file's array, whether it is in Fortran's order, and its kind."""
-    file = io.BytesIO(start)
-    np.lib.format.read_magic(file)
-    return np.lib.format.read_array_header_1_0(file)
+    """What `numpy.savez_compressed` wrote, without pickled objects."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def read_record(path: Path, identity: str | None = None) -> ImageRecord:
@@ -287,17 +260,20 @@ def read_record(path: Path, identity: str | None = None) -> ImageRecord:
     """
     try:
         saved = read_arrays(path)
-        record = record_of(path, saved)
-        if record.index != index_of(path):
-            raise ValueError(f"of image {record.index}")
-        if identity not in (None, str(saved["run"])):
-            raise ValueError("of another run than run.json")
-    # what numpy, zipfile, zlib and json raise on files that are none of theirs
-    except Exception as error:
-        raise RecordError(
-            f"{path} is damaged, of an earlier version or of another run ({one_line(error, 120)}); delete "
-            f"it, and main.py makes that image again"
-        ) from None
+        found = {field.name: saved[field.name] for field in fields(AttackRecord)}
+        found |= {name: values[..., 0] for name, values in found.items() if name not in KEPT_WHOLE}
+        found["layers"] = layer_names(found["layers"].tolist(), found["grids"].tolist())
+        found["class_tokens"] = found["class_tokens"][0].tolist()
+        found["gradient_iterations"] = found["gradient_iterations"].tolist()
+        curve = {name: saved[name] for name in CURVE if name in saved}
+        record = ImageRecord(**found, path=path, row=row_of(str(saved["row"])), curve=curve)
+        if record.index != index_of(path) or identity not in (None, str(saved["run"])):
+            raise ValueError("of another image or of another run than run.json")
+    except (
+        Exception
+    ) as error:  # whatever numpy, zipfile, zlib and json raise on files that are none of theirs
+        problem = f"is damaged, of an earlier version or of another run ({one_line(error, 120)})"
+        raise RecordError(f"{path} {problem}; delete it, and main.py makes that image again") from None
     return record
 
 
@@ -310,17 +286,6 @@ def row_of(text: str) -> dict:
 def read_state(path: Path) -> np.ndarray:
     """The state of the learnable weights after the image of a record."""
     return np.load(path, allow_pickle=False)["controller_state"]
-
-
-def record_of(path: Path, saved: Mapping[str, np.ndarray]) -> ImageRecord:
-    """The record of one image, from the arrays of its file."""
-    found = {field.name: saved[field.name] for field in fields(AttackRecord)}
-    found |= {name: values[..., 0] for name, values in found.items() if name not in KEPT_WHOLE}
-    layers, tokens = layer_names(found["layers"].tolist(), found["grids"].tolist()), found["class_tokens"]
-    found |= {"layers": layers, "class_tokens": tokens[0].tolist()}
-    found["gradient_iterations"] = found["gradient_iterations"].tolist()
-    curve = {name: saved[name] for name in CURVE if name in saved}
-    return ImageRecord(**found, path=path, row=row_of(str(saved["row"])), curve=curve)
 
 
 def read_configuration(folder: Path) -> dict:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from tqdm import tqdm
@@ -28,18 +29,12 @@ class LossSums:
     """
 
     by_timestep: np.ndarray  # (images, K, N), L_i: over layers
-    of_first_layer: np.ndarray  # (images, K, N), no sum
     by_layer: np.ndarray  # (images, N, L), over iterations, NaN left out
-    by_iteration: np.ndarray  # (images, K), over timesteps and layers, in float64
-    of_timestep: np.ndarray  # (images, N), over iterations and layers, NaN left out
-
-    def __len__(self) -> int:
-        return len(self.by_layer)
 
     @property
     def timestep_shares(self) -> np.ndarray:
         """`(images, N)`, of all layers and iterations; sum 1."""
-        return normalised(self.of_timestep)
+        return normalised(self.by_layer.sum(-1))
 
     @property
     def first_layer_shares(self) -> np.ndarray:
@@ -52,24 +47,16 @@ class LossSums:
         return normalised(self.by_layer.sum(-2))
 
 
-def loss_sums(layer_losses: np.ndarray | LossSums) -> LossSums:
-    """Of losses `(..., K, N, L)`; of what are such sums, themselves."""
-    if isinstance(layer_losses, LossSums):
-        return layer_losses
-    return LossSums(
-        layer_losses.sum(-1),
-        layer_losses[..., :1].sum(-1),  # there may be none
-        np.nansum(layer_losses, -3),
-        layer_losses.sum((-2, -1), dtype=np.float64),
-        np.nansum(layer_losses, (-3, -1)),
-    )
+def loss_sums(layer_losses: np.ndarray) -> LossSums:
+    """Of losses `(..., K, N, L)`."""
+    return LossSums(layer_losses.sum(-1), np.nansum(layer_losses, -3))
 
 
 def timestep_shares(layer_losses: np.ndarray) -> np.ndarray:
     """Each timestep's share of the self-attention loss, before weights, summed over iterations and layers:
     `(..., K, N, L)` to `(..., N)`, sum 1.
     """
-    return normalised(np.nansum(layer_losses, (-3, -1)))
+    return loss_sums(layer_losses).timestep_shares
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
@@ -92,12 +79,10 @@ def mean_and_deviation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.nanmean(values, 0), np.nanstd(values, 0)
 
 
-def timestep_rows(layer_losses: np.ndarray | LossSums, timesteps: Sequence[int]) -> list[list[str]]:
+def timestep_rows(sums: LossSums, timesteps: Sequence[int]) -> list[list[str]]:
     """The table of what each timestep costs: `L_i`, mean and standard deviation over images of its mean over
-    iterations, its share, and how many times the share is that of uniform losses; from losses `(images,
-    iterations, N, L)` or their sums.
+    iterations, its share, and how many times the share is that of uniform losses.
     """
-    sums = loss_sums(layer_losses)
     mean, deviation = mean_and_deviation(mean_without_nan(sums.by_timestep, 1))
     share, share_deviation = mean_and_deviation(sums.timestep_shares)
     return [["timestep", "mean L_i", "deviation", "share %", "deviation", "times uniform"]] + [
@@ -113,34 +98,9 @@ def timestep_rows(layer_losses: np.ndarray | LossSums, timesteps: Sequence[int])
     ]
 
 
-@dataclass(frozen=True)
-class Summary:
-    """K iterations, N timesteps, L self-attention layers. Of attacks that know no timesteps N, and here K,
-    are 0: nothing of theirs is drawn over iterations, of which each image may have another number.
-    """
-
-    structure: LossSums  # the self-attention losses
-    losses: np.ndarray  # (images, 4, K): attack, sums of L_i and c_i L_i, cross-attention; without factors
-    confidence: np.ndarray  # (images, K), of the true class
-    fooled: np.ndarray  # (images, K), bool
-    self_attention_factor: np.ndarray  # (images, K)
-    gradient_norms: np.ndarray  # (images, M, 3): attack, self-attention, cross-attention
-    reference_squares: np.ndarray  # (images, N, L), mean square of each layer's unperturbed map
-    weights: np.ndarray  # (images, K, N)
-    # the iteration, from 1, in which each image first fools the surrogates, and its L2 distance to the clean
-    # image there; (images,) each, NaN for an image that never does
-    first_fooled: np.ndarray
-    distance_then: np.ndarray
-    indices: np.ndarray  # (images,), of the images in the data set
-    psnr: np.ndarray  # (images,), dB, of the written picture; infinite where nothing has changed
-    # with `--judge_at` at P iterations by C classifiers, else None; see evaluation/curves.py
-    curve_iterations: np.ndarray | None = None  # (images, P)
-    curve_predictions: np.ndarray | None = None  # (images, P, C, 2)
-    curve_visibility: np.ndarray | None = None  # (images, P, measures)
-
-
-def summary_of(records: Sequence) -> Summary:
-    """Of ImageRecords, of which it holds one at a time.
+def summary_of(records: Sequence) -> SimpleNamespace:
+    """What `numbers_of` keeps of each ImageRecord, stacked: `(images, ...)`, and `structure`, the LossSums of
+    the self-attention losses. It holds one record at a time.
 
     Raises:
         RecordError: two of them have other iterations, timesteps or layers than each other.
@@ -151,33 +111,36 @@ def summary_of(records: Sequence) -> Summary:
             if k == 0:
                 kept[name] = np.empty((len(records), *values.shape), values.dtype)
             if values.shape != kept[name].shape[1:]:
-                raise RecordError(
-                    f"{record.path} has other iterations, timesteps or layers than the images before it"
-                )
+                raise RecordError(f"{record.path} has other iterations, timesteps or layers than others")
             kept[name][k] = values
-    structure = LossSums(**{declared.name: kept.pop(declared.name) for declared in fields(LossSums)})
-    return Summary(structure, **kept)
+    return SimpleNamespace(structure=LossSums(kept.pop("by_timestep"), kept.pop("by_layer")), **kept)
 
 
 def numbers_of(record) -> dict[str, np.ndarray]:
-    """What is kept of an ImageRecord, by the names of the fields above."""
+    """What is kept of an ImageRecord of K iterations, N timesteps and L self-attention layers. Of attacks
+    that know no timesteps N, and here K, are 0: nothing of theirs is drawn over iterations, of which each
+    image may have another number.
+    """
     iterations = record.losses.shape[-1] if len(record.timesteps) else 0
-    ever = bool(record.fooled.any())
-    first = int(record.fooled.argmax()) if ever else 0
-    return vars(loss_sums(record.layer_losses[:iterations])) | {
-        "losses": record.losses[:, :iterations],
-        "confidence": record.confidence[:iterations],
-        "fooled": record.fooled[:iterations],
-        "self_attention_factor": record.self_attention_factor[:iterations],
-        "gradient_norms": record.gradient_norms,
-        "reference_squares": record.reference_squares,
-        "weights": record.weights[:iterations],
+    ever, first = bool(record.fooled.any()), int(record.fooled.argmax())
+    kept = {
+        "losses": record.losses[:, :iterations],  # (4, K), without factors
+        "confidence": record.confidence[:iterations],  # (K,), of the true class
+        "fooled": record.fooled[:iterations],  # (K,), bool
+        "self_attention_factor": record.self_attention_factor[:iterations],  # (K,)
+        "gradient_norms": record.gradient_norms,  # (M, 3): attack, self-attention, cross-attention
+        "reference_squares": record.reference_squares,  # (N, L), mean square of layers' unperturbed maps
+        "weights": record.weights[:iterations],  # (K, N)
+        # the iteration, from 1, in which the image first fools the surrogates, and its L2 distance to the
+        # clean image there; NaN for one that never does
         "first_fooled": np.array(first + 1.0 if ever else np.nan),
         "distance_then": np.array(record.distance[first] if ever else np.nan, np.float64),
-        "indices": np.array(record.index),
-        "psnr": np.array(record.row["psnr"], np.float64),
-        **record.curve,
+        "indices": np.array(record.index),  # of the image in the data set
+        "psnr": np.array(record.row["psnr"], np.float64),  # dB; infinite where nothing has changed
     }
+    # the curve, with `--judge_at` at P iterations by C classifiers, see evaluation/curves.py:
+    # curve_iterations (P,), curve_predictions (P, C, 2), curve_visibility (P, measures)
+    return vars(loss_sums(record.layer_losses[:iterations])) | kept | record.curve
 
 
 def choose(psnr: Sequence[float], count: int, seed: int) -> dict[int, str]:

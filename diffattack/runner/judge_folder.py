@@ -15,7 +15,7 @@ from tqdm import tqdm
 from diffattack.common.device import resolve_device, resolve_dtype
 from diffattack.common.errors import InputError
 from diffattack.data.classes import ClassFinder
-from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of, target_class
+from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of
 from diffattack.data.labels import read_labels
 from diffattack.data.layout import SUBFOLDERS, Layout
 from diffattack.data.records import json_digest, read_configuration
@@ -137,7 +137,7 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
         )
     finder = ClassFinder(class_names, base)
     labels, _ = read_labels(options.label_path, clean, finder, None)
-    target = None if target is None else target_class(target, finder)
+    target = None if target is None else finder.label(str(target), "--target_label")
     return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
 
 
