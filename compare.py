@@ -12,8 +12,6 @@ inside that of its value. A comparison that was interrupted goes on with what is
 the one that the others are compared with.
 """
 
-from __future__ import annotations
-
 import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import sys

@@ -11,8 +11,6 @@ what is missing. It exists to measure and improve the robustness of classifiers.
 the flags, `--help all` all of them.
 """
 
-from __future__ import annotations
-
 import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import sys

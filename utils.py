@@ -11,8 +11,6 @@ the image.
 The functions that draw return a matplotlib `Figure`.
 """
 
-from __future__ import annotations
-
 import diffattack.common.environment  # isort: skip  # noqa: F401
 
 import argparse

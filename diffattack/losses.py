@@ -1,7 +1,5 @@
 """The terms of the attack's loss, what they are computed from, and how strong each is."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

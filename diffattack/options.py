@@ -5,8 +5,6 @@ dataclasses below (common/flags.py says how); `python -m diffattack.options` pri
 add a field: in AttackOptions if `DiffAttack` needs it, else in the group where its readers look for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields

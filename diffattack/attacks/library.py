@@ -9,8 +9,6 @@ attacks of the literature, each with its paper in its docstring. Those that need
 network's layers, or trained weights of their own, cannot attack any classifier and are refused.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import hashlib

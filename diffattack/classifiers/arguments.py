@@ -6,8 +6,6 @@
 Whatever cannot be meant is a ValueError that names the argument, what it is, and what is expected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

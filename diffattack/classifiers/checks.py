@@ -3,8 +3,6 @@ that it was: its weights, and its answer to these pictures. Not the text of a fi
 change; nor its name, behind which weights may be replaced.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

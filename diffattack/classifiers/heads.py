@@ -8,8 +8,6 @@ Labels are `(B, L)`, -1 for those that an image lacks; targets `(B,)`, -1 where 
 run are attacked and judged with one head, so that a success means the same of every classifier.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Each function returns a module that maps images `(B, 3, H, W)` in [0, 1] to logi
 it, and raises whatever its source makes it raise; `registry.py` says that in one line.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import itertools

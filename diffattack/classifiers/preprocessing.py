@@ -1,7 +1,5 @@
 """What a classifier does to an image before its network sees it, as torch computes it, differentiably."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

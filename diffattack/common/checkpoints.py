@@ -2,8 +2,6 @@
 What is raised here is a ValueError, to which the place that loads adds the flag and what to do.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

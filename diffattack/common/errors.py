@@ -2,8 +2,6 @@
 and how the commands end.
 """
 
-from __future__ import annotations
-
 import errno
 import multiprocessing
 import os

@@ -8,8 +8,6 @@ class Options:
 options = parse_options(Options, "What the program does.", ["--device", "cpu"])
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import math

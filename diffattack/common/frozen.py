@@ -5,8 +5,6 @@ with frozen(unet, vae, classifier):
     loss(unet(latents, t, embeddings).sample).backward()        # on the latents alone
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ threads: most operations of a small model are too short to be worth sharing betw
 computed by one process, so what is written does not depend on how many there are.
 """
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 import os

@@ -6,8 +6,6 @@
 Values are in [0, 1], and windows are in pixels, whatever a picture's size.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -6,8 +6,6 @@ Labels come from a file (labels.py has its forms), or without one from metadata.
 the WordNet ids in their names, or from the folder of a class that each lies in.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence

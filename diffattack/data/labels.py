@@ -8,8 +8,6 @@
     labels, targets = read_labels(Path("labels.csv"), images, finder, root)   # [(3,), (17, 20)], [None, None]
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -5,8 +5,6 @@ subfolders of 1,000, since no tool likes a folder of half a million files.
     layout.file(12_345, "adv_image.png")        # output/12000/12345_adv_image.png
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Collection

@@ -4,8 +4,6 @@ tables are made of takes some 100 MB of 50,000 images, and not the 2 GB of their
     run.summary.structure.timestep_shares        # Run in data/records.py makes it, once
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass

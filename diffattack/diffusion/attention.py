@@ -4,8 +4,6 @@ losses = self_attention_losses(maps, reference_maps)  # (B, layers)
 average_attention(maps, 7, is_cross=True)             # (B, 7, 7, tokens)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager

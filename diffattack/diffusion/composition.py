@@ -4,8 +4,6 @@ composition = Composition(clean, decode(unperturbed_end), limits=change_limits(c
 image = composition(decode(latents))         # (B, 3, H, W) in [0, 1], differentiable
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -7,8 +7,6 @@
 An image never influences another one of its batch.
 """
 
-from __future__ import annotations
-
 import torch
 
 

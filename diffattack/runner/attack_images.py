@@ -3,8 +3,6 @@ are shared out over processes, or attacked in batches as large as memory allows,
 written.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What `--check` does: tries all that a command names on the first image, and says what to expect."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from diff_latent_attack import DiffAttack

@@ -2,8 +2,6 @@
 tables in three formats, figures, and the pages.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import functools

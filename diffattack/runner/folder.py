@@ -5,8 +5,6 @@ finished if its record opens and bears the identity of the run, its pictures are
 its input and mask those that were read; else it is attacked again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

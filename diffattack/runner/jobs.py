@@ -2,8 +2,6 @@
 `compare.py` one for each mode.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What ends a run: the tables on the screen, results.json, images.csv, log.txt, the figures and the page."""
 
-from __future__ import annotations
-
 import csv
 import math
 import sys

@@ -1,7 +1,5 @@
 """What a command line names, read the same way for every command: images, classes, device, and the attack."""
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 import os
