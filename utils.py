@@ -25,10 +25,8 @@ from diffattack.plotting.draw import draw_folders, draw_runs, save_figures
 from diffattack.plotting.figures import (  # one import gives a notebook what it draws with
     plot_average_loss_per_timestep,
     plot_layer_shares,
-    plot_loss_heatmap,
     plot_loss_per_timestep,
     plot_losses,
-    plot_overlay,
     plot_tradeoff,
     plot_weight_curves,
 )
@@ -41,10 +39,8 @@ __all__ = [
     "plot_average_loss_per_timestep",
     "plot_contact_sheet",
     "plot_layer_shares",
-    "plot_loss_heatmap",
     "plot_loss_per_timestep",
     "plot_losses",
-    "plot_overlay",
     "plot_tradeoff",
     "plot_weight_curves",
     "read_run",

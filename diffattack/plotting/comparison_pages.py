@@ -14,7 +14,7 @@ import io
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, count
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -105,15 +105,12 @@ def write_judging_page(folder: Path, runs: Mapping[str, Run], seed: int) -> int:
     trials = sorted(chosen_trials(runs, seed), key=lambda trial: trial[0])
     if not trials:
         return 0
-    files = sorted({file for _, _, pictures in trials for file in pictures}, key=digest)
-    places = {file: k for k, file in enumerate(files)}
     page = digest("".join(name for name, _, _ in trials).encode())
     content = {"page": page, "columns": COLUMNS, "choices": CHOICES}
-    content["pictures"] = [data_url(file, "image/png") for file in files]
-    content["trials"] = [[name, *(places[file] for file in pictures)] for name, _, pictures in trials]
+    content["pictures"] = {digest(png): data_url(png, "image/png") for *_, pngs in trials for png in pngs}
+    content["trials"] = [[name, *map(digest, pngs)] for name, _, pngs in trials]
     write_filled(folder / "judging.html", "judging_template.html", count=len(trials), content=content)
-    key = {"page": page, "seed": seed, "attacks": list(runs)}
-    key["trials"] = {name: entry for name, entry, _ in trials}
+    key = {"page": page, "seed": seed, "attacks": list(runs), "trials": {name: of for name, of, _ in trials}}
     with replacing(folder / KEY) as temporary:
         temporary.write_text(json.dumps(key, indent=2) + "\n")
     return len(trials)
@@ -121,13 +118,14 @@ def write_judging_page(folder: Path, runs: Mapping[str, Run], seed: int) -> int:
 
 def chosen_trials(runs: Mapping[str, Run], seed: int) -> list[Trial]:
     """The trials of as many images as fit, image by image at random."""
-    rows = {name: {row["file"]: row for row in run.rows} for name, run in runs.items()}
-    files = dict.fromkeys(file for of_run in rows.values() for file in of_run)
+    rows = {}  # by image, its row in each run that has it
+    for name, run in runs.items():
+        for row in run.rows:
+            rows.setdefault(row["file"], {})[name] = row
     chosen = []
     # the names of images are not in the page, and may tell their order
-    for file in sorted(files, key=lambda file: digest(f"{seed} {file}".encode("utf-8", "surrogateescape"))):
-        of_image = {name: of_run[file] for name, of_run in rows.items() if file in of_run}
-        trials = list(trials_of(of_image, runs, seed))
+    for file in sorted(rows, key=lambda file: digest(f"{seed} {file}".encode("utf-8", "surrogateescape"))):
+        trials = list(trials_of(rows[file], runs, seed))
         if chosen and len(chosen) + len(trials) > MOST_TRIALS:
             break
         chosen += trials
@@ -136,24 +134,18 @@ def chosen_trials(runs: Mapping[str, Run], seed: int) -> list[Trial]:
 
 def trials_of(rows: Mapping[str, dict], runs: Mapping[str, Run], seed: int) -> Iterator[Trial]:
     """The trials of an image, from its row in each run that has it; left and right, and the names, are drawn
-    from a digest of the seed and the pictures.
+    from the seed and the pictures.
     """
     pairs = {name: list(map(png, read_pair(runs[name].layout, row["index"]))) for name, row in rows.items()}
-    names = set()
-    for first, second in combinations(rows, 2):
-        low, high = sorted((first, second), key=lambda name: digest(pairs[name][1]))
-        (clean, picture), (_, other) = pairs[low], pairs[high]
-        if picture == other:
-            continue
-        drawn = random.Random(f"{seed} {digest(clean)} {digest(picture)} {digest(other)}")
-        left, right = drawn.sample([low, high], 2)
-        # another pair of attacks may have made the same pictures
-        possible = (f"{drawn.getrandbits(64):016x}" for _ in count())
-        name = next(name for name in possible if name not in names)
-        names.add(name)
-        image = {"image": rows[first]["file"], "index": rows[first]["index"]}
-        entry = image | {"left": left, "right": right}
-        yield name, entry, [clean, pairs[left][1], pairs[right][1]]
+    digests = {name: digest(b"".join(pair)) for name, pair in pairs.items()}
+    by_picture = sorted(rows, key=digests.get)  # an order that says nothing of the attacks
+    drawn = random.Random(f"{seed} {sorted(digests.values())}")
+    for pair in combinations(by_picture, 2):
+        left, right = drawn.sample(pair, 2)
+        name, row = f"{drawn.getrandbits(64):016x}", rows[left]
+        entry = {"image": row["file"], "index": row["index"], "left": left, "right": right}
+        if pairs[left] != pairs[right]:
+            yield name, entry, [*pairs[left], pairs[right][1]]
 
 
 def png(picture: np.ndarray) -> bytes:

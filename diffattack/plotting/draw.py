@@ -42,14 +42,14 @@ def draw_runs(runs: Mapping[str, Run], schedules: Schedules) -> Figures:
     if any(run.timesteps != first.timesteps or run.layers != first.layers for run in runs.values()):
         raise ValueError(f"the runs {', '.join(runs)} differ in timesteps or layers; draw them one by one")
     if first.timesteps:  # there is nothing to pool of attacks that know none
-        yield "loss_per_timestep", plots.plot_loss_per_timestep(runs)
-        yield "loss_heatmap", plots.plot_loss_heatmap(runs)
+        losses = {name: run.summary.structure.by_timestep for name, run in runs.items()}
+        weights = {name: run.summary.weights for name, run in runs.items()}
+        named = schedules(len(first.timesteps))
+        yield "loss_per_timestep", plots.plot_loss_per_timestep(losses, first.timesteps)
         yield "layer_shares", plots.plot_layer_shares(runs)
-        yield "weight_curves", plots.plot_weight_curves(runs, schedules(len(first.timesteps)))
+        yield "weight_curves", plots.plot_weight_curves(weights, first.timesteps, named)
         yield "average_loss_per_timestep", plots.plot_average_loss_per_timestep(runs)
         yield "losses", plots.plot_losses(runs)
-        if len(runs) > 1:
-            yield "overlay", plots.plot_overlay(runs)
     yield from draw_tradeoff(runs)
 
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.colors import LogNorm, to_hex
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import LogFormatter, LogLocator
@@ -119,16 +118,12 @@ def iteration_axis(panel: Axes, label: str = "iteration") -> None:
     panel.set_xlabel(label)
 
 
-def log_numbers(axis: Axis) -> None:
-    """Along a logarithmic axis, as plain text, which is drawn ten times as fast as formulas."""
-    axis.set_minor_locator(LogLocator(subs=(2, 4)))
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 2)))
-
-
 def log_scale(panel: Axes) -> None:
+    """Its numbers as plain text, which is drawn ten times as fast as formulas."""
     panel.set_yscale("log")
-    log_numbers(panel.yaxis)
+    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 4)))
+    panel.yaxis.set_major_formatter(LogFormatter())
+    panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 2)))
 
 
 def plot_curve(panel: Axes, x: Sequence[float], values: np.ndarray, **options) -> None:
@@ -153,48 +148,26 @@ def positive(values: np.ndarray) -> np.ndarray:
 Runs = Mapping[str, Run]  # by the names that stand above their panels; of the same timesteps and layers
 
 
-def timesteps_of(runs: Runs) -> list[int]:
-    """N, early to late."""
-    return next(iter(runs.values())).timesteps
-
-
 @styled
-def plot_loss_per_timestep(runs: Runs) -> Figure:
+def plot_loss_per_timestep(losses: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
     """`L_i` over the timesteps at the first, middle and last iterations; the median over images, with
     quartiles. In iteration 1 all are zero, so that the first that is drawn is 2.
+
+    Args:
+        losses: by name, `(images, K, N)`, a panel for each.
+        timesteps: N, early to late.
     """
     labels = ["Lᵢ, summed over layers"]
-    figure, panels = new_figure("Self-attention loss of each timestep", [*runs], labels, sharey=True)
+    figure, panels = new_figure("Self-attention loss of each timestep", [*losses], labels, sharey=True)
     log_scale(panels[0, 0])
-    for panel, run in zip(panels[0], runs.values()):
-        losses = run.summary.structure.by_timestep  # (images, K, N)
-        last = losses.shape[1]
+    for panel, values in zip(panels[0], losses.values()):
+        last = values.shape[1]
         shown = sorted({2, max(2, (last + 1) // 2), last}) if last > 1 else [1]
         for iteration, colour in zip(shown, ("#56B4E9", "#0072B2", "#000000")):
             look = {"color": colour, "marker": "o", "markersize": 3, "label": f"iteration {iteration}"}
-            plot_curve(panel, range(losses.shape[2]), positive(losses[:, iteration - 1]), **look)
-        timestep_axis(panel, run.timesteps)
+            plot_curve(panel, range(len(timesteps)), positive(values[:, iteration - 1]), **look)
+        timestep_axis(panel, timesteps)
     legend_below(figure, panels[0, 0])
-    return figure
-
-
-@styled
-def plot_loss_heatmap(runs: Runs) -> Figure:
-    """`L_i`, timestep by iteration, the mean over images."""
-    title, timesteps = "Self-attention loss Lᵢ by timestep and iteration", timesteps_of(runs)
-    labels = ["timestep t, early to late"]
-    figure, panels = new_figure(title, [*runs], labels, height=1.2, right=0.4, sharey=True)
-    means = [positive(mean_without_nan(run.summary.structure.by_timestep)).T for run in runs.values()]
-    known = np.concatenate([mean[mean > 0] for mean in means])
-    norm = LogNorm(*((known.min(), known.max()) if len(known) else (0.1, 1)))
-    for panel, mean in zip(panels[0], means):
-        panel.set_facecolor("0.85")  # seen where there is no value, or zero
-        look = {"norm": norm, "cmap": "cividis", "aspect": "auto", "interpolation": "none"}
-        extent = (0.5, mean.shape[1] + 0.5, len(timesteps) - 0.5, -0.5)
-        drawn = panel.imshow(mean, extent=extent, **look)
-        panel.set_yticks(range(len(timesteps)), timesteps)
-        iteration_axis(panel)
-    log_numbers(figure.colorbar(drawn, ax=panels).ax.yaxis)
     return figure
 
 
@@ -203,11 +176,8 @@ def plot_average_loss_per_timestep(runs: Runs) -> Figure:
     """Each timestep's share of the self-attention loss, mean and standard deviation over images; above over
     all layers, below at the first layer alone.
     """
-    title, timesteps = (
-        "Share of the self-attention loss\n(mean and deviation over images)",
-        timesteps_of(runs),
-    )
-    labels = ["% of all layers", "% of the first layer"]
+    title = "Share of the self-attention loss\n(mean and deviation over images)"
+    labels, timesteps = ["% of all layers", "% of the first layer"], next(iter(runs.values())).timesteps
     figure, panels = new_figure(title, [*runs], labels, sharex=True, sharey=True)
     look = {"color": timestep_colours(len(timesteps)), "error_kw": {"linewidth": 0.8, "capsize": 2}}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
@@ -229,7 +199,8 @@ def plot_layer_shares(runs: Runs) -> Figure:
     """Each layer's share of each timestep's self-attention loss, and of all of it, in percent; the mean over
     images. Of a run whose layers are normalised, also what they would be without.
     """
-    timesteps, layers, shown = timesteps_of(runs), next(iter(runs.values())).layers, {}
+    first, shown = next(iter(runs.values())), {}
+    timesteps, layers = first.timesteps, first.layers
     for name, run in runs.items():
         losses = run.summary.structure.by_layer  # (images, N, L)
         if run.configuration["layer_norm"] == "mse":
@@ -257,18 +228,22 @@ def plot_layer_shares(runs: Runs) -> Figure:
 
 
 @styled
-def plot_weight_curves(runs: Runs, schedules: Mapping[str, np.ndarray] = {}) -> Figure:
-    """The weight of each timestep over iterations, a panel for each run.
+def plot_weight_curves(
+    weights: Mapping[str, np.ndarray], timesteps: Sequence[int], schedules: Mapping[str, np.ndarray] = {}
+) -> Figure:
+    """The weight of each timestep over iterations.
 
     Args:
+        weights: by name, `(images, K, N)`, a panel for each.
+        timesteps: N, early to late.
         schedules: by name, weights `(N,)` that are drawn as reference lines.
     """
     title, labels = "Weights of the attacked timesteps", ["weight (sum 1)"]
-    figure, panels = new_figure(title, [*runs], labels, sharey=True)
+    figure, panels = new_figure(title, [*weights], labels, sharey=True)
     styles = dict(zip(schedules, itertools.cycle(REFERENCE_LINES)))
-    for panel, run in zip(panels[0], runs.values()):
-        shown, label = weights_over_iterations(run.summary.weights)
-        for i, (t, colour) in enumerate(zip(run.timesteps, timestep_colours(len(run.timesteps)))):
+    for panel, values in zip(panels[0], weights.values()):
+        shown, label = weights_over_iterations(values)
+        for i, (t, colour) in enumerate(zip(timesteps, timestep_colours(len(timesteps)))):
             plot_curve(panel, range(1, shown.shape[1] + 1), shown[..., i], color=colour, label=f"t = {t}")
             for name, style in styles.items():
                 panel.axhline(schedules[name][i], color=colour, linestyle=style, linewidth=0.6, alpha=0.7)
@@ -322,24 +297,6 @@ def plot_losses(runs: Runs) -> Figure:
         last.set_ylim(-0.02, 1.02)
         iteration_axis(last)
     legend_below(figure, panels[0, 0], panels[3, 0])
-    return figure
-
-
-@styled
-def plot_overlay(runs: Runs) -> Figure:
-    """Several runs on the same axes: self-attention and attack loss, and confidence; medians over images,
-    with quartiles.
-    """
-    names = ["sum of Lᵢ", "cross-entropy (nats)", "confidence in the true class"]
-    figure, panels = new_figure("Runs on the same axes", names, [""], gaps=(0.5, 0))
-    for colour, (name, run) in zip(itertools.cycle(PALETTE), runs.items()):
-        losses = run.summary.losses
-        shown = (positive(losses[:, 1]), losses[:, 0], run.summary.confidence)
-        for panel, values in zip(panels[0], shown):
-            plot_curve(panel, range(1, values.shape[1] + 1), values, color=colour, label=name)
-            iteration_axis(panel)
-    log_scale(panels[0, 0])
-    legend_below(figure, panels[0, 0])
     return figure
 
 

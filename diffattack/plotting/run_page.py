@@ -44,7 +44,6 @@ FIGURES = {  # pooled, in the order of the page: what is shown, for those who do
     "weight_curves": "Weight of each timestep over the iterations, and of the named schedules",
     "losses": "Losses before and after their factors, gradients, and confidence, over iterations",
     "loss_per_timestep": "Self-attention loss of each timestep at the second, middle and last iterations",
-    "loss_heatmap": "Self-attention loss by timestep and iteration",
     "tradeoff": "Attack success over PSNR, SSIM and L2, with a point for each iteration that was judged",
 }
 
@@ -61,15 +60,13 @@ def write_page(run: Run, results: dict) -> None:
     """
     is_small = len(run.records) <= EACH
     models = [classifier["model"] for classifier in results.get("classifiers", ())]
-    inline, beside = [], set()
-    for name, script in scripts_of(run, models, is_small):
-        if is_small:
-            inline.append(script)
-        else:
-            beside.add(name)
-            (run.folder / FILES).mkdir(exist_ok=True)
-            with replacing(run.folder / FILES / name) as temporary:
-                temporary.write_text(script)
+    scripts = scripts_of(run, models, is_small)
+    inline, beside = [script for _, script in scripts] if is_small else [], []
+    (run.folder / FILES).mkdir(exist_ok=True)
+    for name, script in scripts:
+        beside.append(name)
+        with replacing(run.folder / FILES / name) as temporary:
+            temporary.write_text(script)
     drawn = {run.folder / ANALYSIS / f"{name}.png": text for name, text in FIGURES.items()}
     url = png_url if is_small else lambda path: f"{ANALYSIS}/{path.name}"
     write_filled(

@@ -260,7 +260,7 @@ def own_files(layout: Layout, model_name: Iterable[str]) -> Iterator[Path]:
 def figure_files(folder: Path, more: Iterable[str] = ()) -> Iterator[Path]:
     """The figures there are that are of a whole run or comparison."""
     for path in (folder / ANALYSIS).glob("*.p[nd][gf]"):
-        named = path.stem in (*FIGURES, "overlay", *more)
+        named = path.stem in (*FIGURES, *more)
         if named or re.fullmatch(r"contact_sheet_[1-9]\d*", path.stem):
             yield path
 
