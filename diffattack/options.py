@@ -38,6 +38,7 @@ from diffattack.data.summaries import FIGURE_IMAGES
 from diffattack.diffusion.inversion import PREDICTION_TYPES
 from diffattack.diffusion.pipeline import Lora, parse_lora
 from diffattack.evaluation.budget import Budget, parse_budget
+from diffattack.evaluation.seeing import MODELS_OF_SEEING
 from timestep_weights import SCHEDULES, STUDY_ITERATIONS, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
 # a number or none; and what no image depends on, so that a run may go on with another value
@@ -142,6 +143,10 @@ class ModelOptions:
         range=COUNT,
     )
 
+    measures: tuple[str, ...] = of_machine(
+        (), f"models of seeing that measure the change, too: {', '.join(MODELS_OF_SEEING)}", "NAMES", names
+    )
+
     @property
     def judges(self) -> tuple[str, ...]:
         """The classifiers that judge beside the surrogates: the transfer classifiers, and all of them behind
@@ -187,7 +192,7 @@ class AttackOptions(WeightOptions):
 
     attack: str = flag(
         OURS,
-        f"{OURS}, torchattack:DIFGSM(steps=20), or FILE.py:FUNCTION, within the same budget",
+        f"{OURS}, advad, torchattack:DIFGSM(steps=20), or FILE.py:FUNCTION, within the same budget",
         "NAME",
         attack_name,
     )
@@ -431,6 +436,9 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
             raise InputError("--judge_draws takes a vote, and --head sigmoid sees many; leave it out")
         if not self.model_name:
             raise InputError("--model_name names no classifier; give one, such as efficientnet_lite0")
+        unknown = set(self.measures).difference(MODELS_OF_SEEING)
+        if unknown:
+            raise InputError(f"--measures: {min(unknown)!r}; expected some of {', '.join(MODELS_OF_SEEING)}")
         check_each("model_name", check_name, self.model_name)
         check_each("transfer_models", check_name, self.transfer_models)
         check_each("defences", make_defence, filter(None, "@".join(self.defences).split("@")))

@@ -121,7 +121,8 @@ def judges_of(experiment: Experiment, options: Options) -> Judges:
         diffusion_digest(options) if uses_diffusion and options.pretrained_diffusion_path else "",
         options.judge_draws,
         options.classifier_head,
-        names_of_measures(options.res, experiment.device),
+        names_of_measures(options.res, experiment.device, options.measures),
+        options.measures,
     )
 
 

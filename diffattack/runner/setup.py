@@ -77,6 +77,7 @@ class Experiment:
             "labels": [counted(item.labels, base) for item in self.items],
             "targets": [None if item.target is None else item.target + base for item in self.items],
             "curve_judges": list(curve_judges),
+            "curve_measures": list(options.measures) if options.judge_at else [],
             "contents": self.contents | own_attack,
             "classifiers": {name: self.identities[name] for name in needed if name in self.identities},
         }
