@@ -21,7 +21,7 @@ from diffattack.data.records import Run
 from diffattack.evaluation.judges import Judges, batch_on
 from diffattack.evaluation.metrics import means_of, visibility
 from diffattack.evaluation.predictions import ClassifierResult, predict
-from diffattack.evaluation.results import Evaluation, counts_of
+from diffattack.evaluation.results import Evaluation, counts_of, transfer_mean
 from diffattack.evaluation.seeing import MODELS_OF_SEEING, named_measures
 from diffattack.evaluation.statistics import (
     Estimate,
@@ -49,8 +49,8 @@ def figures_of(evaluation: Evaluation, measures: Iterable[str] = MEASURES) -> di
     """
     first = evaluation.classifiers[0]
     return {
-        f"white-box, {first.name}": first.success,
-        **({"transfer, mean": evaluation.transfer_figures["success"]} if evaluation.transfers else {}),
+        f"white-box, {first.title}": first.success,
+        **{f"transfer, {g}": transfer_mean(each) for g, each in evaluation.transfer_groups.items()},
         **{name: evaluation.quality[name].adversarial for name in measures if name in evaluation.quality},
     }
 
@@ -100,8 +100,9 @@ def curve_points(run: Run) -> dict[int, Evaluation]:
     named = (labels_of(configuration, index) for index in summary.indices)
     labels, targets = labels_and_targets([Item(0, run.folder, *each) for each in named])
     results = [ClassifierResult(n, labels, None, targets, head) for n in configuration["curve_judges"]]
+    surrogates, groups = len(configuration["model_name"]), configuration["curve_groups"]
     return {
-        iteration: point(results, predictions, names, visible, len(configuration["model_name"]))
+        iteration: point(results, predictions, names, visible, surrogates, groups)
         for iteration, names, predictions, visible in zip(
             summary.curve_iterations[0].tolist(),
             itertools.repeat(summary.curve_measures[0].tolist()),
@@ -117,13 +118,14 @@ def point(
     names: Sequence[str],
     visible: np.ndarray,
     surrogates: int,
+    groups: Mapping[str, Sequence[str]],
 ) -> Evaluation:
     """One of a curve: of the images and classifiers of `results`, by other predictions `(images, C, 2)`, and
     visibilities `(images, M)` by the measures of these names.
     """
     each = zip(results, np.moveaxis(predictions, 1, 0))
     results = [replace(one, predictions=sides[:, None]) for one, sides in each]
-    return Evaluation(results, means_of([dict(zip(names, visible.T))]), [], surrogates)
+    return Evaluation(results, means_of([dict(zip(names, visible.T))]), [], surrogates, groups)
 
 
 # ---------------------------------------------------------------- over parts of the change
@@ -153,8 +155,9 @@ def scaled_points(
             visible.append(visibilities(pictures.clean, version, judges))
         sides = np.stack([before, np.concatenate(after)], 2)
         shown = names_of(judges), np.concatenate(visible)
-        points[round(100 * part)] = point(chosen, sides, *shown, evaluation.surrogates)
-    return points | {100: Evaluation(chosen, evaluation.quality, [], evaluation.surrogates)}
+        judged_by = evaluation.surrogates, evaluation.groups
+        points[round(100 * part)] = point(chosen, sides, *shown, *judged_by)
+    return points | {100: replace(evaluation, classifiers=chosen, warnings=[])}
 
 
 def names_of(judges: Judges) -> list[str]:
@@ -194,13 +197,16 @@ def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """How far each image fools the transfer classifiers that had it right before, `(B,)`: the share of them
     that is fooled, and the mean probability that they leave to its true class; NaN without any.
     """
-    counted, fooled = counts_of(evaluation.transfers)
+    counted, _ = counts_of(evaluation.transfers)
     left = np.stack([one.predictions["true_confidence"][:, 0, 1] for one in evaluation.transfers])
+    found = {}
     with np.errstate(invalid="ignore"):
-        return {
-            "transfer success": fooled.sum(0) / counted.sum(0),
-            "confidence left in the true class": np.where(counted, left, 0).sum(0) / counted.sum(0),
-        }
+        found["confidence left in the true class"] = np.where(counted, left, 0).sum(0) / counted.sum(0)
+        for group, results in evaluation.transfer_groups.items():
+            counted, fooled = counts_of(results)
+            name = "transfer success" if group == "mean" else f"transfer success, {group}"
+            found[name] = fooled.sum(0) / counted.sum(0)
+    return found
 
 
 def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -71,6 +71,7 @@ class Judges:
     head: Head = SOFTMAX
     measures: Sequence[str] = ()  # those that can be had here
     seeing: tuple[str, ...] = ()  # the models of seeing among them, as --measures names them
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of transfer classifiers, by name
     oddities: dict[str, list[str]] = field(default_factory=dict)  # by classifier, as Judged has them
 
     @property

@@ -6,6 +6,7 @@ here was made with them in mind.
     named_measures(("flip",))["FLIP"](clean, adversarial)         # uint8 (H, W, 3) each
 """
 
+import argparse
 import functools
 import importlib.util
 import io
@@ -65,6 +66,14 @@ MODELS_OF_SEEING: dict[str, tuple[str, Measure, str]] = {
     "ssimulacra2": ("SSIMULACRA2", ssimulacra2, "ssimulacra2"),
     "butteraugli": ("Butteraugli", butteraugli, ""),  # a program
 }
+
+
+def measure_names(text: str) -> tuple[str, ...]:
+    """The words that a flag lists, separated by commas."""
+    words = tuple(filter(None, map(str.strip, text.split(","))))
+    if unknown := set(words).difference(MODELS_OF_SEEING):
+        raise argparse.ArgumentTypeError(f"{min(unknown)!r}; expected some of {', '.join(MODELS_OF_SEEING)}")
+    return words
 
 
 @functools.cache
