@@ -201,11 +201,11 @@ def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     left = np.stack([one.predictions["true_confidence"][:, 0, 1] for one in evaluation.transfers])
     found = {}
     with np.errstate(invalid="ignore"):
-        found["confidence left in the true class"] = np.where(counted, left, 0).sum(0) / counted.sum(0)
         for group, results in evaluation.transfer_groups.items():
-            counted, fooled = counts_of(results)
+            of_group, fooled = counts_of(results)
             name = "transfer success" if group == "mean" else f"transfer success, {group}"
-            found[name] = fooled.sum(0) / counted.sum(0)
+            found[name] = fooled.sum(0) / of_group.sum(0)
+        found["confidence left in the true class"] = np.where(counted, left, 0).sum(0) / counted.sum(0)
     return found
 
 
