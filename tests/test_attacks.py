@@ -304,9 +304,9 @@ def test_one_image_on_which_an_attack_fails_does_not_end_the_run(data, mine, tmp
     assert json.loads((out / "results.json").read_text())["mean_psnr"] == pytest.approx(36.5, abs=0.1)
 
 
-ATTACKS = """PGD(steps=1) PGDL2(steps=1) MIFGSM(steps=1) DIFGSM(steps=1) TIFGSM(steps=1) SINIFGSM(steps=1)
-    VMIFGSM(steps=1) BSR(num_scale=2,steps=1) SSA(num_spectrum=2,steps=1)
-    DeCoWA(num_warping=2,steps=1)"""
+# which no test above goes through, small
+ATTACKS = "PGDL2(steps=1) TIFGSM(steps=1) BSR(num_scale=2,steps=1) SSA(num_spectrum=2,steps=1)"
+ATTACKS += " DeCoWA(num_warping=2,steps=1)"
 
 
 def test_every_attack_of_the_list_goes_from_end_to_end(data, tmp_path):
@@ -347,15 +347,6 @@ def test_attacks_side_by_side_with_curves_pages_and_published_rows(data, mine, t
     (out / "choices.csv").write_text("trial,choice,seconds\n" + "".join(f"{t},left,1\n" for t in trials))
     compared(data, out, *command, "--judged", out / "choices.csv")
     assert len(json.loads((out / "comparison.json").read_text())["judged"]) == len(trials)
-
-
-def test_budgets_are_swept(data, tmp_path):
-    attacks = "--attacks torchattack:PGD(steps=2),torchattack:MIFGSM(steps=2) --limit 2"
-    compared(data, tmp_path, attacks, "--transfer_models efficientnet_lite1 --sweep budget=psnr=40,34")
-    results = json.loads((tmp_path / "sweep.json").read_text())
-    assert results["values"] == [40, 34] and results["at_equal_visibility"]
-    folder = tmp_path / "budget_psnr_34" / parse_attack("torchattack:MIFGSM(steps=2)").folder
-    assert json.loads((folder / "run.json").read_text())["budget"] == "psnr=34"
 
 
 @pytest.mark.parametrize(

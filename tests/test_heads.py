@@ -17,13 +17,11 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from diffattack.attacks.pixel import PixelAttack, Surrogates
-from diffattack.classifiers.defences import Defended, Smoothed, defend
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import InputError
-from diffattack.evaluation.predictions import ClassifierResult, predict
+from diffattack.evaluation.predictions import ClassifierResult
 from diffattack.evaluation.warnings import warnings_about_outputs
-from diffattack.options import AttackOptions
 
 SIGMOID, CPU = Head(0.5), torch.device("cpu")
 CLASSES = 20
@@ -187,17 +185,6 @@ def test_an_image_that_shows_the_target_already_is_not_counted():
     assert untargeted.head is SOFTMAX and untargeted.counts[None]["success"][1].tolist() == [False, True]
 
 
-def test_draws_of_a_defence_are_averaged_as_the_head_reads_them():
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    behind = defend(network, ["resize:0.5"], head=SIGMOID)
-    with torch.no_grad():
-        draws = [network(behind.changed(pictures, seed)).sigmoid() for seed in range(behind.draws)]
-        assert torch.allclose(behind(pictures).sigmoid(), torch.stack(draws).mean(0), atol=1e-6)
-    assert type(defend(network, ["smoothing:0.1"], head=SIGMOID)) is Defended
-    assert type(defend(network, ["smoothing:0.1"])) is Smoothed
-
-
 # ---------------------------------------------------------------- attacks of a library
 
 
@@ -269,13 +256,6 @@ def test_a_model_of_transformers_whose_outputs_are_of_another_kind_is_refused(tm
         load_classifier(f"hf:{tmp_path}", 3, 96, head=fitting)
 
 
-def test_a_threshold_goes_with_a_sigmoid_head():
-    with pytest.raises(InputError, match="--threshold is 0.3, and --head softmax takes the largest"):
-        AttackOptions(threshold=0.3).verify()
-    with pytest.raises(InputError, match="above 0 and below 1"):
-        AttackOptions(head="sigmoid", threshold=1.0).verify()
-
-
 def of_colours(function):
     """A classifier of three classes by the mean colour."""
     network = torch.nn.Module()
@@ -295,14 +275,3 @@ def test_probabilities_of_a_sigmoid_are_noticed():
         assert all(part in line for part in expected)
         # of noise from 0 to 1, but not of everything
         assert not warnings_about_outputs("m", of_colours(lambda z: z - z.mean() + 0.5), pictures, CPU, head)
-
-
-def test_what_is_said_of_one_image_does_not_depend_on_the_batch():
-    network = of_colours(lambda z: z)
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    labels, targets = np.array([[0, 1], [2, -1], [1, 2], [0, -1], [1, -1]]), np.array([2, -1, 0, 1, -1])
-    whole = predict(network, pictures, labels, CPU, 5, SIGMOID, targets)
-    parts = predict(network, pictures, labels, CPU, 2, SIGMOID, targets)
-    assert (whole["label"] == parts["label"]).all()
-    assert np.allclose(whole["true_confidence"], parts["true_confidence"])
-    assert np.isnan(whole["target_confidence"]).tolist() == [False, True, False, False, True]
