@@ -26,11 +26,8 @@ ANEW = False  # whether everything is computed
 def described(value: object) -> object:
     """What JSON can say of an argument, by which two that compute the same are told from others."""
     if isinstance(value, torch.Tensor):
-        return [
-            str(value.dtype),
-            list(value.shape),
-            value.detach().cpu().contiguous().numpy().tobytes().hex(),
-        ]
+        content = value.detach().cpu().contiguous().numpy().tobytes().hex()
+        return [str(value.dtype), list(value.shape), content]
     if isinstance(value, torch.nn.Module):
         return [type(value).__name__, {name: described(part) for name, part in value.state_dict().items()}]
     if isinstance(value, torch.optim.Optimizer):
@@ -59,8 +56,7 @@ def result_of(function: Callable[..., tuple], *arguments, **options) -> tuple[to
     source = Path(__file__).with_name("reference.py").read_text()
     key = json.dumps([source, versions, function.__name__, described(arguments), described(options)])
     path = FOLDER / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    trained = [argument for argument in arguments if isinstance(argument, torch.nn.Module)]
-    trained = trained if options.get("learning") else []
+    trained = [a for a in arguments if isinstance(a, torch.nn.Module) and options.get("learning")]
     visited = options.get("visited", [])
     if not ANEW and not path.exists():
         return function(*arguments, **options)

@@ -23,25 +23,14 @@ def pictures_as_users_bring_them(monkeypatch):
 def attack(request, checkpoint):
     """From a classifier and class names to either attack, as small as can be."""
 
-    def make(classifier=CLASSIFIER, class_names=CLASS_NAMES):
+    def make(classifier=CLASSIFIER):
         if request.param == "pixels":
-            return PixelAttack("torchattack:PGD(steps=1)", classifier, class_names)
+            return PixelAttack("torchattack:PGD(steps=1)", classifier, CLASS_NAMES)
         options = dict(iterations=1, start_step=19, attack_through=(), checkpointing=False)
-        return DiffAttack(checkpoint().to(torch.float32), classifier, class_names, **options)
+        return DiffAttack(checkpoint().to(torch.float32), classifier, CLASS_NAMES, **options)
 
     yield make
     checkpoint().to(torch.float64)
-
-
-class Answering(torch.nn.Module):
-    """A classifier that wraps its logits up."""
-
-    def __init__(self, wrap):
-        super().__init__()
-        self.wrap, self.network = wrap, CLASSIFIER
-
-    def forward(self, images):
-        return self.wrap(self.network(images))
 
 
 def changed(place, value) -> torch.Tensor:
@@ -50,70 +39,58 @@ def changed(place, value) -> torch.Tensor:
     return images
 
 
-@pytest.mark.parametrize(
-    "images, message",
-    [
-        (2 * IMAGES - 1, r"images go from -0.9.* to .*; expected values in \[0, 1\]"),
-        (changed((0, 0, 0, 0), torch.nan), "images go from nan to nan"),
-        ((255 * IMAGES).byte(), r"images are a tensor \(2, 3, 96, 96\) of torch.uint8; expected floats"),
-        (IMAGES.numpy(), "images are .* of type ndarray; expected floats"),
-        (IMAGES[0], r"images are a tensor \(3, 96, 96\)"),
-        (IMAGES.permute(0, 2, 3, 1), r"images are a tensor \(2, 96, 96, 3\)"),
-        (IMAGES[:0], r"images are a tensor \(0, 3, 96, 96\)"),
-        (IMAGES[..., :80, :80], r"tensor \(2, 3, 80, 80\) .* S a multiple of 32 from 96 on"),
-        (IMAGES[..., :64, :64], r"tensor \(2, 3, 64, 64\)"),
-    ],
-)
-def test_images_that_cannot_be_meant(attack, images, message):
+IMAGE_ROWS = [
+    (2 * IMAGES - 1, r"images go from -0.9.* to .*; expected values in \[0, 1\]"),
+    (changed((0, 0, 0, 0), torch.nan), "images go from nan to nan"),
+    ((255 * IMAGES).byte(), r"images are a tensor \(2, 3, 96, 96\) of torch.uint8; expected floats"),
+    (IMAGES.numpy(), "images are .* of type ndarray; expected floats"),
+    (IMAGES[0], r"images are a tensor \(3, 96, 96\)"),
+    (IMAGES[:0], r"images are a tensor \(0, 3, 96, 96\)"),
+    (IMAGES[..., :80, :80], r"tensor \(2, 3, 80, 80\) .* S a multiple of 32 from 96 on"),
+    (IMAGES[..., :64, :64], r"tensor \(2, 3, 64, 64\)"),
+]
+CLASS_ROWS = [
+    ([1, 5], None, r"labels go from 1 to 5; expected indices of classes from 0 to 4"),
+    ([-1, 1], None, "labels: an image has none"),
+    ([[1, 1], [2, -1]], None, "none twice for an image"),
+    (torch.eye(5).long()[LABELS], None, "no one-hot rows"),
+    (torch.eye(5)[LABELS], None, "labels are a tensor .* of torch.float32; expected integers"),
+    (["cat", "daisy"], None, "labels are .* of type list; expected integers"),
+    (1, None, "labels are an object of type int; .* for 2 images"),
+    (LABELS, [2, 4], "targets: one is a label of its image"),
+    ([[1, 2], [0, -1]], [2, 4], "targets: one is a label of its image"),
+    (LABELS, [2, 5], "targets go from 2 to 5"),
+    (LABELS, [2], "targets are .* for 2 images"),
+]
+MASK_ROWS = [(IMAGES[:, 0], "masks "), (255 * IMAGES[:, :1], "masks ")]
+
+
+def of_logits(wrap) -> torch.nn.Module:
+    classifier = torch.nn.Module()
+    classifier.forward = lambda images: wrap(CLASSIFIER(images))
+    return classifier
+
+
+CLASSIFIER_ROWS = [
+    (of_logits(lambda logits: {"logits": logits}), "returns .* of type dict"),
+    (of_logits(lambda logits: logits[:, None]), r"returns a tensor \(1, 1, 5\)"),
+    (network(10), "has 10 outputs, and class_names has 5 names"),
+    ([CLASSIFIER, "resnet"], "classifier is .* of type str; expected a torch.nn.Module"),
+    ([], "classifier is "),
+]
+ROWS = [
+    *((message, CLASSIFIER, images, LABELS, {}) for images, message in IMAGE_ROWS),
+    *((message, CLASSIFIER, IMAGES, labels, {"targets": to}) for labels, to, message in CLASS_ROWS),
+    *((message, CLASSIFIER, IMAGES, LABELS, {"masks": masks}) for masks, message in MASK_ROWS),
+    *((message, classifier, IMAGES, LABELS, {}) for classifier, message in CLASSIFIER_ROWS),
+]
+
+
+@pytest.mark.parametrize("message, classifier, images, labels, more", ROWS, ids=[row[0] for row in ROWS])
+def test_what_cannot_be_meant_is_refused_in_one_line(attack, message, classifier, images, labels, more):
     with pytest.raises(ValueError, match=message) as caught:
-        attack()(images, LABELS)
+        attack(classifier)(images, labels, **more)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "labels, targets, message",
-    [
-        ([1, 5], None, r"labels go from 1 to 5; expected indices of classes from 0 to 4"),
-        ([-1, 1], None, "labels: an image has none"),
-        ([-2, 1], None, "labels go from -2 to 1"),
-        ([[1, 1], [2, -1]], None, "none twice for an image"),
-        (torch.eye(5).long()[LABELS], None, "no one-hot rows"),
-        (torch.eye(5)[LABELS], None, "labels are a tensor .* of torch.float32; expected integers"),
-        (["cat", "daisy"], None, "labels are .* of type list; expected integers"),
-        (1, None, "labels are an object of type int; .* for 2 images"),
-        (LABELS, [2, 4], "targets: one is a label of its image"),
-        ([[1, 2], [0, -1]], [2, 4], "targets: one is a label of its image"),
-        (LABELS, [2, 5], "targets go from 2 to 5"),
-        (LABELS, [2], "targets are .* for 2 images"),
-        (LABELS, [[2, 3], [2, 3]], "expected one class for each image"),
-    ],
-)
-def test_classes_that_cannot_be_meant(attack, labels, targets, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        attack()(IMAGES, labels, targets)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "classifier, names, message",
-    [
-        (Answering(lambda logits: {"logits": logits}), CLASS_NAMES, "returns .* of type dict"),
-        (Answering(lambda logits: logits[:, None]), CLASS_NAMES, r"returns a tensor \(1, 1, 5\)"),
-        (network(10), CLASS_NAMES, "has 10 outputs, and class_names has 5 names"),
-        ([CLASSIFIER, "resnet"], CLASS_NAMES, "classifier is .* of type str; expected a torch.nn.Module"),
-        ([], CLASS_NAMES, "classifier is "),
-    ],
-)
-def test_classifiers_and_names_that_cannot_be_meant(attack, classifier, names, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        attack(classifier, names)(IMAGES, LABELS)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_mask_that_cannot_be_meant(attack):
-    for masks in (IMAGES[:, 0], 255 * IMAGES[:, :1]):
-        with pytest.raises(ValueError, match="masks "):
-            attack()(IMAGES, LABELS, masks=masks)
 
 
 def test_what_is_meant_in_odd_forms(attack):

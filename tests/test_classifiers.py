@@ -29,12 +29,11 @@ def test_an_embedded_classifier(name):
     labels = np.loadtxt(ROOT / "demo/labels.txt", dtype=int) - 1
     assert len(paths) == len(labels) >= 11 and len(set(labels.tolist())) == len(labels)
     pictures = np.stack([read_image(path, 224) for path in paths])
-    predictions, _ = predict(classifier, pictures, labels, torch.device("cpu"))
+    predictions = predict(classifier, pictures, labels, torch.device("cpu"))
     assert predictions["label"].tolist() == labels.tolist()
 
 
-@pytest.mark.parametrize("name", ["net.ts", "net.pt", "net"])
-@pytest.mark.parametrize("kind", ["script", "export"])
+@pytest.mark.parametrize("kind, name", [("script", "net.pt"), ("script", "net"), ("export", "net.pt")])
 def test_a_program_is_known_by_what_is_in_its_file(tmp_path, kind, name):
     if kind == "script":
         torch.jit.script(network(10)).save(tmp_path / name)
@@ -109,13 +108,13 @@ def test_resizing_is_pillows_and_the_crop_is_the_middle(interpolation, pillow):
     config = dict(input_size=(3, 64, 64), crop_pct=0.8, interpolation=interpolation, mean=mean, std=std)
     images = torch.rand(2, 3, 150, 150, generator=torch.Generator().manual_seed(1))
 
-    def pass_of(channel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """One pass of Pillow, which clips 8-bit values after each; here without rounding them."""
-        return np.asarray(Image.fromarray(channel, mode="F").resize(size, pillow)).clip(0, 1)
+    def resize(channel: np.ndarray) -> np.ndarray:
+        """In two passes, as Pillow, which clips 8-bit values after each; here without rounding them."""
+        for size in ((80, 150), (80, 80)):
+            channel = np.asarray(Image.fromarray(channel, mode="F").resize(size, pillow)).clip(0, 1)
+        return channel
 
-    resized = np.stack(
-        [[pass_of(pass_of(channel.numpy(), (80, 150)), (80, 80)) for channel in image] for image in images]
-    )
+    resized = np.stack([[resize(channel) for channel in image] for image in images.numpy()])
     expected = (resized[..., 8:72, 8:72] - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     np.testing.assert_allclose(from_timm(torch.nn.Identity(), config)(images), expected, atol=1e-5)
 
@@ -130,10 +129,7 @@ def test_resizing_is_pillows_and_the_crop_is_the_middle(interpolation, pillow):
         ("hf:nowhere", "cannot be loaded .*; expected a folder in transformers format"),
         ("{folder}/none.pt2", "No such file"),
         ("{folder}/bad.ts", "cannot be loaded .*a program of torch.export.save or torch.jit.save"),
-        (
-            "{folder}/weights.pt",
-            "no network in it.*; expected .*FILE.py:FUNCTION with a function that builds",
-        ),
+        ("{folder}/weights.pt", "no network in it.*; expected .*FILE.py:FUNCTION with a function that"),
         ("{folder}/code.py:none", "it has no function 'none'"),
         ("{folder}/code.py:number", "returned int, and no torch.nn.Module"),
         ("{folder}/net.ts", "has 7 outputs, but there are 10 classes; give --captions"),

@@ -58,29 +58,20 @@ OF_BATCH = "says something else of an image with others beside it"
     "body, message",
     [
         ("with torch.no_grad(): return self.net(x)", "has no gradient .* look for torch.no_grad"),
-        ("with torch.inference_mode(): return self.net(x)", "has no gradient"),
-        ("return torch.from_numpy(self.net(x.detach()).detach().numpy())", "has no gradient"),
         ("return {'logits': self.net(x)}", "returns an object of type dict; expected float logits"),
         ("return self.net(x).argmax(1)", r"returns a tensor \(5,\)"),
         ("return (100 * self.net(x)).long()", "returns a tensor .* of torch.int64"),
         ("return self.net(x).squeeze()", r"returns a tensor \(10,\)"),
         ("return self.net(x) * float('nan')", "not finite"),
-        (  # of one channel
-            "return self.net(F.conv2d(x, torch.ones(1, 1, 3, 3)))",
-            r"fails on images \(5, 3, 96, 96\) .*expected input.* to have 1 channels, but got 3",
-        ),
+        ("return self.net(F.conv2d(x, torch.ones(1, 1, 3, 3)))", r"fails on images .*to have 1 channels"),
         ("assert x.shape[-1] == 224, 'wrong side'; return self.net(x)", r"fails .* \(wrong side\); .*--res"),
-        ("assert len(x) > 1, 'two at least'; return self.net(x)", r"fails .* \(two at least\)"),
         ("return self.net.half()(x)", "fails on images .* must take any number of that size in float32"),
-        ("raise KeyError('broken')", "fails on images .*broken"),
         # what is said of an image must not depend on the others of a batch
         ("self.norm.train(); return self.end(self.norm(self.conv(x)))", OF_BATCH),
         ("return self.end(self.odd(self.conv(x)))", OF_BATCH),
         ("x = self.net(x); return x - x.mean(0)", OF_BATCH),
-        ("return self.net(x).softmax(0)", OF_BATCH),
         ("x = (x - x.min()) / (x.max() - x.min()); return self.net(x)", OF_BATCH),
         ("x = self.end(self.odd(self.conv(x))); return x + torch.tensor([-1e9] + [0.0] * 9)", OF_BATCH),
-        ("return self.end(self.odd(self.conv(x))) + 1000", OF_BATCH),
         ("x = self.end(self.conv(x)); return x + 0.1 * x.cumsum(0)", OF_BATCH),  # of the first it is the same
         ("x = self.net(x); return x - x.mean(0) if len(x) > 3 else x", OF_BATCH),
     ],
@@ -139,9 +130,7 @@ def test_a_program_that_was_made_in_training_mode_is_refused(tmp_path, kind):
             load_classifier(name, 10, 96, attacked)
 
 
-@pytest.mark.parametrize(
-    "kind, images, most", [("ts", 2, None), ("pt2", 2, 64), ("pt2", 1, None), ("pt2", 2, 4)]
-)
+@pytest.mark.parametrize("kind, images, most", [("ts", 2, None), ("pt2", 1, None), ("pt2", 2, 4)])
 def test_the_same_in_eval_mode_is_itself(tmp_path, kind, images, most):
     """One that takes a single image, or four at most, is asked one by one."""
     network, x = normalised().eval(), torch.rand(9, 3, 96, 96)
@@ -152,60 +141,55 @@ def test_the_same_in_eval_mode_is_itself(tmp_path, kind, images, most):
 def test_a_script_in_training_mode_is_put_into_eval_mode(tmp_path):
     """TorchScript that was compiled, and not traced, keeps its mode."""
     torch.jit.script(normalised().train()).save(tmp_path / "net.ts")
-    classifier = load_classifier(f"{tmp_path}/net.ts", 10, 96)
-    assert torch.allclose(classifier(IMAGES), normalised().eval()(IMAGES), atol=1e-5)
-
-
-def test_a_program_of_one_number_of_images_is_refused(tmp_path):
-    with pytest.raises(InputError, match="fails .* must take any number"):
-        load_classifier(save(network(10), tmp_path / "eight.pt2", 8), 10, 96)
+    check(f"{tmp_path}/net.ts", 10, normalised().eval()(IMAGES))
 
 
 # ---------------------------------------------------------------- code as Python would run it
 
 
+BESIDE = """from __future__ import annotations
+from dataclasses import dataclass
+import beside_mine, common, torch
+from data.dataset import CLASSES
+
+@dataclass
+class Settings:
+    classes: int = CLASSES
+
+class Mine(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        from runner.inner import deep
+        import utils
+        assert utils.net
+        return self.net(x) * deep.SCALE
+
+def build():
+    from utils import net
+    from diffattack.classifiers.preprocessing import Preprocessed
+    return Preprocessed(Mine(net(Settings().classes)), None, 0.0, 1.0)
+"""
+
+
 def test_modules_beside_the_file_are_imported_by_their_names(tmp_path):
-    """Modules, packages, and folders without __init__.py, also of names that this project's folders and
-    commands have, beside modules of ours; imported with the file, by its function, and only when the network
-    runs.
+    """Modules, and folders without __init__.py, also of names that this project's folders and commands have,
+    beside modules of ours; imported with the file, by its function, and only when the network runs. A second
+    file does not get the first one's modules.
     """
-    for name in ("common.py", "utils.py", "beside_mine.py"):
-        (tmp_path / name).write_text(NETWORK)
-    for name in ("data", "diffusion", "runner/inner"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "data/dataset.py").write_text("CLASSES = 10\n")
-    (tmp_path / "diffusion/noise.py").write_text("SCALE = 1.0\n")
-    (tmp_path / "runner/inner/deep.py").write_text("from diffusion.noise import SCALE\n")
-    (tmp_path / "classifiers.py").write_text(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "import beside_mine, common, torch\nfrom data.dataset import CLASSES\n\n\n"
-        "@dataclass\nclass Settings:\n    classes: int = CLASSES\n\n\n"
-        "class Mine(torch.nn.Module):\n    def __init__(self, net):\n        super().__init__()\n"
-        "        self.net = net\n\n    def forward(self, x):\n        from runner.inner import deep\n"
-        "        import utils\n        assert utils.net\n        return self.net(x) * deep.SCALE\n\n\n"
-        "def build():\n    from utils import net\n"
-        "    from diffattack.classifiers.preprocessing import Preprocessed\n"
-        "    return Preprocessed(Mine(net(Settings().classes)), None, 0.0, 1.0)\n"
-    )
-    path = list(sys.path)
-    check(f"{tmp_path / 'classifiers.py'}:build", 10, network(10)(IMAGES))
-    brought = {"common", "data", "diffusion.noise", "runner", "beside_mine", "classifiers"}
-    assert not brought & set(sys.modules) and sys.path == path
-
-
-def test_two_files_each_with_a_module_of_the_same_name(tmp_path):
-    """The second does not get the first one's `net.py`, nor its package without __init__.py."""
-    names = []
+    texts = dict.fromkeys(("common.py", "utils.py", "beside_mine.py"), NETWORK)
+    texts |= {"diffusion/noise.py": "SCALE = 1.0\n", "classifiers.py": BESIDE}
+    texts |= {"runner/inner/deep.py": "from diffusion.noise import SCALE\n"}
+    before = list(sys.path)
     for folder, classes in (("a", 7), ("b", 10)):
-        (tmp_path / folder / "parts").mkdir(parents=True)
-        (tmp_path / folder / "net.py").write_text(NETWORK)
-        (tmp_path / folder / "parts/size.py").write_text(f"CLASSES = {classes}\n")
-        (tmp_path / folder / "mine.py").write_text(
-            "from net import net\nfrom parts.size import CLASSES\n\n\ndef build():\n    return net(CLASSES)\n"
-        )
-        names.append(f"{tmp_path / folder / 'mine.py'}:build")
-    check(names[0], 7, network(7)(IMAGES))
-    check(names[1], 10, network(10)(IMAGES))
+        for name, text in (texts | {"data/dataset.py": f"CLASSES = {classes}\n"}).items():
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(text)
+        check(f"{tmp_path}/{folder}/classifiers.py:build", classes, network(classes)(IMAGES))
+    brought = {"common", "data", "diffusion.noise", "runner", "beside_mine", "classifiers"}
+    assert not brought & set(sys.modules) and sys.path == before
 
 
 @pytest.mark.parametrize(
@@ -259,11 +243,6 @@ def cut(folder):
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
-def other_sizes(folder):
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace('"hidden_size": 16', '"hidden_size": 32'))
-
-
 def pickled(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
@@ -275,7 +254,6 @@ def pickled(folder):
     [
         (headless, "has no weights for classifier.bias, classifier.weight, which would be random"),
         (cut, "no safetensors file, or not whole"),
-        (other_sizes, "weights of another shape|mismatch"),
         (pickled, "names .'pytorch_model.bin'.; expected .safetensors files"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded"),
     ],

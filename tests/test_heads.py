@@ -17,14 +17,11 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from diffattack.attacks.pixel import PixelAttack, Surrogates
-from diffattack.classifiers.defences import Defended, Smoothed, defend
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import InputError
-from diffattack.evaluation.predictions import ClassifierResult, predict
-from diffattack.evaluation.tables import in_words
+from diffattack.evaluation.predictions import ClassifierResult
 from diffattack.evaluation.warnings import warnings_about_outputs
-from diffattack.options import AttackOptions
 
 SIGMOID, CPU = Head(0.5), torch.device("cpu")
 CLASSES = 20
@@ -65,9 +62,8 @@ def count(folder, network, labels, threshold, target=None) -> dict:
         logits[side] = []
         for k in images:
             picture = np.array(Image.open(folder / f"{k:04d}_{side}.png").convert("RGB"))
-            with torch.no_grad():
-                x = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
-                logits[side].append([float(z) for z in network(x)[0]])
+            x = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+            logits[side].append(network(x)[0].tolist())
 
     def seen(side, k, classes):
         return any(1 / (1 + math.exp(-logits[side][k][c])) > threshold for c in classes)
@@ -103,31 +99,21 @@ def several(data, tmp_path_factory):
     return folder, labels
 
 
-def command(data, folder, out, *extra):
-    named = {
-        "--images_root": folder / "images",
-        "--label_path": folder / "labels.txt",
-        "--label_base": 0,
-        "--captions": folder / "names.txt",
-        "--model_name": f"{folder / 'network.py'}:make",
-        "--budget": "psnr=28",
-        "--contrast_limit": "none",
-        "--processes": 1,
-        "--iterations": 2,
-        "--attack_through": "",
-    }
-    pairs = [str(part) for pair in named.items() for part in pair]
-    return [*MAIN, *flags(data, out), *pairs, *map(str, extra)]
+def attacked(data, folder, out, *extra):
+    given = f"""--images_root {folder}/images --label_path {folder}/labels.txt --label_base 0 --head sigmoid
+        --captions {folder}/names.txt --model_name {folder}/network.py:make --budget psnr=28
+        --contrast_limit none --processes 1 --iterations 2"""
+    result = run([*MAIN, *flags(data, out), *given.split(), "--attack_through", "", *map(str, extra)])
+    assert result.returncode == 0, result.stderr
+    return result, json.loads((out / "results.json").read_text())
 
 
 @pytest.mark.parametrize("target, threshold", [(None, 0.5), (18, 0.52)])
 def test_success_is_what_a_plain_script_counts(data, several, tmp_path, target, threshold):
     folder, labels = several
-    extra = ["--head", "sigmoid", "--threshold", threshold, "--transfer_models", f"{folder}/network.py:other"]
+    extra = ["--threshold", threshold, "--transfer_models", f"{folder}/network.py:other"]
     extra += [] if target is None else ["--target_label", target]
-    result = run(command(data, folder, tmp_path / "out", *extra))
-    assert result.returncode == 0, result.stderr
-    results = json.loads((tmp_path / "out/results.json").read_text())
+    result, results = attacked(data, folder, tmp_path / "out", *extra)
     for of, function in zip(results["classifiers"], ("make", "other")):
         counted = count(tmp_path / "out", loaded(folder / "network.py", function), labels, threshold, target)
         success = (of["success"]["count"], of["success"]["total"])
@@ -137,25 +123,21 @@ def test_success_is_what_a_plain_script_counts(data, several, tmp_path, target, 
             told = {row["index"]: row["success"] for row in results["images"] if row["success"] is not None}
             assert told == {k: k in counted["fooled"] for k in counted["right"]}
     assert f"probability above {threshold:g}" in result.stdout
-    after = results["images"][0]["after"]
-    assert in_words(after) == f"{after['class']} {after['confidence']:.2f}"
-    assert ("target_confidence" in after) == (target is not None)
+    assert ("target_confidence" in results["images"][0]["after"]) == (target is not None)
     if target is None:
         judge_again(data, folder, tmp_path, results)
 
 
 def judge_again(data, folder, tmp_path, results):
     """A judge that comes later, and `--is_test`, which knows the run's head by itself, say the same."""
-    extra = ["--head", "sigmoid", "--threshold", 0.5, "--transfer_models"]
-    later = run(command(data, folder, tmp_path / "out", *extra, f"{folder}/network.py:make@bits:8"))
-    assert later.returncode == 0, later.stderr
-    first, again = json.loads((tmp_path / "out/results.json").read_text())["classifiers"]
-    assert first == results["classifiers"][0] and again["success"] == first["success"]
-    judged = run(
-        [*MAIN, "--is_test", "--images_root", str(tmp_path / "out"), "--save_dir", str(tmp_path / "judged")]
-        + ["--captions", str(folder / "names.txt"), "--label_base", "0", "--transfer_models", ""]
-        + ["--model_name", f"{folder / 'network.py'}:make"]
+    _, later = attacked(
+        data, folder, tmp_path / "out", "--transfer_models", f"{folder}/network.py:make@bits:8"
     )
+    first, again = later["classifiers"]
+    assert first == results["classifiers"][0] and again["success"] == first["success"]
+    command = f"""--is_test --images_root {tmp_path}/out --save_dir {tmp_path}/judged --label_base 0
+        --captions {folder}/names.txt --model_name {folder}/network.py:make --transfer_models"""
+    judged = run([*MAIN, *command.split(), ""])
     assert judged.returncode == 0, judged.stderr
     (of,) = json.loads((tmp_path / "judged/evaluation.json").read_text())["classifiers"]
     assert of["success"] == first["success"]
@@ -203,17 +185,6 @@ def test_an_image_that_shows_the_target_already_is_not_counted():
     assert untargeted.head is SOFTMAX and untargeted.counts[None]["success"][1].tolist() == [False, True]
 
 
-def test_draws_of_a_defence_are_averaged_as_the_head_reads_them():
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    behind = defend(network, ["resize:0.5"], head=SIGMOID)
-    with torch.no_grad():
-        draws = [network(behind.changed(pictures, seed)).sigmoid() for seed in range(behind.draws)]
-        assert torch.allclose(behind(pictures).sigmoid(), torch.stack(draws).mean(0), atol=1e-6)
-    assert type(defend(network, ["smoothing:0.1"], head=SIGMOID)) is Defended
-    assert type(defend(network, ["smoothing:0.1"])) is Smoothed
-
-
 # ---------------------------------------------------------------- attacks of a library
 
 
@@ -232,25 +203,17 @@ def test_an_attack_of_a_library_sees_one_question_of_two_answers():
     assert alone.shape == (2, 2) and (alone.argmax(1) == 0).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("target", [None, 4])
-def test_pgd_hides_every_true_class_or_shows_the_target(target):
+def test_pgd_hides_every_true_class():
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 6))
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 3))
     pictures = torch.rand(2, 3, 32, 32).repeat_interleave(3, 2).repeat_interleave(3, 3)
     with torch.no_grad():
         network[2].weight *= 5
-        network[2].bias -= network(pictures).mean(0)
-        network[2].bias += torch.tensor([0.05, 0.05, 0.05, 0, -0.05, 0])
-    attack = PixelAttack("torchattack:PGD(eps=8/255)", network, [str(k) for k in range(6)], head=SIGMOID)
-    targets = None if target is None else torch.full((2,), target)
-    result = attack(pictures, torch.tensor([[0, 1], [2, -1]]), targets)
-    with torch.no_grad():
-        after = network(result.adversarial) > 0
-    if target is None:
-        assert not after[0, [0, 1]].any() and not after[1, 2]
-    else:
-        assert after[:, target].all()
-    assert result.record.fooled[-1].all()
+        network[2].bias += 0.05 - network(pictures).mean(0)
+    attack = PixelAttack("torchattack:PGD(eps=8/255)", network, list("abc"), head=SIGMOID)
+    result = attack(pictures, torch.tensor([[0, 1], [2, -1]]))
+    after = network(result.adversarial) > 0
+    assert not after[0, :2].any() and not after[1, 2] and result.record.fooled[-1].all()
 
 
 # ---------------------------------------------------------------- what classifiers are
@@ -279,58 +242,36 @@ def test_one_output_is_the_logit_of_one_of_two_classes(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "problem", ["multi_label_classification", "single_label_classification", "regression"]
+    "problem, fitting",
+    [("multi_label_classification", SIGMOID), ("single_label_classification", SOFTMAX), ("regression", None)],
 )
-def test_a_model_of_transformers_whose_outputs_are_of_another_kind_is_refused(tmp_path, problem):
+def test_a_model_of_transformers_whose_outputs_are_of_another_kind_is_refused(tmp_path, problem, fitting):
     save_vit(tmp_path, num_labels=3, problem_type=problem)
     ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path)
-    fitting = {"multi_label_classification": SIGMOID, "single_label_classification": SOFTMAX}.get(problem)
-    for head in (SOFTMAX, SIGMOID):
-        if head is fitting:
-            load_classifier(f"hf:{tmp_path}", 3, 96, head=head)
-            continue
+    for head in {SOFTMAX, SIGMOID} - {fitting}:
         message = f"it is a {problem}, and the head here is {head.name}; give the --head that fits"
         with pytest.raises(InputError, match=message):
             load_classifier(f"hf:{tmp_path}", 3, 96, head=head)
+    if fitting:
+        load_classifier(f"hf:{tmp_path}", 3, 96, head=fitting)
 
 
-def test_a_threshold_goes_with_a_sigmoid_head():
-    with pytest.raises(InputError, match="--threshold is 0.3, and --head softmax takes the largest"):
-        AttackOptions(threshold=0.3).verify()
-    with pytest.raises(InputError, match="above 0 and below 1"):
-        AttackOptions(head="sigmoid", threshold=1.0).verify()
-
-
-class Outputs(torch.nn.Module):
-    """Something of the mean colour, of three classes."""
-
-    def __init__(self, of):
-        super().__init__()
-        self.of = of
-
-    def forward(self, images):
-        return self.of(9 * images.mean((2, 3)) - 4)
+def of_colours(function):
+    """A classifier of three classes by the mean colour."""
+    network = torch.nn.Module()
+    network.forward = lambda images: function(9 * images.mean((2, 3)) - 4)
+    return network
 
 
 def test_probabilities_of_a_sigmoid_are_noticed():
     pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    for head, more in ((SIGMOID, False), (SOFTMAX, True)):
-        (line,) = warnings_about_outputs("m", Outputs(torch.sigmoid), pictures, CPU, head)
-        assert "take the sigmoid off" in line and ("give --head sigmoid" in line) is more
+    for head, of, expected in (
+        (SIGMOID, torch.sigmoid, ["take the sigmoid off"]),
+        (SOFTMAX, torch.sigmoid, ["take the sigmoid off", "give --head sigmoid"]),
+        (SOFTMAX, lambda z: z / 0 * 0, ["numbers that are not finite for some pictures"]),
+        (SIGMOID, lambda z: z.softmax(-1), ["take the softmax off"]),
+    ):
+        (line,) = warnings_about_outputs("m", of_colours(of), pictures, CPU, head)
+        assert all(part in line for part in expected)
         # of noise from 0 to 1, but not of everything
-        assert warnings_about_outputs("m", Outputs(lambda z: z - z.mean() + 0.5), pictures, CPU, head) == []
-        (line,) = warnings_about_outputs("m", Outputs(lambda z: z / 0 * 0), pictures, CPU, head)
-        assert "numbers that are not finite for some pictures" in line
-    (line,) = warnings_about_outputs("m", Outputs(lambda z: z.softmax(-1)), pictures, CPU, SIGMOID)
-    assert "take the softmax off" in line
-
-
-def test_what_is_said_of_one_image_does_not_depend_on_the_batch():
-    network = Outputs(lambda z: z)
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    labels, targets = np.array([[0, 1], [2, -1], [1, 2], [0, -1], [1, -1]]), np.array([2, -1, 0, 1, -1])
-    whole = predict(network, pictures, labels, CPU, 5, SIGMOID, targets)
-    parts = predict(network, pictures, labels, CPU, 2, SIGMOID, targets)
-    assert (whole["label"] == parts["label"]).all()
-    assert np.allclose(whole["true_confidence"], parts["true_confidence"])
-    assert np.isnan(whole["target_confidence"]).tolist() == [False, True, False, False, True]
+        assert not warnings_about_outputs("m", of_colours(lambda z: z - z.mean() + 0.5), pictures, CPU, head)

@@ -13,10 +13,9 @@ from diffattack import METHOD
 @pytest.fixture
 def project(tmp_path):
     """A folder with modules of its own; the package is installed elsewhere."""
-    installed = tmp_path / "installed"
-    shutil.copytree(ROOT / "diffattack", installed / "diffattack", ignore=lambda *_: ["__pycache__"])
+    shutil.copytree(ROOT / "diffattack", tmp_path / "installed/diffattack")
     for name in METHOD:
-        shutil.copy(ROOT / f"{name}.py", installed)
+        shutil.copy(ROOT / f"{name}.py", tmp_path / "installed")
     for name in ("utils.py", "data/__init__.py", "common/__init__.py"):
         (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "project" / name).write_text("MINE = 1\n")
@@ -24,36 +23,31 @@ def project(tmp_path):
 
 
 def python(project, code: str) -> subprocess.CompletedProcess:
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(project.parent / "installed")}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True
-    )
+    options = dict(env={**ENVIRONMENT, "PYTHONPATH": str(project.parent / "installed")}, cwd=project)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+
+
+CODE = """import sys, data, common, utils, diffattack
+assert 'torch' not in sys.modules and utils.MINE == data.MINE == common.MINE == 1
+assert 'DiffAttack' in dir(diffattack)
+from diffattack import ATTACK_PRESETS, DiffAttack, load_pipeline, parse_budget
+import diff_latent_attack
+assert diff_latent_attack.DiffAttack is DiffAttack and parse_budget('psnr=30')
+assert utils.MINE == data.MINE == common.MINE == 1
+print(diff_latent_attack.__file__)"""
 
 
 def test_it_is_imported_beside_modules_of_the_same_names(project):
-    code = (
-        "import sys, data, common, utils, diffattack\n"
-        "assert 'torch' not in sys.modules and utils.MINE == data.MINE == common.MINE == 1\n"
-        "assert 'DiffAttack' in dir(diffattack)\n"
-        "from diffattack import ATTACK_PRESETS, DiffAttack, load_pipeline, parse_budget\n"
-        "import diff_latent_attack\n"
-        "assert diff_latent_attack.DiffAttack is DiffAttack and parse_budget('psnr=30')\n"
-        "assert utils.MINE == data.MINE == common.MINE == 1\n"
-        "print(diff_latent_attack.__file__)"
-    )
-    result = python(project, code)
+    result = python(project, CODE)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(project.parent / "installed" / "diff_latent_attack.py")
 
 
-@pytest.mark.parametrize("name", METHOD[:2])
-@pytest.mark.parametrize(
-    "import_", ["from diffattack import DiffAttack", "from diff_latent_attack import DiffAttack"]
-)
-def test_modules_of_the_original_are_not_mixed_with_ours(project, name, import_):
+@pytest.mark.parametrize("name, package", zip(METHOD, ("diffattack", "diff_latent_attack")))
+def test_modules_of_the_original_are_not_mixed_with_ours(project, name, package):
     """The original's repository has both of these files."""
     (project / f"{name}.py").write_text("")
-    last = python(project, import_).stderr.splitlines()[-1]
+    last = python(project, f"from {package} import DiffAttack").stderr.splitlines()[-1]
     assert last.startswith("ImportError") and str(project / f"{name}.py") in last
 
 

@@ -36,6 +36,11 @@ def diffusion(checkpoint, request) -> LatentDiffusion:
     return LatentDiffusion(checkpoint(**KINDS[request.param]), CLASS_NAMES)
 
 
+@pytest.fixture
+def pipeline(checkpoint):
+    return checkpoint(**KINDS["epsilon"])
+
+
 def random(seed: int = 3) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -45,16 +50,12 @@ def gradient_through(defence, images: torch.Tensor, weights: torch.Tensor) -> to
     return torch.autograd.grad((defence(x, random()) * weights).sum(), x)[0]
 
 
-def kept(function, images: torch.Tensor) -> int:
+def kept(defence, image: torch.Tensor) -> int:
     """Bytes that are kept for the backward pass, what is computed anew left out."""
     sizes = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        sizes.append(tensor.nbytes)
-        return tensor
-
+    pack = lambda tensor: sizes.append(tensor.nbytes) or tensor  # noqa: E731
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function(images.clone().requires_grad_())
+        defence(image.clone().requires_grad_(), random())
     return sum(sizes)
 
 
@@ -67,7 +68,8 @@ def test_the_gradient_is_that_of_the_whole_graph_and_of_differences(diffusion, i
     defence, image = make_defence(text, diffusion), images[:1]
     weights = torch.randn(image.shape, generator=random(4), dtype=torch.float64)
     found = gradient_through(defence, image, weights)
-    assert found.abs().max() > 0
+    for net in (diffusion.unet, diffusion.vae):
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
     along = torch.randn(image.shape, generator=random(5), dtype=torch.float64)
     ends = [(defence(image + step * along, random()) * weights).sum() for step in (1e-6, -1e-6)]
     assert (found * along).sum() == pytest.approx((ends[0] - ends[1]).item() / 2e-6, rel=1e-5)
@@ -76,33 +78,19 @@ def test_the_gradient_is_that_of_the_whole_graph_and_of_differences(diffusion, i
     assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
-def test_memory_grows_with_the_steps_by_their_latents_alone(checkpoint, images, monkeypatch):
-    diffusion = LatentDiffusion(checkpoint(**KINDS["epsilon"]), CLASS_NAMES)
-
-    def bytes_at(timestep: int) -> int:
-        defence = make_defence(f"diffpure:{timestep}", diffusion)
-        return kept(lambda x: defence(x, random()), images[:1])
-
+def test_memory_grows_with_the_steps_by_their_latents_alone(pipeline, images, monkeypatch):
+    diffusion = LatentDiffusion(pipeline, CLASS_NAMES)
+    # of six steps and of one
+    six, one = (make_defence(f"diffpure:{timestep}", diffusion) for timestep in (299, 49))
     inputs = diffusion.encode(images[:1]).nbytes + diffusion.embed([""])[0].nbytes  # of a step
-    each = (bytes_at(299) - bytes_at(49)) / 5  # of six steps and of one
-    assert each == inputs and bytes_at(49) < 4 * images[:1].nbytes
+    each = (kept(six, images[:1]) - kept(one, images[:1])) / 5
+    assert each == inputs and kept(one, images[:1]) < 4 * images[:1].nbytes
     without_checkpoints(monkeypatch)
-    assert (bytes_at(299) - bytes_at(49)) / 5 > 100 * each
+    assert (kept(six, images[:1]) - kept(one, images[:1])) / 5 > 100 * each
 
 
-def test_weights_get_no_gradient_and_stay_as_they_were(diffusion, images):
-    wanted = [parameter.requires_grad for parameter in diffusion.unet.parameters()]
-    images = images[:1].clone().requires_grad_()
-    make_defence("diffpure:60", diffusion)(images, random()).sum().backward()
-    assert images.grad.abs().max() > 0
-    for net in (diffusion.unet, diffusion.vae):
-        assert all(parameter.grad is None for parameter in net.parameters())
-    assert [parameter.requires_grad for parameter in diffusion.unet.parameters()] == wanted
-
-
-def test_a_purification_is_the_same_whatever_the_attack_s_steps(checkpoint, images):
+def test_a_purification_is_the_same_whatever_the_attack_s_steps(pipeline, images):
     """And what it draws is the same for every image of a batch."""
-    pipeline = checkpoint(**KINDS["epsilon"])
     few, many = (
         make_defence("diffpure:110", LatentDiffusion(pipeline, CLASS_NAMES, diffusion_steps=steps))
         for steps in (20, 50)
@@ -113,8 +101,8 @@ def test_a_purification_is_the_same_whatever_the_attack_s_steps(checkpoint, imag
     assert not torch.allclose(few(images, random(4)), expected, atol=1e-3)
 
 
-def test_an_attack_draws_purifications_as_it_would_without_computing_anew(checkpoint, classifier, images):
-    diffusion = LatentDiffusion(checkpoint(**KINDS["epsilon"]), CLASS_NAMES)
+def test_an_attack_draws_purifications_as_it_would_without_computing_anew(pipeline, classifier, images):
+    diffusion = LatentDiffusion(pipeline, CLASS_NAMES)
     defended = defend(classifier, ["resize:0.8", "diffpure:40"], diffusion, attack_draws=2)
     x = images.clone().requires_grad_()
     logits = under_attack(defended, x, 3)
@@ -131,21 +119,19 @@ def test_an_attack_draws_purifications_as_it_would_without_computing_anew(checkp
 
 @pytest.mark.parametrize("guidance, checkpointing, draws", [(1.0, False, 1), (2.5, True, 2)])
 def test_the_attacks_own_unet_may_purify(
-    checkpoint, classifier, images, labels, guidance, checkpointing, draws
+    pipeline, classifier, images, labels, guidance, checkpointing, draws
 ):
     """The same as through another one like it, which no controller has touched: nothing of a purification
     gets into the attention maps, nor the other way round.
     """
-    pipeline = checkpoint(**KINDS["epsilon"])
     parts = {name: copy.deepcopy(getattr(pipeline, name)) for name in ("unet", "vae", "text_encoder")}
     apart = SimpleNamespace(**parts, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler)
     options = dict(iterations=2, start_step=18, guidance=guidance, draws=draws, contrast_limit=None)
     others = LatentDiffusion(apart, CLASS_NAMES)
     behind = Defended(classifier, [make_defence("diffpure:60", others)], attack_draws=draws)
+    options |= dict(checkpointing=checkpointing)
     expected, found = (
-        DiffAttack(
-            pipeline, one, CLASS_NAMES, checkpointing=checkpointing, attack_through=through, **options
-        )(images[:1], labels[:1])
+        DiffAttack(pipeline, one, CLASS_NAMES, attack_through=through, **options)(images[:1], labels[:1])
         for one, through in ((behind, ()), (classifier, ("diffpure:60",)))
     )
     for name in ("layer_losses", "attack_loss", "cross_attention_loss", "gradient_norms"):
@@ -155,9 +141,9 @@ def test_the_attacks_own_unet_may_purify(
     assert torch.allclose(found.adversarial, expected.adversarial, atol=1e-9)
 
 
-def test_an_attack_on_pixels_through_a_purification(checkpoint, classifier, images, labels):
+def test_an_attack_on_pixels_through_a_purification(pipeline, classifier, images, labels):
     """It raises the loss behind the defence further than one that does not know of it."""
-    diffusion = LatentDiffusion(checkpoint(**KINDS["epsilon"]), CLASS_NAMES)
+    diffusion = LatentDiffusion(pipeline, CLASS_NAMES)
     behind = defend(classifier, ["diffpure:110"], diffusion)
     plain, image, losses = copy.deepcopy(classifier).float(), images[:1].float(), []
     for through in ((), ("diffpure:110",)):
@@ -172,15 +158,12 @@ def test_an_attack_on_pixels_through_a_purification(checkpoint, classifier, imag
 
 
 def test_attacks_end_and_look_by_other_draws_than_those_that_judge():
-    images = torch.rand(2, 3, 32, 32, generator=random(0))
+    images, seen = torch.rand(2, 3, 32, 32, generator=random(0)), []
     defended = defend(network(5), ["smoothing:0.5"])
-    seen = []
     defended.changed = lambda images, seed: seen.append(seed) or images
     defended(images)
-    assert seen == list(range(SEED, SEED + 100))
-    seen.clear()
     at_a_stop(defended, images)
-    assert seen == list(range(STOP_SEED, STOP_SEED + 100))
+    assert seen == [*range(SEED, SEED + 100), *range(STOP_SEED, STOP_SEED + 100)]
     seen.clear()
     looks = Surrogates([defended], torch.tensor([[1]]), 1.0)
     looks(images), looks(images.clone().requires_grad_())  # an attack may look without a gradient, too
