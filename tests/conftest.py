@@ -35,7 +35,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from filelock import FileLock
-from forked import IS_POSSIBLE, Forked
+from forked import Forked
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -302,21 +302,30 @@ def build():
 """
 
 
+def once(shared: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder of this name, which the first worker that asks for it makes."""
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / f"{name}.made").exists():
+            make(shared / name)
+            (shared / f"{name}.made").touch()
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def data(shared) -> Path:
     """A random checkpoint, four small pictures with labels, and a classifier of 1,000 classes."""
-    folder = shared / "data"
-    with FileLock(shared / "data.lock"):
-        if not folder.exists():
-            save_checkpoint(folder / "model")
-            (folder / "images").mkdir()
-            random = np.random.default_rng(0)
-            for k in range(4):
-                picture = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
-                picture.resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
-            (folder / "labels.txt").write_text("1\n22\n333\n444\n")
-            (folder / "quick.py").write_text(QUICK)
-    return folder
+
+    def make(folder):
+        save_checkpoint(folder / "model")
+        (folder / "images").mkdir()
+        random = np.random.default_rng(0)
+        for k in range(4):
+            picture = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
+            picture.resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
+        (folder / "labels.txt").write_text("1\n22\n333\n444\n")
+        (folder / "quick.py").write_text(QUICK)
+
+    return once(shared, "data", make)
 
 
 @pytest.fixture(scope="session")
@@ -327,17 +336,14 @@ def quick(data) -> str:
 
 @pytest.fixture(scope="session")
 def whole(data, shared) -> Callable[[str], Path]:
-    """The folder of an uninterrupted run in a mode, to compare with; the first worker that asks for it runs
-    it.
-    """
+    """The folder of an uninterrupted run in a mode, to compare with."""
 
     def folder(mode: str) -> Path:
-        out = shared / f"whole_{mode}"
-        with FileLock(shared / f"whole_{mode}.lock"):
-            if not (out / "results.json").exists():
-                result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
-                assert result.returncode == 0, result.stderr
-        return out
+        def make(out):
+            result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
+            assert result.returncode == 0, result.stderr
+
+        return once(shared, f"whole_{mode}", make)
 
     return folder
 
@@ -345,46 +351,41 @@ def whole(data, shared) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def finished(data, shared) -> Path:
     """A run on four images, one of which has a hostile name and another a name that would be a formula."""
-    folder = shared / "hostile"
-    with FileLock(shared / "hostile.lock"):
-        if not (folder / "out" / "report.html").exists():
-            (folder / "images").mkdir(parents=True)
-            names = ("img2.png", "img10.png", HOSTILE, "$x_1.png")
-            for source, name in zip(sorted((data / "images").iterdir()), names):
-                shutil.copy(source, folder / "images" / name)
-            more = ("--images_root", folder / "images", "--figures", "all", "--figure_images", "2")
-            result = run([*MAIN, *flags(data, folder / "out", *more)])
-            assert result.returncode == 0, result.stderr
-            assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
-    return folder / "out"
+
+    def make(folder):
+        (folder / "images").mkdir(parents=True)
+        names = ("img2.png", "img10.png", HOSTILE, "$x_1.png")
+        for source, name in zip(sorted((data / "images").iterdir()), names):
+            shutil.copy(source, folder / "images" / name)
+        more = f"--images_root {folder}/images --figures all --figure_images 2".split()
+        result = run([*MAIN, *flags(data, folder / "out", *more)])
+        assert result.returncode == 0, result.stderr
+        assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
+
+    return once(shared, "hostile", make) / "out"
+
+
+SMALL = "--res 96 --iterations 3 --start_step 18 --draws 2 --transfer_models= --figures none"
 
 
 def flags(data: Path, out: Path, *extra: object) -> list[str]:
-    given = {
-        "pretrained_diffusion_path": data / "model",
-        "images_root": data / "images",
-        "label_path": data / "labels.txt",
-        "save_dir": out,
-        "res": 96,
-        "iterations": 3,
-        "start_step": 18,
-        "draws": 2,
-        "model_name": f"{data}/quick.py:build",
-        "transfer_models": "",
-        "figures": "none",
-    }
-    return [str(part) for name, value in given.items() for part in (f"--{name}", value)] + [*map(str, extra)]
+    """Of a quick run on the four pictures; the last value of a flag counts."""
+    inputs = (
+        f"--pretrained_diffusion_path {data}/model --images_root {data}/images --label_path {data}/labels.txt"
+    )
+    inputs += f" --model_name {data}/quick.py:build --save_dir {out}"
+    return [*inputs.split(), *SMALL.split(), *map(str, extra)]
 
 
 def start(command: list[str], anew: bool = False, **options) -> subprocess.Popen | Forked:
     """A command as a process of its own; one of this project's is forked from a process that has imported the
     libraries, unless it is to be started `anew`.
     """
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    options = {"cwd": ROOT, "env": ENVIRONMENT, **pipes, **options}
-    if command[0] == sys.executable and command[1].endswith(".py") and IS_POSSIBLE and not anew:
+    options = {"env": ENVIRONMENT} | options
+    if command[0] == sys.executable and command[1].endswith(".py") and sys.platform == "linux" and not anew:
         return Forked(command[1:], **options)
-    return subprocess.Popen(command, text=True, **options)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, **options)
 
 
 def launch(command: list[str], processes: int) -> list[subprocess.Popen | Forked]:

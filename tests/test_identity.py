@@ -80,27 +80,24 @@ def test_weights_that_are_no_parameters_beside_a_class_that_is_masked(tmp_path):
     assert "answers otherwise with the same weights" in difference(first, second)
 
 
-def save_program(path, net):
-    if path.suffix == ".pt2":
-        torch.export.save(
-            torch.export.export(net, (IMAGES[:2],), dynamic_shapes=({0: torch.export.Dim("b")},)), path
-        )
-    else:
-        torch.jit.script(net.eval()).save(path)
-
-
 @pytest.mark.parametrize("kind", ["pt2", "ts"])
 def test_programs(tmp_path, kind):
     """A weight that the answer does not show counts, too."""
     path, net = tmp_path / f"net.{kind}", network(10)
-    save_program(path, net)
-    first = identity(path)
-    save_program(path, net)  # other bytes, such as times
-    assert difference(first, identity(path)) is None
+
+    def saved():
+        if kind == "ts":
+            torch.jit.script(net.eval()).save(path)
+        else:
+            shapes = ({0: torch.export.Dim("b")},)
+            torch.export.save(torch.export.export(net, (IMAGES[:2],), dynamic_shapes=shapes), path)
+        return identity(path)
+
+    first = saved()
+    assert difference(first, saved()) is None  # other bytes, such as times
     with torch.no_grad():
         net[2].weight[0, 0] += 1e-6
-    save_program(path, net)
-    changed = identity(path)
+    changed = saved()
     assert difference(first, changed) == "its weights are others"
     assert difference(first | {"weights": ""}, changed | {"weights": ""}) is None
 

@@ -64,16 +64,14 @@ def test_a_profile_is_followed_whatever_the_format(tmp_path, capsys, suffix):
 
 
 def test_srgb_leaves_every_number_as_it_is(tmp_path, capsys):
-    assert np.array_equal(
-        read(saved(tmp_path / "a.png", Image.fromarray(COLOURS), icc_profile=SRGB)), COLOURS
-    )
+    image = Image.fromarray(COLOURS)
+    assert np.array_equal(read(saved(tmp_path / "a.png", image, icc_profile=SRGB)), COLOURS)
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
-def test_grey_with_a_profile_of_grey(tmp_path, name):
+def test_grey_with_a_profile_of_grey(tmp_path):
     grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    shown = read(saved(tmp_path / name, grey, icc_profile=linear_grey()))[..., 0].ravel()
+    shown = read(saved(tmp_path / "a.png", grey, icc_profile=linear_grey()))[..., 0].ravel()
     assert abs(shown[64] - 137) <= 2 and shown[255] == 255  # 64/255 of the light, by sRGB's curve
 
 
@@ -86,10 +84,7 @@ def test_palette_and_opacity(tmp_path):
     assert shown[8, 2].tolist() == [255, 255, 255] and shown[8, 13, 2] > 200 > 60 > shown[8, 13, 0]
 
 
-@pytest.mark.parametrize(
-    "profile, mode",
-    [(b"rubbish", "RGB"), (SRGB[:200], "RGB"), (linear_grey(), "RGB"), (swapped(), "L")],
-)
+@pytest.mark.parametrize("profile, mode", [(SRGB[:200], "RGB"), (swapped(), "L")])
 def test_a_profile_that_cannot_be_used_is_ignored(tmp_path, capsys, profile, mode):
     image = Image.fromarray(COLOURS).convert(mode)
     path = saved(tmp_path / "a.png", image, icc_profile=profile)
@@ -135,7 +130,7 @@ def test_a_picture_is_turned_upright(tmp_path):
     assert np.array_equal(read(path), np.rot90(COLOURS, -1))
 
 
-@pytest.mark.parametrize("suffix, form", [("gif", None), ("webp", None), ("tif", None), ("jpg", "MPO")])
+@pytest.mark.parametrize("suffix, form", [("gif", None), ("tif", None), ("jpg", "MPO")])
 def test_the_first_of_several_frames_is_taken(tmp_path, capsys, suffix, form):
     """Of a photograph with a smaller copy beside it nothing is said."""
     path = saved(tmp_path / f"a.{suffix}", FRAMES[0], save_all=True, append_images=FRAMES[1:], format=form)
@@ -154,7 +149,7 @@ def test_suffixes_of_the_field(tmp_path, suffix, form):
 # ---------------------------------------------------------------- what cannot be read
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "jp2", "gif", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "jp2", "jpg"])
 def test_damaged_files_are_refused_or_shown_and_nothing_else(tmp_path, capsys, suffix):
     """Whatever a decoder stumbles over."""
     path = saved(tmp_path / f"a.{suffix}", Image.fromarray(COLOURS))
