@@ -105,51 +105,37 @@ def save_checkpoint(
     letters = [chr(c) for c in range(33, 127)]
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
-    text = CLIPTextConfig(
-        vocab_size=len(vocab),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=vocab["<|startoftext|>"],
-        eos_token_id=vocab["<|endoftext|>"],
-    )
-    text_encoder = CLIPTextModel(text)
+    tokens_of = dict(bos_token_id=vocab["<|startoftext|>"], eos_token_id=vocab["<|endoftext|>"])
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    sizes |= dict(vocab_size=len(vocab), max_position_embeddings=16)
+    text_encoder = CLIPTextModel(CLIPTextConfig(**sizes, **tokens_of))
+    small = dict(layers_per_block=1, norm_num_groups=4)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * vae_levels,
         up_block_types=("UpDecoderBlock2D",) * vae_levels,
         block_out_channels=(8,) * vae_levels,
-        layers_per_block=1,
         latent_channels=latent_channels,
-        norm_num_groups=4,
         scaling_factor=scaling_factor,
+        **small,
     )
     unet = UNet2DConditionModel(
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=(8, 16, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
         down_block_types=("DownBlock2D", *3 * ["CrossAttnDownBlock2D"]),
         up_block_types=(*3 * ["CrossAttnUpBlock2D"], "UpBlock2D"),
         attention_head_dim=heads,
         cross_attention_dim=16,
         use_linear_projection=linear_projection,
+        **small,
     )
     config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else dict(clip_sample=False)
     config |= dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False)
     config |= dict(steps_offset=steps_offset, prediction_type=prediction_type)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16),
-        unet=unet,
-        scheduler=scheduler(**config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    lacking = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
+    parts = dict(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
+    pipeline = StableDiffusionPipeline(**parts, scheduler=scheduler(**config), **lacking)
     pipeline.save_pretrained(folder)
     return folder
 
@@ -159,15 +145,11 @@ def checkpoint(tmp_path_factory):
     """Returns a function from the arguments of `save_checkpoint` to a loaded pipeline in float64; each kind
     is written once.
     """
-    pipelines = {}
 
+    @functools.cache
     def load(**kind) -> StableDiffusionPipeline:
-        key = json.dumps(kind, default=str, sort_keys=True)
-        if key not in pipelines:
-            pipelines[key] = load_pipeline(
-                str(save_checkpoint(tmp_path_factory.mktemp("checkpoint"), **kind)), torch.device("cpu")
-            ).to(torch.float64)
-        return pipelines[key]
+        folder = save_checkpoint(tmp_path_factory.mktemp("checkpoint"), **kind)
+        return load_pipeline(str(folder), torch.device("cpu")).to(torch.float64)
 
     return load
 
@@ -178,15 +160,9 @@ class TinyClassifier(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
-        self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 5, stride=3),
-            torch.nn.Tanh(),
-            torch.nn.Conv2d(8, 8, 5, stride=3),
-            torch.nn.Tanh(),
-            torch.nn.AdaptiveAvgPool2d(2),
-            torch.nn.Flatten(),
-            torch.nn.Linear(32, len(CLASS_NAMES)),
-        )
+        layers = [torch.nn.Conv2d(3, 8, 5, stride=3), torch.nn.Tanh(), torch.nn.Conv2d(8, 8, 5, stride=3)]
+        layers += [torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()]
+        self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(32, len(CLASS_NAMES)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 5 * self.layers(x)
@@ -251,15 +227,8 @@ def save_vit(folder, **labels):
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=96,
-        patch_size=16,
-        **labels,
-    )
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = ViTConfig(**sizes, image_size=96, patch_size=16, **labels)
     ViTForImageClassification(config).save_pretrained(folder)
 
 

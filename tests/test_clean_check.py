@@ -100,17 +100,6 @@ def test_labels_that_are_off_stop_a_run_with_what_would_fit(photos, surrogate, t
     check_labels([accuracy], trusted=True)
 
 
-def test_folders_numbered_in_the_order_of_the_development_kit_less_one_are_named(photos, surrogate, tmp_path):
-    for k, number in enumerate(of_the_kit(photos[1]), 1):
-        folder = tmp_path / "root" / str(number - 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(photos[0] / f"img{k}.jpg", folder)
-    (accuracy,) = looked_at(tmp_path / "root", None, surrogate, 0)
-    with pytest.raises(InputError, match="is right on .*add one to each") as caught:
-        check_labels([accuracy], trusted=False)
-    assert "--label_path" not in str(caught.value)
-
-
 def test_the_order_of_the_development_kit_is_read_where_it_is_given(photos, surrogate, tmp_path):
     kit, ids = tmp_path / "map_clsloc.txt", IMAGENET_CLASSES.wordnet_ids
     rows = [(ids[k], n, IMAGENET_CLASSES[k].replace(" ", "_")) for n, k in enumerate(DEVELOPMENT_KIT, 1)]

@@ -16,11 +16,9 @@ from natsort import natsorted
 from PIL import Image
 
 import main
-from diffattack.common.flags import parse_options
 from diffattack.data.images import read_image
 from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.evaluation.metrics import psnr
-from diffattack.options import Options
 
 QUICK = "--iterations 2 --limit 1 --res 128 --start_step 17 --draws 2"
 MODES = ("uniform", "fixed", "learnable_detached", "learnable")
@@ -112,13 +110,6 @@ def test_help_groups_the_flags_and_says_each_default():
     assert "--budget" in common and "--seed" not in common and "--help all" in common
     for part in ("data:", "timestep weights:", "machine:", "(default: 10000)", "(default: learned)"):
         assert part in text
-
-
-def test_the_options_of_a_command_line_equal_those_of_the_library():
-    parsed = parse_options(Options, "", ["--iterations", "5", "--is_hard_mask", "--weight_schedule", "1,2"])
-    made = Options(iterations=5, is_hard_mask=True, weight_schedule="1,2")
-    made.fill_in_defaults()
-    assert parsed == made and parsed.schedule == (1.0, 2.0)
 
 
 # ---------------------------------------------------------------- bad input

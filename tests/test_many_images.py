@@ -1,16 +1,12 @@
 """What a run of many images needs: judged where it is written; subfolders; a quick start."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from conftest import MAIN, done, flags, run, start, wait_for
-from test_processes import TWO_PROCESSES
+from conftest import MAIN, flags, run
 
 from diffattack.data import layout
 from diffattack.data.layout import Layout
@@ -96,36 +92,3 @@ def test_above_so_many_images_files_lie_in_subfolders(quick, command, tmp_path, 
     assert result.returncode == 0, result.stderr
     assert len(json.loads((tmp_path / "t/evaluation.json").read_text())["images"]) == 4
     assert run([*four, "--overwrite"]).returncode == 0 and len(Layout(tmp_path / "out", 4).finished()) == 4
-
-
-@pytest.mark.nightly
-def test_two_machines_of_two_processes_share_the_work_and_go_on_after_a_death(command, tmp_path):
-    out = tmp_path / "out"
-    machine = [*TWO_PROCESSES[:-3], *"--num_processes 4 --num_machines 2 --main_process_ip 127.0.0.1".split()]
-    machine += ["--main_process_port", "29517", "--machine_rank"]
-
-    def launch() -> list:
-        four = command(out, "--limit 4 --transfer_models=")[1:]
-        return [start([*machine, str(rank), *four], start_new_session=True) for rank in range(2)]
-
-    def rank_of(process: psutil.Process) -> str | None:
-        try:
-            return process.environ().get("RANK") if str(out) in process.cmdline() else None
-        except (psutil.Error, OSError):
-            return None
-
-    first = launch()
-    wait_for(lambda: out.exists() and done(out), first[0])
-    next(process for process in psutil.process_iter() if rank_of(process) == "3").kill()
-    assert first[1].wait(timeout=400) != 0
-    # the other launcher waits for five minutes for the one that has ended, when its own are done
-    wait_for(lambda: {"0000", "0001"} <= set(done(out)), first[0])
-    os.killpg(first[0].pid, signal.SIGKILL)
-    first[0].wait()
-    times = {path: path.stat().st_mtime_ns for path in out.glob("*_adv_image.png")}
-    second = launch()
-    told = [process.communicate(timeout=400) for process in second]
-    assert [process.returncode for process in second] == [0, 0], told
-    assert done(out) == ["0000", "0001", "0002", "0003"]
-    assert times and all(path.stat().st_mtime_ns == time for path, time in times.items())
-    assert sum(words.count("mean PSNR") for words, _ in told) == 1
