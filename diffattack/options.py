@@ -15,7 +15,7 @@ from diffattack import ROOT
 from diffattack.attacks.library import OURS, attack_name
 from diffattack.classifiers.defences import DEFENCES, attack_draws, make_defence, split_name
 from diffattack.classifiers.heads import HEADS, THRESHOLD, Head, head_named
-from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name
+from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, REGISTRY, check_name, split_group
 from diffattack.common.errors import InputError, RecordError
 from diffattack.common.flags import (
     COUNT,
@@ -38,6 +38,7 @@ from diffattack.data.summaries import FIGURE_IMAGES
 from diffattack.diffusion.inversion import PREDICTION_TYPES
 from diffattack.diffusion.pipeline import Lora, parse_lora
 from diffattack.evaluation.budget import Budget, parse_budget
+from diffattack.evaluation.seeing import MODELS_OF_SEEING, measure_names
 from timestep_weights import SCHEDULES, STUDY_ITERATIONS, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
 # a number or none; and what no image depends on, so that a run may go on with another value
@@ -130,7 +131,7 @@ class ModelOptions:
         names,
     )
     transfer_models: tuple[str, ...] | None = of_machine(
-        None, 'judges of transfer; "" for none (default: two beside the surrogate)', "NAMES", names
+        None, 'judges, perhaps as GROUP=NAME; "" for none (default: two beside the surrogate)', "NAMES", names
     )
     defences: tuple[str, ...] = of_machine(
         (), f"judge behind each of these, too: {', '.join(DEFENCES)}", "jpeg:75,bits:4", names
@@ -141,6 +142,14 @@ class ModelOptions:
         "K",
         range=COUNT,
     )
+    measures: tuple[str, ...] = of_machine(
+        (), f"models of seeing, too: {', '.join(MODELS_OF_SEEING)}", "NAMES", measure_names
+    )
+
+    @property
+    def transfer_names(self) -> tuple[str, ...]:
+        """Without groups."""
+        return tuple(name for _, name in map(split_group, self.transfer_models))
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -149,11 +158,11 @@ class ModelOptions:
         """
         behind = (
             f"{name}@{text}"
-            for name in self.model_name + self.transfer_models
+            for name in self.model_name + self.transfer_names
             for text in self.defences
             if f"@{text}@" not in f"{name}@"
         )
-        return tuple(dict.fromkeys((*self.transfer_models, *behind)))
+        return tuple(dict.fromkeys((*self.transfer_names, *behind)))
 
 
 @dataclass
@@ -187,7 +196,7 @@ class AttackOptions(WeightOptions):
 
     attack: str = flag(
         OURS,
-        f"{OURS}, torchattack:DIFGSM(steps=20), or FILE.py:FUNCTION, within the same budget",
+        f"{OURS}, advad, torchattack:DIFGSM(steps=20), or FILE.py:FUNCTION, within the same budget",
         "NAME",
         attack_name,
     )
@@ -432,7 +441,7 @@ class Options(MachineOptions, AttackOptions, ModelOptions, DataOptions):
         if not self.model_name:
             raise InputError("--model_name names no classifier; give one, such as efficientnet_lite0")
         check_each("model_name", check_name, self.model_name)
-        check_each("transfer_models", check_name, self.transfer_models)
+        check_each("transfer_models", check_name, self.transfer_names)
         check_each("defences", make_defence, filter(None, "@".join(self.defences).split("@")))
 
 

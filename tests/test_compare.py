@@ -80,7 +80,7 @@ def test_transfer_shares_average_to_the_transfer_mean():
     ]
     evaluation = Evaluation([surrogate, *others], {}, [])
     assert (
-        transfer_shares(evaluation).mean()
+        transfer_shares(evaluation.transfers).mean()
         == pytest.approx(transfer_mean(others).value)
         == pytest.approx((2 / 4 + 2 / 6) / 2)
     )
@@ -142,7 +142,7 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, qui
     assert "| learnable |" in (tmp_path / "comparison.md").read_text()
     rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
     assert len(rows) == 4 * 2 and {row["mode"] for row in rows} == {"fixed", "learnable"}
-    for name in (f"white-box, {quick}", "transfer, efficientnet_lite1", "seconds an image"):
+    for name in ("white-box, quick.py:build", "transfer, efficientnet_lite1", "seconds an image"):
         assert name in (tmp_path / "comparison.md").read_text() and name in completed.stdout
     told = "learnable: no difference to fixed that these 4 images could show; so few images cannot show any"
     assert told in completed.stdout

@@ -1,4 +1,4 @@
-"""Attacks by name: `diffattack`, `torchattack:DIFGSM(eps=0.03,steps=10)`, `FILE.py:FUNCTION`.
+"""Attacks by name: `diffattack`, `advad(steps=100)`, `torchattack:DIFGSM(steps=10)`, `FILE.py:FUNCTION`.
 
     parse_attack("torchattack:DIFGSM(eps=8/255)").arguments      # {"eps": 0.0313...}
     attack = load_attack(parse_attack("torchattack:DIFGSM(steps=20)"), classes=1000)
@@ -28,10 +28,11 @@ from diffattack.data.layout import shortened
 from diffattack.diffusion.composition import Composition
 
 FORMS = (
-    "diffattack, torchattack:NAME, torchattack:NAME(eps=8/255,steps=10), FILE.py:FUNCTION or "
+    "diffattack, advad, torchattack:NAME, torchattack:NAME(eps=8/255,steps=10), FILE.py:FUNCTION or "
     "FILE.py:FUNCTION(ARGUMENTS)"
 )
 OURS = "diffattack"
+ADVAD = Path(__file__).with_name("advad.py")  # loaded as a file of the user's is
 NEED_LAYERS = {"feature_layer_cfg", "hook_cfg"}  # parameters that name a network's layers
 # which need VGG-16's weights, minutes before each image, and pictures of other images
 NEED_MORE = ("SSP", "GeoDA", "Admix", "L2T")
@@ -72,7 +73,8 @@ def parse_attack(text: str) -> AttackName:
     text = text.strip()
     if text == OURS:
         return AttackName(text, OURS)
-    match = re.fullmatch(r"(torchattack|.+\.py):([A-Za-z_]\w*)\s*(?:\((.*)\))?", text, re.DOTALL)
+    whole = re.sub(r"^advad\b(?!\.)", f"{ADVAD}:advad", text)
+    match = re.fullmatch(r"(torchattack|.+\.py):([A-Za-z_]\w*)\s*(?:\((.*)\))?", whole, re.DOTALL)
     if not match:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is no attack; expected {FORMS}")
     source, function, arguments = match.groups()
@@ -106,7 +108,7 @@ def attack_name(text: str) -> str:
 
 def attack_names(text: str) -> tuple[str, ...]:
     """What a flag lists, separated by commas; none of an empty text."""
-    texts = re.split(rf",\s*(?={OURS}\b|torchattack:|[^,()]*\.py:)", text) if text.strip() else ()
+    texts = re.split(rf",\s*(?={OURS}\b|advad\b|torchattack:|[^,()]*\.py:)", text) if text.strip() else ()
     names = tuple(map(attack_name, texts))
     if names and not 2 <= len(names) == len(set(names)):
         raise argparse.ArgumentTypeError("expected at least two attacks, none of them twice")

@@ -100,6 +100,18 @@ def check_name(name: str) -> str:
     )
 
 
+def split_group(text: str) -> tuple[str, str]:
+    """The group that a judge is named with, as GROUP=NAME, "" for none, and its name."""
+    group, name = re.fullmatch(r"(?:(\w+)=)?(.*)", text, re.DOTALL).groups()
+    return group or "", name
+
+
+def groups_of(judges: Sequence[str]) -> dict[str, list[str]]:
+    """The names of judges by their groups."""
+    pairs = list(map(split_group, judges))
+    return {group: [name for other, name in pairs if other == group] for group, _ in pairs if group}
+
+
 def load_classifier(
     name: str,
     classes: int | Sequence[str] | None = None,

@@ -25,7 +25,7 @@ ANALYSIS = "timestep_analysis"  # the folder of a run's figures, inside the run'
 
 
 # what all judges find of an image's pictures at the iterations of `--judge_at`: evaluation/curves.py
-CURVE = ("curve_iterations", "curve_predictions", "curve_visibility")
+CURVE = ("curve_iterations", "curve_predictions", "curve_measures", "curve_visibility")
 # fields of a record that a batch shares, or that are cut otherwise
 KEPT_WHOLE = ("timesteps", "layers", "grids", "class_tokens", "gradient_iterations", "weights")
 

@@ -137,7 +137,7 @@ def numbers_of(record) -> dict[str, np.ndarray]:
         "psnr": np.array(record.row["psnr"], np.float64),  # dB; infinite where nothing has changed
     }
     # the curve, with `--judge_at` at P iterations by C classifiers, see evaluation/curves.py:
-    # curve_iterations (P,), curve_predictions (P, C, 2), curve_visibility (P, measures)
+    # curve_iterations (P,), curve_predictions (P, C, 2), curve_measures (M,), curve_visibility (P, M)
     return vars(loss_sums(record.layer_losses[:iterations])) | kept | record.curve
 
 

@@ -11,7 +11,8 @@ import scipy
 from diffattack.data.records import Run
 from diffattack.data.summaries import mean_and_deviation
 from diffattack.evaluation.metrics import Quality, means_of
-from diffattack.evaluation.results import Evaluation, counts_of
+from diffattack.evaluation.predictions import ClassifierResult
+from diffattack.evaluation.results import Evaluation, counts_of, transfer_mean
 from diffattack.evaluation.statistics import ALPHA, correct, paired, smallest_success_difference
 from diffattack.evaluation.tables import COUNTED, Report, cost_dict, cost_rows, figure_rows, legend
 
@@ -76,7 +77,7 @@ def success_metrics(evaluation: Evaluation) -> dict[str, Quality]:
     """
     found = {}
     for k, result in enumerate(evaluation.classifiers):
-        name = f"{ROLES[evaluation.role(k)]}, {result.name}"
+        name = f"{ROLES[evaluation.role(k)]}, {result.title}"
         for rule, figures in result.figures.items():
             found[f"{name}, {rule} of {result.draws} draws" if rule else name] = Quality(
                 figures["success"],
@@ -86,9 +87,8 @@ def success_metrics(evaluation: Evaluation) -> dict[str, Quality]:
     if evaluation.surrogates > 1:
         fooled = np.where(*evaluation.joint(), np.nan)
         found["white-box, all at once"] = Quality(evaluation.joint_success, None, fooled)
-    if evaluation.transfers:
-        shares = transfer_shares(evaluation)
-        found["transfer, mean"] = Quality(evaluation.transfer_figures["success"], None, shares)
+    for group, results in evaluation.transfer_groups.items():
+        found[f"transfer, {group}"] = Quality(transfer_mean(results), None, transfer_shares(results))
     return found
 
 
@@ -117,11 +117,11 @@ def compare_metrics(modes: Mapping[str, Mapping[str, Quality]]) -> list[dict]:
     return lines
 
 
-def transfer_shares(evaluation: Evaluation) -> np.ndarray:
-    """What each image adds to the mean of the transfer classifiers' success rates, times the number of
+def transfer_shares(results: Sequence[ClassifierResult]) -> np.ndarray:
+    """What each image adds to the mean of these classifiers' success rates, times the number of
     images: its mean is that mean.
     """
-    counted, fooled = counts_of(evaluation.transfers)
+    counted, fooled = counts_of(results)
     return (fooled / np.maximum(1, counted.sum(1, keepdims=True))).mean(0) * counted.shape[1]
 
 

@@ -21,7 +21,8 @@ from diffattack.data.records import Run
 from diffattack.evaluation.judges import Judges, batch_on
 from diffattack.evaluation.metrics import means_of, visibility
 from diffattack.evaluation.predictions import ClassifierResult, predict
-from diffattack.evaluation.results import Evaluation, counts_of
+from diffattack.evaluation.results import Evaluation, counts_of, transfer_mean
+from diffattack.evaluation.seeing import MODELS_OF_SEEING, named_measures
 from diffattack.evaluation.statistics import (
     Estimate,
     correct,
@@ -31,9 +32,10 @@ from diffattack.evaluation.statistics import (
 )
 from diffattack.evaluation.tables import COUNTED, Report, figure_rows, legend
 
-MEASURES = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # that a curve is told over
+ALWAYS = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")
+MEASURES = (*ALWAYS, *(name for name, *_ in MODELS_OF_SEEING.values()))  # that a curve is told over
 # at which attacks are compared, with the sign that makes more visible larger
-VISIBILITIES = {"L2": 1.0, "SSIM": -1.0}
+VISIBILITIES = {"L2": 1.0, "SSIM": -1.0, "FLIP": 1.0, "SSIMULACRA2": -1.0, "Butteraugli": 1.0}
 PARTS = (0.15, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the change; in percent they number the points
 # flags at which, when they are 0, all modes are the same attack
 WITHOUT_STRUCTURE = ("self_attn_loss_weight", "structure_share")
@@ -47,9 +49,9 @@ def figures_of(evaluation: Evaluation, measures: Iterable[str] = MEASURES) -> di
     """
     first = evaluation.classifiers[0]
     return {
-        f"white-box, {first.name}": first.success,
-        **({"transfer, mean": evaluation.transfer_figures["success"]} if evaluation.transfers else {}),
-        **{name: evaluation.quality[name].adversarial for name in measures},
+        f"white-box, {first.title}": first.success,
+        **{f"transfer, {g}": transfer_mean(each) for g, each in evaluation.transfer_groups.items()},
+        **{name: evaluation.quality[name].adversarial for name in measures if name in evaluation.quality},
     }
 
 
@@ -70,7 +72,7 @@ def curve_of_image(
 ) -> dict[str, np.ndarray]:
     """What is found of one image at P iterations, for its record: `curve_iterations` (P,),
     `curve_predictions` (P, C, 2) before and after the attack by C classifiers, and `curve_visibility` (P,
-    MEASURES).
+    M) by `curve_measures` (M,).
 
     Args:
         pictures_at: by iteration, uint8 `(H, W, 3)`, as `clean`.
@@ -84,7 +86,8 @@ def curve_of_image(
     return {
         "curve_iterations": np.array(steps),
         "curve_predictions": np.stack([np.broadcast_to(found[0], found[1:].shape), found[1:]], 2),
-        "curve_visibility": visibilities(itertools.repeat(clean), pictures[1:]),
+        "curve_measures": np.array(names_of(judges)),
+        "curve_visibility": visibilities(itertools.repeat(clean), pictures[1:], judges),
     }
 
 
@@ -97,10 +100,12 @@ def curve_points(run: Run) -> dict[int, Evaluation]:
     named = (labels_of(configuration, index) for index in summary.indices)
     labels, targets = labels_and_targets([Item(0, run.folder, *each) for each in named])
     results = [ClassifierResult(n, labels, None, targets, head) for n in configuration["curve_judges"]]
+    surrogates, groups = len(configuration["model_name"]), configuration["curve_groups"]
     return {
-        iteration: point(results, predictions, visible, len(configuration["model_name"]))
-        for iteration, predictions, visible in zip(
+        iteration: point(results, predictions, names, visible, surrogates, groups)
+        for iteration, names, predictions, visible in zip(
             summary.curve_iterations[0].tolist(),
+            itertools.repeat(summary.curve_measures[0].tolist()),
             np.moveaxis(summary.curve_predictions, 1, 0),  # of (images, C, 2)
             np.moveaxis(summary.curve_visibility, 1, 0),
         )
@@ -108,14 +113,19 @@ def curve_points(run: Run) -> dict[int, Evaluation]:
 
 
 def point(
-    results: Sequence[ClassifierResult], predictions: np.ndarray, visible: np.ndarray, surrogates: int
+    results: Sequence[ClassifierResult],
+    predictions: np.ndarray,
+    names: Sequence[str],
+    visible: np.ndarray,
+    surrogates: int,
+    groups: Mapping[str, Sequence[str]],
 ) -> Evaluation:
     """One of a curve: of the images and classifiers of `results`, by other predictions `(images, C, 2)`, and
-    visibilities `(images, MEASURES)`.
+    visibilities `(images, M)` by the measures of these names.
     """
     each = zip(results, np.moveaxis(predictions, 1, 0))
     results = [replace(one, predictions=sides[:, None]) for one, sides in each]
-    return Evaluation(results, means_of([dict(zip(MEASURES, visible.T))]), [], surrogates)
+    return Evaluation(results, means_of([dict(zip(names, visible.T))]), [], surrogates, groups)
 
 
 # ---------------------------------------------------------------- over parts of the change
@@ -142,15 +152,26 @@ def scaled_points(
             version = np.clip(np.round(pictures.clean + part * change), 0, 255).astype(np.uint8)
             about = (version, pictures.labels, judges.device, 16, judges.head, pictures.targets)
             after.append(np.stack([predict(judges.classifier(one.name), *about) for one in chosen], 1))
-            visible.append(visibilities(pictures.clean, version))
+            visible.append(visibilities(pictures.clean, version, judges))
         sides = np.stack([before, np.concatenate(after)], 2)
-        points[round(100 * part)] = point(chosen, sides, np.concatenate(visible), evaluation.surrogates)
-    return points | {100: Evaluation(chosen, evaluation.quality, [], evaluation.surrogates)}
+        shown = names_of(judges), np.concatenate(visible)
+        judged_by = evaluation.surrogates, evaluation.groups
+        points[round(100 * part)] = point(chosen, sides, *shown, *judged_by)
+    return points | {100: replace(evaluation, classifiers=chosen, warnings=[])}
 
 
-def visibilities(clean: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> np.ndarray:
-    """Of pictures beside clean ones, `(pictures, MEASURES)`."""
-    return np.array([[one[name] for name in MEASURES] for one in map(visibility, clean, others)])
+def names_of(judges: Judges) -> list[str]:
+    """The M measures of a curve's points."""
+    return [*ALWAYS, *named_measures(judges.seeing)]
+
+
+def visibilities(clean: Iterable[np.ndarray], others: Iterable[np.ndarray], judges: Judges) -> np.ndarray:
+    """Of pictures beside clean ones, `(pictures, M)`."""
+    asked, rows = named_measures(judges.seeing).values(), []
+    for one, other in zip(clean, others):
+        always = visibility(one, other)
+        rows.append([*(always[name] for name in ALWAYS), *(measure(one, other) for measure in asked)])
+    return np.array(rows)
 
 
 # ---------------------------------------------------------------- at equal visibility
@@ -161,7 +182,11 @@ def curve_of(evaluations: Iterable[Evaluation]) -> dict[str, np.ndarray]:
     B)`.
     """
     each = [
-        {name: sign * evaluation.quality[name].by_image for name, sign in VISIBILITIES.items()}
+        {
+            name: sign * evaluation.quality[name].by_image
+            for name, sign in VISIBILITIES.items()
+            if name in evaluation.quality
+        }
         | transfer_scores(evaluation)
         for evaluation in evaluations
     ]
@@ -172,13 +197,16 @@ def transfer_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """How far each image fools the transfer classifiers that had it right before, `(B,)`: the share of them
     that is fooled, and the mean probability that they leave to its true class; NaN without any.
     """
-    counted, fooled = counts_of(evaluation.transfers)
+    counted, _ = counts_of(evaluation.transfers)
     left = np.stack([one.predictions["true_confidence"][:, 0, 1] for one in evaluation.transfers])
+    found = {}
     with np.errstate(invalid="ignore"):
-        return {
-            "transfer success": fooled.sum(0) / counted.sum(0),
-            "confidence left in the true class": np.where(counted, left, 0).sum(0) / counted.sum(0),
-        }
+        found["confidence left in the true class"] = np.where(counted, left, 0).sum(0) / counted.sum(0)
+        for group, results in evaluation.transfer_groups.items():
+            counted, fooled = counts_of(results)
+            name = "transfer success" if group == "mean" else f"transfer success, {group}"
+            found[name] = fooled.sum(0) / counted.sum(0)
+    return found
 
 
 def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]:
@@ -186,8 +214,10 @@ def compare_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]
     Holm over all. `images` says something of so many.
     """
     pairs, tested = [], []
-    scores = [name for name in next(iter(curves.values())) if name not in VISIBILITIES]
-    for modes, measure, score in itertools.product(itertools.combinations(curves, 2), VISIBILITIES, scores):
+    known = next(iter(curves.values()))
+    scores = [name for name in known if name not in VISIBILITIES]
+    measures = [name for name in VISIBILITIES if name in known]
+    for modes, measure, score in itertools.product(itertools.combinations(curves, 2), measures, scores):
         both = ([curves[mode][name] for mode in modes] for name in (measure, score))
         differences = difference_at_equal_visibility(*both)
         tested.append(paired(np.zeros(len(differences)), differences))
@@ -293,7 +323,7 @@ def report_sweep(
         f"{len(first_run.records)} images; white-box and transfer are attack success {COUNTED}; in brackets "
         f"95 % intervals, Wilson's for success and bootstrap over images for the rest; iterations and L2 "
         f"when first fooled are of images that are fooled at all",
-        *legend(VISIBILITIES),
+        *legend(name for name in VISIBILITIES if name in first_evaluation.quality),
         "at equal visibility: each image's curves, points joined by straight lines, are compared over the "
         "visibilities that both modes reach, and their difference is averaged; p is of a permutation of "
         f"signs, corrected by Holm over the {len(pairs)} differences",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -70,6 +70,8 @@ class Judges:
     draws: int = 1  # by each of which a random defence judges alone, too, where it is more than one
     head: Head = SOFTMAX
     measures: Sequence[str] = ()  # those that can be had here
+    seeing: tuple[str, ...] = ()  # the models of seeing among them, as --measures names them
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of transfer classifiers, by name
     oddities: dict[str, list[str]] = field(default_factory=dict)  # by classifier, as Judged has them
 
     @property
@@ -133,7 +135,9 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
                 predictions[:, k, 1 + draw, side] = predict(look, images, *about)
     features = [features_of(judges.network, side, device, batch).float().numpy() for side in sides]
     # one by one, as each picture takes 16 MB
-    visible = [[measures(first, other, device) for other in others] for first, *others in zip(*sides)]
+    visible = [
+        [measures(first, other, device, judges.seeing) for other in others] for first, *others in zip(*sides)
+    ]
     attacked = [judges.classifier(name) for name in judges.surrogates]
     images = zip(pictures.clean, pictures.labels)
     return Judged(

@@ -17,6 +17,7 @@ from diffattack.classifiers.registry import REGISTRY, load_classifier
 from diffattack.data.contrast import change_where_smooth
 from diffattack.data.images import to_tensor
 from diffattack.evaluation.budget import ssim
+from diffattack.evaluation.seeing import named_measures
 from diffattack.evaluation.statistics import Estimate, frechet_distance, kernel_distance, means_over_images
 
 INCEPTION = "Inception v3"
@@ -117,16 +118,21 @@ def lpips(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[st
     return {"LPIPS": float(lpips_network(device)(*pair))}
 
 
-def measures(clean: np.ndarray, other: np.ndarray, device: torch.device) -> dict[str, float]:
-    """All measures of how far an 8-bit picture `(H, W, 3)` is from the clean one."""
-    return visibility(clean, other) | perceptual(clean, other) | lpips(clean, other, device)
+def measures(
+    clean: np.ndarray, other: np.ndarray, device: torch.device, seeing: tuple[str, ...] = ()
+) -> dict[str, float]:
+    """All measures of how far an 8-bit picture `(H, W, 3)` is from the clean one, with these models of
+    seeing.
+    """
+    asked = {name: measure(clean, other) for name, measure in named_measures(seeing).items()}
+    return visibility(clean, other) | perceptual(clean, other) | lpips(clean, other, device) | asked
 
 
 @functools.cache
-def names_of_measures(size: int, device: torch.device) -> tuple[str, ...]:
+def names_of_measures(size: int, device: torch.device, seeing: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Of those that can be had here for pictures of so many pixels a side."""
     black = np.zeros((size, size, 3), np.uint8)
-    return tuple(measures(black, black, device))
+    return tuple(measures(black, black, device, seeing))
 
 
 def means_of(

@@ -10,6 +10,7 @@ intervals.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -86,6 +87,11 @@ class ClassifierResult:
     predictions: np.ndarray  # (B, 1 + draws, sides) of PREDICTION
     targets: np.ndarray  # (B,), -1 for none
     head: Head = SOFTMAX
+
+    @property
+    def title(self) -> str:
+        """Its name as tables have it: of a file without folders."""
+        return re.sub(r"^[^@]*[/\\](?=[^/\\]+\.\w+(:\w+)?(@|$))", "", self.name)
 
     @property
     def network(self) -> str:

@@ -5,7 +5,7 @@ evaluation.classifiers[1].success, evaluation.quality["PSNR dB"].adversarial
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -42,6 +42,11 @@ def transfer_mean(results: Sequence[ClassifierResult], figure: str = "success") 
     return mean_rate(*counts_of(results, figure))
 
 
+def group_means(results: Sequence[ClassifierResult]) -> dict[str, Estimate | None]:
+    """The means over classifiers that tables have."""
+    return {name: transfer_mean(results, name) for name in OF_MEANS}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The results of the surrogates first, then those of transfer classifiers and of all behind defences."""
@@ -50,6 +55,7 @@ class Evaluation:
     quality: dict[str, Quality]
     warnings: list[str]
     surrogates: int = 1
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of transfer classifiers, by name
 
     def role(self, k: int) -> str:
         """Of the k-th classifier; a transfer classifier is no surrogate and undefended."""
@@ -60,6 +66,14 @@ class Evaluation:
     @property
     def transfers(self) -> list[ClassifierResult]:
         return [result for k, result in enumerate(self.classifiers) if self.role(k) == "transfer"]
+
+    @cached_property
+    def transfer_groups(self) -> dict[str, list[ClassifierResult]]:
+        """All transfer classifiers as the group "mean", if there are any, and each group of them."""
+        found = {"mean": self.transfers}
+        for group, names in self.groups.items():
+            found[group] = [one for one in self.transfers if one.name in names]
+        return {group: results for group, results in found.items() if results}
 
     def joint(self) -> tuple[np.ndarray, np.ndarray]:
         """Which images all surrogates had right before, and which of these fool all of them at once; `(B,)`
@@ -77,7 +91,7 @@ class Evaluation:
     @cached_property
     def transfer_figures(self) -> dict[str, Estimate | None]:
         """Means over the transfer classifiers, None where there is none."""
-        return {name: transfer_mean(self.transfers, name) for name in OF_MEANS}
+        return group_means(self.transfers)
 
     def as_dict(self) -> dict:
         """For `json_text`: figures with their intervals and counts; None for what is not known."""
@@ -85,6 +99,9 @@ class Evaluation:
             "classifiers": [self.classifier_as_dict(k) for k in range(len(self.classifiers))],
             "joint_success": self.joint_success,
             **{f"transfer_{name}": figure for name, figure in self.transfer_figures.items()},
+            "transfer_groups": {
+                g: group_means(each) for g, each in self.transfer_groups.items() if g != "mean"
+            },
             "quality": self.quality,
             "legend": self.legend,
             "warnings": self.warnings,
@@ -116,14 +133,14 @@ class Evaluation:
 
         for k in sorted(range(len(names)), key=place):
             result, indent = self.classifiers[k], "  " * (place(k) != k)
-            shown = result.name.removeprefix(result.network) if indent else result.name
+            shown = result.name.removeprefix(result.network) if indent else result.title
             for rule, figures in result.figures.items():
                 name = f"  {rule} of {result.draws} draws" if rule else shown
                 add(indent + name, self.role(k), figures)
         if self.surrogates > 1:
             add("all at once", "surrogate", {"success": self.joint_success})
-        if self.transfers:
-            add("mean", "transfer", self.transfer_figures)
+        for group, results in self.transfer_groups.items():
+            add("mean" if group == "mean" else f"mean of {group}", "transfer", group_means(results))
         return figure_rows(lines)
 
     def quality_rows(self) -> list[list[str]]:
@@ -198,4 +215,4 @@ def evaluation_of(judged: Judged, judges: Judges, labels: np.ndarray, targets: n
     for name, has_gradients in zip(judges.surrogates, judged.gradients.T):
         warnings += warnings_about_gradients(name, has_gradients)
     quality = quality_of(judged.measures.tolist(), judged.visibility, judged.features, judges.network)
-    return Evaluation(results, quality, warnings, len(judges.surrogates))
+    return Evaluation(results, quality, warnings, len(judges.surrogates), judges.groups)

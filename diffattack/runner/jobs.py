@@ -13,6 +13,7 @@ import torch
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.defences import needs_diffusion, undefended
+from diffattack.classifiers.registry import groups_of
 from diffattack.common.parallel import import_ahead, processes_for, this_process
 from diffattack.data.dataset import Item, labels_and_targets
 from diffattack.data.images import Pictures, read_image
@@ -121,7 +122,9 @@ def judges_of(experiment: Experiment, options: Options) -> Judges:
         diffusion_digest(options) if uses_diffusion and options.pretrained_diffusion_path else "",
         options.judge_draws,
         options.classifier_head,
-        names_of_measures(options.res, experiment.device),
+        names_of_measures(options.res, experiment.device, options.measures),
+        options.measures,
+        groups_of(options.transfer_models),
     )
 
 

@@ -17,7 +17,7 @@ from diffattack.attacks.library import OURS, load_attack, parse_attack
 from diffattack.attacks.pixel import PixelAttack
 from diffattack.classifiers.checks import check_unchanged
 from diffattack.classifiers.defences import make_defence, needs_diffusion, split_name, undefended
-from diffattack.classifiers.registry import load_classifier
+from diffattack.classifiers.registry import groups_of, load_classifier
 from diffattack.common.device import resolve_device, resolve_dtype, set_up
 from diffattack.common.errors import InputError, RecordError, note
 from diffattack.common.parallel import check_alone, this_process
@@ -77,6 +77,8 @@ class Experiment:
             "labels": [counted(item.labels, base) for item in self.items],
             "targets": [None if item.target is None else item.target + base for item in self.items],
             "curve_judges": list(curve_judges),
+            "curve_measures": list(options.measures) if options.judge_at else [],
+            "curve_groups": groups_of(options.transfer_models) if options.judge_at else {},
             "contents": self.contents | own_attack,
             "classifiers": {name: self.identities[name] for name in needed if name in self.identities},
         }
@@ -187,7 +189,7 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
             raise InputError(f"--attack {name} is not targeted; leave --target_label out")
     # of several processes, the first has found and said before what is wrong with them
     is_first = multiprocessing.parent_process() is None
-    for name in undefended_names(options.transfer_models) if is_first else ():
+    for name in undefended_names(options.transfer_names) if is_first else ():
         experiment.classifier(name)
     # before the diffusion model, which takes longer, except where they need it
     classifiers = [experiment.classifier(name, attacked=True) for name in options.model_name]
