@@ -7,7 +7,6 @@ import copy
 import functools
 import importlib
 import io
-import json
 import os
 import shutil
 import subprocess
