@@ -7,7 +7,6 @@ import copy
 import functools
 import importlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -35,7 +34,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from filelock import FileLock
-from forked import IS_POSSIBLE, Forked
+from forked import Forked
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -105,51 +104,37 @@ def save_checkpoint(
     letters = [chr(c) for c in range(33, 127)]
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
-    text = CLIPTextConfig(
-        vocab_size=len(vocab),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=vocab["<|startoftext|>"],
-        eos_token_id=vocab["<|endoftext|>"],
-    )
-    text_encoder = CLIPTextModel(text)
+    tokens_of = dict(bos_token_id=vocab["<|startoftext|>"], eos_token_id=vocab["<|endoftext|>"])
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    sizes |= dict(vocab_size=len(vocab), max_position_embeddings=16)
+    text_encoder = CLIPTextModel(CLIPTextConfig(**sizes, **tokens_of))
+    small = dict(layers_per_block=1, norm_num_groups=4)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * vae_levels,
         up_block_types=("UpDecoderBlock2D",) * vae_levels,
         block_out_channels=(8,) * vae_levels,
-        layers_per_block=1,
         latent_channels=latent_channels,
-        norm_num_groups=4,
         scaling_factor=scaling_factor,
+        **small,
     )
     unet = UNet2DConditionModel(
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=(8, 16, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
         down_block_types=("DownBlock2D", *3 * ["CrossAttnDownBlock2D"]),
         up_block_types=(*3 * ["CrossAttnUpBlock2D"], "UpBlock2D"),
         attention_head_dim=heads,
         cross_attention_dim=16,
         use_linear_projection=linear_projection,
+        **small,
     )
     config = dict(skip_prk_steps=True) if scheduler is PNDMScheduler else dict(clip_sample=False)
     config |= dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False)
     config |= dict(steps_offset=steps_offset, prediction_type=prediction_type)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16),
-        unet=unet,
-        scheduler=scheduler(**config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    lacking = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
+    parts = dict(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
+    pipeline = StableDiffusionPipeline(**parts, scheduler=scheduler(**config), **lacking)
     pipeline.save_pretrained(folder)
     return folder
 
@@ -159,15 +144,11 @@ def checkpoint(tmp_path_factory):
     """Returns a function from the arguments of `save_checkpoint` to a loaded pipeline in float64; each kind
     is written once.
     """
-    pipelines = {}
 
+    @functools.cache
     def load(**kind) -> StableDiffusionPipeline:
-        key = json.dumps(kind, default=str, sort_keys=True)
-        if key not in pipelines:
-            pipelines[key] = load_pipeline(
-                str(save_checkpoint(tmp_path_factory.mktemp("checkpoint"), **kind)), torch.device("cpu")
-            ).to(torch.float64)
-        return pipelines[key]
+        folder = save_checkpoint(tmp_path_factory.mktemp("checkpoint"), **kind)
+        return load_pipeline(str(folder), torch.device("cpu")).to(torch.float64)
 
     return load
 
@@ -178,15 +159,9 @@ class TinyClassifier(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
-        self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 5, stride=3),
-            torch.nn.Tanh(),
-            torch.nn.Conv2d(8, 8, 5, stride=3),
-            torch.nn.Tanh(),
-            torch.nn.AdaptiveAvgPool2d(2),
-            torch.nn.Flatten(),
-            torch.nn.Linear(32, len(CLASS_NAMES)),
-        )
+        layers = [torch.nn.Conv2d(3, 8, 5, stride=3), torch.nn.Tanh(), torch.nn.Conv2d(8, 8, 5, stride=3)]
+        layers += [torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()]
+        self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(32, len(CLASS_NAMES)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 5 * self.layers(x)
@@ -251,15 +226,8 @@ def save_vit(folder, **labels):
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=96,
-        patch_size=16,
-        **labels,
-    )
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = ViTConfig(**sizes, image_size=96, patch_size=16, **labels)
     ViTForImageClassification(config).save_pretrained(folder)
 
 
@@ -302,21 +270,30 @@ def build():
 """
 
 
+def once(shared: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder of this name, which the first worker that asks for it makes."""
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / f"{name}.made").exists():
+            make(shared / name)
+            (shared / f"{name}.made").touch()
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def data(shared) -> Path:
     """A random checkpoint, four small pictures with labels, and a classifier of 1,000 classes."""
-    folder = shared / "data"
-    with FileLock(shared / "data.lock"):
-        if not folder.exists():
-            save_checkpoint(folder / "model")
-            (folder / "images").mkdir()
-            random = np.random.default_rng(0)
-            for k in range(4):
-                picture = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
-                picture.resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
-            (folder / "labels.txt").write_text("1\n22\n333\n444\n")
-            (folder / "quick.py").write_text(QUICK)
-    return folder
+
+    def make(folder):
+        save_checkpoint(folder / "model")
+        (folder / "images").mkdir()
+        random = np.random.default_rng(0)
+        for k in range(4):
+            picture = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
+            picture.resize((96, 96), Image.BICUBIC).save(folder / "images" / f"img{k}.png")
+        (folder / "labels.txt").write_text("1\n22\n333\n444\n")
+        (folder / "quick.py").write_text(QUICK)
+
+    return once(shared, "data", make)
 
 
 @pytest.fixture(scope="session")
@@ -327,17 +304,14 @@ def quick(data) -> str:
 
 @pytest.fixture(scope="session")
 def whole(data, shared) -> Callable[[str], Path]:
-    """The folder of an uninterrupted run in a mode, to compare with; the first worker that asks for it runs
-    it.
-    """
+    """The folder of an uninterrupted run in a mode, to compare with."""
 
     def folder(mode: str) -> Path:
-        out = shared / f"whole_{mode}"
-        with FileLock(shared / f"whole_{mode}.lock"):
-            if not (out / "results.json").exists():
-                result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
-                assert result.returncode == 0, result.stderr
-        return out
+        def make(out):
+            result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
+            assert result.returncode == 0, result.stderr
+
+        return once(shared, f"whole_{mode}", make)
 
     return folder
 
@@ -345,46 +319,41 @@ def whole(data, shared) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def finished(data, shared) -> Path:
     """A run on four images, one of which has a hostile name and another a name that would be a formula."""
-    folder = shared / "hostile"
-    with FileLock(shared / "hostile.lock"):
-        if not (folder / "out" / "report.html").exists():
-            (folder / "images").mkdir(parents=True)
-            names = ("img2.png", "img10.png", HOSTILE, "$x_1.png")
-            for source, name in zip(sorted((data / "images").iterdir()), names):
-                shutil.copy(source, folder / "images" / name)
-            more = ("--images_root", folder / "images", "--figures", "all", "--figure_images", "2")
-            result = run([*MAIN, *flags(data, folder / "out", *more)])
-            assert result.returncode == 0, result.stderr
-            assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
-    return folder / "out"
+
+    def make(folder):
+        (folder / "images").mkdir(parents=True)
+        names = ("img2.png", "img10.png", HOSTILE, "$x_1.png")
+        for source, name in zip(sorted((data / "images").iterdir()), names):
+            shutil.copy(source, folder / "images" / name)
+        more = f"--images_root {folder}/images --figures all --figure_images 2".split()
+        result = run([*MAIN, *flags(data, folder / "out", *more)])
+        assert result.returncode == 0, result.stderr
+        assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
+
+    return once(shared, "hostile", make) / "out"
+
+
+SMALL = "--res 96 --iterations 3 --start_step 18 --draws 2 --transfer_models= --figures none"
 
 
 def flags(data: Path, out: Path, *extra: object) -> list[str]:
-    given = {
-        "pretrained_diffusion_path": data / "model",
-        "images_root": data / "images",
-        "label_path": data / "labels.txt",
-        "save_dir": out,
-        "res": 96,
-        "iterations": 3,
-        "start_step": 18,
-        "draws": 2,
-        "model_name": f"{data}/quick.py:build",
-        "transfer_models": "",
-        "figures": "none",
-    }
-    return [str(part) for name, value in given.items() for part in (f"--{name}", value)] + [*map(str, extra)]
+    """Of a quick run on the four pictures; the last value of a flag counts."""
+    inputs = (
+        f"--pretrained_diffusion_path {data}/model --images_root {data}/images --label_path {data}/labels.txt"
+    )
+    inputs += f" --model_name {data}/quick.py:build --save_dir {out}"
+    return [*inputs.split(), *SMALL.split(), *map(str, extra)]
 
 
 def start(command: list[str], anew: bool = False, **options) -> subprocess.Popen | Forked:
     """A command as a process of its own; one of this project's is forked from a process that has imported the
     libraries, unless it is to be started `anew`.
     """
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    options = {"cwd": ROOT, "env": ENVIRONMENT, **pipes, **options}
-    if command[0] == sys.executable and command[1].endswith(".py") and IS_POSSIBLE and not anew:
+    options = {"env": ENVIRONMENT} | options
+    if command[0] == sys.executable and command[1].endswith(".py") and sys.platform == "linux" and not anew:
         return Forked(command[1:], **options)
-    return subprocess.Popen(command, text=True, **options)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, **options)
 
 
 def launch(command: list[str], processes: int) -> list[subprocess.Popen | Forked]:

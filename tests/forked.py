@@ -1,28 +1,28 @@
 """The commands as processes of their own that need not import the libraries: one process has imported them,
-and forks the others. Signals, limits, file descriptors, arguments and the environment are as real as those of
+and forks the others. Signals, limits, arguments and the environment are as real as those of
 `subprocess.Popen`, which `Forked` resembles; what a library reads from the environment while it is imported
 is that of the process that forks.
 
-    process = Forked(["main.py", "--help"], ROOT, os.environ)
+    process = Forked(["main.py", "--help"], env=os.environ)
     out, errors = process.communicate(timeout=60)
 """
 
 import atexit
+import functools
+import json
 import os
-import pickle
 import runpy
-import selectors
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-IS_POSSIBLE = hasattr(os, "pidfd_open")  # Linux
 IMPORTED = (  # what a run imports of others, in its order
     "diffattack.common.torchvision",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
@@ -34,76 +34,57 @@ IMPORTED = (  # what a run imports of others, in its order
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_pdf",
-    "skimage",
-    "piq",
-    "accelerate",
-    "psutil",
-    "natsort",
-    "jinja2",
-    "efficientnet_lite_pytorch",
+    *("skimage", "piq", "accelerate", "psutil", "natsort", "jinja2", "efficientnet_lite_pytorch"),
 )
 
 
 # ---------------------------------------------------------------- in the process that forks
 
 
-def serve(control: socket.socket) -> None:
-    """Imports the libraries and then forks a process for each request, of which it tells the number and, when
-    it has ended, the exit code; until nobody can ask it any more.
+def serve() -> None:
+    """Imports the libraries and then, for each line of its input, forks a process that starts the command,
+    writes its number, and waits for it to write its exit code.
     """
     sys.path[0] = str(ROOT)
     for name in IMPORTED:
         __import__(name)
     # each process imports what is ours anew; what mends torchvision lasts as long as its module
     _ours = [sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "diffattack"]
-    waited_for = selectors.DefaultSelector()
-    waited_for.register(control, selectors.EVENT_READ)
-    while True:
-        for key, _ in waited_for.select():
-            if key.fileobj is control:
-                request, streams, _, _ = socket.recv_fds(control, 1_000_000, 4)
-                if not request:
-                    os._exit(0)
-                pid = os.fork()
-                if pid == 0:
-                    become(pickle.loads(request), streams[1:])
-                answers = socket.socket(fileno=streams[0])
-                for stream in streams[1:]:
-                    os.close(stream)
-                answers.send(pickle.dumps(pid))
-                waited_for.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, answers))
-                continue
-            pid, answers = key.data
-            waited_for.unregister(key.fileobj)
-            os.close(key.fd)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # it waits for none of them
+    for line in sys.stdin:
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            request = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                become(**request)
+            print(pid, flush=True)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            try:
-                answers.send(pickle.dumps(code))
-            except BrokenPipeError:  # nobody waits for it any more
-                pass
-            answers.close()
+            Path(request["folder"], "partial").write_text(str(code))
+            os.rename(f"{request['folder']}/partial", f"{request['folder']}/code")
+            os._exit(0)
 
 
-def become(request: dict, streams: list[int]) -> None:
+def become(command: list[str], folder: str, env: dict, start_new_session: bool, limits: dict) -> None:
     """In a process that was forked: runs the command and ends as Python does."""
-    if request["start_new_session"]:
+    if start_new_session:
         os.setsid()
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
     os.closerange(3, 1000)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    os.chdir(request["cwd"])
+    os.chdir(ROOT)
     os.environ.clear()
-    os.environ.update(request["env"])
+    os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if request["limits"]:
+    if limits:
         import resource  # which Windows has not
 
-        for limit, value in request["limits"].items():
-            resource.setrlimit(limit, (value, value))
-    sys.argv = request["command"]
-    sys.path[0] = str(Path(sys.argv[0]).absolute().parent)
+        for limit, value in limits.items():
+            resource.setrlimit(int(limit), (value, value))
+    sys.argv = command
     code = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -124,91 +105,44 @@ def become(request: dict, streams: list[int]) -> None:
 # ---------------------------------------------------------------- in the tests
 
 
-_server: socket.socket | None = None  # of this process
-
-
-def server() -> socket.socket:
-    """Starts the process that forks others, with the first of them; it ends with this process."""
-    global _server
-    if _server is None:
-        _server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
-    return _server
+@functools.cache
+def server() -> subprocess.Popen:
+    """The process that forks others; it ends with this one."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True)
 
 
 class Forked:
-    """A command that runs; as `subprocess.Popen` with `text=True`.
-
-    Args:
-        command: of this project, "main.py" and its arguments.
-        stdout, stderr: a pipe, or what is to be written to.
-        limits: of `resource.setrlimit`, by their number.
+    """A command of this project, "main.py" and its arguments, that runs; as `subprocess.Popen`. `limits` are
+    of `resource.setrlimit`, by their number.
     """
 
-    def __init__(
-        self,
-        command: list[str],
-        cwd: Path,
-        env: Mapping[str, str],
-        stdout: int = subprocess.PIPE,
-        stderr: int = subprocess.PIPE,
-        start_new_session: bool = False,
-        limits: dict[int, int] | None = None,
-    ):
-        self.args, self.returncode, self.read, self.said = command, None, {}, {}
-        self._answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        request = dict(
-            command=[*map(str, command)],
-            cwd=str(cwd),
-            env=dict(env),
-            start_new_session=start_new_session,
-            limits=limits or {},
-        )
-        ends = [theirs.detach(), os.open(os.devnull, os.O_RDWR)]
-        for name, stream in (("stdout", stdout), ("stderr", stderr)):
-            if stream == subprocess.PIPE:
-                ours, stream = os.pipe()
-                reader = threading.Thread(target=self._read, args=(name, ours), daemon=True)
-                self.read[name] = reader
-                reader.start()
-            elif stream == subprocess.DEVNULL:
-                stream = os.open(os.devnull, os.O_RDWR)
-            ends.append(stream if isinstance(stream, int) else os.dup(stream.fileno()))
-        socket.send_fds(server(), [pickle.dumps(request)], ends)
-        for end in ends:
-            os.close(end)
-        self.pid = pickle.loads(self._answers.recv(1000))
-
-    def _read(self, name: str, end: int) -> None:
-        with os.fdopen(end) as stream:
-            self.said[name] = stream.read()
-
-    def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            self._answers.settimeout(timeout)
-            try:
-                self.returncode = pickle.loads(self._answers.recv(1000))
-            except (TimeoutError, BlockingIOError):
-                raise subprocess.TimeoutExpired(self.args, timeout) from None
-        return self.returncode
+    def __init__(self, command: list[str], env: Mapping, start_new_session=False, limits: dict | None = None):
+        self.args, self.folder = list(map(str, command)), Path(tempfile.mkdtemp())
+        known = dict(folder=str(self.folder), env=dict(env), start_new_session=start_new_session)
+        server().stdin.write(json.dumps(dict(command=self.args, limits=limits or {}, **known)) + "\n")
+        server().stdin.flush()
+        self.pid = int(server().stdout.readline())
 
     def poll(self) -> int | None:
-        try:
-            return self.wait(0)
-        except subprocess.TimeoutExpired:
-            return None
+        path = self.folder / "code"
+        return int(path.read_text()) if path.exists() else None
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+    def wait(self, timeout: float = float("inf")) -> int:
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.005)
+        return self.poll()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def communicate(self, timeout: float = float("inf")) -> tuple[str, str]:
         self.wait(timeout)
-        for reader in self.read.values():
-            reader.join(timeout)
-        return self.said.get("stdout"), self.said.get("stderr")
+        return (self.folder / "stdout").read_text(), (self.folder / "stderr").read_text()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -219,4 +153,4 @@ class Forked:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve()

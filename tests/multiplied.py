@@ -36,26 +36,34 @@ def multiply(
         settings: other values for run.json.
     """
     configuration = read_configuration(source) | (settings or {})
-    few = Layout(source, len(configuration["images"]))
+    few, many = Layout(source, len(configuration["images"])), Layout(target, images)
     there = sorted(few.finished())
     from_there = [there[k % len(there)] for k in range(images)]
-    many = Layout(target, images)
     configuration |= {key: [configuration[key][j] for j in from_there] for key in ("labels", "targets")}
-    configuration["images"] = [
-        f"{k:0{len(str(images))}d}_{configuration['images'][j]}" for k, j in enumerate(from_there)
-    ]
+    files = [f"{k:0{len(str(images))}d}_{configuration['images'][j]}" for k, j in enumerate(from_there)]
+    configuration["images"] = files
     for place in many.places:
         place.mkdir(parents=True)
     (target / "run.json").write_text(json.dumps(configuration, indent=2) + "\n")
-    identity = npy(run_identity(target))
-    sources = {j: (*common_part(few.record(j)), pictures_of(few, j)) for j in there}
+    identity, records = npy(run_identity(target)), {j: common_part(few.record(j)) for j in there}
     for k, j in enumerate(from_there):
-        shared, row, pictures = sources[j]
-        for name, path in pictures:
-            os.link(path, many.file(k, name))
-        row = row | {"index": k, "file": configuration["images"][k]}
-        many.record(k).write_bytes(with_own(shared, npy(json.dumps(change(k, row))), identity))
-    copy_results(source, target)
+        start = few.file(j, "")
+        for path in start.parent.glob(f"{start.name}*"):
+            if "record" not in path.name:
+                os.link(path, many.file(k, path.name.removeprefix(start.name)))
+        shared, row = records[j]
+        own = npy(json.dumps(change(k, row | {"index": k, "file": files[k]}))), identity
+        many.record(k).write_bytes(shared)
+        with zipfile.ZipFile(many.record(k), "a") as file:
+            for name, content in zip(OWN, own):
+                file.writestr(name, content)
+    for path in (source / ANALYSIS).glob("[a-z]*.png"):
+        (target / ANALYSIS).mkdir(exist_ok=True)
+        os.link(path, target / ANALYSIS / path.name)
+    if (source / "results.json").exists():
+        results = json.loads((source / "results.json").read_text())
+        results.pop("images", None)
+        (target / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return target
 
 
@@ -70,35 +78,7 @@ def common_part(record: Path) -> tuple[bytes, dict]:
     return out.getvalue(), row
 
 
-def pictures_of(layout: Layout, index: int) -> list[tuple[str, Path]]:
-    """The names of an image's files but for its record, without its index, and the files."""
-    start = layout.file(index, "").name
-    paths = sorted(
-        path for path in layout.file(index, "").parent.glob(f"{start}*") if "record" not in path.name
-    )
-    return [(path.name.removeprefix(start), path) for path in paths]
-
-
-def with_own(shared: bytes, row: bytes, identity: bytes) -> bytes:
-    out = io.BytesIO()
-    out.write(shared)
-    with zipfile.ZipFile(out, "a") as file:
-        for name, content in zip(OWN, (row, identity)):
-            file.writestr(name, content)
-    return out.getvalue()
-
-
 def npy(text: str) -> bytes:
     out = io.BytesIO()
     np.save(out, np.array(text))
     return out.getvalue()
-
-
-def copy_results(source: Path, target: Path) -> None:
-    for path in (source / ANALYSIS).glob("[a-z]*.png"):
-        (target / ANALYSIS).mkdir(exist_ok=True)
-        os.link(path, target / ANALYSIS / path.name)
-    if (source / "results.json").exists():
-        results = json.loads((source / "results.json").read_text())
-        results.pop("images", None)
-        (target / "results.json").write_text(json.dumps(results, indent=2) + "\n")

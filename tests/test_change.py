@@ -30,16 +30,17 @@ def masks(data, tmp_path_factory):
     return folder
 
 
-def command_of(data, quick, masks, out, *extra) -> list[str]:
+@pytest.fixture(scope="module")
+def command(data, masks):
     """With a mask, judged on the way, and with a margin that no image can reach."""
-    options = ["--model_name", quick, "--mask_root", masks, "--judge_at", "1,2", "--stop_margin", 1000]
-    return [*MAIN, *flags(data, out, *options, "--transfer_models", "efficientnet_lite1", *extra)]
+    given = f"--mask_root {masks} --judge_at 1,2 --stop_margin 1000 --transfer_models efficientnet_lite1"
+    return lambda out, more="": [*MAIN, *flags(data, out, *given.split(), *more.split())]
 
 
 @pytest.fixture(scope="module")
-def masked(data, quick, masks, tmp_path_factory):
+def masked(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("masked") / "out"
-    result = run(command_of(data, quick, masks, out, "--figures", "pooled"))
+    result = run(command(out, "--figures pooled"))
     assert result.returncode == 0, result.stderr
     return out, result.stdout
 
@@ -77,31 +78,25 @@ def test_pictures_on_the_way_are_judged_like_those_at_the_end(masked):
     assert "with a point for each iteration that was judged" in (out / "report.html").read_text()
 
 
-def test_a_curve_is_of_the_judges_that_a_run_began_with(data, quick, masks, masked):
-    result = run(command_of(data, quick, masks, masked[0], "--transfer_models", "efficientnet_lite2"))
+def test_a_curve_is_of_the_judges_that_a_run_began_with(command, masked):
+    result = run(command(masked[0], "--transfer_models efficientnet_lite2"))
     assert result.returncode == 2 and "curve_judges was" in result.stderr
 
 
-def test_a_picture_whose_mask_has_changed_is_made_again(data, quick, masks, masked):
-    command = command_of(data, quick, masks, masked[0])
-    assert "made again" not in run(command).stderr
+def test_a_picture_whose_mask_has_changed_is_made_again(command, masks, masked):
+    assert "made again" not in run(command(masked[0])).stderr
     mask = np.zeros((40, 50), np.uint8)
     mask[:20] = 255
-    before = (masks / "img2.bmp").read_bytes()
     Image.fromarray(mask).save(masks / "img2.bmp")
-    try:
-        result = run(command)
-    finally:
-        (masks / "img2.bmp").write_bytes(before)
+    result = run(command(masked[0]))
     assert result.stderr.count("img2.png is made again") == 1 and "img2.bmp has changed" in result.stderr
     clean, adversarial = written(masked[0], 2)
     assert (clean[60:] == adversarial[60:]).all()
 
 
-def test_masks_that_cannot_be_meant(data, quick, tmp_path):
+def test_masks_that_cannot_be_meant(data, tmp_path):
     def attempt(*extra):
-        options = ["--model_name", quick, "--mask_root", tmp_path / "m", *extra]
-        return run([*MAIN, *flags(data, tmp_path / "out", *options)])
+        return run([*MAIN, *flags(data, tmp_path / "out", "--mask_root", tmp_path / "m", *extra)])
 
     nothing = attempt()
     assert nothing.returncode == 2 and "--mask_root: there is no mask" in nothing.stderr
@@ -120,8 +115,8 @@ def test_masks_that_cannot_be_meant(data, quick, tmp_path):
     assert "not attacked: img2.png: img2.png is not a" in result.stdout
 
 
-def test_the_preset_is_all_that_the_original_does_and_flags_beside_it_win(data, quick, tmp_path):
-    options = ["--preset", "diffattack", "--iterations", 2, "--model_name", quick, "--limit", 2]
+def test_the_preset_is_all_that_the_original_does_and_flags_beside_it_win(data, tmp_path):
+    options = "--preset diffattack --iterations 2 --limit 2".split()
     result = run([*MAIN, *flags(data, tmp_path / "out", *options)])
     assert result.returncode == 0, result.stderr
     configuration = json.loads((tmp_path / "out/run.json").read_text())
@@ -146,45 +141,34 @@ def test_which_defaults_a_preset_sets():
 @pytest.mark.parametrize(
     "bad, message",
     [
-        (["--composition", "decoder"], "takes no --contrast_limit and no --budget; give residual"),
-        (["--inversion", "diffattack"], "cuts bytes off, which no --budget knows; give exact"),
-        (["--contrast_limit", "much"], "--contrast_limit: invalid number_or_none value: 'much'"),
-        (["--budget", "37"], "--budget: '37' is no budget"),
-        (["--budget", "none"], "momentum needs a --budget"),
-        (["--attack_through", "resize:2"], "defence 'resize:2': expected resize:F"),
-        (["--judge_at", "99"], "--judge_at goes beyond the 3 of --iterations"),
+        ("--composition decoder", "takes no --contrast_limit and no --budget; give residual"),
+        ("--inversion diffattack", "cuts bytes off, which no --budget knows; give exact"),
+        ("--contrast_limit much", "--contrast_limit: invalid number_or_none value: 'much'"),
+        ("--budget 37", "--budget: '37' is no budget"),
+        ("--budget none", "momentum needs a --budget"),
+        ("--attack_through resize:2", "--attack_through: 'resize:2' is no defence"),
+        ("--judge_at 99", "--judge_at goes beyond the 3 of --iterations"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(data, tmp_path, bad, message):
-    result = run([*MAIN, *flags(data, tmp_path / "out", *bad)])
+    result = run([*MAIN, *flags(data, tmp_path / "out", *bad.split())])
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "sweep, file, names",
-    [
-        ((), "comparison.json", ["uniform", "fixed"]),
-        (
-            ("--sweep", "contrast_limit=0.3,1"),
-            "sweep.json",
-            [f"{mode}, contrast_limit {value}" for value in ("0.3", "1") for mode in ("uniform", "fixed")],
-        ),
-    ],
-)
-def test_runs_are_compared_over_their_iterations(data, quick, tmp_path, sweep, file, names):
-    extra = ["--modes", "uniform,fixed", "--judge_at", "1,2", "--model_name", quick, "--limit", "2", *sweep]
-    extra += ["--transfer_models", "efficientnet_lite1"]
-    command = [*COMPARE, *flags(data, tmp_path / "out", *extra)]
-    result = run(command)
+def test_runs_of_a_sweep_are_compared_over_their_iterations(data, tmp_path):
+    extra = "--modes uniform,fixed --judge_at 1,2 --limit 2 --sweep contrast_limit=0.3,1"
+    extra += " --transfer_models efficientnet_lite1"
+    names = [f"{mode}, contrast_limit {value}" for value in ("0.3", "1") for mode in ("uniform", "fixed")]
+    result = run([*COMPARE, *flags(data, tmp_path / "out", *extra.split())])
     assert result.returncode == 0, result.stderr
     assert f"{names[0]}, after so many iterations" in result.stdout
     assert "At equal visibility, over the iterations" in result.stdout
-    told = json.loads((tmp_path / "out" / file).read_text())
+    told = json.loads((tmp_path / "out/sweep.json").read_text())
     assert list(told["curves"]) == names and "reconstruction" not in result.stdout
     assert all([point["iteration"] for point in curve] == [1, 2, 3] for curve in told["curves"].values())
     pairs = {tuple(pair["modes"]) for pair in told["at_equal_visibility_over_iterations"]}
     assert pairs == set(itertools.combinations(names, 2))
-    for value in ("0.3", "1") if sweep else ():
+    for value in ("0.3", "1"):
         configuration = read_run(tmp_path / f"out/contrast_limit_{value}/uniform").configuration
         assert configuration["contrast_limit"] == float(value)

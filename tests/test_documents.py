@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def test_a_page_is_read_at_once():
 
 def test_every_flag_of_a_command_is_one_of_its_program():
     for page, command in COMMANDS:
-        for part in re.split(r"&&", command):
+        for part in command.split("&&"):
             program = re.search(r"([\w/]+\.py)\b(?!:)(.*)", part)
             if program is None or program[1] == "FILE.py":
                 continue
@@ -80,6 +79,9 @@ def test_every_flag_and_file_that_is_named_exists():
         for place in re.findall(r"\]\(([^)\s]+)\)", text):
             if "://" not in place:
                 check_link(page, place)
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("diffattack/**/*.py"), *ROOT.glob("docs/*.py")):
+        for name in re.findall(r"docs/\w+\.\w+", path.read_text()):
+            assert (ROOT / name).is_file(), f"{path}: {name}"
 
 
 def check_link(page: Path, place: str) -> None:
@@ -94,20 +96,11 @@ def check_link(page: Path, place: str) -> None:
 
 
 def test_the_docs_list_every_flag():
-    text, listed = (
-        (ROOT / "docs" / "flags.md").read_text(),
-        re.findall(r"^\| `--(\w+)`", flag_table(Options), re.M),
-    )
+    text, table = (ROOT / "docs" / "flags.md").read_text(), flag_table(Options)
+    listed = re.findall(r"^\| `--(\w+)`", table, re.M)
     assert sorted(listed) == sorted(declared.name for declared in dataclasses.fields(Options))
-    assert flag_table(Options) in text, "paste what `python -m diffattack.options` prints"
-    for line in flag_table(CompareOptions).splitlines():
-        assert line in text
-
-
-def test_code_names_pages_that_exist():
-    for path in (*ROOT.glob("*.py"), *ROOT.glob("diffattack/**/*.py"), *ROOT.glob("docs/*.py")):
-        for name in re.findall(r"docs/\w+\.\w+", path.read_text()):
-            assert (ROOT / name).is_file(), f"{path}: {name}"
+    assert table in text, "paste what `python -m diffattack.options` prints"
+    assert all(line in text for line in flag_table(CompareOptions).splitlines())
 
 
 # ---------------------------------------------------------------- what they say is run
@@ -122,15 +115,12 @@ def attacked(tmp_path_factory) -> Path:
     return out
 
 
-def run_small(
-    out: Path, page: str, beginning: str, *more: str, **replaced: str
-) -> subprocess.CompletedProcess:
+def run_small(out: Path, page: str, beginning: str, *more: str, **replaced: str):
     """The page's first command that begins so, on one small picture, into another folder."""
     command = next(line for line in commands_of(ROOT / page) if line.startswith(beginning))
     for old, new in replaced.items():
         command = command.replace(old, new)
-    words = [*shlex.split(command)[1:], "--save_dir", str(out), *more]
-    result = run([sys.executable, *words])
+    result = run([sys.executable, *shlex.split(command)[1:], "--save_dir", str(out), *more])
     assert result.returncode == 0, result.stderr
     return result
 
@@ -139,16 +129,12 @@ def run_small(
 @pytest.mark.parametrize(
     "page, beginning, written",
     [
-        (
-            "docs/weights.md",
-            "python compare.py --modes uniform,fixed,minimax --structure_share 1",
-            "comparison.tex",
-        ),
-        ("docs/judge.md", "python compare.py --limit 2 --attacks diffattack,torchattack:PGD", "judging.html"),
+        ("weights", "--modes uniform,fixed,minimax --structure_share 1", "comparison.tex"),
+        ("judge", "--limit 2 --attacks diffattack,torchattack:PGD", "judging.html"),
     ],
 )
 def test_a_command_of_the_manual_runs(tmp_path, page, beginning, written):
-    result = run_small(tmp_path, page, beginning, *SMALL)
+    result = run_small(tmp_path, f"docs/{page}.md", f"python compare.py {beginning}", *SMALL)
     assert "bison" in result.stdout or "white-box" in result.stdout
     assert (tmp_path / written).exists()
 
@@ -168,23 +154,13 @@ def test_a_folder_is_judged_as_the_manual_says(attacked, tmp_path):
     )
     result = run_small(tmp_path, "docs/judge.md", beginning, "--judge_draws", "2", **folder)
     assert "worst of 2 draws" in result.stdout and (tmp_path / "evaluation.csv").is_file()
-
-
-@pytest.mark.slow
-def test_results_have_the_keys_that_the_manual_lists(attacked):
+    # results have the keys that the manual lists
     results = json.loads((attacked / "results.json").read_text())
     section = (ROOT / "docs" / "judge.md").read_text().split("## results.json, key by key")[1]
-    listed = {
-        name for row in re.findall(r"^\| (`.+?) \|", section, re.M) for name in re.findall(r"`(\w+)", row)
-    }
+    rows = re.findall(r"^\| (`.+?) \|", section, re.M)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)", row)}
     missing = {key for key in results if not key.startswith("transfer_")} - listed
     assert not missing and listed - {"transfer_"} <= set(results)
-
-
-def code_cells(path: Path) -> list[str]:
-    cells = json.loads(path.read_text())["cells"]
-    assert len(cells) == 10
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 @pytest.mark.slow
@@ -195,8 +171,9 @@ def test_the_notebook_runs(monkeypatch):
     matplotlib.use("Agg")
     monkeypatch.chdir(ROOT / "demo")
     path, space = ROOT / "demo" / "schedules.ipynb", {}
-    assert os.path.getsize(path) < 300_000
-    for cell in code_cells(path):
+    cells = json.loads(path.read_text())["cells"]
+    assert os.path.getsize(path) < 300_000 and len(cells) == 10
+    for cell in ("".join(each["source"]) for each in cells if each["cell_type"] == "code"):
         smaller = cell.replace("LABEL = 224", "LABEL = 96").replace("share=1.0", "share=1.0, draws=2")
         exec(smaller, space)
     matplotlib.pyplot.close("all")

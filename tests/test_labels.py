@@ -2,10 +2,8 @@
 classes.
 """
 
-import copy
 import json
 import os
-import random
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from diffattack.classifiers.registry import load_classifier
-from diffattack.common.errors import InputError, notes
+from diffattack.common.errors import InputError
 from diffattack.data.classes import (
     DEVELOPMENT_KIT,
     IMAGENET_CLASSES,
@@ -44,36 +42,35 @@ def written(path, text):
     return path
 
 
-def labels_of(root, *arguments):
-    """By image, its labels, or the one label that it has."""
-    items = read_dataset(root, *(arguments or (None, IMAGENET_CLASSES)))
+def labels_of(root, text=None, classes=IMAGENET_CLASSES, base=1):
+    """By image, its labels, or the one label that it has; of a file with this text beside the folder."""
+    path = text if text is None or isinstance(text, Path) else written(root.parent / "labels.txt", text)
+    items = read_dataset(root, path, classes, base)
     assert [item.index for item in items] == list(range(len(items)))
     labels = ((str(item.path.relative_to(root)), item.labels) for item in items)
     return {file: of_image if of_image[1:] else of_image[0] for file, of_image in labels}
+
+
+@pytest.fixture
+def three(tmp_path):
+    return images(tmp_path / "r", "img10.png", "img2.png", "img1.png")
 
 
 # ---------------------------------------------------------------- files of labels
 
 
 @pytest.mark.parametrize("base", [0, 1])
-def test_labels_a_line_in_natural_order(tmp_path, capsys, base):
-    root = images(tmp_path / "r", "img10.png", "img2.png", "img1.png")
-    path = written(
-        tmp_path / "l.txt", f"\ufeff# labels\n\n{base}\n# more\n{base + 1}\r\n{base + 2} {base}\n\n"
-    )
-    assert labels_of(root, path, BIRDS, base) == {"img1.png": 0, "img2.png": 1, "img10.png": (2, 0)}
+def test_labels_a_line_in_natural_order(three, capsys, base):
+    text = f"\ufeff# labels\n\n{base}\n# more\n{base + 1}\r\n{base + 2} {base}\n\n"
+    assert labels_of(three, text, BIRDS, base) == {"img1.png": 0, "img2.png": 1, "img10.png": (2, 0)}
     assert "1 of 3 lines" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "2 img1.png\n1 img2.png\n3 img10.png\n",
         "img10.png 3\n# img1.png 1\nimg1.png 2\nimg2.png 1\n",
-        "img1 2\nimg2 1\nimg10 3\n",
         "x/img1.png laysan albatross\nimg2.png Black_footed-albatross\nC:\\img10.png 3\n",
-        "filename;label\nimg1.png;2\nimg2.png;1\nimg10.png;3\n",
-        "ImageId\tTrueLabel\nimg1\t2\nimg2\t1\nimg10\t3\n",
         "# f l\nfilename,label\n\nval/img1.png,2\n#b,1\n/data/img2.png,1\nC:\\img10.png,3\n",
         ' filename , label\n"img1.png", 2\nimg2.png,1\nimg10.png,3.0\nimg1.png,2\nother.png,99\n',
         "image_id,file_name,label\n0,img1.png,2\n1,img10.png,3\n2,img2.png,1\n",
@@ -82,62 +79,41 @@ def test_labels_a_line_in_natural_order(tmp_path, capsys, base):
         "img1.JPEG 2\nimg2.JPEG 1\nimg10.png 3\n",
     ],
 )
-def test_labels_by_name(tmp_path, capsys, text):
-    root = images(tmp_path / "r", "img10.png", "img2.png", "img1.png")
-    assert labels_of(root, written(tmp_path / "l.txt", text), BIRDS) == {
-        "img1.png": 1,
-        "img2.png": 0,
-        "img10.png": 2,
-    }
+def test_labels_by_name(three, capsys, text):
+    assert labels_of(three, text, BIRDS) == {"img1.png": 1, "img2.png": 0, "img10.png": 2}
     assert ("other suffixes" in capsys.readouterr().err) == ("JPEG" in text)
 
 
 @pytest.mark.parametrize(
     "files, text",
     [
-        (("a.png", "b.jpg"), "9,val/b.JPEG\n4,val/a.JPEG\n7,val/c.JPEG"),
-        (("a.1.png", "b.png"), '{"a.1.JPEG": 4, "b.png": 9}'),
-        (("e\u0301te\u0301.png", "x.png"), "\u00e9t\u00e9.png 4\nx 9\n"),  # as a Mac writes them
-        (("a.png", "b.png"), f"{IDS[3]}\n{IDS[8]}\n"),
-        (("a.png", "b.png"), f"ImageId,Class\na,{IDS[3]}\nb,{IDS[8]}\n"),
-        (("a.png", "b.png"), f"val/a.png {IDS[3]}\nval/b.png {IDS[8]}\n"),
-        (("c1/1.png", "c2/1.png"), "filename,label\nc2/1.png,9\nc1/1.png,4\n"),
-        (("c1/1.png", "c1/2.png"), "filename,label\nc1/1.JPEG,4\nc1/2.JPEG,9\nc2/1.JPEG,5"),
-        (
-            (f"{IDS[1]}/images/1.png", f"{IDS[1]}/images/2.png"),
-            f"{IDS[1]}/1.png 4\n{IDS[1]}/images/2.png 9\n",
-        ),
+        ("a.png b.jpg", "9,val/b.JPEG\n4,val/a.JPEG\n7,val/c.JPEG"),
+        ("a.1.png b.png", '{"a.1.JPEG": 4, "b.png": 9}'),
+        ("e\u0301te\u0301.png x.png", "\u00e9t\u00e9.png 4\nx 9\n"),  # as a Mac writes them
+        ("a.png b.png", f"{IDS[3]}\n{IDS[8]}\n"),
+        ("a.png b.png", f"val/a.png {IDS[3]}\nval/b.png {IDS[8]}\n"),
+        ("c1/1.png c1/2.png", "filename,label\nc1/1.JPEG,4\nc1/2.JPEG,9\nc2/1.JPEG,5"),
+        (f"{IDS[1]}/images/1.png {IDS[1]}/images/2.png", f"{IDS[1]}/1.png 4\n{IDS[1]}/images/2.png 9\n"),
     ],
 )
 def test_names_with_folders_suffixes_and_accents_and_wordnet_ids(tmp_path, files, text):
-    root = images(tmp_path / "r", *files)
-    assert list(labels_of(root, written(tmp_path / "l.txt", text), IMAGENET_CLASSES).values()) == [3, 8]
+    assert list(labels_of(images(tmp_path / "r", *files.split()), text).values()) == [3, 8]
 
 
 def test_folders_of_a_table_tell_images_of_one_name_apart(tmp_path):
     table = written(tmp_path / "l.csv", "filename,label\nc2/0001.png,5\nc1/0001.png,4\n")
-    root = images(tmp_path / "c2", "0001.png")  # a folder of its own
-    assert labels_of(root, table, IMAGENET_CLASSES) == {"0001.png": 4}
+    assert labels_of(images(tmp_path / "c2", "0001.png"), table) == {"0001.png": 4}  # a folder of its own
     with pytest.raises(InputError, match="no row for c3/0001.png"):
-        labels_of(images(tmp_path / "r", "c3/0001.png"), table, IMAGENET_CLASSES)
+        labels_of(images(tmp_path / "r", "c3/0001.png"), table)
     clean = [Path(f"000{k}_originImage.png") for k in range(2)]  # which are called otherwise now
     assert read_labels(table, clean, ClassFinder(IMAGENET_CLASSES), None)[0] == [(3,), (4,)]
 
 
-def test_several_labels_by_name_and_two_a_line(tmp_path):
-    root = images(tmp_path / "r", "img1.png", "img2.png", "img10.png")
-    table = written(tmp_path / "l.csv", "filename,label\nimg2.png,1 2\nimg1.png,2\nimg10.png,0\n")
-    assert labels_of(root, table, BIRDS, 0) == {"img1.png": 2, "img2.png": (1, 2), "img10.png": 0}
-    lines = written(tmp_path / "l.txt", "1 2\n3 1\n2 3\n")
-    assert list(labels_of(root, lines, BIRDS).values()) == [(0, 1), (2, 0), (1, 2)]
-
-
-def test_the_table_of_nips_2017_and_targets(tmp_path):
-    root = images(tmp_path / "r", "img1.png", "img2.png", "img10.png")
+def test_the_table_of_nips_2017_and_targets(three, tmp_path):
     rows = 'img10,"http://a,b",3,1,u\nimg2,h,2,3,u\nother,h,2,3,u\nimg1,h,1,2,u\n'
     table = written(tmp_path / "dev.csv", f"ImageId,URL,TrueLabel,TargetClass,OriginalLandingURL\n{rows}")
     for target, targets in ((None, [None] * 3), ("TargetClass", [1, 2, 0])):
-        items = read_dataset(root, table, BIRDS, target=target)
+        items = read_dataset(three, table, BIRDS, target=target)
         assert [(item.labels, item.target) for item in items] == list(zip([(0,), (1,), (2,)], targets))
     table = written(tmp_path / "transferattack.csv", "filename,label,targeted_label\nimg1.png,305,883\n")
     one = images(tmp_path / "s", "img1.png")
@@ -146,98 +122,82 @@ def test_the_table_of_nips_2017_and_targets(tmp_path):
 
 
 ALONE = {"images": [{"id": 7, "file_name": "a.png"}], "annotations": [{"image_id": 7, "category_id": 17}]}
+REFUSED = {
+    "1\n": "has 1 labels but --images_root has 2 images",
+    "1\n4\n": "line 2 is '4'; expected an integer from 1 to 3",
+    "filename,label\na.png,1\nb.png,\n": "line 3 has no label",
+    "filename,label\na.png,1\n": "has no row for b.png",
+    "filename,label\nx/a.png,2\ny/a.png,3\nb.png,1": "line 3 gives 'a.png' another label than",
+    "a.JPEG 1\na.jpg 2\nb.png 3\n": "line 2 gives 'a.png' another .*; only suffixes differ",
+    # other forms
+    json.dumps(ALONE): "COCO",
+    json.dumps([{"file_name": "a.png", "label": 1}]): "list",
+    "image,hen,cock\na.png,1,0\nb.png,0,1\n": "the columns image, hen, cock",
+    "filename,label\na.png,1\nb.png,2,3\n": "one without a title",
+    "a.png,10,20,100,200,5\nb.png,1,2,3,4,6\n": "'10,20,100,200,5'",
+    "# image class species\n# 1:37\na.png 286 1 6\nb.png 348 2 7\n": "line 3 is '286 1 6'",
+    '{"a.png": [1, 2, 3], "b.png": [3, 1, 2]}': "number for each class",
+    "\0\1": "no text",
+}
+
+
+@pytest.fixture
+def two(tmp_path):
+    return images(tmp_path / "r", "a.png", "b.png")
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_labels_that_cannot_be_used_are_named_with_the_forms_that_are_read(two, text):
+    with pytest.raises(InputError, match=f"{REFUSED[text]}.*JSON lines"):
+        labels_of(two, text, BIRDS)
 
 
 @pytest.mark.parametrize(
-    "text, message, options",
+    "text, message, target",
     [
-        ("1\n", "has 1 labels but --images_root has 2 images", {}),
-        ("1\n4\n", "line 2 is '4'; expected an integer from 1 to 3", {}),
-        ("0\n3\n", "line 2 is '3'; expected an integer from 0 to 2", {"label_base": 0}),
-        ("# of 2026\n1\nx\n", "line 3 is 'x'; expected an integer", {}),
-        ("filename,label\na.png,1\nb.png,\n", "line 3 has no label", {}),
-        ("filename,label\na.png,1\n", "has no row for b.png", {}),
-        ("filename,label\na.png,1\nb.png,9\n", "line 3 is '9'", {}),
-        ("filename,label\nx/a.png,2\ny/a.png,3\nb.png,1", "line 3 gives 'a.png' another label than", {}),
-        ("a.JPEG 1\na.jpg 2\nb.png 3\n", "line 2 gives 'a.png' another .*; only suffixes differ", {}),
-        # other forms
-        (json.dumps(ALONE), "COCO", {}),
-        (json.dumps({"labels": [["x/b.png", 1], ["x/a.png", 2]]}), "no row for a.png", {}),
-        (json.dumps([{"file_name": "a.png", "label": 1}]), "list", {}),
-        ("{", "Expecting property name", {}),
-        ("image,hen,cock\na.png,1,0\nb.png,0,1\n", "the columns image, hen, cock", {}),
-        ("filename,label,Label\na.png,1,2\nb.png,1,2\n", "the columns filename, label, Label", {}),
-        ("filename,label\na.png,1\nb.png,2,3\n", "one without a title", {}),
-        ("a.png,10,20,100,200,5\nb.png,1,2,3,4,6\n", "'10,20,100,200,5'", {}),
-        ("1 n01440764\n2 n02113186\n", "'1 n01440764'", {}),
-        ("# image class species\n# 1:37\na.png 286 1 6\nb.png 348 2 7\n", "line 3 is '286 1 6'", {}),
-        ("0 1 0\n0 0 1\n", "number for each class", {"label_base": 0}),
-        ('{"a.png": [0, 1, 2], "b.png": [2, 1, 0]}', "number for each class", {"label_base": 0}),
-        ("\0\1", "no text", {}),
-        # targets
-        ("1\n2\n", "--target_label is '4'; expected an integer from 1 to 3", {"target": 4}),
-        ("1\n2\n", "target of b.png, 2, is its own label", {"target": 2}),
-        ("filename,label,TargetClass\na,1,2\nb,1,\n", "b.png has no TargetClass", {"target": "TargetClass"}),
+        ("1\n2\n", "--target_label is '4'; expected an integer from 1 to 3", 4),
+        ("1\n2\n", "target of b.png, 2, is its own label", 2),
+        ("filename,label,TargetClass\na,1,2\nb,1,\n", "b.png has no TargetClass", "TargetClass"),
     ],
 )
-def test_labels_that_cannot_be_used_are_named_with_the_forms_that_are_read(tmp_path, text, message, options):
-    root = images(tmp_path / "r", "a.png", "b.png")
-    with pytest.raises(InputError, match=message) as caught:
-        read_dataset(root, written(tmp_path / "l.txt", text), BIRDS, **options)
-    assert "JSON lines" in str(caught.value) or "target" in options
+def test_targets_that_cannot_be_meant(two, tmp_path, text, message, target):
+    with pytest.raises(InputError, match=message):
+        read_dataset(two, written(tmp_path / "l.txt", text), BIRDS, target=target)
 
 
 @pytest.mark.parametrize(
     "files, text, message",
     [
-        (("c1/1.png", "c2/1.png"), "filename,label\n1.png,4\n", "line 2 may be of 'c1/1.png' or of 'c2/1"),
-        (("a.png", "a.jpg"), "filename,label\na,4\n", "may be of 'a.*' or of 'a"),
-        (("a.png", "a.jpg"), "a.JPEG 4\n", "only suffixes differ"),
-        (("x/1.png", "y/2.png"), "filename,label\nc1/1.png,4\nc2/2.png,5\n", "no row for x/1.png"),
-        *(
-            (("a.png",), f"{name}\n", "line 1 .* may be .* or .*; give its label or WordNet id")
-            for name in ("CARDIGAN", "crane")
-        ),
+        ("c1/1.png c2/1.png", "filename,label\n1.png,4\n", "line 2 may be of 'c1/1.png' or of 'c2/1"),
+        ("a.png a.jpg", "filename,label\na,4\n", "may be of 'a.*' or of 'a"),
+        ("a.png a.jpg", "a.JPEG 4\n", "only suffixes differ"),
+        ("x/1.png y/2.png", "filename,label\nc1/1.png,4\nc2/2.png,5\n", "no row for x/1.png"),
+        ("a.png", "crane\n", "line 1 .* may be .* or .*; give its label or WordNet id"),
+        # numbers that may be those of images
+        ("a.png", "1 348\n", "may be an image's number and its label, or two labels"),
+        ("val_00000002.png val_00000005.png", "2 286\n5 100\n", "may be an image's number"),
     ],
 )
 def test_rows_that_could_be_of_several_images_or_classes(tmp_path, files, text, message):
     with pytest.raises(InputError, match=message):
-        labels_of(images(tmp_path / "r", *files), written(tmp_path / "l.csv", text), IMAGENET_CLASSES)
-
-
-@pytest.mark.parametrize(
-    "names, text",
-    [
-        (("a",), "1 348\n"),
-        (("a", "b"), "0 348\n1 286\n"),
-        (("a", "b"), "1\t348\n2\t286"),
-        (("1", "2"), "2 9\n1 7\n"),
-        (("img1", "img2", "img3"), "2 9\n3 8\n1 7\n"),
-        (("val_00000002", "val_00000005"), "2 286\n5 100\n"),
-    ],
-)
-def test_numbers_that_may_be_those_of_images_are_refused(tmp_path, names, text):
-    root = images(tmp_path / "r", *(f"{name}.png" for name in names))
-    with pytest.raises(InputError, match="may be an image's number and its label, or two labels"):
-        labels_of(root, written(tmp_path / "l.txt", text), IMAGENET_CLASSES)
+        labels_of(images(tmp_path / "r", *files.split()), text)
 
 
 def test_classes_that_are_called_by_numbers(tmp_path):
     root, digits = images(tmp_path / "r", "a.png"), ClassNames(map(str, range(10)))
-    path = written(tmp_path / "l.txt", "7\n")
-    assert labels_of(root, path, digits, 0) == {"a.png": 7}
+    assert labels_of(root, "7\n", digits, 0) == {"a.png": 7}
     with pytest.raises(InputError, match="may be '6' .label 7. or '7' .label 8."):
-        labels_of(root, path, digits, 1)
+        labels_of(root, "7\n", digits, 1)
 
 
 def test_many_labels_are_read_in_seconds(tmp_path):
-    root = tmp_path / "r"
-    root.mkdir()
-    for k in range(10_000):
-        (root / f"ILSVRC2012_val_{k + 1:08d}.JPEG").touch()
-    rows = "".join(f"val/ILSVRC2012_val_{k + 1:08d}.JPEG {IDS[k % 1000]}\n" for k in range(10_000))
+    (tmp_path / "r").mkdir()
+    names = [f"ILSVRC2012_val_{k + 1:08d}.JPEG" for k in range(10_000)]
+    for name in names:
+        (tmp_path / "r" / name).touch()
+    rows = "".join(f"val/{name} {IDS[k % 1000]}\n" for k, name in enumerate(names))
     started = time.monotonic()
-    labels = labels_of(root, written(tmp_path / "val.txt", rows), IMAGENET_CLASSES)
+    labels = labels_of(tmp_path / "r", rows)
     assert time.monotonic() - started < 10
     assert list(labels.values()) == [k % 1000 for k in range(10_000)]
 
@@ -245,29 +205,20 @@ def test_many_labels_are_read_in_seconds(tmp_path):
 # ---------------------------------------------------------------- without a file of labels
 
 
-@pytest.mark.parametrize(
-    "name, text",
-    [
-        ("metadata.csv", "file_name,label\na.png,4\nb.png,7\n"),
-        ("metadata.jsonl", '{"file_name": "b.png", "label": 7}\n{"file_name": "a.png", "label": 4}\n'),
-    ],
-)
-def test_metadata_in_the_folder(tmp_path, capsys, name, text):
-    root = images(tmp_path / "r", "a.png", "b.png")
-    written(root / name, text)
-    assert labels_of(root) == {"a.png": 3, "b.png": 6}
-    assert f"labels are those of {name}" in (said := capsys.readouterr().err) and "skipped" not in said
-    written(root / name, text.replace("7", '"tabbi"'))
+def test_metadata_in_the_folder(two, tmp_path, capsys):
+    text = '{"file_name": "b.png", "label": 7}\n{"file_name": "a.png", "label": 4}\n'
+    written(two / "metadata.jsonl", text)
+    assert labels_of(two) == {"a.png": 3, "b.png": 6}
+    assert "labels are those of metadata.jsonl" in capsys.readouterr().err
+    written(two / "metadata.jsonl", text.replace("7", '"tabbi"'))
     with pytest.raises(InputError, match="^--images_root: .*'tabbi'"):  # the flag that was given
-        labels_of(root)
+        labels_of(two)
     other = images(tmp_path / "s", "tench/a.png")  # it says nothing of labels
-    written(other / name, text.replace("label", "text"))
+    written(other / "metadata.csv", "file_name,text\na.png,4\n")
     assert labels_of(other) == {"tench/a.png": 0}
 
 
-@pytest.mark.parametrize(
-    "name", ["{}_10026.JPEG", "ILSVRC2012_val_00000001_{}.JPEG", "{}/x.JPEG", "{}/images/1.JPEG"]
-)
+@pytest.mark.parametrize("name", ["ILSVRC2012_val_00000001_{}.JPEG", "{}/x.JPEG", "{}/images/1.JPEG"])
 def test_wordnet_ids_in_names_and_folders(tmp_path, name):
     """The last as Tiny ImageNet's training set has it, beside a file of boxes."""
     root = images(tmp_path / "r", *(name.format(IDS[k]) for k in (7, 3)))
@@ -279,20 +230,18 @@ def test_wordnet_ids_in_names_and_folders(tmp_path, name):
 @pytest.mark.parametrize(
     "folders, classes, base, labels, text",
     [
-        (("sooty_albatross", "Laysan Albatross", "__MACOSX"), BIRDS, 1, (1, 2), ""),
-        (("c10", "c9", "c1"), BIRDS, 1, (0, 1, 2), "c1 is 'black footed albatross', c9 is"),
-        (("002.Laysan_Albatross", "001.Black_footed_Albatross"), BIRDS, 1, (0, 1), ""),  # CUB's
-        (("Cardigan", "ostrich"), IMAGENET_CLASSES, 1, (264, 9), ""),
-        (("0", "5", "105", "20"), IMAGENET_CLASSES, 1, (0, 5, 20, 105), "are labels that count from 0"),
-        (("5", "105"), IMAGENET_CLASSES, 1, (4, 104), "are labels that count from 1"),
-        (("005", "105"), IMAGENET_CLASSES, 0, (5, 105), "are labels that count from 0"),
+        ("sooty_albatross Laysan-Albatross __MACOSX", BIRDS, 1, (1, 2), ""),
+        ("c10 c9 c1", BIRDS, 1, (0, 1, 2), "c1 is 'black footed albatross', c9 is"),
+        ("002.Laysan_Albatross 001.Black_footed_Albatross", BIRDS, 1, (0, 1), ""),  # CUB's
+        ("Cardigan ostrich", IMAGENET_CLASSES, 1, (264, 9), ""),
+        ("0 5 105 20", IMAGENET_CLASSES, 1, (0, 5, 20, 105), "are labels that count from 0"),
+        ("5 105", IMAGENET_CLASSES, 1, (4, 104), "are labels that count from 1"),
+        ("005 105", IMAGENET_CLASSES, 0, (5, 105), "are labels that count from 0"),
     ],
 )
 def test_a_folder_a_class(tmp_path, capsys, folders, classes, base, labels, text):
-    root = images(
-        tmp_path / "r", *(f"{name}/{'._' * (name[0] == '_')}{k}.png" for name in folders for k in (10, 9))
-    )
-    found = labels_of(root, None, classes, base)
+    files = (f"{name}/{'._' * (name[0] == '_')}{k}.png" for name in folders.split() for k in (10, 9))
+    found = labels_of(images(tmp_path / "r", *files), None, classes, base)
     assert list(found.values()) == [label for label in labels for _ in range(2)]
     assert [Path(file).name for file in found] == ["9.png", "10.png"] * len(labels)
     assert text in capsys.readouterr().err
@@ -301,21 +250,16 @@ def test_a_folder_a_class(tmp_path, capsys, folders, classes, base, labels, text
 @pytest.mark.parametrize(
     "folders, classes, message",
     [
-        (("ostrich",), BIRDS, "folder 'ostrich' is 'ostrich'; expected .* the name of a class"),
-        (
-            ("crane",),
-            IMAGENET_CLASSES,
-            "'crane bird' .label 135, n02012849. or 'crane' .label 518, n03126707",
-        ),
-        ((IDS[0], "n00000001"), IMAGENET_CLASSES, "folder 'n00000001'"),
-        (("Dogs", "cats"), ("cat", "dog"), "folder 'Dogs'"),  # in another order
-        (("cat", "dog", "unknown"), ("dog", "bird", "cat"), "folder 'unknown'"),
-        (("1", "4"), BIRDS, "'4'; expected an integer from 1 to 3"),
-        (("1", "01"), BIRDS, "two folders of one class"),
+        ("ostrich", BIRDS, "folder 'ostrich' is 'ostrich'; expected .* the name of a class"),
+        ("crane", IMAGENET_CLASSES, "'crane bird' .label 135, n02012849. or 'crane' .label 518, n03126707"),
+        (f"{IDS[0]} n00000001", IMAGENET_CLASSES, "folder 'n00000001'"),
+        ("Dogs cats", ("cat", "dog"), "folder 'Dogs'"),  # in another order
+        ("1 4", BIRDS, "'4'; expected an integer from 1 to 3"),
+        ("1 01", BIRDS, "two folders of one class"),
     ],
 )
 def test_folders_that_are_no_classes_are_named(tmp_path, folders, classes, message):
-    root = images(tmp_path / "r", *(f"{name}/a.png" for name in folders))
+    root = images(tmp_path / "r", *(f"{name}/a.png" for name in folders.split()))
     with pytest.raises(InputError, match=f"--images_root: .*{message}"):
         labels_of(root, None, classes)
 
@@ -329,12 +273,8 @@ def test_which_files_are_images(tmp_path, capsys):
         (root / name).write_bytes(b"x")
     assert [path.name for path in list_images(root)] == ["a.png", "b.png", "c.jfif"]
     assert capsys.readouterr().err.rstrip().endswith("skipped: ._a.png, b.heic, notes.txt, pipe.png")
-    with pytest.raises(InputError, match="there is no folder"):
-        list_images(root / "none")
-    (tmp_path / "s/empty").mkdir(parents=True)
-    with pytest.raises(InputError, match="no image in"):
-        list_images(tmp_path / "s")
-    (images(tmp_path / "s", "cat/a.png") / "empty/a.heic").write_bytes(b"x")
+    (images(tmp_path / "s", "cat/a.png") / "empty").mkdir()
+    (tmp_path / "s/empty/a.heic").write_bytes(b"x")
     with pytest.raises(InputError, match="no image in '.*empty'"):  # a class would be left out
         list_images(tmp_path / "s")
 
@@ -342,69 +282,47 @@ def test_which_files_are_images(tmp_path, capsys):
 # ---------------------------------------------------------------- names of classes
 
 
-@pytest.mark.parametrize(
-    "name, labels",
-    [
-        ("Cardigan", [264]),
-        ("cardigan", [474]),
-        ("CARDIGAN", [264, 474]),
-        ("crane", [134, 517]),  # ImageNet calls both so
-        ("crane_bird", [134]),
-        ("maillot", [638, 639]),
-        ("Great-White_Shark", [2]),
-        ("n02113186", [264]),
-        ("N02113186-Cardigan", [264]),
-        ("hot_dog", [934]),
-        ("Bath Tub", [435]),
-        ("n00000001", []),
-        ("no class", []),
-    ],
-)
-def test_which_classes_a_name_can_mean(name, labels):
-    assert ClassFinder(IMAGENET_CLASSES).places(name) == labels
-
-
-def test_names_that_are_equal_are_not_told_apart():
+def test_which_classes_a_name_can_mean():
+    """ImageNet calls a bird and a machine "crane"."""
+    names = {"Cardigan": [264], "cardigan": [474], "CARDIGAN": [264, 474], "crane": [134, 517]}
+    names |= {"crane_bird": [134], "maillot": [638, 639], "Great-White_Shark": [2], "Bath Tub": [435]}
+    names |= {"n02113186": [264], "N02113186-Cardigan": [264], "n00000001": [], "no class": []}
+    finder = ClassFinder(IMAGENET_CLASSES)
+    assert {name: finder.places(name) for name in names} == names
     assert ClassFinder(("cat", "dog", "cat")).places("cat") == [0, 2]
     assert ClassFinder(("tench, Tinca tinca", "hen")).places("Tinca_tinca") == [0]
     assert ClassFinder(("10", "x 1 0")).places("1.0") == []
 
 
 NAMES = ("tench", "great white shark", "hen")
+BLACK_FOOTED = ("Black footed Albatross", "Laysan Albatross")
+CLASS_FILES = {
+    "# classes\ntench\ngreat white shark\nhen\n": NAMES,
+    "n01440764 tench\nn01484850 great white shark\nn01514859 hen\n": NAMES,
+    "0 n01440764 tench\n1 n01484850 great white shark\n2 n01514859 hen\n": NAMES,
+    "2: hen\n0: tench\n1: great white shark\n": NAMES,
+    "1. tench\n2. great white shark\n3. hen\n": NAMES,
+    "tench,0\ngreat white shark,1\nhen,2\n": NAMES,
+    "hen 3\ntench 1\ngreat white shark 2\n": NAMES,
+    "3 wheeler\n7 up\n": ("3 wheeler", "7 up"),  # numbers that are part of a name
+    "n01440764 tench, Tinca tinca\nn01514859 hen, fowl\n": ("tench, Tinca tinca", "hen, fowl"),
+    "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n": BLACK_FOOTED,
+    '{"1": "tench", "2": "great white shark", "3": "hen"}': NAMES,
+    '{"id2label": {"0": "tench", "1": "hen"}, "model_type": "vit"}': ("tench", "hen"),
+    '{"class_to_idx": {"hen": 1, "tench": 0}}': ("tench", "hen"),
+    f'{{"{IDS[9]}": 1, "{IDS[3]}": 0}}': ("tiger shark", "ostrich"),
+}
 
 
-@pytest.mark.parametrize(
-    "text, names",
-    [
-        ("# classes\ntench\ngreat white shark\nhen\n", NAMES),
-        ("n01440764 tench\nn01484850 great white shark\nn01514859 hen\n", NAMES),
-        ("0 n01440764 tench\n1 n01484850 great white shark\n2 n01514859 hen\n", NAMES),
-        ("1\ttench\n2\tgreat white shark\n3\then\n", NAMES),
-        ("2: hen\n0: tench\n1: great white shark\n", NAMES),
-        ("1) tench\n2) great white shark\n3) hen\n", NAMES),
-        ("1. tench\n2. great white shark\n3. hen\n", NAMES),
-        ("tench,0\ngreat white shark,1\nhen,2\n", NAMES),
-        ("hen 3\ntench 1\ngreat white shark 2\n", NAMES),
-        ("3 wheeler\n7 up\n", ("3 wheeler", "7 up")),  # numbers that are part of a name
-        ("n01440764 tench, Tinca tinca\nn01514859 hen, fowl\n", ("tench, Tinca tinca", "hen, fowl")),
-        (
-            "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n",
-            ("Black footed Albatross", "Laysan Albatross"),
-        ),
-        ("n02113186\nn01440764\n", ("Cardigan", "tench")),
-        ('{"0": "tench", "2": "hen", "1": "great white shark"}', NAMES),
-        ('{"1": "tench", "2": "great white shark", "3": "hen"}', NAMES),
-        ('{"id2label": {"0": "tench", "1": "hen"}, "model_type": "vit"}', ("tench", "hen")),
-        ('{"hen": 1, "tench": 0}', ("tench", "hen")),
-        ('{"class_to_idx": {"hen": 1, "tench": 0}}', ("tench", "hen")),
-        ('{"label2id": {"hen": 1, "tench": 0}}', ("tench", "hen")),
-        (f'{{"{IDS[9]}": 1, "{IDS[3]}": 0}}', ("tiger shark", "ostrich")),
-    ],
-)
-def test_names_of_classes(tmp_path, text, names):
-    found = read_class_names(written(tmp_path / "c.txt", text))
-    assert found == names
-    assert not text.startswith("n02113186") or found.wordnet_ids == (IDS[264], IDS[0])
+def test_names_of_classes(tmp_path):
+    for text, names in CLASS_FILES.items():
+        assert read_class_names(written(tmp_path / "c.txt", text)) == names, text
+    found = read_class_names(written(tmp_path / "c.txt", "n02113186\nn01440764\n"))
+    assert found == ("Cardigan", "tench") and found.wordnet_ids == (IDS[264], IDS[0])
+    names = np.empty((1, 2), object)
+    names[0] = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012"]
+    savemat(tmp_path / "cars_meta.mat", {"class_names": names})
+    assert read_class_names(tmp_path / "cars_meta.mat") == tuple(names[0])
 
 
 @pytest.mark.parametrize(
@@ -412,59 +330,44 @@ def test_names_of_classes(tmp_path, text, names):
     [
         ("c.json", "{", "Expecting property name"),
         ("c.json", '{"0": "a", "2": "c"}', "not numbered from 0 or 1 on"),
-        ("c.json", '{"cat": 0, "dog": 0}', "not numbered from 0 or 1 on"),
         ("c.json", '["tench", "hen"]', "list"),
         ("c.json", '{"0": ["n01440764", "tench"], "1": ["n01514859", "hen"]}', "class 1 is called"),
-        ("c.json", '{"categories": [{"id": 1, "name": "hen"}]}', "categories"),
         ("c.json", "[" * 100_000, "recursion"),
         ("c.mat", "no mat", "truncated"),
         ("c.txt", "a\n\nb\n", "class 2 is called ''"),
-        ("c.txt", "", "class 1 is called ''"),
         ("c.txt", "1 001.A\n2 002.B\n12 012.C\n", "class 1 is called '1 001"),
-        ("c.csv", "id;name\n0;tench\n1;hen\n", "0;tench"),
         ("c.csv", "name,id\ntench,0\nhen,1\n", "tench,0"),
         ("c.yaml", "names:\n- tench\n- hen\n", "names:"),
-        ("c.txt", "tench\nn01484850 great white shark\n", "class 2 is called"),
-        ("c.txt", "<class>cat</class>\n<class>dog</class>\n", "class 1 is called"),
     ],
 )
 def test_what_is_no_list_of_names_is_refused(tmp_path, name, text, message):
     with pytest.raises(InputError, match=f"--captions: .*{message}.*what is read: a text file"):
         read_class_names(written(tmp_path / name, text))
-    with pytest.raises(InputError, match="--captions: there is no file"):
-        read_class_names(tmp_path / "none.txt")
-
-
-def test_captions_of_stanford_cars(tmp_path):
-    names = np.empty((1, 2), object)
-    names[0] = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012"]
-    savemat(tmp_path / "cars_meta.mat", {"class_names": names})
-    assert read_class_names(tmp_path / "cars_meta.mat") == tuple(names[0])
-
-
-def development_kit(folder, kind):
-    """Its own files, with the content that they have as far as it is read."""
-    rows = [(number, IDS[k], IMAGENET_CLASSES[k]) for number, k in enumerate(DEVELOPMENT_KIT, 1)]
-    if kind == "map_clsloc.txt":
-        text = "".join(f"{wordnet} {number} {name.replace(' ', '_')}\n" for number, wordnet, name in rows)
-        return written(folder / kind, text)
-    kind_of_row = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
-    inner = (1001, "n00001740", "entity", 3)  # a synset that is no class
-    savemat(folder / kind, {"synsets": np.array([inner, *((*row, 0) for row in rows)], kind_of_row)[:, None]})
-    return folder / kind
 
 
 @pytest.mark.parametrize("kind", ["map_clsloc.txt", "meta.mat"])
 def test_imagenets_development_kit(tmp_path, capsys, kind):
-    """The first images of its validation set, and what its ground truth says of them."""
-    names = read_class_names(development_kit(tmp_path, kind))
+    """Its own files, as far as they are read; the first images of its validation set, and what its ground
+    truth says of them.
+    """
+    rows = [(number, IDS[k], IMAGENET_CLASSES[k]) for number, k in enumerate(DEVELOPMENT_KIT, 1)]
+    if kind == "map_clsloc.txt":
+        written(
+            tmp_path / kind, "".join(f"{i} {number} {name.replace(' ', '_')}\n" for number, i, name in rows)
+        )
+    else:
+        of_row = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
+        inner = (1001, "n00001740", "entity", 3)  # a synset that is no class
+        savemat(
+            tmp_path / kind, {"synsets": np.array([inner, *((*row, 0) for row in rows)], of_row)[:, None]}
+        )
+    names = read_class_names(tmp_path / kind)
     assert names == IMAGENET_CLASSES and "an order of its own" in capsys.readouterr().err
     root = images(tmp_path / "r", *(f"ILSVRC2012_val_0000000{k}.JPEG" for k in (1, 2, 3, 4)))
-    truth = written(tmp_path / "ILSVRC2012_validation_ground_truth.txt", "490\n361\n171\n822\n")
     for base in (0, 1):  # it counts from 1 whatever is said
-        assert list(labels_of(root, truth, names, base).values()) == [65, 970, 230, 809]
+        assert list(labels_of(root, "490\n361\n171\n822\n", names, base).values()) == [65, 970, 230, 809]
     with pytest.raises(InputError, match="expected an integer from 1 to 1000"):
-        read_dataset(root, written(tmp_path / "l.txt", "0\n1\n2\n3\n"), names)
+        labels_of(root, "0\n1\n2\n3\n", names)
 
 
 # ---------------------------------------------------------------- outputs of a classifier
@@ -475,15 +378,13 @@ OFFICIAL = [IMAGENET_CLASSES.other_names.get(k, name) for k, name in enumerate(I
 @pytest.mark.parametrize(
     "outputs, class_names, found",
     [
-        (("dog", "cat"), ("cat", "dog"), [1, 0]),
-        (("Polar_Bear", "cat"), ("polar bear", "cat"), [0, 1]),
+        (("Dog", "cat"), ("cat", "dog"), [1, 0]),
         (("tench, Tinca tinca", "crane", "hen", "crane"), ("tench", "crane", "hen", "crane"), [0, 1, 2, 3]),
         (("Cardigan", "cardigan", "hen"), ("hen", "cardigan", "Cardigan"), [2, 1, 0]),
         (("dog", "cat"), ("cat", "bird"), None),
         (("cat", "cat"), ("dog", "cat"), None),
         (OFFICIAL, IMAGENET_CLASSES, list(range(1000))),
         (OFFICIAL[::-1], IMAGENET_CLASSES, None),  # two are called the same
-        (IMAGENET_CLASSES[::-1], IMAGENET_CLASSES, list(range(1000))[::-1]),
         (IDS[::-1], IMAGENET_CLASSES, list(range(1000))[::-1]),
     ],
 )
@@ -491,40 +392,12 @@ def test_outputs_of_a_classifier_by_their_names(outputs, class_names, found):
     assert permutation_of(outputs, class_names) == found
 
 
-def test_a_head_with_imagenets_names_in_another_order_is_put_right(tmp_path, capsys):
-    """A folder in transformers format with a random network, whose outputs come in another order."""
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    network = ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=16, num_labels=1000))
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    picture = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-
-    def logits(names, order):
-        """Output k is that of class order[k], and has the name names[order[k]]."""
-        notes.clear()
-        shown = copy.deepcopy(network)
-        shown.classifier.weight.data = network.classifier.weight.data[order]
-        shown.classifier.bias.data = network.classifier.bias.data[order]
-        shown.config.id2label = {k: names[place] for k, place in enumerate(order)}
-        shown.config.label2id = {name: k for k, name in shown.config.id2label.items()}
-        shown.save_pretrained(tmp_path)
-        return load_classifier(f"hf:{tmp_path}", IMAGENET_CLASSES)(picture)
-
-    straight = logits(IMAGENET_CLASSES, list(range(1000)))
-    order = random.Random(0).sample(range(1000), 1000)
-    for names in (IMAGENET_CLASSES, IDS):
-        assert torch.equal(logits(names, order), straight)
-        assert "matched by their names" in capsys.readouterr().err
+PICTURE = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
 
 def test_captions_in_another_order_than_imagenets_are_matched_by_their_ids(tmp_path, capsys):
     rows = [f"{IDS[k]} {IMAGENET_CLASSES[k]}" for k in reversed(range(1000))]
     names = read_class_names(written(tmp_path / "c.txt", "\n".join(rows)))
-    picture = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    straight, turned = (
-        load_classifier("efficientnet_lite0", some)(picture) for some in (IMAGENET_CLASSES, names)
-    )
+    straight, turned = (load_classifier("efficientnet_lite0", n)(PICTURE) for n in (IMAGENET_CLASSES, names))
     assert torch.equal(turned, straight.flip(1))
     assert "matched by their names" in capsys.readouterr().err

@@ -5,7 +5,6 @@ and those for types alone.
 import ast
 from graphlib import TopologicalSorter
 
-import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "diffattack"
@@ -44,11 +43,11 @@ def imports_of(path) -> set[str]:
     return found & set(MODULES)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_from_its_own_rank_or_from_below(module):
-    imported = imports_of(MODULES[module])
-    assert not [other for other in imported if rank_of(other) > rank_of(module)]
-    assert not imported & set(COMMANDS), "nothing imports a command"
+def test_a_module_imports_from_its_own_rank_or_from_below():
+    for module, path in MODULES.items():
+        imported = imports_of(path)
+        assert not [other for other in imported if rank_of(other) > rank_of(module)], module
+        assert not imported & set(COMMANDS), f"{module} imports a command"
 
 
 def test_there_is_no_circle():
@@ -65,23 +64,21 @@ def test_the_top_is_the_commands_and_the_method():
         assert (PACKAGE / folder / "__init__.py").read_text() == ""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_prepares_for_its_imports_first(command):
-    """So that Ctrl-C ends it at once from there on (test_trust.py), and libraries find what they read."""
-    imports = [
-        node
-        for node in ast.parse((ROOT / f"{command}.py").read_text()).body
-        if isinstance(node, (ast.Import, ast.ImportFrom)) and getattr(node, "module", "") != "__future__"
-    ]
-    assert ast.unparse(imports[0]) == "import diffattack.common.environment"
+def test_a_command_prepares_for_its_imports_first():
+    """So that Ctrl-C ends it at once from there on (test_runs.py), and libraries find what they read."""
+    for command in COMMANDS:
+        nodes = ast.parse((ROOT / f"{command}.py").read_text()).body
+        imports = [ast.unparse(node) for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+        first = next(line for line in imports if "__future__" not in line)
+        assert first == "import diffattack.common.environment", command
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_has_to_be_read_at_once_is_short(path):
-    lines = path.read_text().splitlines()
-    assert not [k for k, line in enumerate(lines, 1) if len(line) > 110]
-    if path in PRODUCT:
-        assert len(lines) <= 450
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 75, node.name
+def test_what_has_to_be_read_at_once_is_short():
+    for path in ALL:
+        lines = path.read_text().splitlines()
+        assert not [k for k, line in enumerate(lines, 1) if len(line) > 110], path
+        if path in PRODUCT:
+            assert len(lines) <= 450, path
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < 75, node.name

@@ -16,11 +16,9 @@ from natsort import natsorted
 from PIL import Image
 
 import main
-from diffattack.common.flags import parse_options
 from diffattack.data.images import read_image
 from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.evaluation.metrics import psnr
-from diffattack.options import Options
 
 QUICK = "--iterations 2 --limit 1 --res 128 --start_step 17 --draws 2"
 MODES = ("uniform", "fixed", "learnable_detached", "learnable")
@@ -96,10 +94,8 @@ def test_the_same_command_writes_the_same_bytes(runs):
 
 def test_results_are_of_the_files_on_disk(runs):
     (row,) = json.loads((runs["fixed"] / "results.json").read_text())["images"]
-    clean, adversarial = (
-        read_image(runs["fixed"] / f"0000_{kind}.png", 128) for kind in ("originImage", "adv_image")
-    )
-    assert row["psnr"] == pytest.approx(psnr(clean, adversarial))
+    pair = (read_image(runs["fixed"] / f"0000_{kind}.png", 128) for kind in ("originImage", "adv_image"))
+    assert row["psnr"] == pytest.approx(psnr(*pair))
 
 
 @pytest.mark.parametrize("command", ["main.py", "compare.py", "utils.py", "benchmark.py"])
@@ -116,13 +112,6 @@ def test_help_groups_the_flags_and_says_each_default():
         assert part in text
 
 
-def test_the_options_of_a_command_line_equal_those_of_the_library():
-    parsed = parse_options(Options, "", ["--iterations", "5", "--is_hard_mask", "--weight_schedule", "1,2"])
-    made = Options(iterations=5, is_hard_mask=True, weight_schedule="1,2")
-    made.fill_in_defaults()
-    assert parsed == made and parsed.schedule == (1.0, 2.0)
-
-
 # ---------------------------------------------------------------- bad input
 
 
@@ -132,17 +121,14 @@ def bad(tmp_path_factory) -> Path:
     for name in ("empty", "one", "no_checkpoint", "sdxl"):
         (folder / name).mkdir()
     Image.new("RGB", (120, 100), "red").save(folder / "one" / "a.png")
+    names = '{"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0"}'
+    (folder / "sdxl/model_index.json").write_text(names)
     for name, content in {
         "ok.txt": "1\n",
-        "two.txt": "1\n2\n",
-        "word.txt": "cat\n",
-        "zero.txt": "0\n",
         "high.txt": "1001\n",
         "file": "in the way",
-        "sdxl/model_index.json": '{"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0"}',
         "bad.safetensors": "no weights",
         "three.txt": "one\ntwo\nthree\n",
-        "nothing.csv": "",
     }.items():
         (folder / name).write_text(content)
     return folder
@@ -152,14 +138,9 @@ BAD_INPUT = {
     "--images_root {bad}/none": r"--images_root.*none.*folder",
     "--images_root {bad}/empty": r"--images_root: no image in .*empty",
     "--label_path {bad}/none.txt": r"--label_path.*none\.txt",
-    "--label_path {bad}/two.txt": r"--label_path.*has 2 labels.*1 images",
-    "--label_path {bad}/word.txt": r"--label_path: line 1 .*'cat'.*integer from 1 to 1000",
-    "--label_path {bad}/zero.txt": r"--label_path: line 1 is '0';.*from 1 to 1000",
     "--label_path {bad}/high.txt": r"--label_path: line 1 is '1001';.*1 to 1000",
-    "--label_path {bad}/nothing.csv": r"has 0 labels.*1 images.*nothing.csv",
     "--weight_schedule rising": r"--weight_schedule: unknown schedule 'rising'.*learned, increasing, uniform",
     "--weight_schedule 0.5,-0.1,0.2,0.2,0.2": r"--weight_schedule.*non-negative",
-    "--weight_schedule nan,1,1,1,1": r"--weight_schedule.*finite",
     "--weight_schedule 0,0,0,0,0": r"--weight_schedule.*all be zero",
     "--weight_schedule 0.5": r"--weight_schedule.*cannot be stretched to 5",
     "--start_step 20": r"--start_step is 20.*start_step < diffusion_steps",
@@ -173,11 +154,9 @@ BAD_INPUT = {
     "--is_apply_mask perhaps": r"--is_apply_mask: invalid boolean value: .perhaps",
     "--iteration 5": r"unrecognized arguments: --iteration",
     "--model_name resnet1": r"--model_name: unknown classifier 'resnet1'; expected .*docs/",
-    "--transfer_models efficientnet_lite1,resnet1": r"--transfer_models: unknown classifier 'resnet1'",
     "--captions {bad}/three.txt": r"'efficientnet_lite0' has 1000 outputs, but there are 3 classes",
     "--dataset_name cub_200_2011": r"--dataset_name cub_200_2011 needs --captions .*classes\.txt",
     "--target_label cat": r"--target_label: expected a label, or TargetClass",
-    "--target_label 1": r"target of a\.png, 1, is its own label",
     "--target_label TargetClass": r"--target_label TargetClass: a\.png has no TargetClass",
     "--logit_temperature 0": r"--logit_temperature is 0\.0; expected .* above 0",
     "--device cuda:99": r"--device cuda:99 is not available",
@@ -210,8 +189,7 @@ def test_a_loss_that_is_not_finite_stops_only_its_image(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["uniform", "learnable"])
-def test_unreadable_images_are_listed_and_the_others_run(tmp_path, mode):
+def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
     source = sorted((ROOT / "demo/images").iterdir())[0]
     (tmp_path / "in").mkdir()
     shutil.copy(source, tmp_path / "in" / f"img2{source.suffix}")
@@ -221,7 +199,7 @@ def test_unreadable_images_are_listed_and_the_others_run(tmp_path, mode):
     (tmp_path / "labels.txt").write_text("3\n4\n5\n")
     result = start(
         f"--images_root {tmp_path}/in --label_path {tmp_path}/labels.txt --save_dir {tmp_path}/out "
-        f"--iterations 1 --res 96 --is_hard_mask --weight_mode {mode}"
+        "--iterations 1 --res 96 --is_hard_mask --weight_mode learnable"
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert all(f"not attacked: img{k}.png" in result.stdout for k in (10, 11))
@@ -235,13 +213,12 @@ def test_unreadable_images_are_listed_and_the_others_run(tmp_path, mode):
 
 
 def test_a_run_knows_its_own_labels(runs, tmp_path):
-    judged = tmp_path / "judged"
     command = (
-        f"--is_test --images_root {runs['fixed']} --save_dir {judged} --transfer_models efficientnet_lite1"
+        f"--is_test --images_root {runs['fixed']} --save_dir {tmp_path} --transfer_models efficientnet_lite1"
     )
     result = start(command)
     assert result.returncode == 0, result.stderr
-    (row,) = json.loads((judged / "evaluation.json").read_text())["images"]
+    (row,) = json.loads((tmp_path / "evaluation.json").read_text())["images"]
     (expected,) = json.loads((runs["fixed"] / "results.json").read_text())["images"]
     assert (row["label"], row["class"]) == (expected["label"], expected["class"])
     assert row["after"]["label"] == expected["after"]["label"]
@@ -278,12 +255,11 @@ def test_a_folder_of_the_original_tool_is_evaluated(original):
     assert result.stdout.strip() in (original / "judged" / "evaluation.txt").read_text()
 
 
-@pytest.mark.parametrize("missing", ["0001_adv_image.png", "0002_originImage.png"])
-def test_a_missing_partner_is_named(original, missing):
-    (original / "out" / missing).unlink()
+def test_a_missing_partner_is_named(original):
+    (original / "out" / "0001_adv_image.png").unlink()
     result = start(JUDGE.format(original))
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert f"{missing[:4]}_adv_image.png or its originImage is missing" in result.stderr
+    assert "0001_adv_image.png or its originImage is missing" in result.stderr
     assert not (original / "judged").exists()
 
 

@@ -36,18 +36,16 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data, whole, tmp_pa
     assert [row["file"] for row in ours["images"]] == ["img0.png", "img1.png", "img2.png", "img3.png"]
 
 
-def test_ctrl_c_leaves_nothing_half_done(data, whole, tmp_path):
-    command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
-    process = start(command)
-    wait_for(lambda: len(done(tmp_path)) >= 1, process)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_leave_nothing_half_done(data, tmp_path, name):
+    process = start([*MAIN, *flags(data, tmp_path, "--iterations", "20")])
+    wait_for(lambda: done(tmp_path), process)
+    process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors
+    assert process.returncode == 128 + getattr(signal, name) and "Traceback" not in errors
     assert "interrupted; the images done so far are complete, and the same command goes on" in errors
     assert 1 <= len(done(tmp_path)) < 4 and not list(tmp_path.glob("*.partial"))
-    for name in done(tmp_path):
-        assert len(list(tmp_path.glob(f"{name}_*.png"))) == 5
-    assert run(command).returncode == 0 and pictures(tmp_path) == pictures(whole("fixed"))
+    assert all(len(list(tmp_path.glob(f"{image}_*.png"))) == 5 for image in done(tmp_path))
 
 
 def test_a_full_disk_is_one_line_and_counts_nothing_as_done(data, whole, tmp_path):
@@ -59,14 +57,9 @@ def test_a_full_disk_is_one_line_and_counts_nothing_as_done(data, whole, tmp_pat
     command = [*MAIN, *flags(data, tmp_path, "--weight_mode", "fixed")]
     result = run(command, limits={resource.RLIMIT_FSIZE: limit})
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert re.search(
-        r"main\.py: error: .*File too large; make room; the images done so far are complete, and the "
-        r"same command goes on with the rest\n",
-        result.stderr,
-    )
-    assert done(tmp_path) == [f"{k:04d}" for k in range(int(largest.name[:4]))] and not list(
-        tmp_path.glob("*.partial")
-    )
+    assert "File too large; make room; the images done so far are complete" in result.stderr
+    assert done(tmp_path) == [f"{k:04d}" for k in range(int(largest.name[:4]))]
+    assert not list(tmp_path.glob("*.partial"))
     assert run(command).returncode == 0 and pictures(tmp_path) == pictures(whole("fixed"))
 
 
@@ -76,20 +69,11 @@ def test_another_configuration_is_refused_with_its_keys(data, whole, tmp_path):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     result = run([*MAIN, *flags(data, out, "--limit", "1", "--guidance", "3", "--weight_mode", "fixed")])
     assert result.returncode == 2 and re.fullmatch(r"main\.py: error: --save_dir: [^\n]+\n", result.stderr)
-    assert (
-        "guidance was 1.0 and is 3.0; weight_mode was 'uniform' and is 'fixed'" in result.stderr
-        and "--overwrite" in result.stderr
-    )
+    assert "guidance was 1.0 and is 3.0; weight_mode was 'uniform' and is 'fixed'" in result.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "notes.txt").write_text("mine")
     assert run([*MAIN, *flags(data, out, "--weight_mode", "fixed", "--overwrite")]).returncode == 0
     assert pictures(out) == pictures(whole("fixed")) and (out / "notes.txt").read_text() == "mine"
-
-
-def test_results_of_nobody_knows_what_are_not_added_to(data, tmp_path):
-    (tmp_path / "0000_record.npz").write_bytes(b"")
-    result = run([*MAIN, *flags(data, tmp_path)])
-    assert result.returncode == 2 and "no run.json" in result.stderr
 
 
 def test_images_that_failed_are_tried_again(data, tmp_path):

@@ -1,25 +1,22 @@
-"""A run's folder that can be trusted: records of another run, damaged files, inputs that change, signals.
-Real processes, signals and files; and a few hundred random mutations.
+"""A run's folder that can be trusted: records of another run, damaged files, inputs that change.
+Real processes and files.
 """
 
 import json
 import os
-import random
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
 
 import pytest
-from conftest import CLASS_NAMES, MAIN, ROOT, done, flags, pictures, run, save_checkpoint, start, wait_for
+from conftest import MAIN, done, flags, pictures, run, save_checkpoint, start, wait_for
 
-from diffattack.common.errors import InputError, RunError
-from diffattack.data.classes import read_class_names
-from diffattack.data.dataset import read_dataset
+from diffattack.common.errors import InputError
 from diffattack.data.images import delete_abandoned, replacing, temporary_name
-from diffattack.data.records import read_record, read_run
-from diffattack.runner.folder import check_folder, check_still_ours, claim
+from diffattack.data.records import read_run
+from diffattack.runner.folder import check_folder, claim
 
 
 @pytest.fixture
@@ -48,8 +45,6 @@ def test_a_record_of_another_run_is_refused(finished):
     (finished / "run.json").write_text(json.dumps(configuration | {"guidance": 3.0}))
     with pytest.raises(ValueError, match="0000_record.npz is damaged.*of another run than run.json.; delete"):
         list(read_run(finished).records)
-    with pytest.raises(RunError, match="taken over"):
-        check_still_ours(finished, "of the first run")
 
 
 def cut(path):
@@ -64,22 +59,16 @@ def flip(path):
     path.write_bytes(content)
 
 
-DAMAGES = {
-    "empty": lambda path: path.write_bytes(b""),
-    "cut": cut,
-    "one bit": flip,
-    "of another image": lambda path: shutil.copy(path.with_name("0002_record.npz"), path),
-}
+def swap(path):
+    shutil.copy(path.with_name("0002_record.npz"), path)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [cut, flip, swap])
 def test_a_damaged_record_is_named_with_what_to_do(finished, damage):
-    DAMAGES[damage](finished / "0001_record.npz")
-    with pytest.raises(ValueError, match=r"0001_record\.npz .*(delete it|--overwrite)") as caught:
-        list(read_run(finished).records)
-    assert "\n" not in str(caught.value)
+    damage(finished / "0001_record.npz")
     drawn = run([sys.executable, "utils.py", finished])
-    assert drawn.returncode == 2 and "0001_record.npz" in drawn.stderr and "Traceback" not in drawn.stderr
+    assert drawn.returncode == 2 and drawn.stderr.count("\n") == 1
+    assert re.search(r"0001_record\.npz .*(delete it|--overwrite)", drawn.stderr)
 
 
 def test_only_what_is_damaged_or_has_changed_is_made_again(data, whole, tmp_path):
@@ -96,30 +85,30 @@ def test_only_what_is_damaged_or_has_changed_is_made_again(data, whole, tmp_path
     result = run(command)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     assert "going on with an earlier run: 1 of 4 images are done" in result.stderr
-    for name, reason in {
-        "img1": "damaged",
-        "img2": "is not the one that was written",
-        "img3": "has changed",
-    }.items():
+    reasons = {"img1": "damaged", "img2": "is not the one that was written", "img3": "has changed"}
+    for name, reason in reasons.items():
         assert f"note: {name}.png is made again: " in result.stderr and reason in result.stderr
     assert (out / "0000_record.npz").stat().st_mtime_ns == kept
-    expected = pictures(whole("fixed"))
-    found = pictures(out)
-    assert {name: found[name] for name in found if name[:4] in ("0000", "0001", "0002")} == {
-        name: expected[name] for name in expected if name[:4] in ("0000", "0001", "0002")
-    }
+    expected, found = pictures(whole("fixed")), pictures(out)
+    assert all(found[name] == expected[name] for name in expected if name[:4] != "0003")
+
+
+BITS = """import torch
+
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        levels = 255 * x.detach()
+        between = ((levels - levels.round()).abs() > 1e-3).flatten(1).any(1)
+        logits = torch.zeros(len(x), 1000).index_fill(1, torch.tensor([0]), 9.0)
+        logits[:, 7] = 18.0 * between
+        return logits + x.mean((1, 2, 3))[:, None] * torch.linspace(-1, 1, 1000)
+"""
 
 
 def test_success_is_that_of_the_file_and_not_of_the_tensor(data, tmp_path):
     """Of a classifier that sees another class wherever a value is none of 8 bits."""
-    (tmp_path / "bits.py").write_text(
-        "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
-        "        levels = 255 * x.detach()\n"
-        "        between = ((levels - levels.round()).abs() > 1e-3).flatten(1).any(1)\n"
-        "        logits = torch.zeros(len(x), 1000).index_fill(1, torch.tensor([0]), 9.0)\n"
-        "        logits[:, 7] = 18.0 * between\n"
-        "        return logits + x.mean((1, 2, 3))[:, None] * torch.linspace(-1, 1, 1000)\n"
-    )
+    (tmp_path / "bits.py").write_text(BITS)
     command = flags(data, tmp_path / "out", "--model_name", f"{tmp_path}/bits.py:Net", "--limit", "1")
     result = run([*MAIN, *command])
     assert result.returncode == 0, result.stderr
@@ -138,16 +127,9 @@ def test_a_checkpoint_that_has_changed_is_named(data, tmp_path):
     assert result.returncode == 2 and f"the content of {model}/vae/config.json has changed" in result.stderr
 
 
-RUN_FILES = {
-    "empty": b"",
-    "a list": b"[1]",
-    "nested": b"[" * 10_000 + b"]" * 10_000,
-}
-
-
-@pytest.mark.parametrize("content", RUN_FILES)
+@pytest.mark.parametrize("content", ["", "[1]", "[" * 10_000 + "]" * 10_000])
 def test_a_damaged_run_file_is_named(finished, content):
-    (finished / "run.json").write_bytes(RUN_FILES[content])
+    (finished / "run.json").write_text(content)
     for attempt in (lambda: check_folder(finished, {}), lambda: read_run(finished)):
         with pytest.raises(ValueError, match="run.json cannot be read .*give another folder"):
             attempt()
@@ -167,100 +149,18 @@ def test_a_folder_is_claimed_by_one_run(tmp_path, monkeypatch, has_links):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_of_two_that_start_at_once_one_claims_the_folder(tmp_path, monkeypatch):
-    link = os.link
-
-    def after_another(source, target):
-        target.write_text('{"guidance": 2.5}')
-        link(source, target)
-
-    monkeypatch.setattr(os, "link", after_another)
-    with pytest.raises(InputError, match="guidance was 2.5 and is 3.0"):
-        claim(tmp_path, {"guidance": 3.0})
-    assert (tmp_path / "run.json").read_text() == '{"guidance": 2.5}'
-
-
-# ---------------------------------------------------------------- signals
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_signals_end_a_run_as_ctrl_c_does(data, tmp_path, name):
-    number = getattr(signal, name)
-    process = start([*MAIN, *flags(data, tmp_path, "--iterations", "20")])
-    wait_for(lambda: len(done(tmp_path)) >= 1, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and "Traceback" not in errors
-    assert "interrupted; the images done so far are complete, and the same command goes on" in errors
-    assert not list(tmp_path.glob("*.partial"))
-
-
 # ---------------------------------------------------------------- names
 
 
 def test_a_file_name_need_not_be_unicode(data, tmp_path):
-    inputs = tmp_path / "images"
-    inputs.mkdir()
-    shutil.copy(data / "images" / "img0.png", os.fsencode(inputs) + b"/im\xffg.png")
+    (tmp_path / "images").mkdir()
+    shutil.copy(data / "images" / "img0.png", os.fsencode(tmp_path / "images") + b"/im\xffg.png")
     (tmp_path / "labels.txt").write_text("1\n")
-    given = ["--images_root", inputs, "--label_path", tmp_path / "labels.txt"]
-    command = [*MAIN, *flags(data, tmp_path / "out", *given), "--figures", "all"]
-    result = run(command, stdout=subprocess.PIPE)  # as a process
+    given = f"--images_root {tmp_path}/images --label_path {tmp_path}/labels.txt --figures all"
+    result = run([*MAIN, *flags(data, tmp_path / "out", *given.split())], limits={})  # as a process
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     assert r"im\udcffg.png" in result.stdout
     assert json.loads((tmp_path / "out/results.json").read_text())["images"][0]["file"] == "im\udcffg.png"
-
-
-# ---------------------------------------------------------------- anything at all
-
-
-def mutated(content: bytes, chance: random.Random) -> bytes:
-    content = bytearray(content)
-    for _ in range(chance.choice((1, 1, 2, 8))):
-        place = chance.randrange(len(content) + 1)
-        kind = chance.randrange(5)
-        if kind == 0:
-            content[place:] = b""
-        elif kind == 1:
-            content[place:place] = chance.choice((b"\x00", b"\xff\xfe", b"[", b"{", b'"', b"-1", b"1e999"))
-        elif kind == 2 and content:
-            content[place % len(content)] ^= 1 << chance.randrange(8)
-        elif kind == 3:
-            del content[place : place + chance.randrange(1, 40)]
-        else:
-            content[place:place] = content[place : place + 50]
-    return bytes(content)
-
-
-def test_no_mutation_of_a_small_file_ends_in_a_traceback(finished, tmp_path):
-    chance = random.Random(0)
-    photos = ROOT / "demo" / "images"
-    labels = (ROOT / "demo" / "labels.txt").read_bytes()
-    captions = json.dumps({"id2label": {str(k): name for k, name in enumerate(CLASS_NAMES)}}).encode()
-    table = "filename,label\n" + "".join(f"{path.name},1\n" for path in sorted(photos.iterdir()))
-
-    def read_labels(path):
-        return read_dataset(photos, path, ("a",) * 1000)
-
-    targets = {  # a file, what it holds, what reads it, and how that refuses
-        "record": (finished / "0001_record.npz", None, read_record, ValueError),
-        "run.json": (finished / "run.json", None, lambda path: check_folder(finished, {}), InputError),
-        "labels": (tmp_path / "labels.txt", labels, read_labels, InputError),
-        "table": (tmp_path / "labels.csv", table.encode(), read_labels, InputError),
-        "captions": (tmp_path / "captions.json", captions, read_class_names, InputError),
-    }
-    refused = dict.fromkeys(targets, 0)
-    for name, (path, content, read, expected) in targets.items():
-        content = path.read_bytes() if content is None else content
-        for _ in range(60):
-            path.write_bytes(mutated(content, chance))
-            try:
-                read(path)
-            except expected as error:
-                refused[name] += 1
-                assert "\n" not in str(error)
-        path.write_bytes(content)
-    assert all(refused.values()), refused
 
 
 # ---------------------------------------------------------------- tidiness
@@ -285,34 +185,3 @@ def test_two_processes_may_write_the_same_file_at_once(tmp_path, monkeypatch):
             first.write_text("first")
             second.write_text("second")
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "first"
-
-
-def test_a_full_disk_while_a_pdf_is_written_is_an_oserror_and_leaves_nothing(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    from diffattack.plotting.draw import save_figure
-
-    def full(self, content):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    figure = Figure()
-    figure.subplots()
-    with pytest.raises(OSError, match="No space left"):
-        save_figure(figure, tmp_path / "curve", pdf=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
-
-
-def test_check_says_in_one_line_that_a_loss_is_not_finite(data, tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n"
-        "        super().__init__()\n        self.linear = torch.nn.Linear(3, 1000)\n\n"
-        "    def forward(self, x):  # it is tried with several images\n"
-        "        fails = torch.is_grad_enabled() and len(x) == 1\n"
-        "        return self.linear(x.mean((2, 3))) * (float('nan') if fails else 1)\n"
-    )
-    result = run(
-        [*MAIN, *flags(data, tmp_path / "out", "--check", "--model_name", f"{tmp_path}/mine.py:Net")]
-    )
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "loss is not finite in iteration" in result.stderr and not (tmp_path / "out").exists()
