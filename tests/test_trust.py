@@ -149,6 +149,19 @@ def test_a_folder_is_claimed_by_one_run(tmp_path, monkeypatch, has_links):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_of_two_that_start_at_once_one_claims_the_folder(tmp_path, monkeypatch):
+    link = os.link
+
+    def after_another(source, target):
+        target.write_text('{"guidance": 2.5}')
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", after_another)
+    with pytest.raises(InputError, match="guidance was 2.5 and is 3.0"):
+        claim(tmp_path, {"guidance": 3.0})
+    assert (tmp_path / "run.json").read_text() == '{"guidance": 2.5}'
+
+
 # ---------------------------------------------------------------- names
 
 
