@@ -349,6 +349,14 @@ def test_attacks_side_by_side_with_curves_pages_and_published_rows(data, mine, t
     assert len(json.loads((out / "comparison.json").read_text())["judged"]) == len(trials)
 
 
+def test_budgets_are_swept(data, tmp_path):
+    names = ["torchattack:PGD(steps=2)", "torchattack:MIFGSM(steps=2)"]
+    compared(data, tmp_path, "--attacks", ",".join(names), "--limit 1 --sweep budget=psnr=40,34")
+    assert json.loads((tmp_path / "sweep.json").read_text())["values"] == [40, 34]
+    folder = tmp_path / "budget_psnr_34" / parse_attack(names[1]).folder
+    assert json.loads((folder / "run.json").read_text())["budget"] == "psnr=34"
+
+
 @pytest.mark.parametrize(
     "extra, message",
     [

@@ -76,7 +76,10 @@ def test_images_go_on_by_themselves(kind):
 
 def test_latents_are_not_driven_on_where_limits_hold_the_picture_back():
     """The picture stays far below its radius, whatever the latents do."""
-    held = lambda change: 0.01 * change / change.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp(min=1)  # noqa: E731
+
+    def held(change):
+        return 0.01 * change / change.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp(min=1)
+
     travelled = walk(momentum(iterations=30), steps=30, shown=held)[-1] / GAIN
     assert (travelled <= 30 * (10 * 2 * RADIUS / 30 / GAIN) * 1.01).all()  # of the largest steps there may be
 
