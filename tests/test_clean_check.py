@@ -90,6 +90,7 @@ def mixed(labels):
         (lambda labels: labels, 0, "labels one lower; give --label_base 1"),
         (as_text, 1, "sorted as text .*give a table"),
         (of_the_kit, 1, "development kit; give its meta.mat"),
+        (lambda labels: [n - 1 for n in of_the_kit(labels)], 1, "development kit; .* add one to each"),
         (mixed, 1, "as by chance: the labels are not those of the images"),
     ],
 )
@@ -98,6 +99,18 @@ def test_labels_that_are_off_stop_a_run_with_what_would_fit(photos, surrogate, t
     with pytest.raises(InputError, match=f"is right on .*{advice}.*--trust_labels"):
         check_labels([accuracy], trusted=False)
     check_labels([accuracy], trusted=True)
+
+
+@pytest.mark.parametrize("first, base, advice", [(1, 1, "kit; give its meta.mat"), (0, 0, "add one to each")])
+def test_folders_numbered_in_the_order_of_the_kit_are_named(photos, surrogate, tmp_path, first, base, advice):
+    for k, number in enumerate(of_the_kit(photos[1]), 1):
+        folder = tmp_path / "root" / str(number - 1 + first)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos[0] / f"img{k}.jpg", folder)
+    (accuracy,) = looked_at(tmp_path / "root", None, surrogate, base)
+    with pytest.raises(InputError, match=f"is right on .*{advice}") as caught:
+        check_labels([accuracy], trusted=False)
+    assert "--label_path" not in str(caught.value)
 
 
 def test_the_order_of_the_development_kit_is_read_where_it_is_given(photos, surrogate, tmp_path):
