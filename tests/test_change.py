@@ -67,7 +67,7 @@ def test_pictures_on_the_way_are_judged_like_those_at_the_end(masked):
     names = {c["model"]: c for c in results["classifiers"]}
     last = results["curve"][-1]
     surrogate = next(iter(names))
-    assert last[f"white-box, {surrogate}"] == names[surrogate]["success"]
+    assert last["white-box, quick.py:build"] == names[surrogate]["success"]
     assert last["transfer, mean"]["value"] == results["transfer_success"]["value"]
     for name in ("PSNR dB", "SSIM", "L2", "where smooth (levels)"):
         assert last[name]["value"] == pytest.approx(results["quality"][name]["adversarial"]["value"])
