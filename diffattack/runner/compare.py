@@ -85,12 +85,17 @@ def paths(text: str) -> tuple[Path, ...]:
     return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
 
 
+# what a comparison decides itself, or leaves to one run
+OF_MAIN = ("attack", "weight_mode", "weight_schedule", "check", "is_test", "overwrite", "batch_size")
+
+
 @dataclass
 class CompareOptions(Options):
     """The flags of main.py, and those of a comparison."""
 
     title = "comparison"
-    common = (*Options.common, "modes", "attacks", "sweep", "published", "page", "judged")
+    common = (*(name for name in Options.common if name not in OF_MAIN), "modes", "attacks", "sweep")
+    common += ("published", "page", "judged")
 
     modes: list[tuple[str, str]] | str = flag(
         DEFAULT_MODES,
@@ -133,10 +138,6 @@ class Entry:
     name: str
     value: float | None
     options: Options  # what `main.py` would be called with
-
-
-# what a comparison decides itself, or leaves to one run
-OF_MAIN = ("attack", "weight_mode", "weight_schedule", "check", "is_test", "overwrite", "batch_size")
 
 
 def check_options(options: CompareOptions) -> None:
