@@ -222,6 +222,8 @@ def test_a_run_knows_its_own_labels(runs, tmp_path):
     (expected,) = json.loads((runs["fixed"] / "results.json").read_text())["images"]
     assert (row["label"], row["class"]) == (expected["label"], expected["class"])
     assert row["after"]["label"] == expected["after"]["label"]
+    other = f"--is_test --images_root {runs['fixed']} --model_name efficientnet_lite1"
+    assert "made on efficientnet_lite0; judges" in start(f"{other} --save_dir {tmp_path}/other").stderr
 
 
 @pytest.fixture

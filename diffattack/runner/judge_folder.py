@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffattack.common.device import resolve_device, resolve_dtype
-from diffattack.common.errors import InputError
+from diffattack.common.errors import InputError, note
 from diffattack.data.classes import ClassFinder
 from diffattack.data.dataset import TARGET_COLUMN, Item, labels_of
 from diffattack.data.labels import read_labels
@@ -123,7 +123,7 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
     """
     base, target = options.label_base, options.target_label
     if options.label_path is None and (options.images_root / "run.json").is_file():
-        return items_of_run(options.images_root, clean, class_names)
+        return items_of_run(options, clean, class_names)
     if options.label_path is None:
         raise InputError(
             "--label_path is missing; give the text file of labels that the images were attacked with"
@@ -139,8 +139,9 @@ def label_pairs(options: Options, clean: Sequence[Path], class_names: Sequence[s
     return [Item(k, path, classes, target) for k, (path, classes) in enumerate(zip(clean, labels))]
 
 
-def items_of_run(folder: Path, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:
+def items_of_run(options: Options, clean: Sequence[Path], class_names: Sequence[str]) -> list[Item]:
     """The clean files of a run of this tool, with the labels and targets that it had."""
+    folder = options.images_root
     try:
         configuration = read_configuration(folder)
         named = configuration["contents"]["the class names"]
@@ -151,6 +152,9 @@ def items_of_run(folder: Path, clean: Sequence[Path], class_names: Sequence[str]
             f"--images_root: run.json does not tell the labels ({type(error).__name__}: {error}); give the "
             f"file of labels that the images were attacked with as --label_path"
         ) from None
+    made_on = ",".join(configuration["model_name"])
+    if made_on != ",".join(options.model_name):
+        note(f"these pictures were made on {made_on}; judges beside it are named by --transfer_models")
     if named != json_digest(class_names):
         raise InputError(
             f"--images_root: the run in {str(folder)!r} was of other classes than these {len(class_names)}; "
