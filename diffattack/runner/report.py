@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -31,22 +32,43 @@ FELT_ABOVE = 0.01  # of the attack's gradient
 
 def report(job: Job, selected: Sequence[Item]) -> int:
     """Adds up what is in the folder of a run, all of which has been judged, writes and prints it, and draws
-    the figures and the page of a run that is complete; returns the exit code.
+    the figures and the page of a run that is complete; returns the exit code. Of two processes that end at
+    the same moment one does.
     """
     failures, left = read_failures(job.layout, selected), unattempted(selected, job.layout)
     finished = job.layout.finished()  # after what is left, so that nothing can be in neither
     done = [item for item in selected if item.index in finished]
-    run, _ = write_run(job, done, failures, len(left))
+    with open(job.layout.folder / "run.json") as lock:
+        if is_locked(lock):
+            run, _ = write_run(job, done, failures, len(left))
+            show_run(job, run, bool(left))
+    return 1 if failures else 0
+
+
+def is_locked(file: IO) -> bool:
+    """Whether this process has the lock on a file, until it closes it; on systems without locks, always."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
+def show_run(job: Job, run: Run | None, is_partial: bool) -> None:
+    """Prints what was added up, and draws it where nothing is left."""
     options, folder = job.options, job.layout.folder
     print("\n" + (folder / "log.txt").read_text(encoding="utf-8").split("\n\n", 1)[1].rstrip())
-    if run and not left and options.figures != "none":
+    if run and not is_partial and options.figures != "none":
         from diffattack.plotting.draw import draw_folders  # it takes matplotlib
 
         each, images = options.figures == "all", options.figure_images
         draw_folders([run], named_schedules, each, figure_images=images)
         write_page(run, read_results(folder))
         print(f"\nfigures in {folder / ANALYSIS}, and a page to look through in {folder / 'report.html'}")
-    return 1 if failures else 0
 
 
 def write_run(
