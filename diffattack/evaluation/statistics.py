@@ -270,5 +270,5 @@ def kernel_distance(clean: np.ndarray, other: np.ndarray) -> float:
 
 
 def blocks_of(features: np.ndarray) -> list[np.ndarray]:
-    """Of what may lie in a file."""
+    """Features `(B, d)` in parts of up to ROWS."""
     return np.array_split(features, range(ROWS, len(features), ROWS))

@@ -16,7 +16,7 @@ from diffattack.evaluation.warnings import check_labels
 from diffattack.options import Options
 from diffattack.runner.attack_images import invert, read_picture
 from diffattack.runner.folder import name_of
-from diffattack.runner.jobs import Job, count_processes, judges_of
+from diffattack.runner.jobs import Job, count_processes
 from diffattack.runner.setup import check_diffusion_model, clean_accuracies, load_attacks, read_experiment
 
 
@@ -49,7 +49,7 @@ def check(options: Options) -> int:
     rows += [["clean images", "; ".join(accuracy.description for accuracy in accuracies)]]
     if isinstance(attack, DiffAttack):
         check_diffusion_model(experiment, attack, items)
-    job = Job(options, experiment.layout(options), judges_of(experiment, options), attack=attack)
+    job = Job(options, experiment.layout(options), None, attack=attack)  # nothing is judged
     inversion, inversion_cost = invert(job, [picture])
     try:
         with measured({}, device) as attack_cost:

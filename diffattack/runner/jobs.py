@@ -62,7 +62,7 @@ class Job:
 
     options: Options
     layout: Layout
-    judges: Judges
+    judges: Judges | None  # None where nothing is judged, or another process loads its own
     identity: str = ""  # of the run
     attack: DiffAttack | PixelAttack | None = None  # None where all is attacked
     masks: Mapping[int, Path] = field(default_factory=dict)  # by the image's index
