@@ -205,7 +205,7 @@ class DiffAttack(LatentDiffusion):
             mask = (mask > 0.5).to(mask)
         limits = None if options.contrast_limit is None else change_limits(images, options.contrast_limit)
         base = unperturbed if options.composition == "residual" else None
-        composition = Composition(images, base, limits, mask)
+        composition = Composition(images, base, limits, mask, options.high_pass, options.colour)
         return composition, composition(unperturbed) if base is None else None
 
     def forward(self, batch: Batch, steps: int) -> Pass:

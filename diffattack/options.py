@@ -23,6 +23,7 @@ from diffattack.common.flags import (
     POSITIVE,
     SHARE,
     SIDE,
+    SIGMA,
     check_values,
     count,
     flag,
@@ -70,10 +71,7 @@ class DataOptions:
 
     images_root: Path = flag(Path("demo/images"), "images to attack, in natural order", "FOLDER")
     label_path: Path | None = flag(
-        None,
-        "true classes, a line an image or a table (default: metadata.csv, or folders by class)",
-        "FILE",
-        Path,
+        None, "true classes, a line an image or a table (default: metadata.csv, or folders)", "FILE", Path
     )
     label_base: int | None = flag(None, "what labels count from (default: 1)", parse=int, choices=(0, 1))
     captions: Path | None = flag(
@@ -84,10 +82,7 @@ class DataOptions:
         "imagenet_compatible", "presets of captions, label base and logit temperature", choices=tuple(PRESETS)
     )
     target_label: int | str | None = flag(
-        None,
-        f"make the classifier see this class; or {TARGET_COLUMN}, a column of the table",
-        "N",
-        target_label,
+        None, f"make the classifier see this class; or the table's {TARGET_COLUMN}", "N", target_label
     )
     mask_root: Path | None = flag(
         None, "masks named as the pictures, of any size: white may change, black stays", "FOLDER", Path
@@ -223,6 +218,10 @@ class AttackOptions(WeightOptions):
     contrast_limit: float | None = bound(
         1.0, "no pixel changes by more than 1/255 + K times the local contrast; none: no limit", "K"
     )
+    high_pass: float | None = number(
+        "the change loses what a Gaussian of S pixels keeps of it; 0: nothing (default: 4)", "S", range=SIGMA
+    )
+    colour: float | None = number("what part of the change's colour is kept (default: 0.3)", "PART")
     latent_optimizer: str = flag(
         "momentum", "momentum within the budget, or adamw as the original", choices=("momentum", "adamw")
     )
@@ -241,10 +240,7 @@ class AttackOptions(WeightOptions):
         None, "end an image where every surrogate is wrong by a margin of M logits, in 8 bits", "M"
     )
     judge_at: tuple[int, ...] = flag(
-        (),
-        "judge after these iterations, too: the curve of transfer over visibility",
-        "K,K,...",
-        iteration_numbers,
+        (), "judge after these iterations, too: transfer over visibility", "K,K,...", iteration_numbers
     )
     attack_loss_weight: float = flag(10.0, "factor of the cross-entropy", "FACTOR", range=NOT_NEGATIVE)
     cross_attn_loss_weight: float = flag(
@@ -260,9 +256,7 @@ class AttackOptions(WeightOptions):
         "mse", "mse: as the original; relative: over each map's mean square", choices=("mse", "relative")
     )
     logit_temperature: float | None = number(
-        "that the attack's loss divides logits by (default: 1; 10 for cub_200_2011 and standford_car)",
-        "T",
-        range=POSITIVE,
+        "that logits are divided by (default: 1; 10 for cub_200_2011, standford_car)", "T", range=POSITIVE
     )
     head: str | None = flag(
         None, "softmax: an image shows one class; sigmoid: any number (default: softmax)", choices=HEADS
@@ -279,9 +273,14 @@ class AttackOptions(WeightOptions):
     def __post_init__(self) -> None:
         if self.iterations is None:
             self.iterations = 6 if self.stop_margin is None else 20
+        is_ours = self.attack == OURS
         if self.attack_through is None:
-            ours = self.attack == OURS and self.stop_margin is None
-            self.attack_through = ("resize:0.9",) if ours else ()
+            self.attack_through = ("resize:0.9",) if is_ours and self.stop_margin is None else ()
+        is_fine = is_ours and self.composition == "residual"
+        if self.high_pass is None:
+            self.high_pass = 4.0 if is_fine else 0.0
+        if self.colour is None:
+            self.colour = 0.3 if is_fine else 1.0
         if self.draws is None:
             self.draws = attack_draws(self.attack_through)
 
@@ -335,8 +334,10 @@ class AttackOptions(WeightOptions):
             budget = self.allowed_change
         except ValueError as error:
             raise InputError(f"--budget: {error}") from None
-        if self.composition == "decoder" and (budget or self.contrast_limit is not None):
-            raise InputError("--composition decoder takes no --contrast_limit and no --budget; give residual")
+        limited = (budget, self.contrast_limit, self.high_pass, self.colour) != (None, None, 0, 1)
+        if self.composition == "decoder" and limited:
+            without = "--budget none --contrast_limit none --high_pass 0 --colour 1"
+            raise InputError(f"--composition decoder goes with {without} alone; give those, or residual")
         if self.inversion == "diffattack" and budget:
             raise InputError("--inversion diffattack cuts bytes off, which no --budget knows; give exact")
         if self.attack == OURS and self.latent_optimizer == "momentum" and budget is None:
@@ -346,8 +347,9 @@ class AttackOptions(WeightOptions):
             raise InputError(f"--judge_at goes beyond the {self.iterations} of --iterations")
 
 
-# what all attacks know
-FOR_ALL = ("attack", "budget", "contrast_limit", "attack_through", "draws", "logit_temperature")
+# what all attacks know, and whose default depends on the attack
+BY_ATTACK = ("attack_through", "high_pass", "colour")
+FOR_ALL = BY_ATTACK + ("attack", "budget", "contrast_limit", "draws", "logit_temperature")
 FOR_ALL += ("head", "threshold", "seed")
 DEFAULTS = AttackOptions()
 
@@ -383,9 +385,7 @@ class MachineOptions:
         "that share out the images (default: on a CPU one for each core)", "P", identifies_run=False
     )
     compile: bool = of_machine(False, "let torch.compile make iterations quicker, after minutes at first")
-    shard: str = of_machine(
-        "0/1", "attack the K-th of N parts of the images, from 0; the last adds up", "K/N"
-    )
+    shard: str = of_machine("0/1", "attack the K-th of N parts, from 0; the last adds up", "K/N")
     merge: bool = of_machine(False, "attack nothing: judge and add up the images that are finished")
 
 

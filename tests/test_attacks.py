@@ -80,7 +80,8 @@ def test_the_limit_has_its_gradient_and_comes_before_what_an_attack_does_to_a_pi
     """Against the same steps written out: PGD with the limit, and DI-FGSM through which no copy goes that is
     not limited.
     """
-    model, composition = classifier(), Composition(CLEAN, CLEAN, change_limits(CLEAN, 0.3))
+    model, fine = classifier(), dict(high_pass=1.0, colour=0.3)
+    composition = Composition(CLEAN, CLEAN, change_limits(CLEAN, 0.3), **fine)
     change = torch.zeros_like(CLEAN, requires_grad=True)
     for _ in range(4):
         loss = torch.nn.functional.cross_entropy(model(composition(CLEAN + change)), LABEL)
@@ -88,7 +89,7 @@ def test_the_limit_has_its_gradient_and_comes_before_what_an_attack_does_to_a_pi
         step = (change + 0.1 / 4 * gradient.sign()).clamp(-0.1, 0.1)
         change = ((CLEAN + step).clamp(0, 1) - CLEAN).detach().requires_grad_()
     name = "torchattack:PGD(eps=0.1,steps=4,random_start=False)"
-    made = PixelAttack(name, model, range(5), contrast_limit=0.3)(CLEAN, LABEL).adversarial
+    made = PixelAttack(name, model, range(5), contrast_limit=0.3, **fine)(CLEAN, LABEL).adversarial
     assert torch.allclose(made, composition(CLEAN + change.detach()), atol=1e-6)
     before = torch.nn.functional.cross_entropy(model(CLEAN), LABEL)
     for name in ("DIFGSM", "SINIFGSM", "VMIFGSM"):

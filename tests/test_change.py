@@ -133,6 +133,8 @@ def test_which_defaults_a_preset_sets():
     plain, least = (parse_options(Options, "", argv) for argv in ([], ["--stop_margin", "5"]))
     assert (plain.composition, plain.guidance, plain.budget) == ("residual", 1.0, "psnr=36.5")
     assert (plain.iterations, plain.attack_through) == (6, ("resize:0.9",))
+    pixels = parse_options(Options, "", ["--attack", "advad"])
+    assert [(one.high_pass, one.colour) for one in (chosen, plain, pixels)] == [(0, 1), (4, 0.3), (0, 1)]
     assert (least.iterations, least.attack_through) == (20, ())
     behind = parse_options(Options, "", ["--model_name", "efficientnet_lite0@jpeg:75"])
     assert behind.attack_through == ()  # it is attacked through its own defence
@@ -141,7 +143,7 @@ def test_which_defaults_a_preset_sets():
 @pytest.mark.parametrize(
     "bad, message",
     [
-        ("--composition decoder", "takes no --contrast_limit and no --budget; give residual"),
+        ("--composition decoder", "goes with --budget none"),
         ("--inversion diffattack", "cuts bytes off, which no --budget knows; give exact"),
         ("--contrast_limit much", "--contrast_limit: invalid number_or_none value: 'much'"),
         ("--budget 37", "--budget: '37' is no budget"),

@@ -47,6 +47,15 @@ def test_a_grey_picture_stays_almost_grey():
     assert (changed - smooth).abs().max() <= 1.01 / 255
 
 
+def test_a_change_loses_what_is_coarse_and_a_part_of_its_colour():
+    grey = torch.full_like(CLEAN, 0.5)
+    change = (Composition(grey, BASE, high_pass=2.0, colour=0.3)(DECODED) - grey).numpy()
+    whole = (DECODED - BASE).numpy()
+    fine = whole - gaussian_filter(whole, 2, mode="mirror", axes=(2, 3))
+    luminance_of = np.einsum("bchw,c->bhw", fine, [0.299, 0.587, 0.114])[:, None]
+    np.testing.assert_allclose(change, luminance_of + 0.3 * (fine - luminance_of), atol=1e-6)
+
+
 def test_outside_a_mask_the_clean_picture_stays_byte_for_byte():
     mask = torch.zeros(2, 1, 64, 64)
     mask[..., :20, :30], mask[..., :20, 30:40] = 1.0, 0.5

@@ -30,7 +30,9 @@ def test_a_groups_mean_is_that_of_its_own():
     evaluation = Evaluation([surrogate, first, second], {}, [], 1, {"own": ["folder/y.py:make"]})
     assert evaluation.as_dict()["transfer_groups"]["own"]["success"] == transfer_mean([second])
     assert transfer_scores(evaluation)["transfer success, own"].tolist() == [1, 1, 1, 1, 1, 0]
-    assert replace(transfer_mean([surrogate]), count=6, total=6) == share(6, 6)  # no certainty from six images
+    assert replace(transfer_mean([surrogate]), count=6, total=6) == share(
+        6, 6
+    )  # no certainty from six images
     rows = [row[0] for row in evaluation.classifier_rows()]
     assert rows[2:] == ["x", "y.py:make", "mean", "mean of own"]
 

@@ -21,7 +21,8 @@ from diffattack.diffusion.pipeline import compile_blocks
 from diffattack.evaluation.budget import parse_budget
 
 # which a random model fools in some of its steps
-ADAMW = dict(latent_optimizer="adamw", budget=None, contrast_limit=None, attack_through=())
+WHOLE = dict(contrast_limit=None, high_pass=0.0, colour=1.0)
+ADAMW = dict(latent_optimizer="adamw", budget=None, attack_through=(), **WHOLE)
 NONE = torch.full((3,), -1)
 
 
@@ -143,7 +144,7 @@ def test_an_image_ends_at_its_margin_whoever_is_beside_it(
 def test_an_image_that_ends_where_gradients_are_measured_is_not_measured_for_its_neighbour(
     checkpoint, classifier, images, labels
 ):
-    options = dict(structure_share=0.3, contrast_limit=None, budget="l2=8", attack_through=())
+    options = dict(structure_share=0.3, budget="l2=8", attack_through=(), **WHOLE)
     free = build(checkpoint, classifier, judge_at=(1,), **options)(images, labels).pictures_at[1]
     with torch.no_grad():
         margins = SOFTMAX.margin(classifier(rounded(free)), labels[:, None], NONE)

@@ -112,7 +112,7 @@ class PixelAttack:
         classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably.
         class_names: of the classifier's outputs.
         budget: within which each picture keeps, as it is written.
-        contrast_limit: no pixel changes by more than 1/255 + this times the local contrast.
+        contrast_limit, high_pass, colour: what limits the change at each place; see `Composition`.
         attack_through, draws: defences that the gradient goes through, and how often a random one is drawn.
         logit_temperature: that the attack sees logits divided by.
         head: of the classifiers; see `Surrogates` for what the attack sees of a sigmoid head.
@@ -134,6 +134,8 @@ class PixelAttack:
         *,
         budget: Budget | None = None,
         contrast_limit: float | None = None,
+        high_pass: float = 0.0,
+        colour: float = 1.0,
         attack_through: Sequence[str] = (),
         draws: int = 1,
         logit_temperature: float = 1.0,
@@ -146,6 +148,7 @@ class PixelAttack:
             attack = load_attack(parse_attack(attack), len(class_names))
         self.method, self.class_names, self.head = attack, class_names, head
         self.budget, self.contrast_limit = budget, contrast_limit
+        self.high_pass, self.colour = high_pass, colour
         self.temperature, self.seed, self.pipeline = logit_temperature, seed, diffusion and diffusion.pipeline
         self.device, self.diffusion = torch.device(device), diffusion
         self.classifiers = checked_classifiers(classifier)
@@ -242,10 +245,10 @@ class PixelAttack:
 
     def composition(self, images: torch.Tensor, mask: torch.Tensor | None) -> Composition | None:
         """What limits the change of images `(B, 3, H, W)`, with the mask of the first `(1, 1, H, W)`."""
-        if self.contrast_limit is None and mask is None:
+        if mask is None and (self.contrast_limit, self.high_pass, self.colour) == (None, 0, 1):
             return None
         limits = None if self.contrast_limit is None else change_limits(images, self.contrast_limit)
-        return Composition(images, images, limits, mask)
+        return Composition(images, images, limits, mask, self.high_pass, self.colour)
 
     def record(self, given: GivenImages, looks: Sequence[Sequence[torch.Tensor]]) -> AttackRecord:
         """What the record keeps of the looks at each image; of timesteps and attention there is nothing."""

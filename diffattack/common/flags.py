@@ -31,6 +31,7 @@ COUNT = Range(lambda number: number >= 1, "at least 1")
 NOT_NEGATIVE = Range(lambda number: math.isfinite(number) and number >= 0, "a finite number, not below 0")
 POSITIVE = Range(lambda number: math.isfinite(number) and number > 0, "a finite number above 0")
 SHARE = Range(lambda number: 0 < number < 1, "a number above 0 and below 1")
+SIGMA = Range(lambda number: 0 <= number <= 16, "a number of pixels, 0 to 16")
 SIDE = Range(lambda number: number % 32 == 0 and number >= 96, "a multiple of 32, at least 96, such as 224")
 
 

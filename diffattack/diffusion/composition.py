@@ -1,6 +1,7 @@
 """How a picture is made of what the decoder gives: all of it, or what the attack adds to the clean picture.
 
-composition = Composition(clean, decode(unperturbed_end), limits=change_limits(clean, 1.0))
+limits = change_limits(clean, 1.0)
+composition = Composition(clean, decode(unperturbed_end), limits, high_pass=4.0, colour=0.3)
 image = composition(decode(latents))         # (B, 3, H, W) in [0, 1], differentiable
 """
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from diffattack.data.contrast import colour_contrast, local_contrast, luminance
+from diffattack.data.contrast import blurred, colour_contrast, gaussian_kernel, local_contrast, luminance
 
 LEVEL = 1 / 255
 # Colour that may come where luminance is busy: with less of it pictures transfer worse at equal PSNR, with
@@ -31,6 +32,10 @@ class Composition:
     # with `base` alone: the largest change at each place, and that of colour without luminance, (B, 2, H, W)
     limits: torch.Tensor | None = None
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
+    # with `base` alone: the change loses what a Gaussian of so many pixels keeps of it, where that is not 0,
+    # and of its colour all but this part
+    high_pass: float = 0.0
+    colour: float = 1.0
 
     def __call__(self, decoded: torch.Tensor, unperturbed: bool = False) -> torch.Tensor:
         """`(B, 3, H, W)` around [0, 1] to the same in [0, 1].
@@ -45,6 +50,10 @@ class Composition:
         residual = decoded - self.base
         if unperturbed:
             residual = residual - residual.detach()
+        if self.high_pass:
+            residual = residual - blurred(residual, gaussian_kernel(self.high_pass))
+        if self.colour != 1:
+            residual = torch.lerp(luminance(residual), residual, self.colour)
         if self.limits is not None:
             whole, colour = self.limits.split(1, 1)
             grey = luminance(residual)

@@ -43,7 +43,7 @@ from diffattack.evaluation.other_sources import (
 )
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import Report, as_text, cost_rows, figure_rows, latex, markdown
-from diffattack.options import DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
+from diffattack.options import BY_ATTACK, DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
 from diffattack.plotting.comparison_pages import write_comparison_page, write_judging_page
 from diffattack.plotting.draw import draw_folders, draw_runs, draw_tradeoff, save_figures
 from diffattack.plotting.figures import plot_tradeoff
@@ -127,7 +127,7 @@ class CompareOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        self.given_attack_through = self.attack_through  # whose default depends on the attack
+        self.given = {name: getattr(self, name) for name in BY_ATTACK}
         super().__post_init__()
 
 
@@ -195,7 +195,7 @@ def entries(options: CompareOptions) -> list[Entry]:
         for name in options.attacks:
             # what only ours knows is left at its default for the others
             idle = {} if name == OURS else {flag: getattr(DEFAULTS, flag) for flag in flags_of_ours()}
-            settings = {"attack_through": options.given_attack_through} | idle | swept
+            settings = options.given | idle | swept
             place = folder / parse_attack(name).folder
             compared.append(Entry(name, value, replace(shared, attack=name, save_dir=place, **settings)))
         for weight_mode, schedule in () if options.attacks else options.modes:

@@ -207,6 +207,8 @@ def load_attacks(experiment: Experiment, each: Sequence[Options]) -> list[DiffAt
             experiment.class_names,
             budget=one.allowed_change,
             contrast_limit=one.contrast_limit,
+            high_pass=one.high_pass,
+            colour=one.colour,
             attack_through=one.attack_through,
             draws=one.draws,
             logit_temperature=one.logit_temperature or 1.0,
