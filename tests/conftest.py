@@ -52,7 +52,7 @@ CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
 
 
 # of tests that start the program as a process, or run the small model for long
-SLOW_FIXTURES = {"data", "quick", "runs", "own", "original", "demo", "pipeline"}
+SLOW_FIXTURES = {"data", "quick", "runs", "own", "demo", "pipeline"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

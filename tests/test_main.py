@@ -3,21 +3,18 @@
 import csv
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import MAIN, ROOT, run
+from conftest import MAIN, ROOT, pictures, run
 from natsort import natsorted
 from PIL import Image
 
 import main
 from diffattack.data.images import read_image
-from diffattack.diffusion.pipeline import load_pipeline
 from diffattack.evaluation.metrics import psnr
 
 QUICK = "--iterations 2 --limit 1 --res 128 --start_step 17 --draws 2"
@@ -85,14 +82,8 @@ def test_the_table_of_images_has_what_the_json_has(runs):
     assert float(image["PSNR dB"]) == row["quality"]["PSNR dB"] and float(image["seconds"]) == row["seconds"]
 
 
-def test_the_same_command_writes_the_same_bytes(runs):
-    images = sorted(path.name for path in runs["uniform"].glob("*.png"))
-    assert len(images) == 5
-    for name in images:
-        assert (runs["uniform"] / name).read_bytes() == (runs["again"] / name).read_bytes(), name
-
-
-def test_results_are_of_the_files_on_disk(runs):
+def test_the_same_command_writes_the_same_bytes_and_results_are_of_the_files_on_disk(runs):
+    assert len(pictures(runs["uniform"])) == 5 and pictures(runs["uniform"]) == pictures(runs["again"])
     (row,) = json.loads((runs["fixed"] / "results.json").read_text())["images"]
     pair = (read_image(runs["fixed"] / f"0000_{kind}.png", 128) for kind in ("originImage", "adv_image"))
     assert row["psnr"] == pytest.approx(psnr(*pair))
@@ -123,13 +114,9 @@ def bad(tmp_path_factory) -> Path:
     Image.new("RGB", (120, 100), "red").save(folder / "one" / "a.png")
     names = '{"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0"}'
     (folder / "sdxl/model_index.json").write_text(names)
-    for name, content in {
-        "ok.txt": "1\n",
-        "high.txt": "1001\n",
-        "file": "in the way",
-        "bad.safetensors": "no weights",
-        "three.txt": "one\ntwo\nthree\n",
-    }.items():
+    contents = {"ok.txt": "1\n", "high.txt": "1001\n", "file": "in the way", "three.txt": "one\ntwo\nthree\n"}
+    contents |= {"bad.safetensors": "no weights"}
+    for name, content in contents.items():
         (folder / name).write_text(content)
     return folder
 
@@ -141,11 +128,9 @@ BAD_INPUT = {
     "--label_path {bad}/high.txt": r"--label_path: line 1 is '1001';.*1 to 1000",
     "--weight_schedule rising": r"--weight_schedule: unknown schedule 'rising'.*learned, increasing, uniform",
     "--weight_schedule 0.5,-0.1,0.2,0.2,0.2": r"--weight_schedule.*non-negative",
-    "--weight_schedule 0,0,0,0,0": r"--weight_schedule.*all be zero",
     "--weight_schedule 0.5": r"--weight_schedule.*cannot be stretched to 5",
     "--start_step 20": r"--start_step is 20.*start_step < diffusion_steps",
     "--res 225": r"--res is 225.*multiple of 32",
-    "--pretrained_diffusion_path ./no/such/model": r"--pretrained_diffusion_path.*no/such/model",
     "--check --pretrained_diffusion_path {bad}/no_checkpoint": r"no_checkpoint.*model_index\.json",
     "--pretrained_diffusion_path Manojb/stable-diffusion-2-base": r"hub.*give a folder in diffusers format",
     "--pretrained_diffusion_path {bad}/sdxl": r"StableDiffusionXLPipeline.*Stable Diffusion 1",
@@ -157,7 +142,6 @@ BAD_INPUT = {
     "--captions {bad}/three.txt": r"'efficientnet_lite0' has 1000 outputs, but there are 3 classes",
     "--dataset_name cub_200_2011": r"--dataset_name cub_200_2011 needs --captions .*classes\.txt",
     "--target_label cat": r"--target_label: expected a label, or TargetClass",
-    "--target_label TargetClass": r"--target_label TargetClass: a\.png has no TargetClass",
     "--logit_temperature 0": r"--logit_temperature is 0\.0; expected .* above 0",
     "--device cuda:99": r"--device cuda:99 is not available",
 }
@@ -176,99 +160,47 @@ def test_bad_input_is_answered_in_one_line(bad, given, capfd, monkeypatch):
     assert stdout == "" and not (bad / "output").exists()
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_only_its_image(tmp_path):
-    result = start(
-        f"--save_dir {tmp_path} --limit 2 --iterations 2 --res 96 --start_step 18 "
-        "--cross_attn_loss_weight 1e300"
-    )
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    line = r"not attacked: \w+\.jpg: the total loss is not finite in iteration 1\n"
-    assert len(re.findall(line, result.stdout)) == 2 and not list(tmp_path.glob("*.png"))
-    assert json.loads((tmp_path / "results.json").read_text())["images"] == []
-
-
-@pytest.mark.slow
-def test_unreadable_images_are_listed_and_the_others_run(tmp_path):
-    source = sorted((ROOT / "demo/images").iterdir())[0]
-    (tmp_path / "in").mkdir()
-    shutil.copy(source, tmp_path / "in" / f"img2{source.suffix}")
-    (tmp_path / "in" / "img10.png").write_text("not an image")
-    Image.fromarray(read_image(source, 128)).save(tmp_path / "whole.png")
-    (tmp_path / "in" / "img11.png").write_bytes((tmp_path / "whole.png").read_bytes()[:9000])
-    (tmp_path / "labels.txt").write_text("3\n4\n5\n")
-    result = start(
-        f"--images_root {tmp_path}/in --label_path {tmp_path}/labels.txt --save_dir {tmp_path}/out "
-        "--iterations 1 --res 96 --is_hard_mask --weight_mode learnable"
-    )
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert all(f"not attacked: img{k}.png" in result.stdout for k in (10, 11))
-    assert {path.name[:4] for path in (tmp_path / "out").glob("*.png")} == {"0000"}
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["file"] for row in results["images"]] == [f"img2{source.suffix}"]
-    assert len(results["not_attacked"]) == 2 and results["configuration"]["is_hard_mask"] is True
-
-
 # ---------------------------------------------------------------- an existing folder
 
 
 def test_a_run_knows_its_own_labels(runs, tmp_path):
-    command = (
-        f"--is_test --images_root {runs['fixed']} --save_dir {tmp_path} --transfer_models efficientnet_lite1"
-    )
-    result = start(command)
+    judge = f"--is_test --images_root {runs['fixed']}"
+    result = start(f"{judge} --save_dir {tmp_path} --transfer_models efficientnet_lite1")
     assert result.returncode == 0, result.stderr
     (row,) = json.loads((tmp_path / "evaluation.json").read_text())["images"]
     (expected,) = json.loads((runs["fixed"] / "results.json").read_text())["images"]
     assert (row["label"], row["class"]) == (expected["label"], expected["class"])
     assert row["after"]["label"] == expected["after"]["label"]
-    other = f"--is_test --images_root {runs['fixed']} --model_name efficientnet_lite1"
-    assert "made on efficientnet_lite0; judges" in start(f"{other} --save_dir {tmp_path}/other").stderr
+    other = start(f"{judge} --model_name efficientnet_lite1 --save_dir {tmp_path}/other")
+    assert "made on efficientnet_lite0; judges" in other.stderr
 
 
-@pytest.fixture
-def original(tmp_path):
-    """A folder as the original tool leaves it: the second image was changed until nothing is left of it."""
-    (tmp_path / "out").mkdir()
+@pytest.mark.slow
+def test_a_folder_of_the_original_tool_is_evaluated(tmp_path):
+    """The second image was changed until nothing is left of it; then its partner is missing."""
+    out, judged = tmp_path / "out", tmp_path / "judged"
+    out.mkdir()
     sources = natsorted((ROOT / "demo/images").iterdir(), key=lambda path: path.name)[:3]
-    labels = (ROOT / "demo/labels.txt").read_text().split()[:3]
     for k, source in enumerate(sources):
         clean = read_image(source, 128)
         adversarial = np.full_like(clean, 90) if k == 1 else clean
         for kind, picture in (("originImage", clean), ("adv_image", adversarial)):
-            Image.fromarray(picture).save(tmp_path / "out" / f"{k:04d}_{kind}.png")
-        (tmp_path / "out" / f"{k:04d}_diff_resnet_image_Fail.png").write_bytes(b"")
+            Image.fromarray(picture).save(out / f"{k:04d}_{kind}.png")
+        (out / f"{k:04d}_diff_resnet_image_Fail.png").write_bytes(b"")
+    labels = (ROOT / "demo/labels.txt").read_text().split()[:3]
     (tmp_path / "labels.txt").write_text("\n".join(labels) + "\n")
-    return tmp_path
-
-
-JUDGE = "--is_test --images_root {0}/out --label_path {0}/labels.txt --save_dir {0}/judged"
-
-
-def test_a_folder_of_the_original_tool_is_evaluated(original):
-    result = start(f"{JUDGE.format(original)} --transfer_models efficientnet_lite2")
+    command = f"--is_test --images_root {out} --label_path {tmp_path}/labels.txt --save_dir"
+    result = start(f"{command} {judged} --transfer_models efficientnet_lite2")
     assert result.returncode == 0, result.stderr
-    found = json.loads((original / "judged" / "evaluation.json").read_text())
+    found = json.loads((judged / "evaluation.json").read_text())
     surrogate, transfer = found["classifiers"]
     assert surrogate["success"]["count"] == transfer["success"]["count"] == 1
     assert surrogate["success"]["total"] == 3 and surrogate["accuracy_reconstructed"] is None
     assert "reconstructed" not in result.stdout and found["warnings"] == []
     assert found["quality"]["PSNR dB"]["by_image"][::2] == [None, None]
-    assert result.stdout.strip() in (original / "judged" / "evaluation.txt").read_text()
-
-
-def test_a_missing_partner_is_named(original):
-    (original / "out" / "0001_adv_image.png").unlink()
-    result = start(JUDGE.format(original))
+    assert result.stdout.strip() in (judged / "evaluation.txt").read_text()
+    (out / "0001_adv_image.png").unlink()
+    result = start(f"{command} {tmp_path}/other")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "0001_adv_image.png or its originImage is missing" in result.stderr
-    assert not (original / "judged").exists()
-
-
-def test_a_folder_of_fp16_weights_alone_is_loaded(data, tmp_path):
-    whole = load_pipeline(str(data / "model"), torch.device("cpu"))
-    whole.save_pretrained(tmp_path / "half", variant="fp16")
-    assert all(".fp16." in path.name for path in (tmp_path / "half").rglob("*.safetensors"))
-    half = load_pipeline(str(tmp_path / "half"), torch.device("cpu"))
-    assert torch.equal(half.unet.conv_in.weight, whole.unet.conv_in.weight)
-    assert half.unet.dtype == torch.float32
+    assert not (tmp_path / "other").exists()
