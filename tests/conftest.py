@@ -222,13 +222,16 @@ def check(name: str, classes: int, expected: torch.Tensor) -> None:
 
 
 def save_vit(folder, **labels):
-    """Writes a small random vision transformer in transformers format, with `num_labels` or `id2label`."""
-    from transformers import ViTConfig, ViTForImageClassification
+    """Writes a small random vision transformer in transformers format, with `num_labels` or `id2label`,
+    and its processor.
+    """
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     config = ViTConfig(**sizes, image_size=96, patch_size=16, **labels)
     ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(folder)
 
 
 # ---------------------------------------------------------------- pages in a browser
