@@ -50,23 +50,6 @@ def test_arguments_are_literals_and_fractions_and_every_attack_has_a_folder_of_i
     assert all(len(folder) < 100 and "/" not in folder for folder in folders)
 
 
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("torchattack:PGD(eps=__import__('os').mkdir('executed'))", "with literals"),
-        ("PGD", "is no attack"),
-        ("torchattack:NoSuch", "NoSuch is no attack of torchattack that can attack any classifier"),
-        ("torchattack:PGD(epsilon=0.1)", "expected arguments like its defaults, eps=0.03137254901960784, "),
-        ("torchattack:SSA", "is written for images of 224 pixels; give --res 224"),
-    ],
-)
-def test_nonsense_is_one_line_and_is_never_executed(data, tmp_path, name, message):
-    answer = attacked(data, tmp_path / "out", name)
-    assert answer.returncode == 2 and answer.stderr.count("\n") == 1, answer.stderr
-    assert answer.stderr.startswith("main.py: error: ") and message in answer.stderr
-    assert not (tmp_path / "out").exists()
-
-
 # ---------------------------------------------------------------- the limit and the budget
 
 
@@ -267,7 +250,6 @@ def test_a_users_function_is_an_attack_that_goes_on_and_is_known_by_its_file(dat
         ("wrong", "", "a tensor (1, 1, 96, 96) of torch.float32; expected (1, 3, 96, 96)"),
         ("attack(speed=1)", "", "unexpected keyword argument 'speed'"),
         ("plain", "--target_label 3", "is not targeted"),
-        ("attack", "--iterations 20", "--iterations goes with --attack diffattack alone"),
     ],
 )
 def test_a_users_function_that_cannot_be_used_is_said_in_one_line(
@@ -339,20 +321,3 @@ def test_budgets_are_swept(data, tmp_path):
     assert json.loads((tmp_path / "sweep.json").read_text())["values"] == [40, 34]
     folder = tmp_path / "budget_psnr_34" / parse_attack(names[1]).folder
     assert json.loads((folder / "run.json").read_text())["budget"] == "psnr=34"
-
-
-@pytest.mark.parametrize(
-    "extra, message",
-    [
-        ("--attacks diffattack,torchattack:PGD --modes uniform,minimax", "give one of them"),
-        ("--attack torchattack:PGD", "takes --modes or --attacks"),
-        ("--attacks diffattack,torchattack:PGD --sweep structure_share=0,1", "of diffattack alone"),
-        ("--sweep budget=loud=40,30", "is no budget"),
-        ("--sweep seed=1,2 --page", "leave --sweep out"),
-        ("--judged nowhere.csv", "--judged: "),
-    ],
-)
-def test_attacks_that_cannot_be_compared(data, tmp_path, extra, message):
-    answer = run([*COMPARE, *given(data, tmp_path / "out", extra)])
-    assert answer.returncode == 2 and answer.stderr.count("\n") == 1 and message in answer.stderr
-    assert not (tmp_path / "out").exists()

@@ -138,24 +138,6 @@ def test_which_defaults_a_preset_sets():
     assert behind.attack_through == ()  # it is attacked through its own defence
 
 
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        ("--composition decoder", "takes no --contrast_limit and no --budget; give residual"),
-        ("--inversion diffattack", "cuts bytes off, which no --budget knows; give exact"),
-        ("--contrast_limit much", "--contrast_limit: invalid number_or_none value: 'much'"),
-        ("--budget 37", "--budget: '37' is no budget"),
-        ("--budget none", "momentum needs a --budget"),
-        ("--attack_through resize:2", "--attack_through: 'resize:2' is no defence"),
-        ("--judge_at 99", "--judge_at goes beyond the 3 of --iterations"),
-    ],
-)
-def test_bad_values_are_refused_in_one_line(data, tmp_path, bad, message):
-    result = run([*MAIN, *flags(data, tmp_path / "out", *bad.split())])
-    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
 def test_runs_of_a_sweep_are_compared_over_their_iterations(data, tmp_path):
     extra = "--modes uniform,fixed --judge_at 1,2 --limit 2 --sweep contrast_limit=0.3,1"
     extra += " --transfer_models efficientnet_lite1"

@@ -185,20 +185,6 @@ def test_modules_beside_the_file_are_imported_by_their_names(tmp_path):
     assert not brought & set(sys.modules) and sys.path == before
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("import not_there_at_all\n", "ModuleNotFoundError: .*not_there_at_all"),
-        (f"{NETWORK}def build():\n    net().load_state_dict({{}})\n", "RuntimeError: .*Missing key"),
-    ],
-)
-def test_code_that_fails_is_refused_in_one_line(tmp_path, text, message):
-    (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(InputError, match=message) as caught:
-        load_classifier(f"{tmp_path / 'mine.py'}:build", 10, 96)
-    assert "\n" not in str(caught.value)
-
-
 # ---------------------------------------------------------------- folders of transformers
 
 

@@ -121,24 +121,3 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, qui
     for text in texts:
         assert "white-box, quick" in text and "transfer, efficientnet" in text and "HaarPSI (0 to 1)" in text
     LatexWalker(texts[-1], tolerant_parsing=False).get_latex_nodes()
-
-
-REFUSED = {
-    "--modes fixed": "at least two modes",
-    "--modes fixed,fixed": "none of them twice",
-    "--modes uniform,fast": "unknown mode 'fast'",
-    "--overwrite": "for main.py",
-    "--shard 0/2": "trains one weight network on all images",
-    "--sweep weight_mode=uniform,fixed": "no flag of the attack that takes a number",
-    "--sweep structure_share=0,-1": "structure_share is -1.0; expected a finite number, not below 0",
-    "--sweep structure_share=1,1": "at least two values, none of them twice",
-    "--modes uniform,fixed --structure_share 1 --sweep self_attn_loss_weight=0,1": "share replaces",
-}
-
-
-@pytest.mark.parametrize("extra", REFUSED)
-def test_what_cannot_be_compared(data, tmp_path, extra):
-    answer = run([*COMPARE, *flags(data, tmp_path / "out", *extra.split())])
-    assert answer.returncode == 2 and answer.stderr.startswith("compare.py: error: ")
-    assert REFUSED[extra] in answer.stderr and answer.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()

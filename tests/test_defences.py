@@ -146,15 +146,6 @@ def test_names_with_defences():
         assert split_name(name) == (expected[0], tuple(expected[1:]))
 
 
-@pytest.mark.parametrize("extra", ["--defences jpg:75", "--transfer_models efficientnet_lite1@jpeg:0"])
-def test_what_is_no_defence_is_refused_in_one_line(data, tmp_path, extra):
-    answer = run([*MAIN, *flags(data, tmp_path / "out", *extra.split())])
-    assert answer.returncode == 2 and answer.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
-    assert (
-        f"{extra.split()[0]}: " in answer.stderr and "is no defence; expected one of jpeg:Q" in answer.stderr
-    )
-
-
 def test_numbers_that_a_defence_does_not_take():
     odd = "jpeg jpeg:75.5 jpeg:inf bits:9 blur:nan median:4 resize:1 smoothing:-1 diffpure:1000 denoise:3"
     for text in odd.split():

@@ -46,12 +46,6 @@ def test_a_profile_is_followed_whatever_the_format(tmp_path, capsys, suffix):
     assert read(path).any() and capsys.readouterr().err.count(line) == 1
 
 
-def test_srgb_leaves_every_number_as_it_is(tmp_path, capsys):
-    image = Image.fromarray(COLOURS)
-    assert np.array_equal(read(saved(tmp_path / "a.png", image, icc_profile=SRGB)), COLOURS)
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("profile, mode", [(SRGB[:200], "RGB"), (swapped(), "L")])
 def test_a_profile_that_cannot_be_used_is_ignored(tmp_path, capsys, profile, mode):
     image = Image.fromarray(COLOURS).convert(mode)
@@ -60,13 +54,6 @@ def test_a_profile_that_cannot_be_used_is_ignored(tmp_path, capsys, profile, mod
         assert np.array_equal(read(path), np.asarray(image.convert("RGB")))
     text = capsys.readouterr().err
     assert text.count("note: ") == 1 and f"{tmp_path.name}/a.png: its colour profile is broken" in text
-
-
-def test_inks(tmp_path):
-    ink = Image.merge("CMYK", [Image.new("L", (16, 16), value) for value in (0, 255, 255, 0)])  # red
-    for name in ("a.jpg", "a.tif"):
-        colour = read(saved(tmp_path / name, ink)).reshape(-1, 3).mean(0)
-        assert colour[0] > 245 and colour[1:].max() < 10
 
 
 # ---------------------------------------------------------------- more than colours

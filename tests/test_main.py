@@ -1,6 +1,7 @@
 """main.py as a process: the demo commands, the same files twice, and every kind of bad input."""
 
 import csv
+import importlib
 import json
 import re
 import subprocess
@@ -13,7 +14,6 @@ from conftest import MAIN, ROOT, pictures, run
 from natsort import natsorted
 from PIL import Image
 
-import main
 from diffattack.data.images import read_image
 from diffattack.evaluation.metrics import psnr
 
@@ -144,35 +144,71 @@ BAD_INPUT = {
     "--target_label cat": r"--target_label: expected a label, or TargetClass",
     "--logit_temperature 0": r"--logit_temperature is 0\.0; expected .* above 0",
     "--device cuda:99": r"--device cuda:99 is not available",
+    "--model_name resnet": r"expected timm and torchvision installed",
+    "--defences jpg:75": r"--defences: .*is no defence; expected one of jpeg:Q",
+    "--transfer_models efficientnet_lite1@jpeg:0": r"--transfer_models: .*is no defence; expected",
+    # the picture, and how far it goes
+    "--composition decoder": r"takes no --contrast_limit and no --budget; give residual",
+    "--inversion diffattack": r"cuts bytes off, which no --budget knows; give exact",
+    "--contrast_limit much": r"--contrast_limit: invalid number_or_none value: 'much'",
+    "--budget 37": r"--budget: '37' is no budget",
+    "--budget none": r"momentum needs a --budget",
+    "--attack_through resize:2 --draws 2": r"--attack_through: 'resize:2' is no defence",
+    "--judge_at 99": r"--judge_at goes beyond the 6 of --iterations",
+    # shared out
+    "--weight_mode learnable --shard 0/2": r"--weight_mode learnable trains one weight network",
+    "--weight_mode learnable --processes 2": r"--weight_mode learnable .* in one process",
+    "--overwrite --shard 0/2": r"--overwrite with --shard or a launcher",
+    "--shard 2/2": r"--shard is '2/2'; expected K/N",
+    "--batch_size 0": r"--batch_size is 0; expected at least 1",
+    "--merge": r"--merge: there is no run in",
+    # other attacks; what is no literal is never executed
+    "--attack torchattack:PGD(eps=__import__('os').mkdir('executed'))": r"with literals",
+    "--attack PGD": r"is no attack",
+    "--attack torchattack:NoSuch": r"NoSuch is no attack of torchattack that can attack any classifier",
+    "--attack torchattack:PGD(epsilon=0.1)": r"expected arguments like its defaults, eps=0.0313725",
+    "--attack torchattack:SSA --res 96": r"is written for images of 224 pixels; give --res 224",
+    "--attack torchattack:PGD --iterations 20": r"--iterations goes with --attack diffattack alone",
 }
+BAD_COMPARISONS = {
+    "--modes fixed": r"at least two modes",
+    "--modes fixed,fixed": r"none of them twice",
+    "--modes uniform,fast": r"unknown mode 'fast'",
+    "--overwrite": r"for main\.py",
+    "--shard 0/2": r"trains one weight network on all images",
+    "--sweep weight_mode=uniform,fixed": r"no flag of the attack that takes a number",
+    "--sweep structure_share=0,-1": r"structure_share is -1\.0; expected a finite number, not below 0",
+    "--sweep structure_share=1,1": r"at least two values, none of them twice",
+    "--structure_share 1 --sweep self_attn_loss_weight=0,1": r"--structure_share replaces",
+    "--attacks diffattack,torchattack:PGD --modes uniform,minimax": r"give one of them",
+    "--attack torchattack:PGD": r"takes --modes or --attacks",
+    "--attacks diffattack,torchattack:PGD --sweep structure_share=0,1": r"of diffattack alone",
+    "--sweep budget=loud=40,30": r"is no budget",
+    "--sweep seed=1,2 --page": r"leave --sweep out",
+    "--judged nowhere.csv": r"--judged: ",
+}
+BAD = [("main", *row) for row in BAD_INPUT.items()] + [("compare", *row) for row in BAD_COMPARISONS.items()]
 
 
-@pytest.mark.parametrize("given", BAD_INPUT)
-def test_bad_input_is_answered_in_one_line(bad, given, capfd, monkeypatch):
+@pytest.mark.parametrize("program, given, message", BAD)
+def test_bad_input_is_answered_in_one_line(bad, program, given, message, capfd, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = given.format(bad=bad).split()
     for flag, value in {"images_root": "one", "label_path": "ok.txt", "save_dir": "output"}.items():
         command += [] if f"--{flag}" in command else [f"--{flag}", f"{bad}/{value}"]
-    assert main.main(command) == 2
+    assert importlib.import_module(program).main(command) == 2
     stdout, stderr = capfd.readouterr()
-    assert re.fullmatch(r"main\.py: error: [^\n]+\n", stderr), stderr
-    assert re.search(BAD_INPUT[given], stderr), stderr
-    assert stdout == "" and not (bad / "output").exists()
+    assert re.fullmatch(rf"{program}\.py: error: [^\n]+\n", stderr) and re.search(message, stderr), stderr
+    assert stdout == "" and not (bad / "output").exists() and not (ROOT / "executed").exists()
 
 
 # ---------------------------------------------------------------- an existing folder
 
 
-def test_a_run_knows_its_own_labels(runs, tmp_path):
-    judge = f"--is_test --images_root {runs['fixed']}"
-    result = start(f"{judge} --save_dir {tmp_path} --transfer_models efficientnet_lite1")
-    assert result.returncode == 0, result.stderr
-    (row,) = json.loads((tmp_path / "evaluation.json").read_text())["images"]
-    (expected,) = json.loads((runs["fixed"] / "results.json").read_text())["images"]
-    assert (row["label"], row["class"]) == (expected["label"], expected["class"])
-    assert row["after"]["label"] == expected["after"]["label"]
-    other = start(f"{judge} --model_name efficientnet_lite1 --save_dir {tmp_path}/other")
-    assert "made on efficientnet_lite0; judges" in other.stderr
+def test_judges_stand_in_the_place_of_the_surrogate_with_a_note(runs, tmp_path):
+    judge = f"--is_test --images_root {runs['fixed']} --save_dir {tmp_path}"
+    judged = start(f"{judge} --model_name efficientnet_lite1")
+    assert "made on efficientnet_lite0; judges" in judged.stderr
 
 
 @pytest.mark.slow

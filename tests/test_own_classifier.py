@@ -90,23 +90,3 @@ def test_it_is_checked_before(own, data):
     ):
         assert part in result.stdout
     assert not (folder / "none").exists()
-
-
-def test_another_target(own, data):
-    """Two images to one class that is neither's; several labels for one of them."""
-    folder, class_names = own
-    (folder / "two").mkdir()
-    for name in ("brick", "moon"):
-        (folder / "two" / f"{name}.png").write_bytes((folder / "crops" / name / "crop.png").read_bytes())
-    brick, coins, grass, moon = map(class_names.index, ("brick", "coins", "grass", "moon"))
-    (folder / "two.csv").write_text(f"filename,label\nmoon.png,{moon}\nbrick.png,{brick} {coins}\n")
-    attack(
-        folder,
-        f"""--images_root {folder}/two --label_path {folder}/two.csv --label_base 0 --iterations 3
-        --target_label {grass} --save_dir {folder}/targeted --pretrained_diffusion_path {data}/model""",
-    )
-    rows = json.loads((folder / "targeted/results.json").read_text())["images"]
-    assert rows[0]["label"] == [brick, coins] and rows[0]["class"] == "brick, coins"
-    assert rows[1]["label"] == moon
-    for row in rows:
-        assert row["target_class"] == "grass" and row["fooled"] == (row["after"]["class"] == "grass")

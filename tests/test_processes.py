@@ -80,23 +80,6 @@ def test_a_process_that_dies_leaves_the_others_images_done(data, whole, tmp_path
     assert pictures(tmp_path) == pictures(whole("fixed"))
 
 
-@pytest.mark.parametrize(
-    "extra, message",
-    [
-        ("--weight_mode learnable --shard 0/2", "--weight_mode learnable trains one weight network"),
-        ("--weight_mode learnable --processes 2", "--weight_mode learnable .* in one process"),
-        ("--overwrite --shard 0/2", "--overwrite with --shard or a launcher"),
-        ("--shard 2/2", "--shard is '2/2'; expected K/N"),
-        ("--batch_size 0", "--batch_size is 0; expected at least 1"),
-        ("--merge", "--merge: there is no run in"),
-    ],
-)
-def test_what_cannot_be_shared_out_is_refused(data, tmp_path, extra, message):
-    result = run([*MAIN, *flags(data, tmp_path / "out", *extra.split())])
-    assert result.returncode == 2 and len(re.findall(f"main.py: error: {message}", result.stderr)) == 1
-    assert not (tmp_path / "out").exists()
-
-
 # ---------------------------------------------------------------- what launchers say in the environment
 
 
@@ -122,13 +105,11 @@ def test_which_process_this_is(environment):
         assert this_process() == process
 
 
-@pytest.mark.parametrize("rank", ["", "2", "a"])
-def test_variables_that_do_not_fit_are_one_line_and_leave_nothing(environment, data, tmp_path, rank):
-    environment(RANK=rank, WORLD_SIZE="2")
+def test_variables_that_do_not_fit_are_one_line_and_leave_nothing(environment, data, tmp_path):
+    environment(RANK="2", WORLD_SIZE="2")
     result = run([*MAIN, *flags(data, tmp_path / "out")])
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and f"RANK={rank}" in result.stderr
-    assert "the environment has" in result.stderr and "which do not fit together" in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "RANK=2" in result.stderr
+    assert "which do not fit together" in result.stderr and not (tmp_path / "out").exists()
 
 
 def test_processes_that_know_nothing_of_each_other_are_refused(environment, monkeypatch):

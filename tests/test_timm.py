@@ -9,7 +9,7 @@ import os
 import sys
 
 import pytest
-from conftest import ENVIRONMENT, MAIN, ROOT, flags, run, start
+from conftest import ENVIRONMENT, MAIN, ROOT, flags, start
 
 TIMM = ROOT / ".timm"
 needs_timm = pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm")
@@ -75,9 +75,3 @@ def test_every_alias_exists_and_its_preprocessing_is_timms_own():
 @pytest.mark.nightly
 def test_a_run_beside_it(data, tmp_path):
     in_a_process(*MAIN, *flags(data, tmp_path / "out", "--limit", "1"))
-
-
-def test_without_timm_its_classifiers_are_refused_in_one_line(data, tmp_path):
-    result = run([*MAIN, *flags(data, tmp_path, "--model_name", "resnet")])
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "expected timm and torchvision installed" in result.stderr
