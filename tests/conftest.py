@@ -311,8 +311,7 @@ def whole(data, shared) -> Callable[[str], Path]:
 
     def folder(mode: str) -> Path:
         def make(out):
-            result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
-            assert result.returncode == 0, result.stderr
+            succeed([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
 
         return once(shared, f"whole_{mode}", make)
 
@@ -329,8 +328,7 @@ def finished(data, shared) -> Path:
         for source, name in zip(sorted((data / "images").iterdir()), names):
             shutil.copy(source, folder / "images" / name)
         more = f"--images_root {folder}/images --figures all --figure_images 2".split()
-        result = run([*MAIN, *flags(data, folder / "out", *more)])
-        assert result.returncode == 0, result.stderr
+        result = succeed([*MAIN, *flags(data, folder / "out", *more)])
         assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
 
     return once(shared, "hostile", make) / "out"
@@ -379,6 +377,13 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
     finally:
         process.kill()  # one that takes too long
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+
+def succeed(command: list[str], **options) -> subprocess.CompletedProcess:
+    """A command as `run` runs it, which must end well."""
+    result = run(command, **options)
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 def run_here(command: list[str]) -> subprocess.CompletedProcess:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchattack
-from conftest import MAIN, flags, network, pictures, run
+from conftest import MAIN, flags, network, pictures, run, succeed
 from PIL import Image
 from test_compare import COMPARE
 
@@ -32,9 +32,6 @@ LABEL = torch.tensor([2])
 
 def classifier() -> torch.nn.Module:
     return network(5).requires_grad_(False)
-
-
-# ---------------------------------------------------------------- names
 
 
 def test_arguments_are_literals_and_fractions_and_every_attack_has_a_folder_of_its_own():
@@ -143,9 +140,6 @@ def test_several_surrogates_and_several_labels():
     assert together[4] == 0
 
 
-# ---------------------------------------------------------------- costs
-
-
 def test_evaluations_are_counted_by_image_and_in_both_directions():
     model = classifier()
     with measured({"surrogate": [model]}, torch.device("cpu")) as costs:
@@ -172,8 +166,7 @@ def attacked(data, out, attack, *extra):
 
 
 def compared(data, out, *extra):
-    answer = run([*COMPARE, *given(data, out, *extra)])
-    assert answer.returncode == 0, answer.stderr
+    answer = succeed([*COMPARE, *given(data, out, *extra)])
     return answer
 
 

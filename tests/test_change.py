@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import MAIN, flags, run
+from conftest import MAIN, flags, run, succeed
 from PIL import Image
 from test_compare import COMPARE
 
@@ -40,8 +40,7 @@ def command(data, masks):
 @pytest.fixture(scope="module")
 def masked(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("masked") / "out"
-    result = run(command(out, "--figures pooled"))
-    assert result.returncode == 0, result.stderr
+    result = succeed(command(out, "--figures pooled"))
     return out, result.stdout
 
 
@@ -142,8 +141,7 @@ def test_runs_of_a_sweep_are_compared_over_their_iterations(data, tmp_path):
     extra = "--modes uniform,fixed --judge_at 1,2 --limit 2 --sweep contrast_limit=0.3,1"
     extra += " --transfer_models efficientnet_lite1"
     names = [f"{mode}, contrast_limit {value}" for value in ("0.3", "1") for mode in ("uniform", "fixed")]
-    result = run([*COMPARE, *flags(data, tmp_path / "out", *extra.split())])
-    assert result.returncode == 0, result.stderr
+    result = succeed([*COMPARE, *flags(data, tmp_path / "out", *extra.split())])
     assert f"{names[0]}, after so many iterations" in result.stdout
     assert "At equal visibility, over the iterations" in result.stdout
     told = json.loads((tmp_path / "out/sweep.json").read_text())

@@ -119,9 +119,6 @@ def test_resizing_is_pillows_and_the_crop_is_the_middle(interpolation, pillow):
     np.testing.assert_allclose(from_timm(torch.nn.Identity(), config)(images), expected, atol=1e-5)
 
 
-# ---------------------------------------------------------------- what cannot be had
-
-
 @pytest.mark.parametrize(
     "name, message",
     [

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import IMAGES, MAIN, check, flags, network, run, save_vit
+from conftest import IMAGES, MAIN, check, flags, network, save_vit, succeed
 
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import InputError
@@ -137,17 +137,9 @@ def test_a_script_in_training_mode_is_put_into_eval_mode(tmp_path):
     check(f"{tmp_path}/net.ts", 10, normalised().eval()(IMAGES))
 
 
-# ---------------------------------------------------------------- code as Python would run it
-
-
 BESIDE = """from __future__ import annotations
-from dataclasses import dataclass
-import beside_mine, common, torch
+import common, torch
 from data.dataset import CLASSES
-
-@dataclass
-class Settings:
-    classes: int = CLASSES
 
 class Mine(torch.nn.Module):
     def __init__(self, net):
@@ -156,14 +148,12 @@ class Mine(torch.nn.Module):
 
     def forward(self, x):
         from runner.inner import deep
-        import utils
-        assert utils.net
         return self.net(x) * deep.SCALE
 
 def build():
     from utils import net
     from diffattack.classifiers.preprocessing import Preprocessed
-    return Preprocessed(Mine(net(Settings().classes)), None, 0.0, 1.0)
+    return Preprocessed(Mine(net(CLASSES)), None, 0.0, 1.0)
 """
 
 
@@ -172,17 +162,15 @@ def test_modules_beside_the_file_are_imported_by_their_names(tmp_path):
     beside modules of ours; imported with the file, by its function, and only when the network runs. A second
     file does not get the first one's modules.
     """
-    texts = dict.fromkeys(("common.py", "utils.py", "beside_mine.py"), NETWORK)
-    texts |= {"diffusion/noise.py": "SCALE = 1.0\n", "classifiers.py": BESIDE}
-    texts |= {"runner/inner/deep.py": "from diffusion.noise import SCALE\n"}
+    texts = {"common.py": "", "utils.py": NETWORK, "classifiers.py": BESIDE}
+    texts |= {"runner/inner/deep.py": "SCALE = 1.0\n"}
     before = list(sys.path)
     for folder, classes in (("a", 7), ("b", 10)):
         for name, text in (texts | {"data/dataset.py": f"CLASSES = {classes}\n"}).items():
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(text)
         check(f"{tmp_path}/{folder}/classifiers.py:build", classes, network(classes)(IMAGES))
-    brought = {"common", "data", "diffusion.noise", "runner", "beside_mine", "classifiers"}
-    assert not brought & set(sys.modules) and sys.path == before
+    assert not {"common", "data", "runner", "classifiers"} & set(sys.modules) and sys.path == before
 
 
 # ---------------------------------------------------------------- folders of transformers
@@ -232,14 +220,10 @@ def test_folders_that_are_not_whole_are_refused_in_one_line(vit, change, message
     assert "\n" not in str(caught.value)
 
 
-# ---------------------------------------------------------------- said before the first image
-
-
 def test_probabilities_and_answers_that_change_are_said_at_once(data, tmp_path):
     code(tmp_path, "return self.net(x).softmax(-1)", "Soft.py")
     code(tmp_path, "return F.dropout(self.net(x), 0.5, True)", "Random.py")
     names = f"{tmp_path}/Soft.py:thousand,{tmp_path}/Random.py:thousand"
-    result = run([*MAIN, *flags(data, tmp_path / "out", "--check", "--model_name", names)])
-    assert result.returncode == 0, result.stderr
+    result = succeed([*MAIN, *flags(data, tmp_path / "out", "--check", "--model_name", names)])
     assert "Soft.py:thousand returns probabilities" in result.stderr
     assert "Random.py:thousand answers differently when asked twice" in result.stderr

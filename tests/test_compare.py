@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import classifier_result, done, flags, pictures, run, start, wait_for
+from conftest import classifier_result, done, flags, pictures, start, succeed, wait_for
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
@@ -104,8 +104,7 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, qui
     # records are written again when their image is judged, pictures never
     pictures_of = [p.with_name(p.name[:4] + "_adv_image.png") for p in tmp_path.glob("*/*_record.npz")]
     finished = {path: path.stat().st_mtime_ns for path in pictures_of}
-    completed = run(command)
-    assert completed.returncode == 0, completed.stderr
+    completed = succeed(command)
     assert finished and all(path.stat().st_mtime_ns == changed for path, changed in finished.items())
     for mode in ("fixed", "learnable"):
         assert pictures(tmp_path / mode) == pictures(whole(mode))  # byte for byte what main.py writes

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import MAIN, classifier_result, flags, network, pictures, run
+from conftest import MAIN, classifier_result, flags, network, pictures, run, succeed
 from PIL import Image
 from scipy import ndimage
 
@@ -119,9 +119,6 @@ def test_draws_before_draws_are_the_same_when_they_are_made_anew():
     assert torch.equal(first, again) and torch.allclose(first, expected, rtol=1e-4, atol=1e-7)
 
 
-# ---------------------------------------------------------------- smoothing
-
-
 def test_smoothing_answers_with_the_class_most_often_seen():
     network = torch.nn.Module()  # class 1 where the first pixel is above 0.5
     network.forward = lambda images: torch.stack([torch.full((len(images),), 0.5), images[:, 0, 0, 0]], 1)
@@ -155,9 +152,6 @@ def test_numbers_that_a_defence_does_not_take():
         load_classifier("efficientnet_lite0@diffpure:100")
 
 
-# ---------------------------------------------------------------- tables
-
-
 def test_defended_rows_stand_below_their_network_and_outside_the_mean():
     after = {"a": [2, 2], "b": [2, 1], "a@jpeg:75": [2, 1], "b@jpeg:75": [1, 1], "c@bits:4": [1, 1]}
     results = [replace(classifier_result([1, 1], [1, 1], each), name=name) for name, each in after.items()]
@@ -186,8 +180,7 @@ def test_a_run_through_a_defence_judged_behind_others_and_judged_again(data, qui
     classifiers = ["--model_name", through, "--transfer_models", "efficientnet_lite1"]
     defences = ["--defences", "bits:4,resize:0.9@bits:4,denoise,diffpure:20"]
     command = [*MAIN, *flags(data, out, *classifiers, *defences, "--limit", "2")]
-    whole = run(command)
-    assert whole.returncode == 0, whole.stderr
+    succeed(command)
     results, before = json.loads((out / "results.json").read_text()), pictures(out)
     judged = {row["model"]: row["role"] for row in results["classifiers"]}
     assert len(judged) == 2 + 2 * 4 and judged["efficientnet_lite1@resize:0.9@bits:4"] == "defended"

@@ -134,9 +134,6 @@ def test_a_comparison_has_the_draws_of_each_attack():
     assert mean["differences"]["other"].difference.value == pytest.approx((2 / 3 + 0 - 2 / 3) / 3)
 
 
-# ---------------------------------------------------------------- as a command
-
-
 def test_a_run_judged_by_draws_and_by_more_of_them_later(data, quick, tmp_path):
     out, surrogate = tmp_path / "out", f"{quick}@resize:0.5"
     judges = ["--model_name", surrogate, "--defences", "smoothing:0.5,jpeg:75", "--transfer_models", ""]

@@ -114,9 +114,6 @@ def test_transfer_mean_is_of_rates_and_resamples_images_for_all_classifiers_at_o
     assert same.value == 0.25 and same.high - same.low == pytest.approx(one.high - one.low, rel=0.15)
 
 
-# ---------------------------------------------------------------- quality
-
-
 def test_visibility_against_closed_forms():
     clean = np.full((32, 32, 3), 100, np.uint8)
     same, found = visibility(clean, clean), visibility(clean, clean + 5)

@@ -156,9 +156,6 @@ def test_memory_does_not_hold_the_records(whole):
     assert many - few < 540 * 2_000
 
 
-# ---------------------------------------------------------------- weights of many images
-
-
 def weights_of(images: int, goes_on: bool) -> np.ndarray:
     weights = np.random.default_rng(0).dirichlet(np.ones(3), (images, 6))
     return weights if goes_on else np.concatenate([np.full((images, 1, 3), 1 / 3), weights[:, 1:]], 1)

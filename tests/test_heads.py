@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MAIN, QUICK, ROOT, flags, predictions, run, save_vit
+from conftest import MAIN, QUICK, ROOT, flags, predictions, save_vit, succeed
 from PIL import Image
 
 from diffattack.attacks.pixel import PixelAttack, Surrogates
@@ -51,9 +51,6 @@ def other():
 """
 
 
-# ---------------------------------------------------------------- whole runs, counted by a plain script
-
-
 def count(folder, network, labels, threshold, target=None) -> tuple[list[int], list[int]]:
     """Of a run: the images right before, and those fooled of these."""
 
@@ -88,8 +85,7 @@ def attacked(data, folder, out, *extra):
     given = f"""--images_root {folder}/images --label_path {folder}/labels.txt --label_base 0 --head sigmoid
         --captions {folder}/names.txt --model_name {folder}/network.py:make --budget psnr=28
         --contrast_limit none --processes 1 --iterations 2"""
-    result = run([*MAIN, *flags(data, out), *given.split(), "--attack_through", "", *map(str, extra)])
-    assert result.returncode == 0, result.stderr
+    result = succeed([*MAIN, *flags(data, out), *given.split(), "--attack_through", "", *map(str, extra)])
     return result, json.loads((out / "results.json").read_text())
 
 
@@ -121,8 +117,7 @@ def judge_again(data, folder, tmp_path, results):
     assert first == results["classifiers"][0] and again["success"] == first["success"]
     command = f"""--is_test --images_root {tmp_path}/out --save_dir {tmp_path}/judged --label_base 0
         --captions {folder}/names.txt --model_name {mine} --transfer_models="""
-    judged = run([*MAIN, *command.split()])
-    assert judged.returncode == 0, judged.stderr
+    succeed([*MAIN, *command.split()])
     (of,) = json.loads((tmp_path / "judged/evaluation.json").read_text())["classifiers"]
     assert of["success"] == first["success"]
 

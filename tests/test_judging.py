@@ -103,9 +103,6 @@ def test_the_key_says_of_every_trial_whose_pictures_are_where(tmp_path):
     assert len(set(chosen)) == 40 and set(chosen) != {f"{k}.png" for k in range(40)}
 
 
-# ---------------------------------------------------------------- a person at the page
-
-
 def open_page(browser, path: Path):
     browser.get_log("browser")
     downloads = {"behavior": "allow", "downloadPath": str(path.parent)}

@@ -103,9 +103,6 @@ def test_help_groups_the_flags_and_says_each_default():
         assert part in text
 
 
-# ---------------------------------------------------------------- bad input
-
-
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bad")

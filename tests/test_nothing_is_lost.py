@@ -155,9 +155,6 @@ def test_what_the_command_names_is_not_written_over(tmp_path, flag):
     check_inputs(Options(save_dir=tmp_path / "other", **{flag: named}))
 
 
-# ---------------------------------------------------------------- long names
-
-
 def test_long_names_of_surrogates_are_shortened_and_stay_apart(tmp_path):
     long = [f"timm:hf-hub:somebody/{'a very long name '.replace(' ', '_') * 6}{k}" for k in range(3)]
     names = {joined_names(some) for some in (long, long[::-1], long[:2], long[:1])}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from conftest import MAIN, run
+from conftest import MAIN, succeed
 from PIL import Image
 from torch import nn
 
@@ -63,8 +63,7 @@ def attack(folder, extra=""):
     text = f"""--images_root {folder}/crops --captions {folder}/captions.txt --weight_mode fixed
         --model_name {folder}/classifier.ts --save_dir {folder}/out --res {SIDE} --iterations 12 --draws 2
         --start_step 18 --limit 3 --figures none --budget psnr=28 --contrast_limit none"""
-    result = run([*MAIN, *text.split(), *extra.split()])
-    assert result.returncode == 0, result.stderr
+    result = succeed([*MAIN, *text.split(), *extra.split()])
     return result
 
 

@@ -205,9 +205,6 @@ def test_workers_end_with_the_run_and_what_is_done_stays(data, whole, tmp_path):
     assert pictures(tmp_path) == pictures(whole("fixed"))
 
 
-# ---------------------------------------------------------------- memory
-
-
 def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_line(
     data, whole, tmp_path, monkeypatch
 ):

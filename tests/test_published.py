@@ -92,9 +92,6 @@ def test_every_printed_line_says_that_it_was_not_run_here_and_where_it_is_from()
         assert " over all images" in line["convention"] and line["source"] and line["surrogate"] in surrogates
 
 
-# ---------------------------------------------------------------- a user's own line
-
-
 def test_a_line_is_added_and_a_broken_one_is_named(tmp_path):
     line = dict.fromkeys(FIGURES[0], "") | {"paper": "Doe et al.", "attack": "Own", "model_name": "vit"}
     line |= {"measure": "attack success %", "value": "12.5", "images": "unknown"}

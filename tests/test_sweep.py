@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import MAIN, classifier_result, done, flags, pictures, run
+from conftest import MAIN, classifier_result, done, flags, pictures, run, succeed
 from test_compare import COMPARE
 
 from diffattack.evaluation.curves import compare_curves, transfer_scores
@@ -80,8 +80,7 @@ def test_a_sweep_in_shards_goes_on_and_writes_what_single_runs_write(data, tmp_p
     assert whole.returncode == 0 and "At equal visibility" in whole.stdout, whole.stderr
     assert not (out / "structure_share_0/minimax").exists()  # the same attack as uniform
     own = flags(data, tmp_path / "alone", "--weight_mode", "minimax", "--structure_share", "1", *few)
-    alone = run([*MAIN, *own])
-    assert alone.returncode == 0, alone.stderr
+    succeed([*MAIN, *own])
     assert pictures(folders[1]) == pictures(tmp_path / "alone")  # byte for byte
     weights = [np.load(folder / "0001_record.npz")["weights"] for folder in (folders[1], tmp_path / "alone")]
     assert np.array_equal(*weights) and weights[0].shape == (3, 2) and not (weights[0][-1] == 0.5).all()
