@@ -386,6 +386,13 @@ def succeed(command: list[str], **options) -> subprocess.CompletedProcess:
     return result
 
 
+def refusal(command: list[str]) -> str:
+    """What a command says that must be refused, in one line."""
+    result = run(command)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
 def run_here(command: list[str]) -> subprocess.CompletedProcess:
     program = importlib.import_module(command[1].removesuffix(".py"))
     out, err, before = io.StringIO(), io.StringIO(), sys.argv

@@ -120,11 +120,6 @@ def test_parts_that_do_not_fit_are_refused_in_one_line(intact, tmp_path, part, c
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_that_knows_no_length_takes_the_text_encoders(folder):
-    config("tokenizer/tokenizer_config.json", model_max_length=None)(folder)
-    assert load_pipeline(str(folder), CPU).tokenizer.model_max_length == 16
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -72,9 +72,6 @@ def test_a_target_and_a_reconstruction_are_judged_draw_by_draw():
     assert figures["accuracy_reconstructed"].count == 1
 
 
-# ---------------------------------------------------------------- what is kept of an image
-
-
 def judged(draws: int) -> tuple[Judges, Judged]:
     """What is found by so many draws."""
     loaded = {"net": network(5), NAME: defend(network(5), ["smoothing:0.9"])}
@@ -103,9 +100,6 @@ def test_each_draw_is_by_its_own_seed_whatever_else_is_judged_with_it():
 def test_deterministic_defences_are_judged_once():
     names = ("a@resize:0.9", "a@jpeg:75", "a@denoise", "a@jpeg:75@diffpure:100", "a@smoothing:1", "a")
     assert [is_random(name) for name in names] == [True, False, False, True, True, False]
-
-
-# ---------------------------------------------------------------- what is said
 
 
 def evaluation(after) -> Evaluation:

@@ -22,11 +22,7 @@ from diffattack.common.errors import InputError
 from diffattack.data.images import read_pair, write_image
 from diffattack.data.records import Records, Run, read_run
 from diffattack.evaluation.other_sources import judging_section, read_study
-from diffattack.plotting.comparison_pages import (
-    most_and_least_visible,
-    write_comparison_page,
-    write_judging_page,
-)
+from diffattack.plotting.comparison_pages import write_comparison_page, write_judging_page
 
 HOSTILE = "<b>torchattack</b>:MIFGSM"
 
@@ -246,12 +242,3 @@ def test_the_page_of_a_comparison(browser, runs, tmp_path):
     covering = page.find_element(By.CSS_SELECTOR, ".covering")
     assert covering.value_of_css_property("animation-name") == "flicker"
     assert page.get_log("browser") == []
-
-
-def test_of_many_images_the_most_and_the_least_visible_are_shown():
-    psnr = {f"{k}.png": float(k * 37 % 101) for k in range(101)} | {"same.png": float("inf")}
-    shown = most_and_least_visible(psnr)
-    values = sorted(psnr[file] for file in shown)
-    assert values == [*range(25), *range(77, 101), float("inf")]
-    assert shown == [file for file in psnr if file in shown]
-    assert most_and_least_visible({"a": 1.0, "b": 0.0}) == ["a", "b"]

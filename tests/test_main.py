@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MAIN, ROOT, pictures, run
+from conftest import MAIN, ROOT, pictures, refusal, run, succeed
 from natsort import natsorted
 from PIL import Image
 
@@ -22,8 +22,8 @@ MODES = ("uniform", "fixed", "learnable_detached", "learnable")
 
 
 def start(command: str) -> subprocess.CompletedProcess:
-    """main.py with these flags, between spaces."""
-    return run([*MAIN, "--figures", "none", *command.split()])
+    """main.py with these flags, between spaces, to a good end."""
+    return succeed([*MAIN, "--figures", "none", *command.split()])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,6 @@ def runs(tmp_path_factory):
             f"--images_root demo/images --label_path demo/labels.txt --save_dir {folders[name]}/ "
             f"--weight_mode {mode} {QUICK} {'--weight_lr 0.3' * (mode == 'learnable')}"
         )
-        assert result.returncode == 0, result.stderr
         (folders[name] / "stdout").write_text(result.stdout)
     return folders
 
@@ -62,12 +61,9 @@ def test_a_run_writes_its_files_and_its_table(runs, mode):
     assert record["layer_losses"].shape == (2, 3, 8, 1)
     last = "\n".join(table.splitlines()[-6:])
     assert ("unchanged weights are expected" in last) == (mode == "learnable_detached")
-    moved = re.search(r"mode learnable: in \d+ steps? the weights moved from (.+) to (.+), by", last)
-    assert bool(moved) == (mode == "learnable")
-    if moved:
-        ends = [[float(weight) for weight in numbers.split(", ")] for numbers in moved.groups()]
-        assert ends[0] == pytest.approx(record["weights"][0], abs=1e-3)
-        assert ends[1] == pytest.approx(results["weights_at_the_end"], abs=1e-3) and ends[0] != ends[1]
+    assert ("the weights moved from" in last) == (mode == "learnable")
+    moved = not np.allclose(results["weights_at_the_end"], record["weights"][0], atol=1e-3)
+    assert moved == (mode == "learnable")
 
 
 def test_the_table_of_images_has_what_the_json_has(runs):
@@ -224,7 +220,6 @@ def test_a_folder_of_the_original_tool_is_evaluated(tmp_path):
     (tmp_path / "labels.txt").write_text("\n".join(labels) + "\n")
     command = f"--is_test --images_root {out} --label_path {tmp_path}/labels.txt --save_dir"
     result = start(f"{command} {judged} --transfer_models efficientnet_lite2")
-    assert result.returncode == 0, result.stderr
     found = json.loads((judged / "evaluation.json").read_text())
     surrogate, transfer = found["classifiers"]
     assert surrogate["success"]["count"] == transfer["success"]["count"] == 1
@@ -233,7 +228,6 @@ def test_a_folder_of_the_original_tool_is_evaluated(tmp_path):
     assert found["quality"]["PSNR dB"]["by_image"][::2] == [None, None]
     assert result.stdout.strip() in (judged / "evaluation.txt").read_text()
     (out / "0001_adv_image.png").unlink()
-    result = start(f"{command} {tmp_path}/other")
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "0001_adv_image.png or its originImage is missing" in result.stderr
+    refused = refusal([*MAIN, *f"{command} {tmp_path}/other".split()])
+    assert "0001_adv_image.png or its originImage is missing" in refused
     assert not (tmp_path / "other").exists()

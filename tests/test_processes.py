@@ -15,19 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import MAIN, ROOT, done, flags, launch, pictures, run, start, wait_for
+from conftest import MAIN, done, flags, launch, pictures, refusal, run, start, wait_for
 from work_of_processes import caller, die_or_write, fail_or_wait, named_by
 
 from diff_latent_attack import DiffAttack
 from diffattack.common.errors import InputError
-from diffattack.common.parallel import (
-    Process,
-    available_cores,
-    processes_for,
-    run_in_processes,
-    share_cores,
-    this_process,
-)
+from diffattack.common.parallel import available_cores, processes_for, run_in_processes, share_cores
 from diffattack.options import Options
 from diffattack.runner import setup
 from diffattack.runner.setup import check_shards
@@ -94,22 +87,10 @@ def environment(monkeypatch):
     return put
 
 
-def test_which_process_this_is(environment):
-    for variables, process in (
-        ({}, Process(0, 1)),
-        ({"WORLD_SIZE": "1"}, Process(0, 1)),
-        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, Process(0, 1)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(5, 8, 1)),
-    ):
-        environment(**variables)
-        assert this_process() == process
-
-
 def test_variables_that_do_not_fit_are_one_line_and_leave_nothing(environment, data, tmp_path):
     environment(RANK="2", WORLD_SIZE="2")
-    result = run([*MAIN, *flags(data, tmp_path / "out")])
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "RANK=2" in result.stderr
-    assert "which do not fit together" in result.stderr and not (tmp_path / "out").exists()
+    refused = refusal([*MAIN, *flags(data, tmp_path / "out")])
+    assert "RANK=2" in refused and "which do not fit together" in refused and not (tmp_path / "out").exists()
 
 
 def test_processes_that_know_nothing_of_each_other_are_refused(environment, monkeypatch):
@@ -138,12 +119,6 @@ def test_cores_are_shared_unless_openmp_says_how(monkeypatch):
         assert torch.get_num_threads() == processes_for(1, 1) == processes_for(1000, 10 * free) == 1
     finally:
         torch.set_num_threads(before)
-
-
-def test_a_closed_standard_stream_is_refused():
-    command = f"{sys.executable} main.py --help <&-"
-    shown = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 2 and shown.stdout == "" and shown.stderr.count("\n") == 1
 
 
 # ---------------------------------------------------------------- processes of our own

@@ -27,9 +27,6 @@ def value(paper, attack, model_name, measure, judge="") -> float:
     return found
 
 
-# ---------------------------------------------------------------- the figures
-
-
 def test_what_papers_report():
     mean, success = ("accuracy of black boxes, mean %", "mean of 10"), "attack success %"
     assert value("Chen et al.", "DiffAttack", "resnet", *mean) == 39.2
@@ -57,9 +54,6 @@ def test_every_figure_says_where_it_is_from_and_what_it_is_a_share_of():
         assert figure["model_name"] in ALIASES or figure["model_name"].startswith("timm:")
     # two of which no source was at hand
     assert {figure["paper"] for figure in FIGURES if not figure["checked"]} == {"Chen et al.", STUDY}
-
-
-# ---------------------------------------------------------------- whose they are
 
 
 @pytest.mark.parametrize(
