@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import MAIN, classifier_result, flags, network, run
+from conftest import MAIN, classifier_result, flags, network, succeed
 
 from diffattack.classifiers.defences import SEED, defend, is_random
 from diffattack.data.images import Pictures, to_tensor
@@ -132,11 +132,10 @@ def test_a_run_judged_by_draws_and_by_more_of_them_later(data, quick, tmp_path):
     out, surrogate = tmp_path / "out", f"{quick}@resize:0.5"
     judges = ["--model_name", surrogate, "--defences", "smoothing:0.5,jpeg:75", "--transfer_models", ""]
     command = [*MAIN, *flags(data, out, "--draws", "1", "--limit", "2", *judges)]
-    assert run([*command, "--judge_draws", "2"]).returncode == 0
+    succeed([*command, "--judge_draws", "2"])
     (row, *_) = json.loads((out / "results.json").read_text())["images"]
-    answer = run([*command, "--judge_draws", "3", "--processes", "2"])
-    assert answer.returncode == 0 and "majority of 3 draws" in answer.stdout, answer.stderr
-    assert DRAWS_LEGEND in answer.stdout
+    answer = succeed([*command, "--judge_draws", "3", "--processes", "2"])
+    assert "majority of 3 draws" in answer.stdout and DRAWS_LEGEND in answer.stdout
     results = json.loads((out / "results.json").read_text())
     names = {surrogate, f"{surrogate}@smoothing:0.5", f"{surrogate}@jpeg:75"}
     assert {one["model"] for one in results["classifiers"] if "draws" in one} == names
@@ -144,8 +143,7 @@ def test_a_run_judged_by_draws_and_by_more_of_them_later(data, quick, tmp_path):
         more = results["images"][0]["draws"][name]["after"]["label"]
         assert len(more) == 3 and more[:2] == row["draws"][name]["after"]["label"]
     again = [*MAIN, "--is_test", "--images_root", str(out), "--save_dir", str(tmp_path / "judged")]
-    answer = run([*again, *judges, "--judge_draws", "3"])
-    assert answer.returncode == 0, answer.stderr
+    succeed([*again, *judges, "--judge_draws", "3"])
     judged = json.loads((tmp_path / "judged/evaluation.json").read_text())
     assert judged["classifiers"] == results["classifiers"]
     assert judged["images"][0]["draws"] == results["images"][0]["draws"]

@@ -125,19 +125,6 @@ def test_the_table_of_nips_2017_and_targets(three, tmp_path):
     assert (item.labels, item.target) == ((305,), 883)
 
 
-@pytest.mark.parametrize(
-    "text, message, target",
-    [
-        ("1\n2\n", "--target_label is '4'; expected an integer from 1 to 3", 4),
-        ("1\n2\n", "target of b.png, 2, is its own label", 2),
-        ("filename,label,TargetClass\na,1,2\nb,1,\n", "b.png has no TargetClass", "TargetClass"),
-    ],
-)
-def test_targets_that_cannot_be_meant(two, tmp_path, text, message, target):
-    with pytest.raises(InputError, match=message):
-        read_dataset(two, written(tmp_path / "l.txt", text), BIRDS, target=target)
-
-
 COCO = {"images": [{"id": 7, "file_name": "a.png"}], "annotations": [{"image_id": 7, "category_id": 17}]}
 TABLE = "filename,label\n"
 

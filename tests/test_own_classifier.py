@@ -63,8 +63,7 @@ def attack(folder, extra=""):
     text = f"""--images_root {folder}/crops --captions {folder}/captions.txt --weight_mode fixed
         --model_name {folder}/classifier.ts --save_dir {folder}/out --res {SIDE} --iterations 12 --draws 2
         --start_step 18 --limit 3 --figures none --budget psnr=28 --contrast_limit none"""
-    result = succeed([*MAIN, *text.split(), *extra.split()])
-    return result
+    return succeed([*MAIN, *text.split(), *extra.split()])
 
 
 def test_one_command_attacks_it(own):
@@ -84,8 +83,7 @@ def test_one_command_attacks_it(own):
 def test_it_is_checked_before(own, data):
     folder, _ = own
     result = attack(folder, f"--check --save_dir {folder}/none --pretrained_diffusion_path {data}/model")
-    for part in "10, of 10 classes|astronaut/crop.png: astronaut|dB, which is not seen|peak memory".split(
-        "|"
-    ):
+    parts = "10, of 10 classes|astronaut/crop.png: astronaut|dB, which is not seen|peak memory"
+    for part in parts.split("|"):
         assert part in result.stdout
     assert not (folder / "none").exists()
