@@ -387,10 +387,11 @@ def succeed(command: list[str], **options) -> subprocess.CompletedProcess:
 
 
 def refusal(command: list[str]) -> str:
-    """What a command says that must be refused, in one line."""
+    """What a command says that must be refused: one line, but for notes before it."""
     result = run(command)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
+    (error,) = (line for line in result.stderr.splitlines() if not line.startswith("note: "))
+    assert result.returncode == 2 and ".py: error: " in error
+    return error
 
 
 def run_here(command: list[str]) -> subprocess.CompletedProcess:
