@@ -46,6 +46,12 @@ def test_a_profile_is_followed_whatever_the_format(tmp_path, capsys, suffix):
     assert read(path).any() and capsys.readouterr().err.count(line) == 1
 
 
+def test_srgb_leaves_every_number_as_it_is(tmp_path, capsys):
+    image = Image.fromarray(COLOURS)
+    assert np.array_equal(read(saved(tmp_path / "a.png", image, icc_profile=SRGB)), COLOURS)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("profile, mode", [(SRGB[:200], "RGB"), (swapped(), "L")])
 def test_a_profile_that_cannot_be_used_is_ignored(tmp_path, capsys, profile, mode):
     image = Image.fromarray(COLOURS).convert(mode)
