@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import MAIN, classifier_result, flags, run
@@ -9,6 +10,7 @@ from conftest import MAIN, classifier_result, flags, run
 from diffattack.classifiers.registry import groups_of, split_group
 from diffattack.evaluation.curves import transfer_scores
 from diffattack.evaluation.results import Evaluation, transfer_mean
+from diffattack.evaluation.statistics import share
 
 CODE = "import torch\n\n\ndef make():\n    torch.manual_seed(3)\n    pool = torch.nn.AdaptiveAvgPool2d(4)\n"
 CODE += "    return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(48, 1000))\n"
@@ -28,6 +30,7 @@ def test_a_groups_mean_is_that_of_its_own():
     evaluation = Evaluation([surrogate, first, second], {}, [], 1, {"own": ["folder/y.py:make"]})
     assert evaluation.as_dict()["transfer_groups"]["own"]["success"] == transfer_mean([second])
     assert transfer_scores(evaluation)["transfer success, own"].tolist() == [1, 1, 1, 1, 1, 0]
+    assert replace(transfer_mean([surrogate]), count=6, total=6) == share(6, 6)  # no certainty from six images
     rows = [row[0] for row in evaluation.classifier_rows()]
     assert rows[2:] == ["x", "y.py:make", "mean", "mean of own"]
 

@@ -109,7 +109,7 @@ def resampled(images: int, statistic: Callable[[np.ndarray], np.ndarray]) -> lis
 def mean_rate(counted: np.ndarray, found: np.ndarray) -> Estimate:
     """The mean over classifiers of the share of `found` among the images that are `counted`, `(classifiers,
     B)` each; images are resampled for all classifiers at once, and a classifier of which a resample leaves
-    out all that it counts is left out.
+    out all that it counts is left out. Of none or all the interval is Wilson's, of that many images.
     """
 
     def rates(times: np.ndarray) -> np.ndarray:
@@ -119,7 +119,12 @@ def mean_rate(counted: np.ndarray, found: np.ndarray) -> Estimate:
 
     if not counted.any():
         return Estimate(math.nan, is_share=True)
-    return replace(resampled(counted.shape[1], rates)[0], is_share=True)
+    mean = resampled(counted.shape[1], rates)[0]
+    if mean.value in (0, 1):  # resamples are all alike then, as if nothing else could have come out
+        images = int(counted.any(0).sum())
+        wilson = share(int(mean.value) * images, images)
+        mean = replace(mean, low=wilson.low, high=wilson.high)
+    return replace(mean, is_share=True)
 
 
 # ---------------------------------------------------------------- paired differences
