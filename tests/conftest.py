@@ -52,7 +52,7 @@ CLASS_NAMES = ("cat", "polar bear", "espresso", "fire engine", "daisy")
 
 
 # of tests that start the program as a process, or run the small model for long
-SLOW_FIXTURES = {"data", "quick", "runs", "own", "original", "demo", "pipeline"}
+SLOW_FIXTURES = {"data", "quick", "runs", "own", "demo", "pipeline"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -222,13 +222,16 @@ def check(name: str, classes: int, expected: torch.Tensor) -> None:
 
 
 def save_vit(folder, **labels):
-    """Writes a small random vision transformer in transformers format, with `num_labels` or `id2label`."""
-    from transformers import ViTConfig, ViTForImageClassification
+    """Writes a small random vision transformer in transformers format, with `num_labels` or `id2label`,
+    and its processor.
+    """
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     config = ViTConfig(**sizes, image_size=96, patch_size=16, **labels)
     ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(folder)
 
 
 # ---------------------------------------------------------------- pages in a browser
@@ -308,8 +311,7 @@ def whole(data, shared) -> Callable[[str], Path]:
 
     def folder(mode: str) -> Path:
         def make(out):
-            result = run([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
-            assert result.returncode == 0, result.stderr
+            succeed([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
 
         return once(shared, f"whole_{mode}", make)
 
@@ -326,8 +328,7 @@ def finished(data, shared) -> Path:
         for source, name in zip(sorted((data / "images").iterdir()), names):
             shutil.copy(source, folder / "images" / name)
         more = f"--images_root {folder}/images --figures all --figure_images 2".split()
-        result = run([*MAIN, *flags(data, folder / "out", *more)])
-        assert result.returncode == 0, result.stderr
+        result = succeed([*MAIN, *flags(data, folder / "out", *more)])
         assert "self-attention loss by timestep" in result.stdout and "report.html" in result.stdout
 
     return once(shared, "hostile", make) / "out"
@@ -376,6 +377,21 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
     finally:
         process.kill()  # one that takes too long
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+
+def succeed(command: list[str], **options) -> subprocess.CompletedProcess:
+    """A command as `run` runs it, which must end well."""
+    result = run(command, **options)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def refusal(command: list[str]) -> str:
+    """What a command says that must be refused: one line, but for notes before it."""
+    result = run(command)
+    (error,) = (line for line in result.stderr.splitlines() if not line.startswith("note: "))
+    assert result.returncode == 2 and ".py: error: " in error
+    return error
 
 
 def run_here(command: list[str]) -> subprocess.CompletedProcess:

@@ -43,22 +43,16 @@ IMAGE_ROWS = [
     (2 * IMAGES - 1, r"images go from -0.9.* to .*; expected values in \[0, 1\]"),
     (changed((0, 0, 0, 0), torch.nan), "images go from nan to nan"),
     ((255 * IMAGES).byte(), r"images are a tensor \(2, 3, 96, 96\) of torch.uint8; expected floats"),
-    (IMAGES.numpy(), "images are .* of type ndarray; expected floats"),
     (IMAGES[0], r"images are a tensor \(3, 96, 96\)"),
-    (IMAGES[:0], r"images are a tensor \(0, 3, 96, 96\)"),
     (IMAGES[..., :80, :80], r"tensor \(2, 3, 80, 80\) .* S a multiple of 32 from 96 on"),
-    (IMAGES[..., :64, :64], r"tensor \(2, 3, 64, 64\)"),
 ]
 CLASS_ROWS = [
     ([1, 5], None, r"labels go from 1 to 5; expected indices of classes from 0 to 4"),
     ([-1, 1], None, "labels: an image has none"),
     ([[1, 1], [2, -1]], None, "none twice for an image"),
     (torch.eye(5).long()[LABELS], None, "no one-hot rows"),
-    (torch.eye(5)[LABELS], None, "labels are a tensor .* of torch.float32; expected integers"),
     (["cat", "daisy"], None, "labels are .* of type list; expected integers"),
-    (1, None, "labels are an object of type int; .* for 2 images"),
     (LABELS, [2, 4], "targets: one is a label of its image"),
-    ([[1, 2], [0, -1]], [2, 4], "targets: one is a label of its image"),
     (LABELS, [2, 5], "targets go from 2 to 5"),
     (LABELS, [2], "targets are .* for 2 images"),
 ]
@@ -76,7 +70,6 @@ CLASSIFIER_ROWS = [
     (of_logits(lambda logits: logits[:, None]), r"returns a tensor \(1, 1, 5\)"),
     (network(10), "has 10 outputs, and class_names has 5 names"),
     ([CLASSIFIER, "resnet"], "classifier is .* of type str; expected a torch.nn.Module"),
-    ([], "classifier is "),
 ]
 ROWS = [
     *((message, CLASSIFIER, images, LABELS, {}) for images, message in IMAGE_ROWS),

@@ -3,14 +3,14 @@ and runs and comparisons of them.
 """
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torchattack
-from conftest import MAIN, flags, network, pictures, run
+from conftest import MAIN, flags, network, pictures, run, succeed
 from PIL import Image
+from test_compare import COMPARE
 
 from diffattack.attacks.library import attack_names, parse_attack
 from diffattack.attacks.limited import strongest
@@ -22,7 +22,6 @@ from diffattack.diffusion.batch import stacked
 from diffattack.diffusion.composition import Composition, change_limits
 from diffattack.evaluation.budget import parse_budget
 
-COMPARE = [sys.executable, "compare.py"]
 RANDOM = torch.Generator().manual_seed(0)
 SMOOTH = torch.nn.functional.interpolate(
     torch.rand(1, 3, 12, 12, generator=RANDOM) * 0.6 + 0.2, (64, 64), mode="bicubic"
@@ -35,42 +34,17 @@ def classifier() -> torch.nn.Module:
     return network(5).requires_grad_(False)
 
 
-# ---------------------------------------------------------------- names
-
-
 def test_arguments_are_literals_and_fractions_and_every_attack_has_a_folder_of_its_own():
     name = parse_attack(" torchattack:DIFGSM(eps=8/255, steps=20,resize_rate=-0.5) ")
     assert (name.source, name.function) == ("torchattack", "DIFGSM")
     assert name.arguments == {"eps": 8 / 255, "steps": 20, "resize_rate": -0.5}
-    users = parse_attack("my attacks/a.py:attack(mode='fast', sizes=(1, 2))")
-    assert users.source == "my attacks/a.py" and users.arguments["sizes"] == (1, 2)
-    several = ("diffattack", "torchattack:PGD(eps=0.1,steps=2)", "f.py:g(a='x,)y')")
+    several = ("diffattack", "torchattack:PGD(eps=0.1,steps=2)", "my attacks/f.py:g(a='x,)y',sizes=(1, 2))")
     assert attack_names(f"{several[0]}, {several[1]} ,{several[2]}") == several
     texts = "diffattack torchattack:PGD torchattack:PGD(eps=8/255) torchattack:PGD(eps=4/255)".split()
     texts += ["a/x.py:f", "b/x.py:f", *(f"x.py:f(text='{'long' * 50}{k}')" for k in range(2))]
     folders = [parse_attack(text).folder for text in texts]
     assert len({folder.lower() for folder in folders}) == len(texts)
-    assert folders[:2] == ["diffattack", "torchattack_PGD"]
     assert all(len(folder) < 100 and "/" not in folder for folder in folders)
-
-
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("torchattack:PGD(eps=__import__('os').mkdir('executed'))", "with literals"),
-        ("torchattack:PGD(**{'eps': 1})", "expected arguments like its defaults"),
-        ("PGD", "is no attack"),
-        ("torchattack:NoSuch", "NoSuch is no attack of torchattack that can attack any classifier"),
-        ("torchattack:PGD(epsilon=0.1)", "expected arguments like its defaults, eps=0.03137254901960784, "),
-        ("torchattack:PGD(eps='much')", "expected arguments like its defaults"),
-        ("torchattack:SSA", "is written for images of 224 pixels; give --res 224"),
-    ],
-)
-def test_nonsense_is_one_line_and_is_never_executed(data, tmp_path, name, message):
-    answer = attacked(data, tmp_path / "out", name)
-    assert answer.returncode == 2 and answer.stderr.count("\n") == 1, answer.stderr
-    assert answer.stderr.startswith("main.py: error: ") and message in answer.stderr
-    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- the limit and the budget
@@ -82,21 +56,20 @@ def test_the_limit_has_its_gradient_and_comes_before_what_an_attack_does_to_a_pi
     """
     model, fine = classifier(), dict(high_pass=1.0, colour=0.3)
     composition = Composition(CLEAN, CLEAN, change_limits(CLEAN, 0.3), **fine)
+    loss = torch.nn.functional.cross_entropy
     change = torch.zeros_like(CLEAN, requires_grad=True)
     for _ in range(4):
-        loss = torch.nn.functional.cross_entropy(model(composition(CLEAN + change)), LABEL)
-        (gradient,) = torch.autograd.grad(loss, change)
+        (gradient,) = torch.autograd.grad(loss(model(composition(CLEAN + change)), LABEL), change)
         step = (change + 0.1 / 4 * gradient.sign()).clamp(-0.1, 0.1)
         change = ((CLEAN + step).clamp(0, 1) - CLEAN).detach().requires_grad_()
     name = "torchattack:PGD(eps=0.1,steps=4,random_start=False)"
     made = PixelAttack(name, model, range(5), contrast_limit=0.3, **fine)(CLEAN, LABEL).adversarial
     assert torch.allclose(made, composition(CLEAN + change.detach()), atol=1e-6)
-    before = torch.nn.functional.cross_entropy(model(CLEAN), LABEL)
     for name in ("DIFGSM", "SINIFGSM", "VMIFGSM"):
         attack = PixelAttack(f"torchattack:{name}(eps=0.5,steps=3)", model, range(5), contrast_limit=0.3)
         made = attack(CLEAN, LABEL).adversarial
         assert ((made - CLEAN).abs() <= change_limits(CLEAN, 0.3)[:, :1] + 1e-6).all()
-        assert torch.nn.functional.cross_entropy(model(made), LABEL) > before
+        assert loss(model(made), LABEL) > loss(model(CLEAN), LABEL)
 
 
 def test_a_mask_holds_every_attack():
@@ -168,9 +141,6 @@ def test_several_surrogates_and_several_labels():
     assert together[4] == 0
 
 
-# ---------------------------------------------------------------- costs
-
-
 def test_evaluations_are_counted_by_image_and_in_both_directions():
     model = classifier()
     with measured({"surrogate": [model]}, torch.device("cpu")) as costs:
@@ -184,9 +154,8 @@ def test_evaluations_are_counted_by_image_and_in_both_directions():
 
 
 def given(data, out, *extra) -> list[str]:
-    """The flags of conftest without those of the latent attack; of `extra`, one may be a text of several."""
-    extra = [word for each in extra for word in (each.split() if isinstance(each, str) else [each])]
-    found = flags(data, out, *extra)
+    """The flags of conftest without those of the latent attack; `extra` are texts of several."""
+    found = flags(data, out, *(word for text in extra for word in str(text).split()))
     for name in ("--iterations", "--start_step"):
         place = found.index(name)
         del found[place : place + 2]
@@ -198,8 +167,7 @@ def attacked(data, out, attack, *extra):
 
 
 def compared(data, out, *extra):
-    answer = run([*COMPARE, *given(data, out, *extra)])
-    assert answer.returncode == 0, answer.stderr
+    answer = succeed([*COMPARE, *given(data, out, *extra)])
     return answer
 
 
@@ -242,10 +210,6 @@ def sometimes(images, labels, classifier):
 
 def wrong(images, labels, classifier):
     return images[:, :1]
-
-
-def few(images):
-    return images
 """
 
 
@@ -265,13 +229,10 @@ def test_a_users_function_is_an_attack_that_goes_on_and_is_known_by_its_file(dat
         assert row["evaluations"]["surrogate"] == 2 * row["attack_runs"] and "UNet" not in row["evaluations"]
     assert results["costs"]["UNet"] == 0 and results["costs"]["peak_memory"] > 1e8
     assert (out / "timestep_analysis" / "0000_contact_sheet.png").exists()
-    page = (out / "report.html").read_text()
-    assert f"attack {mine}:attack(steps=2)" in page and "Where the self-attention loss comes from" not in page
-    changed = (out / "0001_record.npz").stat().st_mtime_ns
+    assert "Where the self-attention loss comes from" not in (out / "report.html").read_text()
     (out / "0002_record.npz").unlink()
     again = attacked(*command)
-    assert again.returncode == 0 and "3 of 4 images are done" in again.stderr
-    assert pictures(out) == before and (out / "0001_record.npz").stat().st_mtime_ns == changed
+    assert again.returncode == 0 and "3 of 4 images are done" in again.stderr and pictures(out) == before
     mine.write_text(USERS + "\n\nother = 1\n")
     refused = attacked(*command)
     assert refused.returncode == 2 and "mine.py:attack(steps=2) has changed" in refused.stderr
@@ -281,18 +242,16 @@ def test_a_users_function_is_an_attack_that_goes_on_and_is_known_by_its_file(dat
     "function, extra, message",
     [
         ("wrong", "", "a tensor (1, 1, 96, 96) of torch.float32; expected (1, 3, 96, 96)"),
-        ("few", "", "expected a function of images, labels and classifier"),
         ("attack(speed=1)", "", "unexpected keyword argument 'speed'"),
         ("plain", "--target_label 3", "is not targeted"),
-        ("attack", "--iterations 20", "--iterations goes with --attack diffattack alone"),
     ],
 )
 def test_a_users_function_that_cannot_be_used_is_said_in_one_line(
     data, mine, tmp_path, function, extra, message
 ):
     answer = attacked(data, tmp_path / "out", f"{mine}:{function}", extra)
-    errors = [line for line in answer.stderr.splitlines() if line.startswith("main.py: error")]
-    assert answer.returncode == 2 and len(errors) == 1 and message in errors[0], answer.stderr
+    last = answer.stderr.splitlines()[-1]
+    assert answer.returncode == 2 and last.startswith("main.py: error") and message in last, answer.stderr
     assert "Traceback" not in answer.stderr
 
 
@@ -313,7 +272,7 @@ ATTACKS += " DeCoWA(num_warping=2,steps=1)"
 def test_every_attack_of_the_list_goes_from_end_to_end(data, tmp_path):
     names = [f"torchattack:{name}" for name in ATTACKS.split()]
     # SSA is written for 224 pixels
-    compared(data, tmp_path, "--attacks", ",".join(names), "--budget psnr=35 --res 224 --limit 1")
+    compared(data, tmp_path, f"--attacks {','.join(names)}", "--budget psnr=35 --res 224 --limit 1")
     results = json.loads((tmp_path / "comparison.json").read_text())
     assert results["modes"] == names and len(pictures(tmp_path / parse_attack(names[0]).folder)) == 5
     (figure,) = [figure for figure in results["figures"] if figure["name"] == "PSNR dB"]
@@ -332,46 +291,27 @@ def test_what_the_latent_attack_asks_is_counted(whole):
 
 def test_attacks_side_by_side_with_curves_pages_and_published_rows(data, mine, tmp_path):
     names, out = ["torchattack:MIFGSM(steps=3)", f"{mine}:attack"], tmp_path / "out"
-    command = ["--attacks", ",".join(names), "--budget psnr=33 --published --limit 2"]
-    command += ["--transfer_models efficientnet_lite1"]
-    answer = compared(data, out, *command, "--page --figures pooled")
+    command = f"--attacks {','.join(names)} --budget psnr=33 --published --limit 2"
+    command += " --transfer_models efficientnet_lite1"
+    answer = compared(data, out, command, "--page --figures pooled")
     results = json.loads((out / "comparison.json").read_text())
     assert results["modes"] == names and len(results["curves_over_parts"][names[1]]) == 7
     (figure,) = [figure for figure in results["figures"] if figure["name"] == "PSNR dB"]
     assert all(33 <= figure["values"][name]["value"] <= 33.5 for name in names)
     assert {tuple(pair["modes"]) for pair in results["at_equal_visibility"]} == {tuple(names)}
     assert {pair["visibility"] for pair in results["at_equal_visibility"]} == {"L2", "SSIM"}
-    for name in ("comparison.html", "judging.html", "judging_key.json", "timestep_analysis/tradeoff.png"):
+    for name in ("comparison.html", "judging.html", "timestep_analysis/tradeoff.png"):
         assert (out / name).exists(), name
     assert "no published figures known" in answer.stdout and "runs for the budget" in answer.stdout
     trials = sorted(json.loads((out / "judging_key.json").read_text())["trials"])
     (out / "choices.csv").write_text("trial,choice,seconds\n" + "".join(f"{t},left,1\n" for t in trials))
-    compared(data, out, *command, "--judged", out / "choices.csv")
+    compared(data, out, command, f"--judged {out}/choices.csv")
     assert len(json.loads((out / "comparison.json").read_text())["judged"]) == len(trials)
 
 
 def test_budgets_are_swept(data, tmp_path):
     names = ["torchattack:PGD(steps=2)", "torchattack:MIFGSM(steps=2)"]
-    compared(data, tmp_path, "--attacks", ",".join(names), "--limit 1 --sweep budget=psnr=40,34")
+    compared(data, tmp_path, f"--attacks {','.join(names)} --limit 1 --sweep budget=psnr=40,34")
     assert json.loads((tmp_path / "sweep.json").read_text())["values"] == [40, 34]
     folder = tmp_path / "budget_psnr_34" / parse_attack(names[1]).folder
     assert json.loads((folder / "run.json").read_text())["budget"] == "psnr=34"
-
-
-@pytest.mark.parametrize(
-    "extra, message",
-    [
-        ("--attacks torchattack:PGD", "at least two attacks"),
-        ("--attacks diffattack,diffattack", "none of them twice"),
-        ("--attacks diffattack,torchattack:PGD --modes uniform,minimax", "give one of them"),
-        ("--attack torchattack:PGD", "takes --modes or --attacks"),
-        ("--attacks diffattack,torchattack:PGD --sweep structure_share=0,1", "of diffattack alone"),
-        ("--sweep budget=loud=40,30", "is no budget"),
-        ("--sweep seed=1,2 --page", "leave --sweep out"),
-        ("--judged nowhere.csv", "--judged: "),
-    ],
-)
-def test_attacks_that_cannot_be_compared(data, tmp_path, extra, message):
-    answer = run([*COMPARE, *given(data, tmp_path / "out", extra)])
-    assert answer.returncode == 2 and answer.stderr.count("\n") == 1 and message in answer.stderr
-    assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from conftest import CLASS_NAMES, MAIN, ROOT, run, save_checkpoint
-from diffusers import AutoencoderTiny, DDIMScheduler
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from diffattack.common.checkpoints import stay_offline_if_out_of_reach
@@ -28,6 +28,7 @@ UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", 
 TEXT = "text_encoder/model.safetensors"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 INDEX = b'{"weight_map": {"x": "pytorch_model.bin"}}'
+OUTSIDE = b'{"weight_map": {"x": "../../x.safetensors"}}'
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,6 @@ def without_first(tensors):
     return dict(sorted(tensors.items())[1:])
 
 
-def first_of(change):
-    return lambda tensors: tensors | {(name := sorted(tensors)[0]): change(tensors[name])}
-
-
 def config(path, **changes):
     def change(folder):
         content = json.loads((folder / path).read_text()) | changes
@@ -75,39 +72,24 @@ def write(path, content):
     return change
 
 
-def index(name):
-    return write(f"{TEXT}.index.json", json.dumps({"weight_map": {"w": name}}).encode())
-
-
 def renamed(path, name):
     return lambda folder: (folder / path).rename((folder / path).with_name(name))
 
 
 BROKEN = [
     (weights(TEXT, without_first), "text_encoder has no weights for .*, which would be random"),
-    (weights(UNET, without_first), "no weights|missing"),
-    (
-        weights(VAE, lambda t: t | {"more": torch.zeros(1)}),
-        "vae has weights that its network does not .*: more",
-    ),
-    (weights(UNET, first_of(lambda t: t[:-1].clone())), "cannot be loaded"),
-    (weights(VAE, first_of(lambda t: t * torch.nan)), "networks compute is not finite"),
+    (weights(VAE, lambda t: t | {"a": torch.zeros(1)}), "vae has weights that its network does not .*: a"),
+    (weights(VAE, lambda t: {name: t[name] * torch.nan for name in t}), "networks compute is not finite"),
     (renamed(VAE, "diffusion_pytorch_model.bin"), f"there is no {VAE}; pickles .* are not loaded"),
     (write(UNET, b""), "no safetensors file, or not whole"),
-    (write(UNET, b"cos\nsystem\n(S'false'\ntR."), "no safetensors file"),
-    (index("pytorch_model.bin"), "names .'pytorch_model.bin'.; expected .safetensors"),
-    (index("../../x.safetensors"), "names .*x.safetensors'.; expected .safetensors"),
-    (index("x.safetensors"), "text_encoder/x.safetensors is no safetensors file"),
+    (write(f"{TEXT}.index.json", INDEX), "names .'pytorch_model.bin'.; expected .safetensors"),
+    (write(f"{TEXT}.index.json", OUTSIDE), "names .*x.safetensors'.; expected .safetensors"),
     (config("unet/config.json", in_channels=10**12), "cannot be loaded"),
-    (config("vae/config.json", scaling_factor=0), "is not finite"),
-    (config("tokenizer/tokenizer_config.json", model_max_length=1), "prompts of 1"),
     (lambda folder: shutil.rmtree(folder / "tokenizer"), "it has 2 tokens, .* the text encoder has 190"),
     (config("model_index.json", vae=["diffusers", "VQModel"]), "vae is a VQModel; expected AutoencoderKL"),
-    (config("model_index.json", unet=None), "cannot be loaded"),
     (config("model_index.json", _class_name="StableDiffusionInpaintPipeline"), "a StableDiffusionInpaint"),
     (config("model_index.json", scheduler=["diffusers", "LCMScheduler"]), "it is a latent consistency model"),
     (scheduler(prediction_type="flow"), "prediction_type is 'flow'"),
-    (scheduler(beta_end=2.0), "betas do not make noise"),
 ]
 
 
@@ -119,18 +101,13 @@ def test_a_broken_checkpoint_is_refused_in_one_line(folder, change, message):
     assert "\n" not in str(caught.value)
 
 
-PROJECTION = dict(class_embed_type="projection", projection_class_embeddings_input_dim=8)
-
-
 @pytest.mark.parametrize(
     "part, changes, message",
     [
         ("unet", dict(in_channels=9), "to have 9 channels, but got 4"),
         ("vae", dict(latent_channels=16), "to have 4 channels, but got 16"),
         ("unet", dict(cross_attention_dim=1024), "shapes cannot be multiplied"),
-        ("unet", dict(time_cond_proj_dim=256), "a latent consistency model"),
         ("unet", dict(encoder_hid_dim_type="text_proj", encoder_hid_dim=16), "takes more than latents"),
-        ("unet", PROJECTION, "class_labels should be provided"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_in_one_line(intact, tmp_path, part, changes, message):
@@ -143,19 +120,11 @@ def test_parts_that_do_not_fit_are_refused_in_one_line(intact, tmp_path, part, c
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_that_knows_no_length_takes_the_text_encoders(folder):
-    config("tokenizer/tokenizer_config.json", model_max_length=None)(folder)
-    assert load_pipeline(str(folder), CPU).tokenizer.model_max_length == 16
-
-
 @pytest.mark.parametrize(
     "change",
     [
         write("unet/diffusion_pytorch_model.non_ema.safetensors", POINTER),
-        write("unet/._diffusion_pytorch_model.safetensors", b"Mac"),
         write("unet/diffusion_pytorch_model.bin.index.json", INDEX),
-        write("unet/diffusion_pytorch_model.safetensors.index.fp16.json", INDEX),
-        write("safety_checker/model.safetensors", POINTER),
         renamed(TEXT, "model.fp16.safetensors"),
     ],
 )
@@ -264,18 +233,3 @@ def test_steps_with_the_true_noise_lead_to_the_image_and_back(intact, spacing):
     for t in timesteps:
         latents = model.ddim_step(latents, noise, t)
     assert torch.allclose(latents, clean, atol=1e-4)
-
-
-def test_a_tiny_autoencoder_serves_as_the_vae(intact, tmp_path):
-    """It has no posterior, and gives its latents."""
-    pipeline, blocks = load_pipeline(str(intact), CPU), {}
-    for side in ("encoder", "decoder"):
-        blocks |= {f"{side}_block_out_channels": (8,) * 4, f"num_{side}_blocks": (1,) * 4}
-    pipeline.vae = AutoencoderTiny(**blocks, latent_channels=4, scaling_factor=0.5)
-    pipeline.save_pretrained(tmp_path / "model")
-    model = LatentDiffusion(load_pipeline(str(tmp_path / "model"), CPU), CLASS_NAMES, start_step=18)
-    images = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(model.encode(images), 0.5 * model.vae.encode(2 * images - 1).latents)
-    reconstruction = model.reconstruct(model.invert(images, torch.tensor([1])))
-    assert reconstruction.shape == images.shape and reconstruction.isfinite().all()

@@ -119,9 +119,6 @@ def test_resizing_is_pillows_and_the_crop_is_the_middle(interpolation, pillow):
     np.testing.assert_allclose(from_timm(torch.nn.Identity(), config)(images), expected, atol=1e-5)
 
 
-# ---------------------------------------------------------------- what cannot be had
-
-
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -132,13 +129,15 @@ def test_resizing_is_pillows_and_the_crop_is_the_middle(interpolation, pillow):
         ("{folder}/weights.pt", "no network in it.*; expected .*FILE.py:FUNCTION with a function that"),
         ("{folder}/code.py:none", "it has no function 'none'"),
         ("{folder}/code.py:number", "returned int, and no torch.nn.Module"),
+        ("{folder}/code.py:failing", "ModuleNotFoundError: .*not_there_at_all"),
         ("{folder}/net.ts", "has 7 outputs, but there are 10 classes; give --captions"),
     ],
 )
 def test_classifiers_that_cannot_be_had_are_named(tmp_path, name, message):
     (tmp_path / "bad.ts").write_text("no program")
     torch.save(network(10).state_dict(), tmp_path / "weights.pt")
-    (tmp_path / "code.py").write_text("def number():\n    return 1\n")
+    code = "def number():\n    return 1\n\n\ndef failing():\n    import not_there_at_all\n"
+    (tmp_path / "code.py").write_text(code)
     torch.jit.script(network(7)).save(tmp_path / "net.ts")
     with pytest.raises(InputError, match=message) as caught:
         load_classifier(name.format(folder=tmp_path), 10, 96)

@@ -1,11 +1,10 @@
 """Classifiers as people bring them: each is run rightly, or refused in one line before the first image."""
 
-import shutil
 import sys
 
 import pytest
 import torch
-from conftest import IMAGES, MAIN, check, flags, network, run, save_vit
+from conftest import IMAGES, MAIN, check, flags, network, save_vit, succeed
 
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.errors import InputError
@@ -60,16 +59,11 @@ OF_BATCH = "says something else of an image with others beside it"
         ("with torch.no_grad(): return self.net(x)", "has no gradient .* look for torch.no_grad"),
         ("return {'logits': self.net(x)}", "returns an object of type dict; expected float logits"),
         ("return self.net(x).argmax(1)", r"returns a tensor \(5,\)"),
-        ("return (100 * self.net(x)).long()", "returns a tensor .* of torch.int64"),
-        ("return self.net(x).squeeze()", r"returns a tensor \(10,\)"),
         ("return self.net(x) * float('nan')", "not finite"),
-        ("return self.net(F.conv2d(x, torch.ones(1, 1, 3, 3)))", r"fails on images .*to have 1 channels"),
         ("assert x.shape[-1] == 224, 'wrong side'; return self.net(x)", r"fails .* \(wrong side\); .*--res"),
         ("return self.net.half()(x)", "fails on images .* must take any number of that size in float32"),
         # what is said of an image must not depend on the others of a batch
         ("self.norm.train(); return self.end(self.norm(self.conv(x)))", OF_BATCH),
-        ("return self.end(self.odd(self.conv(x)))", OF_BATCH),
-        ("x = self.net(x); return x - x.mean(0)", OF_BATCH),
         ("x = (x - x.min()) / (x.max() - x.min()); return self.net(x)", OF_BATCH),
         ("x = self.end(self.odd(self.conv(x))); return x + torch.tensor([-1e9] + [0.0] * 9)", OF_BATCH),
         ("x = self.end(self.conv(x)); return x + 0.1 * x.cumsum(0)", OF_BATCH),  # of the first it is the same
@@ -104,11 +98,11 @@ def test_a_classifier_without_a_gradient_may_judge(tmp_path):
 # ---------------------------------------------------------------- programs
 
 
-def normalised(dropout: float = 0.5) -> torch.nn.Module:
+def normalised() -> torch.nn.Module:
     nn = torch.nn
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 10))
+    layers = [nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10))
 
 
 def save(network: torch.nn.Module, path, images: int, most: int | None = None) -> str:
@@ -117,14 +111,13 @@ def save(network: torch.nn.Module, path, images: int, most: int | None = None) -
         torch.jit.trace(network, IMAGES[:images], check_trace=False).save(path)
     else:
         shapes = most and ({0: torch.export.Dim("batch", min=1, max=most)},)
-        given = (torch.rand(images, 3, 96, 96),)
-        torch.export.save(torch.export.export(network, given, dynamic_shapes=shapes), path)
+        torch.export.save(torch.export.export(network, (IMAGES[:images],), dynamic_shapes=shapes), path)
     return str(path)
 
 
 @pytest.mark.parametrize("kind", ["ts", "pt2"])
 def test_a_program_that_was_made_in_training_mode_is_refused(tmp_path, kind):
-    name = save(normalised(0.0).train(), tmp_path / f"net.{kind}", 2, 64)
+    name = save(normalised().train(), tmp_path / f"net.{kind}", 2, 64)
     for attacked in (True, False):  # a surrogate, a judge
         with pytest.raises(InputError, match="put it into eval mode, before it is exported"):
             load_classifier(name, 10, 96, attacked)
@@ -144,17 +137,9 @@ def test_a_script_in_training_mode_is_put_into_eval_mode(tmp_path):
     check(f"{tmp_path}/net.ts", 10, normalised().eval()(IMAGES))
 
 
-# ---------------------------------------------------------------- code as Python would run it
-
-
 BESIDE = """from __future__ import annotations
-from dataclasses import dataclass
-import beside_mine, common, torch
+import common, torch
 from data.dataset import CLASSES
-
-@dataclass
-class Settings:
-    classes: int = CLASSES
 
 class Mine(torch.nn.Module):
     def __init__(self, net):
@@ -163,14 +148,12 @@ class Mine(torch.nn.Module):
 
     def forward(self, x):
         from runner.inner import deep
-        import utils
-        assert utils.net
         return self.net(x) * deep.SCALE
 
 def build():
     from utils import net
     from diffattack.classifiers.preprocessing import Preprocessed
-    return Preprocessed(Mine(net(Settings().classes)), None, 0.0, 1.0)
+    return Preprocessed(Mine(net(CLASSES)), None, 0.0, 1.0)
 """
 
 
@@ -179,46 +162,25 @@ def test_modules_beside_the_file_are_imported_by_their_names(tmp_path):
     beside modules of ours; imported with the file, by its function, and only when the network runs. A second
     file does not get the first one's modules.
     """
-    texts = dict.fromkeys(("common.py", "utils.py", "beside_mine.py"), NETWORK)
-    texts |= {"diffusion/noise.py": "SCALE = 1.0\n", "classifiers.py": BESIDE}
-    texts |= {"runner/inner/deep.py": "from diffusion.noise import SCALE\n"}
+    texts = {"common.py": "", "utils.py": NETWORK, "classifiers.py": BESIDE}
+    texts |= {"runner/inner/deep.py": "SCALE = 1.0\n"}
     before = list(sys.path)
     for folder, classes in (("a", 7), ("b", 10)):
         for name, text in (texts | {"data/dataset.py": f"CLASSES = {classes}\n"}).items():
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(text)
         check(f"{tmp_path}/{folder}/classifiers.py:build", classes, network(classes)(IMAGES))
-    brought = {"common", "data", "diffusion.noise", "runner", "beside_mine", "classifiers"}
-    assert not brought & set(sys.modules) and sys.path == before
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("import not_there_at_all\n", "ModuleNotFoundError: .*not_there_at_all"),
-        ("raise SystemExit(3)\n", "SystemExit: 3"),
-        (f"{NETWORK}def build():\n    net().load_state_dict({{}})\n", "RuntimeError: .*Missing key"),
-    ],
-)
-def test_code_that_fails_is_refused_in_one_line(tmp_path, text, message):
-    (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(InputError, match=message) as caught:
-        load_classifier(f"{tmp_path / 'mine.py'}:build", 10, 96)
-    assert "\n" not in str(caught.value)
+    assert not {"common", "data", "runner", "classifiers"} & set(sys.modules) and sys.path == before
 
 
 # ---------------------------------------------------------------- folders of transformers
 
 
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    """A small vision transformer of two classes with names, and its image processor."""
-    from transformers import ViTImageProcessor
-
-    folder = tmp_path_factory.mktemp("vit")
-    save_vit(folder, id2label={0: "Polar_Bear", 1: "cat"})
-    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def vit(tmp_path):
+    """A small vision transformer of two classes with names."""
+    save_vit(tmp_path, id2label={0: "Polar_Bear", 1: "cat"})
+    return tmp_path
 
 
 def test_outputs_in_another_order_are_matched_by_name(vit, capsys):
@@ -238,14 +200,8 @@ def headless(folder):
     ViTModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(folder)
 
 
-def cut(folder):
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-
-
 def pickled(folder):
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "pytorch_model.bin"}}')
 
 
@@ -253,27 +209,21 @@ def pickled(folder):
     "change, message",
     [
         (headless, "has no weights for classifier.bias, classifier.weight, which would be random"),
-        (cut, "no safetensors file, or not whole"),
         (pickled, "names .'pytorch_model.bin'.; expected .safetensors files"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded"),
     ],
 )
-def test_folders_that_are_not_whole_are_refused_in_one_line(vit, tmp_path, change, message):
-    shutil.copytree(vit, tmp_path, dirs_exist_ok=True)
-    change(tmp_path)
+def test_folders_that_are_not_whole_are_refused_in_one_line(vit, change, message):
+    change(vit)
     with pytest.raises(InputError, match=message) as caught:
-        load_classifier(f"hf:{tmp_path}", 2, 96)
+        load_classifier(f"hf:{vit}", 2, 96)
     assert "\n" not in str(caught.value)
-
-
-# ---------------------------------------------------------------- said before the first image
 
 
 def test_probabilities_and_answers_that_change_are_said_at_once(data, tmp_path):
     code(tmp_path, "return self.net(x).softmax(-1)", "Soft.py")
     code(tmp_path, "return F.dropout(self.net(x), 0.5, True)", "Random.py")
     names = f"{tmp_path}/Soft.py:thousand,{tmp_path}/Random.py:thousand"
-    result = run([*MAIN, *flags(data, tmp_path / "out", "--check", "--model_name", names)])
-    assert result.returncode == 0, result.stderr
+    result = succeed([*MAIN, *flags(data, tmp_path / "out", "--check", "--model_name", names)])
     assert "Soft.py:thousand returns probabilities" in result.stderr
     assert "Random.py:thousand answers differently when asked twice" in result.stderr

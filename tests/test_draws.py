@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import MAIN, classifier_result, flags, network, run
+from conftest import MAIN, classifier_result, flags, network, succeed
 
 from diffattack.classifiers.defences import SEED, defend, is_random
 from diffattack.data.images import Pictures, to_tensor
@@ -72,9 +72,6 @@ def test_a_target_and_a_reconstruction_are_judged_draw_by_draw():
     assert figures["accuracy_reconstructed"].count == 1
 
 
-# ---------------------------------------------------------------- what is kept of an image
-
-
 def judged(draws: int) -> tuple[Judges, Judged]:
     """What is found by so many draws."""
     loaded = {"net": network(5), NAME: defend(network(5), ["smoothing:0.9"])}
@@ -105,9 +102,6 @@ def test_deterministic_defences_are_judged_once():
     assert [is_random(name) for name in names] == [True, False, False, True, True, False]
 
 
-# ---------------------------------------------------------------- what is said
-
-
 def evaluation(after) -> Evaluation:
     alone = replace(classifier_result(LABELS, BEFORE[0], after[0]), name="a")
     return Evaluation([alone, drawn(after)], {}, [])
@@ -134,18 +128,14 @@ def test_a_comparison_has_the_draws_of_each_attack():
     assert mean["differences"]["other"].difference.value == pytest.approx((2 / 3 + 0 - 2 / 3) / 3)
 
 
-# ---------------------------------------------------------------- as a command
-
-
 def test_a_run_judged_by_draws_and_by_more_of_them_later(data, quick, tmp_path):
     out, surrogate = tmp_path / "out", f"{quick}@resize:0.5"
     judges = ["--model_name", surrogate, "--defences", "smoothing:0.5,jpeg:75", "--transfer_models", ""]
     command = [*MAIN, *flags(data, out, "--draws", "1", "--limit", "2", *judges)]
-    assert run([*command, "--judge_draws", "2"]).returncode == 0
+    succeed([*command, "--judge_draws", "2"])
     (row, *_) = json.loads((out / "results.json").read_text())["images"]
-    answer = run([*command, "--judge_draws", "3", "--processes", "2"])
-    assert answer.returncode == 0 and "majority of 3 draws" in answer.stdout, answer.stderr
-    assert DRAWS_LEGEND in answer.stdout
+    answer = succeed([*command, "--judge_draws", "3", "--processes", "2"])
+    assert "majority of 3 draws" in answer.stdout and DRAWS_LEGEND in answer.stdout
     results = json.loads((out / "results.json").read_text())
     names = {surrogate, f"{surrogate}@smoothing:0.5", f"{surrogate}@jpeg:75"}
     assert {one["model"] for one in results["classifiers"] if "draws" in one} == names
@@ -153,8 +143,7 @@ def test_a_run_judged_by_draws_and_by_more_of_them_later(data, quick, tmp_path):
         more = results["images"][0]["draws"][name]["after"]["label"]
         assert len(more) == 3 and more[:2] == row["draws"][name]["after"]["label"]
     again = [*MAIN, "--is_test", "--images_root", str(out), "--save_dir", str(tmp_path / "judged")]
-    answer = run([*again, *judges, "--judge_draws", "3"])
-    assert answer.returncode == 0, answer.stderr
+    succeed([*again, *judges, "--judge_draws", "3"])
     judged = json.loads((tmp_path / "judged/evaluation.json").read_text())
     assert judged["classifiers"] == results["classifiers"]
     assert judged["images"][0]["draws"] == results["images"][0]["draws"]

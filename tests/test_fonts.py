@@ -4,10 +4,9 @@ import warnings
 
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
 
 from diffattack.plotting.draw import save_figure
-from diffattack.plotting.figures import STYLE, new_figure, styled
+from diffattack.plotting.figures import new_figure, styled
 
 
 @styled
@@ -22,7 +21,3 @@ def test_a_name_in_another_script_is_drawn(name, tmp_path, capfd):
         save_figure(figure_of(name), tmp_path / "figure", pdf=True)
     assert (tmp_path / "figure.png").stat().st_size and (tmp_path / "figure.pdf").stat().st_size
     assert capfd.readouterr().err == ""  # matplotlib logs what it does not find
-
-
-def test_only_fonts_that_are_here_are_asked_for():
-    assert STYLE["font.family"][0] == "DejaVu Sans" and set(STYLE["font.family"]) <= set(get_font_names())

@@ -62,13 +62,6 @@ def test_a_profile_that_cannot_be_used_is_ignored(tmp_path, capsys, profile, mod
     assert text.count("note: ") == 1 and f"{tmp_path.name}/a.png: its colour profile is broken" in text
 
 
-def test_inks(tmp_path):
-    ink = Image.merge("CMYK", [Image.new("L", (16, 16), value) for value in (0, 255, 255, 0)])  # red
-    for name in ("a.jpg", "a.tif"):
-        colour = read(saved(tmp_path / name, ink)).reshape(-1, 3).mean(0)
-        assert colour[0] > 245 and colour[1:].max() < 10
-
-
 # ---------------------------------------------------------------- more than colours
 
 

@@ -3,7 +3,6 @@ classes.
 """
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -54,6 +53,11 @@ def labels_of(root, text=None, classes=IMAGENET_CLASSES, base=1):
 @pytest.fixture
 def three(tmp_path):
     return images(tmp_path / "r", "img10.png", "img2.png", "img1.png")
+
+
+@pytest.fixture
+def two(tmp_path):
+    return images(tmp_path / "r", "a.png", "b.png")
 
 
 # ---------------------------------------------------------------- files of labels
@@ -121,64 +125,47 @@ def test_the_table_of_nips_2017_and_targets(three, tmp_path):
     assert (item.labels, item.target) == ((305,), 883)
 
 
-ALONE = {"images": [{"id": 7, "file_name": "a.png"}], "annotations": [{"image_id": 7, "category_id": 17}]}
-REFUSED = {
-    "1\n": "has 1 labels but --images_root has 2 images",
-    "1\n4\n": "line 2 is '4'; expected an integer from 1 to 3",
-    "filename,label\na.png,1\nb.png,\n": "line 3 has no label",
-    "filename,label\na.png,1\n": "has no row for b.png",
-    "filename,label\nx/a.png,2\ny/a.png,3\nb.png,1": "line 3 gives 'a.png' another label than",
-    "a.JPEG 1\na.jpg 2\nb.png 3\n": "line 2 gives 'a.png' another .*; only suffixes differ",
-    # other forms
-    json.dumps(ALONE): "COCO",
-    json.dumps([{"file_name": "a.png", "label": 1}]): "list",
-    "image,hen,cock\na.png,1,0\nb.png,0,1\n": "the columns image, hen, cock",
-    "filename,label\na.png,1\nb.png,2,3\n": "one without a title",
-    "a.png,10,20,100,200,5\nb.png,1,2,3,4,6\n": "'10,20,100,200,5'",
-    "# image class species\n# 1:37\na.png 286 1 6\nb.png 348 2 7\n": "line 3 is '286 1 6'",
-    '{"a.png": [1, 2, 3], "b.png": [3, 1, 2]}': "number for each class",
-    "\0\1": "no text",
-}
-
-
-@pytest.fixture
-def two(tmp_path):
-    return images(tmp_path / "r", "a.png", "b.png")
-
-
-@pytest.mark.parametrize("text", REFUSED)
-def test_labels_that_cannot_be_used_are_named_with_the_forms_that_are_read(two, text):
-    with pytest.raises(InputError, match=f"{REFUSED[text]}.*JSON lines"):
-        labels_of(two, text, BIRDS)
+COCO = {"images": [{"id": 7, "file_name": "a.png"}], "annotations": [{"image_id": 7, "category_id": 17}]}
+TABLE = "filename,label\n"
 
 
 @pytest.mark.parametrize(
-    "text, message, target",
+    "text, message",
     [
-        ("1\n2\n", "--target_label is '4'; expected an integer from 1 to 3", 4),
-        ("1\n2\n", "target of b.png, 2, is its own label", 2),
-        ("filename,label,TargetClass\na,1,2\nb,1,\n", "b.png has no TargetClass", "TargetClass"),
+        ("1\n", "has 1 labels but --images_root has 2 images"),
+        ("1\n4\n", "line 2 is '4'; expected an integer from 1 to 3"),
+        (f"{TABLE}a.png,1\nb.png,\n", "line 3 has no label"),
+        (f"{TABLE}a.png,1\n", "has no row for b.png"),
+        (f"{TABLE}x/a.png,2\ny/a.png,3\nb.png,1", "line 3 gives 'a.png' another label than"),
+        # other forms
+        (json.dumps(COCO), "COCO"),
+        ("a.png,10,20,100,200,5\nb.png,1,2,3,4,6\n", "'10,20,100,200,5'"),
+        ('{"a.png": [1, 2, 3], "b.png": [3, 1, 2]}', "number for each class"),
     ],
 )
-def test_targets_that_cannot_be_meant(two, tmp_path, text, message, target):
-    with pytest.raises(InputError, match=message):
-        read_dataset(two, written(tmp_path / "l.txt", text), BIRDS, target=target)
+def test_labels_that_cannot_be_used_are_named_with_the_forms_that_are_read(two, text, message):
+    with pytest.raises(InputError, match=f"{message}.*JSON lines"):
+        labels_of(two, text, BIRDS)
 
 
 @pytest.mark.parametrize(
     "files, text, message",
     [
-        ("c1/1.png c2/1.png", "filename,label\n1.png,4\n", "line 2 may be of 'c1/1.png' or of 'c2/1"),
-        ("a.png a.jpg", "filename,label\na,4\n", "may be of 'a.*' or of 'a"),
+        # rows that could be of several images or classes, or numbers that may be those of images
+        ("c1/1.png c2/1.png", f"{TABLE}1.png,4\n", "line 2 may be of 'c1/1.png' or of 'c2/1"),
         ("a.png a.jpg", "a.JPEG 4\n", "only suffixes differ"),
-        ("x/1.png y/2.png", "filename,label\nc1/1.png,4\nc2/2.png,5\n", "no row for x/1.png"),
+        ("x/1.png y/2.png", f"{TABLE}c1/1.png,4\nc2/2.png,5\n", "no row for x/1.png"),
         ("a.png", "crane\n", "line 1 .* may be .* or .*; give its label or WordNet id"),
-        # numbers that may be those of images
         ("a.png", "1 348\n", "may be an image's number and its label, or two labels"),
         ("val_00000002.png val_00000005.png", "2 286\n5 100\n", "may be an image's number"),
+        # folders
+        ("crane/a.png", None, "root: .*'crane bird' .label 135, n02012849. or 'crane' .label 518, n03126707"),
+        (f"{IDS[0]}/a.png n00000001/a.png", None, "--images_root: .*folder 'n00000001'"),
+        ("1/a.png 1001/a.png", None, "--images_root: .*'1001'; expected an integer from 1 to 1000"),
+        ("1/a.png 01/a.png", None, "--images_root: .*two folders of one class"),
     ],
 )
-def test_rows_that_could_be_of_several_images_or_classes(tmp_path, files, text, message):
+def test_labels_that_could_be_meant_in_two_ways_or_in_none(tmp_path, files, text, message):
     with pytest.raises(InputError, match=message):
         labels_of(images(tmp_path / "r", *files.split()), text)
 
@@ -247,32 +234,14 @@ def test_a_folder_a_class(tmp_path, capsys, folders, classes, base, labels, text
     assert text in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "folders, classes, message",
-    [
-        ("ostrich", BIRDS, "folder 'ostrich' is 'ostrich'; expected .* the name of a class"),
-        ("crane", IMAGENET_CLASSES, "'crane bird' .label 135, n02012849. or 'crane' .label 518, n03126707"),
-        (f"{IDS[0]} n00000001", IMAGENET_CLASSES, "folder 'n00000001'"),
-        ("Dogs cats", ("cat", "dog"), "folder 'Dogs'"),  # in another order
-        ("1 4", BIRDS, "'4'; expected an integer from 1 to 3"),
-        ("1 01", BIRDS, "two folders of one class"),
-    ],
-)
-def test_folders_that_are_no_classes_are_named(tmp_path, folders, classes, message):
-    root = images(tmp_path / "r", *(f"{name}/a.png" for name in folders.split()))
-    with pytest.raises(InputError, match=f"--images_root: .*{message}"):
-        labels_of(root, None, classes)
-
-
 def test_which_files_are_images(tmp_path, capsys):
     root = images(tmp_path / "r", "a.png", "c.jfif")
     (root / "x.jpg").mkdir()
-    os.mkfifo(root / "pipe.png")
     (root / "b.png").symlink_to(tmp_path / "gone.png")  # it keeps its place
     for name in ("._a.png", "notes.txt", "b.heic", ".DS_Store"):
         (root / name).write_bytes(b"x")
     assert [path.name for path in list_images(root)] == ["a.png", "b.png", "c.jfif"]
-    assert capsys.readouterr().err.rstrip().endswith("skipped: ._a.png, b.heic, notes.txt, pipe.png")
+    assert capsys.readouterr().err.rstrip().endswith("skipped: ._a.png, b.heic, notes.txt")
     (images(tmp_path / "s", "cat/a.png") / "empty").mkdir()
     (tmp_path / "s/empty/a.heic").write_bytes(b"x")
     with pytest.raises(InputError, match="no image in '.*empty'"):  # a class would be left out
@@ -285,29 +254,23 @@ def test_which_files_are_images(tmp_path, capsys):
 def test_which_classes_a_name_can_mean():
     """ImageNet calls a bird and a machine "crane"."""
     names = {"Cardigan": [264], "cardigan": [474], "CARDIGAN": [264, 474], "crane": [134, 517]}
-    names |= {"crane_bird": [134], "maillot": [638, 639], "Great-White_Shark": [2], "Bath Tub": [435]}
-    names |= {"n02113186": [264], "N02113186-Cardigan": [264], "n00000001": [], "no class": []}
+    names |= {"crane_bird": [134], "maillot": [638, 639], "Great-White_Shark": [2], "n02113186": [264]}
     finder = ClassFinder(IMAGENET_CLASSES)
     assert {name: finder.places(name) for name in names} == names
     assert ClassFinder(("cat", "dog", "cat")).places("cat") == [0, 2]
     assert ClassFinder(("tench, Tinca tinca", "hen")).places("Tinca_tinca") == [0]
-    assert ClassFinder(("10", "x 1 0")).places("1.0") == []
 
 
 NAMES = ("tench", "great white shark", "hen")
-BLACK_FOOTED = ("Black footed Albatross", "Laysan Albatross")
 CLASS_FILES = {
     "# classes\ntench\ngreat white shark\nhen\n": NAMES,
-    "n01440764 tench\nn01484850 great white shark\nn01514859 hen\n": NAMES,
     "0 n01440764 tench\n1 n01484850 great white shark\n2 n01514859 hen\n": NAMES,
     "2: hen\n0: tench\n1: great white shark\n": NAMES,
-    "1. tench\n2. great white shark\n3. hen\n": NAMES,
     "tench,0\ngreat white shark,1\nhen,2\n": NAMES,
     "hen 3\ntench 1\ngreat white shark 2\n": NAMES,
     "3 wheeler\n7 up\n": ("3 wheeler", "7 up"),  # numbers that are part of a name
     "n01440764 tench, Tinca tinca\nn01514859 hen, fowl\n": ("tench, Tinca tinca", "hen, fowl"),
-    "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n": BLACK_FOOTED,
-    '{"1": "tench", "2": "great white shark", "3": "hen"}': NAMES,
+    "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n": ("Black footed Albatross", "Laysan Albatross"),
     '{"id2label": {"0": "tench", "1": "hen"}, "model_type": "vit"}': ("tench", "hen"),
     '{"class_to_idx": {"hen": 1, "tench": 0}}': ("tench", "hen"),
     f'{{"{IDS[9]}": 1, "{IDS[3]}": 0}}': ("tiger shark", "ostrich"),
@@ -330,13 +293,8 @@ def test_names_of_classes(tmp_path):
     [
         ("c.json", "{", "Expecting property name"),
         ("c.json", '{"0": "a", "2": "c"}', "not numbered from 0 or 1 on"),
-        ("c.json", '["tench", "hen"]', "list"),
-        ("c.json", '{"0": ["n01440764", "tench"], "1": ["n01514859", "hen"]}', "class 1 is called"),
-        ("c.json", "[" * 100_000, "recursion"),
         ("c.mat", "no mat", "truncated"),
         ("c.txt", "a\n\nb\n", "class 2 is called ''"),
-        ("c.txt", "1 001.A\n2 002.B\n12 012.C\n", "class 1 is called '1 001"),
-        ("c.csv", "name,id\ntench,0\nhen,1\n", "tench,0"),
         ("c.yaml", "names:\n- tench\n- hen\n", "names:"),
     ],
 )
@@ -345,29 +303,18 @@ def test_what_is_no_list_of_names_is_refused(tmp_path, name, text, message):
         read_class_names(written(tmp_path / name, text))
 
 
-@pytest.mark.parametrize("kind", ["map_clsloc.txt", "meta.mat"])
-def test_imagenets_development_kit(tmp_path, capsys, kind):
-    """Its own files, as far as they are read; the first images of its validation set, and what its ground
-    truth says of them.
-    """
-    rows = [(number, IDS[k], IMAGENET_CLASSES[k]) for number, k in enumerate(DEVELOPMENT_KIT, 1)]
-    if kind == "map_clsloc.txt":
-        written(
-            tmp_path / kind, "".join(f"{i} {number} {name.replace(' ', '_')}\n" for number, i, name in rows)
-        )
-    else:
-        of_row = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
-        inner = (1001, "n00001740", "entity", 3)  # a synset that is no class
-        savemat(
-            tmp_path / kind, {"synsets": np.array([inner, *((*row, 0) for row in rows)], of_row)[:, None]}
-        )
-    names = read_class_names(tmp_path / kind)
+def test_imagenets_development_kit(tmp_path, capsys):
+    """The first images of its validation set, and what its ground truth says of them."""
+    rows = [(n, IDS[k], IMAGENET_CLASSES[k], 0) for n, k in enumerate(DEVELOPMENT_KIT, 1)]
+    rows.insert(0, (1001, "n00001740", "entity", 3))  # a synset that is no class
+    titles = ("ILSVRC2012_ID", "WNID", "words", "num_children")
+    synsets = np.array(rows, [(title, object) for title in titles])
+    savemat(tmp_path / "meta.mat", {"synsets": synsets[:, None]})
+    names = read_class_names(tmp_path / "meta.mat")
     assert names == IMAGENET_CLASSES and "an order of its own" in capsys.readouterr().err
     root = images(tmp_path / "r", *(f"ILSVRC2012_val_0000000{k}.JPEG" for k in (1, 2, 3, 4)))
     for base in (0, 1):  # it counts from 1 whatever is said
         assert list(labels_of(root, "490\n361\n171\n822\n", names, base).values()) == [65, 970, 230, 809]
-    with pytest.raises(InputError, match="expected an integer from 1 to 1000"):
-        labels_of(root, "0\n1\n2\n3\n", names)
 
 
 # ---------------------------------------------------------------- outputs of a classifier
@@ -379,10 +326,8 @@ OFFICIAL = [IMAGENET_CLASSES.other_names.get(k, name) for k, name in enumerate(I
     "outputs, class_names, found",
     [
         (("Dog", "cat"), ("cat", "dog"), [1, 0]),
-        (("tench, Tinca tinca", "crane", "hen", "crane"), ("tench", "crane", "hen", "crane"), [0, 1, 2, 3]),
         (("Cardigan", "cardigan", "hen"), ("hen", "cardigan", "Cardigan"), [2, 1, 0]),
         (("dog", "cat"), ("cat", "bird"), None),
-        (("cat", "cat"), ("dog", "cat"), None),
         (OFFICIAL, IMAGENET_CLASSES, list(range(1000))),
         (OFFICIAL[::-1], IMAGENET_CLASSES, None),  # two are called the same
         (IDS[::-1], IMAGENET_CLASSES, list(range(1000))[::-1]),
@@ -392,12 +337,10 @@ def test_outputs_of_a_classifier_by_their_names(outputs, class_names, found):
     assert permutation_of(outputs, class_names) == found
 
 
-PICTURE = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-
-
 def test_captions_in_another_order_than_imagenets_are_matched_by_their_ids(tmp_path, capsys):
     rows = [f"{IDS[k]} {IMAGENET_CLASSES[k]}" for k in reversed(range(1000))]
     names = read_class_names(written(tmp_path / "c.txt", "\n".join(rows)))
-    straight, turned = (load_classifier("efficientnet_lite0", n)(PICTURE) for n in (IMAGENET_CLASSES, names))
+    picture = torch.rand(1, 3, 224, 224)
+    straight, turned = (load_classifier("efficientnet_lite0", n)(picture) for n in (IMAGENET_CLASSES, names))
     assert torch.equal(turned, straight.flip(1))
     assert "matched by their names" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """A LoRA in the weights of the diffusion model, against its matrices multiplied out."""
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -90,33 +89,20 @@ def test_how_much_of_a_lora():
 @pytest.mark.parametrize(
     "made, message",
     [
-        (lambda tensors: None, "No such file"),
-        (lambda tensors: b"cos\nsystem\n", "no safetensors file"),
+        (lambda tensors: None, "no safetensors file"),
         (lambda tensors: {k: v[:, :8] if "_A" in k else v for k, v in tensors.items()}, "cannot be added"),
         (lambda tensors: {f"unet.other.lora_{k}.weight": torch.zeros(4, 4) for k in "AB"}, "cannot be added"),
-        (lambda tensors: {k: v * float("nan") for k, v in tensors.items()}, "NaNs detected"),
         (lambda tensors: dict(list(tensors.items())[1:]), "it has a part of a LoRA"),
     ],
 )
 def test_files_that_are_no_lora_of_this_model(lora, tmp_path, made, message):
     path, content = tmp_path / "a.safetensors", made(load_file(lora))
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content:
+    path.write_bytes(b"cos\nsystem\n")
+    if content:
         save_file({name: value.contiguous() for name, value in content.items()}, path)
     with pytest.raises(InputError, match=f"--lora: .*{message}") as caught:
         fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
     assert "\n" not in str(caught.value)
-
-
-def test_what_of_a_lora_is_not_used_is_said(lora, tmp_path, capsys):
-    tensors, path = load_file(lora), tmp_path / "a.safetensors"
-    layer = next(name for name in tensors if re.search(r"down_blocks\.\d.*lora_A", name))
-    for known in (layer, layer.replace("lora_A", "lora_B")):
-        tensors[re.sub(r"down_blocks\.\d", "down_blocks.9", known)] = tensors[known].clone()
-    save_file(tensors, path)
-    fuse_lora(load_pipeline(str(MODEL), CPU), Lora(path))
-    assert "1 of its" in (said := capsys.readouterr().err) and "none of this model's" in said
 
 
 def test_judges_know_the_diffusion_model_with_what_is_added_to_it(lora):

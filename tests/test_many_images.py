@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MAIN, flags, run
+from conftest import MAIN, flags, run, succeed
 
 from diffattack.data import layout
 from diffattack.data.layout import Layout
@@ -24,8 +24,7 @@ def command(data) -> Callable[..., list[str]]:
 @pytest.fixture(scope="module")
 def judged(command, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("judged") / "out"
-    result = run(command(out))
-    assert result.returncode == 0, result.stderr
+    succeed(command(out))
     return out
 
 
@@ -88,7 +87,6 @@ def test_above_so_many_images_files_lie_in_subfolders(quick, command, tmp_path, 
     (tmp_path / "out/00000/0001_record.npz").unlink()
     assert "3 of 4 images are done" in run(four).stderr
     test = f"--is_test --images_root {tmp_path}/out --save_dir {tmp_path}/t --model_name {quick}"
-    result = run([*MAIN, *test.split(), *"--transfer_models= --processes 1".split()])
-    assert result.returncode == 0, result.stderr
+    result = succeed([*MAIN, *test.split(), *"--transfer_models= --processes 1".split()])
     assert len(json.loads((tmp_path / "t/evaluation.json").read_text())["images"]) == 4
     assert run([*four, "--overwrite"]).returncode == 0 and len(Layout(tmp_path / "out", 4).finished()) == 4

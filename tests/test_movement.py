@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 
 from diffattack.data.summaries import LossSums
-from diffattack.evaluation.comparison import (
-    lines_about_equal_losses,
-    lines_about_weights,
-    towards,
-    weight_movement,
-)
+from diffattack.evaluation import comparison
+from diffattack.evaluation.comparison import lines_about_weights, towards, weight_movement
 
 TIMESTEPS = [201, 101, 1]
 
@@ -70,7 +66,7 @@ def test_weights_that_hardly_move_are_told_what_would_move_them(mode, remedy):
     assert "what would move them further" in said and remedy in said
     assert "equal but for noise, as far as 40 images tell (shares 3" in equal
     assert "--structure_share 1" in equal
-    assert lines_about_equal_losses(run_of("minimax", None, SLOPE)) == []
+    assert comparison.lines_about_equal_losses(run_of("minimax", None, SLOPE)) == []
 
 
 @pytest.mark.parametrize("mode", ["uniform", "fixed", "learnable_detached"])

@@ -211,9 +211,7 @@ def test_masks_of_ones_own(checkpoint, classifier, images, labels, is_hard):
     assert torch.equal(change[1].abs().amax((0, 1)) > 0, torch.arange(64) >= 40)
 
 
-def test_defaults_that_depend_on_others_and_options_that_cannot_be_meant(checkpoint, classifier):
-    attack = DiffAttack(checkpoint(), classifier, CLASS_NAMES, stop_margin=5.0)
-    assert attack.options.iterations == 20 and attack.options.attack_through == ()
+def test_options_that_cannot_be_meant(checkpoint, classifier):
     for options, message in (
         (dict(preset="diffattack"), "preset is for command lines; give .*ATTACK_PRESETS"),
         (dict(judge_at=(2, 9)), "--judge_at goes beyond the 4 of --iterations"),

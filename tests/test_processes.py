@@ -15,19 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import MAIN, ROOT, done, flags, launch, pictures, run, start, wait_for
+from conftest import MAIN, done, flags, launch, pictures, refusal, run, start, wait_for
 from work_of_processes import caller, die_or_write, fail_or_wait, named_by
 
 from diff_latent_attack import DiffAttack
 from diffattack.common.errors import InputError
-from diffattack.common.parallel import (
-    Process,
-    available_cores,
-    processes_for,
-    run_in_processes,
-    share_cores,
-    this_process,
-)
+from diffattack.common.parallel import available_cores, processes_for, run_in_processes, share_cores
 from diffattack.options import Options
 from diffattack.runner import setup
 from diffattack.runner.setup import check_shards
@@ -80,23 +73,6 @@ def test_a_process_that_dies_leaves_the_others_images_done(data, whole, tmp_path
     assert pictures(tmp_path) == pictures(whole("fixed"))
 
 
-@pytest.mark.parametrize(
-    "extra, message",
-    [
-        ("--weight_mode learnable --shard 0/2", "--weight_mode learnable trains one weight network"),
-        ("--weight_mode learnable --processes 2", "--weight_mode learnable .* in one process"),
-        ("--overwrite --shard 0/2", "--overwrite with --shard or a launcher"),
-        ("--shard 2/2", "--shard is '2/2'; expected K/N"),
-        ("--batch_size 0", "--batch_size is 0; expected at least 1"),
-        ("--merge", "--merge: there is no run in"),
-    ],
-)
-def test_what_cannot_be_shared_out_is_refused(data, tmp_path, extra, message):
-    result = run([*MAIN, *flags(data, tmp_path / "out", *extra.split())])
-    assert result.returncode == 2 and len(re.findall(f"main.py: error: {message}", result.stderr)) == 1
-    assert not (tmp_path / "out").exists()
-
-
 # ---------------------------------------------------------------- what launchers say in the environment
 
 
@@ -111,24 +87,10 @@ def environment(monkeypatch):
     return put
 
 
-def test_which_process_this_is(environment):
-    for variables, process in (
-        ({}, Process(0, 1)),
-        ({"WORLD_SIZE": "1"}, Process(0, 1)),
-        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, Process(0, 1)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(5, 8, 1)),
-    ):
-        environment(**variables)
-        assert this_process() == process
-
-
-@pytest.mark.parametrize("rank", ["", "2", "a"])
-def test_variables_that_do_not_fit_are_one_line_and_leave_nothing(environment, data, tmp_path, rank):
-    environment(RANK=rank, WORLD_SIZE="2")
-    result = run([*MAIN, *flags(data, tmp_path / "out")])
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and f"RANK={rank}" in result.stderr
-    assert "the environment has" in result.stderr and "which do not fit together" in result.stderr
-    assert not (tmp_path / "out").exists()
+def test_variables_that_do_not_fit_are_one_line_and_leave_nothing(environment, data, tmp_path):
+    environment(RANK="2", WORLD_SIZE="2")
+    refused = refusal([*MAIN, *flags(data, tmp_path / "out")])
+    assert "RANK=2" in refused and "which do not fit together" in refused and not (tmp_path / "out").exists()
 
 
 def test_processes_that_know_nothing_of_each_other_are_refused(environment, monkeypatch):
@@ -157,12 +119,6 @@ def test_cores_are_shared_unless_openmp_says_how(monkeypatch):
         assert torch.get_num_threads() == processes_for(1, 1) == processes_for(1000, 10 * free) == 1
     finally:
         torch.set_num_threads(before)
-
-
-def test_a_closed_standard_stream_is_refused():
-    command = f"{sys.executable} main.py --help <&-"
-    shown = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 2 and shown.stdout == "" and shown.stderr.count("\n") == 1
 
 
 # ---------------------------------------------------------------- processes of our own
@@ -222,9 +178,6 @@ def test_workers_end_with_the_run_and_what_is_done_stays(data, whole, tmp_path):
     assert set(finished) <= set(done(tmp_path))
     assert run(command).returncode == 0
     assert pictures(tmp_path) == pictures(whole("fixed"))
-
-
-# ---------------------------------------------------------------- memory
 
 
 def test_out_of_memory_halves_the_batch_then_checkpoints_then_gives_up_in_one_line(

@@ -11,16 +11,8 @@ from conftest import CLASS_NAMES, network
 
 from diff_latent_attack import DiffAttack
 from diffattack.attacks.pixel import PixelAttack, Surrogates
-from diffattack.classifiers.defences import (
-    ATTACK_SEED,
-    SEED,
-    STOP_SEED,
-    Defended,
-    at_a_stop,
-    defend,
-    make_defence,
-    under_attack,
-)
+from diffattack.classifiers import defences
+from diffattack.classifiers.defences import Defended, defend, make_defence
 from diffattack.diffusion.inversion import LatentDiffusion
 from diffattack.options import AttackOptions, Options
 
@@ -105,11 +97,11 @@ def test_an_attack_draws_purifications_as_it_would_without_computing_anew(pipeli
     diffusion = LatentDiffusion(pipeline, CLASS_NAMES)
     defended = defend(classifier, ["resize:0.8", "diffpure:40"], diffusion, attack_draws=2)
     x = images.clone().requires_grad_()
-    logits = under_attack(defended, x, 3)
+    logits = defences.under_attack(defended, x, 3)
     (found,) = torch.autograd.grad(logits[:, 1].sum(), x)
     for k in range(len(images)):
         own = images[k : k + 1].clone().requires_grad_()
-        seeds = [ATTACK_SEED + 2 * 3 + j for j in range(2)]
+        seeds = [defences.ATTACK_SEED + 2 * 3 + j for j in range(2)]
         shares = torch.stack([classifier(defended.changed(own, seed)).softmax(-1) for seed in seeds])
         expected = shares.mean(0).log()
         assert torch.allclose(logits[k], expected[0], atol=1e-9)
@@ -162,14 +154,15 @@ def test_attacks_end_and_look_by_other_draws_than_those_that_judge():
     defended = defend(network(5), ["smoothing:0.5"])
     defended.changed = lambda images, seed: seen.append(seed) or images
     defended(images)
-    at_a_stop(defended, images)
-    assert seen == [*range(SEED, SEED + 100), *range(STOP_SEED, STOP_SEED + 100)]
+    defences.at_a_stop(defended, images)
+    judging, ending = defences.SEED, defences.STOP_SEED
+    assert seen == [*range(judging, judging + 100), *range(ending, ending + 100)]
     seen.clear()
     looks = Surrogates([defended], torch.tensor([[1]]), 1.0)
     looks(images), looks(images.clone().requires_grad_())  # an attack may look without a gradient, too
-    assert seen == [ATTACK_SEED, ATTACK_SEED + 1]
+    assert seen == [defences.ATTACK_SEED, defences.ATTACK_SEED + 1]
     plain = network(5)
-    assert torch.equal(at_a_stop(plain, images), plain(images))
+    assert torch.equal(defences.at_a_stop(plain, images), plain(images))
 
 
 def test_draws_of_an_attack_by_default():

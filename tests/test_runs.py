@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import MAIN, done, flags, pictures, run, start, wait_for
+from conftest import MAIN, done, flags, pictures, run, start, succeed, wait_for
 
 from timestep_weights import SCHEDULES, schedule_weights
 
@@ -22,8 +22,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data, whole, tmp_pa
         process.communicate()
         assert len(done(tmp_path)) < 4
     finished = {name: (tmp_path / f"{name}_adv_image.png").stat().st_mtime_ns for name in done(tmp_path)}
-    result = run(command)
-    assert result.returncode == 0, result.stderr
+    result = succeed(command)
     assert f"going on with an earlier run: {len(finished)} of 4 images are done" in result.stderr
     assert pictures(tmp_path) == pictures(whole(mode))
     for name, changed in finished.items():

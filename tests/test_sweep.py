@@ -6,13 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from conftest import MAIN, classifier_result, done, flags, pictures, run
+from conftest import MAIN, classifier_result, done, flags, pictures, run, succeed
 from test_compare import COMPARE
 
-from diffattack.evaluation.curves import (
-    compare_curves,
-    transfer_scores,
-)
+from diffattack.evaluation.curves import compare_curves, transfer_scores
 from diffattack.evaluation.metrics import Quality
 from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.statistics import Estimate, difference_at_equal_visibility
@@ -23,21 +20,16 @@ def column(*values: float) -> np.ndarray:
     return np.array(values, float)[:, None]
 
 
-def test_parallel_lines_differ_by_their_distance_whatever_their_points():
+def test_curves_differ_by_their_distance_where_both_reach():
     first = column(1, 2, 4), column(0.1, 0.2, 0.4)
     second = column(5, 1.5, 3), column(0.8, 0.45, 0.6)  # 0.3 higher at every visibility, in another order
     (difference,) = difference_at_equal_visibility((first[0], second[0]), (first[1], second[1]))
     assert difference == pytest.approx(0.3)
-
-
-def test_only_what_both_curves_reach_is_compared():
     flat, step = (column(0, 10), column(0, 0)), (column(4, 5, 6), column(0, 1, 1))
     (difference,) = difference_at_equal_visibility((flat[0], step[0]), (flat[1], step[1]))
     assert difference == pytest.approx((0.5 * 1 + 1 * 1) / 2)  # over [4, 6] alone
     apart = difference_at_equal_visibility((column(1, 2), column(3, 4)), (column(0, 0), column(1, 1)))
     assert np.isnan(apart).all()
-    touching = difference_at_equal_visibility((column(1, 2), column(2, 3)), (column(0, 0.2), column(0.5, 1)))
-    assert touching == pytest.approx([0.3])
 
 
 def random_curve(gain: float, seed: int) -> dict[str, np.ndarray]:
@@ -73,21 +65,6 @@ def test_scores_count_the_classifiers_that_were_right_before():
     np.testing.assert_allclose(scores["confidence left in the true class"], [0.1, 0.1, math.nan])
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("weight_mode=uniform,fixed", "no flag of the attack that takes a number"),
-        ("structure_share=0,much", "no values of structure_share"),
-        ("structure_share=0,-1", "structure_share is -1.0; expected a finite number, not below 0"),
-        ("structure_share=1,1", "at least two values, none of them twice"),
-    ],
-)
-def test_sweeps_that_cannot_be(data, tmp_path, text, message):
-    answer = run([*COMPARE, *flags(data, tmp_path / "out", "--sweep", text)])
-    assert answer.returncode == 2 and message in answer.stderr and answer.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_sweep_in_shards_goes_on_and_writes_what_single_runs_write(data, tmp_path):
     out, few = tmp_path / "sweep", ("--limit", "2")
     extra = ["--modes", "uniform,minimax", "--sweep", "structure_share=0,1", "--figures", "pooled", *few]
@@ -103,26 +80,15 @@ def test_a_sweep_in_shards_goes_on_and_writes_what_single_runs_write(data, tmp_p
     assert whole.returncode == 0 and "At equal visibility" in whole.stdout, whole.stderr
     assert not (out / "structure_share_0/minimax").exists()  # the same attack as uniform
     own = flags(data, tmp_path / "alone", "--weight_mode", "minimax", "--structure_share", "1", *few)
-    alone = run([*MAIN, *own])
-    assert alone.returncode == 0, alone.stderr
+    succeed([*MAIN, *own])
     assert pictures(folders[1]) == pictures(tmp_path / "alone")  # byte for byte
     weights = [np.load(folder / "0001_record.npz")["weights"] for folder in (folders[1], tmp_path / "alone")]
     assert np.array_equal(*weights) and weights[0].shape == (3, 2) and not (weights[0][-1] == 0.5).all()
 
     results = json.loads((out / "sweep.json").read_text())
-    assert results["flag"] == "structure_share" and set(results["figures"]) == {"uniform", "minimax"}
+    assert results["flag"] == "structure_share"
     assert results["figures"]["uniform"][0] == results["figures"]["minimax"][0]
     rows = list(csv.DictReader((out / "sweep.csv").open()))
     assert len(rows) == 2 * 3 and {row["structure_share"] for row in rows} == {"0", "1"}
     for name in ("sweep.md", "sweep.tex", "timestep_analysis/sweep.png", "structure_share_1/comparison.md"):
         assert (out / name).stat().st_size > 500
-
-
-def test_learning_weights_and_shares_do_not_go_together(data, tmp_path):
-    sweep = ["--modes", "uniform,fixed", "--structure_share", "1", "--sweep", "self_attn_loss_weight=0,1"]
-    for extra, message in (
-        (["--shard", "0/2"], "trains one weight network on all images"),
-        (sweep, "--structure_share replaces --self_attn_loss_weight"),
-    ):
-        answer = run([*COMPARE, *flags(data, tmp_path / "out", *extra)])
-        assert answer.returncode == 2 and message in answer.stderr and not (tmp_path / "out").exists()

@@ -9,18 +9,13 @@ import os
 import sys
 
 import pytest
-from conftest import ENVIRONMENT, MAIN, ROOT, flags, run, start
+from conftest import ENVIRONMENT, MAIN, ROOT, flags, start
 
 TIMM = ROOT / ".timm"
-needs_timm = pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm")
-
-FUNCTION = """
-import sys
-import diffattack.common.torchvision
-sys.path.insert(0, "tests")
-import test_timm
-getattr(test_timm, sys.argv[1])(*sys.argv[2:])
-"""
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(not TIMM.is_dir(), reason="timm and torchvision are not in .timm"),
+]
 
 
 def in_a_process(*command) -> str:
@@ -31,12 +26,9 @@ def in_a_process(*command) -> str:
     return out
 
 
-# ---------------------------------------------------------------- what runs in a process of its own
-
-
 def compare_preprocessing() -> None:
-    """Each alias against timm's own transform on the demo's photographs; differences in normalised units, of
-    which 8-bit rounding alone is 0.009.
+    """In a process of its own: each alias against timm's own transform on the demo's photographs; differences
+    in normalised units, of which 8-bit rounding alone is 0.009.
     """
     import timm
     import torch
@@ -61,23 +53,11 @@ def compare_preprocessing() -> None:
         print(name)
 
 
-# ---------------------------------------------------------------- the tests
-
-
-@needs_timm
-@pytest.mark.nightly
 def test_every_alias_exists_and_its_preprocessing_is_timms_own():
-    told = in_a_process(sys.executable, "-c", FUNCTION, compare_preprocessing.__name__)
+    code = "import sys, diffattack.common.torchvision; sys.path.insert(0, 'tests'); import test_timm; "
+    told = in_a_process(sys.executable, "-c", code + "test_timm.compare_preprocessing()")
     assert len(told.splitlines()) == 13
 
 
-@needs_timm
-@pytest.mark.nightly
 def test_a_run_beside_it(data, tmp_path):
     in_a_process(*MAIN, *flags(data, tmp_path / "out", "--limit", "1"))
-
-
-def test_without_timm_its_classifiers_are_refused_in_one_line(data, tmp_path):
-    result = run([*MAIN, *flags(data, tmp_path, "--model_name", "resnet")])
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "expected timm and torchvision installed" in result.stderr

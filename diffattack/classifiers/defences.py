@@ -290,7 +290,8 @@ def defences_of(names: Iterable[str]) -> list[Defence]:
 
 def attack_draws(defences: Iterable[str]) -> int:
     """In how many draws an iteration of an attack through these looks at an image, unless told otherwise."""
-    return min((make_defence(text).attack_draws for text in defences), default=Defence.attack_draws)
+    known = (DEFENCES.get(text.partition(":")[0], Defence) for text in defences)  # others are refused later
+    return min((defence.attack_draws for defence in known), default=Defence.attack_draws)
 
 
 def is_random(name: str) -> bool:
