@@ -15,6 +15,7 @@ from diffattack.common.flags import parse_options
 from diffattack.data.images import read_image
 from diffattack.data.records import read_run
 from diffattack.options import ATTACK_PRESETS, Options
+from diffattack.runner.compare import CompareOptions, entries
 
 pytestmark = pytest.mark.slow
 
@@ -127,8 +128,9 @@ def test_which_defaults_a_preset_sets():
     plain, least = (parse_options(Options, "", argv) for argv in ([], ["--stop_margin", "5"]))
     assert (plain.composition, plain.guidance, plain.budget) == ("residual", 1.0, "psnr=36.5")
     assert (plain.iterations, plain.attack_through) == (6, ("resize:0.9",))
-    pixels = parse_options(Options, "", ["--attack", "advad"])
-    assert [(one.high_pass, one.colour) for one in (chosen, plain, pixels)] == [(0, 1), (4, 0.3), (0, 1)]
+    both = entries(parse_options(CompareOptions, "", ["--attacks", "diffattack,advad"]))
+    each = (chosen, plain, *(entry.options for entry in both))
+    assert [(one.high_pass, one.colour) for one in each] == [(0, 1), (2, 0.3), (2, 0.3), (0, 1)]
     assert (least.iterations, least.attack_through) == (20, ())
     behind = parse_options(Options, "", ["--model_name", "efficientnet_lite0@jpeg:75"])
     assert behind.attack_through == ()  # it is attacked through its own defence

@@ -9,7 +9,7 @@ Values are in [0, 1], and windows are in pixels, whatever a picture's size.
 import torch
 import torch.nn.functional as F
 
-WINDOW, HALO, SPREAD = 2.0, 9, 3.0  # standard deviation and sides in pixels, see `least_deviation`
+WINDOW, HALO, SPREAD = 2.0, 9, 3.0  # standard deviation and sides in pixels, see `local_contrast`
 SMOOTH_BELOW = 0.01  # of local contrast: what looks plain, as sky and walls do
 
 
@@ -36,28 +36,17 @@ def luminance(images: torch.Tensor) -> torch.Tensor:
 
 
 def local_contrast(images: torch.Tensor) -> torch.Tensor:
-    """How busy the luminance of a picture is at each place: `(B, 3, H, W)` in [0, 1] to `(B, 1, H, W)`."""
-    return least_deviation(luminance(images))
+    """How busy the luminance of a picture is at each place: `(B, 3, H, W)` in [0, 1] to `(B, 1, H, W)`.
 
-
-def colour_contrast(images: torch.Tensor) -> torch.Tensor:
-    """How busy its colours are, which are what is left of its channels without their luminance; shapes as of
-    `local_contrast`. In a grey picture there is none, and any tint would be seen.
+    The standard deviation in a Gaussian window; of that the least within HALO x HALO pixels, because what
+    lies beside an edge is smooth although the window sees the edge; blurred, so that no border of it shows.
     """
-    return least_deviation(images - luminance(images))
-
-
-def least_deviation(planes: torch.Tensor) -> torch.Tensor:
-    """The standard deviation of `(B, C, H, W)` in a Gaussian window, root mean square over channels; of that
-    the least within HALO x HALO pixels, because what lies beside an edge is smooth although the window sees
-    the edge; blurred, so that no border of it shows: `(B, 1, H, W)`.
-    """
+    plane = luminance(images)
     # about the mean, since the difference of two large numbers would leave rounding alone
-    centred = planes - planes.mean((2, 3), keepdim=True)
+    centred = plane - plane.mean((2, 3), keepdim=True)
     window = gaussian_kernel(WINDOW)
     variance = blurred(centred.square(), window) - blurred(centred, window).square()
-    deviation = variance.mean(1, keepdim=True).clamp(min=0).sqrt()
-    half = HALO // 2
+    deviation, half = variance.clamp(min=0).sqrt(), HALO // 2
     least = -F.max_pool2d(F.pad(-deviation, (half,) * 4, "replicate"), HALO, stride=1)
     return blurred(least, gaussian_kernel(SPREAD))
 

@@ -1,7 +1,7 @@
 """How a picture is made of what the decoder gives: all of it, or what the attack adds to the clean picture.
 
 limits = change_limits(clean, 1.0)
-composition = Composition(clean, decode(unperturbed_end), limits, high_pass=4.0, colour=0.3)
+composition = Composition(clean, decode(unperturbed_end), limits, high_pass=2.0, colour=0.3)
 image = composition(decode(latents))         # (B, 3, H, W) in [0, 1], differentiable
 """
 
@@ -10,12 +10,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from diffattack.data.contrast import blurred, colour_contrast, gaussian_kernel, local_contrast, luminance
+from diffattack.data.contrast import blurred, gaussian_kernel, local_contrast, luminance
 
 LEVEL = 1 / 255
-# Colour that may come where luminance is busy: with less of it pictures transfer worse at equal PSNR, with
-# more a grey picture is seen to be tinted.
-TINT = 0.3
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,7 @@ class Composition:
 
     clean: torch.Tensor  # (B, 3, H, W) in [0, 1]
     base: torch.Tensor | None = None  # (B, 3, H, W) around [0, 1]
-    # with `base` alone: the largest change at each place, and that of colour without luminance, (B, 2, H, W)
-    limits: torch.Tensor | None = None
+    limits: torch.Tensor | None = None  # (B, 1, H, W), with `base` alone: the largest change at each place
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
     # with `base` alone: the change loses what a Gaussian of so many pixels keeps of it, where that is not 0,
     # and of its colour all but this part
@@ -55,26 +51,17 @@ class Composition:
         if self.colour != 1:
             residual = torch.lerp(luminance(residual), residual, self.colour)
         if self.limits is not None:
-            whole, colour = self.limits.split(1, 1)
-            grey = luminance(residual)
-            residual = bounded(grey + bounded(residual - grey, colour), whole)
+            residual = self.limits * (residual / self.limits).tanh()
         if self.mask is not None:
             residual = self.mask * residual
         return (self.clean + residual).clamp(0, 1)
 
 
-def bounded(change: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    """`J tanh(change / J)`: small changes as they are, none larger than the limit."""
-    return limit * (change / limit).tanh()
-
-
 def change_limits(clean: torch.Tensor, factor: float) -> torch.Tensor:
     """How far a picture `(B, 3, H, W)` may change at each place, `J = 1/255 + factor * contrast` with that of
-    its luminance, and how far its colours may, with theirs or TINT of the other: `(B, 2, H, W)`.
+    its luminance: `(B, 1, H, W)`. A change becomes `J tanh(change / J)`: small ones stay as they are.
     """
-    contrast = local_contrast(clean)
-    colours = torch.maximum(colour_contrast(clean), TINT * contrast)
-    return LEVEL + factor * torch.cat([contrast, colours], 1)
+    return LEVEL + factor * local_contrast(clean)
 
 
 def attention_mask(attention: torch.Tensor, class_tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
