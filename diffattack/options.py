@@ -227,7 +227,7 @@ class AttackOptions(WeightOptions):
     )
     latent_lr: float = flag(0.01, "learning rate of --latent_optimizer adamw", "RATE", range=POSITIVE)
     budget: str | None = flag(
-        "psnr=36.5",
+        "psnr=36",
         "of each written picture: psnr=DB, ssim=S or l2=D; or none",
         "MEASURE=VALUE",
         parse=lambda text: None if text.lower() == "none" else text,

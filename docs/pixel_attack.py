@@ -5,7 +5,7 @@ of one's own.
     python main.py --attack docs/pixel_attack.py:momentum
     python compare.py --attacks "diffattack,docs/pixel_attack.py:momentum(iterations=20,draws=4)"
 
-docs/results.md says what follows.
+docs/appendix.md says what follows.
 """
 
 import torch
