@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, minimum_filter
 
-from diffattack.data.contrast import change_where_smooth, local_contrast, luminance
+from diffattack.data.contrast import change_where_smooth, local_contrast
 from diffattack.data.images import levels
 from diffattack.diffusion.batch import at_rows
 from diffattack.diffusion.composition import Composition, change_limits
