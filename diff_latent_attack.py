@@ -203,7 +203,7 @@ class DiffAttack(LatentDiffusion):
             mask = attention_mask(reference.class_attention, inversion.class_tokens, images.shape[-2:])
         if mask is not None and options.is_hard_mask:
             mask = (mask > 0.5).to(mask)
-        limits = None if options.contrast_limit is None else change_limits(images, options.contrast_limit)
+        limits = change_limits(images, options.contrast_limit)
         base = unperturbed if options.composition == "residual" else None
         composition = Composition(images, base, limits, mask, options.high_pass, options.colour)
         return composition, composition(unperturbed) if base is None else None

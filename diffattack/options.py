@@ -53,6 +53,8 @@ ATTACK_PRESETS: dict[str, dict[str, object]] = {
         "guidance": 2.5,
         "inversion": "diffattack",
         "contrast_limit": None,
+        "high_pass": 0.0,
+        "colour": 1.0,
         "latent_optimizer": "adamw",
         "latent_lr": 0.01,
         "iterations": STUDY_ITERATIONS,
@@ -273,10 +275,9 @@ class AttackOptions(WeightOptions):
     def __post_init__(self) -> None:
         if self.iterations is None:
             self.iterations = 6 if self.stop_margin is None else 20
-        is_ours = self.attack == OURS
         if self.attack_through is None:
-            self.attack_through = ("resize:0.9",) if is_ours and self.stop_margin is None else ()
-        is_fine = is_ours and self.composition == "residual"
+            self.attack_through = ("resize:0.9",) if self.attack == OURS and self.stop_margin is None else ()
+        is_fine = self.attack == OURS and self.composition == "residual"
         if self.high_pass is None:
             self.high_pass = 2.0 if is_fine else 0.0
         if self.colour is None:

@@ -311,7 +311,7 @@ def whole(data, shared) -> Callable[[str], Path]:
 
     def folder(mode: str) -> Path:
         def make(out):
-            succeed([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.05")])
+            succeed([*MAIN, *flags(data, out, "--weight_mode", mode, "--weight_lr", "0.1")])
 
         return once(shared, f"whole_{mode}", make)
 

@@ -94,7 +94,7 @@ def test_latex_is_well_formed():
 
 
 def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, quick, whole, tmp_path):
-    given = "--modes fixed,learnable --weight_lr 0.05 --transfer_models efficientnet_lite1"
+    given = "--modes fixed,learnable --weight_lr 0.1 --transfer_models efficientnet_lite1"
     command = [*COMPARE, *flags(data, tmp_path, *given.split())]
     process = start(command)
     wait_for(lambda: (tmp_path / "learnable").is_dir() and len(done(tmp_path / "learnable")) >= 1, process)

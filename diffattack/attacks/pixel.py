@@ -247,7 +247,7 @@ class PixelAttack:
         """What limits the change of images `(B, 3, H, W)`, with the mask of the first `(1, 1, H, W)`."""
         if mask is None and (self.contrast_limit, self.high_pass, self.colour) == (None, 0, 1):
             return None
-        limits = None if self.contrast_limit is None else change_limits(images, self.contrast_limit)
+        limits = change_limits(images, self.contrast_limit)
         return Composition(images, images, limits, mask, self.high_pass, self.colour)
 
     def record(self, given: GivenImages, looks: Sequence[Sequence[torch.Tensor]]) -> AttackRecord:

@@ -57,11 +57,12 @@ class Composition:
         return (self.clean + residual).clamp(0, 1)
 
 
-def change_limits(clean: torch.Tensor, factor: float) -> torch.Tensor:
+def change_limits(clean: torch.Tensor, factor: float | None) -> torch.Tensor | None:
     """How far a picture `(B, 3, H, W)` may change at each place, `J = 1/255 + factor * contrast` with that of
-    its luminance: `(B, 1, H, W)`. A change becomes `J tanh(change / J)`: small ones stay as they are.
+    its luminance: `(B, 1, H, W)`. A change becomes `J tanh(change / J)`: small ones stay as they are. None
+    where there is no factor.
     """
-    return LEVEL + factor * local_contrast(clean)
+    return None if factor is None else LEVEL + factor * local_contrast(clean)
 
 
 def attention_mask(attention: torch.Tensor, class_tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
