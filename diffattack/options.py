@@ -218,7 +218,7 @@ class AttackOptions(WeightOptions):
         "residual", "clean picture plus the attack's change; or as decoded", choices=("residual", "decoder")
     )
     contrast_limit: float | None = bound(
-        1.0, "no pixel changes by more than 1/255 + K times the local contrast; none: no limit", "K"
+        0.5, "holds the change around each place to 1/255 + K times the local contrast; none: no limit", "K"
     )
     high_pass: float | None = number(
         "the change loses what a Gaussian of S pixels keeps of it; 0: nothing (default: 2)", "S", range=SIGMA
@@ -229,7 +229,7 @@ class AttackOptions(WeightOptions):
     )
     latent_lr: float = flag(0.01, "learning rate of --latent_optimizer adamw", "RATE", range=POSITIVE)
     budget: str | None = flag(
-        "psnr=36",
+        "psnr=35",
         "of each written picture: psnr=DB, ssim=S or l2=D; or none",
         "MEASURE=VALUE",
         parse=lambda text: None if text.lower() == "none" else text,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from diffattack.data.contrast import blurred, gaussian_kernel, local_contrast, luminance
 
-LEVEL = 1 / 255
+LEVEL, MOST, AROUND = 1 / 255, 5 / 255, 4.0  # the least and the largest limit; of places, in pixels
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Composition:
 
     clean: torch.Tensor  # (B, 3, H, W) in [0, 1]
     base: torch.Tensor | None = None  # (B, 3, H, W) around [0, 1]
-    limits: torch.Tensor | None = None  # (B, 1, H, W), with `base` alone: the largest change at each place
+    limits: torch.Tensor | None = None  # (B, 1, H, W), with `base` alone: see `change_limits`
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
     # with `base` alone: the change loses what a Gaussian of so many pixels keeps of it, where that is not 0,
     # and of its colour all but this part
@@ -51,18 +51,25 @@ class Composition:
         if self.colour != 1:
             residual = torch.lerp(luminance(residual), residual, self.colour)
         if self.limits is not None:
-            residual = self.limits * (residual / self.limits).tanh()
+            energy = blurred(residual.square().mean(1, keepdim=True), gaussian_kernel(AROUND))
+            residual = residual / (1 + energy / self.limits.square()).sqrt()
         if self.mask is not None:
             residual = self.mask * residual
         return (self.clean + residual).clamp(0, 1)
 
 
 def change_limits(clean: torch.Tensor, factor: float | None) -> torch.Tensor | None:
-    """How far a picture `(B, 3, H, W)` may change at each place, `J = 1/255 + factor * contrast` with that of
-    its luminance: `(B, 1, H, W)`. A change becomes `J tanh(change / J)`: small ones stay as they are. None
-    where there is no factor.
+    """The root mean square that a change of pictures `(B, 3, H, W)` may have around each place, J with
+    `1/J^2 = 1/(1/255 + factor * contrast)^2 + 1/(5/255)^2`: `(B, 1, H, W)`. None where there is no factor.
+
+    An eye misses a change where the picture's luminance has contrast, less and less so the more of both there
+    is. What it sees is the energy around a place: a change with the mean square E in a Gaussian window of 4
+    pixels becomes `change / sqrt(1 + E / J^2)`, so that a small one stays as it is.
     """
-    return None if factor is None else LEVEL + factor * local_contrast(clean)
+    if factor is None:
+        return None
+    masked = LEVEL + factor * local_contrast(clean)
+    return (masked**-2 + MOST**-2) ** -0.5
 
 
 def attention_mask(attention: torch.Tensor, class_tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
