@@ -221,7 +221,7 @@ class AttackOptions(WeightOptions):
         0.5, "holds the change around each place to 1/255 + K times the local contrast; none: no limit", "K"
     )
     high_pass: float | None = number(
-        "the change loses what a Gaussian of S pixels keeps of it; 0: nothing (default: 2)", "S", range=SIGMA
+        "the change loses what a Gaussian of S pixels keeps of it; 0: nothing (default: 1.5)", "S", range=SIGMA
     )
     colour: float | None = number("what part of the change's colour is kept (default: 0.3)", "PART")
     latent_optimizer: str = flag(
@@ -279,7 +279,7 @@ class AttackOptions(WeightOptions):
             self.attack_through = ("resize:0.9",) if self.attack == OURS and self.stop_margin is None else ()
         is_fine = self.attack == OURS and self.composition == "residual"
         if self.high_pass is None:
-            self.high_pass = 2.0 if is_fine else 0.0
+            self.high_pass = 1.5 if is_fine else 0.0
         if self.colour is None:
             self.colour = 0.3 if is_fine else 1.0
         if self.draws is None:

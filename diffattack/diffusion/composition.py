@@ -1,7 +1,7 @@
 """How a picture is made of what the decoder gives: all of it, or what the attack adds to the clean picture.
 
-limits = change_limits(clean, 1.0)
-composition = Composition(clean, decode(unperturbed_end), limits, high_pass=2.0, colour=0.3)
+limits = change_limits(clean, 0.5)
+composition = Composition(clean, decode(unperturbed_end), limits, high_pass=1.5, colour=0.3)
 image = composition(decode(latents))         # (B, 3, H, W) in [0, 1], differentiable
 """
 
