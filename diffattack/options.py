@@ -221,7 +221,7 @@ class AttackOptions(WeightOptions):
         0.5, "holds the change around each place to 1/255 + K times the local contrast; none: no limit", "K"
     )
     high_pass: float | None = number(
-        "the change loses what a Gaussian of S pixels keeps of it; 0: nothing (default: 1.5)", "S", range=SIGMA
+        "the change loses what a Gaussian of S pixels keeps; 0: nothing (default: 1.5)", "S", range=SIGMA
     )
     colour: float | None = number("what part of the change's colour is kept (default: 0.3)", "PART")
     latent_optimizer: str = flag(
