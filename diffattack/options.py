@@ -31,7 +31,6 @@ from diffattack.common.flags import (
     iteration_numbers,
     names,
     number,
-    number_or_none,
 )
 from diffattack.data.dataset import PRESETS, TARGET_COLUMN, target_label
 from diffattack.data.records import read_configuration
@@ -42,8 +41,7 @@ from diffattack.evaluation.budget import Budget, parse_budget
 from diffattack.evaluation.seeing import MODELS_OF_SEEING, measure_names
 from timestep_weights import SCHEDULES, STUDY_ITERATIONS, WEIGHT_MODES, Pace, parse_schedule, schedule_weights
 
-# a number or none; and what no image depends on, so that a run may go on with another value
-bound = partial(flag, parse=number_or_none, range=NOT_NEGATIVE)
+# what no image depends on, so that a run may go on with another value
 of_machine = partial(flag, identifies_run=False)
 
 # what --preset stands for, by the names of flags; flags given beside it win
@@ -52,7 +50,7 @@ ATTACK_PRESETS: dict[str, dict[str, object]] = {
         "composition": "decoder",
         "guidance": 2.5,
         "inversion": "diffattack",
-        "contrast_limit": None,
+        "contrast_limit": 0.0,
         "high_pass": 0.0,
         "colour": 1.0,
         "latent_optimizer": "adamw",
@@ -217,8 +215,8 @@ class AttackOptions(WeightOptions):
     composition: str = flag(
         "residual", "clean picture plus the attack's change; or as decoded", choices=("residual", "decoder")
     )
-    contrast_limit: float | None = bound(
-        0.5, "holds the change around each place to 1/255 + K times the local contrast; none: no limit", "K"
+    contrast_limit: float | None = number(
+        "holds the change around each place to 1/255 + K times its contrast; 0: no limit (default: 0.5)", "K"
     )
     high_pass: float | None = number(
         "the change loses what a Gaussian of S pixels keeps; 0: nothing (default: 1.5)", "S", range=SIGMA
@@ -238,8 +236,8 @@ class AttackOptions(WeightOptions):
         None, "defences that the gradient goes through (default: resize:0.9)", "DEFENCES", names
     )
     draws: int | None = count("of a random defence in each iteration (default: 8; 4 through diffpure)", "K")
-    stop_margin: float | None = bound(
-        None, "end an image where every surrogate is wrong by a margin of M logits, in 8 bits", "M"
+    stop_margin: float | None = number(
+        "end an image where every surrogate is wrong by a margin of M logits, in 8 bits", "M"
     )
     judge_at: tuple[int, ...] = flag(
         (), "judge after these iterations, too: transfer over visibility", "K,K,...", iteration_numbers
@@ -278,6 +276,8 @@ class AttackOptions(WeightOptions):
         if self.attack_through is None:
             self.attack_through = ("resize:0.9",) if self.attack == OURS and self.stop_margin is None else ()
         is_fine = self.attack == OURS and self.composition == "residual"
+        if self.contrast_limit is None:
+            self.contrast_limit = 0.5 if is_fine else 0.0
         if self.high_pass is None:
             self.high_pass = 1.5 if is_fine else 0.0
         if self.colour is None:
@@ -335,9 +335,9 @@ class AttackOptions(WeightOptions):
             budget = self.allowed_change
         except ValueError as error:
             raise InputError(f"--budget: {error}") from None
-        limited = (budget, self.contrast_limit, self.high_pass, self.colour) != (None, None, 0, 1)
+        limited = (budget, self.contrast_limit, self.high_pass, self.colour) != (None, 0, 0, 1)
         if self.composition == "decoder" and limited:
-            without = "--budget none --contrast_limit none --high_pass 0 --colour 1"
+            without = "--budget none --contrast_limit 0 --high_pass 0 --colour 1"
             raise InputError(f"--composition decoder goes with {without} alone; give those, or residual")
         if self.inversion == "diffattack" and budget:
             raise InputError("--inversion diffattack cuts bytes off, which no --budget knows; give exact")
@@ -349,8 +349,8 @@ class AttackOptions(WeightOptions):
 
 
 # what all attacks know, and whose default depends on the attack
-BY_ATTACK = ("attack_through", "high_pass", "colour")
-FOR_ALL = BY_ATTACK + ("attack", "budget", "contrast_limit", "draws", "logit_temperature")
+BY_ATTACK = ("attack_through", "contrast_limit", "high_pass", "colour")
+FOR_ALL = BY_ATTACK + ("attack", "budget", "draws", "logit_temperature")
 FOR_ALL += ("head", "threshold", "seed")
 DEFAULTS = AttackOptions()
 

@@ -175,7 +175,7 @@ def compared(data, out, *extra):
 
 def test_the_librarys_own_result_is_reproduced_to_the_byte(data, quick, tmp_path):
     name = "torchattack:DIFGSM(steps=3,eps=4/255)"
-    answer = attacked(data, tmp_path, name, "--budget none --contrast_limit none --seed 7 --limit 2")
+    answer = attacked(data, tmp_path, name, "--budget none --seed 7 --limit 2")
     assert answer.returncode == 0, answer.stderr
     model = load_classifier(quick, 1000, 96, attacked=True)
     for k, label in enumerate((0, 21)):
@@ -263,7 +263,7 @@ def test_one_image_on_which_an_attack_fails_does_not_end_the_run(data, mine, tmp
     assert answer.returncode == 1 and "fails with KeyError" in answer.stdout
     assert [path.name for path in sorted(out.glob("*_failed.txt"))] == ["0002_failed.txt"]
     assert len(pictures(out)) == 3 * 5
-    assert json.loads((out / "results.json").read_text())["mean_psnr"] == pytest.approx(36, abs=0.1)
+    assert json.loads((out / "results.json").read_text())["mean_psnr"] == pytest.approx(35, abs=0.1)
 
 
 # which no test above goes through, small
@@ -292,7 +292,7 @@ def test_what_the_latent_attack_asks_is_counted(whole):
 
 
 def test_attacks_side_by_side_with_curves_pages_and_published_rows(data, mine, tmp_path):
-    names, out = ["torchattack:MIFGSM(steps=3)", f"{mine}:attack"], tmp_path / "out"
+    names, out = ["torchattack:MIFGSM(steps=3)", f"{mine}:plain"], tmp_path / "out"
     command = f"--attacks {','.join(names)} --budget psnr=33 --published --limit 2"
     command += " --transfer_models efficientnet_lite1"
     answer = compared(data, out, command, "--page --figures pooled")

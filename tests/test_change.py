@@ -130,7 +130,9 @@ def test_which_defaults_a_preset_sets():
     assert (plain.iterations, plain.attack_through) == (6, ("resize:0.9",))
     both = entries(parse_options(CompareOptions, "", ["--attacks", "diffattack,advad"]))
     each = (chosen, plain, *(entry.options for entry in both))
-    assert [(one.high_pass, one.colour) for one in each] == [(0, 1), (2, 0.3), (2, 0.3), (0, 1)]
+    ours, whole = (0.5, 1.5, 0.3), (0, 0, 1)
+    changes = [(one.contrast_limit, one.high_pass, one.colour) for one in each]
+    assert changes == [whole, ours, ours, whole]
     assert (least.iterations, least.attack_through) == (20, ())
     behind = parse_options(Options, "", ["--model_name", "efficientnet_lite0@jpeg:75"])
     assert behind.attack_through == ()  # it is attacked through its own defence

@@ -84,7 +84,7 @@ def several(data, tmp_path_factory):
 def attacked(data, folder, out, *extra):
     given = f"""--images_root {folder}/images --label_path {folder}/labels.txt --label_base 0 --head sigmoid
         --captions {folder}/names.txt --model_name {folder}/network.py:make --budget psnr=28
-        --contrast_limit none --processes 1 --iterations 2"""
+        --contrast_limit 0 --processes 1 --iterations 2"""
     result = succeed([*MAIN, *flags(data, out), *given.split(), "--attack_through", "", *map(str, extra)])
     return result, json.loads((out / "results.json").read_text())
 

@@ -144,9 +144,9 @@ BAD_INPUT = {
     "--defences jpg:75": r"--defences: .*is no defence; expected one of jpeg:Q",
     "--transfer_models efficientnet_lite1@jpeg:0": r"--transfer_models: .*is no defence; expected",
     # the picture, and how far it goes
-    "--composition decoder": r"goes with --budget none --contrast_limit none",
+    "--composition decoder": r"goes with --budget none --contrast_limit 0",
     "--inversion diffattack": r"cuts bytes off, which no --budget knows; give exact",
-    "--contrast_limit much": r"--contrast_limit: invalid number_or_none value: 'much'",
+    "--contrast_limit much": r"--contrast_limit: invalid float value: 'much'",
     "--budget 37": r"--budget: '37' is no budget",
     "--budget none": r"momentum needs a --budget",
     "--attack_through resize:2": r"--attack_through: 'resize:2' is no defence",

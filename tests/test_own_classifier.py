@@ -62,7 +62,7 @@ def own(tmp_path_factory):
 def attack(folder, extra=""):
     text = f"""--images_root {folder}/crops --captions {folder}/captions.txt --weight_mode fixed
         --model_name {folder}/classifier.ts --save_dir {folder}/out --res {SIDE} --iterations 12 --draws 2
-        --start_step 18 --limit 3 --figures none --budget psnr=28 --contrast_limit none
+        --start_step 18 --limit 3 --figures none --budget psnr=28 --contrast_limit 0
         --high_pass 0 --colour 1"""
     return succeed([*MAIN, *text.split(), *extra.split()])
 

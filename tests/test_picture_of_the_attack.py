@@ -15,13 +15,14 @@ from diff_latent_attack import DiffAttack
 from diffattack.classifiers.defences import defend
 from diffattack.classifiers.heads import SOFTMAX
 from diffattack.common.errors import InputError, NonFiniteLossError
+from diffattack.data.contrast import blurred, gaussian_kernel
 from diffattack.data.images import rounded
 from diffattack.diffusion.composition import change_limits
 from diffattack.diffusion.pipeline import compile_blocks
 from diffattack.evaluation.budget import parse_budget
 
 # which a random model fools in some of its steps
-WHOLE = dict(contrast_limit=None, high_pass=0.0, colour=1.0)
+WHOLE = dict(contrast_limit=0.0, high_pass=0.0, colour=1.0)
 ADAMW = dict(latent_optimizer="adamw", budget=None, attack_through=(), **WHOLE)
 NONE = torch.full((3,), -1)
 
@@ -67,7 +68,8 @@ def test_every_picture_is_within_the_budget_and_the_limit(
     result = build(checkpoint, classifier, budget=budget, **options)(images, labels)
     for pictures in (result.adversarial, *result.pictures_at.values()):
         assert parse_budget(budget).fits(images, pictures).all()
-        assert ((pictures - images).abs() <= change_limits(images, limit) + 1e-9).all()
+        energy = blurred((pictures - images).square().mean(1, keepdim=True), gaussian_kernel(4.0))
+        assert (energy.sqrt() <= 1.5 * change_limits(images, limit)).all()
     assert (result.adversarial - images).flatten(1).norm(dim=1).min() > 0.5
     if optimizer == "adamw":  # the last picture within it: the next one of a run without it is beyond
         beyond = build(checkpoint, classifier, budget=None, **options)(images, labels).pictures_at
@@ -235,7 +237,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path, monkeypatch):
 @pytest.mark.nightly
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 def test_a_compiled_block_attacks_as_an_eager_one_does(checkpoint, classifier, images, labels):
-    options = dict(iterations=2, weight_mode="fixed", attack_through=(), contrast_limit=None)
+    options = dict(iterations=2, weight_mode="fixed", attack_through=(), contrast_limit=0)
     eager = build(checkpoint, classifier, **options)
     inversion = eager.invert(images[:1], labels[:1])
     expected = eager.attack(inversion)

@@ -118,7 +118,7 @@ def test_the_attacks_own_unet_may_purify(
     """
     parts = {name: copy.deepcopy(getattr(pipeline, name)) for name in ("unet", "vae", "text_encoder")}
     apart = SimpleNamespace(**parts, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler)
-    options = dict(iterations=2, start_step=18, guidance=guidance, draws=draws, contrast_limit=None)
+    options = dict(iterations=2, start_step=18, guidance=guidance, draws=draws, contrast_limit=0)
     others = LatentDiffusion(apart, CLASS_NAMES)
     behind = Defended(classifier, [make_defence("diffpure:60", others)], attack_draws=draws)
     options |= dict(checkpointing=checkpointing)

@@ -133,7 +133,7 @@ class PixelAttack:
         class_names: Sequence[str] = IMAGENET_CLASSES,
         *,
         budget: Budget | None = None,
-        contrast_limit: float | None = None,
+        contrast_limit: float = 0.0,
         high_pass: float = 0.0,
         colour: float = 1.0,
         attack_through: Sequence[str] = (),
@@ -245,7 +245,7 @@ class PixelAttack:
 
     def composition(self, images: torch.Tensor, mask: torch.Tensor | None) -> Composition | None:
         """What limits the change of images `(B, 3, H, W)`, with the mask of the first `(1, 1, H, W)`."""
-        if mask is None and (self.contrast_limit, self.high_pass, self.colour) == (None, 0, 1):
+        if mask is None and (self.contrast_limit, self.high_pass, self.colour) == (0, 0, 1):
             return None
         limits = change_limits(images, self.contrast_limit)
         return Composition(images, images, limits, mask, self.high_pass, self.colour)

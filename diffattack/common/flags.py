@@ -77,11 +77,6 @@ def boolean(text: str) -> bool:
     return text.lower() in ("true", "yes", "1")
 
 
-def number_or_none(text: str) -> float | None:
-    """A number, or none of it where a default has one."""
-    return None if text.lower() == "none" else float(text)
-
-
 def names(text: str) -> tuple[str, ...]:
     """Those with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

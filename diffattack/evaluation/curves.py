@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from diffattack.classifiers.heads import head_named
-from diffattack.common.flags import number_or_none
 from diffattack.data.dataset import Item, labels_and_targets, labels_of
 from diffattack.data.images import Pictures
 from diffattack.data.records import Run
@@ -277,7 +276,7 @@ def parse_sweep(kind: type, text: str) -> Sweep:
     name, _, numbers = text.partition("=")
     measure = numbers[: numbers.find("=") + 1] if name == "budget" else ""
     parse = {one.name: one.metadata["parse"] for one in fields(kind)}.get(name)
-    if not measure and parse not in (int, float, number_or_none):
+    if not measure and parse not in (int, float):
         raise argparse.ArgumentTypeError(
             f"{name!r} is no flag of the attack that takes a number; expected FLAG=A,B,... such as "
             f"structure_share=0,0.1,0.3 or budget=psnr=40,36.5,33"
