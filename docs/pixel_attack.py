@@ -5,7 +5,7 @@ of one's own.
     python main.py --attack docs/pixel_attack.py:momentum
     python compare.py --attacks "diffattack,docs/pixel_attack.py:momentum(iterations=20,draws=4)"
 
-docs/appendix.md says what follows.
+docs/results.md and docs/appendix_choice.md say what follows.
 """
 
 import torch
