@@ -62,9 +62,9 @@ def change_limits(clean: torch.Tensor, factor: float) -> torch.Tensor | None:
     """The root mean square that a change of pictures `(B, 3, H, W)` may have around each place, J with
     `1/J^2 = 1/(1/255 + factor * contrast)^2 + 1/(5/255)^2`: `(B, 1, H, W)`. None where the factor is 0.
 
-    An eye misses a change where the picture's luminance has contrast, less and less so the more of both there
-    is. What it sees is the energy around a place: a change with the mean square E in a Gaussian window of 4
-    pixels becomes `change / sqrt(1 + E / J^2)`, so that a small one stays as it is.
+    An eye misses a change where the picture's luminance has contrast, but not one of any size. What it sees
+    is the energy around a place: a change with the mean square E in a Gaussian window of 4 pixels becomes
+    `change / sqrt(1 + E / J^2)`, so that a small one stays as it is.
     """
     if factor == 0:
         return None
