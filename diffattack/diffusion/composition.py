@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from diffattack.data.contrast import blurred, gaussian_kernel, local_contrast, luminance
 
-LEVEL, MOST, AROUND = 1 / 255, 5 / 255, 4.0  # the least and the largest limit; of places, in pixels
+LEVEL, MOST = 1 / 255, 5 / 255  # the least and the largest limit of a change
+AROUND = 4.0  # standard deviation in pixels of the window in which its energy is held
 
 
 @dataclass(frozen=True)
