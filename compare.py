@@ -20,6 +20,7 @@ from pathlib import Path
 
 from diffattack.common.errors import run_program
 from diffattack.common.flags import parse_options
+from diffattack.evaluation.curves import PARTS
 from diffattack.runner.attack_images import attack_images
 from diffattack.runner.compare import (
     CompareOptions,
@@ -37,16 +38,17 @@ from diffattack.runner.setup import check_shards, read_experiment
 def run(options: CompareOptions) -> int:
     """Checks, attacks in every mode, compares and writes; returns the exit code."""
     check_options(options)
-    experiment = read_experiment(options)
+    parts = PARTS if options.attacks and not options.sweep else ()
+    experiment = replace(read_experiment(options), parts=parts)
     compared = entries(options)
     each = [entry.options for entry in compared]
     # each mode has as many processes as it may have
-    part, parts = check_shards(replace(options, processes=1), [one.weight_mode for one in each])
+    shard, shards = check_shards(replace(options, processes=1), [one.weight_mode for one in each])
     folders = comparison_folders(experiment, options)
     for folder, configuration in folders.items():
         check_folder(folder, configuration, reports_in(folder))
     selected = experiment.items[: options.limit]
-    mine = [item for item in selected if item.index % parts == part]
+    mine = [item for item in selected if item.index % shards == shard]
     jobs = claim_jobs(experiment, each, mine)
     for folder, configuration in folders.items():
         claim(folder, configuration)

@@ -18,7 +18,8 @@ from diffattack.attacks.limited import strongest
 from diffattack.attacks.pixel import PixelAttack, Surrogates
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.device import measured
-from diffattack.data.images import read_image, rounded, to_tensor
+from diffattack.data.images import read_image, read_pair, rounded, to_tensor
+from diffattack.data.layout import Layout
 from diffattack.diffusion.batch import stacked
 from diffattack.diffusion.composition import Composition, change_limits
 from diffattack.evaluation.budget import parse_budget
@@ -302,6 +303,12 @@ def test_attacks_side_by_side_with_curves_pages_and_published_rows(data, mine, t
     assert all(33 <= figure["values"][name]["value"] <= 33.5 for name in names)
     assert {tuple(pair["modes"]) for pair in results["at_equal_visibility"]} == {tuple(names)}
     assert {pair["visibility"] for pair in results["at_equal_visibility"]} == {"L2", "SSIM"}
+    layout = Layout(out / parse_attack(names[0]).folder, 2)  # a point is of the pictures with that part
+    pairs = [read_pair(layout, k) for k in range(2)]
+    parts = [np.round(clean + 0.55 * (adversarial.astype(float) - clean)) for clean, adversarial in pairs]
+    distances = [np.linalg.norm((part - clean) / 255) for part, (clean, _) in zip(parts, pairs)]
+    point = results["curves_over_parts"][names[0]][3]
+    assert point["% of the change"] == 55 and point["L2"]["value"] == pytest.approx(np.mean(distances), 1e-4)
     for name in ("comparison.html", "judging.html", "timestep_analysis/tradeoff.png"):
         assert (out / name).exists(), name
     assert "no published figures known" in answer.stdout and "runs for the budget" in answer.stdout

@@ -8,20 +8,19 @@ the curves of two are compared where both reach.
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from diffattack.classifiers.heads import head_named
 from diffattack.data.dataset import Item, labels_and_targets, labels_of
-from diffattack.data.images import Pictures
 from diffattack.data.records import Run
-from diffattack.evaluation.judges import Judges, batch_on
-from diffattack.evaluation.metrics import means_of, visibility
+from diffattack.evaluation.judges import ALWAYS, Judged, Judges, batch_on, names_of, visibilities
+from diffattack.evaluation.metrics import means_of
 from diffattack.evaluation.predictions import ClassifierResult, predict
 from diffattack.evaluation.results import Evaluation, counts_of, transfer_mean
-from diffattack.evaluation.seeing import MODELS_OF_SEEING, named_measures
+from diffattack.evaluation.seeing import MODELS_OF_SEEING
 from diffattack.evaluation.statistics import (
     Estimate,
     correct,
@@ -31,11 +30,10 @@ from diffattack.evaluation.statistics import (
 )
 from diffattack.evaluation.tables import COUNTED, Report, figure_rows, legend
 
-ALWAYS = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")
 MEASURES = (*ALWAYS, *(name for name, *_ in MODELS_OF_SEEING.values()))  # that a curve is told over
 # at which attacks are compared, with the sign that makes more visible larger
 VISIBILITIES = {"L2": 1.0, "SSIM": -1.0, "FLIP": 1.0, "SSIMULACRA2": -1.0, "Butteraugli": 1.0}
-PARTS = (0.15, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of the change; in percent they number the points
+PARTS = (0.15, 0.25, 0.4, 0.55, 0.7, 0.85)  # of the change; they number the points, in percent
 # flags at which, when they are 0, all modes are the same attack
 WITHOUT_STRUCTURE = ("self_attn_loss_weight", "structure_share")
 
@@ -86,7 +84,7 @@ def curve_of_image(
         "curve_iterations": np.array(steps),
         "curve_predictions": np.stack([np.broadcast_to(found[0], found[1:].shape), found[1:]], 2),
         "curve_measures": np.array(names_of(judges)),
-        "curve_visibility": visibilities(itertools.repeat(clean), pictures[1:], judges),
+        "curve_visibility": visibilities(clean, pictures[1:], judges),
     }
 
 
@@ -130,9 +128,7 @@ def point(
 # ---------------------------------------------------------------- over parts of the change
 
 
-def scaled_points(
-    read: Callable[[], Iterable[Pictures]], evaluation: Evaluation, judges: Judges
-) -> dict[int, Evaluation]:
+def scaled_points(judged: Judged, evaluation: Evaluation, judges: Judges) -> dict[int, Evaluation]:
     """Each of the PARTS as if a run had ended with it, judged by the classifiers of `evaluation` that stand
     behind no defence; `evaluation` itself is the last.
 
@@ -140,37 +136,16 @@ def scaled_points(
     change is not what the attack would have found within a smaller budget, but it is the same for all.
 
     Args:
-        read: gives the pictures of the run, some at a time, in the order of the evaluation.
+        judged: of the images of the evaluation, by judges of PARTS.
     """
-    chosen = [r for k, r in enumerate(evaluation.classifiers) if evaluation.role(k) != "defended"]
-    before, points = np.stack([result.predictions[:, 0, 0] for result in chosen], 1), {}  # (images, C)
-    for part in PARTS[:-1]:
-        after, visible = [], []
-        for pictures in read():
-            change = pictures.adversarial.astype(np.float32) - pictures.clean
-            version = np.clip(np.round(pictures.clean + part * change), 0, 255).astype(np.uint8)
-            about = (version, pictures.labels, judges.device, 16, judges.head, pictures.targets)
-            after.append(np.stack([predict(judges.classifier(one.name), *about) for one in chosen], 1))
-            visible.append(visibilities(pictures.clean, version, judges))
-        sides = np.stack([before, np.concatenate(after)], 2)
-        shown = names_of(judges), np.concatenate(visible)
-        judged_by = evaluation.surrogates, evaluation.groups
-        points[round(100 * part)] = point(chosen, sides, *shown, *judged_by)
-    return points | {100: replace(evaluation, classifiers=chosen, warnings=[])}
-
-
-def names_of(judges: Judges) -> list[str]:
-    """The M measures of a curve's points."""
-    return [*ALWAYS, *named_measures(judges.seeing)]
-
-
-def visibilities(clean: Iterable[np.ndarray], others: Iterable[np.ndarray], judges: Judges) -> np.ndarray:
-    """Of pictures beside clean ones, `(pictures, M)`."""
-    asked, rows = named_measures(judges.seeing).values(), []
-    for one, other in zip(clean, others):
-        always = visibility(one, other)
-        rows.append([*(always[name] for name in ALWAYS), *(measure(one, other) for measure in asked)])
-    return np.array(rows)
+    chosen = [k for k in range(len(judges.names)) if evaluation.role(k) != "defended"]
+    results, before = [evaluation.classifiers[k] for k in chosen], judged.predictions[:, chosen, 0, 0]
+    points = {}
+    for p, part in enumerate(PARTS):
+        sides = np.stack([before, judged.predictions_of_parts[:, chosen, p]], 2)  # (images, C, 2)
+        shown = names_of(judges), judged.visibility_of_parts[:, p]
+        points[round(100 * part)] = point(results, sides, *shown, evaluation.surrogates, evaluation.groups)
+    return points | {100: replace(evaluation, classifiers=results, warnings=[])}
 
 
 # ---------------------------------------------------------------- at equal visibility

@@ -28,9 +28,12 @@ from diffattack.classifiers.defences import (
 from diffattack.classifiers.heads import SOFTMAX, Head
 from diffattack.data.images import Pictures, replacing
 from diffattack.data.records import read_arrays
-from diffattack.evaluation.metrics import features_of, measures
+from diffattack.evaluation.metrics import features_of, measures, visibility
 from diffattack.evaluation.predictions import PREDICTION, one_draw, predict
+from diffattack.evaluation.seeing import named_measures
 from diffattack.evaluation.warnings import has_gradient, warnings_about_outputs
+
+ALWAYS = ("PSNR dB", "SSIM", "L2", "where smooth (levels)")  # beside the models of seeing that are asked for
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Judged:
     gradients: np.ndarray  # (B, surrogates), bool: whether the loss has one at the clean picture
     visibility: np.ndarray  # (B, sides - 1, M), to the clean picture
     features: np.ndarray  # (B, sides, d), float32
+    predictions_of_parts: np.ndarray  # (B, C, parts) of PREDICTION, with parts of the change
+    visibility_of_parts: np.ndarray  # (B, parts, M'), by `names_of` the judges
     measures: np.ndarray  # (M,), their names
     oddities: np.ndarray  # what is wrong with the classifiers' outputs, as found on the first pictures
 
@@ -72,6 +77,7 @@ class Judges:
     measures: Sequence[str] = ()  # those that can be had here
     seeing: tuple[str, ...] = ()  # the models of seeing among them, as --measures names them
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of transfer classifiers, by name
+    parts: Sequence[float] = ()  # of a change, that are judged beside the whole
     oddities: dict[str, list[str]] = field(default_factory=dict)  # by classifier, as Judged has them
 
     @property
@@ -100,6 +106,7 @@ class Judges:
             "head": [self.head.name, self.head.threshold],
             "features": self.network,
             "measures": sorted(self.measures),
+            "parts": list(self.parts),
             "classes": len(self.class_names),
         }
 
@@ -123,6 +130,8 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
     shape = len(pictures.clean), len(names), 1 + judges.draws * (judges.draws > 1), len(sides)
     predictions = np.zeros(shape, PREDICTION)
     batch, about = batch_on(device), (pictures.labels, device, batch_on(device), head, pictures.targets)
+    in_part = [pictures.part_of_change(part) for part in judges.parts]
+    of_parts = np.zeros((*shape[:2], len(in_part)), PREDICTION)
     for k, name in enumerate(names):
         classifier = judges.classifier(name)
         if name not in judges.oddities and (name in judges.surrogates or name == split_name(name)[0]):
@@ -133,6 +142,8 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
             for draw in range(judges.draws_of(name)):
                 look = functools.partial(one_draw, classifier, draw)
                 predictions[:, k, 1 + draw, side] = predict(look, images, *about)
+        for part, images in enumerate(in_part if name == split_name(name)[0] else ()):
+            of_parts[:, k, part] = predict(classifier, images, *about)
     features = [features_of(judges.network, side, device, batch).float().numpy() for side in sides]
     # one by one, as each picture takes 16 MB
     visible = [
@@ -145,9 +156,25 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
         np.array([[has_gradient(each, *one, device, head) for each in attacked] for one in images]),
         np.array([[list(of_side.values()) for of_side in of_image] for of_image in visible]),
         np.stack(features, 1),
+        of_parts,
+        np.array([visibilities(first, others, judges) for first, *others in zip(pictures.clean, *in_part)]),
         np.array(list(visible[0][0])),
         np.array([line for name in names for line in judges.oddities.get(name, ())], str),
     )
+
+
+def names_of(judges: Judges) -> list[str]:
+    """The M' measures of pictures that are not the end of an attack."""
+    return [*ALWAYS, *named_measures(judges.seeing)]
+
+
+def visibilities(clean: np.ndarray, others: Iterable[np.ndarray], judges: Judges) -> np.ndarray:
+    """Of pictures beside a clean one, `(pictures, M')`."""
+    asked, rows = named_measures(judges.seeing).values(), []
+    for other in others:
+        always = visibility(clean, other)
+        rows.append([*(always[name] for name in ALWAYS), *(measure(clean, other) for measure in asked)])
+    return np.array(rows)
 
 
 def batch_on(device: torch.device) -> int:

@@ -10,14 +10,11 @@ from dataclasses import dataclass, fields, replace
 from io import StringIO
 from pathlib import Path
 
-from tqdm import tqdm
-
 from diffattack.attacks.library import OURS, attack_names, parse_attack
 from diffattack.common.errors import InputError
 from diffattack.common.flags import flag
 from diffattack.common.parallel import this_process
 from diffattack.data.dataset import Item
-from diffattack.data.images import Pictures
 from diffattack.data.records import ANALYSIS, Run, json_text
 from diffattack.evaluation.comparison import add_weights, compare_runs, weight_movement
 from diffattack.evaluation.curves import (
@@ -49,7 +46,7 @@ from diffattack.plotting.draw import draw_folders, draw_runs, draw_tradeoff, sav
 from diffattack.plotting.figures import plot_tradeoff
 from diffattack.runner.folder import counted, figure_files, provenance, read_failures, unattempted
 from diffattack.runner.jobs import Job
-from diffattack.runner.judge import CHUNK, judge_all
+from diffattack.runner.judge import all_judged, judge_all
 from diffattack.runner.report import weights_at_the_end, write_run, write_texts
 from diffattack.runner.setup import Experiment
 from timestep_weights import SCHEDULES, STUDY_MODES, WEIGHT_MODES, named_schedules
@@ -213,14 +210,14 @@ def entries(options: CompareOptions) -> list[Entry]:
 # ---------------------------------------------------------------- what ends it
 
 # what numbers the points of a curve, titles of the two tables, keys of the JSON
-ITERATIONS = (
+OVER_ITERATIONS = (
     "iteration",
     "after so many iterations",
     "over the iterations",
     "curves",
     "at_equal_visibility_over_iterations",
 )
-PARTS = (
+OVER_PARTS = (
     "% of the change",
     "with parts of the change",
     "over parts of the change",
@@ -298,9 +295,13 @@ def write_comparison(
     if all(run.timesteps for run in runs.values()):
         ends = (weights_at_the_end(one.run) for one in results)
         add_weights(report, runs, [weight_movement(run, end) for run, end in zip(runs.values(), ends)])
-    add_curves(report, {name: curve_points(run) for name, run in runs.items()}, ITERATIONS)
-    parts = {one.name: points_of(one, items) for one in results} if options.attacks and items else {}
-    add_curves(report, parts, PARTS)
+    add_curves(report, {name: curve_points(run) for name, run in runs.items()}, OVER_ITERATIONS)
+    parts = {
+        one.name: scaled_points(all_judged(one.job, items), one.evaluation, one.job.judges)
+        for one in results
+        if one.job.judges.parts
+    }
+    add_curves(report, parts, OVER_PARTS)
     add_other_sources(report, options)
     write_report(folder, "comparison", title, report, options, results)
     if options.figures != "none":
@@ -315,16 +316,6 @@ def write_comparison(
         where = f"in {folder / 'judging.html'}" if trials else "since no two pictures differ"
         print(f"\n{trials} pairs of pictures to judge {where}")
     return report
-
-
-def points_of(result: Result, items: Sequence[Item]) -> Points:
-    """Over parts of each picture's change."""
-
-    def read() -> Iterator[Pictures]:
-        for start in tqdm(range(0, len(items), CHUNK), f"parts, {result.name}", delay=1, leave=False):
-            yield result.job.read(items[start : start + CHUNK])
-
-    return scaled_points(read, result.evaluation, result.job.judges)
 
 
 def write_sweep(options: CompareOptions, results: Sequence[Result], failures: list[str]) -> Report:
@@ -342,7 +333,7 @@ def write_sweep(options: CompareOptions, results: Sequence[Result], failures: li
     curves = {name: [(alone | of_mode)[value] for value in sweep.values] for name, of_mode in points.items()}
     report = report_sweep(sweep, curves, failures)
     runs = {f"{one.name}, {sweep.flag} {one.value:g}": one.run for one in results}
-    add_curves(report, {name: curve_points(run) for name, run in runs.items()}, ITERATIONS)
+    add_curves(report, {name: curve_points(run) for name, run in runs.items()}, OVER_ITERATIONS)
     report.sections.append(("Costs", cost_rows({name: list(run.rows) for name, run in runs.items()})))
     add_other_sources(report, options)
     write_report(options.save_dir, "sweep", f"Sweep of {sweep.flag}", report, options, results)

@@ -125,6 +125,7 @@ def judges_of(experiment: Experiment, options: Options) -> Judges:
         names_of_measures(options.res, experiment.device, options.measures),
         options.measures,
         groups_of(options.transfer_models),
+        experiment.parts,
     )
 
 

@@ -65,12 +65,17 @@ def judge_of(experiment: Experiment, job: Job, sharing: int) -> Callable[[Sequen
     return partial(judge_images, replace(job, judges=judges_of(experiment, job.options)))
 
 
+def all_judged(job: Job, items: Sequence[Item]) -> Judged:
+    """What was found of images that have been judged."""
+    with tqdm(items, desc="added up", unit="image", delay=1, leave=False) as bar:
+        return joined((job.judged(item) for item in bar), len(items))
+
+
 def add_up(job: Job, items: Sequence[Item]) -> tuple[Evaluation, Callable[[int, int], dict]]:
     """The evaluation of images that have been judged, and a function that gives what results.json has of the
     k-th of them.
     """
-    with tqdm(items, desc="added up", unit="image", delay=1, leave=False) as bar:
-        judged = joined((job.judged(item) for item in bar), len(items))
+    judged = all_judged(job, items)
     labels, targets = labels_and_targets(items)
     evaluation = evaluation_of(judged, job.judges, labels, targets)
     return evaluation, partial(row_of, judged, job.judges, labels, targets)

@@ -58,6 +58,7 @@ class Experiment:
     device: torch.device
     dtype: torch.dtype  # of the diffusion model
     masks: dict[int, Path]  # by the image's index; empty where there are none
+    parts: Sequence[float] = ()  # of each change, that are judged beside the whole
     # of the classifiers that have been loaded, by their names without defences
     identities: dict[str, dict] = field(default_factory=dict)
     loaded: dict[str, torch.nn.Module] = field(default_factory=dict)  # classifiers, by name
