@@ -87,8 +87,8 @@ class RecordingAttnProcessor:
 
 
 class AttentionControlEdit:
-    """Weights that never move: `L_self = sum_i N w_i L_i`, so that uniform weights, the default, are the loss
-    of the original DiffAttack, which has none.
+    """Records attention maps, and weighs their change by weights that never move: `L_self = sum_i N w_i L_i`,
+    so that uniform weights, the default, are the loss of the original DiffAttack, which has none.
 
     Args:
         num_timesteps: N.

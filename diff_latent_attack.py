@@ -7,8 +7,10 @@
     result.record.layer_losses                  # what every iteration cost, by timestep and layer
 
 The method is DiffAttack (Chen et al., "Diffusion Models for Imperceptible and Transferable Adversarial
-Attack", TPAMI 2024, arXiv 2305.08192) with timestep weights on its self-attention loss. Images in a batch
-never influence each other.
+Attack", TPAMI 2024, arXiv 2305.08192) with timestep weights on its self-attention loss. By default it goes
+beyond that: a step is momentum's, the gradient comes through draws of resizing, and the picture is the clean
+one plus the decoder's change, fine, almost grey and limited at each place; `--preset diffattack` does without
+all these. Images in a batch never influence each other.
 """
 
 from __future__ import annotations
@@ -60,9 +62,9 @@ class DiffAttack(LatentDiffusion):
     """Attack on a classifier, or several at once, in the latent space of a Stable Diffusion model.
 
     Args:
-        pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and
-            dtype. In half precision the networks alone run in it: latents, losses, attention probabilities
-            and the optimisers' states are float32.
+        pipeline: any Stable Diffusion 1.x or 2.x pipeline; it decides device and dtype. In half precision the
+            networks alone run in it: latents, losses, attention probabilities and the optimisers' states are
+            float32.
         classifier: maps images `(B, 3, H, W)` in [0, 1] to logits `(B, classes)`, differentiably. Of several,
             the mean of their losses is attacked.
         class_names: the prompt of each label; ImageNet's by default, so give your own with a classifier of
@@ -246,9 +248,9 @@ class DiffAttack(LatentDiffusion):
 
     @torch.no_grad()
     def look(self, passed: Pass, batch: Batch, outcome: Outcome, steps: int) -> torch.Tensor:
-        """Keeps the pictures after so many steps, as far as they are within the budget; which images end with
-        them, `(b,)` on the CPU: those beyond the budget, and those that reach the margin, by as small a part
-        of their change as still does.
+        """Keeps the pictures after so many steps that are within the budget; of those that reach the margin,
+        as small a part of their change as still does. Returns which images end, `(b,)` on the CPU: those that
+        do, and those beyond the budget.
         """
         picture, fits = passed.picture.detach(), passed.fits.cpu()
         ended = ~fits

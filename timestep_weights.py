@@ -21,7 +21,7 @@ STUDY_ITERATIONS = 30  # on the latent of an image, in the study that this tool 
 STUDY_MODES = ("uniform", "fixed", "learnable", "learnable_detached")
 
 SCHEDULES: dict[str, tuple[float, ...]] = {
-    "learned": (0.064, 0.103, 0.158, 0.269, 0.406),  # `increasing` after some 10 images of naive learning
+    "learned": (0.064, 0.103, 0.158, 0.269, 0.406),  # `increasing` after some 10 images of mode `learnable`
     "increasing": (0.05, 0.08, 0.13, 0.24, 0.50),  # the start of the learnable modes
     "uniform": (0.2, 0.2, 0.2, 0.2, 0.2),  # the same loss as no weights at all
     "decreasing": (0.50, 0.24, 0.13, 0.08, 0.05),  # `increasing` the other way round, a control

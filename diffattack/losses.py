@@ -65,7 +65,9 @@ def factors_at_start(inversion: Inversion, options: AttackOptions) -> torch.Tens
 def verdict(
     losses: Losses, factors: torch.Tensor, inversion: Inversion, head: Head
 ) -> dict[str, torch.Tensor]:
-    """What the record keeps of an iteration beside the weights; factors `(3, B)` are those of the terms."""
+    """What the record keeps of an iteration beside the weights, such as who is fooled; factors `(3, B)` are
+    those of the terms.
+    """
     terms, logits = losses.terms.detach(), losses.logits.detach()
     true_classes = marked(inversion.labels, logits.shape[-1])
     return {
@@ -98,7 +100,7 @@ def measured_iterations(iterations: int, structure_share: float | None, often: b
     anything has changed, and in the last.
 
     Where a factor depends on it, whenever the attack has gone some 60 % further (Fibonacci's numbers), as the
-    structure term grows with the way; where weights do (`often`), once more on the way.
+    structure term grows with the way; where weights do (`often`), once more in the tenth.
     """
     numbers = [2, 10] if often else [2]
     if structure_share is not None:

@@ -166,8 +166,8 @@ class WeightOptions:
 
     weight_mode: str = flag(
         "uniform",
-        "uniform: the original; fixed: recommended; learnable: collapses; learnable_detached: never moves; "
-        "minimax, uncertainty, balanced: follow each image's losses or gradients",
+        "uniform: the original; fixed: a schedule, as the study recommends; learnable: collapses; "
+        "learnable_detached: never moves; others: follow each image's losses or gradients",
         choices=WEIGHT_MODES,
     )
     weight_schedule: str | Sequence[float] = flag(
@@ -216,7 +216,8 @@ class AttackOptions(WeightOptions):
         "residual", "clean picture plus the attack's change; or as decoded", choices=("residual", "decoder")
     )
     contrast_limit: float | None = number(
-        "holds the change around each place to 1/255 + K times its contrast; 0: no limit (default: 0.5)", "K"
+        "holds the change around a place to 1/255 + K of the picture's contrast; 0: no limit (default: 0.5)",
+        "K",
     )
     high_pass: float | None = number(
         "the change loses what a Gaussian of S pixels keeps; 0: nothing (default: 1.5)", "S", range=SIGMA
@@ -314,7 +315,7 @@ class AttackOptions(WeightOptions):
         if given:
             raise InputError(
                 f"--{given[0]} goes with --attack {OURS} alone; others take their own arguments, as in "
-                f"torchattack:MIFGSM(steps=20), beside --{', --'.join(FOR_ALL[1:])}"
+                f"torchattack:MIFGSM(steps=20), beside --{', --'.join(FOR_ALL)}"
             )
         if not 1 <= self.start_step < self.diffusion_steps <= 1000:
             steps = f"--start_step is {self.start_step} and --diffusion_steps {self.diffusion_steps}"
@@ -342,7 +343,7 @@ class AttackOptions(WeightOptions):
         if self.inversion == "diffattack" and budget:
             raise InputError("--inversion diffattack cuts bytes off, which no --budget knows; give exact")
         if self.attack == OURS and self.latent_optimizer == "momentum" and budget is None:
-            raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=37; or give adamw")
+            raise InputError("--latent_optimizer momentum needs a --budget, such as psnr=35; or give adamw")
         check_each("attack_through", make_defence, self.attack_through)
         if max(self.judge_at, default=0) > self.iterations:
             raise InputError(f"--judge_at goes beyond the {self.iterations} of --iterations")
@@ -350,8 +351,7 @@ class AttackOptions(WeightOptions):
 
 # what all attacks know, and whose default depends on the attack
 BY_ATTACK = ("attack_through", "contrast_limit", "high_pass", "colour")
-FOR_ALL = BY_ATTACK + ("attack", "budget", "draws", "logit_temperature")
-FOR_ALL += ("head", "threshold", "seed")
+FOR_ALL = (*BY_ATTACK, "budget", "draws", "logit_temperature", "head", "threshold", "seed")
 DEFAULTS = AttackOptions()
 
 
@@ -366,7 +366,7 @@ def check_each(name: str, check: Callable[[str], object], texts: Iterable[str]) 
 
 def flags_of_ours() -> list[str]:
     """The flags of the attack that another attack than ours does not know."""
-    return [declared.name for declared in fields(AttackOptions) if declared.name not in FOR_ALL]
+    return [declared.name for declared in fields(AttackOptions) if declared.name not in (*FOR_ALL, "attack")]
 
 
 @dataclass

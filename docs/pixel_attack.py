@@ -1,6 +1,6 @@
-"""Our latent attack's momentum on pixels instead: the same steps and draws of random resizing, without any
-diffusion model. What the diffusion model is worth is measured against this; and it is an example of an attack
-of one's own.
+"""Our latent attack's momentum on pixels instead: steps of the same kind, through draws of the same resizing,
+without any diffusion model. What the diffusion model is worth is measured against this; and it is an example
+of an attack of one's own.
 
     python main.py --attack docs/pixel_attack.py:momentum
     python compare.py --attacks "diffattack,docs/pixel_attack.py:momentum(iterations=20,draws=4)"

@@ -19,7 +19,7 @@ SUMS = ("add", "__add__", "__radd__")
 
 class CleanPictures(torch.Tensor):
     """Clean pictures `(B, 3, H, W)` to which an attack adds a change: where the change has a gradient, the
-    sum is the limited picture, `clean + J tanh(change / J)`; all else is as with any tensor.
+    sum is what the composition makes of it; all else is as with any tensor.
 
     Attacks of libraries look at transformed copies of the sum (resized and padded, scaled, warped, mixed),
     about which a limit behind the transformation, at the classifier's door, would know nothing: the limit has
@@ -67,8 +67,8 @@ class Limit(torch.autograd.Function):
 
 
 class BehindLimit(torch.nn.Module):
-    """`classifier(clean + J tanh((x - clean) / J))`. What is done to a picture beside that, such as resizing
-    it, comes between the two: `classifier.logits(resized(classifier.picture(x)))`.
+    """A classifier of what a composition makes of a picture. What is done to one beside that, such as
+    resizing it, comes between the two: `classifier.logits(resized(classifier.picture(x)))`.
     """
 
     def __init__(self, classifier: torch.nn.Module, picture: Composition):

@@ -7,7 +7,7 @@
 Each image is attacked by itself, from the same seed, so that images never influence each other: what comes
 out is what the attack itself gives of that image and seed, unless a budget or a limit is asked for. Both are
 the latent attack's: the picture that is written is the strongest within the budget, found by the attack's
-radius or, where it has none, by a part of its change; and no pixel changes by more than the limit.
+radius or, where it has none, by a part of its change; and the change around each place keeps to the limit.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Outcome:
         self.class_attention = reference.class_attention.clone()  # (B, grid, grid, tokens), over timesteps
         self.self_attention = reference.self_attention.clone()  # (B, h, w, h * w), averaged over timesteps
         self.steps = torch.zeros(len(images), dtype=torch.long)  # (B,), that led to the picture
-        # (B,), whether the margin was that the attack is to reach
+        # (B,), whether `stop_margin` was reached
         self.reached = torch.zeros(len(images), dtype=torch.bool)
 
     def add(
@@ -121,9 +121,7 @@ class Outcome:
         self.history.append((rows, {**left, "weights": weights, "gradient_norms": gradient_norms}))
 
     def result(self, attack: LatentDiffusion, measured: Sequence[int]) -> AttackResult:
-        """What an attack returns, a DiffAttack, that measured gradients in these iterations, counted from
-        1.
-        """
+        """What `attack`, a DiffAttack, returns; it measured gradients in these iterations, counted from 1."""
         options = attack.options
         # of iterations that an image did not come to, its last picture
         pictures_at = {steps: self.pictures_at.get(steps, self.adversarial) for steps in options.judge_at}

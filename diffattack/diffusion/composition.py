@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from diffattack.data.contrast import blurred, gaussian_kernel, local_contrast, luminance
 
-LEVEL, MOST = 1 / 255, 5 / 255  # the least and the largest limit of a change
+LEVEL, MOST = 1 / 255, 5 / 255  # about the least and the largest limit of a change
 AROUND = 4.0  # standard deviation in pixels of the window in which its energy is held
 
 
@@ -21,16 +21,16 @@ class Composition:
     """Pictures of decoded latents.
 
     Without `base` the picture is what the decoder gives. With it, which is what the decoder gives of the
-    unperturbed run, the picture is the clean one plus what the attack adds, so that what the autoencoder
-    loses is not seen.
+    unperturbed run (or the clean picture, of an attack on pixels), the picture is the clean one plus what the
+    attack adds, so that what the autoencoder loses is not seen.
     """
 
     clean: torch.Tensor  # (B, 3, H, W) in [0, 1]
     base: torch.Tensor | None = None  # (B, 3, H, W) around [0, 1]
-    limits: torch.Tensor | None = None  # (B, 1, H, W), with `base` alone: see `change_limits`
+    limits: torch.Tensor | None = None  # (B, 1, H, W), of the change from `base`: see `change_limits`
     mask: torch.Tensor | None = None  # (B, 1, H, W) in [0, 1]; where it is 0 the clean picture stays
-    # with `base` alone: the change loses what a Gaussian of so many pixels keeps of it, where that is not 0,
-    # and of its colour all but this part
+    # of the change from `base`, too: it loses what a Gaussian of so many pixels keeps of it, and of its
+    # colour all but this part
     high_pass: float = 0.0
     colour: float = 1.0
 
@@ -64,13 +64,13 @@ def change_limits(clean: torch.Tensor, factor: float) -> torch.Tensor | None:
     `1/J^2 = 1/(1/255 + factor * contrast)^2 + 1/(5/255)^2`: `(B, 1, H, W)`. None where the factor is 0.
 
     An eye misses a change where the picture's luminance has contrast, but not one of any size. What it sees
-    is the energy around a place: a change with the mean square E in a Gaussian window of 4 pixels becomes
-    `change / sqrt(1 + E / J^2)`, so that a small one stays as it is.
+    is the energy around a place: a change whose mean square is E in a Gaussian window of deviation 4 pixels
+    becomes `change / sqrt(1 + E / J^2)`, so that a small one stays and a large one comes to about J.
     """
     if factor == 0:
         return None
-    masked = LEVEL + factor * local_contrast(clean)
-    return (masked**-2 + MOST**-2) ** -0.5
+    unseen = LEVEL + factor * local_contrast(clean)
+    return (unseen**-2 + MOST**-2) ** -0.5
 
 
 def attention_mask(attention: torch.Tensor, class_tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:

@@ -48,8 +48,8 @@ class LatentDiffusion:
     """The last N = T - S of T DDIM steps of a Stable Diffusion model, forwards and backwards.
 
     Args:
-        pipeline: any Stable Diffusion 1.x or 2.x pipeline, epsilon- or v-prediction; it decides device and
-            dtype. In half precision the networks alone run in it; latents are float32.
+        pipeline: any Stable Diffusion 1.x or 2.x pipeline; it decides device and dtype. In half precision the
+            networks alone run in it; latents are float32.
         class_names: the prompt of each label.
         diffusion_steps: T, DDIM steps from noise to image.
         start_step: S.
