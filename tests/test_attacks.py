@@ -309,7 +309,8 @@ def test_attacks_side_by_side_with_curves_pages_and_published_rows(data, mine, t
     distances = [np.linalg.norm((part - clean) / 255) for part, (clean, _) in zip(parts, pairs)]
     point = results["curves_over_parts"][names[0]][3]
     assert point["% of the change"] == 55 and point["L2"]["value"] == pytest.approx(np.mean(distances), 1e-4)
-    for name in ("comparison.html", "judging.html", "timestep_analysis/tradeoff.png"):
+    drawn = [f"timestep_analysis/{name}.png" for name in ("tradeoff", "equally_visible")]
+    for name in ("comparison.html", "judging.html", *drawn):
         assert (out / name).exists(), name
     assert "no published figures known" in answer.stdout and "runs for the budget" in answer.stdout
     trials = sorted(json.loads((out / "judging_key.json").read_text())["trials"])

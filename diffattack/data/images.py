@@ -215,14 +215,15 @@ class Pictures:
         both = [self.clean, self.adversarial]
         return both if self.reconstructed is None else [*both, self.reconstructed]
 
-    def part_of_change(self, part: float) -> np.ndarray:
-        """The clean pictures with so much of their change, as a file would have them."""
-        change = self.adversarial.astype(np.float32) - self.clean
-        return np.clip(np.round(self.clean + part * change), 0, 255).astype(np.uint8)
-
     def of(self, chosen: Sequence[int]) -> Pictures:
         """Some of them."""
         return Pictures(*(None if part is None else part[list(chosen)] for part in vars(self).values()))
+
+
+def part_of_change(clean: np.ndarray, adversarial: np.ndarray, part: float) -> np.ndarray:
+    """Clean pictures uint8 `(..., 3)` with so much of their change, as a file would have them."""
+    change = adversarial.astype(np.float32) - clean
+    return np.clip(np.round(clean + part * change), 0, 255).astype(np.uint8)
 
 
 def read_pair(layout: Layout, index: int) -> list[np.ndarray]:

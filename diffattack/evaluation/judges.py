@@ -26,7 +26,7 @@ from diffattack.classifiers.defences import (
     split_name,
 )
 from diffattack.classifiers.heads import SOFTMAX, Head
-from diffattack.data.images import Pictures, replacing
+from diffattack.data.images import Pictures, part_of_change, replacing
 from diffattack.data.records import read_arrays
 from diffattack.evaluation.metrics import features_of, measures, visibility
 from diffattack.evaluation.predictions import PREDICTION, one_draw, predict
@@ -130,7 +130,7 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
     shape = len(pictures.clean), len(names), 1 + judges.draws * (judges.draws > 1), len(sides)
     predictions = np.zeros(shape, PREDICTION)
     batch, about = batch_on(device), (pictures.labels, device, batch_on(device), head, pictures.targets)
-    in_part = [pictures.part_of_change(part) for part in judges.parts]
+    in_part = [part_of_change(*sides[:2], part) for part in judges.parts]
     of_parts = np.zeros((*shape[:2], len(in_part)), PREDICTION)
     for k, name in enumerate(names):
         classifier = judges.classifier(name)

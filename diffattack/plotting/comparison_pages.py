@@ -29,6 +29,7 @@ from diffattack.plotting.run_page import amplified_difference, data_url, picture
 FIGURES = {  # those that are there: what is shown, for those who do not see it, too
     "tradeoff": "Attack success over PSNR, SSIM and L2, a curve for each attack",
     "success_against_visibility": "Attack success over visibility, a point with intervals for each attack",
+    "equally_visible": "Three images as each attack changes them, made equally visible",
 }
 MOST_IMAGES = 50
 

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from diffattack.common.errors import note
-from diffattack.data.images import read_pair, replacing, write_image
+from diffattack.data.images import part_of_change, read_pair, replacing, write_image
 from diffattack.data.records import ANALYSIS, ImageRecord, Run, outcome_of
 from diffattack.data.summaries import FIGURE_IMAGES, choose
-from diffattack.evaluation.curves import curve_points, figures_of
+from diffattack.evaluation.curves import Points, curve_points, figures_of
 from diffattack.plotting import figures as plots
-from diffattack.plotting.image_figures import plot_attention, plot_contact_sheet, short
-from diffattack.plotting.run_page import IMAGE_FIGURES
+from diffattack.plotting.image_figures import plot_attention, plot_contact_sheet, plot_pictures, short
+from diffattack.plotting.run_page import AMPLIFIED, IMAGE_FIGURES, amplified_difference
 
 SHEET = 12  # images on a page of contact sheets
 
@@ -58,6 +58,37 @@ def draw_tradeoff(runs: Mapping[str, Run]) -> Figures:
     rates = {name: [figures_of(one) for one in curve_points(run).values()] for name, run in runs.items()}
     if all(rates.values()):
         yield "tradeoff", plots.plot_tradeoff(rates, "Attack success against visibility, by iteration")
+
+
+def draw_equally_visible(runs: Mapping[str, Run], points: Mapping[str, Points], seed: int) -> Figures:
+    """Of the most and the least visible image, and of one that is drawn by the seed: every attack's picture
+    with the part of its change with which it is as visible as the least visible of them, and the differences.
+
+    Args:
+        points: by attack, evaluations of all images by percent of their change.
+    """
+    measure = "FLIP" if "FLIP" in next(iter(points.values()))[100].quality else "L2"
+    seen = {
+        name: np.stack([one.quality[measure].by_image for one in of_attack.values()])
+        for name, of_attack in points.items()
+    }
+    first, *_ = runs
+    rows = []
+    for k, why in choose(-seen[first][-1], 3, seed).items():
+        record, equal = runs[first].records[k], min(each[-1, k] for each in seen.values())
+        clean, _ = read_pair(runs[first].layout, record.index)
+        pictures = [(clean, f"{short(record.row['file'])}\n{why}")]
+        differences = [(np.full_like(clean, 255), f"absolute difference, {AMPLIFIED} times")]
+        for name, run in runs.items():
+            percent = np.interp(equal, [0, *seen[name][:, k]], [0, *points[name]])
+            picture = part_of_change(*read_pair(run.layout, record.index), percent / 100)
+            pictures.append((picture, f"{short(name)}\n{percent:.0f} % of its change"))
+            differences.append((amplified_difference(clean, picture), ""))
+        rows += [pictures, differences]
+    yield (
+        "equally_visible",
+        plot_pictures(rows, 1.7, f"Parts of changes that are equally visible by {measure}"),
+    )
 
 
 def draw_image(run: Run, record: ImageRecord) -> Figures:

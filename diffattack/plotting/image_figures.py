@@ -13,6 +13,7 @@ from diffattack.plotting.run_page import AMPLIFIED, amplified_difference
 GAP, LINE = 0.06, 0.13  # inches between pictures, and of a line of a caption
 
 
+@styled
 def plot_pictures(rows: Sequence[Sequence[tuple[np.ndarray, str]]], side: float, title: str = "") -> Figure:
     """Pictures in a grid of squares, each below its caption; all in one panel, which is drawn sooner than a
     panel for each.

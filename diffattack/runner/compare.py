@@ -42,7 +42,13 @@ from diffattack.evaluation.results import Evaluation
 from diffattack.evaluation.tables import Report, as_text, cost_rows, figure_rows, latex, markdown
 from diffattack.options import BY_ATTACK, DEFAULTS, FOR_ALL, AttackOptions, Options, flags_of_ours
 from diffattack.plotting.comparison_pages import write_comparison_page, write_judging_page
-from diffattack.plotting.draw import draw_folders, draw_runs, draw_tradeoff, save_figures
+from diffattack.plotting.draw import (
+    draw_equally_visible,
+    draw_folders,
+    draw_runs,
+    draw_tradeoff,
+    save_figures,
+)
 from diffattack.plotting.figures import plot_tradeoff
 from diffattack.runner.folder import counted, figure_files, provenance, read_failures, unattempted
 from diffattack.runner.jobs import Job
@@ -179,7 +185,7 @@ def reports_in(folder: Path) -> Iterator[Path]:
     endings = ("json", "md", "tex", "csv", "html")
     names = [f"{kind}.{ending}" for kind in ("comparison", "sweep") for ending in endings]
     yield from (folder / name for name in (*names, "judging.html", KEY) if (folder / name).exists())
-    yield from figure_files(folder, ("success_against_visibility", "sweep"))
+    yield from figure_files(folder, ("success_against_visibility", "equally_visible", "sweep"))
 
 
 def entries(options: CompareOptions) -> list[Entry]:
@@ -309,7 +315,8 @@ def write_comparison(
         if parts:
             rates = {name: [figures_of(one) for one in points.values()] for name, points in parts.items()}
             figure = plot_tradeoff(rates, "Attack success against visibility, by parts of the change")
-            save_figures([("tradeoff", figure)], folder)
+            equally_visible = draw_equally_visible(runs, parts, options.seed)
+            save_figures([("tradeoff", figure), *equally_visible], folder)
         write_comparison_page(folder, title, runs, report.sections, report.remarks)
     if options.page:
         trials = write_judging_page(folder, runs, options.seed)
