@@ -60,7 +60,7 @@ def draw_tradeoff(runs: Mapping[str, Run]) -> Figures:
         yield "tradeoff", plots.plot_tradeoff(rates, "Attack success against visibility, by iteration")
 
 
-def draw_equally_visible(runs: Mapping[str, Run], points: Mapping[str, Points], seed: int) -> Figures:
+def draw_equally_visible(runs: Mapping[str, Run], points: Mapping[str, Points], seed: int) -> Figure:
     """Of the most and the least visible image, and of one that is drawn by the seed: every attack's picture
     with the part of its change with which it is as visible as the least visible of them, and the differences.
 
@@ -85,10 +85,7 @@ def draw_equally_visible(runs: Mapping[str, Run], points: Mapping[str, Points], 
             pictures.append((picture, f"{short(name)}\n{percent:.0f} % of its change"))
             differences.append((amplified_difference(clean, picture), ""))
         rows += [pictures, differences]
-    yield (
-        "equally_visible",
-        plot_pictures(rows, 1.7, f"Parts of changes that are equally visible by {measure}"),
-    )
+    return plot_pictures(rows, 1.7, f"Parts of changes that are equally visible by {measure}")
 
 
 def draw_image(run: Run, record: ImageRecord) -> Figures:

@@ -315,8 +315,8 @@ def write_comparison(
         if parts:
             rates = {name: [figures_of(one) for one in points.values()] for name, points in parts.items()}
             figure = plot_tradeoff(rates, "Attack success against visibility, by parts of the change")
-            equally_visible = draw_equally_visible(runs, parts, options.seed)
-            save_figures([("tradeoff", figure), *equally_visible], folder)
+            pictures = draw_equally_visible(runs, parts, options.seed)
+            save_figures([("tradeoff", figure), ("equally_visible", pictures)], folder)
         write_comparison_page(folder, title, runs, report.sections, report.remarks)
     if options.page:
         trials = write_judging_page(folder, runs, options.seed)
