@@ -28,7 +28,7 @@ from diffattack.classifiers.heads import SOFTMAX
 from diffattack.classifiers.registry import DEFAULT_TRANSFER_MODELS, load_classifier
 from diffattack.common.device import set_up
 from diffattack.data.classes import IMAGENET_CLASSES
-from diffattack.data.dataset import read_dataset
+from diffattack.data.dataset import Item, read_dataset
 from diffattack.data.images import read_image, to_pixels, to_tensor
 from diffattack.data.summaries import timestep_shares
 from diffattack.diffusion.batch import Batch
@@ -95,6 +95,15 @@ def figures_of(attack: DiffAttack, clean: np.ndarray, label: int, judges: dict, 
     }
 
 
+def photographs(limit: int | None) -> list[Item]:
+    """Those of the demo and those held out, the first of them alone where there is a limit."""
+    return [
+        item
+        for images, labels in (("images", "labels.txt"), ("heldout", "heldout_labels.txt"))
+        for item in read_dataset(ROOT / "demo" / images, ROOT / "demo" / labels, IMAGENET_CLASSES)
+    ][:limit]
+
+
 def measure(arguments: argparse.Namespace, path: Path) -> None:
     torch.manual_seed(0)
     set_up(torch.device("cpu"))
@@ -103,7 +112,7 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
     attacks = {
         name: StructureOnceFooled(
             pipeline,
-            judges.classifier(SURROGATE),
+            judges[SURROGATE],
             weight_mode="uniform" if name in ("none", "uniform") else "fixed",
             weight_schedule="learned" if name in ("none", "uniform") else name,
             **OPTIONS,
@@ -111,11 +120,7 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
         for name in SCHEDULES
     }
     attacks["none"].moves_on = False
-    items = [
-        item
-        for images, labels in (("images", "labels.txt"), ("heldout", "heldout_labels.txt"))
-        for item in read_dataset(ROOT / "demo" / images, ROOT / "demo" / labels, IMAGENET_CLASSES)
-    ][: arguments.limit]
+    items = photographs(arguments.limit)
     done = {json.loads(line)["file"] for line in path.read_text().splitlines()} if path.exists() else set()
     with open(path, "a") as file:
         for item in tqdm([item for item in items if item.path.name not in done], unit="image"):

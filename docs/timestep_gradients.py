@@ -20,13 +20,13 @@ import argparse
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from structure_objective import SURROGATE, photographs
 from tqdm import tqdm
 
 from diff_latent_attack import DiffAttack
 from diffattack.classifiers.registry import load_classifier
 from diffattack.common.device import set_up
-from diffattack.data.classes import IMAGENET_CLASSES
-from diffattack.data.dataset import read_dataset
 from diffattack.data.images import read_image, to_tensor
 from diffattack.diffusion.batch import Batch
 from diffattack.diffusion.pipeline import load_pipeline
@@ -48,10 +48,8 @@ class Watched(DiffAttack):
         self, losses: Losses, passed: Pass, batch: Batch, measured: torch.Tensor
     ) -> torch.Tensor | None:
         if measured.any():  # in few iterations, the last among them
-            latents, each = (
-                batch.optimizer.latents,
-                (*losses.timestep_losses, batch.factors[0] * losses.attack),
-            )
+            latents = batch.optimizer.latents
+            each = (*losses.timestep_losses, batch.factors[0] * losses.attack)
             gradients = [torch.autograd.grad(one.sum(), latents, retain_graph=True)[0] for one in each]
             *of_timesteps, self.of_attack = (gradient.flatten().double() for gradient in gradients)
             self.of_timesteps, self.factor = torch.stack(of_timesteps), float(batch.factors[1])
@@ -66,8 +64,9 @@ def turned(attack: Watched, weights: np.ndarray, share: float | None) -> torch.T
     return attack.of_attack + structure
 
 
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(a @ b / (a.norm() * b.norm()))
+def angle(a: torch.Tensor, b: torch.Tensor) -> float:
+    """In degrees."""
+    return float(F.cosine_similarity(a, b, dim=0).clamp(max=1).arccos().rad2deg())
 
 
 def main() -> None:
@@ -78,24 +77,20 @@ def main() -> None:
     torch.manual_seed(0)
     set_up(torch.device("cpu"))
     pipeline = load_pipeline(str(ROOT / "demo/tiny_diffusion"), torch.device("cpu"))
-    surrogate = load_classifier("efficientnet_lite0")
+    surrogate = load_classifier(SURROGATE)
     attack = Watched(pipeline, surrogate, **ATTACK_PRESETS.get(arguments.preset, {}))
     schedules = named_schedules(attack.num_timesteps)
-    items = [
-        item
-        for images, labels in (("images", "labels.txt"), ("heldout", "heldout_labels.txt"))
-        for item in read_dataset(ROOT / "demo" / images, ROOT / "demo" / labels, IMAGENET_CLASSES)
-    ][: arguments.limit]
+    items = photographs(arguments.limit)
     alike, strength, angles = [], [], {name: [] for name in schedules}
     for item in tqdm(items, unit="image"):
         attack(to_tensor(read_image(item.path, 224)), torch.tensor(item.labels))
-        units = attack.of_timesteps / attack.of_timesteps.norm(dim=1, keepdim=True)
+        units = F.normalize(attack.of_timesteps)
         alike.append((units @ units.T).numpy())
         uniform = [turned(attack, schedules["uniform"], share) for share in SHARES]
         strength.append(float((uniform[0] - attack.of_attack).norm() / attack.of_attack.norm()))
         for name, weights in schedules.items():
-            pairs = zip(uniform, (turned(attack, weights, share) for share in SHARES))
-            angles[name].append([np.degrees(np.arccos(min(1.0, cosine(*pair)))) for pair in pairs])
+            there = [turned(attack, weights, share) for share in SHARES]
+            angles[name].append([angle(*pair) for pair in zip(uniform, there)])
     print(f"{len(items)} photographs, iteration {attack.options.iterations}")
     print(f"structure term, % of the attack's gradient: {mean_over_images(100 * np.array(strength))}")
     print("\ncosines of the gradients of L_i and L_j, early to late")
