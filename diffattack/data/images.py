@@ -221,9 +221,8 @@ class Pictures:
 
 
 def part_of_change(clean: np.ndarray, adversarial: np.ndarray, part: float) -> np.ndarray:
-    """Clean pictures uint8 `(..., 3)` with so much of their change, as a file would have them."""
-    change = adversarial.astype(np.float32) - clean
-    return np.clip(np.round(clean + part * change), 0, 255).astype(np.uint8)
+    """Clean pictures uint8 `(..., 3)` with a part up to 1 of their change, as a file would have them."""
+    return np.round(clean + part * (adversarial.astype(np.float32) - clean)).astype(np.uint8)
 
 
 def read_pair(layout: Layout, index: int) -> list[np.ndarray]:

@@ -46,7 +46,7 @@ class Judged:
     gradients: np.ndarray  # (B, surrogates), bool: whether the loss has one at the clean picture
     visibility: np.ndarray  # (B, sides - 1, M), to the clean picture
     features: np.ndarray  # (B, sides, d), float32
-    predictions_of_parts: np.ndarray  # (B, C, parts) of PREDICTION, with parts of the change
+    predictions_of_parts: np.ndarray  # (B, C, parts) of PREDICTION; zeros behind defences
     visibility_of_parts: np.ndarray  # (B, parts, M'), by `names_of` the judges
     measures: np.ndarray  # (M,), their names
     oddities: np.ndarray  # what is wrong with the classifiers' outputs, as found on the first pictures
@@ -133,8 +133,8 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
     in_part = [part_of_change(*sides[:2], part) for part in judges.parts]
     of_parts = np.zeros((*shape[:2], len(in_part)), PREDICTION)
     for k, name in enumerate(names):
-        classifier = judges.classifier(name)
-        if name not in judges.oddities and (name in judges.surrogates or name == split_name(name)[0]):
+        classifier, is_undefended = judges.classifier(name), name == split_name(name)[0]
+        if name not in judges.oddities and (name in judges.surrogates or is_undefended):
             first = pictures.clean[:1]
             judges.oddities[name] = warnings_about_outputs(name, classifier, first, device, head)
         for side, images in enumerate(sides):
@@ -142,8 +142,9 @@ def judge(judges: Judges, pictures: Pictures) -> Judged:
             for draw in range(judges.draws_of(name)):
                 look = functools.partial(one_draw, classifier, draw)
                 predictions[:, k, 1 + draw, side] = predict(look, images, *about)
-        for part, images in enumerate(in_part if name == split_name(name)[0] else ()):
-            of_parts[:, k, part] = predict(classifier, images, *about)
+        if is_undefended:
+            for part, images in enumerate(in_part):
+                of_parts[:, k, part] = predict(classifier, images, *about)
     features = [features_of(judges.network, side, device, batch).float().numpy() for side in sides]
     # one by one, as each picture takes 16 MB
     visible = [

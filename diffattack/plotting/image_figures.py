@@ -46,7 +46,6 @@ def coloured(values: np.ndarray, colours: str, low: float, high: float) -> np.nd
     return colormaps[colours]((values - low) / max(high - low, 1e-12), bytes=True)[..., :3]
 
 
-@styled
 def plot_attention(
     clean: np.ndarray,
     adversarial: np.ndarray,
@@ -79,7 +78,6 @@ def plot_attention(
     return plot_pictures(rows, 1.2, "Attention without the attack (above) and with it (below)")
 
 
-@styled
 def plot_contact_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) -> Figure:
     """Clean, adversarial, signed difference and amplified absolute difference of images, a row each.
 
