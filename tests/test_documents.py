@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, run, succeed
 
 from diffattack.common.flags import flag_table
 from diffattack.options import Options
@@ -103,6 +103,12 @@ def test_the_docs_list_every_flag():
     assert all(line in text for line in flag_table(CompareOptions).splitlines())
 
 
+def test_the_table_of_timestep_weighting_is_that_of_its_images():
+    lines = succeed([sys.executable, "docs/modes_table.py"]).stdout.splitlines()
+    rows = [line for line in lines if line.startswith("| ") and "---" not in line]
+    assert len(rows) > 5 and set(rows) <= set((ROOT / "docs" / "results.md").read_text().splitlines())
+
+
 # ---------------------------------------------------------------- what they say is run
 
 
@@ -161,6 +167,14 @@ def test_a_folder_is_judged_as_the_manual_says(attacked, tmp_path):
     listed = {name for row in rows for name in re.findall(r"`(\w+)", row)}
     missing = {key for key in results if not key.startswith("transfer_")} - listed
     assert not missing and listed - {"transfer_"} <= set(results)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("script", ["timestep_gradients", "structure_objective"])
+def test_a_measurement_of_the_docs_runs(tmp_path, script):
+    out = ["--save_dir", str(tmp_path)] if script == "structure_objective" else []
+    result = succeed([sys.executable, f"docs/{script}.py", "--limit", "1", *out])
+    assert "1 photographs" in result.stdout
 
 
 @pytest.mark.slow
