@@ -173,7 +173,7 @@ def test_a_folder_is_judged_as_the_manual_says(attacked, tmp_path):
 @pytest.mark.parametrize("script", ["timestep_gradients", "structure_objective"])
 def test_a_measurement_of_the_docs_runs(tmp_path, script):
     out = ["--save_dir", str(tmp_path)] if script == "structure_objective" else []
-    result = succeed([sys.executable, f"docs/{script}.py", "--limit", "1", *out])
+    result = succeed([sys.executable, f"docs/{script}.py", "--limit", "1", *out], anew=True)
     assert "1 photographs" in result.stdout
 
 
