@@ -27,8 +27,10 @@ from diffattack.evaluation.statistics import (
     correct,
     mean_rate,
     paired,
+    shares_of_images,
     smallest_success_difference,
 )
+from diffattack.evaluation.tables import markdown
 
 GROUPS = {
     "white-box": ["efficientnet_lite0"],
@@ -46,33 +48,25 @@ MEASURES = {
 }
 
 
-def verdicts(rows: Sequence[dict], judges: Sequence[str]) -> np.ndarray:
-    """Whether each of these classifiers is fooled, `(judges, B)`; NaN where it was wrong before."""
-    return np.array([[float(row[judge] or "nan") for row in rows] for judge in judges])
+def verdicts(rows: Sequence[dict], judges: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which images each of these classifiers had right before, and of which of them it is fooled, `(judges,
+    B)` each.
+    """
+    told = np.array([[row[judge] for row in rows] for judge in judges])
+    return told != "", told == "1"
 
 
 def values(rows: Sequence[dict], measure: str) -> np.ndarray:
     return np.array([float(row[measure]) for row in rows])
 
 
-def points_of(fooled: np.ndarray) -> np.ndarray:
-    """What each image adds to the mean of these classifiers' success rates, in points and times the number of
-    images, `(B,)`; of one classifier NaN where it was wrong before.
-    """
-    counted = np.isfinite(fooled)
-    if len(fooled) == 1:
-        return 100 * fooled[0]
-    return 100 * (np.nan_to_num(fooled) / counted.sum(1, keepdims=True)).mean(0) * fooled.shape[1]
-
-
 def means(rows: Sequence[dict]) -> list[str]:
     cells = []
     for judges in GROUPS.values():
-        fooled = verdicts(rows, judges)
-        counted, found = np.isfinite(fooled), np.nan_to_num(fooled)
-        rate = mean_rate(counted, found)
+        counted, fooled = verdicts(rows, judges)
+        rate = mean_rate(counted, fooled)
         percent = f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
-        cells.append(percent if len(judges) > 1 else f"{found.sum():.0f}/{counted.sum()}")
+        cells.append(percent if len(judges) > 1 else f"{fooled.sum()}/{counted.sum()}")
     return cells + [f"{values(rows, name).mean():{form}}" for name, (form, *_) in MEASURES.items()]
 
 
@@ -80,8 +74,12 @@ def differences(first: Sequence[dict], rows: Sequence[dict]) -> list[Difference]
     """Of the groups of classifiers, in points, and of the measures."""
     found = []
     for judges in GROUPS.values():
-        sides = [points_of(verdicts(one, judges)) for one in (first, rows)]
-        found.append(paired(*sides, yes_or_no=len(judges) == 1))
+        sides = [verdicts(one, judges) for one in (first, rows)]
+        if len(judges) == 1:
+            of_images = [np.where(counted[0], 100 * fooled[0], np.nan) for counted, fooled in sides]
+        else:
+            of_images = [100 * shares_of_images(*side) for side in sides]
+        found.append(paired(*of_images, yes_or_no=len(judges) == 1))
     for name, (*_, unit) in MEASURES.items():
         sides = [values(one, name) for one in (first, rows)]
         if name == "structure loss":  # of very different size from image to image
@@ -107,27 +105,21 @@ def main() -> None:
         for setting, modes in settings.items()
         for mode, rows in list(modes.items())[1:]
     }
-    tests = sum(found.values(), [])
+    tests, every = sum(found.values(), []), sum(GROUPS.values(), [])
     correct(tests)
-    titles = [*GROUPS, *MEASURES]
     forms = ["+z.0f", "+z.1f", "+z.1f", *(form for _, form, _ in MEASURES.values())]
-    lines, remarks = [["", *titles], ["---"] * (1 + len(titles))], []
+    lines, remarks = [["", *GROUPS, *MEASURES]], []
     for setting, modes in settings.items():
         name, *others = modes
-        before = verdicts(modes[name], sum(GROUPS.values(), []))
-        counted = np.isfinite(before)
+        counted, before = verdicts(modes[name], every)
         lines.append([f"{setting}: `{name}`, {len(modes[name])} images", *means(modes[name])])
         for mode in others:
             lines.append([f"`{mode}`", *map(cell, found[setting, mode], forms)])
-            after = verdicts(modes[mode], sum(GROUPS.values(), []))
-            changed = int((before != after)[counted].sum())
-            remarks.append(
-                f"{setting}, {mode}: {changed} of {counted.sum()} verdicts are not those of {name}"
-            )
+            changed = (verdicts(modes[mode], every)[1] != before).sum()
+            remarks.append(f"{setting}, {mode}: {changed} of {counted.sum()} verdicts are not {name}'s")
         smallest = smallest_success_difference(int(counted[0].sum()), len(tests))
         remarks.append(f"{setting}: {100 * smallest:.0f} points of white-box success would have been seen")
-    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    print("\n" + "\n".join(remarks))
+    print(markdown("Timestep weighting", [("Beside the first mode of each setting", lines)], remarks))
 
 
 if __name__ == "__main__":

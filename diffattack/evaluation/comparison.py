@@ -13,7 +13,13 @@ from diffattack.data.summaries import mean_and_deviation
 from diffattack.evaluation.metrics import Quality, means_of
 from diffattack.evaluation.predictions import ClassifierResult
 from diffattack.evaluation.results import Evaluation, counts_of, transfer_mean
-from diffattack.evaluation.statistics import ALPHA, correct, paired, smallest_success_difference
+from diffattack.evaluation.statistics import (
+    ALPHA,
+    correct,
+    paired,
+    shares_of_images,
+    smallest_success_difference,
+)
 from diffattack.evaluation.tables import COUNTED, Report, cost_dict, cost_rows, figure_rows, legend
 
 ROLES = {"surrogate": "white-box", "transfer": "transfer", "defended": "behind a defence"}
@@ -118,11 +124,8 @@ def compare_metrics(modes: Mapping[str, Mapping[str, Quality]]) -> list[dict]:
 
 
 def transfer_shares(results: Sequence[ClassifierResult]) -> np.ndarray:
-    """What each image adds to the mean of these classifiers' success rates, times the number of
-    images: its mean is that mean.
-    """
-    counted, fooled = counts_of(results)
-    return (fooled / np.maximum(1, counted.sum(1, keepdims=True))).mean(0) * counted.shape[1]
+    """What each image adds to the mean of these classifiers' success rates."""
+    return shares_of_images(*counts_of(results))
 
 
 # ---------------------------------------------------------------- in words

@@ -127,6 +127,13 @@ def mean_rate(counted: np.ndarray, found: np.ndarray) -> Estimate:
     return replace(mean, is_share=True)
 
 
+def shares_of_images(counted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """What each image adds to `mean_rate` of the same, times the number of images, `(B,)`: its mean is that
+    mean.
+    """
+    return (found / np.maximum(1, counted.sum(1, keepdims=True))).mean(0) * counted.shape[1]
+
+
 # ---------------------------------------------------------------- paired differences
 
 
