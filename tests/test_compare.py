@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import classifier_result, done, flags, pictures, start, succeed, wait_for
+from PIL import Image
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexWalker
 from scipy.stats import kstest
 
@@ -120,3 +121,12 @@ def test_a_killed_comparison_goes_on_and_writes_what_single_runs_write(data, qui
     for text in texts:
         assert "white-box, quick" in text and "transfer, efficientnet" in text and "HaarPSI (0 to 1)" in text
     LatexWalker(texts[-1], tolerant_parsing=False).get_latex_nodes()
+
+
+def test_images_are_compared_at_once(data, whole, tmp_path):
+    given = "--modes uniform,fixed --batch_size 4 --figures none"
+    completed = succeed([*COMPARE, *flags(data, tmp_path, *given.split())])
+    assert "and 3 more" in completed.stderr
+    for k in range(4):  # as by themselves, but for rounding
+        both = [Image.open(out / f"{k:04d}_adv_image.png") for out in (tmp_path / "fixed", whole("fixed"))]
+        assert np.abs(np.subtract(*(np.asarray(picture, float) for picture in both))).mean() < 0.1

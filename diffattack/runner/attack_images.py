@@ -124,8 +124,9 @@ class Attacker:
     def __init__(self, jobs: Sequence[Job], done: Callable[[int], object]):
         self.jobs, self.done, options = jobs, done, jobs[0].options
         self.device = jobs[0].attack.device
-        is_single = isinstance(jobs[0].attack, PixelAttack)  # which takes one image after the other anyway
-        has_own_size = options.weight_mode.startswith("learnable") or is_single or len(jobs) > 1
+        # which takes one image after the other anyway
+        is_single = all(isinstance(job.attack, PixelAttack) for job in jobs)
+        has_own_size = is_single or any(job.options.weight_mode.startswith("learnable") for job in jobs)
         self.find_batch = options.batch_size is None and self.device.type == "cuda" and not has_own_size
         self.batch_size = 1 if is_single else options.batch_size or 1
 

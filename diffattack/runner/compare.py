@@ -89,7 +89,7 @@ def paths(text: str) -> tuple[Path, ...]:
 
 
 # what a comparison decides itself, or leaves to one run
-OF_MAIN = ("attack", "weight_mode", "weight_schedule", "check", "is_test", "overwrite", "batch_size")
+OF_MAIN = ("attack", "weight_mode", "weight_schedule", "check", "is_test", "overwrite")
 
 
 @dataclass
