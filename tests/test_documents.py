@@ -211,6 +211,7 @@ def test_the_script_of_the_library_page_runs(monkeypatch, capsys):
     space = {}
     exec(source.replace('weight_mode="fixed"', 'weight_mode="fixed", iterations=2, draws=1'), space)
     assert space["result"].adversarial.shape == (2, 3, 96, 96)
+    assert len(repr(space["result"])) < 200  # no picture is printed
     assert "tensor(" in capsys.readouterr().out
     named = set(re.findall(r"`record\.(\w+)`|, `\.(\w+)`", page))
     for name in {one or other for one, other in named}:

@@ -21,13 +21,14 @@ LASTING = ("weights", "fooled")
 class AttackResult:
     """What an attack on B images returns."""
 
-    adversarial: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    adversarial: torch.Tensor = field(repr=False)  # (B, 3, H, W) in [0, 1]
     # (B, 3, H, W) in [0, 1], what comes back without any attack; None where that is the clean image
-    reconstruction: torch.Tensor | None
-    record: AttackRecord  # what every iteration cost, and what the attack did to the attention
+    reconstruction: torch.Tensor | None = field(repr=False)
+    # what every iteration cost, and what the attack did to the attention
+    record: AttackRecord = field(repr=False)
     steps: torch.Tensor  # (B,), iterations that led to each picture
     reached: torch.Tensor | None  # (B,), whether `stop_margin` was; None without one
-    pictures_at: dict[int, torch.Tensor]  # by iteration of `judge_at`, as `adversarial`
+    pictures_at: dict[int, torch.Tensor] = field(repr=False)  # by iteration of `judge_at`, as `adversarial`
     # of attacks on pixels, by image: the radius that the budget left it, None where it has none, and of how
     # many runs that was found
     searches: list[tuple[float | None, int]] | None = None
