@@ -34,7 +34,7 @@ def test_one_network_moves_from_the_first_image_to_after_the_last():
     weights = np.stack(
         [path([0.2, 0.3, 0.5], [0.2, 0.3, 0.5], [0.3, 0.3, 0.4]), path(*[[0.4, 0.3, 0.3]] * 3)]
     )
-    run = run_of("learnable", weights, SLOPE)
+    run = run_of("learnable", np.repeat(weights, 2, axis=0), SLOPE)  # in batches of two
     moved = weight_movement(run, np.array([0.5, 0.25, 0.25]))
     assert moved["start"] == pytest.approx([0.2, 0.3, 0.5]) and moved["end"] == [0.5, 0.25, 0.25]
     assert moved["largest_change"] == pytest.approx(0.3) and moved["steps"] == 3 and towards(moved) == 0

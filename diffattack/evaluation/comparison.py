@@ -199,7 +199,8 @@ def weight_movement(run: Run, end: np.ndarray) -> dict:
         "start": start.mean(0).tolist(),
         "end": end.tolist(),
         "largest_change": float(np.abs(last - start).max(1).mean()),
-        "steps": int((np.diff(weights, axis=1) != 0).any(-1).sum(1).max()),
+        # images of one batch have the same weights of one network
+        "steps": max(len(np.unique(path, axis=0)) for path in weights) - 1,
         "effective": effective,
         "collapsed": effective < COLLAPSED_BELOW,
     }
