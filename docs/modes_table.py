@@ -4,9 +4,9 @@ modes.csv.
     python docs/modes_table.py
 
 Of each setting the means of its first mode, and below them the differences to it on the same images, with
-95 % intervals: of success in points, of SSIM and FLIP in millionths, of the structure loss in percent. Bold
-is what is more than chance, by McNemar's test of one classifier, else by random signs, after Holm's
-correction over the table.
+95 % intervals: of success in points, of SSIM and FLIP in millionths, of the structure loss in percent of its
+geometric mean. Bold is what is more than chance, by McNemar's test of one classifier, else by random
+signs, after Holm's correction over the table.
 """
 
 import csv
